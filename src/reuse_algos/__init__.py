@@ -1,0 +1,1 @@
+"""Reuse what earlier training runs computed."""

@@ -1,0 +1,6 @@
+"""Algorithms that spend the archive."""
+
+from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
+from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+
+__all__ = ["PriorRunDistillation", "ReusingAlgorithm"]

@@ -1,0 +1,442 @@
+"""The Composer algorithm: earlier runs teach this one."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Event, State, Time, TimeUnit
+from composer.loggers import Logger
+from composer.utils import dist
+from torch import nn
+
+from reuse_algos.algorithms.archived_model import ModelFactory
+from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.algorithms.outputs import logits_of, unwrap_model
+from reuse_algos.algorithms.prior_run_distillation.losses import (
+    combination_weights,
+    kl_term,
+    mix_logits,
+    mix_probabilities,
+    mse_term,
+)
+from reuse_algos.algorithms.prior_run_distillation.teachers import (
+    CachedTeachers,
+    LiveTeachers,
+    Teachers,
+    missing_from_cache,
+    signal_name,
+)
+from reuse_algos.algorithms.prior_runs import RunSelection, match_classes, match_examples
+from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
+from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+
+__all__ = ["PriorRunDistillation"]
+
+log = logging.getLogger(__name__)
+
+
+class PriorRunDistillation(ReusingAlgorithm):
+    r"""Distil earlier runs into the one that trains now (arXiv 2303.06480; Hinton et al. 2015, arXiv 1503.02531).
+
+    The training loss becomes :math:`b L + w D`, with :math:`L` the model's own loss after every other algorithm
+    rewrote it, :math:`D` the distillation term, :math:`w` = ``weight`` and :math:`b` = ``base_loss_weight``.
+
+    Args:
+        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: a run id or unique run name, a list of those, or a query such as
+            ``{"tags": {"method": "baseline"}, "order": "best", "limit": 5}``.
+        source: ``live`` runs the archived models on every batch; ``cached`` looks archived logits up by example and
+            view; ``auto`` takes cached logits where they are exactly true for what this run sees, else live teachers.
+        weights: which archived weights of each run teach: ``last``, ``best``, ``100ep`` ...; each (run, weights) pair
+            is one teacher.
+        combine: ``mean`` of the teachers; ``mixup``, a random convex combination redrawn for each batch; ``sample``,
+            ``sample_size`` of the teachers for each batch. KL combines softened distributions, MSE logits.
+        loss: ``kl`` (temperature squared times KL) or ``mse`` (of logits).
+        temperature: T > 0 of ``kl``.
+        weight: w >= 0; at most 1 where ``base_loss_weight`` is left out with ``kl``.
+        base_loss_weight: b >= 0. Default: ``1 - weight`` for ``kl`` (Hinton's convex combination), 1 for ``mse``
+            (cross entropy plus MSE, as in arXiv 2303.06480).
+        dirichlet_alpha: concentration > 0 of ``mixup``; 1 is uniform over all combinations.
+        sample_size: number of teachers that ``sample`` takes for each batch.
+        start: Composer time from which the term is on, such as ``"5ep"`` or ``"0.1dur"``.
+        stop: Composer time from which it is off again.
+        every_n_batches: the term is on at every n-th batch only, and off (the model's own loss alone) at the others.
+        stop_when_better: switch off for good once the monitored metric passes the best teacher's.
+        monitor: the metric for that. Default: the one that the prior run monitored.
+        mismatch: ``refuse`` prior runs on other data or views; ``allow`` uses examples that match by key (others go
+            without the term) and cached logits of unknown views.
+        teacher_model: the teachers' architecture, a module or a function that makes one. Default: rebuilt from the
+            run's record, or a copy of the student.
+        input_key: where the inputs lie in a batch, for teachers that are plain modules.
+        output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
+        id_key: where the example ids lie in a batch, for iterable datasets.
+        dataset: what the train data are, where that cannot be read off the loader's dataset.
+        seed: seed of ``mixup`` and ``sample``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
+
+    Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows whose largest logit is the teachers'),
+    ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start), ``/active`` (0 or 1).
+
+    Example:
+        .. code-block:: python
+
+            Trainer(..., algorithms=[PriorRunDistillation("./archive", runs="resnet56-1", temperature=4, weight=0.9)])
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive | str | os.PathLike[str],
+        runs: RunSelection,
+        *,
+        source: str = "auto",
+        weights: str | Sequence[str] = "last",
+        combine: str = "mean",
+        loss: str = "kl",
+        temperature: float = 4.0,
+        weight: float = 0.9,
+        base_loss_weight: float | None = None,
+        dirichlet_alpha: float = 1.0,
+        sample_size: int = 1,
+        start: str | int | Time = "0ba",
+        stop: str | int | Time = "1dur",
+        every_n_batches: int = 1,
+        stop_when_better: bool = False,
+        monitor: str | None = None,
+        mismatch: str = "refuse",
+        teacher_model: ModelFactory | None = None,
+        input_key: str | int = 0,
+        output_key: str | int | None = None,
+        id_key: str | int | None = None,
+        dataset: DatasetInfo | None = None,
+        seed: int = 0,
+    ) -> None:
+        _one_of("source", source, ("auto", "live", "cached"))
+        _one_of("combine", combine, ("mean", "mixup", "sample"))
+        _one_of("loss", loss, ("kl", "mse"))
+        convex = base_loss_weight is None and loss == "kl"
+        for name, value, good, wanted in (
+            ("temperature", temperature, temperature > 0, "above 0"),
+            ("weight", weight, 0 <= weight <= (1 if convex else float("inf")), "in [0, 1]" if convex else "at least 0"),
+            ("base_loss_weight", base_loss_weight, base_loss_weight is None or base_loss_weight >= 0, "at least 0"),
+            ("dirichlet_alpha", dirichlet_alpha, dirichlet_alpha > 0, "above 0"),
+            ("sample_size", sample_size, sample_size >= 1, "at least 1"),
+            ("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1"),
+        ):
+            if not good:
+                raise ValueError(f"PriorRunDistillation: {name} must be {wanted}, got {value}")
+        super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=id_key)
+        self.source, self.combine, self.loss = source, combine, loss
+        self.weights = [weights] if isinstance(weights, str) else list(weights)
+        self.temperature, self.weight = float(temperature), float(weight)
+        self.base_loss_weight = base_loss_weight
+        self.dirichlet_alpha, self.sample_size = dirichlet_alpha, sample_size
+        self.start_at = Time.from_input(start, TimeUnit.EPOCH)
+        self.stop_at = Time.from_input(stop, TimeUnit.EPOCH)
+        self.every_n_batches = every_n_batches
+        self.stop_when_better, self.monitor = stop_when_better, monitor
+        self.teacher_model = teacher_model
+        self.input_key, self.output_key = input_key, output_key
+        self.dataset = dataset
+        self.passed_teacher = False
+        self.teachers: Teachers | None = None
+        self._student: nn.Module | None = None
+        self._stopwatch = Stopwatch()
+        self._earlier_teacher_seconds = 0.0
+        self._earlier_slots: set[int] = set()
+        self._no_ids: str | None = None
+        self._combination = np.ones(0)
+        self._sums: list[torch.Tensor] = []
+
+    # What the engine asks -------------------------------------------------------------------------------------------
+
+    def match(self, event: Event, state: State) -> bool:
+        """Answer only: the id events always, the loss while the term is on."""
+        if event == Event.BEFORE_BACKWARD:
+            return self.is_active(state)
+        if event == Event.EVAL_END:
+            return self.stop_when_better and not self.passed_teacher
+        return event in (Event.INIT, Event.BEFORE_LOAD, Event.FIT_END, *ExampleIds.EVENTS)
+
+    def is_active(self, state: State) -> bool:
+        """Whether the term is on for the current batch."""
+        return (
+            not self.passed_teacher
+            and int(state.timestamp.batch) % self.every_n_batches == 0
+            and _reached(state, self.start_at)
+            and not _reached(state, self.stop_at)
+        )
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Follow the event."""
+        if event == Event.INIT:
+            self.run_last(self, state, event)
+        elif event == Event.BEFORE_LOAD:
+            # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
+            if self.source != "cached" and self.teacher_model is None:
+                self._student = copy.deepcopy(state.model)
+        elif event == Event.BEFORE_BACKWARD:
+            self._add_term(state)
+        elif event == Event.EVAL_END:
+            self._compare_with_teacher(state)
+        elif event == Event.FIT_END:
+            self.warn_if_idle(logger, f"it was never on between start={self.start_at} and stop={self.stop_at}")
+        else:
+            self._follow_batch(event, state, logger)
+
+    def _follow_batch(self, event: Event, state: State, logger: Logger) -> None:
+        if event == Event.FIT_START:
+            self._find_examples(state)
+            self.begin(state)
+        elif isinstance(self.teachers, CachedTeachers):
+            self.ids.handle(event, state)
+        if event == Event.BEFORE_TRAIN_BATCH:
+            # The draw is a function of the batch's number: the same on every rank, for every microbatch and retry.
+            rng = np.random.default_rng([self.seed % 2**63, int(state.timestamp.batch)])
+            self._combination = combination_weights(
+                self.combine,
+                len(self.teachers.names) if self.teachers else 1,
+                rng,
+                dirichlet_alpha=self.dirichlet_alpha,
+                sample_size=self.sample_size,
+            )
+            self._sums = []
+        elif event == Event.AFTER_TRAIN_BATCH:
+            self._log_batch(state, logger)
+
+    def _find_examples(self, state: State) -> None:
+        """Follow example ids where cached logits may be used; live teachers work on any loader."""
+        if self.source == "live":
+            keep_views(state)
+            return
+        try:
+            self.ids.handle(Event.FIT_START, state)
+        except ExampleIdError as error:
+            if self.source == "cached":
+                raise
+            self._no_ids = str(error)
+            keep_views(state)
+
+    # Start ----------------------------------------------------------------------------------------------------------
+
+    def start(self, state: State) -> None:
+        """Match the prior runs with the current one and load the teachers."""
+        source = self._choose_source(state)
+        info = self.dataset
+        dataset = getattr(state.dataloader, "dataset", None)
+        if info is None and hasattr(dataset, "__len__"):
+            info = infer_info(dataset)
+        num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
+        for run in self.prior_runs:
+            match_classes(run, num_classes, info and info.class_names)
+        if info is None and source == "cached":
+            raise ExampleIdError("the train data have no length; say what they are by dataset=DatasetInfo(...).")
+        rows = [] if info is None else [match_examples(run, info, self.mismatch) for run in self.prior_runs]
+        if source == "cached":
+            self._refuse_top_k_mse()
+            self.teachers = CachedTeachers(self.prior_runs, self.weights, rows, self.ids.view_policy, _device_of(state))
+            self.teachers.slots_used |= self._earlier_slots
+        else:
+            self.teachers = LiveTeachers(
+                self.prior_runs,
+                self.weights,
+                self.teacher_model,
+                self._student,
+                state,
+                input_key=self.input_key,
+                output_key=self.output_key,
+            )
+        self._student = None
+        log.info("distilling from %s (%s)", ", ".join(self.teachers.names), source)
+
+    def _choose_source(self, state: State) -> str:
+        if self.source == "live":
+            return "live"
+        changers = mixes_examples(state) + changes_inputs(state)
+        reasons = [missing_from_cache(run, self.weights, self.ids.view_policy) for run in self.prior_runs]
+        reason = self._no_ids or next((r for r in reasons if r), None)
+        if changers:
+            reason = (
+                f"{changers[0]} changes the inputs, so logits that were cached without it are not true for what the "
+                "student sees. Use source: live, whose teachers see the same changed inputs"
+            )
+        if self.source == "auto":
+            if reason:
+                log.info("live teachers: %s", reason)
+            return "live" if reason else "cached"
+        if reason and (mixes_examples(state) or self.mismatch != "allow"):
+            raise PriorRunMismatchError(reason.replace("{archive}", str(self.archive.root)))
+        return self.source
+
+    def _refuse_top_k_mse(self) -> None:
+        for run in self.prior_runs:
+            for name in self.weights:
+                if self.loss == "mse" and run.signal(signal_name(name)).encoding == "top_k":
+                    raise PriorRunMismatchError(
+                        f"run {run.id} keeps only its largest logits (top_k), and MSE needs all of them. Use loss: kl, "
+                        "source: live, or harvest dense logits."
+                    )
+
+    # Each microbatch ------------------------------------------------------------------------------------------------
+
+    def _add_term(self, state: State) -> None:
+        assert self.teachers is not None
+        student_BC = logits_of(state.outputs, self.output_key)
+        chosen = [int(i) for i in np.flatnonzero(self._combination)]
+        with self._stopwatch.running():
+            examples = self.ids.microbatch if isinstance(self.teachers, CachedTeachers) else None
+            logits, seen_B = self.teachers.targets(state, examples, chosen)
+        shares = [float(self._combination[i]) for i in chosen]
+        for index, teacher_BC in zip(chosen, logits, strict=True):
+            if teacher_BC.shape != student_BC.shape:
+                raise PriorRunMismatchError(
+                    f"teacher {self.teachers.names[index]} gives logits of shape {tuple(teacher_BC.shape)}, the "
+                    f"student of shape {tuple(student_BC.shape)} (dimension 1 is the classes). They must be alike."
+                )
+        if self.loss == "kl":
+            target_BC = mix_probabilities(logits, shares, self.temperature)
+            term = kl_term(student_BC, target_BC, self.temperature, seen_B)
+        else:
+            target_BC = mix_logits(logits, shares)
+            term = mse_term(student_BC, target_BC, seen_B)
+        state.loss = self._combined(state.loss, term, seen_B)
+        with torch.no_grad():
+            agree = (student_BC.argmax(1) == target_BC.argmax(1)).float().reshape(len(student_BC), -1).mean(1)
+            seen = torch.ones_like(agree) if seen_B is None else seen_B.float()
+            rows = torch.full_like(term, len(seen))
+            self._sums.append(torch.stack([term.detach() * rows, (agree * seen).sum(), seen.sum(), rows]))
+
+    def _combined(self, loss: Any, term: torch.Tensor, seen_B: torch.Tensor | None) -> Any:
+        """``b L + w D`` in the structure that the model's loss has."""
+        base: float | torch.Tensor
+        if self.base_loss_weight is not None:
+            base = self.base_loss_weight
+        elif self.loss == "mse":
+            base = 1.0
+        else:
+            # Rows without a target keep their own loss whole, so the convex combination holds on average.
+            base = 1.0 - self.weight * (1.0 if seen_B is None else seen_B.float().mean())
+        added = self.weight * term
+        if isinstance(loss, Mapping):
+            if "total" in loss:
+                return {**loss, "total": base * loss["total"] + added.to(loss["total"].dtype), "distillation": term}
+            return {**{key: base * value for key, value in loss.items()}, "distillation": added}
+        if isinstance(loss, (tuple, list)):
+            return (*(base * part for part in loss), added)
+        return base * loss + added
+
+    def _log_batch(self, state: State, logger: Logger) -> None:
+        metrics: dict[str, float] = {"reuse/distillation/active": float(bool(self._sums))}
+        if self._sums:
+            self.batches_applied += 1
+            sums = torch.stack(self._sums).sum(0).double()
+            if dist.get_world_size() > 1:
+                dist.all_reduce(sums)
+            term, agree, seen, rows = sums.tolist()
+            metrics["reuse/distillation/loss"] = term / rows
+            metrics["reuse/distillation/agreement"] = agree / max(seen, 1.0)
+            metrics["reuse/distillation/coverage"] = seen / rows
+            metrics["reuse/distillation/teacher_seconds"] = self.teacher_seconds()
+        self.log_metrics(metrics, logger)
+
+    def teacher_seconds(self) -> float:
+        """Seconds spent on getting targets, over all attempts of this run."""
+        return self._earlier_teacher_seconds + self._stopwatch.read()
+
+    # Stop early, state, record --------------------------------------------------------------------------------------
+
+    def _compare_with_teacher(self, state: State) -> None:
+        first = self.prior_runs[0].manifest
+        name = self.monitor or first.monitor
+        value = None if name is None else _eval_metric(state, name)
+        if value is None:
+            return
+        theirs = [run.best_metric(name)[0] for run in self.prior_runs]
+        best = max(theirs) if first.monitor_mode == "max" else min(theirs)
+        if value > best if first.monitor_mode == "max" else value < best:
+            self.passed_teacher = True
+            log.info("the student passed its teachers (%s %.4f, theirs %.4f): distillation is off", name, value, best)
+
+    def prior_uses(self) -> list[PriorUse]:
+        """What was used of each prior run, with the share of its harvest that the looked-up views are."""
+        cached = self.teachers if isinstance(self.teachers, CachedTeachers) else None
+        uses = []
+        for run in self.prior_runs:
+            seconds = 0.0
+            if cached is not None:
+                for name in self.weights:
+                    for harvest in run.manifest.harvests:
+                        if harvest.signal == signal_name(name) and harvest.views:
+                            share = len(cached.slots_used & set(harvest.views)) / len(harvest.views)
+                            seconds += share * harvest.seconds
+            uses.append(
+                PriorUse(
+                    run_id=run.id,
+                    algorithm="prior_run_distillation",
+                    weights=[] if cached is not None else list(self.weights),
+                    signals=[signal_name(name) for name in self.weights] if cached is not None else [],
+                    harvest_seconds=seconds,
+                )
+            )
+        return uses
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if it had never stopped."""
+        state = super().state_dict()
+        slots = self.teachers.slots_used if isinstance(self.teachers, CachedTeachers) else self._earlier_slots
+        state.update(
+            passed_teacher=self.passed_teacher, teacher_seconds=self.teacher_seconds(), slots_used=sorted(slots)
+        )
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        super().load_state_dict(state)
+        self.passed_teacher = bool(state["passed_teacher"])
+        self._earlier_teacher_seconds = float(state["teacher_seconds"])
+        self._earlier_slots = {int(slot) for slot in state["slots_used"]}
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"PriorRunDistillation: {name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _reached(state: State, when: Time) -> bool:
+    """Whether training has come to a Composer time, which may be a share of the whole duration."""
+    if when.unit == TimeUnit.DURATION:
+        return _elapsed_share(state) >= when.value
+    return state.timestamp.get(when.unit) >= when
+
+
+def _elapsed_share(state: State) -> float:
+    """Share of the whole duration that has passed, to the batch also where the duration is given in epochs."""
+    duration, length = state.max_duration, state.dataloader_len
+    if duration is None:
+        return 0.0
+    if duration.unit == TimeUnit.EPOCH and length is not None:
+        done = int(state.timestamp.epoch) + int(state.timestamp.batch_in_epoch) / int(length)
+        return done / int(duration)
+    return state.timestamp.get(duration.unit).value / duration.value
+
+
+def _device_of(state: State) -> torch.device:
+    return next((p.device for p in state.model.parameters()), torch.device("cpu"))
+
+
+def _eval_metric(state: State, name: str) -> float | None:
+    """Value of ``metrics/<evaluator>/<metric>`` where that evaluator just ran, else None."""
+    label, metric = name.split("/")[-2:] if "/" in name else ("eval", name)
+    found = state.eval_metrics.get(label, {}).get(metric) if state.dataloader_label == label else None
+    return None if found is None else float(found.compute())

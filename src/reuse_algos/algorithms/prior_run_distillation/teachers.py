@@ -1,0 +1,218 @@
+"""Where the teachers' logits come from: models that run again (live), or archived signals (cached)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from composer import State
+from composer.core import get_precision_context
+from composer.models import ComposerModel
+from torch import nn
+
+from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
+from reuse_algos.algorithms.outputs import logits_of
+from reuse_algos.archive import PriorRun, ResidentSignal, Signal
+from reuse_algos.data.sampler import Examples
+from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import SignalNotFoundError
+
+__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers", "missing_from_cache", "signal_name"]
+
+_RESIDENT_BYTES = 2 << 30
+"""Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
+
+
+class Targets(NamedTuple):
+    """Logits of the chosen teachers for one microbatch.
+
+    Attributes:
+        logits: one tensor ``[B, C, ...]`` for each chosen teacher.
+        seen_B: bool ``[B]``: rows that have a target from all of them; None: all rows.
+    """
+
+    logits: list[torch.Tensor]
+    seen_B: torch.Tensor | None
+
+
+class Teachers(Protocol):
+    """A set of teachers."""
+
+    names: list[str]
+
+    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Logits of the teachers with these numbers for the microbatch in ``state.batch``."""
+        ...
+
+
+class LiveTeachers:
+    """Archived models in evaluation mode, run without gradient on the batch that the student sees.
+
+    They are plain attributes of a plain object: never sub-modules of the student, so never in its state dict, its
+    optimizer or its DDP buckets. Their batch-norm statistics do not move.
+
+    Args:
+        runs: prior runs.
+        weights: names of archived weights; each (run, name) pair is one teacher.
+        factory: a module or a function that makes one; None: the model that the run's record describes, or else a
+            copy of ``student`` where the parameters have the same names and shapes.
+        student: an untouched copy of the student's model, or None.
+        state: the trainer's state, for device and memory format.
+        input_key: where the inputs lie in a batch, for teachers that are plain modules.
+        output_key: where the logits lie in a teacher's outputs.
+
+    Raises:
+        ModelError, PriorRunMismatchError: no module can be made for a run, or its weights do not fit.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[PriorRun],
+        weights: Sequence[str],
+        factory: ModelFactory | None,
+        student: nn.Module | None,
+        state: State,
+        *,
+        input_key: str | int = 0,
+        output_key: str | int | None = None,
+    ) -> None:
+        self.names = [f"{run.id}/{name}" for run in runs for name in weights]
+        self._input_key, self._output_key = input_key, output_key
+        self._modules: list[nn.Module] = []
+        channels_last = any(
+            p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
+            for p in state.model.parameters()
+        )
+        for run in runs:
+            for name in weights:
+                module = state.device.module_to_device(archived_model(run, name, factory=factory, like=student))
+                if channels_last:
+                    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._modules.append(module)
+
+    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Run the chosen teachers on ``state.batch`` in the student's precision."""
+        del examples
+        logits = []
+        with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
+            for index in chosen:
+                module = self._modules[index]
+                inputs = state.batch if isinstance(module, ComposerModel) else state.batch_get_item(self._input_key)
+                logits.append(logits_of(module(inputs), self._output_key))
+        return Targets(logits, None)
+
+
+def signal_name(weights: str) -> str:
+    """Name of the logits signal that belongs to archived weights: ``logits``, or ``logits.ep0100``."""
+    return "logits" if weights == "last" else f"logits.{weights}"
+
+
+def missing_from_cache(run: PriorRun, weights: Sequence[str], policy: ViewPolicy | None) -> str | None:
+    """Why cached logits of a run cannot stand for this run's views exactly, or None where they can."""
+    views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
+    advice = f"Run `reuse-algos harvest {{archive}} {run.id} {views}`, or use source: live"
+    for name in weights:
+        if signal_name(name) not in run.signal_names:
+            return f"run {run.id} has no signal {signal_name(name)!r}. {advice}."
+    if policy is None or policy.num_views == 0:
+        return (
+            "this run's augmentation is not a known view, so no cached row is true for it. Set data.num_views (or wrap "
+            "the dataset in ViewedDataset), use source: live, or say mismatch: allow"
+        )
+    record = run.manifest.dataset
+    theirs = (record.view_seed, record.transform) if record else None
+    if theirs != (policy.seed, policy.transform):
+        return (
+            f"run {run.id} has views (seed, transform) {theirs}, this run {(policy.seed, policy.transform)}. {advice}"
+        )
+    for name in weights:
+        signal = run.signal(signal_name(name))
+        known = {slot for slot in signal.slots if signal.slot_meta(slot).get("view") == slot}
+        absent = sorted(set(range(policy.num_views)) - known)
+        if absent:
+            return (
+                f"run {run.id} has logits for {len(known)} of the {policy.num_views} views (view {absent[0]} is the "
+                f"first missing). {advice}."
+            )
+    return None
+
+
+class CachedTeachers:
+    """Logits that prior runs archived, looked up by example and view.
+
+    Args:
+        runs: prior runs.
+        weights: names of archived weights; each (run, name) pair is one teacher.
+        rows: for each run the prior position of each current example (None: the same position).
+        policy: the current run's views; None or no views: slots are used in turn, epoch by epoch.
+        device: where to keep logits that fit.
+
+    Raises:
+        SignalNotFoundError: a run has no logits.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[PriorRun],
+        weights: Sequence[str],
+        rows: Sequence[torch.Tensor | None],
+        policy: ViewPolicy | None,
+        device: torch.device,
+    ) -> None:
+        self.names = [f"{run.id}/{name}" for run in runs for name in weights]
+        self.slots_used: set[int] = set()
+        self._device = device
+        self._exact = policy is not None and policy.num_views > 0
+        self._signals: list[Signal | ResidentSignal] = []
+        self._rows: list[torch.Tensor | None] = []
+        self._slots: list[list[int]] = []
+        signals = []
+        for run, run_rows in zip(runs, rows, strict=True):
+            for name in weights:
+                if signal_name(name) not in run.signal_names:
+                    raise SignalNotFoundError(
+                        f"run {run.id} has no signal {signal_name(name)!r}, it has {run.signal_names}. Harvest it, or "
+                        "use source: live."
+                    )
+                signal = run.signal(signal_name(name))
+                wanted = list(range(policy.num_views)) if policy is not None and self._exact else signal.slots
+                signals.append((signal, run_rows, [slot for slot in wanted if slot in signal.slots]))
+        share = sum(signal.nbytes for signal, _, _ in signals)
+        for signal, run_rows, slots in signals:
+            if share <= _RESIDENT_BYTES:
+                resident = signal.resident(device, slots=slots, rows=run_rows)
+                self._signals.append(resident)
+                self._rows.append(None)
+            else:
+                self._signals.append(signal)
+                self._rows.append(run_rows)
+            self._slots.append(slots)
+
+    def slots_of(self, examples: Examples, epoch: int, teacher: int) -> torch.Tensor:
+        """Slot of each row: its view, or one slot per epoch in turn where views are not known."""
+        if self._exact:
+            return examples.views
+        slots = self._slots[teacher]
+        return torch.full_like(examples.positions, slots[epoch % len(slots)])
+
+    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Look the rows of the microbatch up."""
+        assert examples is not None
+        logits, seen_B = [], None
+        for index in chosen:
+            signal, rows = self._signals[index], self._rows[index]
+            slots_B = self.slots_of(examples, int(state.timestamp.epoch), index)
+            self.slots_used.update(int(slot) for slot in torch.unique(slots_B))
+            positions_B = examples.positions
+            known_B = None
+            if rows is not None:
+                positions_B = rows.index_select(0, positions_B)
+                known_B = positions_B >= 0
+                positions_B = positions_B.clamp_min(0)
+            found, here_B = signal.gather(positions_B, slots_B)
+            here_B = here_B if known_B is None else here_B & known_B.to(here_B.device)
+            logits.append(found.to(self._device, non_blocking=True))
+            seen_B = here_B if seen_B is None else seen_B & here_B
+        assert seen_B is not None
+        return Targets(logits, seen_B.to(self._device, non_blocking=True))

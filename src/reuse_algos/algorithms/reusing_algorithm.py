@@ -1,0 +1,140 @@
+"""What all algorithms that spend the archive share."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from composer import Algorithm, Event, State
+from composer.loggers import Logger
+
+from reuse_algos.algorithms.prior_runs import RunSelection, open_archive, resolve_runs
+from reuse_algos.archive import PriorRun, PriorUse, RunArchive
+from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.errors import NoEffectWarning
+
+__all__ = ["ReusingAlgorithm", "Stopwatch"]
+
+
+class Stopwatch:
+    """Seconds spent in a stretch of work; on a GPU by CUDA events, which do not hold up the stream."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Add the time of the ``with`` block."""
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            yield
+            stop.record()
+            self._pending.append((start, stop))
+        else:
+            began = time.perf_counter()
+            yield
+            self.seconds += time.perf_counter() - began
+
+    def read(self) -> float:
+        """Seconds so far; waits for GPU work that is still under way."""
+        for start, stop in self._pending:
+            stop.synchronize()
+            self.seconds += start.elapsed_time(stop) / 1000.0
+        self._pending.clear()
+        return self.seconds
+
+
+class ReusingAlgorithm(Algorithm):
+    """Base of the algorithms: opens the archive, pins the prior runs, follows example ids, counts what it did.
+
+    Sub-classes implement :meth:`start` and their own events. What they draw comes from generators seeded by
+    ``(seed, number of the batch)``, so there is no generator state to lose on resume.
+
+    Args:
+        archive: the archive or its path.
+        runs: which prior runs, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`.
+        seed: seed of everything this algorithm draws.
+        mismatch: ``refuse`` or ``allow`` prior runs on other data or other views.
+        id_key: key of the batch that holds the example ids, for iterable datasets.
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive | str | os.PathLike[str],
+        runs: RunSelection,
+        *,
+        seed: int = 0,
+        mismatch: str = "refuse",
+        id_key: str | int | None = None,
+    ) -> None:
+        if mismatch not in ("refuse", "allow"):
+            raise ValueError(f"mismatch must be 'refuse' or 'allow', got {mismatch!r}")
+        self.archive = open_archive(archive)
+        self.runs = runs
+        self.seed = seed
+        self.mismatch = mismatch
+        self.ids = ExampleIds(id_key)
+        self.prior_runs: list[PriorRun] = []
+        self.setup_seconds = 0.0
+        self.batches_applied = 0
+        self.latest_metrics: dict[str, float] = {}
+        self._pinned: list[tuple[str, int]] | None = None
+
+    @abstractmethod
+    def start(self, state: State) -> None:
+        """Load what is needed from :attr:`prior_runs`. Runs once, at FIT_START."""
+
+    @abstractmethod
+    def prior_uses(self) -> list[PriorUse]:
+        """What this run has spent of which prior run, for its own record."""
+
+    def begin(self, state: State) -> None:
+        """FIT_START: pin the prior runs and load from them, timed as set-up."""
+        began = time.perf_counter()
+        if not self.prior_runs:
+            self.prior_runs = resolve_runs(self.archive, self.runs, self._pinned)
+        self._pinned = [(run.id, run.manifest.generation) for run in self.prior_runs]
+        self.start(state)
+        self.setup_seconds += time.perf_counter() - began
+
+    def log_metrics(self, metrics: dict[str, float], logger: Logger) -> None:
+        """Hand metrics to the loggers, and to the recorder through :attr:`latest_metrics`."""
+        self.latest_metrics = metrics
+        logger.log_metrics(metrics)
+
+    def warn_if_idle(self, logger: Logger, why: str) -> None:
+        """FIT_END: say so when the algorithm was on and changed nothing."""
+        if self.batches_applied == 0:
+            warnings.warn(f"{type(self).__name__} had no effect: {why}", NoEffectWarning, stacklevel=2)
+        logger.log_metrics({f"reuse/{_snake_case(type(self).__name__)}/batches": self.batches_applied})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Pinned runs and counters."""
+        state = super().state_dict()
+        state.update(pinned=self._pinned, batches_applied=self.batches_applied, setup_seconds=self.setup_seconds)
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Back to the runs and counters of the checkpoint."""
+        self._pinned = [(str(run_id), int(generation)) for run_id, generation in state["pinned"] or []] or None
+        self.batches_applied = int(state["batches_applied"])
+        self.setup_seconds = float(state["setup_seconds"])
+
+    @staticmethod
+    def run_last(algorithm: Algorithm, state: State, event: Event) -> None:
+        """INIT: move an algorithm behind all others, so that it sees the loss after MixUp and CutMix rewrote it."""
+        if event == Event.INIT:
+            state.algorithms.remove(algorithm)
+            state.algorithms.append(algorithm)
+
+
+def _snake_case(name: str) -> str:
+    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

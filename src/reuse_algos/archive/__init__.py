@@ -1,0 +1,55 @@
+"""The run archive: committed runs that later runs read. It knows nothing of Composer or of training."""
+
+from reuse_algos.archive.manifest import (
+    FORMAT,
+    CostRecord,
+    DatasetRecord,
+    EnvironmentRecord,
+    FileEntry,
+    HarvestRecord,
+    Manifest,
+    ModelRecord,
+    PriorUse,
+    Progress,
+    TensorInfo,
+)
+from reuse_algos.archive.metrics import MetricHistory, history_tensors, infer_mode
+from reuse_algos.archive.resident import ResidentSignal
+from reuse_algos.archive.run import PriorRun
+from reuse_algos.archive.run_archive import RunArchive
+from reuse_algos.archive.run_writer import RunWriter
+from reuse_algos.archive.signals import Signal
+from reuse_algos.archive.store import LocalStore, Store, open_store
+from reuse_algos.archive.tensors import describe
+from reuse_algos.archive.top_k import decode_top_k, encode_top_k
+from reuse_algos.archive.verify import Problem, VerifyReport
+
+__all__ = [
+    "FORMAT",
+    "CostRecord",
+    "DatasetRecord",
+    "EnvironmentRecord",
+    "FileEntry",
+    "HarvestRecord",
+    "LocalStore",
+    "Manifest",
+    "MetricHistory",
+    "ModelRecord",
+    "PriorRun",
+    "PriorUse",
+    "Problem",
+    "Progress",
+    "ResidentSignal",
+    "RunArchive",
+    "RunWriter",
+    "Signal",
+    "Store",
+    "TensorInfo",
+    "VerifyReport",
+    "decode_top_k",
+    "describe",
+    "encode_top_k",
+    "history_tensors",
+    "infer_mode",
+    "open_store",
+]

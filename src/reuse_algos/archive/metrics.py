@@ -1,0 +1,119 @@
+"""The history of a run's metrics: how it is archived, read, and which direction is better.
+
+A history file holds six equally long vectors per metric, named ``<metric>/step`` and so on. They are tensors and not
+JSON because NaN and infinity must survive.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
+
+__all__ = ["MetricHistory", "history_tensors", "infer_mode", "metric_names", "read_history", "resolve_metric"]
+
+Mode = Literal["max", "min"]
+
+_LESS_IS_BETTER = ("loss", "entropy", "error", "perplexity", "mse", "mae")
+
+
+class MetricHistory(NamedTuple):
+    """One metric over a run; each field is a vector with one number per time the metric was recorded.
+
+    Attributes:
+        step: Batches trained, int64.
+        sample: Examples trained on, int64.
+        epoch: Whole epochs trained, int64.
+        train_seconds: Wall-clock time spent training, float64.
+        eval_seconds: Wall-clock time spent evaluating, float64.
+        value: The metric, float64; NaN and infinity as they came.
+    """
+
+    step: NDArray[np.int64]
+    sample: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    train_seconds: NDArray[np.float64]
+    eval_seconds: NDArray[np.float64]
+    value: NDArray[np.float64]
+
+    def final(self) -> float:
+        """The last value; NaN if there is none."""
+        return float(self.value[-1]) if len(self.value) else math.nan
+
+    def best(self, mode: Mode) -> tuple[float, int]:
+        """The best finite value and its (first) row; NaN and -1 if there is none."""
+        finite = np.flatnonzero(np.isfinite(self.value))
+        if len(finite) == 0:
+            return math.nan, -1
+        values = self.value[finite]
+        row = int(finite[values.argmax() if mode == "max" else values.argmin()])
+        return float(self.value[row]), row
+
+
+def history_tensors(histories: Mapping[str, MetricHistory]) -> dict[str, Tensor]:
+    """The tensors of a history file, to be put as kind ``metrics``, name ``history``.
+
+    Args:
+        histories: Each metric's history; anything that converts to the fields' types is taken.
+
+    Raises:
+        ValueError: The fields of a history differ in length.
+    """
+    tensors = {}
+    for name, history in histories.items():
+        for field, column in history._asdict().items():
+            dtype = np.int64 if field in ("step", "sample", "epoch") else np.float64
+            tensors[f"{name}/{field}"] = torch.from_numpy(np.array(column, dtype=dtype))
+        if len({len(column) for column in history}) != 1:
+            raise ValueError(f"the columns of the history of {name!r} differ in length")
+    return tensors
+
+
+def read_history(tensors: Mapping[str, Tensor], name: str, where: str) -> MetricHistory:
+    """One metric out of a history file.
+
+    Raises:
+        ArchiveCorruptError: The file holds no well-formed history of it.
+    """
+    columns = []
+    for field in MetricHistory._fields:
+        dtype = torch.int64 if field in ("step", "sample", "epoch") else torch.float64
+        column = tensors.get(f"{name}/{field}")
+        if column is None or column.dtype != dtype or column.ndim != 1 or (columns and len(column) != len(columns[0])):
+            raise ArchiveCorruptError(f"{where}: the metric {name!r} has no proper column {field!r}")
+        columns.append(column.clone().numpy())
+    return MetricHistory(*columns)
+
+
+def metric_names(tensor_names: Iterable[str]) -> list[str]:
+    """Names of the metrics in a history file, sorted."""
+    return sorted(name.removesuffix("/value") for name in tensor_names if name.endswith("/value"))
+
+
+def resolve_metric(name: str, known: Iterable[str], run_id: str) -> str:
+    """The full name of a metric, from itself or from its last part, such as ``"MulticlassAccuracy"``.
+
+    Raises:
+        SignalNotFoundError: No metric has this name, or several end in it; the message lists them.
+    """
+    known = list(known)
+    if name in known:
+        return name
+    ending = [full for full in known if full.endswith(f"/{name}")]
+    if len(ending) == 1:
+        return ending[0]
+    if ending:
+        raise SignalNotFoundError(f"run {run_id} has several metrics {name!r}; say which: {', '.join(ending)}")
+    raise SignalNotFoundError(f"run {run_id} has no metric {name!r}.{nearest(name, known)}")
+
+
+def infer_mode(name: str) -> Mode:
+    """Whether more or less of a metric is better, from its name: losses and errors are to be small."""
+    return "min" if any(word in name.lower() for word in _LESS_IS_BETTER) else "max"

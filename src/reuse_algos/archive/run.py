@@ -1,0 +1,230 @@
+"""A run as later runs read it. (How it is written is in :mod:`reuse_algos.archive.run_writer`.)"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+from reuse_algos.archive.generations import read_manifest
+from reuse_algos.archive.manifest import FileEntry, FinalRecord, Manifest, run_prefix
+from reuse_algos.archive.metrics import MetricHistory, Mode, infer_mode, metric_names, read_history, resolve_metric
+from reuse_algos.archive.run_writer import RunWriter
+from reuse_algos.archive.signals import Segment, Signal
+from reuse_algos.archive.store import Store
+from reuse_algos.archive.tensors import open_tensors
+from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
+
+__all__ = ["PriorRun", "RunWriter"]
+
+_EPOCH_ALIAS = re.compile(r"([0-9]{1,9})ep", re.ASCII)
+
+
+class PriorRun:
+    """One generation of a committed run, read-only.
+
+    It is a snapshot: to see what was committed since, ask the archive again. Tensors come memory mapped from files that
+    were checked against the manifest; writing to one changes this process's copy only, so clone before training on it.
+
+    Args:
+        store: The archive's store.
+        manifest: The generation.
+        final: The record that the run ended, if it did.
+    """
+
+    def __init__(self, store: Store, manifest: Manifest, final: FinalRecord | None) -> None:
+        self._store = store
+        self._manifest = manifest
+        self._final = final
+        self._histories: dict[str, MetricHistory] = {}
+
+    def __repr__(self) -> str:
+        return f"PriorRun({self.id!r}, generation={self.manifest.generation}, archive={self._store.location!r})"
+
+    @property
+    def id(self) -> str:
+        """Unique within the archive."""
+        return self._manifest.run_id
+
+    @property
+    def run_name(self) -> str:
+        """The name its user gave it."""
+        return self._manifest.run_name
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything that the run says about itself."""
+        return self._manifest
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Words to select it by."""
+        return dict(self._manifest.tags)
+
+    @property
+    def finished(self) -> bool:
+        """Whether it ended by itself; if not it is still running, or died."""
+        return self._final is not None
+
+    @property
+    def health(self) -> str:
+        """``"ok"``, ``"diverged"`` or ``"empty"``."""
+        return self._manifest.health
+
+    def at_generation(self, generation: int) -> PriorRun:
+        """The same run as of another generation.
+
+        Raises:
+            ArchiveCorruptError: That generation is missing or damaged.
+        """
+        return PriorRun(self._store, read_manifest(self._store, self.id, generation), self._final)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Full names of the recorded metrics, sorted."""
+        entry = self._newest("metrics", "history")
+        return metric_names(entry.tensors) if entry is not None else []
+
+    def metric(self, name: str) -> MetricHistory:
+        """The history of a metric.
+
+        Args:
+            name: Its full name, or the last part of it if only one metric ends so.
+
+        Raises:
+            SignalNotFoundError: There is no such metric, or several; the message lists them.
+            ArchiveCorruptError: Its file is damaged.
+        """
+        full = resolve_metric(name, self.metric_names, self.id)
+        if full not in self._histories:
+            entry = self._require("metrics", "history")
+            self._histories[full] = read_history(self.read(entry), full, self._path(entry))
+        return self._histories[full]
+
+    def final_metric(self, name: str | None = None) -> float:
+        """The last value of a metric; by default of the run's monitor. NaN if none was recorded.
+
+        Raises:
+            SignalNotFoundError: There is no such metric, or no monitor.
+        """
+        return self.metric(name or self._monitor()).final()
+
+    def best_metric(self, name: str | None = None, mode: Mode | None = None) -> tuple[float, int]:
+        """The best finite value of a metric and its row in the history; NaN and -1 if there is none.
+
+        Args:
+            name: The metric; by default the run's monitor.
+            mode: Whether more or less is better; by default :meth:`metric_mode` tells.
+
+        Raises:
+            SignalNotFoundError: There is no such metric, or no monitor.
+        """
+        name = name or self._monitor()
+        return self.metric(name).best(mode or self.metric_mode(name))
+
+    def metric_mode(self, name: str | None = None) -> Mode:
+        """Whether more (``"max"``) or less (``"min"``) of a metric is better.
+
+        For the run's monitor the manifest says so; for others their name does (see
+        :func:`~reuse_algos.archive.metrics.infer_mode`).
+        """
+        full = resolve_metric(name or self._monitor(), self.metric_names, self.id)
+        return self._manifest.monitor_mode if full == self._manifest.monitor else infer_mode(full)
+
+    @property
+    def weight_names(self) -> list[str]:
+        """Names of the archived weights, such as ``"last"``, ``"best"`` or ``"ep0005"``, sorted."""
+        return self._names("weights")
+
+    def weights(self, name: str = "last") -> dict[str, Tensor]:
+        """A state dict, memory mapped.
+
+        Args:
+            name: One of :attr:`weight_names`, or a number of epochs such as ``"5ep"``.
+
+        Raises:
+            SignalNotFoundError: There are no such weights.
+            ArchiveCorruptError: Their file is damaged.
+        """
+        if alias := _EPOCH_ALIAS.fullmatch(name):
+            name = f"ep{int(alias[1]):04d}"
+        return self.read(self._require("weights", name))
+
+    @property
+    def signal_names(self) -> list[str]:
+        """Names of the archived signals, sorted."""
+        return self._names("signals")
+
+    def signal(self, name: str) -> Signal:
+        """One array with a row per training example and slot.
+
+        Raises:
+            SignalNotFoundError: There is no such signal.
+            ArchiveCorruptError: One of its files is damaged.
+        """
+        self._require("signals", name)
+        entries = [entry for entry in self._manifest.files if (entry.kind, entry.name) == ("signals", name)]
+        segments = [Segment(self._path(entry), entry.meta, self.read(entry)) for entry in entries]
+        return Signal(name, segments, self._num_examples())
+
+    def keys(self) -> Tensor:
+        """Identity of each training example: int64 [N].
+
+        Raises:
+            SignalNotFoundError: The run recorded no data set.
+        """
+        keys_N = self._examples_column("keys")
+        if keys_N is None:
+            raise SignalNotFoundError(f"run {self.id} recorded no keys of its examples")
+        return keys_N
+
+    def labels(self) -> Tensor | None:
+        """Class of each training example: int64 [N]; None where the run did not know them.
+
+        Raises:
+            SignalNotFoundError: The run recorded no data set.
+        """
+        return self._examples_column("labels")
+
+    def read(self, entry: FileEntry) -> dict[str, Tensor]:
+        """Tensors of one of the manifest's files, memory mapped.
+
+        Raises:
+            ArchiveCorruptError: The file is damaged.
+        """
+        return open_tensors(self._store, self._path(entry), entry)
+
+    def _examples_column(self, column: str) -> Tensor | None:
+        entry = self._require("dataset", "examples")
+        tensor_N = self.read(entry).get(column)
+        if tensor_N is not None and (tensor_N.dtype != torch.int64 or tensor_N.shape != (self._num_examples(),)):
+            raise ArchiveCorruptError(f"{self._path(entry)} has no proper {column} for {self._num_examples()} examples")
+        return tensor_N
+
+    def _num_examples(self) -> int:
+        if self._manifest.dataset is None:
+            raise SignalNotFoundError(f"run {self.id} recorded no data set, so it has no rows per example")
+        return self._manifest.dataset.num_examples
+
+    def _monitor(self) -> str:
+        if self._manifest.monitor is None:
+            known = ", ".join(self.metric_names) or "none"
+            raise SignalNotFoundError(f"run {self.id} has no monitor: name a metric (it has: {known})")
+        return self._manifest.monitor
+
+    def _names(self, kind: str) -> list[str]:
+        return sorted({entry.name for entry in self._manifest.files if entry.kind == kind})
+
+    def _newest(self, kind: str, name: str) -> FileEntry | None:
+        entries = (entry for entry in reversed(self._manifest.files) if (entry.kind, entry.name) == (kind, name))
+        return next(entries, None)
+
+    def _require(self, kind: str, name: str) -> FileEntry:
+        entry = self._newest(kind, name)
+        if entry is None:
+            raise SignalNotFoundError(f"run {self.id} has no {kind} {name!r}.{nearest(name, self._names(kind))}")
+        return entry
+
+    def _path(self, entry: FileEntry) -> str:
+        return f"{run_prefix(self.id)}/{entry.path}"

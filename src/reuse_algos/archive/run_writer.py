@@ -1,0 +1,205 @@
+"""Writing a run: data files first, each durable when put; then a manifest, which commits them."""
+
+from __future__ import annotations
+
+import datetime
+import secrets
+from collections.abc import Mapping
+
+import msgspec
+from torch import Tensor
+
+from reuse_algos.archive.envelope import FORMAT, seal
+from reuse_algos.archive.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.manifest import (
+    KINDS,
+    FileEntry,
+    FinalRecord,
+    Manifest,
+    Scalar,
+    data_path,
+    decode_manifest,
+    encode_manifest,
+    is_safe_name,
+    manifest_path,
+    run_prefix,
+)
+from reuse_algos.archive.signals import check_signal
+from reuse_algos.archive.store import Store
+from reuse_algos.archive.tensors import describe, hash_chunks, tensor_chunks, verify_file
+from reuse_algos.errors import ArchiveConflictError, ArchiveError
+
+__all__ = ["RunWriter", "utc_now"]
+
+
+def utc_now() -> str:
+    """The time, ISO 8601 in UTC with microseconds: such texts sort as the times do."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
+
+
+class RunWriter:
+    """Writes one run, or one rank's part of it. Made by :class:`~reuse_algos.archive.run_archive.RunArchive`.
+
+    Args:
+        store: The archive's store.
+        archive_id: The archive's identity.
+        run_id: The run.
+        attempt: Which start or resumption of the run this is, from 1.
+        run_name: The name its user gave it.
+        created_at: When the run was first started.
+        generation: The highest generation that exists, 0 for a new run; None for a writer that only puts files.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        archive_id: str,
+        run_id: str,
+        attempt: int,
+        *,
+        run_name: str = "",
+        created_at: str = "",
+        generation: int | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.attempt = attempt
+        self.run_name = run_name
+        self._store = store
+        self._archive_id = archive_id
+        self._created_at = created_at
+        self._generation = generation
+        self._committed = False
+        self._token = secrets.token_hex(8)  # begins every write id of this writer
+        self._commits = 0
+
+    @property
+    def generation(self) -> int:
+        """The generation of the last commit, or, before the first, the highest that there was; 0 for none."""
+        return self._generation or 0
+
+    def put(
+        self, kind: str, name: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Scalar] | None = None
+    ) -> FileEntry:
+        """Write a data file. It is durable on return, and part of the run once a manifest lists the returned entry.
+
+        Files are named by their content: putting the same twice is harmless. May be called from several threads.
+
+        Args:
+            kind: ``"weights"``, ``"metrics"``, ``"signals"`` or ``"dataset"``.
+            name: 1 to 128 of ``A-Z a-z 0-9 . _ -``, the first a letter or digit.
+            tensors: On any device. They must not change until this returns.
+            meta: Facts about the file; for signals see :class:`~reuse_algos.archive.signals.Segment`.
+
+        Raises:
+            ArchiveError: The arguments cannot be archived, or the file could not be written.
+        """
+        if kind not in KINDS or not is_safe_name(name):
+            raise ArchiveError(
+                f"cannot archive {kind!r} {name!r}: kinds are {', '.join(KINDS)}, and names have 1 to 128 of "
+                "A-Z a-z 0-9 . _ - and begin with a letter or digit"
+            )
+        tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
+        infos = describe(tensors)
+        if kind == "signals" and (fault := check_signal(meta or {}, tensors)):
+            raise ArchiveError(f"cannot archive the signal {name!r}: {fault}")
+        chunks = tensor_chunks(tensors)
+        size, sha256 = hash_chunks(chunks)
+        path = data_path(kind, name, self.attempt, sha256)
+        entry = FileEntry(
+            kind=kind, name=name, path=path, bytes=size, sha256=sha256, tensors=infos, meta=dict(meta or {})
+        )
+        try:
+            self._store.put_if_absent(self._path(entry), chunks)
+        except ArchiveConflictError:
+            verify_file(self._store, self._path(entry), entry)  # the same content was put before; is it sound?
+        return entry
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Make a new generation of the run, durable and visible to readers when this returns.
+
+        Args:
+            manifest: Its identity fields (``format``, ``archive_id``, ``run_id``, ``run_name``, ``generation``,
+                ``attempt``, ``write_id``, ``created_at``, ``committed_at``) are replaced.
+
+        Returns:
+            The manifest as readers see it.
+
+        Raises:
+            ArchiveConflictError: Another attempt took over this run. This one must stop.
+            ArchiveError: The manifest names a file that is not there, or holds what JSON cannot, or could not be
+                written.
+        """
+        generation = self._require_committer() + 1
+        self._check_files(manifest)
+        while True:
+            self._commits += 1
+            manifest = msgspec.structs.replace(
+                manifest,
+                format=FORMAT,
+                archive_id=self._archive_id,
+                run_id=self.run_id,
+                run_name=self.run_name,
+                generation=generation,
+                attempt=self.attempt,
+                write_id=f"{self._token}-{self._commits}",
+                created_at=self._created_at,
+                committed_at=utc_now(),
+            )
+            sealed = encode_manifest(manifest)
+            try:
+                self._store.put_if_absent(manifest_path(self.run_id, generation), [sealed])
+            except ArchiveConflictError:
+                if not self._is_mine(generation):
+                    raise
+                # An earlier commit of this writer failed after it had become visible. Go on behind it.
+                generation += 1
+            else:
+                self._generation = generation
+                self._committed = True
+                return decode_manifest(sealed, self.run_id, generation)
+
+    def finish(self, status: str = "finished") -> None:
+        """Record that the run ended by itself. Doing so again is harmless.
+
+        Raises:
+            ArchiveConflictError: Another attempt took over this run.
+            ArchiveError: Nothing was committed yet, or the record could not be written.
+        """
+        generation = self._require_committer()
+        if not self._committed:
+            raise ArchiveError(f"run {self.run_id} cannot be finished: this attempt has committed nothing")
+        if list_generations(self._store, self.run_id)[-1] > generation:
+            raise ArchiveConflictError(f"run {self.run_id} cannot be finished here: another attempt took over this run")
+        record = FinalRecord(run_id=self.run_id, generation=generation, status=status, ended_at=utc_now())
+        path = final_path(self.run_id)
+        try:
+            self._store.put_if_absent(path, [seal(record, path)])
+        except ArchiveConflictError:
+            read_final(self._store, self.run_id)  # raises if it is not a sound record of this run
+
+    def _require_committer(self) -> int:
+        if self._generation is None:
+            raise ArchiveError(f"this writer joined run {self.run_id} to put files; the rank that started it commits")
+        return self._generation
+
+    def _check_files(self, manifest: Manifest) -> None:
+        for entry in manifest.files:
+            size = self._store.size(self._path(entry))
+            if size != entry.bytes:
+                found = "is not there" if size is None else f"has {size} bytes instead of {entry.bytes}"
+                raise ArchiveError(f"run {self.run_id} cannot be committed: {self._path(entry)} {found}")
+        if manifest.dataset is None and any(entry.kind == "signals" for entry in manifest.files):
+            raise ArchiveError(f"run {self.run_id} cannot be committed: it has signals but no record of its data set")
+
+    def _is_mine(self, generation: int) -> bool:
+        """Whether this writer made a generation; raises with an explanation if another attempt did."""
+        winner = read_manifest(self._store, self.run_id, generation)
+        if winner.write_id.startswith(f"{self._token}-"):
+            return True
+        raise ArchiveConflictError(
+            f"another attempt took over this run: generation {generation} of {self.run_id} was committed by attempt "
+            f"{winner.attempt}, this is attempt {self.attempt}; stop this process"
+        )
+
+    def _path(self, entry: FileEntry) -> str:
+        return f"{run_prefix(self.run_id)}/{entry.path}"

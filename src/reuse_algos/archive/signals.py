@@ -1,0 +1,307 @@
+"""Signals: one row per training example and slot.
+
+A slot is a view (for logits, whose value depends on the augmentation shown) or an epoch (for losses, correctness, and
+logits of unknown views). Each archived file is a *segment*: some rows of one slot, by ascending position. A slot may
+have several segments, from ranks that saw different examples or from epochs that were cut short; of a row that is in
+more than one, the later segment in the manifest holds.
+
+Shape legend: N training examples, B looked up, M rows of a segment, K kept classes, C classes, S slots, T rows in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from reuse_algos.archive.resident import ResidentSignal
+from reuse_algos.archive.top_k import decode_top_k
+from reuse_algos.errors import ArchiveCorruptError, ExampleIdError, SignalNotFoundError
+
+__all__ = ["Segment", "Signal", "check_signal"]
+
+Meta = Mapping[str, str | int | float | bool | None]
+Encoding = Literal["dense", "top_k"]
+TENSORS: dict[str, tuple[str, ...]] = {"dense": ("ids", "values"), "top_k": ("ids", "values", "indices", "rest")}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One file of a signal.
+
+    Attributes:
+        where: The file's name, for messages.
+        meta: ``slot``, ``epoch``, ``view`` (integers), ``source`` ("capture" or "harvest"), ``encoding`` ("dense" or
+            "top_k") and ``num_classes`` (an integer or None).
+        tensors: ``ids`` int64 [M], strictly ascending positions; ``values`` [M, ...]; with encoding "top_k" also
+            ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.top_k`).
+    """
+
+    where: str
+    meta: Meta
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def slot(self) -> int:
+        """The slot whose rows these are."""
+        slot = self.meta["slot"]
+        return slot if isinstance(slot, int) else -1
+
+    def find(self, positions: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
+        """Where positions are in this segment.
+
+        Args:
+            positions: int64 [B], each from 0 to N-1.
+            num_examples: N.
+
+        Returns:
+            ``found`` bool [B], and ``rows`` int64 [B], which means something only where found.
+        """
+        ids_M = self.tensors["ids"]
+        if len(ids_M) == num_examples:  # ascending and in range: every position is at its own row
+            return torch.ones_like(positions, dtype=torch.bool), positions
+        rows = torch.searchsorted(ids_M, positions).clamp_(max=max(len(ids_M) - 1, 0))
+        found = (
+            ids_M.index_select(0, rows) == positions if len(ids_M) else torch.zeros_like(positions, dtype=torch.bool)
+        )
+        return found, rows
+
+
+def check_signal(meta: Meta, tensors: Mapping[str, Tensor], num_examples: int | None = None) -> str | None:
+    """What is wrong with a segment of a signal, in words; None if nothing is.
+
+    Args:
+        meta: As in :class:`Segment`.
+        tensors: As in :class:`Segment`.
+        num_examples: N, where known.
+    """
+    slot, encoding, num_classes = meta.get("slot"), meta.get("encoding", "dense"), meta.get("num_classes")
+    if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0:
+        return f"its slot is {slot!r}, not a number from 0"
+    if encoding not in ("dense", "top_k") or set(tensors) != set(TENSORS[encoding]):
+        return f"with encoding {encoding!r} it holds the tensors {sorted(tensors)}"
+    ids_M, values = tensors["ids"], tensors["values"]
+    if ids_M.dtype != torch.int64 or ids_M.ndim != 1 or bool((ids_M[1:] <= ids_M[:-1]).any()):
+        return "its ids are not strictly ascending int64"
+    if len(ids_M) and (ids_M[0] < 0 or (num_examples is not None and ids_M[-1] >= num_examples)):
+        return f"its ids are not from 0 to {'N' if num_examples is None else num_examples} - 1"
+    if any(tensor.ndim < 1 or len(tensor) != len(ids_M) for tensor in tensors.values()):
+        return "its tensors differ in their number of rows"
+    if encoding == "top_k":
+        indices_MK = tensors["indices"]
+        if not isinstance(num_classes, int) or values.ndim != 2 or not 1 <= values.shape[1] <= num_classes:
+            return f"its values of shape {tuple(values.shape)} cannot be the largest of {num_classes} logits"
+        if indices_MK.shape != values.shape or indices_MK.dtype not in (torch.int32, torch.int64):
+            return "its indices are not one integer per value"
+        if tensors["rest"].ndim != 1:
+            return "its rest is not one number per row"
+        if indices_MK.numel() and not 0 <= int(indices_MK.min()) <= int(indices_MK.max()) < num_classes:
+            return f"its indices are not from 0 to {num_classes - 1}"
+    return None
+
+
+class Signal:
+    """All rows of one signal of one run, memory mapped.
+
+    Args:
+        name: Of the signal, such as ``"logits"``.
+        segments: In the order of the manifest.
+        num_examples: N.
+
+    Raises:
+        ArchiveCorruptError: A segment is malformed, or does not fit the others.
+        SignalNotFoundError: There are no segments.
+    """
+
+    def __init__(self, name: str, segments: Sequence[Segment], num_examples: int) -> None:
+        if not segments:
+            raise SignalNotFoundError(f"there is no signal {name!r}")
+        self.name = name
+        self.num_examples = num_examples
+        self._by_slot: dict[int, list[Segment]] = {}
+        first = _layout(segments[0])
+        for segment in segments:
+            fault = check_signal(segment.meta, segment.tensors, num_examples)
+            if fault is None and _layout(segment) != first:
+                fault = f"its layout {_layout(segment)} differs from {first} of {segments[0].where}"
+            if fault is not None:
+                raise ArchiveCorruptError(f"{segment.where} is not a segment of the signal {name!r}: {fault}")
+            self._by_slot.setdefault(segment.slot, []).append(segment)
+        self._first = segments[0]
+
+    @property
+    def encoding(self) -> Encoding:
+        """``"dense"`` or ``"top_k"``."""
+        return "top_k" if self._first.meta.get("encoding") == "top_k" else "dense"
+
+    @property
+    def num_classes(self) -> int | None:
+        """C for logits, else None."""
+        num_classes = self._first.meta.get("num_classes")
+        return num_classes if isinstance(num_classes, int) else None
+
+    @property
+    def slots(self) -> list[int]:
+        """Slots that have rows, ascending."""
+        return sorted(self._by_slot)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows as archived, without ids: about what :meth:`resident` needs."""
+        return sum(
+            tensor.nbytes
+            for segments in self._by_slot.values()
+            for segment in segments
+            for key, tensor in segment.tensors.items()
+            if key != "ids"
+        )
+
+    def slot_meta(self, slot: int) -> dict[str, Any]:
+        """Facts about a slot (see :class:`Segment`), from its latest segment.
+
+        Raises:
+            SignalNotFoundError: There is no such slot.
+        """
+        return dict(self._segments(slot)[-1].meta)
+
+    def seen(self, slot: int) -> Tensor:
+        """Which examples have a row in a slot: bool [N].
+
+        Raises:
+            SignalNotFoundError: There is no such slot.
+        """
+        seen = torch.zeros(self.num_examples, dtype=torch.bool)
+        for segment in self._segments(slot):
+            seen[segment.tensors["ids"]] = True
+        return seen
+
+    def seen_counts(self) -> Tensor:
+        """In how many slots each example has a row: int64 [N]."""
+        counts = torch.zeros(self.num_examples, dtype=torch.int64)
+        for slot in self.slots:
+            counts += self.seen(slot)
+        return counts
+
+    def gather(self, positions_B: Tensor, slots_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up one row for each pair of position and slot.
+
+        Args:
+            positions_B: int64 [B] from 0 to N-1, on the CPU.
+            slots_B: int64 [B]; a slot that the signal does not have counts as not seen.
+
+        Returns:
+            ``rows`` [B, ...] in the archived type (float32 [B, C] for encoding "top_k"), 0 where not seen, and ``seen``
+            bool [B].
+
+        Raises:
+            ExampleIdError: A position is not from 0 to N-1.
+        """
+        self._check_positions(positions_B, slots_B)
+        encoded = {key: like.new_zeros((len(positions_B), *like.shape[1:])) for key, like in self._columns().items()}
+        seen_B = torch.zeros(len(positions_B), dtype=torch.bool)
+        for slot in slots_B.unique().tolist():
+            places = (slots_B == slot).nonzero().squeeze(1)
+            for segment, targets, rows in self._locate(slot, positions_B.index_select(0, places)):
+                whole = len(rows) == len(positions_B)  # the usual case: one epoch, one view, one segment
+                for key, column in encoded.items():
+                    picked = segment.tensors[key].index_select(0, rows)
+                    encoded[key] = picked if whole else column.index_copy_(0, places[targets], picked)
+                seen_B[places[targets]] = True
+        if self.encoding == "dense":
+            return encoded["values"], seen_B
+        logits_BC = decode_top_k(encoded["values"], encoded["indices"], encoded["rest"], self.num_classes or 0)
+        return logits_BC.masked_fill_(~seen_B.unsqueeze(1), 0.0), seen_B
+
+    def dense(self, slot: int) -> tuple[Tensor, Tensor]:
+        """All rows of a slot: ``values`` [N, ...] as :meth:`gather` returns them, and ``seen`` bool [N].
+
+        A slot that one segment fills is returned as a view of the memory map, without a copy.
+
+        Raises:
+            SignalNotFoundError: There is no such slot.
+        """
+        latest = self._segments(slot)[-1].tensors
+        if self.encoding == "dense" and len(latest["ids"]) == self.num_examples:
+            return latest["values"], torch.ones(self.num_examples, dtype=torch.bool)
+        positions = torch.arange(self.num_examples)
+        return self.gather(positions, torch.full_like(positions, slot))
+
+    def resident(
+        self, device: torch.device | str, slots: Sequence[int] | None = None, rows: Tensor | None = None
+    ) -> ResidentSignal:
+        """Copy rows to a device, so that a look-up there is one ``index_select``.
+
+        Args:
+            device: Where to.
+            slots: Which slots; all by default.
+            rows: int64 [n], for each position of the *reading* run the position in this run, or -1 for an example that
+                this run did not have. Then ``gather`` takes positions of the reading run.
+
+        Raises:
+            SignalNotFoundError: There is no such slot.
+            ExampleIdError: ``rows`` names a position that this run does not have.
+        """
+        slots = self.slots if slots is None else sorted(set(slots))
+        wanted = torch.arange(self.num_examples) if rows is None else rows.detach().cpu()
+        has_row = (wanted >= 0).nonzero().squeeze(1)
+        positions = wanted.index_select(0, has_row)
+        self._check_positions(positions, positions)
+        located = []
+        table_Sn = torch.zeros(len(slots), len(wanted), dtype=torch.int64)  # row 0 is the row of what was not seen
+        end = 1
+        for index, slot in enumerate(slots):
+            self._segments(slot)
+            for segment, targets, segment_rows in self._locate(slot, positions):
+                table_Sn[index, has_row[targets]] = torch.arange(end, end + len(segment_rows))
+                located.append((segment, segment_rows, end))
+                end += len(segment_rows)
+        columns = {}
+        for key, like in self._columns().items():
+            column_T = torch.empty((end, *like.shape[1:]), dtype=like.dtype, device=device)
+            column_T[0] = 0
+            for segment, segment_rows, begin in located:
+                column_T[begin : begin + len(segment_rows)] = segment.tensors[key].index_select(0, segment_rows)
+            columns[key] = column_T
+        return ResidentSignal(columns, table_Sn, slots, self.num_classes if self.encoding == "top_k" else None)
+
+    def _segments(self, slot: int) -> list[Segment]:
+        if slot not in self._by_slot:
+            known = ", ".join(map(str, self.slots[:20]))
+            raise SignalNotFoundError(f"the signal {self.name!r} has no slot {slot}; it has {known}")
+        return self._by_slot[slot]
+
+    def _columns(self) -> dict[str, Tensor]:
+        """The tensors that hold rows, as in any of the segments."""
+        return {key: tensor for key, tensor in self._first.tensors.items() if key != "ids"}
+
+    def _locate(self, slot: int, positions: Tensor) -> Iterator[tuple[Segment, Tensor, Tensor]]:
+        """Segments that hold rows for positions, with indices into ``positions`` and the rows; no position twice."""
+        open_places = torch.arange(len(positions))
+        for segment in reversed(self._by_slot.get(slot, [])):
+            if len(open_places) == 0:
+                return
+            found, rows = segment.find(positions.index_select(0, open_places), self.num_examples)
+            if bool(found.any()):
+                yield segment, open_places[found], rows[found]
+            open_places = open_places[~found]
+
+    def _check_positions(self, positions_B: Tensor, slots_B: Tensor) -> None:
+        if positions_B.ndim != 1 or positions_B.shape != slots_B.shape:
+            raise ExampleIdError(
+                f"positions and slots must be two equally long vectors, not {tuple(positions_B.shape)} and "
+                f"{tuple(slots_B.shape)}"
+            )
+        if len(positions_B) and not 0 <= int(positions_B.min()) <= int(positions_B.max()) < self.num_examples:
+            raise ExampleIdError(
+                f"positions from {int(positions_B.min())} to {int(positions_B.max())} were asked of the signal "
+                f"{self.name!r}, which has positions 0 to {self.num_examples - 1}"
+            )
+
+
+def _layout(segment: Segment) -> tuple[object, ...]:
+    """What all segments of a signal must have in common."""
+    columns = {key: (t.dtype, tuple(t.shape[1:])) for key, t in sorted(segment.tensors.items()) if key != "ids"}
+    return segment.meta.get("encoding", "dense"), segment.meta.get("num_classes"), *columns.items()

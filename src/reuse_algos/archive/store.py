@@ -1,0 +1,315 @@
+"""Where the bytes of an archive are: a small protocol, and the local directory that fulfils it.
+
+The protocol is what an object store can also do: read whole objects, list, and *put if absent*. Nothing is ever
+changed, renamed or deleted through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NoReturn, Protocol
+
+from reuse_algos.archive.manifest import is_safe_name
+from reuse_algos.errors import (
+    ArchiveConflictError,
+    ArchiveCorruptError,
+    ArchiveError,
+    ArchiveNotADirectoryError,
+    ArchivePermissionError,
+)
+
+__all__ = ["Chunk", "LocalStore", "Store", "open_store"]
+
+Chunk = bytes | memoryview
+"""A part of a file to be written; a memoryview has one dimension of bytes."""
+
+
+class Store(Protocol):
+    """Named, immutable sequences of bytes. Names are relative, with ``/`` between safe parts.
+
+    Every method raises an :class:`~reuse_algos.errors.ArchiveError` that names the path when it fails, its child
+    ``ArchivePermissionError`` when it was not allowed, and ``ArchiveCorruptError`` for a name or object that can be no
+    part of an archive.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where this is, for messages: a directory or a URL."""
+        ...
+
+    def get(self, path: str, max_bytes: int) -> bytes | None:
+        """The whole object, or None if there is none. More than ``max_bytes`` are refused unread."""
+        ...
+
+    def open(self, path: str) -> io.FileIO:
+        """Open an object as a regular local file with a descriptor, to be hashed and memory mapped."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Bytes in the object, or None if there is none."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted names directly below ``prefix``; empty if there are none."""
+        ...
+
+    def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
+        """Write an object that is complete and durable when this returns.
+
+        Raises:
+            ArchiveConflictError: There is one of this name, complete and durable; it was left as it is.
+        """
+        ...
+
+
+def open_store(location: str | os.PathLike[str], *, create: bool, read_only: bool) -> Store:
+    """Open the store at ``location``. This is the one place that knows which kinds of stores there are.
+
+    Args:
+        location: A directory.
+        create: Make the directory if it is missing.
+        read_only: Refuse every write.
+
+    Raises:
+        ArchiveError: ``location`` is a URL, or there is nothing and nothing may be made.
+        ArchiveNotADirectoryError: It is a file, or below one.
+    """
+    location = os.fspath(location)
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location):
+        raise ArchiveError(
+            f"{location!r} is remote. Remote archives need an object store, and this version reads and writes local "
+            "directories only: copy the archive to a disk, or mount it there"
+        )
+    return LocalStore(Path(location).expanduser(), create=create, read_only=read_only)
+
+
+class LocalStore:
+    """A directory on a POSIX file system with hard links.
+
+    Writing follows one protocol: a temporary file of a new name in the target's directory, written and synced, then
+    hard linked to its final name, which fails if that exists; then the directory is synced. A crash at any point leaves
+    the final name absent or complete.
+
+    No symbolic link below the root is followed and nothing but regular files is read, so that an archive from elsewhere
+    cannot lead out of its directory.
+
+    Args:
+        root: The directory. It may itself be reached through symbolic links.
+        create: Make it, with its parents, if it is missing.
+        read_only: Refuse every write.
+    """
+
+    def __init__(self, root: Path, *, create: bool = True, read_only: bool = False) -> None:
+        self.root = Path(os.path.abspath(root))
+        self.read_only = read_only
+        self._durable: set[str] = set()  # directories whose entry in their parent is known to be on disk
+        if not self.root.is_dir():
+            self._create_root(create and not read_only)
+
+    def _create_root(self, allowed: bool) -> None:
+        try:
+            if self.root.exists():
+                raise ArchiveNotADirectoryError(f"{self.root} is a file; an archive is a directory: give another path")
+            if not allowed:
+                raise ArchiveError(f"there is no archive at {self.root}: check the path, or let it be created")
+            missing = [self.root, *(parent for parent in self.root.parents if not parent.exists())]
+            for directory in reversed(missing):
+                with contextlib.suppress(FileExistsError):  # another process makes the archive at the same moment
+                    os.mkdir(directory)
+                _sync_directory(directory.parent)
+        except ArchiveError:
+            raise
+        except OSError as error:
+            _explain(error, self.root, "create the archive")
+
+    @property
+    def location(self) -> str:
+        """The directory."""
+        return str(self.root)
+
+    def get(self, path: str, max_bytes: int) -> bytes | None:
+        """Read a whole file; see :meth:`Store.get`."""
+        with self._errors(path, "read"):
+            try:
+                file = self._open(path)
+            except FileNotFoundError:
+                return None
+            with file:
+                data = file.read(max_bytes + 1)
+        if len(data) > max_bytes:
+            raise ArchiveCorruptError(f"{self.root / path} is larger than the {max_bytes} bytes it may have")
+        return data
+
+    def open(self, path: str) -> io.FileIO:
+        """Open a file for reading; see :meth:`Store.open`."""
+        with self._errors(path, "read"):
+            try:
+                return self._open(path)
+            except FileNotFoundError as error:
+                raise ArchiveCorruptError(f"{self.root / path} is missing: the archive is damaged") from error
+
+    def size(self, path: str) -> int | None:
+        """Size of a file; see :meth:`Store.size`."""
+        *parents, name = _split(path)
+        with self._errors(path, "read"):
+            try:
+                with self._directory(parents) as directory:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+        return self._regular(status, path).st_size
+
+    def list(self, prefix: str) -> list[str]:
+        """Names in a directory; see :meth:`Store.list`."""
+        with self._errors(prefix, "list"):
+            try:
+                with self._directory(_split(prefix)) as directory:
+                    return sorted(os.listdir(directory))
+            except FileNotFoundError:
+                return []
+
+    def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
+        """Write a file; see :meth:`Store.put_if_absent`."""
+        *parents, name = _split(path)
+        if self.read_only:
+            raise ArchivePermissionError(f"cannot write {self.root / path}: the archive was opened read-only")
+        with self._errors(path, "write"), self._directory(parents, create=True) as directory:
+            temporary = f".tmp-{secrets.token_hex(8)}"
+            try:
+                with _created(temporary, directory) as file:
+                    for chunk in chunks:
+                        _write(file, chunk)
+                    os.fsync(file)
+                    is_new = _link(temporary, name, directory, file)
+            finally:
+                with contextlib.suppress(OSError):  # a left-over temporary file is never read
+                    os.unlink(temporary, dir_fd=directory)
+            os.fsync(directory)  # also when another writer was first: it may not have come this far
+        if not is_new:
+            raise ArchiveConflictError(f"{self.root / path} exists: another writer was first")
+
+    def _open(self, path: str) -> io.FileIO:
+        *parents, name = _split(path)
+        with self._directory(parents) as directory:
+            # Not to block on a FIFO, nor to become the terminal of a device that somebody put here.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=directory)
+        try:
+            self._regular(os.fstat(descriptor), path)
+            return io.FileIO(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _regular(self, status: os.stat_result, path: str) -> os.stat_result:
+        if not stat.S_ISREG(status.st_mode):
+            raise ArchiveCorruptError(f"{self.root / path} is not a regular file; no archive has anything else")
+        return status
+
+    @contextlib.contextmanager
+    def _directory(self, parts: list[str], *, create: bool = False) -> Iterator[int]:
+        """Descriptor of a directory below the root, reached without following a symbolic link."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        descriptor = os.open(self.root, flags)
+        try:
+            for depth, part in enumerate(parts, start=1):
+                if create:
+                    self._make_directory(part, descriptor, "/".join(parts[:depth]))
+                child = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = child
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _make_directory(self, name: str, parent: int, path: str) -> None:
+        try:
+            os.mkdir(name, dir_fd=parent)
+        except FileExistsError:
+            if path in self._durable:
+                return
+        os.fsync(parent)
+        self._durable.add(path)
+
+    @contextlib.contextmanager
+    def _errors(self, path: str, action: str) -> Iterator[None]:
+        try:
+            yield
+        except ArchiveError:
+            raise
+        except OSError as error:
+            _explain(error, self.root / path, action)
+
+
+@contextlib.contextmanager
+def _created(name: str, directory: int) -> Iterator[int]:
+    # Read-only from the start: no archived file is ever changed, and a reader may have mapped it.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(name, flags, 0o444, dir_fd=directory)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write(file: int, chunk: Chunk) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _link(temporary: str, name: str, directory: int, file: int) -> bool:
+    """Give the file its final name; False if that name is taken."""
+    try:
+        os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError:
+        # On NFS the answer to a successful link can be lost and the repeated request then fails.
+        return os.fstat(file).st_nlink == 2
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise ArchiveError(
+                f"the file system cannot make the hard link {name} that a commit needs: keep the archive on a local "
+                "disk or on NFS"
+            ) from error
+        raise
+    return True
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _split(path: str) -> list[str]:
+    parts = path.split("/")
+    if not all(is_safe_name(part) for part in parts):
+        raise ArchiveCorruptError(f"{path[:200]!r} cannot be the path of a file in an archive")
+    return parts
+
+
+def _explain(error: OSError, path: Path, action: str) -> NoReturn:
+    """Raise an error of ours that says which path, and what to do."""
+    kind: type[ArchiveError] = ArchiveError
+    advice = ""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        kind = ArchivePermissionError
+        advice = ": open the archive read-only, or ask its owner for access" if action == "write" else ""
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = ": free some space, or use an archive elsewhere"
+    elif error.errno in (errno.ELOOP, errno.ENOTDIR):
+        kind = ArchiveCorruptError if action != "create the archive" else ArchiveNotADirectoryError
+        advice = ": below an archive's directory there are only directories and regular files, and no links"
+    failure = kind(f"cannot {action} {path}: {error.strerror or error}{advice}")
+    failure.errno = error.errno
+    raise failure from error

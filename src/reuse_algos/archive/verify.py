@@ -1,0 +1,113 @@
+"""Checking whole runs for damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from reuse_algos.archive.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.manifest import FileEntry, manifest_path, run_prefix
+from reuse_algos.archive.store import Store
+from reuse_algos.archive.tensors import verify_file
+from reuse_algos.errors import ArchiveError
+
+__all__ = ["Problem", "VerifyReport", "verify_runs"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One damaged file: whose it is, its path relative to the archive, and what is wrong with it."""
+
+    run_id: str
+    path: str
+    what: str
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and what was found wrong.
+
+    Attributes:
+        runs: Number of runs.
+        files: Number of data files.
+        bytes: Their total size.
+        problems: One per damaged file, in the order found.
+    """
+
+    runs: int = 0
+    files: int = 0
+    bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+def verify_runs(
+    store: Store, run_ids: Iterable[str], progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Check every generation of runs, and read and hash every file that any generation lists.
+
+    Args:
+        store: The archive's store.
+        run_ids: Which runs.
+        progress: Called with the bytes hashed so far and the bytes to hash in all.
+
+    Returns:
+        What was found. Damage is never raised.
+    """
+    report = VerifyReport()
+    files: dict[tuple[str, str], FileEntry] = {}
+    for run_id in run_ids:
+        files.update(_verify_records(store, run_id, report))
+    report.files = len(files)
+    report.bytes = sum(entry.bytes for entry in files.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, report.bytes)
+
+    for (run_id, path), entry in files.items():
+        try:
+            verify_file(store, path, entry, advance)
+        except ArchiveError as error:
+            report.problems.append(Problem(run_id, path, str(error)))
+    return report
+
+
+def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tuple[str, str], FileEntry]:
+    """Check a run's JSON files; return the data files that they list."""
+    files: dict[tuple[str, str], FileEntry] = {}
+
+    def attempt(path: str, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except ArchiveError as error:
+            report.problems.append(Problem(run_id, path, str(error)))
+
+    def read(generation: int) -> None:
+        for entry in read_manifest(store, run_id, generation).files:
+            path = f"{run_prefix(run_id)}/{entry.path}"
+            known = files.setdefault((run_id, path), entry)
+            if (entry.bytes, entry.sha256, entry.tensors) != (known.bytes, known.sha256, known.tensors):
+                raise ArchiveError(f"{manifest_path(run_id, generation)} contradicts another entry about {path}")
+
+    final, generations = None, []
+    try:
+        final = read_final(store, run_id)
+    except ArchiveError as error:
+        report.problems.append(Problem(run_id, final_path(run_id), str(error)))
+    try:
+        generations = list_generations(store, run_id)
+    except ArchiveError as error:
+        report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
+    highest = max([*generations, final.generation if final else 0])
+    report.runs += highest > 0
+    for generation in range(1, highest + 1):  # none is ever deleted, so a gap is damage: reading it says so
+        attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))
+    return files

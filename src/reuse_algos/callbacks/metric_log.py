@@ -1,0 +1,105 @@
+"""The metrics history of a run while it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from composer import State
+
+from reuse_algos.archive import PriorRun
+
+__all__ = ["MetricLog"]
+
+_COLUMNS = {
+    "step": torch.int64,
+    "sample": torch.int64,
+    "epoch": torch.int64,
+    "train_seconds": torch.float64,
+    "eval_seconds": torch.float64,
+    "value": torch.float64,
+}
+
+
+class MetricLog:
+    """Rows of (step, sample, epoch, train seconds, evaluation seconds, value) for each metric.
+
+    Train seconds are Composer's own wall clock of training, which stands still during evaluation.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[str, list[tuple[float, ...]]] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
+        self.eval_seconds = 0.0
+
+    @classmethod
+    def of_run(cls, run: PriorRun) -> MetricLog:
+        """The history that a run has so far."""
+        log = cls()
+        for name in run.metric_names:
+            history = run.metric(name)
+            columns = [np.asarray(getattr(history, column)).tolist() for column in _COLUMNS]
+            log._rows[name] = [tuple(row) for row in zip(*columns, strict=True)]
+        return log
+
+    def add(self, name: str, value: float, state: State) -> None:
+        """One row, at the state's time. A second value at the same step replaces the first."""
+        time = state.timestamp
+        row = (
+            int(time.batch),
+            int(time.sample),
+            int(time.epoch),
+            time.total_wct.total_seconds(),
+            self.eval_seconds,
+            float(value),
+        )
+        rows = self._rows.setdefault(name, [])
+        if rows and rows[-1][0] == row[0]:
+            rows.pop()
+        rows.append(row)
+
+    def accumulate(self, values: Mapping[str, float]) -> None:
+        """Add the values of one training batch to the means of the epoch."""
+        for name, value in values.items():
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + float(value), count + 1)
+
+    def end_epoch(self, state: State) -> None:
+        """Write the means of the epoch's batches as rows."""
+        for name, (total, count) in self._sums.items():
+            self.add(name, total / count, state)
+        self._sums.clear()
+
+    def last(self, name: str | None) -> float | None:
+        """Latest value of a metric."""
+        rows = self._rows.get(name or "")
+        return rows[-1][-1] if rows else None
+
+    @property
+    def names(self) -> list[str]:
+        """Metrics with at least one row."""
+        return list(self._rows)
+
+    def is_finite(self, *names: str | None) -> bool:
+        """Whether the latest values of these metrics are numbers (metrics without rows do not count)."""
+        return all(math.isfinite(value) for value in map(self.last, names) if value is not None)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Columns ``<metric>/<column>``, int64 and float64 ``[rows]``, as the archive stores them."""
+        return {
+            f"{name}/{column}": torch.tensor([row[i] for row in rows], dtype=dtype)
+            for name, rows in self._rows.items()
+            for i, (column, dtype) in enumerate(_COLUMNS.items())
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the archive does not hold in mid-epoch."""
+        return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "eval_seconds": self.eval_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        self._sums = {name: (float(total), int(count)) for name, (total, count) in state["sums"].items()}
+        self.eval_seconds = float(state["eval_seconds"])

@@ -1,0 +1,110 @@
+"""What a record says of where it comes from: code, hardware, model."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import warnings
+from importlib import metadata
+from typing import Any
+
+import torch
+from composer import State
+from composer.core import get_precision_context
+from composer.utils import dist
+from torch.utils.flop_counter import FlopCounterMode
+
+from reuse_algos.algorithms.outputs import plain_state_dict, unwrap_model
+from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
+from reuse_algos.errors import ArchiveWarning
+
+__all__ = ["environment", "forward_flops", "hardware_name", "model_record"]
+
+_PACKAGES = ("reuse-algos", "mosaicml", "torch", "torchvision", "torchmetrics", "numpy", "safetensors")
+
+
+def environment() -> EnvironmentRecord:
+    """Versions, hardware and the git commit of the working directory."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    hardware: dict[str, str | int | float | None] = {
+        "name": hardware_name(),
+        "cpu_count": os.cpu_count(),
+        "gpu_count": torch.cuda.device_count(),
+        "world_size": dist.get_world_size(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+    return EnvironmentRecord(versions=versions, hardware=hardware, git_commit=_git_commit())
+
+
+def hardware_name() -> str:
+    """The GPU's name, else the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Commit of the working directory, with ``+changes`` where tracked files differ from it; None outside git."""
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+
+def model_record(model: torch.nn.Module, flops_per_example: int | None) -> ModelRecord:
+    """Name, build settings, names and shapes of the model that the trainer holds."""
+    plain = unwrap_model(model)
+    config = getattr(plain, "reuse_config", None)
+    inner = getattr(plain, "module", plain)
+    return ModelRecord(
+        name=config["name"] if config else type(inner).__name__,
+        config=config,
+        num_classes=getattr(plain, "num_classes", None),
+        parameters=describe(plain_state_dict(model)),
+        num_parameters=sum(p.numel() for p in plain.parameters()),
+        flops_per_example=flops_per_example,
+    )
+
+
+def forward_flops(state: State, batch: Any, num_rows: int) -> int | None:
+    """FLOPs of the forward pass of one example, by torch's counter; a multiply-add counts as two.
+
+    The model runs once more on this batch, in evaluation mode and without gradient, so that neither its statistics
+    nor any generator moves. Training costs about three times as much (forward, and twice that backward).
+
+    Returns:
+        None, with a warning, where the model cannot be run like that.
+    """
+    plain = unwrap_model(state.model)
+    training = [module for module in plain.modules() if module.training]
+    plain.eval()
+    try:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
+            # The class's forward: the instance's may have been replaced by a compiled one.
+            type(plain).forward(plain, batch)
+        return round(counter.get_total_flops() / num_rows)
+    except Exception as error:
+        warnings.warn(f"FLOPs of the model are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
+        return None
+    finally:
+        for module in training:
+            module.training = True

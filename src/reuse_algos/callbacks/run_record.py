@@ -1,0 +1,108 @@
+"""The record of one run under way: what has been written, by all ranks, and what is visible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from composer.utils import dist
+
+from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter
+from reuse_algos.ranks import on_every_rank, on_rank_zero
+
+__all__ = ["RunRecord"]
+
+_Key = tuple[str, str, int | None, int]
+
+
+class RunRecord:
+    """Writes data files from every rank and commits them together.
+
+    A file replaces the earlier one of the same kind, name, slot and rank: the metrics history grows, a partial epoch
+    becomes a whole one.
+
+    Args:
+        archive: where to write.
+        writer: this rank's writer.
+        base: the committed state that a resumed run goes on from.
+    """
+
+    def __init__(self, archive: RunArchive, writer: RunWriter, base: Manifest | None = None) -> None:
+        self.archive = archive
+        self.manifest = base
+        self._writer = writer
+        self._files: dict[_Key, FileEntry] = {_key_of(entry): entry for entry in base.files} if base else {}
+        self._fresh: dict[_Key, FileEntry] = {}
+
+    @classmethod
+    def start(cls, archive: RunArchive, run_name: str) -> RunRecord:
+        """A new run, the same one on every rank."""
+        return cls._open(archive, lambda: (archive.start_run(run_name), None))
+
+    @classmethod
+    def resume(cls, archive: RunArchive, run_id: str, generation: int) -> RunRecord:
+        """Go on with a run as it was at a generation; what was committed after it is dropped."""
+        return cls._open(archive, lambda: archive.resume_run(run_id, generation))
+
+    @classmethod
+    def _open(cls, archive: RunArchive, work: Callable[[], tuple[RunWriter, Manifest | None]]) -> RunRecord:
+        writers: list[RunWriter] = []
+
+        def open_writer() -> tuple[str, int, Manifest | None]:
+            writer, base = work()
+            writers.append(writer)
+            return writer.run_id, writer.attempt, base
+
+        run_id, attempt, base = on_rank_zero(open_writer)
+        return cls(archive, writers[0] if writers else archive.join_run(run_id, attempt), base)
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return self._writer.run_id
+
+    def put(self, kind: str, name: str, tensors: Mapping[str, torch.Tensor], **meta: Any) -> None:
+        """Write one data file of this rank; it becomes visible with the next commit."""
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        entry = self._writer.put(kind, name, plain, {**meta, "rank": dist.get_global_rank()})
+        self._fresh[_key_of(entry)] = entry
+
+    def commit(self, describe: Callable[[list[FileEntry]], Manifest], prepare: Callable[[], None]) -> None:
+        """Make everything written so far visible, on all ranks together or not at all.
+
+        Args:
+            describe: makes the manifest from the list of valid files; runs on rank 0.
+            prepare: writes what is still to be written; runs on every rank.
+
+        Raises:
+            ArchiveError: on every rank, where any rank could not write.
+        """
+
+        def write() -> list[FileEntry]:
+            prepare()
+            return list(self._fresh.values())
+
+        for entries in on_every_rank(write):
+            self._files.update({_key_of(entry): entry for entry in entries})
+        self._fresh.clear()
+        self.manifest = on_rank_zero(lambda: self._writer.commit(describe(list(self._files.values()))))
+
+    def finish(self) -> None:
+        """Mark the run as ended by itself."""
+        on_rank_zero(self._writer.finish)
+
+    def own_signals(self) -> list[FileEntry]:
+        """Committed signal files of this rank."""
+        rank = dist.get_global_rank()
+        return [entry for (kind, _, _, of), entry in self._files.items() if kind == "signals" and of == rank]
+
+    def read(self, entry: FileEntry) -> dict[str, torch.Tensor]:
+        """Tensors of a committed file."""
+        assert self.manifest is not None
+        return self.archive.run(self.run_id).at_generation(self.manifest.generation).read(entry)
+
+
+def _key_of(entry: FileEntry) -> _Key:
+    slot = entry.meta.get("slot")
+    return entry.kind, entry.name, None if slot is None else int(slot), int(entry.meta.get("rank") or 0)

@@ -1,0 +1,433 @@
+"""The Composer callback that archives a run while it trains."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from composer import Callback, Event, State, TimeUnit
+from composer.algorithms import EMA
+from composer.loggers import Logger
+from composer.utils import dist
+
+from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.algorithms.outputs import logits_of, plain_state_dict
+from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+from reuse_algos.archive import (
+    CostRecord,
+    DatasetRecord,
+    FileEntry,
+    Manifest,
+    ModelRecord,
+    Progress,
+    RunArchive,
+    infer_mode,
+)
+from reuse_algos.callbacks.metric_log import MetricLog
+from reuse_algos.callbacks.provenance import environment, forward_flops, model_record
+from reuse_algos.callbacks.run_record import RunRecord
+from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
+from reuse_algos.data.example_ids import ExampleIds, keep_views, num_rows
+from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import ExampleIdError
+from reuse_algos.ranks import on_every_rank, on_rank_zero
+
+__all__ = ["RunRecorder"]
+
+_EVERY = re.compile(r"([1-9]\d*)ep")
+
+
+class RunRecorder(Callback):
+    """Archive this run: metrics, weights, per-example signals, recipe, provenance and cost.
+
+    Signals are taken from the forward pass that happens anyway, kept on the training device and written when an epoch
+    ends. The record is committed whenever Composer saves a checkpoint (checkpoint and record then agree, so a resumed
+    run goes on bit-equal) and when training ends. A run that was interrupted stays marked as unfinished.
+
+    Args:
+        archive: a :class:`~reuse_algos.archive.RunArchive` or a path; an archive is made where there is none.
+        run_name: name of the run. Default: the trainer's.
+        tags: labels to select and group runs by, such as ``{"study": "lr", "method": "baseline"}``.
+        recipe: the settings that made this run, as JSON-able data.
+        weights: which weights to keep: ``last`` (at the end), ``best`` (by ``monitor``), ``5ep`` (every fifth epoch).
+        signals: which signals to keep, for example ``{"logits": {"last_epochs": 32, "top_k": 16}, "loss": {},
+            "correct": {}}``. ``last_epochs`` counts from the end of training (left out: every epoch); ``top_k`` keeps
+            the largest logits and the mass of the rest (left out: all logits, as float16). Default: none.
+        monitor: the metric that orders runs and decides ``best``, such as ``metrics/eval/MulticlassAccuracy``.
+            Default: the first evaluation metric whose name holds ``Accuracy``, else the first one.
+        target_key: where the targets lie in a batch.
+        output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
+        id_key: where the example ids (keys of ``dataset``) lie in a batch, for iterable datasets.
+        dataset: what the train data are, where that cannot be read off the loader's dataset.
+
+    Raises:
+        ValueError: a setting is wrong.
+        ExampleIdError: at the start, where signals cannot be attributed to examples.
+        ArchiveError: the archive cannot be written; on every rank, and nothing half-written is ever visible.
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive | str | os.PathLike[str],
+        *,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        weights: str | Sequence[str] = ("last",),
+        signals: Mapping[str, Mapping[str, Any] | None] | None = None,
+        monitor: str | None = None,
+        target_key: str | int = 1,
+        output_key: str | int | None = None,
+        id_key: str | int | None = None,
+        dataset: DatasetInfo | None = None,
+    ) -> None:
+        self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive)
+        self.run_name = run_name
+        self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
+        self.recipe = None if recipe is None else dict(recipe)
+        self.weights = [weights] if isinstance(weights, str) else list(weights)
+        for name in self.weights:
+            if name not in ("last", "best") and not _EVERY.fullmatch(name):
+                raise ValueError(f"RunRecorder weights: {name!r} is not 'last', 'best' or every n epochs such as '5ep'")
+        self.signals = parse_signals(signals)
+        self.monitor = monitor
+        self.target_key, self.output_key = target_key, output_key
+        self.dataset = dataset
+        self.ids = ExampleIds(id_key)
+        self.overhead_seconds = 0.0
+        self._resume: dict[str, Any] | None = None
+        self._record: RunRecord | None = None
+        self._info: DatasetInfo | None = None
+        self._log = MetricLog()
+        self._capture: SignalCapture | None = None
+        self._state: State | None = None
+        self._model: ModelRecord | None = None
+        self._best: dict[str, torch.Tensor] | None = None
+        self._best_value = math.nan
+        self._ended = False
+        self._standalone = False
+        self._eval_began = 0.0
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run in the archive, once training has started."""
+        return None if self._record is None else self._record.run_id
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Composer's entry point: follow the example ids, do the event's work, and time it."""
+        began = time.perf_counter()
+        if self.signals and event in ExampleIds.EVENTS:
+            self.ids.handle(event, state)
+        elif event == Event.FIT_START:
+            keep_views(state)
+        super().run_event(event, state, logger)
+        self.overhead_seconds += time.perf_counter() - began
+
+    # Start and resume -----------------------------------------------------------------------------------------------
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Open a new run, or go on with the one of the checkpoint."""
+        del logger
+        self._state, self._ended = state, False
+        if self._record is not None:
+            return  # a second Trainer.fit goes on with the same run
+        info = self._info = self.dataset or _info_of(state)
+        if self.signals:
+            self._capture = self._make_capture(state, info)
+        if self._resume is not None:
+            self._record = RunRecord.resume(self.archive, self._resume["run_id"], int(self._resume["generation"]))
+            self._take_back(self._resume)
+        else:
+            self._record = RunRecord.start(self.archive, self.run_name or state.run_name)
+            if info is not None and dist.get_global_rank() == 0:
+                labels = {} if info.labels is None else {"labels": info.labels}
+                self._record.put("dataset", "examples", {"keys": info.keys, **labels})
+
+    def _make_capture(self, state: State, info: DatasetInfo | None) -> SignalCapture:
+        if info is None:
+            raise ExampleIdError("signals need to know the examples; say what the data are by dataset=DatasetInfo(...)")
+        if mixing := mixes_examples(state):
+            raise ExampleIdError(
+                f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
+                "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
+            )
+        return SignalCapture(self.signals, info.num_examples, _num_epochs(state), _device_of(state))
+
+    def _take_back(self, resume: Mapping[str, Any]) -> None:
+        """What the run had when the checkpoint was made; what came after it is dropped."""
+        assert self._record is not None
+        manifest = self._record.manifest
+        assert manifest is not None
+        self._model = manifest.model
+        self._log = MetricLog.of_run(self.archive.run(manifest.run_id).at_generation(manifest.generation))
+        self._log.load_state_dict(resume["log"])
+        self.overhead_seconds += float(resume["overhead_seconds"])
+        self._best_value = float(resume["best_value"])
+        partial = {(str(name), int(slot)) for name, slot in resume["partial"]}
+        for entry in self._record.own_signals():
+            slot = int(entry.meta["slot"])  # type: ignore[arg-type]
+            if self._capture is not None and (entry.name, slot) in partial:
+                self._capture.restore(Segment(entry.name, slot, dict(entry.meta), self._record.read(entry)))
+
+    # While training -------------------------------------------------------------------------------------------------
+
+    def before_forward(self, state: State, logger: Logger) -> None:
+        """Count FLOPs, once in a run."""
+        del logger
+        if self._model is None:
+            flops = forward_flops(state, state.batch, num_rows(state.batch)) if dist.get_global_rank() == 0 else None
+            self._model = model_record(state.model, flops)
+
+    def after_forward(self, state: State, logger: Logger) -> None:
+        """Keep the rows of this microbatch."""
+        del logger
+        epoch = int(state.timestamp.epoch)
+        if self._capture is None or not self._capture.wanted(epoch):
+            return
+        examples = self.ids.microbatch
+        if changes_inputs(state):
+            examples = examples._replace(views=torch.full_like(examples.views, -1))
+        if self.ids.id_key is not None:
+            examples = examples._replace(positions=self._positions_of(examples.positions))
+        targets = None
+        if {"loss", "correct"} & self.signals.keys():
+            targets = state.batch_get_item(self.target_key)
+        self._capture.record(epoch, examples, logits_of(state.outputs, self.output_key), targets)  # type: ignore[arg-type]
+
+    def _positions_of(self, keys_B: torch.Tensor) -> torch.Tensor:
+        assert self._info is not None
+        order = torch.argsort(self._info.keys)
+        place = torch.searchsorted(self._info.keys[order], keys_B).clamp_(max=len(order) - 1)
+        positions = order[place]
+        if not torch.equal(self._info.keys[positions], keys_B):
+            unknown = keys_B[self._info.keys[positions] != keys_B][0]
+            raise ExampleIdError(f"the batch holds the id {int(unknown)}, which is not a key of the dataset")
+        return positions
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Add the batch to the epoch's means."""
+        del logger
+        values = dict(state.total_loss_dict) if state.total_loss_dict else {}
+        for name, metric in (state.train_metrics or {}).items():
+            if (value := _scalar(metric)) is not None:
+                values[f"metrics/train/{name}"] = value
+        for algorithm in state.algorithms:
+            if isinstance(algorithm, ReusingAlgorithm):
+                values.update(algorithm.latest_metrics)
+        self._log.accumulate(values)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Write the epoch's signals and means."""
+        del logger
+        self._log.end_epoch(state)
+        if self._capture is not None:
+            on_every_rank(self._put_signals)
+            self._capture.end_epoch()
+
+    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Keep weights of every n-th epoch."""
+        del logger
+        record, epoch = self._record, int(state.timestamp.epoch)
+        assert record is not None
+        matches = [_EVERY.fullmatch(name) for name in self.weights]
+        if any(every and epoch % int(every[1]) == 0 for every in matches):
+            on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", _evaluated_weights(state)))
+
+    # Evaluation -----------------------------------------------------------------------------------------------------
+
+    def eval_standalone_start(self, state: State, logger: Logger) -> None:
+        """Trainer.eval outside training is not part of the run."""
+        del state, logger
+        self._standalone = True
+
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        """Back to training."""
+        del state, logger
+        self._standalone = False
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        """Start the clock of evaluation."""
+        del state, logger
+        self._eval_began = time.perf_counter()
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Keep the metrics of this evaluator, and the weights where they are the best so far."""
+        del logger
+        label = state.dataloader_label
+        if self._standalone or self._record is None or label not in state.eval_metrics:
+            return
+        for name, metric in state.eval_metrics[label].items():
+            if (value := _scalar(metric)) is not None:
+                self._log.add(f"metrics/{label}/{name}", value, state)
+        monitor = self._monitored()
+        value = self._log.last(monitor)
+        if monitor is None or value is None or not monitor.startswith(f"metrics/{label}/"):
+            return
+        sign = 1 if infer_mode(monitor) == "max" else -1
+        if math.isfinite(value) and not sign * value <= sign * self._best_value:
+            self._best_value = value
+            if "best" in self.weights and dist.get_global_rank() == 0:
+                self._best = _evaluated_weights(state)
+
+    def eval_after_all(self, state: State, logger: Logger) -> None:
+        """Stop the clock; an evaluation after the last batch belongs to the record, too."""
+        del logger
+        if self._standalone or self._record is None:
+            return
+        self._log.eval_seconds += time.perf_counter() - self._eval_began
+        if self._ended:
+            self._commit(state)
+
+    def _monitored(self) -> str | None:
+        names = [name for name in self._log.names if name.startswith("metrics/") and "/train/" not in name]
+        if self.monitor is not None:
+            return next((name for name in names if name == self.monitor or name.endswith("/" + self.monitor)), None)
+        return next((name for name in names if "Accuracy" in name), names[0] if names else None)
+
+    # Commit ---------------------------------------------------------------------------------------------------------
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """Write the last weights, commit, and mark the run as ended by itself."""
+        del logger
+        assert self._record is not None
+        self._log.end_epoch(state)
+        if "last" in self.weights and dist.get_global_rank() == 0:
+            self._record.put("weights", "last", _evaluated_weights(state))
+        self._ended = True
+        self._commit(state)
+        self._record.finish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Called when Composer saves a checkpoint: commit, so that checkpoint and record agree.
+
+        Every rank takes part, as in the saving of the checkpoint itself.
+        """
+        if self._record is None or self._state is None:
+            return self._resume or {}
+        self._commit(self._state)
+        assert self._record.manifest is not None
+        return {
+            "run_id": self._record.run_id,
+            "generation": self._record.manifest.generation,
+            "log": self._log.state_dict(),
+            "best_value": self._best_value,
+            "overhead_seconds": self.overhead_seconds,
+            "partial": [] if self._capture is None else self._capture.slots,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember which run and generation the checkpoint belongs to."""
+        self._resume = state or None
+
+    def _put_signals(self) -> None:
+        assert self._record is not None
+        for segment in [] if self._capture is None else self._capture.segments():
+            meta = {key: value for key, value in segment.meta.items() if key != "rank"}
+            self._record.put("signals", segment.name, segment.tensors, **meta)
+
+    def _commit(self, state: State) -> None:
+        record = self._record
+        assert record is not None
+
+        def write_rest() -> None:
+            self._put_signals()
+            if dist.get_global_rank() == 0:
+                if self._best is not None:
+                    record.put("weights", "best", self._best)
+                    self._best = None
+                if self._log.names:
+                    record.put("metrics", "history", self._log.tensors())
+
+        record.commit(lambda files: self._describe(state, files), write_rest)
+
+    def _describe(self, state: State, files: list[FileEntry]) -> Manifest:
+        base = None if self._record is None else self._record.manifest
+        reusing = [a for a in state.algorithms if isinstance(a, ReusingAlgorithm)]
+        now, monitor = state.timestamp, self._monitored()
+        finite = self._log.is_finite("loss/train/total", monitor)
+        return Manifest(
+            run_name=self.run_name or state.run_name,
+            tags=self.tags,
+            seed=state.rank_zero_seed,
+            recipe=self.recipe,
+            dataset=None if self._info is None else _dataset_record(self._info, state),
+            model=self._model or model_record(state.model, None),
+            environment=environment() if base is None else base.environment,
+            progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
+            cost=CostRecord(
+                train_seconds=now.total_wct.total_seconds(),
+                eval_seconds=self._log.eval_seconds,
+                setup_seconds=sum(a.setup_seconds for a in reusing),
+                overhead_seconds=self.overhead_seconds,
+            ),
+            monitor=monitor,
+            monitor_mode=infer_mode(monitor or ""),
+            health="empty" if int(now.batch) == 0 else "ok" if finite else "diverged",
+            harvests=[] if base is None else base.harvests,
+            prior_runs=[use for a in reusing for use in a.prior_uses()],
+            files=files,
+        )
+
+
+def _info_of(state: State) -> DatasetInfo | None:
+    """What the train dataset says of itself, or None for one without a length."""
+    dataset = getattr(state.dataloader, "dataset", None)
+    return infer_info(dataset) if hasattr(dataset, "__len__") else None
+
+
+def _dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
+    policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
+    views = policy if isinstance(policy, ViewPolicy) else None
+    return DatasetRecord(
+        name=info.name,
+        num_examples=info.num_examples,
+        fingerprint=info.fingerprint,
+        class_names=None if info.class_names is None else list(info.class_names),
+        num_classes=info.num_classes,
+        labels_known=info.labels is not None,
+        view_seed=views.seed if views else None,
+        num_views=views.num_views if views else 0,
+        transform=views.transform if views else "unknown",
+    )
+
+
+def _scalar(metric: Any) -> float | None:
+    """Value of a torchmetrics metric, or None where it is more than one number."""
+    value = metric.compute()
+    return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
+
+
+def _device_of(state: State) -> torch.device:
+    return next((p.device for p in state.model.parameters()), torch.device("cpu"))
+
+
+def _num_epochs(state: State) -> int | None:
+    """Epochs that training will start, or None where that is not known."""
+    duration, length = state.max_duration, state.dataloader_len
+    if duration is None:
+        return None
+    if duration.unit == TimeUnit.EPOCH:
+        return int(duration)
+    if length is not None and duration.unit == TimeUnit.BATCH:
+        return math.ceil(int(duration) / int(length))
+    return None
+
+
+def _evaluated_weights(state: State) -> dict[str, torch.Tensor]:
+    """A copy of the weights that evaluation sees: the moving average where EMA is on."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
+            averaged = algorithm.ema_model
+            assert averaged is not None
+            for name, value in {**averaged.named_parameters_dict, **averaged.named_buffers_dict}.items():
+                plain = name.removeprefix("module.") if name not in weights else name
+                if plain in weights:
+                    weights[plain] = value.detach().cpu().clone()
+    return weights

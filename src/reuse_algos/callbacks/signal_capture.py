@@ -1,0 +1,205 @@
+"""Keeping what the forward pass computed anyway, one row per example.
+
+Shapes: B rows of a microbatch, N training examples, C classes, K kept classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from reuse_algos.archive import encode_top_k
+from reuse_algos.data.sampler import Examples
+from reuse_algos.errors import nearest
+
+__all__ = ["CaptureSettings", "Segment", "SignalCapture", "parse_signals"]
+
+_HALF_MAX = torch.finfo(torch.float16).max
+_NAMES = ("logits", "loss", "correct")
+
+
+@dataclass(frozen=True)
+class CaptureSettings:
+    """What to keep of one signal.
+
+    Attributes:
+        last_epochs: keep this many epochs, counted from the end of training; None: all.
+        top_k: logits only: keep the K largest with their indices and the logsumexp of the rest; None: all, as float16.
+    """
+
+    last_epochs: int | None = None
+    top_k: int | None = None
+
+
+def parse_signals(signals: Mapping[str, Mapping[str, Any] | None] | None) -> dict[str, CaptureSettings]:
+    """Read the ``signals`` argument of RunRecorder.
+
+    Raises:
+        ValueError: an unknown signal or setting, or a value out of range.
+    """
+    parsed: dict[str, CaptureSettings] = {}
+    for name, raw in (signals or {}).items():
+        if name not in _NAMES:
+            raise ValueError(f"RunRecorder signals: no signal {name!r} can be captured.{nearest(name, _NAMES)}")
+        settings = dict(raw or {})
+        allowed = ("last_epochs", "top_k") if name == "logits" else ("last_epochs",)
+        for key, value in settings.items():
+            if key not in allowed:
+                raise ValueError(f"RunRecorder signals.{name}: unknown setting {key!r}.{nearest(key, allowed)}")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"RunRecorder signals.{name}.{key} must be a whole number above 0, got {value!r}")
+        parsed[name] = CaptureSettings(**settings)
+    return parsed
+
+
+class Segment(NamedTuple):
+    """Rows of one signal and slot that are ready to be written."""
+
+    name: str
+    slot: int
+    meta: dict[str, str | int | float | bool | None]
+    tensors: dict[str, torch.Tensor]
+
+
+class _Buffer:
+    """Rows of one slot on the training device: full-length tensors and a seen mask."""
+
+    def __init__(self, meta: dict[str, Any], num_examples: int, device: torch.device) -> None:
+        self.meta = meta
+        self.values: dict[str, torch.Tensor] = {}
+        self.seen_N = torch.zeros(num_examples, dtype=torch.bool, device=device)
+
+    def put(self, positions_B: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
+        for key, value in rows.items():
+            if key not in self.values:
+                self.values[key] = value.new_zeros((len(self.seen_N), *value.shape[1:]))
+            self.values[key].index_copy_(0, positions_B, value)
+        self.seen_N.index_fill_(0, positions_B, True)
+
+    def segment(self, name: str, slot: int) -> Segment:
+        ids = self.seen_N.nonzero().flatten()
+        tensors = {key: value.index_select(0, ids).cpu() for key, value in self.values.items()}
+        return Segment(name, slot, dict(self.meta), {"ids": ids.cpu(), **tensors})
+
+
+class SignalCapture:
+    """Collects per-example signals of the running epoch.
+
+    Args:
+        settings: what to keep, see :func:`parse_signals`.
+        num_examples: N.
+        num_epochs: length of training in epochs (started epochs count), for the window of last epochs; None: unknown,
+            and everything is kept.
+        device: where the rows are collected; nothing waits for a copy before the epoch ends.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, CaptureSettings],
+        num_examples: int,
+        num_epochs: int | None,
+        device: torch.device,
+    ) -> None:
+        self.settings = dict(settings)
+        self.num_examples = num_examples
+        self.num_epochs = num_epochs
+        self.device = device
+        self._buffers: dict[tuple[str, int], _Buffer] = {}
+
+    def wanted(self, epoch: int) -> list[str]:
+        """Names of the signals whose window holds this epoch."""
+        return [
+            name
+            for name, kept in self.settings.items()
+            if kept.last_epochs is None or self.num_epochs is None or epoch >= self.num_epochs - kept.last_epochs
+        ]
+
+    def record(self, epoch: int, examples: Examples, logits_BC: torch.Tensor, targets_B: torch.Tensor | None) -> None:
+        """Keep the rows of one microbatch.
+
+        Args:
+            epoch: number of the running epoch.
+            examples: which examples the rows are.
+            logits_BC: ``[B, C, ...]``, any float dtype.
+            targets_B: class indices ``[B, ...]`` or class probabilities ``[B, C, ...]``; needed for loss and correct.
+
+        Raises:
+            ValueError: loss or correctness is wanted and there are no targets.
+        """
+        names = self.wanted(epoch)
+        if not names:
+            return
+        logits_BC = logits_BC.detach()
+        view = int(examples.views[0])
+        if bool((examples.views != view).any()):
+            self._record_by_view(epoch, examples, logits_BC, targets_B)
+            return
+        positions_B = examples.positions.to(self.device, non_blocking=True)
+        for name in names:
+            slot = view if name == "logits" and view >= 0 else epoch
+            meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
+            if name == "logits":
+                kept = self.settings[name].top_k
+                rows = encode_top_k(logits_BC, kept) if kept else {"values": _to_half(logits_BC)}
+                meta |= {"encoding": "top_k" if kept else "dense", "num_classes": logits_BC.shape[1]}
+            else:
+                if targets_B is None:
+                    raise ValueError(f"signal {name!r} needs the targets of the batch; name them by target_key")
+                rows = {"values": _loss(logits_BC, targets_B) if name == "loss" else _correct(logits_BC, targets_B)}
+                meta |= {"encoding": "dense", "num_classes": None}
+            key = (name, slot)
+            if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
+                self._buffers[key] = _Buffer(meta, self.num_examples, self.device)
+            self._buffers[key].put(positions_B, rows)
+
+    def _record_by_view(
+        self, epoch: int, examples: Examples, logits_BC: torch.Tensor, targets_B: torch.Tensor | None
+    ) -> None:
+        """A batch that mixes views: one part for each."""
+        for view in examples.views.unique():
+            rows = (examples.views == view).nonzero().flatten()
+            part = Examples(examples.positions[rows], examples.views[rows])
+            rows = rows.to(logits_BC.device)
+            self.record(epoch, part, logits_BC[rows], None if targets_B is None else targets_B[rows])
+
+    @property
+    def slots(self) -> list[list[str | int]]:
+        """(name, slot) of everything collected in the running epoch."""
+        return [[name, slot] for name, slot in self._buffers]
+
+    def segments(self) -> Iterator[Segment]:
+        """Everything collected in the running epoch."""
+        for (name, slot), buffer in self._buffers.items():
+            yield buffer.segment(name, slot)
+
+    def end_epoch(self) -> None:
+        """Forget the epoch's rows, after they were written."""
+        self._buffers.clear()
+
+    def restore(self, segment: Segment) -> None:
+        """Take rows of an epoch that was interrupted back in."""
+        buffer = _Buffer(dict(segment.meta), self.num_examples, self.device)
+        rows = {key: value.to(self.device) for key, value in segment.tensors.items() if key != "ids"}
+        buffer.put(segment.tensors["ids"].to(self.device), rows)
+        self._buffers[(segment.name, segment.slot)] = buffer
+
+
+def _to_half(logits_BC: torch.Tensor) -> torch.Tensor:
+    """float16, with values beyond its range at its ends (NaN stays NaN)."""
+    return logits_BC.float().clamp(-_HALF_MAX, _HALF_MAX).half()
+
+
+def _loss(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of each row (mean over positions of dense outputs), float32 ``[B]``."""
+    return F.cross_entropy(logits_BC.float(), targets_B, reduction="none").reshape(len(logits_BC), -1).mean(1)
+
+
+def _correct(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
+    """1 where the largest logit is the target's (at all positions of dense outputs), uint8 ``[B]``."""
+    if targets_B.dim() == logits_BC.dim():
+        targets_B = targets_B.argmax(1)
+    return (logits_BC.argmax(1) == targets_B).reshape(len(logits_BC), -1).all(1).to(torch.uint8)

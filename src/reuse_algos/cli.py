@@ -1,0 +1,102 @@
+"""The ``reuse-algos`` command: everything around training."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from reuse_algos.commands import compare, demo, harvest, runs, show, train, verify
+from reuse_algos.commands.common import ARCHIVE_HELP
+from reuse_algos.errors import ReuseAlgosError
+
+__all__ = ["build_parser", "main"]
+
+_COMMANDS = (train, runs, show, verify, harvest, compare, demo)
+
+_EPILOG = f"""\
+{ARCHIVE_HELP}
+
+examples:
+  reuse-algos train yamls/digits.yaml tags.method=baseline
+  reuse-algos runs ./archive --order best
+  reuse-algos compare ./archive --group-by tags.method --baseline baseline
+
+exit codes: 0 done; 1 the check found problems; 2 wrong usage, or an error that is named on stderr; 130 interrupted."""
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("reuse-algos")
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"reuse-algos {version}")
+        parser.exit(0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands. Building it imports neither torch nor Composer."""
+    parser = argparse.ArgumentParser(
+        prog="reuse-algos",
+        description="Keep what training runs compute, and spend it on the next run.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the arguments after the program's name; by default those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 the check found problems, 2 wrong usage or an error (one message on stderr; --debug
+        shows the traceback), 130 interrupted, 141 if the reader of stdout went away.
+    """
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as stop:  # argparse has printed what is wrong
+        return stop.code if isinstance(stop.code, int) else 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = args.run(args)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            # As in `reuse-algos runs ... | head`: nobody is there to be told. Python would complain again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except KeyboardInterrupt:
+            print("reuse-algos: interrupted", file=sys.stderr)
+            return 130
+        except (ReuseAlgosError, OSError) as error:
+            if args.debug:
+                traceback.print_exc()
+            print(f"reuse-algos: error: {error}", file=sys.stderr)
+            return 2
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A warning as one line: where in our code it was raised is of no use to the user of a command."""
+    print(f"reuse-algos: {category.__name__}: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""What the commands share: how an archive and runs are named on the command line, and how JSON is printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reuse_algos.errors import ReuseAlgosError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reuse_algos.archive import RunArchive
+
+__all__ = [
+    "ARCHIVE_HELP",
+    "ARCHIVE_VARIABLE",
+    "Subparsers",
+    "UsageError",
+    "add_archive",
+    "add_command",
+    "add_json",
+    "add_tags",
+    "console",
+    "open_archive",
+    "positive",
+    "print_json",
+    "tags_of",
+]
+
+ARCHIVE_VARIABLE = "REUSE_ALGOS_ARCHIVE"
+
+ARCHIVE_HELP = f"""\
+ARCHIVE is the first argument of every command that reads an archive. It may be left out where
+--archive DIR or the environment variable {ARCHIVE_VARIABLE} names the archive (--archive wins)."""
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+
+
+class UsageError(ReuseAlgosError, ValueError):
+    """The command line makes no sense; the message says what is missing."""
+
+
+def add_command(
+    subparsers: Subparsers, name: str, summary: str, details: str, examples: str
+) -> argparse.ArgumentParser:
+    """Add a command.
+
+    Args:
+        subparsers: of the main parser.
+        name: of the command.
+        summary: one line for ``reuse-algos --help``.
+        details: more of it for the command's own ``--help``.
+        examples: command lines, one a line.
+    """
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.\n\n{details}".rstrip(),
+        epilog="examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    return parser
+
+
+def add_archive(parser: argparse.ArgumentParser) -> None:
+    """Add the positional ARCHIVE and the option --archive."""
+    parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder of the archive")
+    parser.add_argument(
+        "--archive",
+        metavar="DIR",
+        dest="archive_option",
+        help=f"the archive, where ARCHIVE is left out (or set {ARCHIVE_VARIABLE})",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON value and nothing else on stdout; numbers that are not finite (NaN, no limit) are null",
+    )
+
+
+def add_tags(parser: argparse.ArgumentParser) -> None:
+    """Add --tag."""
+    parser.add_argument(
+        "--tag",
+        metavar="KEY=VALUE",
+        action="append",
+        nargs="+",
+        default=[],
+        help="only runs with these tags; a key given twice means either value",
+    )
+
+
+def tags_of(args: argparse.Namespace) -> dict[str, list[str]] | None:
+    """The tags asked for, each with the values that are allowed; None if there are none.
+
+    Raises:
+        UsageError: one is not ``key=value``.
+    """
+    tags: dict[str, list[str]] = {}
+    for text in (text for group in args.tag for text in group):
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--tag needs KEY=VALUE, got {text!r} (arguments such as ARCHIVE come before --tag)")
+        tags.setdefault(key, []).append(value)
+    return tags or None
+
+
+def positive(text: str) -> int:
+    """Argument type: a whole number of at least 1."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number
+
+
+def archive_path(args: argparse.Namespace) -> str:
+    """Where the archive is: the positional argument, else --archive, else the environment.
+
+    Raises:
+        UsageError: nowhere, or both as an argument and as an option.
+    """
+    if args.archive is not None and args.archive_option is not None:
+        raise UsageError(f"the archive is named twice: {args.archive} and --archive {args.archive_option}")
+    path = args.archive or args.archive_option or os.environ.get(ARCHIVE_VARIABLE)
+    if not path:
+        raise UsageError(
+            f"which archive? Give ARCHIVE as the first argument, or --archive DIR, or set {ARCHIVE_VARIABLE}"
+        )
+    return path
+
+
+def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArchive:
+    """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
+    from reuse_algos.archive import RunArchive
+
+    return RunArchive(Path(archive_path(args)), create=False, read_only=read_only)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON value; floats that are not finite become null."""
+    from reuse_algos.compare.results import json_safe
+
+    print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def console() -> Console:
+    """A console on stdout: as wide as the terminal, 100 columns where there is none."""
+    from rich.console import Console
+
+    found = Console(highlight=False, markup=False)
+    return found if found.is_terminal else Console(highlight=False, markup=False, width=100)

@@ -1,0 +1,37 @@
+"""``reuse-algos demo``: the whole loop in a minute or two, on a data set that needs no download."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from reuse_algos.commands.common import Subparsers, add_command, positive
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "demo",
+        "train, archive, reuse and compare on the bundled handwritten digits",
+        "Plain runs are archived, later runs reuse them, and the comparison says whether it paid.",
+        """
+        reuse-algos demo
+        reuse-algos demo --folder /tmp/demo --seeds 5 --keep
+        """,
+    )
+    parser.add_argument(
+        "--folder", type=Path, default=Path("demo"), metavar="DIR", help="where to work (default: demo)"
+    )
+    parser.add_argument("--seeds", type=positive, default=3, metavar="N", help="runs per group (default: 3)")
+    parser.add_argument("--keep", action="store_true", help="keep the runs of an earlier demo in the same folder")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; its exit code."""
+    from reuse_algos.demo import run_demo
+
+    return run_demo(args.folder, seeds=args.seeds, keep=args.keep)

@@ -1,0 +1,208 @@
+"""``reuse-algos show``: everything an archive knows of one run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from reuse_algos.commands.common import (
+    ARCHIVE_HELP,
+    Subparsers,
+    add_archive,
+    add_command,
+    add_json,
+    console,
+    open_archive,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from reuse_algos.archive import PriorRun, Signal
+
+__all__ = ["add_parser", "run", "summary"]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "show",
+        "show one run: recipe, data, model, cost, metrics, weights, signals, prior runs",
+        ARCHIVE_HELP,
+        """
+        reuse-algos show ./archive resnet56-17-0123abcdef
+        reuse-algos show ./archive resnet56-17 --json
+        """,
+    )
+    add_archive(parser)
+    parser.add_argument("run_id", metavar="RUN", help="id of the run, or its name if only one run has it")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show one run; 0."""
+    prior = open_archive(args).run(args.run_id)
+    facts = summary(prior)
+    if args.json:
+        print_json(facts)
+    else:
+        _print(facts, console())
+    return 0
+
+
+def summary(prior: PriorRun) -> dict[str, Any]:
+    """Everything ``show`` says, as plain data; floats may be NaN."""
+    import msgspec
+
+    manifest = prior.manifest
+    plain: dict[str, Any] = msgspec.to_builtins(manifest)
+    model = plain["model"]
+    if model is not None:
+        # Hundreds of names and shapes: that is what the manifest file itself is for.
+        model = {**model, "parameters": len(model["parameters"])}
+    return {
+        "run_id": prior.id,
+        "run_name": prior.run_name,
+        "finished": prior.finished,
+        "health": prior.health,
+        "generation": manifest.generation,
+        "attempt": manifest.attempt,
+        "created_at": manifest.created_at,
+        "committed_at": manifest.committed_at,
+        "seed": manifest.seed,
+        "tags": plain["tags"],
+        "progress": plain["progress"],
+        "cost": plain["cost"],
+        "monitor": manifest.monitor,
+        "monitor_mode": manifest.monitor_mode,
+        "metrics": {name: _metric(prior, name) for name in prior.metric_names},
+        "weights": {entry.name: entry.bytes for entry in manifest.files if entry.kind == "weights"},
+        "signals": {name: _signal(prior, prior.signal(name)) for name in prior.signal_names},
+        "dataset": plain["dataset"],
+        "model": model,
+        "environment": plain["environment"],
+        "prior_runs": plain["prior_runs"],
+        "harvests": plain["harvests"],
+        "recipe": plain["recipe"],
+    }
+
+
+def _metric(prior: PriorRun, name: str) -> dict[str, float]:
+    best, _ = prior.best_metric(name)
+    return {"final": prior.final_metric(name), "best": best}
+
+
+def _signal(prior: PriorRun, signal: Signal) -> dict[str, Any]:
+    stored = [entry for entry in prior.manifest.files if entry.kind == "signals" and entry.name == signal.name]
+    slots = {str(slot): int(signal.seen(slot).sum()) / max(signal.num_examples, 1) for slot in signal.slots}
+    return {
+        "encoding": signal.encoding,
+        "num_examples": signal.num_examples,
+        "bytes": sum(entry.bytes for entry in stored),
+        "coverage_of_slots": slots,
+    }
+
+
+def _print(facts: dict[str, Any], out: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from reuse_algos.compare.render import format_seconds
+
+    table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(name: str, *lines: str) -> None:
+        if lines:
+            table.add_row(name, Text("\n".join(lines)))
+
+    state = "finished" if facts["finished"] else "unfinished"
+    cost, progress = facts["cost"], facts["progress"]
+    row("run", facts["run_id"])
+    row("name", facts["run_name"])
+    row("state", f"{state}, {facts['health']}; generation {facts['generation']}, attempt {facts['attempt']}")
+    row("committed", facts["committed_at"])
+    row("seed", str(facts["seed"]))
+    row("tags", *(f"{key}={value}" for key, value in sorted(facts["tags"].items())))
+    row("progress", f"{progress['epoch']} epochs, {progress['batch']} batches, {progress['sample']} examples")
+    row("cost", ", ".join(f"{name.removesuffix('_seconds')} {format_seconds(value)}" for name, value in cost.items()))
+    row("metrics", *_metric_lines(facts))
+    row("weights", *(f"{name}  {_bytes(size)}" for name, size in facts["weights"].items()))
+    row("signals", *_signal_lines(facts["signals"]))
+    if facts["dataset"]:
+        data = facts["dataset"]
+        views = f"{data['num_views']} views of seed {data['view_seed']}" if data["num_views"] else "random augmentation"
+        classes = "" if data["num_classes"] is None else f", {data['num_classes']} classes"
+        row("data", f"{data['name']}: {data['num_examples']} examples{classes}; {data['transform']}, {views}")
+        row("", f"fingerprint {data['fingerprint']}")
+    if facts["model"]:
+        model = facts["model"]
+        flops = model["flops_per_example"]
+        per_example = "" if flops is None else f", {flops / 1e6:.4g} MFLOPs forward per example"
+        row("model", f"{model['name']}: {model['num_parameters']} parameters{per_example}")
+    if facts["environment"]:
+        environment = facts["environment"]
+        row("hardware", ", ".join(f"{key} {value}" for key, value in environment["hardware"].items()))
+        row("versions", ", ".join(f"{key} {value}" for key, value in environment["versions"].items()))
+        row("commit", str(environment["git_commit"]))
+    row("prior runs", *(_use_line(use) for use in facts["prior_runs"]))
+    row("harvests", *(_harvest_line(harvest) for harvest in facts["harvests"]))
+    row("recipe", *_tree(facts["recipe"] or {}))
+    out.print(table)
+
+
+def _metric_lines(facts: dict[str, Any]) -> list[str]:
+    return [
+        f"{name}  final {values['final']:.6g}, best {values['best']:.6g}"
+        + (f"  (monitor, {facts['monitor_mode']})" if name == facts["monitor"] else "")
+        for name, values in facts["metrics"].items()
+    ]
+
+
+def _signal_lines(signals: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, signal in signals.items():
+        coverage = signal["coverage_of_slots"]
+        full = sum(value == 1.0 for value in coverage.values())
+        partial = [f"{slot}: {100 * value:.3g} %" for slot, value in coverage.items() if value != 1.0]
+        shown = f"; {', '.join(partial[:8])}{', ...' if len(partial) > 8 else ''}" if partial else ""
+        size = f"{signal['encoding']}, {_bytes(signal['bytes'])}"
+        lines.append(f"{name}  {size}, {len(coverage)} slots, {full} of them complete{shown}")
+    return lines
+
+
+def _use_line(use: dict[str, Any]) -> str:
+    what = [f"weights {', '.join(use['weights'])}"] if use["weights"] else []
+    what += [f"signals {', '.join(use['signals'])}"] if use["signals"] else []
+    return f"{use['run_id']}  {use['algorithm']}: {'; '.join(what) or '-'}; harvest {use['harvest_seconds']:.3g} s"
+
+
+def _harvest_line(harvest: dict[str, Any]) -> str:
+    return (
+        f"{harvest['signal']}  {len(harvest['views'])} views with weights {harvest['weights']}: "
+        f"{harvest['seconds']:.3g} s on {harvest['hardware']}"
+    )
+
+
+def _tree(node: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            lines += _tree(value, f"{prefix}{key}.")
+        else:
+            lines.append(f"{prefix}{key}={value}")
+    return lines
+
+
+def _bytes(size: float) -> str:
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} GiB"

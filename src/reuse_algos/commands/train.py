@@ -1,0 +1,34 @@
+"""``reuse-algos train``: train by a recipe in this process."""
+
+from __future__ import annotations
+
+import argparse
+
+from reuse_algos.commands.common import Subparsers, add_command
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "train",
+        "train by a recipe in this process",
+        "Settings of the recipe are overridden by key=value. On several GPUs use Composer's launcher instead:\n"
+        "composer -n 8 -m reuse_algos.train RECIPE.yaml key=value ...",
+        """
+        reuse-algos train yamls/digits.yaml
+        reuse-algos train yamls/digits.yaml seed=18 max_duration=10ep tags.method=baseline
+        """,
+    )
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="file of the recipe")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the recipe")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; the exit code of the trainer."""
+    from reuse_algos.train import main
+
+    return main([args.recipe, *args.overrides])

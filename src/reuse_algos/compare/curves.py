@@ -1,0 +1,220 @@
+"""Speed-up from the mean curves of two groups, at the baseline's own final level.
+
+The question: how much less does a group spend to be as good as the baseline is *at the end of its own budget*? The
+target is then not a number fixed in advance but the baseline's mean final metric, which is itself an estimate, and by
+construction about half of the baseline's own runs end below it. Reading each run's own hitting time would censor them
+and make the baseline look infinitely slow. So groups are compared, not runs:
+
+* Each group has a **mean curve**: the mean metric of its runs at each evaluation step that all of them share, against
+  the geometric mean of their costs there (the table shows arithmetic means of costs).
+* A group's cost to the target is its cost where its mean curve **first** is at or beyond the target. The baseline's
+  mean curve gets there at the end of its budget, or earlier where it had already flattened out: both groups are read
+  by the same rule, so that a plateau flatters neither.
+* The **interval** comes from inverting tests, as in Fieller's theorem, not from the spread of hitting times (a hitting
+  time is no smooth function of the data, so that a jackknife or a bootstrap over three runs does not cover). At each
+  evaluation k of the group, its runs' values there are compared with the baseline runs' *final* values by a t interval
+  (paired by seed, or Welch), so the noise of the target is counted:
+
+  - the target is *surely reached* from evaluation U on, the first one after which every evaluation is significantly at
+    or above the baseline's final level (one-sided, half of 1 - confidence);
+  - it is *surely not reached* before evaluation L, the first one that is not significantly below (or, where the group
+    is significantly below at the baseline's own budget, the first one after it that is not).
+
+  Where the true mean curve does not fall, each is wrong with at most half of 1 - confidence: at the true crossing
+  itself the t interval would have to miss. The true crossing is then after evaluation L - 1 and not after U, whatever
+  happens between evaluations. If U does not exist the lower limit is 0; if L does not, the group's total cost is a
+  lower bound of its cost.
+* Seconds are noisy too. The log ratio of costs at the two crossings has its own t interval, and the two sources are
+  combined by square-and-add (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
+
+Limits: the t intervals assume roughly normal values over seeds; values of runs that are bit-equal have no spread, so
+nothing is significant there (repeating one seed buys nothing); the uncertainty of *where* a flat baseline reached its
+own level is not counted beyond the point estimate; a group that ends no better than the baseline can not be shown to
+be faster at this target, even if it got close much earlier: declare a lower ``target`` in advance for that question.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from reuse_algos.compare.statistics import (
+    CONFIDENCE,
+    MIN_RUNS,
+    Bound,
+    FloatArray,
+    Speedup,
+    ratio_interval,
+    t_quantile,
+    verdict_of,
+)
+
+__all__ = ["Crossing", "MeanCurves", "crossing_of", "own_crossing", "speedup_of_curves"]
+
+# Shapes: R runs of one group, K evaluations that all of them share.
+
+
+@dataclass(frozen=True)
+class MeanCurves:
+    """The runs of one group on their shared evaluations.
+
+    Attributes:
+        values_RK: metric, **larger is better** (negate a loss); NaN and infinities count as not reached.
+        costs_RK: cost at each evaluation on one axis (steps or seconds), not negative, not falling.
+        start_R: cost before the first step (set-up and harvest; 0 on the step axis).
+    """
+
+    values_RK: FloatArray
+    costs_RK: FloatArray
+    start_R: FloatArray
+
+    def __post_init__(self) -> None:
+        shape = self.values_RK.shape
+        if len(shape) != 2 or shape != self.costs_RK.shape or self.start_R.shape != shape[:1] or 0 in shape:
+            raise ValueError(f"shapes do not match: {shape}, {self.costs_RK.shape}, {self.start_R.shape}")
+
+    @property
+    def mean_K(self) -> FloatArray:
+        """Mean curve [K]; ``-inf`` where a run's value is not finite, so that the target is not reached there."""
+        finite_K = np.isfinite(self.values_RK).all(axis=0)
+        mean_K = np.full(self.values_RK.shape[1], -np.inf)
+        mean_K[finite_K] = self.values_RK[:, finite_K].mean(axis=0)
+        return mean_K
+
+    def cost_R(self, k: int) -> FloatArray:
+        """Costs [R] at evaluation ``k``; -1 is before the first step."""
+        return self.start_R if k < 0 else self.costs_RK[:, k]
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """Where a group's mean curve reaches the target, as indices of its K evaluations; K stands for "not seen".
+
+    Attributes:
+        estimate: first evaluation whose mean is at or beyond the target.
+        earliest: L, the first evaluation that is not surely below it.
+        latest: U, the first evaluation from which on every one is surely at or beyond it.
+    """
+
+    estimate: int
+    earliest: int
+    latest: int
+
+
+def own_crossing(curves: MeanCurves) -> int:
+    """First evaluation at which a group's mean curve is at or beyond its own final mean (its last one, or earlier)."""
+    mean_K = curves.mean_K
+    return int(np.argmax(mean_K >= mean_K[-1]))
+
+
+def _limits(
+    values_RK: FloatArray, final_S: FloatArray, *, paired: bool, confidence: float
+) -> tuple[FloatArray, FloatArray]:
+    """Limits [K] of mean(values_RK[:, k]) - mean(final_S); infinite where there is no spread or a value not finite."""
+    upper = 0.5 + confidence / 2.0
+    low_K, high_K = np.full(values_RK.shape[1], -np.inf), np.full(values_RK.shape[1], np.inf)
+    usable_K = np.isfinite(values_RK).all(axis=0)
+    if len(values_RK) < MIN_RUNS or len(final_S) < MIN_RUNS or not np.isfinite(final_S).all() or not usable_K.any():
+        return low_K, high_K
+    values = values_RK[:, usable_K]
+    if paired:
+        difference = values - final_S[:, None]
+        mean, variance = difference.mean(axis=0), difference.var(axis=0, ddof=1) / len(difference)
+        df = np.full(mean.shape, float(len(difference) - 1))
+    else:
+        mean = values.mean(axis=0) - final_S.mean()
+        own, other = values.var(axis=0, ddof=1) / len(values), final_S.var(ddof=1) / len(final_S)
+        variance = own + other
+        denominator = own**2 / (len(values) - 1) + other**2 / (len(final_S) - 1)
+        df = np.divide(variance**2, denominator, out=np.ones_like(variance), where=denominator > 0)
+    # Rounding leaves a spread of about 1e-16 where all differences are equal: that is no spread either.
+    noise = np.sqrt(variance)
+    spread = noise > 1e-12 * np.maximum(np.abs(values).max(axis=0), np.abs(final_S).max())
+    half = np.where(spread, t_quantile(upper, df) * noise, np.inf)
+    low_K[usable_K], high_K[usable_K] = mean - half, mean + half
+    return low_K, high_K
+
+
+def crossing_of(baseline: MeanCurves, group: MeanCurves, *, paired: bool, confidence: float = CONFIDENCE) -> Crossing:
+    """Where the group's mean curve reaches the baseline's mean final value, with confidence limits.
+
+    ``paired`` requires equal R and the same order of seeds. See the module's docstring for the method.
+    """
+    final_S = baseline.values_RK[:, -1]
+    evaluations = group.values_RK.shape[1]
+    reached_K = group.mean_K >= final_S.mean() if np.isfinite(final_S).all() else np.zeros(evaluations, dtype=bool)
+    low_K, high_K = _limits(group.values_RK, final_S, paired=paired, confidence=confidence)
+    surely_below_K = high_K < 0
+    earliest = _first(~surely_below_K)
+    # One more test, at the evaluation where the group has spent what the baseline spent in all: a true mean that is
+    # below the target there was below it before, so evaluations before it need no test of their own.
+    within = np.flatnonzero(_geometric_mean(group.costs_RK) <= _geometric_mean(baseline.costs_RK[:, -1:]))
+    if within.size and surely_below_K[within[-1]]:
+        anchor = int(within[-1])
+        earliest = max(earliest, anchor + _first(~surely_below_K[anchor:]))
+    not_above = np.flatnonzero(~(low_K >= 0))
+    return Crossing(_first(reached_K), earliest, int(not_above[-1]) + 1 if not_above.size else 0)
+
+
+def _first(mask: npt.NDArray[np.bool_]) -> int:
+    return int(np.argmax(mask)) if mask.any() else len(mask)
+
+
+def _geometric_mean(costs_RK: FloatArray) -> FloatArray:
+    with np.errstate(divide="ignore"):
+        return np.exp(np.log(costs_RK).mean(axis=0))
+
+
+def speedup_of_curves(
+    baseline: MeanCurves, group: MeanCurves, *, paired: bool, confidence: float = CONFIDENCE
+) -> Speedup:
+    """Cost of the baseline at its own final level divided by the group's cost to that level, with its interval.
+
+    Args:
+        baseline: R runs on K evaluations; the last one is the end of the baseline's budget.
+        group: its own number of runs and evaluations; the same order of seeds if ``paired``.
+        paired: the runs pair by seed.
+        confidence: two-sided.
+    """
+    crossing = crossing_of(baseline, group, paired=paired, confidence=confidence)
+    last = group.values_RK.shape[1] - 1
+    censored = crossing.estimate > last
+
+    def log_ratio(k_baseline: int, k_group: int) -> tuple[float, float, float]:
+        """Log of the cost ratio at two evaluations, and how far its limits are below and above it."""
+        interval = ratio_interval(
+            baseline.cost_R(k_baseline), group.cost_R(k_group), paired=paired, confidence=confidence
+        )
+        estimate = _log(interval.estimate)
+        return estimate, estimate - _log(interval.low), _log(interval.high) - estimate
+
+    centre, below, above = log_ratio(own_crossing(baseline), min(crossing.estimate, last))
+    low, high = 0.0, math.inf
+    if crossing.latest <= last:
+        at_latest, below_latest, _ = log_ratio(own_crossing(baseline), crossing.latest)
+        if math.isfinite(centre):
+            low = _exp(centre - math.hypot(below, max(0.0, centre - at_latest)))
+        elif not math.isnan(at_latest):  # the mean curve is there before anything was spent, as a warm start may be
+            low = _exp(at_latest - below_latest) if math.isfinite(at_latest) else at_latest
+    at_earliest, _, _ = log_ratio(baseline.values_RK.shape[1] - 1, min(crossing.earliest - 1, last))
+    if math.isfinite(centre) and math.isfinite(at_earliest):
+        high = _exp(centre + math.hypot(above, max(0.0, at_earliest - centre)))
+    bound: Bound = "<=" if censored else ""
+    if not np.isfinite(baseline.values_RK[:, -1]).all():
+        bound = "?"
+    return Speedup(_exp(centre), low, high, bound, verdict_of(low, high, len(baseline.values_RK), len(group.values_RK)))
+
+
+def _log(x: float) -> float:
+    if math.isnan(x):
+        return math.nan
+    return -math.inf if x <= 0.0 else math.log(x)
+
+
+def _exp(x: float) -> float:
+    if math.isnan(x):
+        return math.nan
+    return math.exp(x) if x < 700.0 else math.inf

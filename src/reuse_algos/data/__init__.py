@@ -1,0 +1,29 @@
+"""Data sets, the identity of their examples, and augmentation that can be replayed."""
+
+from __future__ import annotations
+
+from reuse_algos.data.augment import Augmentation
+from reuse_algos.data.config import DataConfig
+from reuse_algos.data.datasets import LoadedData, build_dataset, load_datasets
+from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_collate, device_dataloader
+from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, view_hash
+
+__all__ = [
+    "Augmentation",
+    "DataConfig",
+    "DatasetInfo",
+    "DeviceImages",
+    "ExampleView",
+    "LoadedData",
+    "ViewPolicy",
+    "ViewedDataset",
+    "WorkerImages",
+    "build_dataset",
+    "device_collate",
+    "device_dataloader",
+    "infer_info",
+    "key_of_path",
+    "load_datasets",
+    "view_hash",
+]

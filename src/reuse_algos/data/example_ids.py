@@ -1,0 +1,258 @@
+"""Which examples are in this batch, without touching the batch.
+
+The train DataLoader is swapped once, when training starts, for one with the same arguments whose batch sampler
+records the index list of each batch (:class:`~reuse_algos.data.sampler.TrackedBatchSampler`). Every algorithm and the
+recorder keeps an :class:`ExampleIds` of its own as a cursor over that one record: whoever comes first installs it, the
+others find it on the loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from composer import Callback, Event, State
+from composer.algorithms import SelectiveBackprop
+from composer.loggers import Logger
+from torch.utils.data import DataLoader, IterableDataset
+
+from reuse_algos.data.sampler import Examples, TrackedBatchSampler
+from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import ExampleIdError
+
+__all__ = ["ExampleIds", "TrackExamples", "keep_views", "num_rows", "track_loader"]
+
+
+def num_rows(batch: Any) -> int:
+    """Number of examples in a batch: the common first dimension of its tensors and lists.
+
+    Raises:
+        ExampleIdError: there is none, or the parts disagree.
+    """
+    sizes: set[int] = set()
+
+    def visit(part: Any) -> None:
+        if isinstance(part, torch.Tensor):
+            sizes.add(part.shape[0] if part.dim() else 1)
+        elif isinstance(part, Mapping):
+            for value in part.values():
+                visit(value)
+        elif isinstance(part, (list, tuple)):
+            if all(isinstance(value, (str, int, float, bool)) for value in part):
+                sizes.add(len(part))
+            else:
+                for value in part:
+                    visit(value)
+
+    visit(batch)
+    if len(sizes) != 1:
+        found = f"parts of {sorted(sizes)} rows" if sizes else "no tensors"
+        raise ExampleIdError(
+            f"cannot tell how many examples a batch of type {type(batch).__name__} holds: it has {found}. Let every "
+            "tensor of the batch have one row per example."
+        )
+    return sizes.pop()
+
+
+def track_loader(loader: DataLoader) -> DataLoader:
+    """The same loader with a batch sampler that records what it hands out; one that has it already is returned as is.
+
+    Raises:
+        ExampleIdError: the loader is of a kind whose index lists cannot be known.
+    """
+    if isinstance(getattr(loader, "batch_sampler", None), TrackedBatchSampler):
+        return loader
+    advice = "Use a torch DataLoader over a map-style dataset, or put the ids into the batch and name them by id_key."
+    if not isinstance(loader, DataLoader):
+        raise ExampleIdError(f"example ids need a torch DataLoader, got {type(loader).__name__}. {advice}")
+    if type(loader) is not DataLoader:
+        raise ExampleIdError(
+            f"{type(loader).__name__} is a DataLoader of its own kind, so its batches may not be the lists that its "
+            f"batch sampler yields. {advice}"
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ExampleIdError(
+            f"{type(loader.dataset).__name__} is an iterable dataset, which has no example indices. Put the ids into "
+            "the batch and name them by id_key."
+        )
+    if loader.batch_sampler is None:
+        raise ExampleIdError(f"the DataLoader does not batch by itself (batch_size=None). {advice}")
+    if not getattr(loader, "in_order", True):
+        raise ExampleIdError(
+            "the DataLoader has in_order=False: its batches come in no known order. Use in_order=True."
+        )
+    arguments: dict[str, Any] = {}
+    if loader.num_workers > 0:
+        arguments = {
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+            "multiprocessing_context": loader.multiprocessing_context,
+        }
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset),
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        generator=loader.generator,
+        **arguments,
+    )
+
+
+def keep_views(state: State) -> None:
+    """FIT_START: make sure that a dataset with seeded views is told the epoch, even where nobody needs example ids."""
+    if isinstance(getattr(getattr(state.dataloader, "dataset", None), "view_policy", None), ViewPolicy):
+        _track_train_loader(state)
+
+
+def _track_train_loader(state: State) -> TrackedBatchSampler:
+    """Swap the train DataLoader of the state for a tracked one, unless it is one."""
+    loader = state.dataloader
+    tracked = track_loader(loader)  # type: ignore[arg-type]  # refuses what is not a DataLoader
+    if tracked is not loader:
+        length = state.dataloader_len
+        state.set_dataloader(tracked, state.dataloader_label, -1 if length is None else int(length))
+        state.train_dataloader = tracked
+    assert isinstance(tracked.batch_sampler, TrackedBatchSampler)
+    return tracked.batch_sampler
+
+
+class ExampleIds:
+    """A cursor over the examples of the running batch and microbatch.
+
+    Its owner forwards the events of :attr:`EVENTS` to :meth:`handle` and then reads :attr:`batch` (from
+    AFTER_DATALOADER on) and :attr:`microbatch` (from BEFORE_FORWARD on).
+
+    Args:
+        id_key: key of the batch under which the ids lie, int64 ``[B]``, for iterable or streaming datasets. Default:
+            the index lists of the batch sampler.
+        view_key: likewise for view numbers. Default: unknown views (-1).
+    """
+
+    EVENTS = (
+        Event.FIT_START,
+        Event.AFTER_DATALOADER,
+        Event.BEFORE_TRAIN_BATCH,
+        Event.BEFORE_FORWARD,
+        Event.AFTER_TRAIN_BATCH,
+    )
+
+    def __init__(self, id_key: str | int | None = None, view_key: str | int | None = None) -> None:
+        self.id_key = id_key
+        self.view_key = view_key
+        self.view_policy: ViewPolicy | None = None
+        self._batch: Examples | None = None
+        self._microbatch: Examples | None = None
+        self._next_row = 0
+
+    @property
+    def batch(self) -> Examples:
+        """Examples of the whole batch of this rank."""
+        return self._known(self._batch)
+
+    @property
+    def microbatch(self) -> Examples:
+        """Examples of the microbatch that is in its forward pass."""
+        return self._known(self._microbatch)
+
+    @staticmethod
+    def _known(examples: Examples | None) -> Examples:
+        if examples is None:
+            raise ExampleIdError("no batch is under way")
+        return examples
+
+    def handle(self, event: Event, state: State) -> None:
+        """Follow one event of the training loop.
+
+        Raises:
+            ExampleIdError: rows and examples cannot be brought together.
+        """
+        if event == Event.FIT_START:
+            self._install(state)
+        elif event == Event.AFTER_DATALOADER:
+            self._start_batch(state)
+        elif event == Event.BEFORE_TRAIN_BATCH:
+            # Also runs again when automatic microbatching retries a batch after running out of memory.
+            self._next_row = 0
+        elif event == Event.BEFORE_FORWARD:
+            self._start_microbatch(state)
+        elif event == Event.AFTER_TRAIN_BATCH and self._next_row != len(self.batch.positions):
+            raise ExampleIdError(
+                f"the microbatches held {self._next_row} of the batch's {len(self.batch.positions)} examples. A "
+                "DataSpec.split_batch that leaves rows out or reorders them cannot be followed; put the ids into the "
+                "batch and name them by id_key."
+            )
+
+    def _install(self, state: State) -> None:
+        pruning = [type(a).__name__ for a in state.algorithms if isinstance(a, SelectiveBackprop)]
+        if pruning:
+            raise ExampleIdError(
+                f"{pruning[0]} removes rows from the batch, so rows and example ids no longer agree. Remove it; "
+                "HistoryCurriculum's pruning decides before the data is loaded and costs no extra forward pass."
+            )
+        if self.id_key is not None:
+            return
+        if state.dataset_resumption.get("train"):
+            raise ExampleIdError(
+                "the train dataset resumes by itself (it has a state_dict), so the batches before the checkpoint are "
+                "never handed out again. Put the ids into the batch and name them by id_key."
+            )
+        self.view_policy = _track_train_loader(state).view_policy
+
+    def _start_batch(self, state: State) -> None:
+        self._microbatch, self._next_row = None, 0
+        if self.id_key is not None:
+            self._batch = self._from_batch(state.batch)
+            return
+        sampler = getattr(state.dataloader, "batch_sampler", None)
+        if not isinstance(sampler, TrackedBatchSampler):
+            raise ExampleIdError(
+                "the train DataLoader was replaced after training started. Replace it before Trainer.fit, or pass it "
+                "to Trainer.fit."
+            )
+        self._batch = sampler.examples(int(state.timestamp.batch_in_epoch))
+        self._check_rows(num_rows(state.batch), len(self._batch.positions))
+
+    def _start_microbatch(self, state: State) -> None:
+        if self.id_key is not None:
+            self._microbatch = self._from_batch(state.batch)
+            self._next_row += len(self._microbatch.positions)
+            return
+        stop = self._next_row + num_rows(state.batch)
+        if stop > len(self.batch.positions):
+            self._check_rows(stop, len(self.batch.positions))
+        self._microbatch = self.batch.rows(self._next_row, stop)
+        self._next_row = stop
+
+    def _from_batch(self, batch: Any) -> Examples:
+        try:
+            positions = torch.as_tensor(batch[self.id_key]).detach().to("cpu", torch.int64).reshape(-1)
+            views = torch.full_like(positions, -1)
+            if self.view_key is not None:
+                views = torch.as_tensor(batch[self.view_key]).detach().to("cpu", torch.int64).reshape(-1)
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise ExampleIdError(
+                f"the batch has no integer ids under id_key={self.id_key!r} (view_key={self.view_key!r}): {error}"
+            ) from error
+        return Examples(positions, views)
+
+    @staticmethod
+    def _check_rows(rows: int, expected: int) -> None:
+        if rows != expected:
+            raise ExampleIdError(
+                f"the batch has {rows} rows but was made from {expected} examples: a collate function, a DataSpec "
+                "transform or another algorithm adds or removes rows. Remove it, or put the ids into the batch and "
+                "name them by id_key."
+            )
+
+
+class TrackExamples(Callback):
+    """Keep seeded views in force where no algorithm and no recorder does."""
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Swap the train DataLoader where its dataset has views (a no-op where it has been swapped)."""
+        del logger
+        keep_views(state)

@@ -1,0 +1,183 @@
+"""What a map-style data set is: its name, the identity (key) of each example, and the labels.
+
+Shapes: N examples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
+
+from reuse_algos.errors import DataError
+
+__all__ = ["DatasetInfo", "infer_info", "key_of_path"]
+
+# Where the map-style data sets of torchvision and others keep one class number per example, in the order of trust.
+_LABEL_ATTRIBUTES = ("targets", "labels")
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetInfo:
+    """Identity of a map-style data set.
+
+    Attributes:
+        name: Name of the data set, for example ``"cifar100"``.
+        keys: int64 ``[N]`` on the CPU, all different: the identity of the example at each position. A key stays the
+            same when the data set grows, shrinks or is reordered.
+        labels: int64 ``[N]`` on the CPU, or None where they are not known.
+        class_names: Name of each class, or None.
+
+    Raises:
+        DataError: If the tensors have another dtype, shape or device, if a key occurs twice, or if a label is not
+            among the class names.
+    """
+
+    name: str
+    keys: Tensor
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_vector("keys", self.name, self.keys)
+        unique = torch.unique(self.keys)
+        if len(unique) != len(self.keys):
+            ordered = torch.sort(self.keys).values
+            twice = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
+            raise DataError(f"Data set {self.name!r}: key {twice} belongs to more than one example; keys must differ.")
+        if self.labels is None:
+            return
+        _check_vector("labels", self.name, self.labels)
+        if len(self.labels) != len(self.keys):
+            raise DataError(f"Data set {self.name!r} has {len(self.keys)} keys but {len(self.labels)} labels.")
+        if self.class_names is not None and len(self.labels):
+            low, high = int(self.labels.min()), int(self.labels.max())
+            if low < 0 or high >= len(self.class_names):
+                raise DataError(
+                    f"Data set {self.name!r} has {len(self.class_names)} class names but labels from {low} to {high}."
+                )
+
+    @property
+    def num_examples(self) -> int:
+        """Number of examples N."""
+        return len(self.keys)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes: of the class names, else the highest label + 1, else None."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        if self.labels is None or not len(self.labels):
+            return None
+        return int(self.labels.max()) + 1
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (64 hex digits) over name, N, keys and labels: equal exactly when all of these are equal."""
+        digest = hashlib.sha256()
+        name = self.name.encode()
+        digest.update(len(name).to_bytes(8, "little") + name)
+        digest.update(self.num_examples.to_bytes(8, "little"))
+        digest.update(_little_endian(self.keys))
+        digest.update(b"unlabelled" if self.labels is None else b"labelled" + _little_endian(self.labels))
+        return digest.hexdigest()
+
+    def subset(self, positions: Tensor) -> DatasetInfo:
+        """Info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
+        labels = None if self.labels is None else self.labels[positions]
+        return DatasetInfo(self.name, self.keys[positions], labels, self.class_names)
+
+
+def _check_vector(what: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype != torch.int64 or tensor.ndim != 1 or tensor.device.type != "cpu":
+        raise DataError(
+            f"Data set {name!r}: {what} must be a 1-D int64 tensor on the CPU, "
+            f"not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
+        )
+
+
+def _little_endian(vector: Tensor) -> bytes:
+    return vector.numpy().astype("<i8", copy=False).tobytes()
+
+
+def key_of_path(path: str | PurePath) -> int:
+    """Key of a file: the first 8 bytes of blake2b of its relative path with forward slashes, as signed int64."""
+    text = path.as_posix() if isinstance(path, PurePath) else path
+    return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little", signed=True)
+
+
+def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
+    """Find out name, keys, labels and class names of a user's map-style data set without loading an example.
+
+    ``__getitem__`` is never called, since it may be slow or draw random numbers. Tried in this order:
+
+    1. ``dataset.info``, if it is a :class:`DatasetInfo`;
+    2. a ``Subset``: the info of what it was taken from, with the keys and labels of its indices;
+    3. labels from ``.targets`` or ``.labels`` (whole numbers, one per example), from the last 1-D whole-number tensor
+       of a ``TensorDataset``, or from the parts of a ``ConcatDataset``; class names from ``.classes``; the key is the
+       position and the name is the name of the class.
+
+    Raises:
+        DataError: If the data set is iterable or has no length, or a ``Subset`` holds an index twice.
+    """
+    info = getattr(dataset, "info", None)
+    if isinstance(info, DatasetInfo):
+        return info
+    if isinstance(dataset, Subset):
+        base = infer_info(dataset.dataset)
+        return base.subset(torch.as_tensor(np.asarray(dataset.indices, dtype=np.int64)))
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+        raise DataError(
+            f"The examples of {type(dataset).__name__} cannot be numbered: it is iterable or has no length. "
+            "Use a map-style data set (with __len__ and __getitem__)."
+        )
+    count = len(dataset)
+    return DatasetInfo(
+        name=type(dataset).__name__,
+        keys=torch.arange(count, dtype=torch.int64),
+        labels=_find_labels(dataset, count),
+        class_names=_find_class_names(dataset),
+    )
+
+
+def _find_labels(dataset: Dataset[Any], count: int) -> Tensor | None:
+    if isinstance(dataset, TensorDataset):
+        candidates = [_as_labels(tensor, count) for tensor in reversed(dataset.tensors)]
+    elif isinstance(dataset, ConcatDataset):
+        parts = [infer_info(part).labels for part in dataset.datasets]
+        known = [part for part in parts if part is not None]
+        candidates = [torch.cat(known) if len(known) == len(parts) else None]
+    else:
+        candidates = [_as_labels(getattr(dataset, name, None), count) for name in _LABEL_ATTRIBUTES]
+    return next((labels for labels in candidates if labels is not None), None)
+
+
+def _as_labels(values: Any, count: int) -> Tensor | None:
+    """``values`` as int64 ``[count]`` on the CPU if that is what they are: whole numbers, one per example."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy() if values.dtype != torch.bfloat16 else None
+    elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
+        # Looking at the first one keeps a list of file names or boxes from being turned into an array.
+        first = values[0] if len(values) else 0
+        try:
+            values = np.asarray(values) if isinstance(first, (int, np.integer, Tensor)) else None
+        except (ValueError, TypeError):  # lists of different lengths, tensors on a GPU or with several elements
+            return None
+    if not isinstance(values, np.ndarray) or values.shape != (count,) or values.dtype.kind not in "iu":
+        return None
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _find_class_names(dataset: Dataset[Any]) -> tuple[str, ...] | None:
+    names = getattr(dataset, "classes", None)
+    if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
+        return tuple(names)
+    return None

@@ -1,0 +1,189 @@
+"""Replayable augmentation: view ``v`` of an example is a function of (view seed, key, v) and of nothing else.
+
+A cache of logits made from an augmented example is only true for that augmentation. With views, a later run can show
+the example in exactly the same way again, on any worker, rank or batch.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
+from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.errors import DataError
+
+__all__ = [
+    "UNKNOWN_VIEW",
+    "EpochCell",
+    "ExampleView",
+    "ViewPolicy",
+    "ViewedDataset",
+    "seeded_rng",
+    "uniform_floats",
+    "uniform_ints",
+    "view_hash",
+]
+
+UNKNOWN_VIEW = -1
+"""View number of an ordinary random augmentation, which cannot be asked for again."""
+
+# Salts keep the purposes of view_hash apart. 0 to 15 belong to augment.py, these to the seeding of user transforms.
+_SALT_VIEW, _SALT_EPOCH = 16, 17
+
+
+class ExampleView(NamedTuple):
+    """What a sampler may yield instead of a plain position: which example, and in which view.
+
+    Attributes:
+        position: Index into the data set.
+        view: View number, or :data:`UNKNOWN_VIEW` for an ordinary random augmentation.
+    """
+
+    position: int
+    view: int
+
+
+@dataclass(frozen=True)
+class ViewPolicy:
+    """Which views a run shows.
+
+    Attributes:
+        seed: Seed of the views. Kept apart from the seed of the run, so that runs with different seeds share views.
+        num_views: How many different views of each example there are; 0 for ordinary random augmentation without end.
+        transform: Stable description of the augmentation, such as ``"crop_flip(padding=4)"``. Views of equal seed and
+            number are the same images exactly when this is equal too.
+
+    Raises:
+        DataError: If ``num_views`` is negative.
+    """
+
+    seed: int
+    num_views: int
+    transform: str = "unknown"
+
+    def __post_init__(self) -> None:
+        if self.num_views < 0:
+            raise DataError(f"num_views must be 0 (random augmentation) or more, not {self.num_views}.")
+
+    def view_of_epoch(self, epoch: int) -> int:
+        """The view in which every example is shown in ``epoch`` (from 0), or -1 with ``num_views`` 0."""
+        return epoch % self.num_views if self.num_views else UNKNOWN_VIEW
+
+
+class EpochCell:
+    """The number of the current epoch, seen by DataLoader workers too because it lies in shared memory.
+
+    Persistent workers keep the copy of the data set they were started with; a plain attribute would never change there.
+    """
+
+    def __init__(self) -> None:
+        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
+
+    @property
+    def value(self) -> int | None:
+        """The epoch last set, from 0, or None before the first."""
+        epoch = int(self._epoch)
+        return epoch if epoch >= 0 else None
+
+    def set(self, epoch: int) -> None:
+        """Set the epoch.
+
+        Raises:
+            DataError: If it is negative.
+        """
+        if epoch < 0:
+            raise DataError(f"The epoch must be 0 or more, not {epoch}.")
+        self._epoch.fill_(epoch)
+
+
+@contextmanager
+def seeded_rng(seed: int) -> Iterator[None]:
+    """Seed the global CPU generators of torch, numpy and random inside the block; put them back afterwards.
+
+    GPU generators are left alone. The states are put back on an exception too.
+
+    Args:
+        seed: int64.
+    """
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        # Not torch.manual_seed: that would reseed every GPU as well, and nothing would put those back.
+        torch.default_generator.manual_seed(seed)
+        bits = seed & ((1 << 64) - 1)
+        np.random.seed([bits & 0xFFFFFFFF, bits >> 32])
+        random.seed(bits)
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+
+
+class ViewedDataset(Dataset[Any]):
+    """Any map-style data set whose random transforms become replayable views.
+
+    ``dataset[ExampleView(position, view)]`` runs the wrapped data set's ``__getitem__`` with the global generators of
+    torch, numpy and random seeded from (policy seed, key, view), and puts their states back afterwards. Transforms
+    with generators of their own cannot be steered this way.
+
+    What an index means:
+
+    * a view of 0 or more: exactly that view;
+    * a plain position: the view of the current epoch, ``policy.view_of_epoch`` (epoch 0 before :meth:`set_epoch`);
+    * view -1, or a plain position with ``num_views=0``: ordinary random augmentation. Before :meth:`set_epoch` that is
+      an untouched call of the wrapped data set. After it, the generators are seeded from (seed, key, epoch), so that a
+      resumed run continues with the same augmentations; the view is still reported as unknown.
+
+    Args:
+        dataset: A map-style data set; it gets plain positions.
+        policy: The views.
+        info: Keys of the examples; found by :func:`~reuse_algos.data.info.infer_info` if not given.
+
+    Raises:
+        DataError: If ``info`` does not have one key per example.
+    """
+
+    def __init__(self, dataset: Dataset[Any], policy: ViewPolicy, info: DatasetInfo | None = None) -> None:
+        self.info = infer_info(dataset) if info is None else info
+        if not isinstance(dataset, Sized) or len(dataset) != self.info.num_examples:
+            raise DataError(f"The info has {self.info.num_examples} keys, but that is not the length of the data set.")
+        self.dataset = dataset
+        self.view_policy = policy
+        self._epoch = EpochCell()
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the number of the epoch (from 0) that comes next; reaches running workers too."""
+        self._epoch.set(epoch)
+
+    def __getitem__(self, index: ExampleView | int) -> Any:
+        epoch = self._epoch.value
+        if isinstance(index, tuple):
+            position, view = index
+        else:
+            position, view = int(index), self.view_policy.view_of_epoch(epoch or 0)
+        if view < UNKNOWN_VIEW:
+            raise DataError(f"View {view} of position {position}: views are numbered from 0, and -1 means random.")
+        if view == UNKNOWN_VIEW and epoch is None:
+            return self.dataset[position]
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"Position {position} of a data set of {len(self)} examples.")
+        number, salt = (epoch, _SALT_EPOCH) if view == UNKNOWN_VIEW else (view, _SALT_VIEW)
+        seed = view_hash(self.view_policy.seed, self.info.keys[position], _scalar(number), salt)
+        with seeded_rng(int(seed)):
+            return self.dataset[position]
+
+
+def _scalar(number: int | None) -> Tensor:
+    return torch.tensor(number, dtype=torch.int64)

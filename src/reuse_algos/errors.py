@@ -1,0 +1,115 @@
+"""Every error this library raises on purpose.
+
+Each is a :class:`ReuseAlgosError` and also the builtin a caller would expect, so ``except FileNotFoundError`` works as
+well as ``except ReuseAlgosError``. Messages say what went wrong, with which object, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArchiveConflictError",
+    "ArchiveCorruptError",
+    "ArchiveError",
+    "ArchiveNotADirectoryError",
+    "ArchivePermissionError",
+    "ArchiveVersionError",
+    "ArchiveWarning",
+    "CompareError",
+    "DataError",
+    "ExampleIdError",
+    "ModelError",
+    "NoEffectWarning",
+    "PriorRunMismatchError",
+    "RecipeError",
+    "ReuseAlgosError",
+    "RunNotFoundError",
+    "SignalNotFoundError",
+    "nearest",
+]
+
+
+class ReuseAlgosError(Exception):
+    """Base of all errors of this library."""
+
+
+class ArchiveError(ReuseAlgosError, OSError):
+    """The archive could not be read or written (no space, I/O error, bad location)."""
+
+
+class ArchivePermissionError(ArchiveError, PermissionError):
+    """The archive may not be read or written by this user."""
+
+
+class ArchiveNotADirectoryError(ArchiveError, NotADirectoryError):
+    """The archive's path is something other than a directory."""
+
+
+class ArchiveCorruptError(ArchiveError, ValueError):
+    """A file of the archive is damaged, torn, hostile, or not what its manifest says."""
+
+
+class ArchiveVersionError(ArchiveError, ValueError):
+    """The archive was written in a newer major format than this version reads."""
+
+
+class ArchiveConflictError(ArchiveError, FileExistsError):
+    """Another writer was first, for example a resumed attempt of the same run."""
+
+
+class RunNotFoundError(ReuseAlgosError, LookupError):
+    """No committed run has this id, or none matches the selection."""
+
+
+class SignalNotFoundError(ReuseAlgosError, LookupError):
+    """The run has no such signal, weights or metric."""
+
+
+class PriorRunMismatchError(ReuseAlgosError, ValueError):
+    """A prior run does not fit the current one: other data, classes, model or views."""
+
+
+class ExampleIdError(ReuseAlgosError, ValueError):
+    """It cannot be known which examples are in a batch."""
+
+
+class DataError(ReuseAlgosError, ValueError):
+    """A data set cannot be loaded as asked."""
+
+
+class ModelError(ReuseAlgosError, ValueError):
+    """A model cannot be built as asked."""
+
+
+class RecipeError(ReuseAlgosError, ValueError):
+    """A recipe is wrong; the message lists all of its faults."""
+
+
+class CompareError(ReuseAlgosError, ValueError):
+    """Runs cannot be compared as asked."""
+
+
+class ArchiveWarning(UserWarning):
+    """Something in an archive is damaged or odd, but the call could go on without it."""
+
+
+class NoEffectWarning(UserWarning):
+    """An algorithm was switched on and changed nothing."""
+
+
+def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """Say which known names are near ``name``, for the end of an error message.
+
+    Returns:
+        `` Did you mean 'a' or 'b'?`` where something is near, else `` Known: a, b, c.``, else an empty string.
+    """
+    names = sorted(set(known))
+    close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
+    if close:
+        return " Did you mean " + " or ".join(repr(c) for c in close) + "?"
+    if names:
+        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        return f" Known: {shown}."
+    return ""

@@ -1,0 +1,9 @@
+"""Models by name: residual networks for small images, a small network for digits, and torchvision's classifiers."""
+
+from __future__ import annotations
+
+from reuse_algos.models.build import ModelConfig, build_model, model_names
+from reuse_algos.models.cifar_resnet import CifarResNet
+from reuse_algos.models.digits_cnn import DigitsCNN
+
+__all__ = ["CifarResNet", "DigitsCNN", "ModelConfig", "build_model", "model_names"]

@@ -1,0 +1,167 @@
+"""Name -> Composer model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from composer.models import ComposerClassifier
+from safetensors import SafetensorError
+from torch import nn
+
+from reuse_algos.errors import ModelError, nearest
+from reuse_algos.models.cifar_resnet import CifarResNet
+from reuse_algos.models.digits_cnn import DigitsCNN
+from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
+
+__all__ = ["ModelConfig", "ReusableClassifier", "build_model", "model_names"]
+
+_RESNET_BLOCKS = {
+    "resnet_small": 1,
+    "resnet8": 1,
+    "resnet20": 3,
+    "resnet32": 5,
+    "resnet44": 7,
+    "resnet56": 9,
+    "resnet110": 18,
+}
+_DEFAULT_WIDTH = 16
+
+
+@dataclass
+class ModelConfig:
+    """The ``model:`` section of a recipe.
+
+    Attributes:
+        name: ``resnet8``, ``20``, ``32``, ``44``, ``56``, ``110`` (He et al., for small images), ``resnet_small`` (the
+            same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision.
+        width: Channels of the first convolution of this library's own models; null is 16.
+        weights: Name of torchvision's pretrained weights, such as ``DEFAULT``; null starts from random numbers.
+        weights_path: A ``.safetensors`` file with the weights to start from; null for none.
+    """
+
+    name: str = "resnet20"
+    width: int | None = None
+    weights: str | None = None
+    weights_path: str | None = None
+
+
+def model_names() -> list[str]:
+    """Every name that :func:`build_model` knows, this library's own first."""
+    return [*_RESNET_BLOCKS, "digits_cnn", *torchvision_model_names()]
+
+
+class ReusableClassifier(ComposerClassifier):
+    """A Composer classifier that knows how it was built.
+
+    Args:
+        module: The network: float ``[B, C, H, W]`` to logits ``[B, num_classes]``.
+        num_classes: Number of classes.
+        reuse_config: What :func:`build_model` takes to build the same architecture again.
+    """
+
+    reuse_config: dict[str, Any]
+
+    def __init__(self, module: nn.Module, num_classes: int, reuse_config: dict[str, Any]) -> None:
+        super().__init__(module, num_classes=num_classes)
+        self.reuse_config = reuse_config
+
+
+def build_model(
+    config: ModelConfig | Mapping[str, Any] | str,
+    num_classes: int | None = None,
+    image_shape: Sequence[int] | None = None,
+) -> ReusableClassifier:
+    """Build a classifier with Composer's metrics: accuracy in training, accuracy and cross entropy in evaluation.
+
+    The model has an attribute ``reuse_config``: a dict of plain values that this function takes as ``config``, alone,
+    to build the same architecture again (weights to start from are left out: an archived model brings its own).
+
+    Initial weights are drawn from torch's global generator, as by every torch module; seed it before.
+
+    Args:
+        config: Fields of :class:`ModelConfig`, or a name. A mapping may hold ``num_classes`` and ``image_shape`` too.
+        num_classes: Number of classes, at least 2.
+        image_shape: (C, H, W) of the images.
+
+    Raises:
+        ModelError: If a field or the name is unknown, or the model cannot be built for such images and classes.
+    """
+    given = _as_mapping(config)
+    num_classes = given.pop("num_classes", None) if num_classes is None else num_classes
+    image_shape = given.pop("image_shape", None) if image_shape is None else image_shape
+    settings = _settings(given)
+    classes, shape = _check_task(settings.name, num_classes, image_shape)
+    module, measures = _build_module(settings, classes, shape)
+    if settings.weights_path is not None:
+        _load_safetensors(module, Path(settings.weights_path))
+    reuse_config = {"name": settings.name, "num_classes": classes, "image_shape": list(shape), **measures}
+    return ReusableClassifier(module, classes, reuse_config)
+
+
+def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]:
+    if isinstance(config, str):
+        return {"name": config}
+    return asdict(config) if isinstance(config, ModelConfig) else {str(key): value for key, value in config.items()}
+
+
+def _settings(given: dict[str, Any]) -> ModelConfig:
+    known = [field.name for field in fields(ModelConfig)]
+    given = {key: value for key, value in given.items() if key not in ("num_classes", "image_shape")}
+    unknown = [f"model.{key}: unknown setting.{nearest(key, known)}" for key in given if key not in known]
+    if unknown:
+        raise ModelError("\n".join(unknown))
+    return ModelConfig(**given)
+
+
+def _check_task(
+    name: str, num_classes: int | None, image_shape: Sequence[int] | None
+) -> tuple[int, tuple[int, int, int]]:
+    if num_classes is None or image_shape is None:
+        raise ModelError(f"Model {name!r}: num_classes and image_shape must be given.")
+    if len(image_shape) != 3 or min(image_shape) < 1:
+        raise ModelError(f"Model {name!r}: image_shape must be (channels, height, width), not {tuple(image_shape)}.")
+    if num_classes < 2:
+        raise ModelError(f"Model {name!r}: a classifier needs at least 2 classes, not {num_classes}.")
+    channels, height, width = (int(size) for size in image_shape)
+    return int(num_classes), (channels, height, width)
+
+
+def _build_module(
+    settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and the settings besides the name that say how it is built."""
+    name = settings.name
+    if name in _RESNET_BLOCKS or name == "digits_cnn":
+        if settings.weights is not None:
+            raise ModelError(f"model.weights: {name!r} has no published weights; give model.weights_path.")
+        width = _DEFAULT_WIDTH if settings.width is None else settings.width
+        if width < 1:
+            raise ModelError(f"model.width: must be 1 or more, not {width}.")
+        if name == "digits_cnn":
+            module: nn.Module = DigitsCNN(num_classes, in_channels=image_shape[0], width=width)
+        else:
+            module = CifarResNet(_RESNET_BLOCKS[name], num_classes, in_channels=image_shape[0], width=width)
+        return module, {"width": width}
+    if name not in torchvision_model_names():
+        raise ModelError(f"model.name: unknown model {name!r}.{nearest(str(name), model_names())}")
+    if settings.width is not None:
+        raise ModelError(f"model.width: {name!r} of torchvision has a fixed width; take another model.")
+    return build_torchvision_model(name, num_classes, image_shape, settings.weights), {}
+
+
+def _load_safetensors(module: nn.Module, path: Path) -> None:
+    """Load weights saved from the network itself or from the Composer model around it."""
+    try:
+        state = safetensors.torch.load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"model.weights_path: {path} cannot be read as a safetensors file: {error}") from error
+    if state and all(key.startswith("module.") for key in state):
+        state = {key.removeprefix("module."): value for key, value in state.items()}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ModelError(f"model.weights_path: the weights in {path} do not fit the model: {error}") from error

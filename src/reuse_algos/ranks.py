@@ -1,0 +1,48 @@
+"""Doing something once for all ranks, or on every rank, so that an error reaches all of them instead of a time-out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from composer.utils import dist
+
+__all__ = ["on_every_rank", "on_rank_zero"]
+
+T = TypeVar("T")
+
+
+def on_rank_zero(work: Callable[[], T]) -> T:
+    """Run ``work`` on rank 0 and return its result, or raise its error, on every rank."""
+    if dist.get_world_size() == 1:
+        return work()
+    outcome: list[Any] = [None, None]
+    if dist.get_global_rank() == 0:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]
+
+
+def on_every_rank(work: Callable[[], T]) -> list[T]:
+    """Run ``work`` on every rank and return all results in order of rank; where any fails, every rank raises.
+
+    A rank raises its own error, or else the first one of another rank.
+    """
+    if dist.get_world_size() == 1:
+        return [work()]
+    result: T | None = None
+    error: Exception | None = None
+    try:
+        result = work()
+    except Exception as failure:
+        error = failure
+    outcomes = dist.all_gather_object((result, error))
+    failed = error or next((other for _, other in outcomes if other is not None), None)
+    if failed is not None:
+        raise failed
+    return [one for one, _ in outcomes]

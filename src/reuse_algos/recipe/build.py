@@ -1,0 +1,239 @@
+"""From a checked recipe to a Composer Trainer."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer import Trainer
+from composer.utils import MissingConditionalImportError, dist, get_device, reproducibility
+from torch.utils.data import DataLoader
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
+from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.example_ids import track_loader
+from reuse_algos.data.sampler import EpochSampler
+from reuse_algos.errors import RecipeError, ReuseAlgosError
+from reuse_algos.models import build_model
+from reuse_algos.recipe.compose import Recipe
+from reuse_algos.recipe.faults import Faults, join
+from reuse_algos.recipe.fitting import fit_options
+from reuse_algos.recipe.registry import Kind, Listed, find
+from reuse_algos.recipe.schema import Settings
+
+__all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]
+
+log = logging.getLogger(__name__)
+
+_WANDB_TAG_LENGTH = 64
+_WANDB_GROUP_LENGTH = 128
+_PASSED_ON = (
+    "run_name",
+    "seed",
+    "max_duration",
+    "eval_interval",
+    "train_subset_num_batches",
+    "eval_subset_num_batches",
+    "precision",
+    "device_train_microbatch_size",
+    "deterministic_mode",
+    "dist_timeout",
+    "save_folder",
+    "save_interval",
+    "save_num_checkpoints_to_keep",
+    "save_overwrite",
+    "load_path",
+    "load_weights_only",
+    "autoresume",
+    "progress_bar",
+    "log_to_console",
+    "console_log_interval",
+    "python_log_level",
+)
+_BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, MissingConditionalImportError)
+
+
+def build_trainer(recipe: Recipe) -> Trainer:
+    """Build everything that a recipe names.
+
+    What is cheap and most often wrong comes first: all algorithms, callbacks and loggers are constructed before any
+    data is read. The global generators are seeded right before the model is made, so its initial weights depend on the
+    recipe's seed and nothing else.
+
+    Raises:
+        RecipeError: constructors refuse their options (all of them are listed), or the batch size does not suit the
+            number of ranks.
+        ReuseAlgosError: the archive, the data or the model cannot be had as asked.
+    """
+    settings = recipe.settings
+    check_world_size(recipe)
+    faults = Faults(recipe.source)
+    archive = None if settings.archive is None else RunArchive(settings.archive)
+    algorithms = _components("algorithm", "algorithms", recipe, archive, faults)
+    callbacks = _components("callback", "callbacks", recipe, archive, faults)
+    loggers = _components("logger", "loggers", recipe, archive, faults)
+    scheduler = None if settings.scheduler is None else _named("scheduler", settings.scheduler, {}, faults)
+    faults.raise_if_any()
+
+    device = get_device(settings.device)
+    if dist.get_world_size() > 1:
+        dist.initialize_dist(device, settings.dist_timeout)
+    with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
+        data = load_datasets(settings.data, _torch_device(device.name))
+    reproducibility.seed_all(settings.seed)
+    model = build_model(settings.model, data.num_classes, data.image_shape)
+    optimizer = _named("optimizer", settings.optimizer, {"params": model.parameters()}, faults)
+    faults.raise_if_any()
+    try:
+        return Trainer(
+            model=model,
+            train_dataloader=train_loader(data, settings.data, seed=settings.seed),
+            eval_dataloader=eval_loader(data, settings.data),
+            optimizers=optimizer,
+            schedulers=scheduler,
+            algorithms=algorithms,
+            callbacks=callbacks,
+            loggers=loggers,
+            device=device,
+            **_trainer_arguments(settings),
+        )
+    except ReuseAlgosError:
+        raise
+    except (ValueError, FileExistsError, FileNotFoundError, MissingConditionalImportError) as error:
+        raise RecipeError(f"{recipe.source}: the Trainer could not be built: {error}") from error
+
+
+def check_world_size(recipe: Recipe) -> None:
+    """Check that the global batch sizes divide evenly by the ranks of this launch.
+
+    Raises:
+        RecipeError: they do not.
+    """
+    faults = Faults(recipe.source)
+    ranks = dist.get_world_size()
+    for key in ("batch_size", "eval_batch_size"):
+        size = getattr(recipe.settings.data, key)
+        if size is not None and size % ranks:
+            near = max(ranks, size // ranks * ranks)
+            faults.add(
+                f"data.{key}",
+                f"{size} over all ranks cannot be shared equally by {ranks} ranks. Write for example {near}",
+            )
+    faults.raise_if_any()
+
+
+def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoader:
+    """The train DataLoader of this rank; it records which examples are in each batch.
+
+    Args:
+        data: the data sets.
+        config: ``batch_size`` (over all ranks), ``num_workers`` and ``drop_last`` count.
+        seed: seed of the order of the examples.
+    """
+    sampler = EpochSampler(data.info.num_examples, seed=seed, shuffle=True, drop_last=config.drop_last)
+    return track_loader(_loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last))
+
+
+def eval_loader(data: LoadedData, config: DataConfig) -> DataLoader:
+    """The evaluation DataLoader of this rank: every example, in order."""
+    size = config.batch_size if config.eval_batch_size is None else config.eval_batch_size
+    sampler = dist.get_sampler(data.eval, drop_last=False, shuffle=False)
+    return _loader(data.eval, size, config.num_workers, sampler, drop_last=False)
+
+
+def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
+    rank_batch_size = batch_size // dist.get_world_size()
+    if isinstance(dataset, DeviceImages):
+        return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
+    return DataLoader(
+        dataset,
+        batch_size=rank_batch_size,
+        sampler=sampler,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=num_workers > 0,
+        # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _trainer_arguments(settings: Settings) -> dict[str, Any]:
+    """What the Trainer takes from the recipe as it is."""
+    arguments = {key: getattr(settings, key) for key in _PASSED_ON}
+    options = settings.compile
+    arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
+    return arguments
+
+
+def _torch_device(name: str) -> torch.device:
+    if name == "gpu":
+        return torch.device("cuda", dist.get_local_rank())
+    return torch.device(name)
+
+
+def _named(kind: Kind, section: dict[str, Any], extra: dict[str, Any], faults: Faults) -> Any:
+    listed = find(kind, section["name"])
+    assert listed is not None  # the recipe is checked
+    options = {key: value for key, value in section.items() if key != "name"}
+    return _construct(listed, kind, options, extra, faults)
+
+
+def _components(kind: Kind, path: str, recipe: Recipe, archive: RunArchive | None, faults: Faults) -> list[Any]:
+    """Construct all algorithms, callbacks or loggers; every constructor that refuses its options is a fault."""
+    built = []
+    for name, options in getattr(recipe.settings, path).items():
+        listed = find(kind, name)
+        assert listed is not None  # the recipe is checked
+        extra: dict[str, Any] = {}
+        if listed.cls.__module__.startswith("reuse_algos."):
+            extra = _our_arguments(listed, options, recipe, archive)
+        elif name == "wandb":
+            options = _wandb_options(options, recipe)
+        built.append(_construct(listed, join(path, name), options, extra, faults))
+    return built
+
+
+def _construct(listed: Listed, path: str, options: dict[str, Any], extra: dict[str, Any], faults: Faults) -> Any:
+    own = Faults(faults.source)
+    arguments = fit_options(listed.cls, options, path, own, reserved=extra)
+    build: Callable[..., Any] = listed.cls
+    try:
+        return build(**arguments, **extra)
+    except _BUILD_ERRORS as error:
+        faults.add(path, " ".join(str(error).split()) or type(error).__name__)
+        log.debug("%s could not be built", path, exc_info=True)
+        return None
+
+
+def _our_arguments(
+    listed: Listed, options: dict[str, Any], recipe: Recipe, archive: RunArchive | None
+) -> dict[str, Any]:
+    """What the recipe as a whole has to say to one of this library's own classes."""
+    settings = recipe.settings
+    offered = {
+        "archive": archive,
+        "recipe": recipe.record,
+        "run_name": settings.run_name,
+        "tags": dict(settings.tags),
+        "seed": settings.seed,
+    }
+    wanted = inspect.signature(listed.cls).parameters
+    return {key: value for key, value in offered.items() if key in wanted and key not in options}
+
+
+def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """W&B's name, group, tags and config, where the recipe gives none.
+
+    Runs that differ in nothing but the seed share their tags and so fall into one group, which W&B can average over.
+    """
+    settings = recipe.settings
+    tags = [f"{key}:{value}"[:_WANDB_TAG_LENGTH] for key, value in settings.tags.items()]
+    group = "-".join(settings.tags.values()) or f"{settings.data.name}-{settings.model.name}"
+    filled = {"name": settings.run_name, "group": group[:_WANDB_GROUP_LENGTH], "tags": tags, **options}
+    filled["init_kwargs"] = {"config": recipe.record, **(options.get("init_kwargs") or {})}
+    return filled

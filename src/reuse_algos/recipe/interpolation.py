@@ -1,0 +1,115 @@
+"""``${other.key}`` and ``${oc.env:NAME}`` in recipes, resolved by OmegaConf.
+
+Only OmegaConf's own environment and decoding resolvers are allowed, so that a recipe means the same in every process
+and runs no code. What comes from the environment may be a secret: :attr:`Resolved.shown` keeps the reference instead.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from reuse_algos.recipe.faults import Faults, join
+
+__all__ = ["BROKEN", "Resolved", "resolve"]
+
+BROKEN: Any = object()
+"""Stands where a value could not be resolved; its fault is noted, so nothing more is said about it."""
+
+_RESOLVER = re.compile(r"\$\{\s*(\$\{|[A-Za-z_][\w.]*\s*:)")
+_ALLOWED = ("oc.env", "oc.decode", "oc.select")
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The values of a recipe, and the same with references to the environment left as they were written."""
+
+    values: dict[str, Any]
+    shown: dict[str, Any]
+
+
+def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = ()) -> Resolved:
+    """Replace all interpolations; those that cannot be resolved are faults and become :data:`BROKEN`.
+
+    Args:
+        raw: the recipe as it was written.
+        faults: where to note what cannot be resolved.
+        derived: top keys that the author did not write: what they are made from has the fault, not they.
+    """
+    checked = _checked(raw, "", faults)
+    config = OmegaConf.create(checked, flags={"allow_objects": True})
+    quiet = Faults(faults.source)
+    values = {str(key): _item(config, key, str(key), quiet if key in derived else faults) for key in config}
+    shown = _plain(OmegaConf.create(_env_escaped(checked), flags={"allow_objects": True}), "", quiet)
+    return Resolved(values, shown)
+
+
+def _checked(value: Any, path: str, faults: Faults) -> Any:
+    """The value with texts that OmegaConf cannot parse, or must not resolve, replaced by BROKEN."""
+    if isinstance(value, dict):
+        return {key: _checked(child, join(path, key), faults) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_checked(child, join(path, index), faults) for index, child in enumerate(value)]
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    for match in _RESOLVER.finditer(value):
+        name = match[1].rstrip(": \t")
+        if name not in _ALLOWED:
+            what = "a computed name" if name == "${" else repr(name)
+            faults.add(path, f"{what} cannot be used in ${{...}}. Allowed are other keys and {', '.join(_ALLOWED)}")
+            return BROKEN
+    try:
+        OmegaConf.create({"value": value})
+    except GrammarParseError:
+        faults.add(path, f"{value!r} is not a well-formed ${{...}}. Write \\${{ for a plain ${{")
+        return BROKEN
+    return value
+
+
+def _env_escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _env_escaped(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_env_escaped(child) for child in value]
+    if isinstance(value, str) and "oc.env" in value:
+        return value.replace("${", "\\${")
+    return value
+
+
+def _plain(config: DictConfig | ListConfig, path: str, faults: Faults) -> Any:
+    if isinstance(config, DictConfig):
+        return {str(key): _item(config, key, join(path, key), faults) for key in config}
+    return [_item(config, index, join(path, index), faults) for index in range(len(config))]
+
+
+def _item(config: DictConfig | ListConfig, key: Any, path: str, faults: Faults) -> Any:
+    try:
+        value = config[key]
+        if isinstance(value, (DictConfig, ListConfig)):
+            if OmegaConf.is_interpolation(config, key):
+                return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
+            return _plain(value, path, faults)
+        return value
+    except OmegaConfBaseException as error:
+        faults.add(path, _reason(error))
+    except RecursionError:
+        faults.add(path, "the ${...} refers to itself")
+    return BROKEN
+
+
+def _reason(error: OmegaConfBaseException) -> str:
+    text = str(error).splitlines()[0]
+    if missing := re.search(r"Interpolation key '(.*)' not found", text):
+        return f"there is no key {missing[1]!r} for ${{{missing[1]}}} to take its value from"
+    if missing := re.search(r"Environment variable '(.*)' not found", text):
+        return f"the environment variable {missing[1]} is not set. Set it, or write ${{oc.env:{missing[1]},default}}"
+    if "Missing mandatory value" in text:
+        return "missing (the recipe has ??? here). Give it a value"
+    if "Recursive" in text or "parent node" in text:
+        return "the ${...} refers to itself"
+    return f"cannot be resolved: {text}"

@@ -1,0 +1,184 @@
+"""From YAML text and ``key=value`` overrides to one plain mapping.
+
+YAML is read by the rules of YAML 1.2 (``no`` is text, ``1e-4`` is a number) and without any tag that builds something
+other than text, numbers, booleans, null, lists and mappings.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reuse_algos.errors import nearest
+from reuse_algos.recipe.faults import Faults, join
+
+__all__ = ["apply_overrides", "parse_yaml", "read_text"]
+
+_MAX_NODES = 100_000
+_SEGMENT = re.compile(r"[^\s.=]+")
+_TAG = "tag:yaml.org,2002:"
+_PLAIN_TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalar rules of YAML 1.2 instead of 1.1."""
+
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012  # PyYAML's own class attribute, filled below
+
+
+for _kind, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    ("float", r"[-+]?(?:\.[0-9]+|[0-9][0-9_]*\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?", "-+.0123456789"),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+."),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):
+    _Loader.add_implicit_resolver(_TAG + _kind, re.compile(f"(?:{_pattern})$"), list(_first))
+
+
+def read_text(path: str | Path, faults: Faults) -> str | None:
+    """Text of a recipe file; a file that cannot be read is a fault (and None)."""
+    path = Path(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        neighbours = [str(p) for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        faults.add("", "there is no such file." + nearest(str(path), neighbours))
+    except UnicodeDecodeError as error:
+        faults.add("", f"is not UTF-8 text ({error.reason} at byte {error.start})")
+    except OSError as error:
+        faults.add("", f"cannot be read: {error.strerror}")
+    return None
+
+
+def parse_yaml(text: str, faults: Faults) -> Any:
+    """The plain value of a YAML text, None for an empty one and for one that cannot be used at all.
+
+    Duplicate keys, keys that are not text, foreign tags and anchors that contain themselves are faults.
+    """
+    loader = None
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        inspection = _Inspection(faults)
+        size = inspection.visit(node, "")
+        if size > _MAX_NODES:
+            faults.add("", f"has more than {_MAX_NODES} values once its anchors are written out")
+        elif not inspection.unusable:
+            return _unshared(loader.construct_document(node))
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        faults.add("", f"{where}not valid YAML: {error.problem or error.context}")
+    except (yaml.YAMLError, ValueError) as error:
+        faults.add("", f"not valid YAML: {' '.join(str(error).split())}")
+    except RecursionError:
+        faults.add("", "not valid YAML: nested too deeply")
+    finally:
+        if loader is not None:
+            loader.dispose()
+    return None
+
+
+class _Inspection:
+    """A walk over YAML nodes, before anything is built from them."""
+
+    def __init__(self, faults: Faults) -> None:
+        self.faults = faults
+        self.unusable = False
+        self._sizes: dict[int, int] = {}
+        self._open: set[int] = set()
+
+    def visit(self, node: yaml.Node, path: str) -> int:
+        """Note what is wrong below ``node``; the number of values it stands for, with its anchors written out."""
+        if id(node) in self._sizes:
+            return self._sizes[id(node)]
+        if id(node) in self._open:
+            self._refuse(path, "an anchor that contains itself")
+            return 0
+        if node.tag not in _PLAIN_TAGS:
+            self._refuse(path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed. Write plain values")
+            return 0
+        self._open.add(id(node))
+        size = 1
+        if isinstance(node, yaml.MappingNode):
+            lines: dict[str, int] = {}
+            for key, value in node.value:
+                line = key.start_mark.line + 1
+                if not isinstance(key, yaml.ScalarNode) or key.tag not in (_TAG + "str", _TAG + "merge"):
+                    shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or mapping"
+                    self._refuse(path, f"the key on line {line} ({shown}) is not text. Put it in quotes")
+                    continue
+                if key.value in lines:
+                    both = f"lines {lines[key.value]} and {line}" if lines[key.value] != line else f"line {line}"
+                    self.faults.add(join(path, key.value), f"given twice ({both}). Keep one")
+                lines[key.value] = line
+                size += self.visit(value, path if key.tag == _TAG + "merge" else join(path, key.value))
+        elif isinstance(node, yaml.SequenceNode):
+            size += sum(self.visit(child, join(path, index)) for index, child in enumerate(node.value))
+        self._open.discard(id(node))
+        self._sizes[id(node)] = size
+        return size
+
+    def _refuse(self, path: str, what: str) -> None:
+        self.faults.add(path, what)
+        self.unusable = True
+
+
+def _unshared(value: Any) -> Any:
+    """A copy in which two aliases of an anchor are two objects, so that changing one leaves the other."""
+    if isinstance(value, dict):
+        return {key: _unshared(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_unshared(child) for child in value]
+    return value
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str], faults: Faults) -> None:
+    """Set ``dotted.path=value`` pairs in place; the values are YAML, and a mapping replaces what was there.
+
+    Sections on the way are made where they are missing. A malformed override is a fault.
+    """
+    for override in overrides:
+        path, equals, text = override.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(_SEGMENT.fullmatch(key) for key in keys):
+            faults.add(repr(override), "is not a key=value override. Write for example optimizer.lr=0.05")
+            continue
+        own = Faults(faults.source)
+        value = parse_yaml(text, own)
+        for line in own:
+            faults.add(repr(override), f"the value is wrong: {line}")
+        if not len(own):
+            _set(values, keys, value, override, faults)
+
+
+def _set(values: dict[str, Any], keys: list[str], value: Any, override: str, faults: Faults) -> None:
+    here: Any = values
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(here, list):
+            if not (key.isascii() and key.isdigit() and int(key) < len(here)):
+                where = ".".join(keys[:depth])
+                faults.add(repr(override), f"{where} is a list of {len(here)}, and {key!r} is not a position in it")
+                return
+            place: Any = int(key)
+        else:
+            place = key
+        if last:
+            here[place] = value
+            return
+        child = here[place] if isinstance(here, list) else here.get(place)
+        if child is None or child is True:  # an algorithm that was switched on without options now gets some
+            child = here[place] = {}
+        if not isinstance(child, (dict, list)):
+            faults.add(repr(override), f"{'.'.join(keys[: depth + 1])} is {child!r}, which has nothing inside it")
+            return
+        here = child

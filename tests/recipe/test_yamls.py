@@ -1,0 +1,78 @@
+"""Every recipe in the tree is documented, composes and builds a Trainer."""
+
+from pathlib import Path
+
+import pytest
+
+from reuse_algos.recipe import build_trainer, load_recipe
+
+ROOT = Path(__file__).parents[2]
+YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+
+
+def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
+    assert {str(path.relative_to(ROOT / "yamls").with_suffix("")) for path in YAMLS} >= {
+        "digits/baseline",
+        "digits/distilled",
+        "digits/short",
+        "cifar100/resnet56/baseline",
+        "cifar100/resnet56/distilled_kl",
+        "cifar100/resnet56/distilled_mse_mixup",
+        "cifar100/resnet56/distilled_first20",
+        "cifar100/resnet56/distilled_every10",
+        "cifar100/resnet56/distilled_one_of_five",
+        "cifar100/small/baseline",
+        "cifar100/small/distilled_kl",
+        "cifar100/small/distilled_mse",
+        "cifar100/small/short",
+    }
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT / "yamls")))
+def test_header_says_what_how_and_at_what_cost(path):
+    text = path.read_text()
+    assert text.startswith("# What:")
+    assert f"composer -n 1 -m reuse_algos.train {path.relative_to(ROOT)}" in text
+    assert "\n# Cost:" in text
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT / "yamls")))
+def test_recipe_builds_a_trainer(path, small_npz, on_cpu):
+    overrides = list(on_cpu)
+    if "digits" not in path.parts:
+        overrides += ["data.name=npz", f"data.path={small_npz}", "data.batch_size=32"]
+    if "small" in path.parts:
+        overrides += ["data.train_examples=128"]
+    recipe = load_recipe(path, overrides)
+    trainer = build_trainer(recipe)
+    state = trainer.state
+    assert state.run_name == f"{recipe.settings.tags['study']}-{recipe.settings.tags['method']}-1"
+    wanted = {name.replace("_", "") for name in recipe.settings.algorithms}
+    assert {type(algorithm).__name__.lower() for algorithm in state.algorithms} >= wanted
+    assert "RunRecorder" in {type(callback).__name__ for callback in state.callbacks}
+    assert len(state.evaluators) == 1
+    trainer.close()
+
+
+def test_origin_recipe_of_resnet56():
+    settings = load_recipe(ROOT / "yamls/cifar100/resnet56/baseline.yaml").settings
+    assert settings.optimizer == {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    assert settings.scheduler == {"name": "exponential", "gamma": 0.975, "decay_period": "1ep"}
+    assert (settings.data.name, settings.data.batch_size, settings.max_duration) == ("cifar100", 128, "200ep")
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in YAMLS}), ids=lambda path: path.name)
+def test_recipes_of_a_study_differ_only_where_they_say(folder):
+    """What is compared must share data, model and optimizer; a budget is the baseline's or that of ``short``."""
+    recipes = {path.stem: load_recipe(path) for path in YAMLS if path.parent == folder}
+    base = recipes["baseline"].record
+    budgets = {base["max_duration"]}
+    if "short" in recipes:
+        budgets = {recipes["short"].record["max_duration"]}
+    for name, recipe in recipes.items():
+        for key in ("data", "model", "optimizer", "scheduler", "precision", "seed", "archive", "eval_interval"):
+            assert recipe.record[key] == base[key], (name, key)
+        assert name == "baseline" or recipe.record["max_duration"] in budgets
+        assert recipe.settings.tags["study"] == recipes["baseline"].settings.tags["study"]
+    methods = [recipe.settings.tags["method"] for recipe in recipes.values()]
+    assert len(set(methods)) == len(methods)

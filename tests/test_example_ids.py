@@ -1,0 +1,271 @@
+"""Every batch is traced back to its examples: loaders, microbatches, resume, retries, refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import Algorithm, DataSpec, Event
+from composer.algorithms import SelectiveBackprop
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+from toy import DictModel, NumberedDataset, Spy, checkpointed, loader, mlp, trainer
+
+from reuse_algos.data.example_ids import ExampleIds, num_rows, track_loader
+from reuse_algos.data.sampler import EpochSampler, TrackedBatchSampler
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
+from reuse_algos.errors import ExampleIdError
+
+
+def _epochs(spy: Spy, batches: int) -> list[list[int]]:
+    """Ids of each epoch in the order in which they came."""
+    epochs: list[list[int]] = []
+    for batch, ids in spy.seen:
+        while len(epochs) <= batch // batches:
+            epochs.append([])
+        epochs[batch // batches].extend(ids)
+    return epochs
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"shuffle": True},
+        {"shuffle": True, "drop_last": True},
+        {"shuffle": True, "num_workers": 2},
+        {"shuffle": True, "num_workers": 2, "persistent_workers": True, "prefetch_factor": 4},
+        {"sampler": EpochSampler(21, seed=3)},
+    ],
+    ids=["plain", "drop_last", "workers", "persistent", "epoch_sampler"],
+)
+@pytest.mark.parametrize("microbatch", [8, 3])
+def test_every_row_is_known(arguments: dict[str, Any], microbatch: int) -> None:
+    spy = Spy()
+    one = trainer(loader(NumberedDataset(21), **arguments), algorithms=[spy], device_train_microbatch_size=microbatch)
+    one.fit()
+    batches = 2 if arguments.get("drop_last") else 3
+    epochs = _epochs(spy, batches)
+    assert [len(set(ids)) for ids in epochs] == [16 if arguments.get("drop_last") else 21] * 2
+    assert epochs[0] != epochs[1], "both epochs had one order: the epoch did not reach the sampler"
+
+
+def test_dict_batches_and_own_collate() -> None:
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+
+    spy = Spy(read=lambda batch: batch["x"][:, 0])
+    model = DictModel(mlp().module, num_classes=4)
+    trainer(loader(NumberedDataset(20, as_dict=True), shuffle=True, collate_fn=collate), model, algorithms=[spy]).fit()
+    assert sorted(_epochs(spy, 3)[0]) == list(range(20))
+
+
+def test_data_spec_with_transforms() -> None:
+    spy = Spy(read=lambda batch: batch[0][:, 0] / 10)
+    spec = DataSpec(loader(NumberedDataset(16), shuffle=True), batch_transforms=lambda b: (b[0] * 10, b[1]))
+    trainer(spec, algorithms=[spy], device_train_microbatch_size=4).fit()
+    assert sorted(_epochs(spy, 2)[1]) == list(range(16))
+
+
+@pytest.mark.parametrize("stop", ["2ba", "5ba"], ids=["in epoch 0", "in epoch 1"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_in_mid_epoch(tmp_path: Path, stop: str, workers: int) -> None:
+    def run(folder: Path, duration: str) -> Spy:
+        spy = Spy()
+        data = loader(NumberedDataset(24), sampler=EpochSampler(24, seed=5), num_workers=workers)
+        trainer(data, algorithms=[spy], **checkpointed(folder, save_interval="1ba", max_duration=duration)).fit()
+        return spy
+
+    straight = run(tmp_path / "straight", "3ep")
+    first, second = run(tmp_path / "broken", stop), run(tmp_path / "broken", "3ep")
+    assert first.seen + second.seen == straight.seen
+
+
+def test_retry_of_automatic_microbatching() -> None:
+    class Fails(Algorithm):
+        """Runs out of memory in the second microbatch of the second batch, once."""
+
+        count = 0
+
+        def match(self, event: Event, state: Any) -> bool:
+            return event == Event.AFTER_FORWARD
+
+        def apply(self, event: Event, state: Any, logger: Any) -> None:
+            self.count += 1
+            if self.count == 4:
+                raise RuntimeError("CUDA out of memory")
+
+    spy = Spy()
+    one = trainer(loader(NumberedDataset(16)), algorithms=[spy, Fails()], device_train_microbatch_size=4)
+    one.state.auto_microbatching = True
+    with pytest.warns(RuntimeWarning, match="microbatch size will be decreased from 4 -> 2"):
+        one.fit()
+    second = [ids for batch, ids in spy.seen if batch == 1]
+    assert second == [[8, 9, 10, 11], [12, 13, 14, 15], [8, 9], [10, 11], [12, 13], [14, 15]]
+
+
+def test_ids_in_the_batch_for_iterable_data() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(NumberedDataset(16, as_dict=True)[i] for i in reversed(range(16)))
+
+    spy = Spy(read=lambda batch: batch["x"][:, 0], id_key="id")
+    model = DictModel(mlp().module, num_classes=4)
+    trainer(DataLoader(Stream(), batch_size=8), model, algorithms=[spy], max_duration="2ba").fit()
+    assert [ids for _, ids in spy.seen] == [[15, 14, 13, 12, 11, 10, 9, 8], [7, 6, 5, 4, 3, 2, 1, 0]]
+
+
+def test_views_follow_the_epoch() -> None:
+    spy = Spy()
+    data = ViewedDataset(NumberedDataset(16), ViewPolicy(seed=1, num_views=2, transform="none"))
+    trainer(loader(data, shuffle=True, num_workers=2), algorithms=[spy], max_duration="3ep").fit()
+    assert spy.views == [0] * 16 + [1] * 16 + [0] * 16
+
+
+def test_one_tracker_serves_all() -> None:
+    first, second = Spy(), Spy()
+    one = trainer(loader(NumberedDataset(16), shuffle=True), algorithms=[first, second])
+    one.fit()
+    assert first.seen == second.seen
+    assert isinstance(one.state.train_dataloader.batch_sampler, TrackedBatchSampler)
+    assert track_loader(one.state.train_dataloader) is one.state.train_dataloader
+
+
+def test_tracking_changes_neither_order_nor_weights() -> None:
+    def weights(algorithms: list[Algorithm]) -> dict[str, torch.Tensor]:
+        one = trainer(loader(NumberedDataset(20), shuffle=True), algorithms=algorithms, lr=1e-3)
+        one.fit()
+        return one.state.model.state_dict()
+
+    plain, tracked = weights([]), weights([Spy()])
+    assert all(torch.equal(plain[name], tracked[name]) for name in plain)
+
+
+class _OwnLoader(DataLoader):
+    pass
+
+
+class _Shuffled(Sampler):
+    def __init__(self) -> None:
+        self.inner = RandomSampler(range(16))
+
+    def __iter__(self) -> Any:
+        return iter(self.inner)
+
+    def __len__(self) -> int:
+        return 16
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: _OwnLoader(NumberedDataset(16), batch_size=8), "_OwnLoader is a DataLoader of its own kind"),
+        (lambda: DataLoader(NumberedDataset(16), batch_size=None, sampler=_Shuffled()), "batch_size=None"),
+        (lambda: [(torch.zeros(8, 6), torch.zeros(8).long())], "need a torch DataLoader, got list"),
+    ],
+    ids=["own loader", "no batching", "no loader"],
+)
+def test_refuses_loaders_without_ids(make: Any, message: str) -> None:
+    with pytest.raises(ExampleIdError, match=message):
+        track_loader(make())
+
+
+def test_refuses_iterable_data_without_key() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    with pytest.raises(ExampleIdError, match="Stream is an iterable dataset"):
+        track_loader(DataLoader(Stream(), batch_size=8))
+
+
+def test_refuses_selective_backprop() -> None:
+    one = trainer(loader(NumberedDataset(16)), algorithms=[Spy(), SelectiveBackprop()])
+    with pytest.raises(ExampleIdError, match="SelectiveBackprop removes rows"):
+        one.fit()
+
+
+def test_refuses_a_collate_function_that_adds_rows() -> None:
+    def twice(rows: list[Any]) -> Any:
+        batch = torch.utils.data.default_collate(rows)
+        return batch[0].repeat(2, 1), batch[1].repeat(2)
+
+    one = trainer(loader(NumberedDataset(16), collate_fn=twice), algorithms=[Spy()])
+    with pytest.raises(ExampleIdError, match="the batch has 16 rows but was made from 8 examples"):
+        one.fit()
+
+
+def test_num_rows() -> None:
+    assert num_rows({"a": torch.zeros(3, 2), "b": [1, 2, 3]}) == 3
+    assert num_rows([torch.zeros(5, 2), {"mask": torch.zeros(5)}]) == 5
+    with pytest.raises(ExampleIdError, match=r"parts of \[2, 3\] rows"):
+        num_rows((torch.zeros(3), torch.zeros(2)))
+
+
+def test_epoch_sampler_is_a_function_of_seed_and_epoch() -> None:
+    sampler = EpochSampler(10, seed=1, num_replicas=1, rank=0)
+    torch.rand(3)
+    sampler.set_epoch(4)
+    fourth = list(sampler)
+    sampler.set_epoch(0)
+    assert list(sampler) != fourth
+    sampler.set_epoch(4)
+    assert list(sampler) == fourth
+    assert sorted(fourth) == list(range(10))
+    other = EpochSampler(10, seed=4, num_replicas=1, rank=0)
+    other.set_epoch(1)
+    assert list(other) != fourth, "seed and epoch must not be added up"
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_epoch_sampler_splits_by_rank(drop_last: bool) -> None:
+    samplers = [EpochSampler(11, seed=1, drop_last=drop_last, num_replicas=2, rank=rank) for rank in range(2)]
+    order = samplers[0].order(0).tolist()
+    expected = order[:10] if drop_last else [*order, order[0]]
+    parts = [list(sampler) for sampler in samplers]
+    assert [x for pair in zip(*parts, strict=True) for x in pair] == expected
+    assert [len(sampler) for sampler in samplers] == [len(part) for part in parts]
+
+
+def test_epoch_sampler_can_be_steered() -> None:
+    sampler = EpochSampler(10, seed=1, num_replicas=1, rank=0)
+    sampler.steer(lambda epoch: [epoch, 5, 5])
+    sampler.set_epoch(2)
+    assert list(sampler) == [2, 5, 5]
+    assert len(sampler) == 3
+    sampler.steer(lambda epoch: [10])
+    with pytest.raises(ValueError, match="outside"):
+        list(sampler)
+
+
+def test_batch_sampler_may_choose_views_itself() -> None:
+    class Views(Dataset):
+        def __getitem__(self, index: Any) -> Any:
+            return index.position, index.view
+
+    batches = [[ExampleView(3, 1), ExampleView(0, 2)]]
+    tracked = track_loader(DataLoader(Views(), batch_sampler=batches))
+    assert [t.tolist() for t in next(iter(tracked))] == [[3, 0], [1, 2]]
+    examples = tracked.batch_sampler.examples(0)  # type: ignore[union-attr]
+    assert (examples.positions.tolist(), examples.views.tolist()) == ([3, 0], [1, 2])
+
+
+def test_no_batch_no_ids() -> None:
+    with pytest.raises(ExampleIdError, match="no batch is under way"):
+        _ = ExampleIds().batch
+
+
+@pytest.mark.ranks
+def test_two_ranks_see_the_batches_of_one(tmp_path: Path) -> None:
+    script = Path(__file__).parent / "ranks" / "record_ids.py"
+    results = {}
+    for ranks in (1, 2):
+        command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(script), str(tmp_path)]
+        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        parts = [json.loads((tmp_path / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
+        results[ranks] = [sorted(i for part in parts for i in part[b]) for b in range(len(parts[0]))]
+    assert results[1] == results[2]
+    assert len(results[1]) == 6
