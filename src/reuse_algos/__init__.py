@@ -1,1 +1,38 @@
-"""Reuse what earlier training runs computed."""
+"""Reuse what earlier training runs computed.
+
+>>> from reuse_algos import PriorRunDistillation, RunRecorder
+
+The names below are loaded when they are first used, so that importing the package stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reuse_algos.algorithms import PriorRunDistillation
+    from reuse_algos.archive import RunArchive
+    from reuse_algos.callbacks import RunRecorder
+    from reuse_algos.harvest import harvest
+
+__version__ = "0.1.0"
+
+__all__ = ["PriorRunDistillation", "RunArchive", "RunRecorder", "__version__", "harvest"]
+
+_HOMES = {
+    "PriorRunDistillation": "reuse_algos.algorithms",
+    "RunArchive": "reuse_algos.archive",
+    "RunRecorder": "reuse_algos.callbacks",
+    "harvest": "reuse_algos.harvest",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'reuse_algos' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

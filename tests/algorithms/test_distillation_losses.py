@@ -41,22 +41,23 @@ def test_kl_is_timm_s(temperature: float) -> None:
 
         def __init__(self, logits: torch.Tensor) -> None:
             super().__init__()
-            self.num_classes = 4
+            self.num_classes, self.in_chans = 4, 3
+            self.pretrained_cfg = {"mean": (0.0,) * 3, "std": (1.0,) * 3}
             self.logits = nn.Parameter(logits.clone())
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.logits
 
-    student = Fixed(STUDENT)
+    student = Fixed(STUDENT.double())
     task = LogitDistillationTask(
-        student, Fixed(TEACHER), criterion=lambda out, target: out.sum() * 0, temperature=temperature,
+        student, Fixed(TEACHER.double()), criterion=lambda out, target: out.sum() * 0, temperature=temperature,
         distill_loss_weight=1.0, task_loss_weight=0.0, verbose=False,
     )  # fmt: skip
     theirs = task(torch.zeros(3, 3, 2, 2), torch.zeros(3).long())["loss"]
     (their_gradient,) = torch.autograd.grad(theirs, student.logits)
 
-    logits = STUDENT.clone().requires_grad_()
-    ours = kl_term(logits, mix_probabilities([TEACHER], [1.0], temperature), temperature)
+    logits = STUDENT.double().requires_grad_()
+    ours = kl_term(logits, mix_probabilities([TEACHER.double()], [1.0], temperature), temperature)
     (our_gradient,) = torch.autograd.grad(ours, logits)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     torch.testing.assert_close(our_gradient, their_gradient, atol=1e-6, rtol=0)

@@ -107,3 +107,12 @@ def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
     data = path.read_bytes()
     path.chmod(0o644)
     path.write_bytes(change(data))
+
+
+def use_everything(archive: RunArchive, run_id: str) -> None:
+    """Read every file of a run made by ``make_run``."""
+    run = archive.run(run_id)
+    run.weights()
+    run.signal("logits")
+    run.metric(MONITOR)
+    run.keys()

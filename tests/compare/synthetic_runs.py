@@ -20,7 +20,9 @@ from reuse_algos.archive import (
 METRIC = "metrics/eval/MulticlassAccuracy"
 
 
-def history(values: Sequence[float], *, every: int = 100, seconds_per_step: float = 0.1, batch: int = 32) -> MetricHistory:
+def history(
+    values: Sequence[float], *, every: int = 100, seconds_per_step: float = 0.1, batch: int = 32
+) -> MetricHistory:
     """One evaluation every ``every`` steps."""
     steps = every * np.arange(1, len(values) + 1)
     return MetricHistory(
@@ -49,9 +51,13 @@ def write_run(
     mode: Any = "max",
     finish: bool = True,
     tags: dict[str, str] | None = None,
+    put: Sequence[tuple[Any, ...]] = (),
     **fields: Any,
 ) -> str:
-    """Write one run and return its id. Further keywords are fields of the manifest."""
+    """Write one run and return its id.
+
+    ``put`` are the arguments of further ``RunWriter.put`` calls, further keywords are fields of the manifest.
+    """
     writer = archive.start_run(f"{method}-{seed}")
     recorded = history(values, every=every, seconds_per_step=seconds_per_step, batch=batch)
     entry = writer.put("metrics", "history", history_tensors({metric: recorded}))
@@ -66,7 +72,7 @@ def write_run(
                 train_seconds=float(recorded.train_seconds[-1]) if len(values) else 0.0, setup_seconds=setup_seconds
             ),
             prior_runs=list(prior_runs),
-            files=[entry, *fields.pop("files", [])],
+            files=[entry, *(writer.put(*arguments) for arguments in put)],
             **fields,
         )
     )

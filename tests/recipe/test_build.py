@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.datasets import DataConfig, load_datasets
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages
-from reuse_algos.data.sampler import TrackedBatchSampler
+from reuse_algos.data.example_ids import track_loader
 from reuse_algos.errors import RecipeError
 from reuse_algos.recipe import build_trainer, compose_recipe
 from reuse_algos.recipe.build import check_world_size, eval_loader, train_loader
@@ -50,7 +50,10 @@ def test_settings_reach_the_trainer(build):
     trainer = build(
         values(
             scheduler={"name": "multi_step", "milestones": ["0.5dur"], "gamma": 0.5},
-            algorithms={"label_smoothing": {"smoothing": 0.1}, "low_precision_layernorm": {"apply_at": "init"}},
+            algorithms={
+                "label_smoothing": {"smoothing": 0.1},
+                "gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1},
+            },
             callbacks={"lr_monitor": None},
             loggers={"in_memory": {}},
             precision="fp32",
@@ -62,7 +65,7 @@ def test_settings_reach_the_trainer(build):
     )
     state = trainer.state
     assert state.run_name == "mine"
-    assert [type(a).__name__ for a in state.algorithms] == ["LabelSmoothing", "LowPrecisionLayerNorm"]
+    assert [type(a).__name__ for a in state.algorithms] == ["LabelSmoothing", "GradientClipping"]
     assert state.algorithms[0].smoothing == 0.1
     assert {"InMemoryLogger", "LRMonitor"} <= {type(c).__name__ for c in state.callbacks}
     assert state.dataloader_len == 3
@@ -96,8 +99,7 @@ def test_train_loader_shows_every_example_once_in_an_order_of_seed_and_epoch(res
     config = DataConfig(train_examples=100, batch_size=30, drop_last=False, device_resident=resident)
     data = load_datasets(config)
     assert isinstance(data.train, DeviceImages if resident else WorkerImages)
-    loader = train_loader(data, config, seed=3)
-    assert isinstance(loader.batch_sampler, TrackedBatchSampler)
+    loader = track_loader(train_loader(data, config, seed=3))
     orders = []
     for epoch in (0, 1, 0):
         loader.batch_sampler.set_epoch(epoch)
@@ -112,6 +114,7 @@ def test_train_loader_shows_every_example_once_in_an_order_of_seed_and_epoch(res
 def test_views_hold_without_any_algorithm_that_asks_for_ids(build, small_npz):
     data = {"name": "npz", "path": str(small_npz), "batch_size": 50, "augment": "crop_flip", "num_views": 2}
     trainer = build(values(data=data, model={"name": "resnet8", "width": 2}))
+    trainer.fit()
     loader = trainer.state.train_dataloader
 
     def epoch(number):

@@ -132,6 +132,7 @@ def test_all_faults_of_all_kinds_at_once():
         "model.widht: there is no such key. Did you mean 'width' or 'weights'?",
         "model.name: there is no model 'resnet57'. Did you mean 'resnet56' or 'resnet50' or 'resnet152'?",
         "device_train_microbatch_size: must be 1 or more, 'auto' or null, not 0",
+        "autoresume: needs a save_folder to find checkpoints in",
         "eval_interval: must be above 0, not '0ep'. Write for example 1ep, 100ba or 0.5dur",
         "max_duration: '40' is not a time. Write for example 40ep or 5000ba",
         "optimizer.momentun: SGD has no such option. Did you mean 'momentum'?",

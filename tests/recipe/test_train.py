@@ -12,7 +12,7 @@ from reuse_algos.archive import RunArchive
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "yamls/digits"
-TINY = ["data.train_examples=256", "model.width=4"]
+TINY = ["data.train_examples=256", "model.width=4", "scheduler.t_warmup=1ba"]
 
 
 def test_help_has_examples(capsys):

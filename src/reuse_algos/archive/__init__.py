@@ -15,7 +15,7 @@ from reuse_algos.archive.manifest import (
 )
 from reuse_algos.archive.metrics import MetricHistory, history_tensors, infer_mode
 from reuse_algos.archive.resident import ResidentSignal
-from reuse_algos.archive.run import PriorRun
+from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
 from reuse_algos.archive.run_writer import RunWriter
 from reuse_algos.archive.signals import Signal
@@ -52,4 +52,5 @@ __all__ = [
     "history_tensors",
     "infer_mode",
     "open_store",
+    "weights_name",
 ]

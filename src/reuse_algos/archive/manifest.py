@@ -49,7 +49,10 @@ _ATTEMPT = re.compile(r"-([1-9][0-9]{0,8})-[0-9a-f]{16}\.safetensors\Z", re.ASCI
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all records: immutable, built by keyword, decoded with unknown fields ignored."""
+    """Base of all records: immutable, built by keyword, decoded with unknown fields ignored.
+
+    Those that are files have a tag, by which one in the place of another is noticed although its fields would do.
+    """
 
 
 class TensorInfo(_Struct, frozen=True, kw_only=True):
@@ -184,7 +187,7 @@ class PriorUse(_Struct, frozen=True, kw_only=True):
     harvest_seconds: float = 0.0
 
 
-class Manifest(_Struct, frozen=True, kw_only=True):
+class Manifest(_Struct, frozen=True, kw_only=True, tag_field="record", tag="manifest"):
     """One committed generation of a run.
 
     The identity fields (``format`` to ``committed_at``) are filled by :meth:`RunWriter.commit
@@ -241,7 +244,7 @@ class Manifest(_Struct, frozen=True, kw_only=True):
     files: list[FileEntry] = []
 
 
-class FinalRecord(_Struct, frozen=True, kw_only=True):
+class FinalRecord(_Struct, frozen=True, kw_only=True, tag_field="record", tag="final"):
     """``final.json``: the run ended by itself, and which generation was its last one then."""
 
     format: tuple[int, int] = FORMAT
@@ -251,7 +254,7 @@ class FinalRecord(_Struct, frozen=True, kw_only=True):
     ended_at: str
 
 
-class ArchiveRecord(_Struct, frozen=True, kw_only=True):
+class ArchiveRecord(_Struct, frozen=True, kw_only=True, tag_field="record", tag="archive"):
     """``archive.json``: the archive's identity."""
 
     format: tuple[int, int] = FORMAT

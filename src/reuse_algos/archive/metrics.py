@@ -97,8 +97,13 @@ def metric_names(tensor_names: Iterable[str]) -> list[str]:
     return sorted(name.removesuffix("/value") for name in tensor_names if name.endswith("/value"))
 
 
-def resolve_metric(name: str, known: Iterable[str], run_id: str) -> str:
+def resolve_metric(name: str, known: Iterable[str], owner: str) -> str:
     """The full name of a metric, from itself or from its last part, such as ``"MulticlassAccuracy"``.
+
+    Args:
+        name: To be found.
+        known: Full names.
+        owner: Whose metrics they are, as the beginning of a sentence such as ``"run a has"``.
 
     Raises:
         SignalNotFoundError: No metric has this name, or several end in it; the message lists them.
@@ -110,8 +115,8 @@ def resolve_metric(name: str, known: Iterable[str], run_id: str) -> str:
     if len(ending) == 1:
         return ending[0]
     if ending:
-        raise SignalNotFoundError(f"run {run_id} has several metrics {name!r}; say which: {', '.join(ending)}")
-    raise SignalNotFoundError(f"run {run_id} has no metric {name!r}.{nearest(name, known)}")
+        raise SignalNotFoundError(f"{owner} several metrics {name!r}; say which: {', '.join(ending)}")
+    raise SignalNotFoundError(f"{owner} no metric {name!r}.{nearest(name, known)}")
 
 
 def infer_mode(name: str) -> Mode:

@@ -10,15 +10,20 @@ from torch import Tensor
 from reuse_algos.archive.generations import read_manifest
 from reuse_algos.archive.manifest import FileEntry, FinalRecord, Manifest, run_prefix
 from reuse_algos.archive.metrics import MetricHistory, Mode, infer_mode, metric_names, read_history, resolve_metric
-from reuse_algos.archive.run_writer import RunWriter
 from reuse_algos.archive.signals import Segment, Signal
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import open_tensors
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
-__all__ = ["PriorRun", "RunWriter"]
+__all__ = ["PriorRun", "weights_name"]
 
 _EPOCH_ALIAS = re.compile(r"([0-9]{1,9})ep", re.ASCII)
+
+
+def weights_name(name: str) -> str:
+    """The name under which weights are archived: ``"5ep"`` is ``"ep0005"``, others stay."""
+    alias = _EPOCH_ALIAS.fullmatch(name)
+    return f"ep{int(alias[1]):04d}" if alias else name
 
 
 class PriorRun:
@@ -96,7 +101,7 @@ class PriorRun:
             SignalNotFoundError: There is no such metric, or several; the message lists them.
             ArchiveCorruptError: Its file is damaged.
         """
-        full = resolve_metric(name, self.metric_names, self.id)
+        full = resolve_metric(name, self.metric_names, f"run {self.id} has")
         if full not in self._histories:
             entry = self._require("metrics", "history")
             self._histories[full] = read_history(self.read(entry), full, self._path(entry))
@@ -129,7 +134,7 @@ class PriorRun:
         For the run's monitor the manifest says so; for others their name does (see
         :func:`~reuse_algos.archive.metrics.infer_mode`).
         """
-        full = resolve_metric(name or self._monitor(), self.metric_names, self.id)
+        full = resolve_metric(name or self._monitor(), self.metric_names, f"run {self.id} has")
         return self._manifest.monitor_mode if full == self._manifest.monitor else infer_mode(full)
 
     @property

@@ -15,6 +15,7 @@ from typing import Literal
 from reuse_algos.archive.envelope import MAX_SEALED_BYTES, seal, unseal
 from reuse_algos.archive.generations import list_generations, read_latest, read_manifest
 from reuse_algos.archive.manifest import ArchiveRecord, Manifest, is_safe_name
+from reuse_algos.archive.metrics import resolve_metric
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
 from reuse_algos.archive.store import open_store
@@ -99,7 +100,7 @@ class RunArchive:
             unhealthy: Also take runs that diverged or trained nothing.
 
         Raises:
-            SignalNotFoundError: No run that fits has this metric, or their monitors differ.
+            SignalNotFoundError: No run that fits has this metric, or several of this name, or the monitors differ.
             ArchiveError: The archive could not be listed.
         """
         if order not in ("best", "latest", "first"):
@@ -241,19 +242,20 @@ class RunArchive:
         if metric is None and len(monitors) > 1:
             names = ", ".join(sorted(f"{name} ({mode})" for name, mode in monitors))
             raise SignalNotFoundError(f"the runs have different monitors, say by which metric to order them: {names}")
+        if metric is not None and runs:
+            metric = resolve_metric(metric, {name for run in runs for name in run.metric_names}, "the runs have")
         valued: list[tuple[float, str, PriorRun]] = []
-        known: set[str] = set()
         for run in runs:
-            known.update(run.metric_names)
-            try:
-                value, mode = run.final_metric(metric), run.metric_mode(metric)
-            except SignalNotFoundError:
+            name = metric or run.manifest.monitor
+            if name is None or name not in run.metric_names:
                 continue
+            try:
+                value = run.final_metric(name)
             except ArchiveError as error:
                 self._warn(run.id, error)
                 continue
             if math.isfinite(value):
-                valued.append((-value if mode == "max" else value, run.id, run))
+                valued.append((-value if run.metric_mode(name) == "max" else value, run.id, run))
         return [run for *_, run in sorted(valued, key=lambda item: item[:2])]
 
     def _warn(self, run_id: str, error: ArchiveError) -> None:

@@ -98,8 +98,8 @@ class RunWriter:
                 f"cannot archive {kind!r} {name!r}: kinds are {', '.join(KINDS)}, and names have 1 to 128 of "
                 "A-Z a-z 0-9 . _ - and begin with a letter or digit"
             )
-        tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
         infos = describe(tensors)
+        tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
         if kind == "signals" and (fault := check_signal(meta or {}, tensors)):
             raise ArchiveError(f"cannot archive the signal {name!r}: {fault}")
         chunks = tensor_chunks(tensors)

@@ -143,10 +143,10 @@ class LocalStore:
             except FileNotFoundError:
                 return None
             with file:
-                data = file.read(max_bytes + 1)
-        if len(data) > max_bytes:
-            raise ArchiveCorruptError(f"{self.root / path} is larger than the {max_bytes} bytes it may have")
-        return data
+                size = os.fstat(file.fileno()).st_size
+                if size > max_bytes:
+                    raise ArchiveCorruptError(f"{self.root / path} has {size} bytes; at most {max_bytes} are read")
+                return file.read(size)
 
     def open(self, path: str) -> io.FileIO:
         """Open a file for reading; see :meth:`Store.open`."""

@@ -164,7 +164,8 @@ def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[i
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    whole = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+    flat = whole.as_strided((whole.numel(),), (1,))  # a view must not keep the odd strides that length 0 and 1 may have
     return flat.view(torch.uint8).numpy().data
 
 

@@ -161,5 +161,10 @@ def console() -> Console:
     """A console on stdout: as wide as the terminal, 100 columns where there is none."""
     from rich.console import Console
 
-    found = Console(highlight=False, markup=False)
-    return found if found.is_terminal else Console(highlight=False, markup=False, width=100)
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            """Leave it to the command line's own handling; rich would end the process with exit code 1."""
+            raise BrokenPipeError
+
+    found = PipeConsole(highlight=False, markup=False)
+    return found if found.is_terminal else PipeConsole(highlight=False, markup=False, width=100)

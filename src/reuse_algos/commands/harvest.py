@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from typing import Any
 
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
@@ -33,30 +34,44 @@ def add_parser(subparsers: Subparsers) -> None:
         f"{ARCHIVE_HELP}",
         """
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --views 32
-        reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --weights best --device cuda --json
-        REUSE_ALGOS_ARCHIVE=./archive reuse-algos harvest resnet56-17-0123abcdef --signals logits --views 32
+        reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --weights best --json
+        reuse-algos harvest resnet56-17-0123abcdef --archive ./archive --views 32
         """,
     )
     add_archive(parser)
     parser.add_argument("run_id", metavar="RUN", help="id or unique name of the run")
     parser.add_argument(
-        "--signals", metavar="NAME", action="append", nargs="+", default=[], help="signals to fill (default: logits)"
+        "--signals",
+        metavar="NAMES",
+        action="append",
+        default=[],
+        help="signals to fill, with commas between (default: logits)",
     )
     parser.add_argument(
-        "--views", type=positive, metavar="N", help="views 0 to N-1 of each example (default: the run's own)"
+        "--views", type=positive, metavar="N", help="views 0 to N-1 of each example (default: those of the run)"
     )
     parser.add_argument("--weights", default="last", metavar="NAME", help="which weights of the run (default: last)")
+    parser.add_argument("--top-k", type=positive, metavar="K", help="keep the K largest logits (default: all)")
     parser.add_argument("--batch-size", type=positive, metavar="B", help="examples per forward pass")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument("--precision", metavar="NAME", help="such as amp_bf16 (default: that of the run's recipe)")
+    parser.add_argument(
+        "--data",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="another value in the recipe's data section, such as root=/datasets; may be given again",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Harvest; 0."""
-    signals = tuple(dict.fromkeys(name for group in args.signals for text in group for name in text.split(",")))
+    signals = tuple(dict.fromkeys(name for text in args.signals for name in text.split(",")))
     if "" in signals:
         raise UsageError("--signals has an empty name")
+    data = _data_of(args.data)
     from reuse_algos.harvest import harvest
 
     archive = open_archive(args, read_only=False)
@@ -66,17 +81,35 @@ def run(args: argparse.Namespace) -> int:
         signals=signals or ("logits",),
         views=args.views,
         weights=args.weights,
+        top_k=args.top_k,
         batch_size=args.batch_size,
         device=args.device,
+        precision=args.precision,
+        data=data or None,
         progress=sys.stderr.isatty() and not args.json,
     )
     if args.json:
         print_json(dataclasses.asdict(result))
-    else:
-        views = result.views if isinstance(result.views, int) else len(result.views)
-        console().print(
-            f"harvested {', '.join(signals or ('logits',))} of {args.run_id}: {result.rows} rows, {views} views, "
-            f"{result.seconds:.1f} s",
-            soft_wrap=True,
-        )
+        return 0
+    done = f"{result.rows} rows of {len(result.computed)} views" if result.computed else "nothing was missing"
+    console().print(
+        f"{result.signal} of {result.run_id}: {done}; {len(result.views)} views are complete; {result.seconds:.1f} s",
+        soft_wrap=True,
+    )
     return 0
+
+
+def _data_of(texts: list[str]) -> dict[str, Any]:
+    """``root=/datasets`` and the like, the values read as YAML as they are in a recipe."""
+    import yaml
+
+    data = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--data needs KEY=VALUE, got {text!r}")
+        try:
+            data[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--data {text}: the value is no YAML: {error}") from error
+    return data

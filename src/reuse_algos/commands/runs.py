@@ -32,8 +32,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "runs",
         "list the runs of an archive",
-        "Finished, healthy runs are listed; --all adds those that are still going, died, diverged or trained nothing.\n"
-        "--order best goes by the last value of the metric, and leaves out runs where it is not finite.\n\n"
+        "Finished, healthy runs are listed; --all adds those that are still going, died, diverged or\n"
+        "trained nothing. --order best goes by the last value of the metric, and leaves out runs where it\n"
+        "is not finite.\n\n"
         f"{ARCHIVE_HELP}",
         """
         reuse-algos runs ./archive
@@ -55,18 +56,17 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List runs; 0."""
+    from reuse_algos.compare.outcomes import choose_metric
     from reuse_algos.compare.render import runs_table
 
-    archive = open_archive(args)
+    archive, tags = open_archive(args), tags_of(args)
+    metric = args.metric
+    if metric is not None:
+        metric = choose_metric(archive.runs(tags=tags, unfinished=True, unhealthy=True), metric)
     found = archive.runs(
-        tags=tags_of(args),
-        order=args.order,
-        metric=args.metric,
-        limit=args.limit,
-        unfinished=args.all,
-        unhealthy=args.all,
+        tags=tags, order=args.order, metric=metric, limit=args.limit, unfinished=args.all, unhealthy=args.all
     )
-    values = [final_value(prior, args.metric) for prior in found]
+    values = [final_value(prior, metric) for prior in found]
     if args.json:
         print_json([_summary(prior, value) for prior, value in zip(found, values, strict=True)])
         return 0
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if found:
         out.print(runs_table(found, values, args.metric))
     else:
-        others = 0 if args.all else len(archive.runs(tags=tags_of(args), unfinished=True, unhealthy=True))
+        others = 0 if args.all else len(archive.runs(tags=tags, unfinished=True, unhealthy=True))
         out.print(f"no runs match in {archive.root}" + (f"; --all would show {others}" if others else ""))
     return 0
 

@@ -19,11 +19,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "composer -n 8 -m reuse_algos.train RECIPE.yaml key=value ...",
         """
         reuse-algos train yamls/digits.yaml
+        reuse-algos train yamls/digits.yaml --check
         reuse-algos train yamls/digits.yaml seed=18 max_duration=10ep tags.method=baseline
         """,
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="file of the recipe")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the recipe")
+    parser.add_argument("--check", action="store_true", help="print the recipe and check it, without training")
     parser.set_defaults(run=run)
 
 
@@ -31,4 +33,4 @@ def run(args: argparse.Namespace) -> int:
     """Train; the exit code of the trainer."""
     from reuse_algos.train import main
 
-    return main([args.recipe, *args.overrides])
+    return main([args.recipe, *args.overrides, *(["--check"] if args.check else [])])

@@ -29,7 +29,7 @@ and make the baseline look infinitely slow. So groups are compared, not runs:
 
 Limits: the t intervals assume roughly normal values over seeds; values of runs that are bit-equal have no spread, so
 nothing is significant there (repeating one seed buys nothing); the uncertainty of *where* a flat baseline reached its
-own level is not counted beyond the point estimate; a group that ends no better than the baseline can not be shown to
+own level is not counted beyond the point estimate; a group that ends no better than the baseline cannot be shown to
 be faster at this target, even if it got close much earlier: declare a lower ``target`` in advance for that question.
 """
 

@@ -38,8 +38,11 @@ def comparison_notes(
     """
     notes = [*_left_out(unfinished, without_key), *_too_few(groups), *_diverged(groups), *_repeated_seeds(groups)]
     notes += _baseline_reading(groups[0], question)
+    notes += _not_reached(groups[1:], question)
     for group in groups[1:]:
-        notes += _group_reading(group, groups, question)
+        notes += _group_reading(group, groups[0], question)
+    if len(groups) > 3:
+        notes.append(f"{len(groups) - 1} groups are compared: each interval holds by itself, not all of them at once.")
     notes += _differences(groups[0].name, outcomes)
     return notes
 
@@ -117,32 +120,35 @@ def _baseline_reading(baseline: GroupResult, question: Question) -> list[str]:
     return notes
 
 
-def _group_reading(group: GroupResult, groups: Sequence[GroupResult], question: Question) -> list[str]:
-    notes = []
+def _not_reached(groups: Sequence[GroupResult], question: Question) -> list[str]:
     if question.method == "curves":
-        if not group.to_target.reached:
-            notes.append(
-                f"The mean curve of {group.name} did not reach the target within its budget of "
-                f"{group.to_target.steps:.0f} steps: its speed-up is at most what is shown."
-            )
-        elif group.verdict == "no difference" and group.speedup_steps is not None and group.speedup_steps.low == 0.0:
-            notes.append(
-                f"The mean curve of {group.name} reached the target, but its end is not clearly at or above it: the "
-                "speed-up has no lower limit. More runs, or a lower target declared in advance, would tell."
-            )
-    elif group.censored:
+        short = [f"{g.name} ({g.to_target.steps:.0f} steps)" for g in groups if not g.to_target.reached]
+        what = "mean curves did not reach the target within their budgets"
+    else:
+        short = [f"{g.name} ({g.censored} of {g.n} runs)" for g in groups if g.censored]
+        what = "runs never reached the target and count at their total cost"
+    if not short:
+        return []
+    return [
+        f"These {what}: {', '.join(short)}. Their speed-ups are at most what is shown, and they are not called faster."
+    ]
+
+
+def _group_reading(group: GroupResult, baseline: GroupResult, question: Question) -> list[str]:
+    notes = []
+    undecided = group.verdict == "no difference" and group.speedup_steps is not None and group.speedup_steps.low == 0.0
+    if question.method == "curves" and group.to_target.reached and undecided:
         notes.append(
-            f"{group.censored} of {group.n} runs of {group.name} never reached the target: its speed-up is at most "
-            "what is shown, and is not called faster."
+            f"The mean curve of {group.name} reached the target, but its end is not clearly at or above it: the "
+            "speed-up has no lower limit. More runs, or a lower target declared in advance, would tell."
         )
     budgets = sorted({run.budget_steps for run in group.runs})
-    theirs = {run.budget_steps for run in groups[0].runs}
+    theirs = sorted({run.budget_steps for run in baseline.runs})
     if len(budgets) > 1:
         notes.append(f"{group.name} mixes runs of different budgets ({', '.join(map(str, budgets))} steps).")
-    elif budgets[0] < min(theirs) and group.verdict == "faster":
-        longer = ", ".join(map(str, sorted(theirs)))
+    elif budgets[0] < theirs[0] and group.verdict == "faster":
         notes.append(
-            f"{group.name} was trained for {budgets[0]} steps and {groups[0].name} for {longer}. "
+            f"{group.name} was trained for {budgets[0]} steps and {baseline.name} for {', '.join(map(str, theirs))}. "
             f"Compare it with plain training whose schedule ends after {budgets[0]} steps, too."
         )
     if group.speedup_cost is None:

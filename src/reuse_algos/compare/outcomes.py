@@ -105,7 +105,7 @@ def _look_up(run: PriorRun, path: str) -> object:
         for part in rest.split("."):
             node = node.get(part) if isinstance(node, Mapping) else None
         return node
-    raise CompareError(f"runs can not be grouped by {path!r}: use {GROUP_KEYS}, or several of them with commas between")
+    raise CompareError(f"runs cannot be grouped by {path!r}: use {GROUP_KEYS}, or several of them with commas between")
 
 
 def group_of(run: PriorRun, group_by: str) -> str | None:
@@ -173,7 +173,7 @@ def read_outcome(run: PriorRun, metric: str) -> RunOutcome | None:
         train_seconds=np.asarray(history.train_seconds, dtype=np.float64)[keep],
         values=np.asarray(history.value, dtype=np.float64)[keep],
         setup_seconds=manifest.cost.setup_seconds,
-        harvest_seconds=sum(use.harvest_seconds for use in manifest.prior_runs),
+        harvest_seconds=sum((use.harvest_seconds for use in manifest.prior_runs), 0.0),
         prior_run_ids=tuple(sorted({use.run_id for use in manifest.prior_runs})),
         manifest=manifest,
     )

@@ -28,7 +28,7 @@ def plot_comparison(
     """Write :func:`comparison_figure` to a file; its extension (png, pdf or svg) is the type.
 
     Raises:
-        CompareError: another extension, or the file can not be written.
+        CompareError: another extension, or the file cannot be written.
     """
     target = Path(path)
     check_plot_path(target)
@@ -36,19 +36,19 @@ def plot_comparison(
     try:
         figure.savefig(target, dpi=150, bbox_inches="tight")
     except OSError as error:
-        raise CompareError(f"the plot can not be written to {target}: {error.strerror or error}") from error
+        raise CompareError(f"the plot cannot be written to {target}: {error.strerror or error}") from error
     return target
 
 
 def check_plot_path(path: Path) -> None:
-    """Refuse a file type that can not be written, before any work is done.
+    """Refuse a file type that cannot be written, before any work is done.
 
     Raises:
         CompareError: the extension is not one of :data:`FILE_TYPES`.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FILE_TYPES:
-        raise CompareError(f"a plot can not be written as {path.name!r}: end the name in .{', .'.join(FILE_TYPES)}")
+        raise CompareError(f"a plot cannot be written as {path.name!r}: end the name in .{', .'.join(FILE_TYPES)}")
 
 
 def comparison_figure(comparison: Comparison, groups: Mapping[str, Sequence[RunOutcome]]) -> Figure:

@@ -61,7 +61,7 @@ class BreakEven:
     Attributes:
         harvest_seconds: mean seconds of harvest that a run used.
         harvest_runs: later runs until the harvest alone is paid back.
-        prior_training_seconds: training and set-up of all prior runs that the group used; NaN if one of them can not be
+        prior_training_seconds: training and set-up of all prior runs that the group used; NaN if one of them cannot be
             read.
         prior_training_runs: later runs until harvest and prior runs are paid back: counts if the prior runs were
             trained only for this.

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
-from reuse_algos.data.example_ids import track_loader
+from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
@@ -96,7 +96,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             optimizers=optimizer,
             schedulers=scheduler,
             algorithms=algorithms,
-            callbacks=callbacks,
+            callbacks=[*callbacks, TrackExamples()],  # seeded views hold whatever else is in the recipe
             loggers=loggers,
             device=device,
             **_trainer_arguments(settings),
@@ -127,7 +127,7 @@ def check_world_size(recipe: Recipe) -> None:
 
 
 def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoader:
-    """The train DataLoader of this rank; it records which examples are in each batch.
+    """The train DataLoader of this rank.
 
     Args:
         data: the data sets.
@@ -135,7 +135,7 @@ def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoad
         seed: seed of the order of the examples.
     """
     sampler = EpochSampler(data.info.num_examples, seed=seed, shuffle=True, drop_last=config.drop_last)
-    return track_loader(_loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last))
+    return _loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last)
 
 
 def eval_loader(data: LoadedData, config: DataConfig) -> DataLoader:

@@ -1,0 +1,87 @@
+"""The main job on the embedded data: record runs, distil them into the next ones, and see what it saved.
+
+Everything that is printed is measured here and now.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, select_outcomes
+from reuse_algos.errors import ArchiveConflictError
+from reuse_algos.recipe.build import build_trainer
+from reuse_algos.recipe.compose import load_recipe
+from reuse_algos.recipe.shipped import shipped_recipe
+
+__all__ = ["run_demo"]
+
+_ARMS = (
+    ("baseline", "plain runs at full budget; each archives its weights, logits and metrics"),
+    ("short", "the control: plain runs at the small budget, learning rate fully decayed"),
+    ("distilled", "the small budget again, taught by the archived baseline runs"),
+)
+
+
+def run_demo(folder: Path, *, seeds: int = 3, keep: bool = False) -> int:
+    """Train three groups of small models on handwritten digits and compare what they cost.
+
+    Args:
+        folder: where the archive and the plot go.
+        seeds: runs in each group.
+        keep: add to the runs of an earlier demo instead of starting afresh.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        ArchiveConflictError: ``folder`` holds something that is not an earlier demo.
+        ReuseAlgosError: a run fails.
+    """
+    out = Console(width=110) if not Console().is_terminal else Console()
+    archive_path = folder / "archive"
+    _make_room(folder, archive_path, keep)
+    began = time.perf_counter()
+    for method, why in _ARMS:
+        out.print(f"\n[bold]{method}[/bold]: {why}")
+        for seed in range(1, seeds + 1):
+            out.print(_train(method, seed, archive_path), highlight=False)
+    archive = RunArchive(archive_path, create=False)
+    selection = select_outcomes(archive, group_by="tags.method")
+    comparison = compare_runs(archive, baseline="baseline", selection=selection)
+    plot = folder / "compare.png"
+    plot_comparison(comparison, selection.groups, plot)
+    out.print()
+    out.print(comparison_table(comparison))
+    out.print(f"plot: {plot}\narchive: {archive_path} (try `reuse-algos runs {archive_path}`)", soft_wrap=True)
+    out.print(f"{3 * seeds} runs in {time.perf_counter() - began:.0f} s", highlight=False)
+    return 0
+
+
+def _make_room(folder: Path, archive: Path, keep: bool) -> None:
+    """Start afresh, but never delete what is not an earlier demo's archive."""
+    if not folder.exists() or keep:
+        return
+    if not (archive / "archive.json").is_file() and any(folder.iterdir()):
+        raise ArchiveConflictError(f"{folder} is not empty and holds no earlier demo; name another folder (--folder)")
+    shutil.rmtree(archive, ignore_errors=True)
+
+
+def _train(method: str, seed: int, archive: Path) -> str:
+    """One run of a shipped recipe; a line that says how it went."""
+    overrides = [f"seed={seed}", f"archive={archive}", "progress_bar=false"]
+    trainer = build_trainer(load_recipe(shipped_recipe(f"digits/{method}"), overrides))
+    try:
+        trainer.fit()
+    finally:
+        trainer.close()
+    run = RunArchive(archive, create=False).runs(run_name=trainer.state.run_name, order="latest", limit=1)[0]
+    cost, progress = run.manifest.cost, run.manifest.progress
+    return (
+        f"  seed {seed}: accuracy {run.final_metric():.4f} after {progress.epoch} epochs, {progress.batch} steps, "
+        f"{cost.train_seconds + cost.setup_seconds:.1f} s of training"
+    )

@@ -1,0 +1,269 @@
+"""Damage of any kind is detected, and the error names the run and the file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError, ArchiveWarning
+
+from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite, use_everything
+
+
+def flip(bit: int) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        return bytes(damaged)
+
+    return change
+
+
+def test_every_sampled_bit_flip_is_found_by_verify_and_by_use(archive: RunArchive, make_run: MakeRun) -> None:
+    run_id = make_run()
+    draw = random.Random(0)
+    for name, path in files_below(archive.root / "runs" / run_id).items():
+        original = path.read_bytes()
+        bits = set(range(0, 8 * 24, 5)) | set(draw.sample(range(8 * len(original)), 50))
+        for bit in sorted(bits):
+            rewrite(path, flip(bit))
+            report = archive.verify(run_id)
+            assert [problem.run_id for problem in report.problems] == [run_id], (name, bit)
+            assert report.problems[0].path == f"runs/{run_id}/{name}", (name, bit)
+            assert name in report.problems[0].what
+            with pytest.raises(ArchiveError, match=name):
+                use_everything(archive, run_id)
+        rewrite(path, lambda _, original=original: original)
+    assert archive.verify().ok
+    use_everything(archive, run_id)
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda _: b"",
+    "one byte short": lambda data: data[:-1],
+    "half": lambda data: data[: len(data) // 2],
+    "one byte longer": lambda data: data + b"\0",
+    "newline added": lambda data: data + b"\n",
+    "zeroed": lambda data: bytes(len(data)),
+    "reversed": lambda data: data[::-1],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_changed_files_are_found(archive: RunArchive, make_run: MakeRun, damage: str) -> None:
+    run_id = make_run()
+    for name, path in files_below(archive.root / "runs" / run_id).items():
+        original = path.read_bytes()
+        rewrite(path, DAMAGE[damage])
+        assert [problem.path for problem in archive.verify().problems] == [f"runs/{run_id}/{name}"]
+        with pytest.raises(ArchiveCorruptError, match=name):
+            use_everything(archive, run_id)
+        rewrite(path, lambda _, original=original: original)
+
+
+def test_deleted_files_are_found(archive: RunArchive, make_run: MakeRun) -> None:
+    run_id = make_run()
+    for name, path in files_below(archive.root / "runs" / run_id).items():
+        if name == "final.json":  # without it the run is one that has not ended
+            continue
+        original = path.read_bytes()
+        path.unlink()
+        assert [problem.path for problem in archive.verify().problems] == [f"runs/{run_id}/{name}"]
+        with pytest.raises(ArchiveCorruptError, match=rf"{name} is missing"):
+            use_everything(archive, run_id)
+        path.write_bytes(original)
+    assert archive.verify().ok
+
+
+def test_swapped_files_are_found(archive: RunArchive, make_run: MakeRun) -> None:
+    """Any file of a run replaced by any other of the same or another run."""
+    runs = [make_run(values=(0.1,)), make_run(values=(0.2,))]
+    files = [path for run_id in runs for path in files_below(archive.root / "runs" / run_id).values()]
+    contents = {path: path.read_bytes() for path in files}
+    for target in files:
+        for source in files:
+            if contents[source] != contents[target]:
+                rewrite(target, lambda _, source=source: contents[source])
+                problems = archive.verify().problems
+                assert [problem.path for problem in problems] == [str(target.relative_to(archive.root))]
+        rewrite(target, lambda _, target=target: contents[target])
+
+
+def test_an_older_manifest_in_a_newer_place_is_found(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    for epoch in range(3):
+        writer.commit(manifest_of(put_files(writer, epoch=epoch)))
+    manifests = archive.root / "runs" / writer.run_id / "manifests"
+    rewrite(manifests / "g000003.json", lambda _: (manifests / "g000002.json").read_bytes())
+    with pytest.raises(ArchiveCorruptError, match=r"g000003\.json is in the wrong place"):
+        archive.run(writer.run_id)
+    assert len(archive.verify().problems) == 1
+
+
+def test_a_damaged_newest_generation_is_no_silent_step_back(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    for epoch in range(2):
+        writer.commit(manifest_of(put_files(writer, epoch=epoch)))
+    newest = archive.root / "runs" / writer.run_id / "manifests" / "g000002.json"
+    rewrite(newest, lambda data: data[:-40])
+    with pytest.raises(ArchiveCorruptError, match=r"g000002\.json is damaged"):
+        archive.run(writer.run_id)
+    with pytest.raises(ArchiveCorruptError):
+        archive.resume_run(writer.run_id)
+
+
+def test_the_deleted_last_generation_of_a_finished_run_is_found(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    for epoch in range(2):
+        writer.commit(manifest_of(put_files(writer, epoch=epoch)))
+    writer.finish()
+    manifests = archive.root / "runs" / writer.run_id / "manifests"
+    (manifests / "g000002.json").unlink()
+    with pytest.raises(ArchiveCorruptError, match=r"g000002\.json is missing"):
+        archive.run(writer.run_id)
+    assert [problem.path[-12:] for problem in archive.verify().problems] == ["g000002.json"]
+    shutil.rmtree(manifests)
+    assert len(archive.verify().problems) == 2
+
+
+def test_a_gap_in_the_generations_is_found(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    for epoch in range(3):
+        writer.commit(manifest_of(put_files(writer, epoch=epoch)))
+    (archive.root / "runs" / writer.run_id / "manifests" / "g000002.json").unlink()
+    assert archive.run(writer.run_id)
+    assert [problem.path[-12:] for problem in archive.verify().problems] == ["g000002.json"]
+
+
+def test_one_damaged_run_does_not_hide_the_others(archive: RunArchive, make_run: MakeRun) -> None:
+    good, bad = make_run("good"), make_run("bad")
+    rewrite(archive.root / "runs" / bad / "manifests" / "g000001.json", flip(500))
+    with pytest.warns(ArchiveWarning, match=bad):
+        assert [run.id for run in archive.runs()] == [good]
+    assert [run.id for run in archive.runs()] == [good]  # it warns once (warnings are errors here)
+    assert archive.run_ids() == sorted([bad, good])
+    assert archive.run(good).weights()
+
+
+def test_a_run_whose_metrics_are_damaged_is_not_ranked(archive: RunArchive, make_run: MakeRun) -> None:
+    good, bad = make_run("good"), make_run("bad", values=(0.99,))
+    (path,) = (archive.root / "runs" / bad / "data" / "metrics").iterdir()
+    rewrite(path, flip(8 * 100))
+    with pytest.warns(ArchiveWarning, match=bad):
+        assert [run.id for run in archive.runs(order="best")] == [good]
+
+
+def test_a_damaged_identity_is_found(archive: RunArchive, make_run: MakeRun) -> None:
+    make_run()
+    rewrite(archive.root / "archive.json", flip(300))
+    with pytest.raises(ArchiveCorruptError, match=r"archive\.json is damaged"):
+        RunArchive(archive.root)
+    assert [problem.path for problem in archive.verify().problems] == ["archive.json"]
+
+
+def test_verify_counts_and_reports_progress(archive: RunArchive, make_run: MakeRun) -> None:
+    run_ids = [make_run(), make_run()]
+    seen: list[tuple[int, int]] = []
+    report = archive.verify(progress=lambda done, total: seen.append((done, total)))
+    data = [path for path in files_below(archive.root).values() if path.suffix == ".safetensors"]
+    assert (report.ok, report.runs, report.files) == (True, 2, len(data))
+    assert report.bytes == sum(path.stat().st_size for path in data)
+    assert seen[-1] == (report.bytes, report.bytes)
+    assert archive.verify(run_ids[0]).files == len(data) // 2
+
+
+def test_verify_ignores_what_was_verified_before(archive: RunArchive, make_run: MakeRun) -> None:
+    """Damage of the medium leaves size and times as they were, so a remembered check cannot see it."""
+    run_id = make_run()
+    assert archive.run(run_id).weights()
+    (path,) = (archive.root / "runs" / run_id / "data" / "weights").iterdir()
+    before = path.stat()
+    rewrite(path, flip(8 * (before.st_size - 1)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not archive.verify().ok
+
+
+def test_uncommitted_files_are_no_damage(archive: RunArchive, make_run: MakeRun) -> None:
+    run_id = make_run()
+    put_files(archive.join_run(run_id, 1), epoch=7)
+    put_files(archive.start_run("never committed"))
+    assert archive.verify().ok
+    assert archive.run_ids() == [run_id]
+
+
+def change_sealed(archive: RunArchive, run_id: str, **fields: object) -> Path:
+    """Replace the manifest by a well-sealed one with other fields."""
+    path = archive.root / f"runs/{run_id}/manifests/g000001.json"
+    manifest = archive.run(run_id).manifest
+    content = msgspec.json.encode({**msgspec.to_builtins(manifest), **fields})
+    rewrite(path, lambda _: reseal(content))
+    return path
+
+
+def reseal(content: bytes) -> bytes:
+    return b'{"sha256":"' + hashlib.sha256(content).hexdigest().encode() + b'","content":' + content + b"}\n"
+
+
+def test_a_newer_minor_version_is_read(archive: RunArchive, make_run: MakeRun) -> None:
+    run_id = make_run()
+    change_sealed(archive, run_id, format=[1, 9], colour={"new": ["field"]})
+    run = archive.run(run_id)
+    assert run.manifest.format == (1, 9)
+    assert run.weights()
+    assert archive.verify().ok
+
+
+@pytest.mark.parametrize("fields", [{}, {"files": "elsewhere"}])
+def test_a_newer_major_version_is_refused(archive: RunArchive, make_run: MakeRun, fields: dict[str, object]) -> None:
+    run_id = make_run()
+    change_sealed(archive, run_id, format=[2, 0], **fields)
+    with pytest.raises(ArchiveVersionError, match=r"format 2\.0.*upgrade"):
+        archive.run(run_id)
+
+
+def test_an_archive_of_a_newer_major_version_is_refused(archive: RunArchive) -> None:
+    rewrite(archive.root / "archive.json", lambda _: reseal(b'{"format":[2,0],"archive_uuid":1}'))
+    with pytest.raises(ArchiveVersionError, match="upgrade"):
+        RunArchive(archive.root)
+
+
+def test_a_manifest_without_a_version_is_damaged(archive: RunArchive, make_run: MakeRun) -> None:
+    run_id = make_run()
+    change_sealed(archive, run_id, generation="one")
+    with pytest.raises(ArchiveCorruptError, match="generation"):
+        archive.run(run_id)
+
+
+def test_signals_need_their_data_set(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    with pytest.raises(ArchiveError, match="no record of its data set"):
+        writer.commit(manifest_of(put_files(writer), dataset=None))
+
+
+def test_a_commit_of_missing_files_is_refused(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    files = put_files(writer)
+    (archive.root / "runs" / writer.run_id / files[2].path).unlink()
+    with pytest.raises(ArchiveError, match=r"cannot be committed.*is not there"):
+        writer.commit(manifest_of(files))
+    rewrite(archive.root / "runs" / writer.run_id / files[1].path, lambda data: data[:-1])
+    with pytest.raises(ArchiveError, match=r"cannot be committed.*bytes instead of"):
+        writer.commit(manifest_of([files[0], files[1]]))
+    assert archive.run_ids() == []
+
+
+def test_putting_again_over_a_damaged_file_is_an_error(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    entry = writer.put("weights", "last", {"w": torch.ones(8)})
+    rewrite(archive.root / "runs" / writer.run_id / entry.path, flip(8 * (entry.bytes - 1)))
+    with pytest.raises(ArchiveCorruptError, match="is damaged"):
+        writer.put("weights", "last", {"w": torch.ones(8)})

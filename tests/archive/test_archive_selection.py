@@ -1,0 +1,208 @@
+"""Selecting runs, and what their metrics say."""
+
+from __future__ import annotations
+
+import datetime
+import math
+
+import pytest
+
+from reuse_algos.archive import RunArchive, history_tensors, infer_mode
+from reuse_algos.errors import ArchiveError, RunNotFoundError, SignalNotFoundError
+
+from .conftest import MONITOR, MakeRun, history, manifest_of
+
+NAN = math.nan
+
+
+def times(archive: RunArchive, make_run: MakeRun) -> list[str]:
+    """Ids of four runs in the order in which they say that they were started, committed in another order."""
+    stamps = ["2024-01-02T00:00:00Z", "2023-12-31T23:00:00-05:00", "2024-01-01T00:00:00+00:00", "2024-01-03"]
+    ids = [make_run("toy", created_at=stamp) for stamp in stamps]
+    return [ids[2], ids[1], ids[0], ids[3]]
+
+
+def test_order_by_time(archive: RunArchive, make_run: MakeRun) -> None:
+    expected = times(archive, make_run)
+    assert [run.id for run in archive.runs(order="first")] == expected
+    assert [run.id for run in archive.runs(order="latest")] == expected[::-1]
+    assert [run.id for run in archive.runs(limit=2)] == expected[:1:-1]
+    assert archive.runs(limit=0) == []
+
+
+def test_times_are_kept_in_utc(archive: RunArchive, make_run: MakeRun) -> None:
+    zone = datetime.timezone(datetime.timedelta(hours=2))
+    run_id = archive.start_run("toy", created_at=datetime.datetime(2024, 1, 1, 1, 0, tzinfo=zone))
+    run_id.commit(manifest_of([]))
+    assert archive.run(run_id.run_id).manifest.created_at == "2023-12-31T23:00:00.000000+00:00"
+    with pytest.raises(ArchiveError, match="not a time"):
+        make_run(created_at="yesterday")
+
+
+def test_best_is_by_the_final_value_of_the_monitor(archive: RunArchive, make_run: MakeRun) -> None:
+    values = {
+        "late": (0.1, 0.9),
+        "peaked": (0.99, 0.3),
+        "infinite": (0.5, math.inf),
+        "ends in NaN": (0.9, NAN),
+        "all NaN": (NAN, NAN),
+        "nothing": (),
+        "middle": (NAN, 0.6),
+    }
+    ids = {name: make_run(name, values=value) for name, value in values.items()}
+    make_run("no monitor", monitor=None)
+    best = archive.runs(order="best")
+    assert [run.id for run in best] == [ids["late"], ids["middle"], ids["peaked"]]
+    assert [run.id for run in archive.runs(order="best", limit=1)] == [ids["late"]]
+
+
+def test_best_may_mean_least(archive: RunArchive, make_run: MakeRun) -> None:
+    ids = [make_run(values=(value,), monitor_mode="min") for value in (0.3, 0.1, 0.2)]
+    assert [run.id for run in archive.runs(order="best")] == [ids[1], ids[2], ids[0]]
+
+
+def test_equal_runs_go_by_id(archive: RunArchive, make_run: MakeRun) -> None:
+    ids = sorted(make_run(values=(0.5,), created_at="2024-01-01") for _ in range(4))
+    for order in ("best", "first", "latest"):
+        assert [run.id for run in archive.runs(order=order)] == ids
+
+
+def test_best_by_a_named_metric(archive: RunArchive) -> None:
+    ids = []
+    for loss in (0.5, 0.2, NAN, 0.9):
+        writer = archive.start_run("toy")
+        columns = {"loss/train/total": history([loss]), MONITOR: history([loss])}
+        writer.commit(manifest_of([writer.put("metrics", "history", history_tensors(columns))]))
+        writer.finish()
+        ids.append(writer.run_id)
+    assert [run.id for run in archive.runs(order="best", metric="total")] == [ids[1], ids[0], ids[3]]
+    assert [run.id for run in archive.runs(order="best", metric="MulticlassAccuracy")] == [ids[3], ids[0], ids[1]]
+
+
+def test_an_unknown_metric_is_an_error_that_lists_the_known(archive: RunArchive, make_run: MakeRun) -> None:
+    make_run()
+    with pytest.raises(SignalNotFoundError, match=f"the runs have no metric 'eval/Accuracies'.*{MONITOR}"):
+        archive.runs(order="best", metric="eval/Accuracies")
+    assert RunArchive(archive.root / "empty").runs(order="best", metric="anything") == []
+
+
+def test_different_monitors_are_not_compared(archive: RunArchive, make_run: MakeRun) -> None:
+    make_run()
+    make_run(monitor="metrics/eval/CrossEntropy", monitor_mode="min")
+    with pytest.raises(SignalNotFoundError, match="different monitors"):
+        archive.runs(order="best")
+    assert len(archive.runs(order="best", metric=MONITOR)) == 2
+
+
+def test_by_tags_and_name(archive: RunArchive, make_run: MakeRun) -> None:
+    one = make_run("one", tags={"method": "baseline", "seed": "1"})
+    two = make_run("two", tags={"method": "baseline", "seed": "2"})
+    three = make_run("one", tags={"method": "distilled"})
+
+    def ids(**selection: object) -> set[str]:
+        return {run.id for run in archive.runs(**selection)}  # type: ignore[arg-type]
+
+    assert ids() == {one, two, three}
+    assert ids(tags={"method": "baseline"}) == {one, two}
+    assert ids(tags={"method": "baseline", "seed": 2}) == {two}
+    assert ids(tags={"method": ["baseline", "distilled"], "seed": ["1", 7]}) == {one}
+    assert ids(tags={"method": "base"}) == ids(tags={"colour": "red"}) == set()
+    assert ids(run_name="one") == {one, three}
+    assert ids(run_name="one", tags={"method": "distilled"}) == {three}
+
+
+def test_unfinished_and_unhealthy_runs_only_when_asked_for(archive: RunArchive, make_run: MakeRun) -> None:
+    good = make_run()
+    running = make_run(finished=False)
+    diverged, empty = make_run(health="diverged"), make_run(health="empty")
+    assert {run.id for run in archive.runs()} == {good}
+    assert {run.id for run in archive.runs(unfinished=True)} == {good, running}
+    assert {run.id for run in archive.runs(unhealthy=True)} == {good, diverged, empty}
+    assert [run.id for run in archive.runs(order="best")] == [good]
+    assert len(archive.run_ids()) == 4
+    assert not archive.run(running).finished
+
+
+def test_an_unknown_order_is_refused(archive: RunArchive) -> None:
+    with pytest.raises(ArchiveError, match="Did you mean 'latest'"):
+        archive.runs(order="lates")  # type: ignore[arg-type]
+
+
+def test_a_run_by_id_or_by_name(archive: RunArchive, make_run: MakeRun) -> None:
+    one, two = make_run("resnet"), make_run("vgg")
+    assert archive.run(one).id == one
+    assert archive.run("vgg").id == two
+    third = make_run("vgg")
+    with pytest.raises(RunNotFoundError, match=f"2 runs are named 'vgg'.*({two}|{third})"):
+        archive.run("vgg")
+    with pytest.raises(LookupError, match=f"Did you mean .*{one}"):
+        archive.run(one[:-1] + "x")
+    with pytest.raises(RunNotFoundError, match="no run 'anything'"):
+        RunArchive(archive.root / "empty").run("anything")
+
+
+def test_metrics_by_short_name(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    columns = {"metrics/eval/Acc": history([1.0]), "metrics/train/Acc": history([2.0]), "loss/total": history([3.0])}
+    writer.commit(manifest_of([writer.put("metrics", "history", history_tensors(columns))], monitor=None))
+    run = archive.run(writer.run_id)
+    assert run.final_metric("total") == 3.0
+    assert run.final_metric("train/Acc") == 2.0
+    with pytest.raises(SignalNotFoundError, match=r"several metrics 'Acc'.*metrics/eval/Acc, metrics/train/Acc"):
+        run.metric("Acc")
+    with pytest.raises(SignalNotFoundError, match="no metric 'cc'"):
+        run.metric("cc")
+    with pytest.raises(SignalNotFoundError, match="no monitor"):
+        run.final_metric()
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "expected"),
+    [
+        ((0.1, NAN, 0.7, 0.7, 0.3), "max", (0.7, 2)),
+        ((0.1, NAN, 0.7, 0.05), "min", (0.05, 3)),
+        ((math.inf, 0.5, -math.inf), "max", (0.5, 1)),
+        ((math.inf, 0.5, -math.inf), "min", (0.5, 1)),
+    ],
+)
+def test_the_best_value_is_finite(
+    archive: RunArchive, make_run: MakeRun, values: tuple[float, ...], mode: str, expected: tuple[float, int]
+) -> None:
+    run = archive.run(make_run(values=values, monitor_mode=mode))
+    assert run.best_metric() == expected
+    assert run.best_metric(MONITOR, mode) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [(NAN, NAN), ()])
+def test_there_may_be_no_best_value(archive: RunArchive, make_run: MakeRun, values: tuple[float, ...]) -> None:
+    run = archive.run(make_run(values=values))
+    value, row = run.best_metric()
+    assert math.isnan(value)
+    assert row == -1
+    assert math.isnan(run.final_metric())
+
+
+def test_which_direction_is_better() -> None:
+    less = ["loss/train/total", "metrics/eval/CrossEntropy", "LanguagePerplexity", "eval/MSE", "top1_error", "MAE"]
+    assert [infer_mode(name) for name in less] == ["min"] * len(less)
+    assert [infer_mode(name) for name in (MONITOR, "F1", "metrics/eval/BinaryAUROC")] == ["max"] * 3
+
+
+def test_listing_costs_one_listing_and_two_small_reads_per_run(
+    archive: RunArchive, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = 20
+    for _ in range(runs):
+        make_run(tags={"a": "b"})
+    calls: list[str] = []
+    store = type(archive._store)
+    for name in ("get", "open", "size", "list"):
+        real = getattr(store, name)
+
+        def counted(self: object, *arguments: object, name: str = name, real=real) -> object:
+            calls.append(name)
+            return real(self, *arguments)
+
+        monkeypatch.setattr(store, name, counted)
+    assert len(archive.runs(tags={"a": "b"})) == runs
+    assert sorted(calls) == ["get"] * 2 * runs + ["list"] * (runs + 1)

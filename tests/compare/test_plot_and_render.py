@@ -1,0 +1,133 @@
+"""What a comparison looks like: on a terminal, and as a picture."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from compare.synthetic_runs import noisy, write_run
+from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, runs_table, select_outcomes
+from reuse_algos.compare.plot import comparison_figure
+from reuse_algos.compare.render import format_seconds, format_speedup
+from reuse_algos.compare.statistics import Speedup
+from reuse_algos.errors import CompareError
+
+X = np.arange(1, 21) / 20
+NAMES = ("baseline", "distilled from five prior runs", "$cost$_[bold]", "_null")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
+    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive")
+    rng = np.random.default_rng(0)
+    prior = [write_run(archive, "baseline", seed, noisy(rng, 0.3 + 0.4 * X)) for seed in range(3)]
+    use = PriorUse(run_id=prior[0], algorithm="prior_run_distillation", harvest_seconds=20.0)
+    for seed in range(3):
+        write_run(archive, NAMES[1], seed, noisy(rng, 0.3 + 0.7 * X), prior_runs=[use])
+        write_run(archive, NAMES[2], seed, [*noisy(rng, 0.3 + 0.1 * X[:-1]), math.nan], health="diverged")
+    write_run(archive, NAMES[3], 0, 0.32 + 0.4 * X)
+    return archive
+
+
+def text(renderable, width: int = 100) -> str:
+    console = Console(width=width, markup=False, highlight=False, file=io.StringIO())
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_the_table_fits_a_hundred_columns_and_says_it_all(archive: RunArchive) -> None:
+    shown = text(comparison_table(compare_runs(archive)))
+    assert max(len(line) for line in shown.splitlines()) <= 100
+    assert "…" not in shown
+    one_line = " ".join(shown.split())
+    for expected in (
+        "metrics/eval/MulticlassAccuracy at least 0.70", "mean final value of baseline", "95 % intervals", "faster",
+        "no difference", "not enough", "target not", "<= 1.00x", "1/1", "3/3", "0/3", "Pays back",
+        "after 1 later run;", "paired by seed", "Welch", "diverged", "Note: Too few runs for a claim: _null (n=1)",
+    ):  # fmt: skip
+        assert expected in one_line, expected
+    assert "$cost$_[bold]" in one_line  # markup in names is shown, not obeyed
+    given = " ".join(text(comparison_table(compare_runs(archive, target=0.69))).split())
+    assert "(given)" in given
+    assert "Each run's own cost to the target" in given
+
+
+def test_runs_table(archive: RunArchive) -> None:
+    runs = archive.runs(unhealthy=True)
+    shown = text(runs_table(runs, [run.final_metric() for run in runs], None))
+    for run in runs:
+        assert run.id in shown.replace("\n", "") or len(run.id) > 30
+    assert "diverged" in shown
+    assert "nan" in shown
+    assert max(len(line) for line in shown.splitlines()) <= 100
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.0, "0 s"), (0.0123, "12.3 ms"), (1.0, "1 s"), (119.0, "119 s"), (150.0, "2.5 min"), (9000.0, "2.5 h"),
+     (1e8, "27778 h"), (math.nan, "?"), (math.inf, "?")],
+)  # fmt: skip
+def test_seconds(seconds: float, shown: str) -> None:
+    assert format_seconds(seconds) == shown
+
+
+def test_speedups() -> None:
+    assert format_speedup(None) == "-"
+    assert format_speedup(Speedup(2.0, 1.5, math.inf, "", "faster")) == "2.00x\n[1.50, inf]"
+    assert format_speedup(Speedup(2.0, 0.0, 2.5, "<=", "no difference")) == "<= 2.00x\n[0, 2.50]"
+    assert format_speedup(Speedup(2.0, 0.0, math.inf, "", "not enough runs")) == "2.00x"
+    assert format_speedup(Speedup(2.0, 0.0, math.inf, "?", "no difference")) == "?"
+
+
+def test_the_figure_shows_the_data(archive: RunArchive) -> None:
+    selection = select_outcomes(archive)
+    comparison = compare_runs(archive, selection=selection)
+    (axes,) = comparison_figure(comparison, selection.groups).axes
+    lines = {line.get_label(): line for line in axes.get_lines()}
+    mean = lines["baseline (n=3)"]
+    outcomes = selection.groups["baseline"]
+    np.testing.assert_allclose(mean.get_ydata(), np.mean([o.values for o in outcomes], axis=0))
+    np.testing.assert_allclose(mean.get_xdata(), outcomes[0].steps * 0.1)
+    # Harvest comes before the first step.
+    assert lines["distilled from five prior runs (n=3)"].get_xdata()[0] == pytest.approx(10 + 20)
+    dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
+    assert len(dots) == sum(group.to_target.reached for group in comparison.groups)
+    assert dots[0].get_xdata()[0] == pytest.approx(200)
+    assert len(axes.get_lines()) == 10 + 4 + len(dots) + 1
+    assert "seconds" in axes.get_xlabel()
+
+
+@pytest.mark.parametrize(
+    ("kind", "magic"), [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml"), ("PNG", b"\x89PNG")]
+)
+def test_a_plot_is_written_by_its_extension(archive: RunArchive, tmp_path: Path, kind: str, magic: bytes) -> None:
+    selection = select_outcomes(archive)
+    path = plot_comparison(compare_runs(archive, selection=selection), selection.groups, tmp_path / f"plot.{kind}")
+    assert path.read_bytes().startswith(magic)
+
+
+def test_plots_that_can_not_be_written(archive: RunArchive, tmp_path: Path) -> None:
+    selection = select_outcomes(archive)
+    comparison = compare_runs(archive, selection=selection)
+    for name in ("plot.gif", "plot", "png"):
+        with pytest.raises(CompareError, match=r"end the name in \.png, \.pdf, \.svg"):
+            plot_comparison(comparison, selection.groups, tmp_path / name)
+    with pytest.raises(CompareError, match=r"cannot be written to .*No such file"):
+        plot_comparison(comparison, selection.groups, tmp_path / "nowhere" / "plot.png")
+
+
+def test_runs_without_seconds_or_shared_steps_are_drawn_too(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    write_run(archive, "baseline", 0, [0.1, 0.2], seconds_per_step=0.0)
+    write_run(archive, "quick", 0, [0.1, 0.3], seconds_per_step=0.0)
+    write_run(archive, "quick", 1, [0.1, 0.3, 0.3], every=70, seconds_per_step=0.0)
+    selection = select_outcomes(archive)
+    (axes,) = comparison_figure(compare_runs(archive, selection=selection, target=0.2), selection.groups).axes
+    assert axes.get_xlabel() == "steps"
+    np.testing.assert_array_equal(axes.get_lines()[0].get_xdata(), [100, 200])

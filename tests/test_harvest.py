@@ -1,0 +1,127 @@
+"""Harvest: the archived model looks at its training data once more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks import RunRecorder
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
+from reuse_algos.errors import DataError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
+from reuse_algos.harvest import harvest
+
+
+def _harvest(archive: Path, run_id: str, **arguments: Any) -> Any:
+    return harvest(archive, run_id, **{"dataset": viewed(), "model": mlp, "progress": False, **arguments})
+
+
+def test_logits_are_those_of_the_archived_model(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path, weights=("last", "2ep"))
+    for weights, signal in (("last", "logits"), ("2ep", "logits.ep0002")):
+        result = _harvest(tmp_path, run_id, weights=weights, batch_size=10)
+        assert (result.signal, result.views, result.computed, result.rows) == (signal, [0, 1], [0, 1], 128)
+        run = RunArchive(tmp_path).run(run_id)
+        model = mlp()
+        model.load_state_dict({name: value.clone() for name, value in run.weights(weights).items()})
+        model.eval()
+        data = viewed()
+        for view in range(2):
+            x = torch.stack([data[ExampleView(i, view)][0] for i in range(64)])
+            with torch.no_grad():
+                expected = model((x, None))
+            values, seen = run.signal(signal).dense(view)
+            assert bool(seen.all())
+            assert torch.equal(values, expected.half())
+
+
+def test_cost_is_recorded_and_the_record_stays_finished(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path)
+    result = _harvest(tmp_path, run_id)
+    run = RunArchive(tmp_path).run(run_id)
+    (harvested,) = run.manifest.harvests
+    assert (harvested.signal, harvested.views, harvested.weights) == ("logits", [0, 1], "last")
+    assert 0 < harvested.seconds <= result.seconds
+    assert run.finished
+    assert RunArchive(tmp_path).verify().ok
+    # The captured losses are still there; harvested logits stand in for captured ones.
+    assert run.signal("loss").slots == [0, 1, 2, 3]
+    assert run.signal("logits").slot_meta(0)["source"] == "harvest"
+
+
+def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path)
+
+    class Stops(ViewedDataset):
+        """Fails in the second view."""
+
+        def __getitem__(self, index: Any) -> Any:
+            if index.view == 1 and index.position == 40:
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    whole = viewed()
+    broken = Stops(whole.dataset, whole.view_policy, whole.info)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        _harvest(tmp_path, run_id, dataset=broken)
+    run = RunArchive(tmp_path).run(run_id)
+    assert [h.views for h in run.manifest.harvests] == [[0]]
+    result = _harvest(tmp_path, run_id)
+    assert (result.computed, result.views) == ([1], [0, 1])
+    assert _harvest(tmp_path, run_id).computed == []
+    run = RunArchive(tmp_path).run(run_id)
+    assert [h.views for h in run.manifest.harvests] == [[0], [1]]
+    assert [run.signal("logits").slot_meta(v)["source"] for v in (0, 1)] == ["harvest"] * 2
+
+
+def test_global_generators_are_untouched(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    _harvest(tmp_path, run_id)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_plain_run_gets_the_views_of_its_harvest(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, run_name="plain")
+    trainer(epoch_loader(blobs()), mlp(1), callbacks=[recorder]).fit()
+    data = ViewedDataset(blobs(), ViewPolicy(seed=7, num_views=1, transform="none"))
+    # The wrapper must be the same data: its name is that of what it wraps.
+    _harvest(tmp_path, "plain", dataset=data)
+    record = RunArchive(tmp_path).run("plain").manifest.dataset
+    assert record is not None
+    assert (record.view_seed, record.transform) == (7, "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"signals": ["logit"]}, SignalNotFoundError, "no signal 'logit' can be harvested. Did you mean 'logits'"),
+        ({"weights": "ep0099"}, SignalNotFoundError, "ep0099"),
+        ({"dataset": None}, DataError, "has no recipe that says what its data were"),
+        ({"dataset": viewed(48)}, PriorRunMismatchError, "was trained on blobs with 64 examples .* blobs with 48"),
+        ({"dataset": viewed(num_views=0)}, DataError, "no numbered views"),
+        (
+            {"dataset": ViewedDataset(viewed().dataset, ViewPolicy(4, 2, "noise(0.3)"), viewed().info)},  # type: ignore[attr-defined]
+            PriorRunMismatchError,
+            r"views \(seed, transform\) \(3, 'noise\(0.3\)'\), the data at hand \(4",
+        ),
+        ({"model": lambda: mlp(hidden=8)}, PriorRunMismatchError, "do not fit the module"),
+    ],
+)  # fmt: skip
+def test_bad_input(tmp_path: Path, arguments: Any, error: type[Exception], message: str) -> None:
+    run_id = record_run(tmp_path, epochs=1)
+    before = RunArchive(tmp_path).run(run_id).manifest
+    with pytest.raises(error, match=message):
+        _harvest(tmp_path, run_id, **arguments)
+    assert RunArchive(tmp_path).run(run_id).manifest == before
+
+
+def test_unknown_run(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path, epochs=1)
+    with pytest.raises(RunNotFoundError, match=run_id):
+        _harvest(tmp_path, run_id[:-1])
