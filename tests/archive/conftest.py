@@ -29,6 +29,12 @@ def _own_verification_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatc
     monkeypatch.setattr("reuse_algos.archive.verified._seen", set())
 
 
+@pytest.fixture(autouse=True)
+def _no_real_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the disk would take most of the time; the simulated power loss shows that the syncs are right."""
+    monkeypatch.setattr("os.fsync", lambda descriptor: None)
+
+
 @pytest.fixture
 def archive(tmp_path: Path) -> RunArchive:
     return RunArchive(tmp_path / "archive")

@@ -50,10 +50,7 @@ def test_settings_reach_the_trainer(build):
     trainer = build(
         values(
             scheduler={"name": "multi_step", "milestones": ["0.5dur"], "gamma": 0.5},
-            algorithms={
-                "label_smoothing": {"smoothing": 0.1},
-                "gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1},
-            },
+            algorithms={"channels_last": {}, "gradient_clipping": {"clipping_type": "norm", "clipping_threshold": 1}},
             callbacks={"lr_monitor": None},
             loggers={"in_memory": {}},
             precision="fp32",
@@ -65,8 +62,8 @@ def test_settings_reach_the_trainer(build):
     )
     state = trainer.state
     assert state.run_name == "mine"
-    assert [type(a).__name__ for a in state.algorithms] == ["LabelSmoothing", "GradientClipping"]
-    assert state.algorithms[0].smoothing == 0.1
+    assert [type(a).__name__ for a in state.algorithms] == ["ChannelsLast", "GradientClipping"]
+    assert state.algorithms[1].clipping_threshold == 1.0
     assert {"InMemoryLogger", "LRMonitor"} <= {type(c).__name__ for c in state.callbacks}
     assert state.dataloader_len == 3
     assert state.device_train_microbatch_size == 16

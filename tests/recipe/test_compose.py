@@ -145,11 +145,11 @@ def test_all_faults_of_all_kinds_at_once():
         "algorithms.channels_last.x: ChannelsLast has no such option. It takes no options.",
         "algorithms.prior_run_distillation.temprature: PriorRunDistillation has no such option. "
         "Did you mean 'temperature'?",
-        "algorithms.prior_run_distillation.runs.tag: runs has no such option. Did you mean 'tags'?",
-        "algorithms.prior_run_distillation.runs.limit: must be a whole number or null, not 'many'",
         "algorithms.prior_run_distillation.archive: is filled in from the recipe and cannot be set here",
         "algorithms.prior_run_distillation.teacher_model: cannot be set in a recipe",
         "algorithms.prior_run_distillation.stop: must be a time such as 1ep, 100ba or 0.5dur, not '5xx'",
+        "algorithms.prior_run_distillation.runs.tag: runs has no such option. Did you mean 'tags'?",
+        "algorithms.prior_run_distillation.runs.limit: must be a whole number or null, not 'many'",
         "callbacks.run_recorder.signals: RunRecorder signals: no signal 'logit' can be captured. "
         "Did you mean 'logits'?",
         "callbacks.lr_monitor: must be a section of options, true or false, not 5",

@@ -152,9 +152,7 @@ class PriorRun:
             SignalNotFoundError: There are no such weights.
             ArchiveCorruptError: Their file is damaged.
         """
-        if alias := _EPOCH_ALIAS.fullmatch(name):
-            name = f"ep{int(alias[1]):04d}"
-        return self.read(self._require("weights", name))
+        return self.read(self._require("weights", weights_name(name)))
 
     @property
     def signal_names(self) -> list[str]:

@@ -87,7 +87,7 @@ def check_signal(meta: Meta, tensors: Mapping[str, Tensor], num_examples: int | 
     if ids_M.dtype != torch.int64 or ids_M.ndim != 1 or bool((ids_M[1:] <= ids_M[:-1]).any()):
         return "its ids are not strictly ascending int64"
     if len(ids_M) and (ids_M[0] < 0 or (num_examples is not None and ids_M[-1] >= num_examples)):
-        return f"its ids are not from 0 to {'N' if num_examples is None else num_examples} - 1"
+        return "its ids are not from 0" + ("" if num_examples is None else f" to {num_examples - 1}")
     if any(tensor.ndim < 1 or len(tensor) != len(ids_M) for tensor in tensors.values()):
         return "its tensors differ in their number of rows"
     if encoding == "top_k":
@@ -200,16 +200,13 @@ class Signal:
             ExampleIdError: A position is not from 0 to N-1.
         """
         self._check_positions(positions_B, slots_B)
-        encoded = {key: like.new_zeros((len(positions_B), *like.shape[1:])) for key, like in self._columns().items()}
-        seen_B = torch.zeros(len(positions_B), dtype=torch.bool)
-        for slot in slots_B.unique().tolist():
-            places = (slots_B == slot).nonzero().squeeze(1)
-            for segment, targets, rows in self._locate(slot, positions_B.index_select(0, places)):
-                whole = len(rows) == len(positions_B)  # the usual case: one epoch, one view, one segment
-                for key, column in encoded.items():
-                    picked = segment.tensors[key].index_select(0, rows)
-                    encoded[key] = picked if whole else column.index_copy_(0, places[targets], picked)
-                seen_B[places[targets]] = True
+        slots = slots_B.unique().tolist()
+        whole = self._whole(slots[0]) if len(slots) == 1 else None
+        if whole is not None:  # the usual case: a batch is shown in one view, which was recorded for every example
+            encoded = {key: whole.tensors[key].index_select(0, positions_B) for key in self._columns()}
+            seen_B = torch.ones(len(positions_B), dtype=torch.bool)
+        else:
+            encoded, seen_B = self._gather_parts(positions_B, slots_B, slots)
         if self.encoding == "dense":
             return encoded["values"], seen_B
         logits_BC = decode_top_k(encoded["values"], encoded["indices"], encoded["rest"], self.num_classes or 0)
@@ -223,9 +220,10 @@ class Signal:
         Raises:
             SignalNotFoundError: There is no such slot.
         """
-        latest = self._segments(slot)[-1].tensors
-        if self.encoding == "dense" and len(latest["ids"]) == self.num_examples:
-            return latest["values"], torch.ones(self.num_examples, dtype=torch.bool)
+        self._segments(slot)
+        whole = self._whole(slot)
+        if whole is not None and self.encoding == "dense":
+            return whole.tensors["values"], torch.ones(self.num_examples, dtype=torch.bool)
         positions = torch.arange(self.num_examples)
         return self.gather(positions, torch.full_like(positions, slot))
 
@@ -276,6 +274,23 @@ class Signal:
     def _columns(self) -> dict[str, Tensor]:
         """The tensors that hold rows, as in any of the segments."""
         return {key: tensor for key, tensor in self._first.tensors.items() if key != "ids"}
+
+    def _whole(self, slot: int) -> Segment | None:
+        """The segment that alone says what is in a slot: the latest one, if it has a row for every example."""
+        latest = self._by_slot.get(slot, [None])[-1]
+        return latest if latest is not None and len(latest.tensors["ids"]) == self.num_examples else None
+
+    def _gather_parts(self, positions_B: Tensor, slots_B: Tensor, slots: list[int]) -> tuple[dict[str, Tensor], Tensor]:
+        """Encoded rows from several segments, 0 where not seen; and which were seen."""
+        encoded = {key: like.new_zeros((len(positions_B), *like.shape[1:])) for key, like in self._columns().items()}
+        seen_B = torch.zeros(len(positions_B), dtype=torch.bool)
+        for slot in slots:
+            places = (slots_B == slot).nonzero().squeeze(1)
+            for segment, targets, rows in self._locate(slot, positions_B.index_select(0, places)):
+                for key, column in encoded.items():
+                    column.index_copy_(0, places[targets], segment.tensors[key].index_select(0, rows))
+                seen_B[places[targets]] = True
+        return encoded, seen_B
 
     def _locate(self, slot: int, positions: Tensor) -> Iterator[tuple[Segment, Tensor, Tensor]]:
         """Segments that hold rows for positions, with indices into ``positions`` and the rows; no position twice."""

@@ -218,7 +218,12 @@ class LocalStore:
     def _directory(self, parts: list[str], *, create: bool = False) -> Iterator[int]:
         """Descriptor of a directory below the root, reached without following a symbolic link."""
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-        descriptor = os.open(self.root, flags)
+        try:
+            descriptor = os.open(self.root, flags)
+        except (
+            FileNotFoundError
+        ) as error:  # which is no missing file: an unmounted disk must not look like an empty one
+            raise ArchiveError(f"the archive {self.root} is gone: is its disk mounted?") from error
         try:
             for depth, part in enumerate(parts, start=1):
                 if create:
