@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import yaml
@@ -20,6 +22,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.recipe.build import build_trainer, check_world_size
 from reuse_algos.recipe.compose import Recipe, load_recipe
+from reuse_algos.recipe.schema import Settings
 
 __all__ = ["main"]
 
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise RecipeError(f"the recipe's file comes first, before {arguments.recipe!r}. See --help")
         recipe = load_recipe(arguments.recipe, arguments.overrides)
         check_world_size(recipe)
-        _show(recipe)
+        _show(recipe, everything=arguments.check)
         if not arguments.check:
             _train(recipe)
     except ReuseAlgosError as error:
@@ -79,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", help="the YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change or add a value of the recipe")
-    parser.add_argument("--check", action="store_true", help="print the recipe and check it, without training")
+    parser.add_argument("--check", action="store_true", help="print the whole recipe and check it, without training")
     return parser
 
 
@@ -96,13 +99,25 @@ def _train(recipe: Recipe) -> None:
         trainer.close()
 
 
-def _show(recipe: Recipe) -> None:
-    """Print the recipe as it will be run, without keys that are null or empty."""
+def _show(recipe: Recipe, *, everything: bool) -> None:
+    """Print the recipe as it will be run: all of it, or only what differs from the defaults."""
     if dist.get_global_rank() != 0:
         return
-    written = {key: value for key, value in recipe.record.items() if value is not None and value != {}}
-    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip()
+    shown = recipe.record if everything else _without(recipe.record, dataclasses.asdict(Settings()))
+    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip()
     Console().print(Panel(Syntax(text, "yaml", background_color="default", word_wrap=True), title=recipe.source))
+
+
+def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The values that differ from the defaults; names are always kept, as they say what the rest is about."""
+    kept = {}
+    for key, value in values.items():
+        default = defaults.get(key, dataclasses.MISSING)
+        if isinstance(value, dict) and isinstance(default, dict):
+            value, default = _without(value, default), {}
+        if value != default or key == "name":
+            kept[key] = value
+    return kept
 
 
 def _report(trainer: Trainer, seconds: float) -> None:

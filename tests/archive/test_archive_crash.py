@@ -77,7 +77,7 @@ class CrashError(BaseException):
 
 
 def test_stopping_at_every_operation(tmp_path: Path, trace: Callable[..., TracedOS]) -> None:
-    for index in range(0, count_operations(trace, tmp_path / "whole"), 3):
+    for index in range(0, count_operations(trace, tmp_path / "whole"), 5):
         root, acknowledged = tmp_path / str(index), []
         trace(fail_at(index, CrashError))
         with pytest.raises(CrashError):
@@ -88,7 +88,7 @@ def test_stopping_at_every_operation(tmp_path: Path, trace: Callable[..., Traced
 
 
 def test_sigkill_of_a_process_at_every_operation(tmp_path: Path, trace: Callable[..., TracedOS]) -> None:
-    for index in range(1, count_operations(trace, tmp_path / "whole"), 11):
+    for index in range(1, count_operations(trace, tmp_path / "whole"), 17):
         root, log = tmp_path / str(index), tmp_path / f"{index}.log"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # forking beside torch's idle threads; the child uses none of them
@@ -157,7 +157,7 @@ def test_simulated_power_loss(tmp_path: Path, trace: Callable[..., TracedOS]) ->
     operations = list(traced.operations)
     trace()
     draw = random.Random(3)
-    for _ in range(80):
+    for _ in range(50):
         end = draw.randrange(len(operations) + 1)
         disk = disk_after_power_loss(operations[:end], root, draw)
         shutil.rmtree(root.parent)

@@ -87,6 +87,17 @@ def test_a_group_that_does_not_get_there_is_a_bound() -> None:
     assert (half_budget.bound, half_budget.verdict) == ("<=", "no difference")
 
 
+def test_a_spike_in_one_run_early_on_does_not_hide_that_the_end_is_too_low() -> None:
+    baseline = curves([[1, 2, 3.0], [1, 2, 3.1], [1, 2, 3.2]], steps=[1, 2, 3])
+    group = curves([[1, 5, 2.0], [1, 1.4, 2.2], [1, 1.5, 2.2]], steps=[1, 2, 3])
+    crossing = crossing_of(baseline, group, paired=False)
+    assert (crossing.earliest, crossing.latest) == (3, 3)  # neither: at the same budget it is surely below
+    assert speedup_of_curves(baseline, group, paired=False).verdict == "slower"
+    # With twice the budget the end says nothing about the evaluation at which the baseline ended.
+    longer = curves([[1, 5, 4.0], [1, 1.4, 4.2], [1, 1.5, 4.2]], steps=[2, 4, 6])
+    assert crossing_of(baseline, longer, paired=False).earliest == 1
+
+
 def test_nan_never_reaches_anything() -> None:
     baseline = curves([[1, 2, 3.0], [1, 2, 3.1], [1, 2, 3.2]], steps=[1, 2, 3])
     good = [[3.5, 4.0, 5.0], [3.4, 4.0, 5.1], [3.6, 4.1, 5.2]]

@@ -11,7 +11,15 @@ import pytest
 from scipy import stats
 
 from compare.synthetic_runs import METRIC, noisy, write_run
-from reuse_algos.archive import DatasetRecord, EnvironmentRecord, ModelRecord, PriorUse, RunArchive
+from reuse_algos.archive import (
+    DatasetRecord,
+    EnvironmentRecord,
+    MetricHistory,
+    ModelRecord,
+    PriorUse,
+    RunArchive,
+    history_tensors,
+)
 from reuse_algos.compare import Comparison, compare_runs, select_outcomes
 from reuse_algos.errors import ArchiveCorruptError, CompareError
 
@@ -321,7 +329,23 @@ def test_a_damaged_run_is_not_left_out_in_silence(archive: RunArchive) -> None:
         compare_runs(RunArchive(archive.root))
 
 
-def test_the_last_of_several_evaluations_of_a_step_counts_and_runs_share_steps(archive: RunArchive) -> None:
+def test_the_last_of_several_evaluations_of_a_step_counts(archive: RunArchive) -> None:
+    recorded = MetricHistory(
+        step=np.array([100, 200, 200]),
+        sample=np.array([3200, 6400, 6400]),
+        epoch=np.array([1, 2, 2]),
+        train_seconds=np.array([10.0, 20.0, 20.0]),
+        eval_seconds=np.zeros(3),
+        value=np.array([0.1, 0.9, 0.5]),
+    )
+    history = ("metrics", "history", history_tensors({METRIC: recorded}))
+    write_run(archive, "baseline", 0, [0.0], put=[history])
+    (run,) = compare_runs(archive, target=0.6).groups[0].runs
+    assert run.final == 0.5
+    assert not run.to_target.reached
+
+
+def test_runs_are_compared_on_the_steps_that_they_share(archive: RunArchive) -> None:
     values = rising(X)
     write_run(archive, "baseline", 0, values)
     write_run(archive, "baseline", 1, values[1::2], every=200)

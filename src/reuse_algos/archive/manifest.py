@@ -77,7 +77,7 @@ class FileEntry(_Struct, frozen=True, kw_only=True):
         bytes: Exact size.
         sha256: Of the whole file, 64 lower-case hex digits.
         tensors: What the file must hold, no more and no less.
-        meta: Facts about the file; for signals see :mod:`reuse_algos.archive.signals`.
+        meta: Facts about the file; for signals see :class:`~reuse_algos.archive.segments.Segment`.
     """
 
     kind: Name

@@ -10,7 +10,8 @@ from torch import Tensor
 from reuse_algos.archive.generations import read_manifest
 from reuse_algos.archive.manifest import FileEntry, FinalRecord, Manifest, run_prefix
 from reuse_algos.archive.metrics import MetricHistory, Mode, infer_mode, metric_names, read_history, resolve_metric
-from reuse_algos.archive.signals import Segment, Signal
+from reuse_algos.archive.segments import Segment
+from reuse_algos.archive.signals import Signal
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import open_tensors
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest

@@ -24,7 +24,7 @@ from reuse_algos.archive.manifest import (
     manifest_path,
     run_prefix,
 )
-from reuse_algos.archive.signals import check_signal
+from reuse_algos.archive.segments import check_signal
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.errors import ArchiveConflictError, ArchiveError
@@ -88,7 +88,7 @@ class RunWriter:
             kind: ``"weights"``, ``"metrics"``, ``"signals"`` or ``"dataset"``.
             name: 1 to 128 of ``A-Z a-z 0-9 . _ -``, the first a letter or digit.
             tensors: On any device. They must not change until this returns.
-            meta: Facts about the file; for signals see :class:`~reuse_algos.archive.signals.Segment`.
+            meta: Facts about the file; for signals see :class:`~reuse_algos.archive.segments.Segment`.
 
         Raises:
             ArchiveError: The arguments cannot be archived, or the file could not be written.

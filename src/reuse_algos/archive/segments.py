@@ -1,0 +1,115 @@
+"""One file of a signal: some rows of one slot, by ascending position.
+
+Shape legend: N training examples, B looked up, M rows of the segment, K kept classes, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reuse_algos.archive.manifest import Scalar
+
+__all__ = ["Encoding", "Segment", "check_signal", "layout_of"]
+
+Encoding = Literal["dense", "top_k"]
+
+TENSORS: dict[str, tuple[str, ...]] = {"dense": ("ids", "values"), "top_k": ("ids", "values", "indices", "rest")}
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One file of a signal.
+
+    Attributes:
+        where: The file's name, for messages.
+        meta: ``slot``, ``epoch``, ``view`` (integers), ``source`` ("capture" or "harvest"), ``encoding`` ("dense" or
+            "top_k") and ``num_classes`` (an integer or None).
+        tensors: ``ids`` int64 [M], strictly ascending positions; ``values`` [M, ...]; with encoding "top_k" also
+            ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.top_k`).
+    """
+
+    where: str
+    meta: Mapping[str, Scalar]
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def slot(self) -> int:
+        """The slot whose rows these are."""
+        slot = self.meta["slot"]
+        return slot if isinstance(slot, int) else -1
+
+    @property
+    def encoding(self) -> Encoding:
+        """How the rows are kept."""
+        return "top_k" if self.meta.get("encoding") == "top_k" else "dense"
+
+    @property
+    def num_classes(self) -> int | None:
+        """C for logits, else None."""
+        num_classes = self.meta.get("num_classes")
+        return num_classes if isinstance(num_classes, int) else None
+
+    def find(self, positions: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
+        """Where positions are in this segment.
+
+        Args:
+            positions: int64 [B], each from 0 to N-1.
+            num_examples: N.
+
+        Returns:
+            ``found`` bool [B], and ``rows`` int64 [B], which means something only where found.
+        """
+        ids_M = self.tensors["ids"]
+        if len(ids_M) == num_examples:  # ascending and in range: every position is at its own row
+            return torch.ones_like(positions, dtype=torch.bool), positions
+        rows = torch.searchsorted(ids_M, positions).clamp_(max=max(len(ids_M) - 1, 0))
+        found = (
+            ids_M.index_select(0, rows) == positions if len(ids_M) else torch.zeros_like(positions, dtype=torch.bool)
+        )
+        return found, rows
+
+
+def check_signal(
+    meta: Mapping[str, Scalar], tensors: Mapping[str, Tensor], num_examples: int | None = None
+) -> str | None:
+    """What is wrong with a segment of a signal, in words; None if nothing is.
+
+    Args:
+        meta: As in :class:`Segment`.
+        tensors: As in :class:`Segment`.
+        num_examples: N, where known.
+    """
+    slot, encoding, num_classes = meta.get("slot"), meta.get("encoding", "dense"), meta.get("num_classes")
+    if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0:
+        return f"its slot is {slot!r}, not a number from 0"
+    if encoding not in ("dense", "top_k") or set(tensors) != set(TENSORS[encoding]):
+        return f"with encoding {encoding!r} it holds the tensors {sorted(tensors)}"
+    ids_M, values = tensors["ids"], tensors["values"]
+    if ids_M.dtype != torch.int64 or ids_M.ndim != 1 or bool((ids_M[1:] <= ids_M[:-1]).any()):
+        return "its ids are not strictly ascending int64"
+    if len(ids_M) and (ids_M[0] < 0 or (num_examples is not None and ids_M[-1] >= num_examples)):
+        return "its ids are not from 0" + ("" if num_examples is None else f" to {num_examples - 1}")
+    if any(tensor.ndim < 1 or len(tensor) != len(ids_M) for tensor in tensors.values()):
+        return "its tensors differ in their number of rows"
+    if encoding == "top_k":
+        indices_MK = tensors["indices"]
+        if not isinstance(num_classes, int) or values.ndim != 2 or not 1 <= values.shape[1] <= num_classes:
+            return f"its values of shape {tuple(values.shape)} cannot be the largest of {num_classes} logits"
+        if indices_MK.shape != values.shape or indices_MK.dtype not in (torch.int32, torch.int64):
+            return "its indices are not one integer per value"
+        if tensors["rest"].ndim != 1:
+            return "its rest is not one number per row"
+        if indices_MK.numel() and not 0 <= int(indices_MK.min()) <= int(indices_MK.max()) < num_classes:
+            return f"its indices are not from 0 to {num_classes - 1}"
+    return None
+
+
+def layout_of(segment: Segment) -> tuple[object, ...]:
+    """What all segments of a signal must have in common."""
+    columns = {key: (t.dtype, tuple(t.shape[1:])) for key, t in sorted(segment.tensors.items()) if key != "ids"}
+    return segment.encoding, segment.num_classes, *columns.items()
