@@ -13,12 +13,12 @@ import torch
 from composer import Algorithm, DataSpec, Event
 from composer.algorithms import SelectiveBackprop
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
-from toy import DictModel, NumberedDataset, Spy, checkpointed, loader, mlp, trainer
 
 from reuse_algos.data.example_ids import ExampleIds, num_rows, track_loader
 from reuse_algos.data.sampler import EpochSampler, TrackedBatchSampler
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import ExampleIdError
+from toy import DictModel, NumberedDataset, Spy, checkpointed, loader, mlp, trainer
 
 
 def _epochs(spy: Spy, batches: int) -> list[list[int]]:

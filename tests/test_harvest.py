@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
 from reuse_algos.harvest import harvest
+from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
 def _harvest(archive: Path, run_id: str, **arguments: Any) -> Any:
@@ -112,7 +112,7 @@ def test_plain_run_gets_the_views_of_its_harvest(tmp_path: Path) -> None:
         ),
         ({"model": lambda: mlp(hidden=8)}, PriorRunMismatchError, "do not fit the module"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(tmp_path: Path, arguments: Any, error: type[Exception], message: str) -> None:
     run_id = record_run(tmp_path, epochs=1)
     before = RunArchive(tmp_path).run(run_id).manifest

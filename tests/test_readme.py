@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from toy import blobs, mlp
 from torch.utils.data import DataLoader
 
 from reuse_algos import RunArchive
+from toy import blobs, mlp
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

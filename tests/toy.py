@@ -136,9 +136,10 @@ def checkpointed(folder: Path, **arguments: Any) -> dict[str, Any]:
 def viewed(length: int = 64, num_views: int = 2, *, seed: int = 0) -> Dataset:
     """Blobs with seeded noise as augmentation: every view of every example differs."""
     return ViewedDataset(
-        NoisyDataset(blobs(length, seed)), ViewPolicy(seed=3, num_views=num_views, transform="noise(0.3)"),
+        NoisyDataset(blobs(length, seed)),
+        ViewPolicy(seed=3, num_views=num_views, transform="noise(0.3)"),
         DatasetInfo("blobs", torch.arange(length), torch.arange(length) % NUM_CLASSES, tuple("abcd")),
-    )  # fmt: skip
+    )
 
 
 class NoisyDataset(Dataset):

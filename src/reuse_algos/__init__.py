@@ -14,17 +14,15 @@ if TYPE_CHECKING:
     from reuse_algos.algorithms import PriorRunDistillation
     from reuse_algos.archive import RunArchive
     from reuse_algos.callbacks import RunRecorder
-    from reuse_algos.harvest import harvest
 
 __version__ = "0.1.0"
 
-__all__ = ["PriorRunDistillation", "RunArchive", "RunRecorder", "__version__", "harvest"]
+__all__ = ["PriorRunDistillation", "RunArchive", "RunRecorder", "__version__"]
 
 _HOMES = {
     "PriorRunDistillation": "reuse_algos.algorithms",
     "RunArchive": "reuse_algos.archive",
     "RunRecorder": "reuse_algos.callbacks",
-    "harvest": "reuse_algos.harvest",
 }
 
 

@@ -169,8 +169,8 @@ def _training_data(
         there = f"{record.name} with {record.num_examples} examples" if record else "unknown data"
         raise PriorRunMismatchError(
             f"run {run.id} was trained on {there} (fingerprint {record.fingerprint[:12] if record else '-'}), the data "
-            f"at hand are {info.name} with {info.num_examples} (fingerprint {info.fingerprint[:12]}). Signals must come "
-            "from the same examples."
+            f"at hand are {info.name} with {info.num_examples} (fingerprint {info.fingerprint[:12]}). Signals must "
+            "come from the same examples."
         )
     policy = getattr(dataset, "view_policy", None)
     if not isinstance(policy, ViewPolicy) or policy.num_views == 0:

@@ -35,14 +35,14 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
     """
     if dist.get_world_size() == 1:
         return [work()]
-    result: T | None = None
+    results: list[T] = []
     error: Exception | None = None
     try:
-        result = work()
+        results.append(work())
     except Exception as failure:
         error = failure
-    outcomes = dist.all_gather_object((result, error))
+    outcomes = dist.all_gather_object((results, error))
     failed = error or next((other for _, other in outcomes if other is not None), None)
     if failed is not None:
         raise failed
-    return [one for one, _ in outcomes]
+    return [result for one, _ in outcomes for result in one]

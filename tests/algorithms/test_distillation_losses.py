@@ -50,9 +50,14 @@ def test_kl_is_timm_s(temperature: float) -> None:
 
     student = Fixed(STUDENT.double())
     task = LogitDistillationTask(
-        student, Fixed(TEACHER.double()), criterion=lambda out, target: out.sum() * 0, temperature=temperature,
-        distill_loss_weight=1.0, task_loss_weight=0.0, verbose=False,
-    )  # fmt: skip
+        student,
+        Fixed(TEACHER.double()),
+        criterion=lambda out, target: out.sum() * 0,
+        temperature=temperature,
+        distill_loss_weight=1.0,
+        task_loss_weight=0.0,
+        verbose=False,
+    )
     theirs = task(torch.zeros(3, 3, 2, 2), torch.zeros(3).long())["loss"]
     (their_gradient,) = torch.autograd.grad(theirs, student.logits)
 

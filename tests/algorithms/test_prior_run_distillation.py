@@ -14,7 +14,6 @@ from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers
@@ -30,6 +29,7 @@ from reuse_algos.errors import (
     SignalNotFoundError,
 )
 from reuse_algos.harvest import harvest
+from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +79,13 @@ def _fit(
 ) -> tuple[Any, Watch, InMemoryLogger]:
     watch, log = Watch(), InMemoryLogger()
     one = trainer(
-        epoch_loader(data or viewed()), model or mlp(5), algorithms=algorithms, callbacks=[watch], loggers=[log],
+        epoch_loader(data or viewed()),
+        model or mlp(5),
+        algorithms=algorithms,
+        callbacks=[watch],
+        loggers=[log],
         **{"max_duration": "1ep", **arguments},
-    )  # fmt: skip
+    )
     one.fit()
     return one, watch, log
 
@@ -150,9 +154,10 @@ def test_microbatches_give_the_same_gradient(archive: RunArchive) -> None:
         nn.init.constant_(model.module.weight, 0.1)  # type: ignore[arg-type]
         nn.init.zeros_(model.module.bias)  # type: ignore[arg-type]
         one, _, _ = _fit(
-            [_distil(archive, combine="mixup", source="live", teacher_model=mlp)], model,
+            [_distil(archive, combine="mixup", source="live", teacher_model=mlp)],
+            model,
             device_train_microbatch_size=microbatch,
-        )  # fmt: skip
+        )
         return one.state.model.state_dict()
 
     whole, parts = weights(16), weights(4)
@@ -381,9 +386,13 @@ def test_channels_last_and_cutmix(tmp_path: Path) -> None:
     algorithm = PriorRunDistillation(tmp_path, "images", source="live", weight=0.5)
     watch, log = Watch(), InMemoryLogger()
     one = trainer(
-        epoch_loader(Images()), net(), algorithms=[algorithm, ChannelsLast(), CutMix()], callbacks=[watch], loggers=[log],
+        epoch_loader(Images()),
+        net(),
+        algorithms=[algorithm, ChannelsLast(), CutMix()],
+        callbacks=[watch],
+        loggers=[log],
         max_duration="1ba",
-    )  # fmt: skip
+    )
     one.fit()
     assert isinstance(algorithm.teachers, LiveTeachers)
     teacher = algorithm.teachers._modules[0]
@@ -419,17 +428,32 @@ def _renamed() -> Any:
         ({"runs": []}, {}, RunNotFoundError, "list of prior runs is empty"),
         ({"runs": {"tag": {}}}, {}, ValueError, "unknown key 'tag'. Did you mean 'tags'"),
         ({"source": "live", "weights": "ep0099"}, {}, SignalNotFoundError, "ep0099"),
-        ({}, {"data": viewed(length=48)}, PriorRunMismatchError, "with 64 examples .* with 48 .* 48 examples are common"),
-        ({}, {"data": _relabelled()}, PriorRunMismatchError, "64 examples are common by key, 64 of them with another label"),
+        (
+            {},
+            {"data": viewed(length=48)},
+            PriorRunMismatchError,
+            "with 64 examples .* with 48 .* 48 examples are common",
+        ),
+        (
+            {},
+            {"data": _relabelled()},
+            PriorRunMismatchError,
+            "64 examples are common by key, 64 of them with another label",
+        ),
         ({"mismatch": "allow"}, {"data": _relabelled()}, PriorRunMismatchError, "nothing to reuse"),
         ({"mismatch": "allow"}, {"data": _renamed()}, PriorRunMismatchError, "class 2 is 'c' there and 'd' here"),
         ({"source": "live"}, {"model": mlp(num_classes=5)}, PriorRunMismatchError, "has 4 classes, this run has 5"),
         ({"source": "live"}, {"model": mlp(hidden=8)}, PriorRunMismatchError, "differs from this model in 7 tensors"),
-        ({"source": "live", "teacher_model": lambda: mlp(hidden=8)}, {}, PriorRunMismatchError, "do not fit the module"),
+        (
+            {"source": "live", "teacher_model": lambda: mlp(hidden=8)},
+            {},
+            PriorRunMismatchError,
+            "do not fit the module",
+        ),
         ({"source": "cached"}, {"data": viewed(num_views=3)}, PriorRunMismatchError, "for 2 of the 3 views.*harvest"),
         ({"source": "cached", "weights": "best"}, {}, PriorRunMismatchError, "no signal 'logits.best'"),
     ],
-)  # fmt: skip
+)
 def test_bad_input(archive: RunArchive, settings: Any, fit: Any, error: type[Exception], message: str) -> None:
     fit = dict(fit)
     with pytest.raises(error, match=message):
@@ -463,9 +487,10 @@ def test_random_augmentation_needs_a_declared_mismatch(archive: RunArchive) -> N
 
 def test_grown_data_uses_what_is_known(archive: RunArchive) -> None:
     grown = ViewedDataset(
-        viewed(96).dataset, ViewPolicy(seed=3, num_views=2, transform="noise(0.3)"),  # type: ignore[attr-defined]
+        viewed(96).dataset,
+        ViewPolicy(seed=3, num_views=2, transform="noise(0.3)"),  # type: ignore[attr-defined]
         DatasetInfo("blobs", torch.arange(96).flip(0), torch.arange(96).flip(0) % NUM_CLASSES, tuple("abcd")),
-    )  # fmt: skip
+    )
     with pytest.raises(PriorRunMismatchError, match="64 examples are common by key, 0 of them with another label"):
         _fit([_distil(archive, source="cached")], data=grown)
     _, _, log = _fit([_distil(archive, source="cached", mismatch="allow")], data=grown)

@@ -22,7 +22,6 @@ from composer.algorithms import EMA, CutOut, MixUp
 from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
-from toy import NUM_CLASSES, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
 
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import PriorRun, RunArchive
@@ -30,6 +29,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.errors import ArchiveError, ArchivePermissionError, ExampleIdError
 from reuse_algos.harvest import harvest
+from toy import NUM_CLASSES, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
 
 ALL = {"logits": {}, "loss": {}, "correct": {}}
 
@@ -58,9 +58,13 @@ def _record(
 ) -> PriorRun:
     recorder = RunRecorder(archive, **{"run_name": "run", **settings})
     one = trainer(
-        epoch_loader(viewed()), model or mlp(1), algorithms=list(algorithms), callbacks=[recorder, *callbacks],
-        eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32), **{"max_duration": "4ep", **(fit or {})},
-    )  # fmt: skip
+        epoch_loader(viewed()),
+        model or mlp(1),
+        algorithms=list(algorithms),
+        callbacks=[recorder, *callbacks],
+        eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
+        **{"max_duration": "4ep", **(fit or {})},
+    )
     one.fit()
     assert recorder.run_id is not None
     return RunArchive(archive).run(recorder.run_id)
@@ -119,9 +123,13 @@ def test_metrics_weights_and_provenance(tmp_path: Path) -> None:
 
     truth = Truth()
     run = _record(
-        tmp_path, callbacks=[truth], weights=("last", "best", "2ep"), tags={"method": "baseline"},
-        recipe={"optimizer": {"lr": 0.1}}, signals=ALL,
-    )  # fmt: skip
+        tmp_path,
+        callbacks=[truth],
+        weights=("last", "best", "2ep"),
+        tags={"method": "baseline"},
+        recipe={"optimizer": {"lr": 0.1}},
+        signals=ALL,
+    )
     history = run.metric("metrics/eval/MulticlassAccuracy")
     assert list(zip(history.step.tolist(), history.sample.tolist(), history.value.tolist(), strict=True)) == truth.rows
     assert history.epoch.tolist() == [1, 2, 3, 4]
@@ -256,10 +264,13 @@ def _with_everything(archive: Path, checkpoints: Path, prior: Path, crash: int |
         prior, {"order": "first"}, source="cached", combine="mixup", loss="mse", weight=0.5
     )
     one = trainer(
-        epoch_loader(viewed()), mlp(5), algorithms=[algorithm], callbacks=[recorder, *([Crash(crash)] if crash else [])],
+        epoch_loader(viewed()),
+        mlp(5),
+        algorithms=[algorithm],
+        callbacks=[recorder, *([Crash(crash)] if crash else [])],
         eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
         **checkpointed(checkpoints, save_interval=f"{every}ba", max_duration="4ep"),
-    )  # fmt: skip
+    )
     if crash:
         with pytest.raises(KeyboardInterrupt):
             one.fit()
@@ -383,7 +394,7 @@ def test_read_only_archive() -> None:
         archive = Path(folder) / "archive"
         run_id = record_run(archive, epochs=1)
         files = {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()}
-        os.chmod(folder, 0o755)  # noqa: PTH101
+        os.chmod(folder, 0o755)
         for path in archive.rglob("*"):
             path.chmod(0o555 if path.is_dir() else 0o444)
         archive.chmod(0o555)

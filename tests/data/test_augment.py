@@ -123,3 +123,17 @@ def test_normalisation(memory_format):
 def test_wrong_measures_are_refused(make, message):
     with pytest.raises(DataError, match=message):
         make()
+
+
+def test_crop_is_crop_flip_without_the_mirror():
+    images, keys = draw_images(50, 8, 8, 1), torch.arange(50)
+    crop, crop_flip_ = Augmentation("crop", padding=1), Augmentation("crop_flip", padding=1)
+    draws = crop.draw(5, keys, keys, 8, 8)
+    assert torch.equal(draws, crop_flip_.draw(5, keys, keys, 8, 8)[:2])
+    normalisation = Normalisation([0.5], [0.25])
+    expected = [
+        reference_crop_flip(image, int(top), int(left), False, 1)
+        for image, top, left in zip(images.numpy(), draws[0], draws[1], strict=True)
+    ]
+    assert torch.equal(crop.apply(images, draws, normalisation), normalisation(torch.from_numpy(np.stack(expected))))
+    assert crop.description == "crop(padding=1)"

@@ -279,7 +279,7 @@ def test_settings_choose_augmentation_and_where_the_data_is_held():
 
 def test_all_faults_of_the_section_are_told_at_once():
     wrong = DataConfig(
-        name="cifar", augment="crop", labels="corse", device_resident="maybe", batch_size=0, num_views=-1,
+        name="cifar", augment="crap", labels="corse", device_resident="maybe", batch_size=0, num_views=-1,
         train_fraction=2.0, train_examples=0, image_size=0,
     )  # fmt: skip
     with pytest.raises(DataError) as caught:

@@ -26,7 +26,7 @@ def rng_states():
     return torch.get_rng_state(), np.random.get_state(), random.getstate()
 
 
-@pytest.mark.parametrize("kind", ["none", "crop_flip", "crop_flip_cutout"])
+@pytest.mark.parametrize("kind", ["none", "crop", "crop_flip", "crop_flip_cutout"])
 def test_an_image_does_not_depend_on_what_else_is_in_its_batch(kind):
     dataset = make(kind)
     indices = [ExampleView(position, position % 4) for position in range(64)]
@@ -190,7 +190,7 @@ def test_what_cannot_be_is_refused(act, error, message):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("kind", ["none", "crop_flip", "crop_flip_cutout"])
+@pytest.mark.parametrize("kind", ["none", "crop", "crop_flip", "crop_flip_cutout"])
 @pytest.mark.parametrize("num_views", [0, 4])
 def test_a_gpu_gives_the_same_bits(kind, num_views):
     on_cpu, on_gpu = make(kind, num_views), make(kind, num_views, device="cuda")

@@ -14,11 +14,11 @@ from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from composer.utils import dist
 from torch import nn
-from toy import NUM_CLASSES, NUM_FEATURES, epoch_loader, trainer, viewed
 
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
+from toy import NUM_CLASSES, NUM_FEATURES, epoch_loader, trainer, viewed
 
 
 def _linear(scale: float) -> ComposerClassifier:

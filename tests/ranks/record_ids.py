@@ -7,9 +7,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from composer.utils import dist
-from toy import NumberedDataset, Spy, loader, trainer
 
 from reuse_algos.data.sampler import EpochSampler
+from toy import NumberedDataset, Spy, loader, trainer
 
 
 def main() -> None:

@@ -9,6 +9,9 @@ import composer.optim
 import pytest
 import torch
 from composer import Algorithm
+from hypothesis import given
+from hypothesis import settings as limits
+from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from reuse_algos.errors import RecipeError
@@ -185,6 +188,7 @@ def test_what_an_empty_recipe_is_missing(tmp_path):
         ("eval_subset_num_batches=0", "eval_subset_num_batches: must be 1 or more, or -1 for all, not 0"),
         ("run_name=''", "run_name: must not be empty. Leave it out to have one made"),
         ("scheduler={t_max: 1dur}", "scheduler.name: missing. Write for example scheduler: {name: cosine_annealing}"),
+        ("optimizer={name: 3}", "optimizer.name: must be text, not 3"),
         ("optimizer={name: lbfgs}", "optimizer.name: there is no optimizer 'lbfgs'."),
         ("optimizer.params=[]", "optimizer.params: is filled in from the recipe and cannot be set here"),
         ("model=resnet20", "model: must be a section of keys, not 'resnet20'"),
@@ -277,3 +281,38 @@ def test_there_are_no_import_paths():
     assert find("algorithm", "composer.algorithms.MixUp") is None
     assert find("algorithm", "reusing_algorithm") is None
     assert issubclass(find("optimizer", "adam").cls, torch.optim.Optimizer)
+
+
+_PATHS = [
+    ("seed",), ("tags",), ("tags", "a"), ("data",), ("data", "batch_size"), ("data", "classes"), ("data", "name"),
+    ("data", "train_fraction"), ("model",), ("model", "name"), ("model", "width"), ("optimizer",),
+    ("optimizer", "name"),
+    ("optimizer", "lr"), ("scheduler",), ("scheduler", "name"), ("algorithms",), ("algorithms", "mixup"),
+    ("algorithms", "mixup", "alpha"), ("algorithms", "prior_run_distillation"), ("archive",), ("run_name",),
+    ("algorithms", "prior_run_distillation", "runs"), ("callbacks", "run_recorder"), ("max_duration",), ("compile",),
+    ("callbacks", "run_recorder", "signals"), ("loggers", "wandb", "tags"), ("eval_interval",), ("precision",),
+    ("device_train_microbatch_size",), ("python_log_level",), ("dist_timeout",), ("unknown", "key"),
+]  # fmt: skip
+_TEXTS = st.sampled_from(
+    ["", "${seed}", "${nope}", "${", "???", "1ep", "x", "\x00", "true", "a.b", "${oc.env:HOME}", "é"]
+)
+_LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXTS)
+_VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3))
+
+
+@limits(max_examples=100, deadline=None, database=None)
+@given(st.lists(st.tuples(st.sampled_from(_PATHS), _VALUES), max_size=4))
+def test_whatever_is_written_is_composed_or_refused(changes):
+    values = json.loads(json.dumps(GOOD))
+    for path, value in changes:
+        section = values
+        for key in path[:-1]:
+            section = section.setdefault(key, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict):
+            section[path[-1]] = value
+    try:
+        recipe = compose_recipe(values)
+    except RecipeError:
+        return
+    json.dumps(recipe.record)
+    assert compose_recipe(recipe.record).settings.seed == recipe.settings.seed

@@ -27,13 +27,13 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._pending: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._pending: list[tuple[Any, Any]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Add the time of the ``with`` block."""
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start, stop = _timing_event(), _timing_event()
             start.record()
             yield
             stop.record()
@@ -50,6 +50,11 @@ class Stopwatch:
             self.seconds += start.elapsed_time(stop) / 1000.0
         self._pending.clear()
         return self.seconds
+
+
+def _timing_event() -> Any:
+    """A CUDA event; untyped because torch's stubs of it are wrong about record()."""
+    return torch.cuda.Event(enable_timing=True)
 
 
 class ReusingAlgorithm(Algorithm):

@@ -378,7 +378,7 @@ class RunRecorder(Callback):
 def _info_of(state: State) -> DatasetInfo | None:
     """What the train dataset says of itself, or None for one without a length."""
     dataset = getattr(state.dataloader, "dataset", None)
-    return infer_info(dataset) if hasattr(dataset, "__len__") else None
+    return infer_info(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
 
 
 def _dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:

@@ -19,7 +19,7 @@ from reuse_algos.errors import DataError, nearest
 
 __all__ = ["AUGMENT_KINDS", "Augmentation", "Normalisation", "crop_flip", "cutout"]
 
-AUGMENT_KINDS = ("none", "crop_flip", "crop_flip_cutout")
+AUGMENT_KINDS = ("none", "crop", "crop_flip", "crop_flip_cutout")
 
 # Salt of each random number of view_hash; changing one changes every view.
 _TOP, _LEFT, _FLIP, _CUTOUT_ROW, _CUTOUT_COLUMN = range(5)
@@ -84,7 +84,8 @@ class Augmentation:
     """One kind of augmentation and its measures.
 
     Attributes:
-        kind: ``"none"``, ``"crop_flip"`` or ``"crop_flip_cutout"``.
+        kind: ``"none"``, ``"crop"`` (for images that mean something else mirrored, such as digits), ``"crop_flip"`` or
+            ``"crop_flip_cutout"``.
         padding: Pixels of black around an image before the crop, from 0.
         length: Side of the cut-out square in pixels, even.
 
@@ -109,8 +110,8 @@ class Augmentation:
         """Stable description, for :attr:`ViewPolicy.transform <reuse_algos.data.views.ViewPolicy.transform>`."""
         if self.kind == "none":
             return "none"
-        if self.kind == "crop_flip":
-            return f"crop_flip(padding={self.padding})"
+        if self.kind in ("crop", "crop_flip"):
+            return f"{self.kind}(padding={self.padding})"
         return f"crop_flip_cutout(padding={self.padding},length={self.length})"
 
     def draw(self, seed: int, keys_B: Tensor, views_B: Tensor, height: int, width: int) -> Tensor:
@@ -125,11 +126,11 @@ class Augmentation:
 
         Returns:
             int64 ``[K, B]``: top, left (0 to ``2 * padding``), flip (0 or 1) and, for a cutout, row and column of its
-            centre. K is 0, 3 or 5.
+            centre. K is 0, 2, 3 or 5.
         """
         offsets = 2 * self.padding + 1
         ranges = {_TOP: offsets, _LEFT: offsets, _FLIP: 2, _CUTOUT_ROW: height, _CUTOUT_COLUMN: width}
-        count = {"none": 0, "crop_flip": 3, "crop_flip_cutout": 5}[self.kind]
+        count = {"none": 0, "crop": 2, "crop_flip": 3, "crop_flip_cutout": 5}[self.kind]
         if not count:
             return torch.empty((0, len(keys_B)), dtype=torch.int64, device=keys_B.device)
         return torch.stack(
@@ -149,7 +150,9 @@ class Augmentation:
         """
         if self.kind == "none":
             return normalisation(images_BHWC)
-        images_BHWC = crop_flip(images_BHWC, draws_KB[_TOP], draws_KB[_LEFT], draws_KB[_FLIP] > 0, self.padding)
+        top_B, left_B = draws_KB[_TOP], draws_KB[_LEFT]
+        flip_B = torch.zeros_like(top_B, dtype=torch.bool) if self.kind == "crop" else draws_KB[_FLIP] > 0
+        images_BHWC = crop_flip(images_BHWC, top_B, left_B, flip_B, self.padding)
         images_BCHW = normalisation(images_BHWC)
         if self.kind == "crop_flip_cutout":
             images_BCHW = cutout(images_BCHW, draws_KB[_CUTOUT_ROW], draws_KB[_CUTOUT_COLUMN], self.length)

@@ -143,7 +143,7 @@ def train_transform(augment: str, side: int) -> tuple[Callable[[Any], Tensor], s
     """The augmentation of image files.
 
     Args:
-        augment: ``none``, ``crop_flip`` or ``crop_flip_cutout``.
+        augment: ``none``, ``crop``, ``crop_flip`` or ``crop_flip_cutout``.
         side: Pixels of the result.
 
     Returns:
@@ -154,12 +154,12 @@ def train_transform(augment: str, side: int) -> tuple[Callable[[Any], Tensor], s
         return transforms.Compose(steps), f"center_crop(size={side})"
     steps = [
         transforms.RandomResizedCrop(side),
-        transforms.RandomHorizontalFlip(),
+        *([] if augment == "crop" else [transforms.RandomHorizontalFlip()]),
         transforms.ToTensor(),
         transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
     ]
-    if augment == "crop_flip":
-        return transforms.Compose(steps), f"random_resized_crop_flip(size={side})"
+    if augment in ("crop", "crop_flip"):
+        return transforms.Compose(steps), f"random_resized_{augment}(size={side})"
     length = max(2, side // 8 * 2)
     return transforms.Compose(
         [*steps, _Cutout(length)]

@@ -152,7 +152,10 @@ def _check_named(kind: Kind, path: str, section: dict[str, Any], faults: Faults)
     name = section.get("name")
     if name is BROKEN:
         return
-    if not isinstance(name, str):
+    if name is not None and not isinstance(name, str):
+        faults.add(join(path, "name"), f"must be text, not {name!r}")
+        return
+    if name is None:
         example = {"optimizer": "{name: sgd, lr: 0.1}", "scheduler": "{name: cosine_annealing}"}[kind]
         faults.add(join(path, "name"), f"missing. Write for example {path}: {example}")
         return

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from reuse_algos.errors import RecipeError
 
 __all__ = ["Faults", "join"]
@@ -26,7 +28,7 @@ class Faults:
     def __len__(self) -> int:
         return len(self._lines)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self._lines)
 
     def add(self, path: str, what: str) -> None:

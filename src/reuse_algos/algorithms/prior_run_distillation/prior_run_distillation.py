@@ -235,7 +235,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         source = self._choose_source(state)
         info = self.dataset
         dataset = getattr(state.dataloader, "dataset", None)
-        if info is None and hasattr(dataset, "__len__"):
+        if info is None and dataset is not None and hasattr(dataset, "__len__"):
             info = infer_info(dataset)
         num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
         for run in self.prior_runs:

@@ -1,0 +1,92 @@
+"""The main job as a user runs it: Composer's launcher, then the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.demo import run_demo
+from reuse_algos.errors import ArchiveConflictError
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["data.train_examples=256", "max_duration=2ep", "progress_bar=false", "device=cpu"]
+
+
+def _launch(ranks: int, recipe: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), "-m", "reuse_algos.train"]
+    command += [str(ROOT / recipe), *SMALL, *overrides]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def _cli(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "reuse_algos.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.ranks
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_record_distil_compare(tmp_path: Path, ranks: int) -> None:
+    archive = f"archive={tmp_path / 'archive'}"
+    for seed in (1, 2):
+        for method in ("baseline", "distilled"):
+            done = _launch(ranks, f"yamls/digits/{method}.yaml", archive, f"seed={seed}")
+            assert done.returncode == 0, done.stdout + done.stderr
+    runs = RunArchive(tmp_path / "archive").runs(order="first")
+    assert [run.tags["method"] for run in runs] == ["baseline", "distilled"] * 2
+    assert [run.manifest.seed for run in runs] == [1, 1, 2, 2]
+    assert [use.run_id for use in runs[1].manifest.prior_runs] == [runs[0].id]
+    hardware = runs[0].manifest.environment
+    assert hardware is not None
+    assert hardware.hardware["world_size"] == ranks
+    # 256 examples in global batches of 64: every example in every epoch, whatever the number of ranks.
+    signal = runs[0].signal("logits")
+    assert int(signal.seen(0).sum()) == 256
+    compared = _cli("compare", str(tmp_path / "archive"), "--json")
+    assert compared.returncode == 0, compared.stderr
+    groups = {group["name"]: group for group in json.loads(compared.stdout)["groups"]}
+    assert groups["distilled"]["n"] == 2
+    verified = _cli("verify", str(tmp_path / "archive"), "--json")
+    assert (verified.returncode, json.loads(verified.stdout)["problems"]) == (0, [])
+
+
+def test_faults_of_a_recipe_are_told_at_once(tmp_path: Path) -> None:
+    done = _launch(1, "yamls/digits/baseline.yaml", "optimizer.learning_rate=1", "dat.name=digits")
+    assert done.returncode == 2
+    assert "optimizer.learning_rate" in done.stderr
+    assert "data" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_prior_run_is_told(tmp_path: Path) -> None:
+    done = _launch(1, "yamls/digits/distilled.yaml", f"archive={tmp_path / 'archive'}")
+    assert done.returncode == 2
+    assert "no finished run in" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert RunArchive(tmp_path / "archive").run_ids() == []
+
+
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(tmp_path / "demo", seeds=1) == 0
+    printed = capsys.readouterr().out
+    archive = RunArchive(tmp_path / "demo" / "archive")
+    by_method = {run.tags["method"]: run for run in archive.runs()}
+    assert set(by_method) == {"baseline", "short", "distilled"}
+    for run in by_method.values():
+        assert f"accuracy {run.final_metric():.4f} after {run.manifest.progress.epoch} epochs" in printed
+    assert by_method["short"].manifest.progress == by_method["distilled"].manifest.progress
+    assert [use.run_id for use in by_method["distilled"].manifest.prior_runs] == [by_method["baseline"].id]
+    assert (tmp_path / "demo" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert "not enough runs" in printed
+    assert archive.verify().ok
+
+
+def test_demo_deletes_nothing_of_others(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ArchiveConflictError, match="name another folder"):
+        run_demo(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
