@@ -28,8 +28,8 @@ class DataConfig:
         batch_size: Training examples per step over all ranks.
         eval_batch_size: Evaluation examples per step over all ranks; ``batch_size`` if null.
         augment: ``none``, ``crop``, ``crop_flip`` or ``crop_flip_cutout``. On images in memory: padding of 1/8 of the
-            side (4 for 32 pixels), random crop, mirroring, and a cutout of 1/2 of the side up to 10 classes, else 1/4 (16 and 8
-            pixels of 32). On image files: random resized crop, mirroring, and a cutout of 1/4 of the side.
+            side (4 for 32 pixels), random crop, mirroring, and a cutout of 1/2 of the side up to 10 classes, else 1/4
+            (16 and 8 pixels of 32). On image files: random resized crop, mirroring, and a cutout of 1/4 of the side.
         num_views: How many different views of each example there are; 0 for random augmentation without end.
         view_seed: Seed of the views, apart from the seed of the run so that runs share views.
         device_resident: Hold the whole data set on the device and augment there. ``auto``: images in memory if they
