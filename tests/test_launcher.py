@@ -14,7 +14,7 @@ from reuse_algos.demo import run_demo
 from reuse_algos.errors import ArchiveConflictError
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["data.train_examples=256", "max_duration=2ep", "progress_bar=false", "device=cpu"]
+SMALL = ["data.train_examples=256", "data.batch_size=64", "max_duration=2ep", "progress_bar=false", "device=cpu"]
 
 
 def _launch(ranks: int, recipe: str, *overrides: str) -> subprocess.CompletedProcess[str]:

@@ -339,8 +339,8 @@ def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: p
     seen: list[Any] = []
     stand_in(monkeypatch, "demo", run_demo=lambda folder, *, seeds, keep: seen.append((folder, seeds, keep)) or 1)
     assert call(capsys, "demo")[0] == 1
-    assert call(capsys, "demo", "--folder", "x", "--seeds", "5", "--keep")[0] == 1
-    assert seen == [(Path("demo"), 3, False), (Path("x"), 5, True)]
+    assert call(capsys, "demo", "--folder", "x", "--seeds", "3", "--keep")[0] == 1
+    assert seen == [(Path("demo"), 5, False), (Path("x"), 3, True)]
 
 
 @dataclasses.dataclass

@@ -35,13 +35,15 @@ def main() -> None:
     folder = Path(sys.argv[1])
     recorder = RunRecorder(folder, run_name="prior", signals={"logits": {"last_epochs": 2}, "loss": {}})
     trainer(epoch_loader(viewed()), _linear(1.0), callbacks=[recorder], lr=0.0, max_duration="3ep").fit()
-    log = InMemoryLogger()
-    student = RunRecorder(folder, run_name="student")
-    algorithm = PriorRunDistillation(folder, "prior", source="cached", combine="mixup")
-    one = trainer(
-        epoch_loader(viewed()), _linear(0.3), algorithms=[algorithm], callbacks=[student], loggers=[log], lr=0.0
-    )
-    one.fit()
+    logged = {}
+    for source in ("cached", "live"):
+        log = InMemoryLogger()
+        student = RunRecorder(folder, run_name=f"student-{source}")
+        algorithm = PriorRunDistillation(folder, "prior", source=source, combine="mixup")
+        trainer(
+            epoch_loader(viewed()), _linear(0.3), algorithms=[algorithm], callbacks=[student], loggers=[log], lr=0.0
+        ).fit()
+        logged[source] = [float(value) for _, value in log.data["reuse/distillation/loss"]]
     if dist.get_global_rank() == 0:
         run = RunArchive(folder).run("prior")
         signal = run.signal("logits")
@@ -50,7 +52,7 @@ def main() -> None:
             "slots": signal.slots,
             "seen": [int(signal.seen(slot).sum()) for slot in signal.slots],
             "frozen_logits": [signal.dense(slot)[0].float().tolist() for slot in signal.slots],
-            "distillation": [float(value) for _, value in log.data["reuse/distillation/loss"]],
+            "distillation": logged,
         }
         (folder / "result.json").write_text(json.dumps(result))
 
