@@ -27,7 +27,7 @@ _ARMS = (
 )
 
 
-def run_demo(folder: Path, *, seeds: int = 5, keep: bool = False) -> int:
+def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     """Train three groups of small models on handwritten digits and compare what they cost.
 
     Args:

@@ -340,7 +340,7 @@ def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: p
     stand_in(monkeypatch, "demo", run_demo=lambda folder, *, seeds, keep: seen.append((folder, seeds, keep)) or 1)
     assert call(capsys, "demo")[0] == 1
     assert call(capsys, "demo", "--folder", "x", "--seeds", "3", "--keep")[0] == 1
-    assert seen == [(Path("demo"), 5, False), (Path("x"), 3, True)]
+    assert seen == [(Path("demo"), 8, False), (Path("x"), 3, True)]
 
 
 @dataclasses.dataclass

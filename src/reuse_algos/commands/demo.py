@@ -19,13 +19,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "Plain runs are archived, later runs reuse them, and the comparison says whether it paid.",
         """
         reuse-algos demo
-        reuse-algos demo --folder /tmp/demo --seeds 8
+        reuse-algos demo --folder /tmp/demo --seeds 3
         """,
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("demo"), metavar="DIR", help="where to work (default: demo)"
     )
-    parser.add_argument("--seeds", type=positive, default=5, metavar="N", help="runs per group (default: 5)")
+    parser.add_argument("--seeds", type=positive, default=8, metavar="N", help="runs per group (default: 8)")
     parser.add_argument("--keep", action="store_true", help="keep the runs of an earlier demo in the same folder")
     parser.set_defaults(run=run)
 
