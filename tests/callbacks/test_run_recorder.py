@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from composer import Callback, Evaluator, State
+from composer import Callback, DataSpec, Evaluator, State
 from composer.algorithms import EMA, CutOut, MixUp
 from composer.models import ComposerClassifier
 from torch import nn
@@ -27,9 +27,10 @@ from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.errors import ArchiveError, ArchivePermissionError, ExampleIdError
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import ArchiveError, ArchivePermissionError, ArchiveWarning, ExampleIdError
 from reuse_algos.harvest import harvest
-from toy import NUM_CLASSES, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
 
 ALL = {"logits": {}, "loss": {}, "correct": {}}
 
@@ -331,6 +332,97 @@ def test_a_zombie_attempt_stops(tmp_path: Path) -> None:
     writer.commit(manifest)
     with pytest.raises(ArchiveError, match="another attempt took over this run"):
         zombie.state_dict()
+
+
+def test_second_fit_goes_on_with_the_run(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"logits": {"last_epochs": 1}})
+    one = trainer(epoch_loader(viewed()), mlp(1), callbacks=[recorder], max_duration="1ep")
+    one.fit()
+    one.fit(duration="2ep")
+    (run_id,) = RunArchive(tmp_path).run_ids()
+    run = RunArchive(tmp_path).run(run_id)
+    assert (run.finished, run.manifest.progress.epoch) == (True, 3)
+    assert run.metric("loss/train/total").epoch.tolist() == [1, 2, 3]
+    assert run.signal("logits").slot_meta(0)["epoch"] == 2  # the window of the longer training
+    with pytest.raises(ExampleIdError, match="other training data"):
+        one.fit(train_dataloader=epoch_loader(viewed(48)), duration="1ep")
+
+
+def test_starting_from_a_finished_run_leaves_it_alone(tmp_path: Path) -> None:
+    def train(name: str, epochs: int, **arguments: Any) -> RunRecorder:
+        recorder = RunRecorder(tmp_path / "archive")
+        trainer(
+            epoch_loader(viewed()),
+            mlp(1),
+            callbacks=[recorder],
+            run_name=name,
+            max_duration=f"{epochs}ep",
+            save_folder=str(tmp_path / name),
+            save_filename="end.pt",
+            save_overwrite=True,
+            **arguments,
+        ).fit()
+        return recorder
+
+    first = train("first", 1)
+    archive = RunArchive(tmp_path / "archive")
+    before = archive.run("first").manifest
+    second = train("second", 2, load_path=str(tmp_path / "first" / "end.pt"))
+    assert second.run_id != first.run_id
+    assert archive.run("first").manifest == before
+    train("first", 2, load_path=str(tmp_path / "first" / "end.pt"))
+    assert archive.run(first.run_id or "").manifest.progress.epoch == 2
+
+
+def test_ids_in_the_batch_are_keys(tmp_path: Path) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            x, y = blobs().tensors
+            return iter({"x": x[i], "y": y[i], "id": 100 + i} for i in reversed(range(64)))
+
+    info = DatasetInfo("stream", torch.arange(100, 164), torch.arange(64) % NUM_CLASSES)
+    oracle = mlp(1)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"correct": {}}, dataset=info, id_key="id", target_key="y")
+    model = DictModel(oracle.module, num_classes=NUM_CLASSES)
+    trainer(DataLoader(Stream(), batch_size=64), model, callbacks=[recorder], max_duration="1ba", lr=0.0).fit()
+    run = RunArchive(tmp_path).run("run")
+    with torch.no_grad():
+        x, y = blobs().tensors
+        expected = (mlp(1).train()((x, None)).argmax(1) == y).to(torch.uint8)
+    assert torch.equal(run.signal("correct").dense(0)[0], expected)
+    assert run.keys().tolist() == list(range(100, 164))
+
+
+def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:
+    class Odd(ComposerClassifier):
+        """A batch of parts with different lengths, which Composer is told how to count."""
+
+        def forward(self, batch: Any) -> torch.Tensor:
+            return super().forward(batch[:2])
+
+        def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return super().loss(outputs, batch[:2])
+
+        def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None:
+            super().update_metric(batch[:2], outputs, metric)
+
+    def collate(rows: list[Any]) -> Any:
+        x, y = torch.utils.data.default_collate(rows)
+        return x, y, torch.zeros(1)
+
+    spec = DataSpec(
+        DataLoader(blobs(), batch_size=64, collate_fn=collate),
+        get_num_samples_in_batch=lambda batch: len(batch[0]),
+        split_batch=lambda batch, size: [batch],
+    )
+    recorder = RunRecorder(tmp_path, run_name="run")
+    model = Odd(mlp(1).module, num_classes=NUM_CLASSES)
+    one = trainer(spec, model, callbacks=[recorder], max_duration="1ba")
+    with pytest.warns(ArchiveWarning, match="FLOPs of the model are not recorded"):
+        one.fit()
+    record = RunArchive(tmp_path).run("run").manifest.model
+    assert record is not None
+    assert record.flops_per_example is None
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------

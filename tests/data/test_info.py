@@ -161,3 +161,10 @@ def test_key_of_path_is_the_start_of_blake2b():
     digest = hashlib.blake2b(b"cat/1.png").digest()
     assert key_of_path("cat/1.png") & (2**64 - 1) == int.from_bytes(digest[:8], "little")
     assert -(2**63) <= key_of_path("cat/1.png") < 2**63
+
+
+def test_positions_of_keys():
+    info = DatasetInfo("d", torch.tensor([30, -10, 20]))
+    assert info.positions_of(torch.tensor([20, 30, 20, -10])).tolist() == [2, 0, 2, 1]
+    with pytest.raises(DataError, match="no example with the key 7"):
+        info.positions_of(torch.tensor([20, 7]))

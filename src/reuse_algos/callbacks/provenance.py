@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos.algorithms.outputs import plain_state_dict, unwrap_model
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
+from reuse_algos.data.example_ids import num_rows
 from reuse_algos.errors import ArchiveWarning
 
 __all__ = ["environment", "forward_flops", "hardware_name", "model_record"]
@@ -84,7 +85,7 @@ def model_record(model: torch.nn.Module, flops_per_example: int | None) -> Model
     )
 
 
-def forward_flops(state: State, batch: Any, num_rows: int) -> int | None:
+def forward_flops(state: State, batch: Any) -> int | None:
     """FLOPs of the forward pass of one example, by torch's counter; a multiply-add counts as two.
 
     The model runs once more on this batch, in evaluation mode and without gradient, so that neither its statistics
@@ -101,7 +102,7 @@ def forward_flops(state: State, batch: Any, num_rows: int) -> int | None:
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
             # The class's forward: the instance's may have been replaced by a compiled one.
             type(plain).forward(plain, batch)
-        return round(counter.get_total_flops() / num_rows)
+        return round(counter.get_total_flops() / num_rows(batch))
     except Exception as error:
         warnings.warn(f"FLOPs of the model are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
         return None

@@ -32,7 +32,7 @@ from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.provenance import environment, forward_flops, model_record
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
-from reuse_algos.data.example_ids import ExampleIds, keep_views, num_rows
+from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
@@ -135,19 +135,35 @@ class RunRecorder(Callback):
         """Open a new run, or go on with the one of the checkpoint."""
         del logger
         self._state, self._ended = state, False
-        if self._record is not None:
-            return  # a second Trainer.fit goes on with the same run
-        info = self._info = self.dataset or _info_of(state)
+        earlier, self._info = self._info, self.dataset or _info_of(state)
         if self.signals:
-            self._capture = self._make_capture(state, info)
-        if self._resume is not None:
-            self._record = RunRecord.resume(self.archive, self._resume["run_id"], int(self._resume["generation"]))
-            self._take_back(self._resume)
+            self._capture = self._make_capture(state, self._info)
+        if self._record is not None:
+            # A second Trainer.fit goes on with the same run, which has one record of its data.
+            if (earlier and earlier.fingerprint) != (self._info and self._info.fingerprint):
+                raise ExampleIdError(
+                    f"run {self.run_id} was started on other training data. Give the second fit a Trainer and a "
+                    "RunRecorder of its own."
+                )
+            return
+        resume = self._resume
+        if resume is not None and self._continues(resume, self.run_name or state.run_name):
+            self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
+            self._take_back(resume)
         else:
             self._record = RunRecord.start(self.archive, self.run_name or state.run_name)
-            if info is not None and dist.get_global_rank() == 0:
-                labels = {} if info.labels is None else {"labels": info.labels}
-                self._record.put("dataset", "examples", {"keys": info.keys, **labels})
+
+    def _continues(self, resume: Mapping[str, Any], run_name: str) -> bool:
+        """Whether a loaded checkpoint's run is this one: it is unfinished, or has the same name.
+
+        A finished run that another one merely starts from must stay as it is.
+        """
+
+        def answer() -> bool:
+            run = self.archive.run(resume["run_id"])
+            return not run.finished or run.run_name == run_name
+
+        return on_rank_zero(answer)
 
     def _make_capture(self, state: State, info: DatasetInfo | None) -> SignalCapture:
         if info is None:
@@ -181,7 +197,7 @@ class RunRecorder(Callback):
         """Count FLOPs, once in a run."""
         del logger
         if self._model is None:
-            flops = forward_flops(state, state.batch, num_rows(state.batch)) if dist.get_global_rank() == 0 else None
+            flops = forward_flops(state, state.batch) if dist.get_global_rank() == 0 else None
             self._model = model_record(state.model, flops)
 
     def after_forward(self, state: State, logger: Logger) -> None:
@@ -194,21 +210,12 @@ class RunRecorder(Callback):
         if changes_inputs(state):
             examples = examples._replace(views=torch.full_like(examples.views, -1))
         if self.ids.id_key is not None:
-            examples = examples._replace(positions=self._positions_of(examples.positions))
+            assert self._info is not None
+            examples = examples._replace(positions=self._info.positions_of(examples.positions))
         targets = None
         if {"loss", "correct"} & self.signals.keys():
             targets = state.batch_get_item(self.target_key)
         self._capture.record(epoch, examples, logits_of(state.outputs, self.output_key), targets)  # type: ignore[arg-type]
-
-    def _positions_of(self, keys_B: torch.Tensor) -> torch.Tensor:
-        assert self._info is not None
-        order = torch.argsort(self._info.keys)
-        place = torch.searchsorted(self._info.keys[order], keys_B).clamp_(max=len(order) - 1)
-        positions = order[place]
-        if not torch.equal(self._info.keys[positions], keys_B):
-            unknown = keys_B[self._info.keys[positions] != keys_B][0]
-            raise ExampleIdError(f"the batch holds the id {int(unknown)}, which is not a key of the dataset")
-        return positions
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the batch to the epoch's means."""
@@ -297,10 +304,8 @@ class RunRecorder(Callback):
         del logger
         assert self._record is not None
         self._log.end_epoch(state)
-        if "last" in self.weights and dist.get_global_rank() == 0:
-            self._record.put("weights", "last", _evaluated_weights(state))
         self._ended = True
-        self._commit(state)
+        self._commit(state, last="last" in self.weights)
         self._record.finish()
 
     def state_dict(self) -> dict[str, Any]:
@@ -331,13 +336,19 @@ class RunRecorder(Callback):
             meta = {key: value for key, value in segment.meta.items() if key != "rank"}
             self._record.put("signals", segment.name, segment.tensors, **meta)
 
-    def _commit(self, state: State) -> None:
-        record = self._record
+    def _commit(self, state: State, *, last: bool = False) -> None:
+        """Commit on all ranks together; everything that can fail on one of them is inside."""
+        record, info = self._record, self._info
         assert record is not None
 
         def write_rest() -> None:
             self._put_signals()
             if dist.get_global_rank() == 0:
+                if record.manifest is None and info is not None:
+                    labels = {} if info.labels is None else {"labels": info.labels}
+                    record.put("dataset", "examples", {"keys": info.keys, **labels})
+                if last:
+                    record.put("weights", "last", _evaluated_weights(state))
                 if self._best is not None:
                     record.put("weights", "best", self._best)
                     self._best = None

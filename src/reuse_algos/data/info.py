@@ -90,6 +90,24 @@ class DatasetInfo:
         digest.update(b"unlabelled" if self.labels is None else b"labelled" + _little_endian(self.labels))
         return digest.hexdigest()
 
+    @cached_property
+    def _ordered(self) -> tuple[Tensor, Tensor]:
+        """Keys in ascending order, and where each one is."""
+        return torch.sort(self.keys)
+
+    def positions_of(self, keys_B: Tensor) -> Tensor:
+        """Positions of the examples with these keys, both int64 ``[B]``.
+
+        Raises:
+            DataError: If a key is not in the data set.
+        """
+        ordered, where = self._ordered
+        place = torch.searchsorted(ordered, keys_B).clamp_(max=max(len(ordered) - 1, 0))
+        if not len(ordered) or not torch.equal(ordered[place], keys_B):
+            unknown = keys_B[ordered[place] != keys_B] if len(ordered) else keys_B
+            raise DataError(f"Data set {self.name!r} has no example with the key {int(unknown[0])}.")
+        return where[place]
+
     def subset(self, positions: Tensor) -> DatasetInfo:
         """Info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
         labels = None if self.labels is None else self.labels[positions]
