@@ -12,7 +12,7 @@ import pytest
 import torch
 from composer import Algorithm, DataSpec, Event
 from composer.algorithms import SelectiveBackprop
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
 from reuse_algos.data.example_ids import ExampleIds, num_rows, track_loader
 from reuse_algos.data.sampler import EpochSampler, TrackedBatchSampler
@@ -82,6 +82,27 @@ def test_resume_in_mid_epoch(tmp_path: Path, stop: str, workers: int) -> None:
     straight = run(tmp_path / "straight", "3ep")
     first, second = run(tmp_path / "broken", stop), run(tmp_path / "broken", "3ep")
     assert first.seen + second.seen == straight.seen
+
+
+def test_resume_without_spinning(tmp_path: Path) -> None:
+    """spin_dataloaders=False starts the epoch's batches over; the ids must be those of the batches that come."""
+
+    def run(duration: str) -> Spy:
+        spy = Spy()
+        data = loader(NumberedDataset(24), sampler=EpochSampler(24, seed=5, shuffle=False), num_workers=2)
+        settings = checkpointed(tmp_path, save_interval="1ba", max_duration=duration, spin_dataloaders=False)
+        trainer(data, algorithms=[spy], **settings).fit()
+        return spy
+
+    run("2ba")
+    assert [ids[0] for _, ids in run("5ba").seen] == [0, 8, 16]
+
+
+def test_views_hidden_in_a_subset_are_refused() -> None:
+    hidden = Subset(ViewedDataset(NumberedDataset(16), ViewPolicy(seed=1, num_views=2, transform="none")), range(8))
+    one = trainer(loader(hidden), algorithms=[Spy()])
+    with pytest.raises(ExampleIdError, match="Subset hides the views of the ViewedDataset"):
+        one.fit()
 
 
 def test_retry_of_automatic_microbatching() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from composer import Callback, State
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
@@ -119,6 +120,38 @@ def test_bad_input(tmp_path: Path, arguments: Any, error: type[Exception], messa
     with pytest.raises(error, match=message):
         _harvest(tmp_path, run_id, **arguments)
     assert RunArchive(tmp_path).run(run_id).manifest == before
+
+
+def test_another_encoding_is_refused(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path)
+    with pytest.raises(PriorRunMismatchError, match="keeps logits with top_k=None"):
+        _harvest(tmp_path, run_id, top_k=2)
+    assert RunArchive(tmp_path).run(run_id).signal("logits").slots == [0, 1]
+
+
+def test_fewer_and_more_views_than_the_dataset_has(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path)
+    assert _harvest(tmp_path, run_id, views=1).computed == [0]
+    with pytest.raises(DataError, match="3 views are asked for, but the dataset has 2"):
+        _harvest(tmp_path, run_id, views=3)
+
+
+def test_a_run_that_still_trains_is_left_alone(tmp_path: Path) -> None:
+    class Harvests(Callback):
+        def epoch_end(self, state: State, logger: Any) -> None:
+            if int(state.timestamp.epoch) == 2:
+                with pytest.raises(PriorRunMismatchError, match="has not ended"):
+                    _harvest(tmp_path / "archive", recorder.run_id or "", weights="1ep")
+
+    recorder = RunRecorder(tmp_path / "archive", run_name="run", weights=("last", "1ep"))
+    trainer(
+        epoch_loader(viewed()),
+        mlp(1),
+        callbacks=[recorder, Harvests()],
+        max_duration="3ep",
+        save_folder=str(tmp_path / "checkpoints"),
+    ).fit()
+    assert RunArchive(tmp_path / "archive").run("run").finished
 
 
 def test_unknown_run(tmp_path: Path) -> None:

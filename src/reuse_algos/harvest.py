@@ -84,7 +84,7 @@ def harvest(
         archive: the archive or its path.
         run_id: the run, by id or unique name.
         signals: what to fill; ``logits``.
-        views: how many views of each example. Default: as many as the recipe's ``num_views``.
+        views: how many views of each example, from number 0 on. Default: as many as the recipe's ``num_views``.
         weights: which archived weights look at the data.
         top_k: keep the K largest logits and the mass of the rest; None: all, as float16.
         batch_size: examples at once.
@@ -102,7 +102,8 @@ def harvest(
 
     Raises:
         RunNotFoundError, SignalNotFoundError: no such run, weights or signal.
-        PriorRunMismatchError: the data are not those that the run was trained on, or the weights do not fit.
+        PriorRunMismatchError: the run has not ended, the data are not those that it was trained on, the weights do not
+            fit, or the signal is kept in another encoding.
         DataError: the data cannot be loaded, or it is not said how many views are wanted.
         ArchiveError: the archive cannot be written.
     """
@@ -112,12 +113,17 @@ def harvest(
     began = time.perf_counter()
     archive = open_archive(archive)
     run = archive.run(run_id)
+    if not run.finished:
+        raise PriorRunMismatchError(
+            f"run {run.id} has not ended: it is still training, which a harvest would stop, or it died. Let it end, or "
+            "resume it."
+        )
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     train, policy = _training_data(run, views, data, dataset, target)
     module = archived_model(run, weights, factory=model).to(target)
     signal = signal_name(weights)
-    done = _complete_views(run, signal, weights, top_k)
-    todo = [view for view in range(policy.num_views) if view not in done]
+    done = _complete_views(run, signal, top_k)
+    todo = [view for view in range(views or policy.num_views) if view not in done]
     compute = _Forward(module, target, precision or (run.manifest.recipe or {}).get("precision"), input_key, output_key)
     store = _Store(archive, run, signal, weights, policy, top_k)
     size = batch_size or _BATCH_SIZE
@@ -175,6 +181,8 @@ def _training_data(
     policy = getattr(dataset, "view_policy", None)
     if not isinstance(policy, ViewPolicy) or policy.num_views == 0:
         raise DataError("the dataset has no numbered views; wrap it in ViewedDataset(dataset, ViewPolicy(seed, views))")
+    if views is not None and views > policy.num_views:
+        raise DataError(f"{views} views are asked for, but the dataset has {policy.num_views}")
     known = (record.view_seed, record.transform)
     if record.transform != "unknown" and known != (policy.seed, policy.transform):
         raise PriorRunMismatchError(
@@ -183,14 +191,24 @@ def _training_data(
     return dataset, policy
 
 
-def _complete_views(run: PriorRun, signal: str, weights: str, top_k: int | None) -> set[int]:
-    """Views that an earlier harvest with the same settings completed."""
+def _complete_views(run: PriorRun, signal: str, top_k: int | None) -> set[int]:
+    """Views that an earlier harvest completed.
+
+    Raises:
+        PriorRunMismatchError: the signal is kept in another encoding, and one signal has one.
+    """
     complete = set()
     for entry in run.manifest.files:
-        if entry.kind == "signals" and entry.name == signal and entry.meta.get("source") == "harvest":
-            kept = entry.tensors["values"].shape[-1] if entry.meta.get("encoding") == "top_k" else None
-            if entry.meta.get("weights") == weights and kept == top_k:
-                complete.add(int(entry.meta["slot"]))  # type: ignore[arg-type]
+        if (entry.kind, entry.name) != ("signals", signal):
+            continue
+        kept = entry.tensors["values"].shape[-1] if entry.meta.get("encoding") == "top_k" else None
+        if kept != top_k:
+            raise PriorRunMismatchError(
+                f"run {run.id} keeps {signal} with top_k={kept}, and a signal has one encoding. Harvest with "
+                f"top_k={kept} (None: all logits)."
+            )
+        if entry.meta.get("source") == "harvest":
+            complete.add(int(entry.meta["slot"]))  # type: ignore[arg-type]
     return complete
 
 

@@ -91,12 +91,16 @@ def _train(recipe: Recipe) -> None:
     try:
         if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
             _say(f"{trainer.state.run_name} was trained to the end before: nothing is left to do")
+            trainer.close()
             return
         started = time.perf_counter()
         trainer.fit()
         _report(trainer, time.perf_counter() - started)
-    finally:
-        trainer.close()
+    except BaseException:
+        # Trainer.close waits for all ranks; where this one alone has failed, the others are waiting elsewhere.
+        trainer.engine.close()
+        raise
+    trainer.close()
 
 
 def _show(recipe: Recipe, *, everything: bool) -> None:

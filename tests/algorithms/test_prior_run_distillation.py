@@ -19,7 +19,7 @@ from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.views import ViewedDataset, ViewPolicy
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import (
     ArchiveCorruptError,
     ExampleIdError,
@@ -497,6 +497,132 @@ def test_grown_data_uses_what_is_known(archive: RunArchive) -> None:
     _, _, log = _fit([_distil(archive, source="cached", mismatch="allow")], data=grown)
     coverage = _series(log, "reuse/distillation/coverage")
     assert sum(coverage) * 16 == pytest.approx(64)
+
+
+def test_ids_in_the_batch_find_their_rows(archive: RunArchive) -> None:
+    """Keys in the batch, in another order and from another number on, get the logits of their examples."""
+    views = viewed()
+    keys = torch.arange(64).flip(0) + 1000
+    info = DatasetInfo("blobs", keys, keys.sub(1000) % NUM_CLASSES, tuple("abcd"))
+
+    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
+        return {
+            "x": torch.stack([x for x, _, _ in rows]),
+            "y": torch.tensor([y for _, y, _ in rows]),
+            "id": torch.tensor([i for _, _, i in rows]),
+        }
+
+    class Keyed(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, position: int) -> Any:
+            return views[ExampleView(position, 0)][0], position % NUM_CLASSES, 1000 + position
+
+    prior = RunArchive(archive.root)
+    run = prior.runs(order="first")[0]
+    shifted = DatasetInfo("blobs", torch.arange(64), torch.arange(64) % NUM_CLASSES, tuple("abcd"))
+    assert run.manifest.dataset is not None
+    assert shifted.fingerprint == run.manifest.dataset.fingerprint
+    algorithm = _distil(archive, runs=run.id, source="cached", mismatch="allow", id_key="id", dataset=info)
+    data = DataLoader(Keyed(), batch_size=16, collate_fn=collate)
+    model = DictModel(mlp(5).module, num_classes=NUM_CLASSES)
+    one = trainer(data, model, algorithms=[algorithm], max_duration="1ba")
+    with pytest.raises(PriorRunMismatchError, match="nothing to reuse"):
+        one.fit()  # no key is common with the prior run
+    info = DatasetInfo("blobs", torch.arange(64).flip(0), torch.arange(64).flip(0) % NUM_CLASSES, tuple("abcd"))
+
+    class SameKeys(Keyed):
+        def __getitem__(self, position: int) -> Any:
+            x, y, key = super().__getitem__(position)
+            return x, y, key - 1000
+
+    watch, log = Watch(), InMemoryLogger()
+    algorithm = _distil(archive, runs=run.id, source="cached", mismatch="allow", id_key="id", dataset=info)
+    data = DataLoader(SameKeys(), batch_size=16, collate_fn=collate, shuffle=True)
+    model = DictModel(mlp(5).module, num_classes=NUM_CLASSES)
+    one = trainer(data, model, algorithms=[algorithm], callbacks=[watch], loggers=[log], max_duration="1ba")
+    one.fit()
+    with torch.no_grad():
+        expected = _kl(watch.outputs[0], [_teacher(archive, 0)((watch.inputs[0], None))])
+    # Slots are used in turn where views are not known: epoch 0 reads slot 0, which is the view that the data show.
+    assert _series(log, "reuse/distillation/loss")[0] == pytest.approx(expected, rel=5e-3)
+
+
+def test_partly_cached_batches_do_not_depend_on_microbatches(archive: RunArchive) -> None:
+    def losses(microbatch: int) -> list[float]:
+        grown = ViewedDataset(
+            viewed(96).dataset,  # type: ignore[attr-defined]
+            ViewPolicy(seed=3, num_views=2, transform="noise(0.3)"),
+            DatasetInfo("blobs", torch.arange(96), torch.arange(96) % NUM_CLASSES, tuple("abcd")),
+        )
+        model = ComposerClassifier(nn.Linear(6, NUM_CLASSES), num_classes=NUM_CLASSES)
+        nn.init.constant_(model.module.weight, 0.1)  # type: ignore[arg-type]
+        nn.init.zeros_(model.module.bias)  # type: ignore[arg-type]
+        algorithm = _distil(archive, source="cached", mismatch="allow")
+        _, _, log = _fit([algorithm], model, data=grown, device_train_microbatch_size=microbatch)
+        assert 0 < min(_series(log, "reuse/distillation/coverage")) < 1
+        return _series(log, "loss/train/total")
+
+    assert losses(16) == pytest.approx(losses(4), rel=1e-5)
+
+
+def test_a_second_fit_goes_on(archive: RunArchive) -> None:
+    for source in ("live", "cached"):
+        algorithm = _distil(archive, source=source)
+        one, _, _ = _fit([algorithm], max_duration="1ep")
+        one.fit(duration="1ep")
+        assert algorithm.batches_applied == 8
+        if source == "cached":
+            assert isinstance(algorithm.teachers, CachedTeachers)
+            assert algorithm.teachers.slots_used == {0, 1}
+
+
+def test_teachers_are_built_without_the_student_s_generator(archive: RunArchive) -> None:
+    def factory() -> ComposerClassifier:
+        torch.rand(3)
+        return mlp()
+
+    orders = []
+    for algorithms in ([], [_distil(archive, source="live", teacher_model=factory)]):
+        watch = Watch()
+        trainer(
+            DataLoader(viewed(), batch_size=16, shuffle=True),
+            mlp(5),
+            algorithms=algorithms,
+            callbacks=[watch],
+            max_duration="1ba",
+        ).fit()
+        orders.append(watch.inputs[0])
+    assert torch.equal(*orders)
+
+
+def test_the_goal_of_stop_when_better_follows_the_metric(archive: RunArchive) -> None:
+    evaluation = DataLoader(blobs(32, seed=9), batch_size=32)
+    algorithm = _distil(archive, stop_when_better=True, monitor="metrics/eval/CrossEntropy")
+    _fit([algorithm], eval_dataloader=evaluation, lr=0.0)
+    assert not algorithm.passed_teacher, "an untrained student has the larger cross entropy"
+    with pytest.raises(SignalNotFoundError, match="F1"):
+        _fit([_distil(archive, stop_when_better=True, monitor="metrics/eval/F1")])
+
+
+def test_a_weight_of_zero_has_no_effect(archive: RunArchive) -> None:
+    with pytest.warns(NoEffectWarning):
+        _fit([_distil(archive, weight=0.0)])
+
+
+def test_half_a_cache_is_not_taken_by_itself(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path, epochs=1, num_views=1, signals={"logits": {}})
+    recorded = RunArchive(tmp_path).run(run_id)
+    assert bool(recorded.signal("logits").seen(0).all())
+    from reuse_algos.callbacks import RunRecorder
+
+    recorder = RunRecorder(tmp_path, run_name="half", signals={"logits": {}})
+    trainer(epoch_loader(viewed(num_views=1)), mlp(1), callbacks=[recorder], max_duration="2ba").fit()
+    for run, kind in ((run_id, CachedTeachers), ("half", LiveTeachers)):
+        algorithm = PriorRunDistillation(tmp_path, run)
+        _fit([algorithm], data=viewed(num_views=1), max_duration="1ba")
+        assert isinstance(algorithm.teachers, kind)
 
 
 @pytest.mark.parametrize(("source", "kind"), [("live", "weights"), ("cached", "signals")])

@@ -370,8 +370,85 @@ def test_starting_from_a_finished_run_leaves_it_alone(tmp_path: Path) -> None:
     second = train("second", 2, load_path=str(tmp_path / "first" / "end.pt"))
     assert second.run_id != first.run_id
     assert archive.run("first").manifest == before
-    train("first", 2, load_path=str(tmp_path / "first" / "end.pt"))
-    assert archive.run(first.run_id or "").manifest.progress.epoch == 2
+    third = train("first", 2, load_path=str(tmp_path / "first" / "end.pt"))
+    assert third.run_id not in (first.run_id, second.run_id)
+    assert archive.run(first.run_id or "").manifest == before
+
+
+def test_dying_behind_the_last_checkpoint_is_completed(tmp_path: Path) -> None:
+    class Dies(Callback):
+        def fit_end(self, state: State, logger: Any) -> None:
+            raise KeyboardInterrupt
+
+    def train(*callbacks: Callback) -> tuple[RunRecorder, Any]:
+        recorder = RunRecorder(tmp_path / "archive", signals={"loss": {}}, weights=("last", "1ep"))
+        settings = checkpointed(tmp_path / "checkpoints", save_interval="1ep", max_duration="2ep")
+        return recorder, trainer(epoch_loader(viewed()), mlp(1), callbacks=[*callbacks, recorder], **settings)
+
+    recorder, one = train(Dies())
+    with pytest.raises(KeyboardInterrupt):
+        one.fit()
+    archive = RunArchive(tmp_path / "archive")
+    broken = archive.run(recorder.run_id or "")
+    assert (broken.finished, broken.weight_names) == (False, ["ep0001", "ep0002"])
+    again, _ = train()  # Composer refuses to fit a run that has reached its duration, so building must complete it
+    run = archive.run(recorder.run_id or "")
+    assert again.run_id == run.id
+    assert (run.finished, run.weight_names) == (True, ["ep0001", "ep0002", "last"])
+    assert all(torch.equal(value, run.weights("ep0002")[name]) for name, value in run.weights("last").items())
+    assert run.manifest.dataset == broken.manifest.dataset
+
+
+def test_a_part_of_an_epoch_does_not_replace_a_whole_one(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"logits": {}})
+    one = trainer(epoch_loader(viewed(num_views=1)), mlp(1), callbacks=[recorder], max_duration="6ba")
+    one.fit()
+    signal = RunArchive(tmp_path).run("run").signal("logits")
+    assert (signal.slots, int(signal.seen(0).sum())) == ([0], 64)
+    newest = {
+        entry.meta["epoch"] for entry in RunArchive(tmp_path).run("run").manifest.files if entry.kind == "signals"
+    }
+    assert newest == {0, 1}
+    one.fit(duration="2ba")  # the epoch is whole now: its rows alone remain
+    files = [entry for entry in RunArchive(tmp_path).run("run").manifest.files if entry.kind == "signals"]
+    assert [(entry.meta["epoch"], entry.tensors["ids"].shape) for entry in files] == [(1, (64,))]
+
+
+def test_commits_at_checkpoints_are_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = RunRecorder(tmp_path / "archive", run_name="run")
+    commit = recorder._commit
+
+    def slow(state: State, **arguments: Any) -> None:
+        time.sleep(0.2)
+        commit(state, **arguments)
+
+    monkeypatch.setattr(recorder, "_commit", slow)
+    settings = checkpointed(tmp_path / "checkpoints", save_interval="1ep", max_duration="3ep")
+    trainer(epoch_loader(viewed()), mlp(1), callbacks=[recorder], **settings).fit()
+    assert recorder.overhead_seconds > 4 * 0.2
+
+
+def test_a_window_needs_a_duration_in_epochs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="max_duration=.* does not tell in epochs"):
+        _record(tmp_path, signals={"loss": {"last_epochs": 1}}, fit={"max_duration": "128sp"})
+
+
+def test_data_without_identity_can_be_recorded_without_signals(tmp_path: Path) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(blobs()[i] for i in range(64))
+
+        def __len__(self) -> int:
+            return 64
+
+    recorder = RunRecorder(tmp_path, run_name="run")
+    trainer(DataLoader(Stream(), batch_size=16), mlp(1), callbacks=[recorder], max_duration="4ba").fit()
+    run = RunArchive(tmp_path).run("run")
+    assert run.finished
+    assert run.manifest.dataset is None
+    algorithm = PriorRunDistillation(tmp_path, "run", source="live")
+    trainer(DataLoader(Stream(), batch_size=16), mlp(2), algorithms=[algorithm], max_duration="4ba").fit()
+    assert algorithm.batches_applied == 4
 
 
 def test_ids_in_the_batch_are_keys(tmp_path: Path) -> None:

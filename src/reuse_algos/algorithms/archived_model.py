@@ -42,15 +42,19 @@ def _make_module(run: PriorRun, factory: ModelFactory | None, like: nn.Module | 
     record = run.manifest.model
     if isinstance(factory, nn.Module):
         return copy.deepcopy(factory)
+    # Parameters that are drawn here are replaced at once; the draws must not move the training run's generator.
     if factory is not None:
-        return factory()
-    if record is not None and record.config is not None:
-        # The parameters drawn here are replaced at once; the draws must not move the training run's generator.
         with torch.random.fork_rng(devices=[]):
-            return build_model(record.config)
+            return factory()
+    theirs = {} if record is None else {name: tuple(info.shape) for name, info in record.parameters.items()}
+    if record is not None and record.config is not None:
+        with torch.random.fork_rng(devices=[]):
+            built = build_model(record.config)
+        # An algorithm such as SqueezeExcite may have changed the model that the record describes.
+        if like is None or _shapes(like) != theirs or _shapes(built) == theirs:
+            return built
     if record is not None and like is not None:
-        theirs = {name: tuple(info.shape) for name, info in record.parameters.items()}
-        ours = {name: tuple(tensor.shape) for name, tensor in like.state_dict().items()}
+        ours = _shapes(like)
         if theirs == ours:
             return copy.deepcopy(like)
         differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
@@ -60,6 +64,10 @@ def _make_module(run: PriorRun, factory: ModelFactory | None, like: nn.Module | 
             "Give its architecture (teacher_model), or use source: cached."
         )
     raise ModelError(f"run {run.id} does not say how to build its model; give its architecture (teacher_model).")
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _load_weights(module: nn.Module, run: PriorRun, name: str) -> None:

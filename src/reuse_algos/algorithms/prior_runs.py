@@ -13,7 +13,7 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, nearest
 from reuse_algos.ranks import on_rank_zero
 
-__all__ = ["RunSelection", "match_classes", "match_examples", "open_archive", "resolve_runs", "select_runs"]
+__all__ = ["RunSelection", "choose_runs", "match_classes", "match_examples", "open_archive", "select_runs"]
 
 RunSelection = str | Mapping[str, Any] | PriorRun | Sequence[str] | Sequence[PriorRun]
 """A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs."""
@@ -54,24 +54,23 @@ def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
     return chosen
 
 
-def resolve_runs(
+def choose_runs(
     archive: RunArchive, runs: RunSelection, pinned: Sequence[tuple[str, int]] | None = None
-) -> list[PriorRun]:
-    """Select on rank 0 and read the same generations of the same runs on every rank.
+) -> list[tuple[str, int]]:
+    """Select on rank 0: run ids and generations, the same ones on every rank.
 
     Args:
         archive: where the runs are.
         runs: what to select.
-        pinned: (run id, generation) of an earlier selection, from a checkpoint: taken instead of a new one, so that
-            runs archived in the meantime change nothing.
+        pinned: the outcome of an earlier selection, from a checkpoint or an earlier fit: taken instead of a new one, so
+            that runs archived in the meantime change nothing.
 
     Raises:
         ReuseAlgosError: as :func:`select_runs`, on every rank.
     """
-    chosen = on_rank_zero(
+    return on_rank_zero(
         lambda: list(pinned) if pinned else [(run.id, run.manifest.generation) for run in select_runs(archive, runs)]
     )
-    return [archive.run(run_id).at_generation(generation) for run_id, generation in chosen]
 
 
 def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[str] | None) -> None:

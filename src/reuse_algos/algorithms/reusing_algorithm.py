@@ -14,10 +14,11 @@ import torch
 from composer import Algorithm, Event, State
 from composer.loggers import Logger
 
-from reuse_algos.algorithms.prior_runs import RunSelection, open_archive, resolve_runs
+from reuse_algos.algorithms.prior_runs import RunSelection, choose_runs, open_archive
 from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.errors import NoEffectWarning
+from reuse_algos.ranks import on_every_rank
 
 __all__ = ["ReusingAlgorithm", "Stopwatch"]
 
@@ -104,10 +105,14 @@ class ReusingAlgorithm(Algorithm):
     def begin(self, state: State) -> None:
         """FIT_START: pin the prior runs and load from them, timed as set-up."""
         began = time.perf_counter()
-        if not self.prior_runs:
-            self.prior_runs = resolve_runs(self.archive, self.runs, self._pinned)
-        self._pinned = [(run.id, run.manifest.generation) for run in self.prior_runs]
-        self.start(state)
+        self._pinned = choose_runs(self.archive, self.runs, self._pinned)
+        pinned = self._pinned
+
+        def load() -> None:
+            self.prior_runs = [self.archive.run(run_id).at_generation(generation) for run_id, generation in pinned]
+            self.start(state)
+
+        on_every_rank(load)
         self.setup_seconds += time.perf_counter() - began
 
     def log_metrics(self, metrics: dict[str, float], logger: Logger) -> None:

@@ -13,14 +13,15 @@ from reuse_algos.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["RunRecord"]
 
-_Key = tuple[str, str, int | None, int]
+_Key = tuple[str, str, int | None, int, int | None]
 
 
 class RunRecord:
     """Writes data files from every rank and commits them together.
 
-    A file replaces the earlier one of the same kind, name, slot and rank: the metrics history grows, a partial epoch
-    becomes a whole one.
+    A file replaces the earlier one of the same kind, name, slot, rank and epoch: the metrics history grows, a partial
+    epoch becomes a whole one. Signals of a whole epoch replace those of earlier epochs in the same slot, of all ranks;
+    signals of a part of one stand beside them, and win where both have a row.
 
     Args:
         archive: where to write.
@@ -84,9 +85,25 @@ class RunRecord:
             return list(self._fresh.values())
 
         for entries in on_every_rank(write):
-            self._files.update({_key_of(entry): entry for entry in entries})
+            for entry in entries:
+                self._replace(entry)
         self._fresh.clear()
         self.manifest = on_rank_zero(lambda: self._writer.commit(describe(list(self._files.values()))))
+
+    def _replace(self, entry: FileEntry) -> None:
+        """Put an entry at the end of the list, since later ones win, and take out what it replaces."""
+        self._files.pop(_key_of(entry), None)
+        if entry.kind == "signals" and entry.meta.get("whole_epoch"):
+            same = (entry.kind, entry.name, entry.meta["slot"])
+            old = [
+                key
+                for key, other in self._files.items()
+                if (other.kind, other.name, other.meta.get("slot")) == same
+                and other.meta.get("epoch") != entry.meta["epoch"]
+            ]
+            for key in old:
+                del self._files[key]
+        self._files[_key_of(entry)] = entry
 
     def finish(self) -> None:
         """Mark the run as ended by itself."""
@@ -95,7 +112,7 @@ class RunRecord:
     def own_signals(self) -> list[FileEntry]:
         """Committed signal files of this rank."""
         rank = dist.get_global_rank()
-        return [entry for (kind, _, _, of), entry in self._files.items() if kind == "signals" and of == rank]
+        return [entry for (kind, _, _, of, _), entry in self._files.items() if kind == "signals" and of == rank]
 
     def read(self, entry: FileEntry) -> dict[str, torch.Tensor]:
         """Tensors of a committed file."""
@@ -104,5 +121,5 @@ class RunRecord:
 
 
 def _key_of(entry: FileEntry) -> _Key:
-    slot = entry.meta.get("slot")
-    return entry.kind, entry.name, None if slot is None else int(slot), int(entry.meta.get("rank") or 0)
+    slot, epoch = (None if value is None else int(value) for value in map(entry.meta.get, ("slot", "epoch")))
+    return entry.kind, entry.name, slot, int(entry.meta.get("rank") or 0), epoch

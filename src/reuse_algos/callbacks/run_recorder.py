@@ -33,7 +33,7 @@ from reuse_algos.callbacks.provenance import environment, forward_flops, model_r
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
 from reuse_algos.data.example_ids import ExampleIds, keep_views
-from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.ranks import on_every_rank, on_rank_zero
@@ -136,8 +136,6 @@ class RunRecorder(Callback):
         del logger
         self._state, self._ended = state, False
         earlier, self._info = self._info, self.dataset or _info_of(state)
-        if self.signals:
-            self._capture = self._make_capture(state, self._info)
         if self._record is not None:
             # A second Trainer.fit goes on with the same run, which has one record of its data.
             if (earlier and earlier.fingerprint) != (self._info and self._info.fingerprint):
@@ -145,23 +143,40 @@ class RunRecorder(Callback):
                     f"run {self.run_id} was started on other training data. Give the second fit a Trainer and a "
                     "RunRecorder of its own."
                 )
+            if self._capture is not None:
+                self._capture.num_epochs = _num_epochs(state)
             return
+        if self.signals:
+            self._capture = self._make_capture(state, self._info)
         resume = self._resume
-        if resume is not None and self._continues(resume, self.run_name or state.run_name):
+        if resume is not None and self._continues(resume, state):
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
-            self._take_back(resume)
+            on_every_rank(lambda: self._take_back(resume))
         else:
             self._record = RunRecord.start(self.archive, self.run_name or state.run_name)
 
-    def _continues(self, resume: Mapping[str, Any], run_name: str) -> bool:
-        """Whether a loaded checkpoint's run is this one: it is unfinished, or has the same name.
+    def after_load(self, state: State, logger: Logger) -> None:
+        """Complete a record whose process died after its last checkpoint: Composer will not train it any further."""
+        del logger
+        done = state.max_duration is not None and state.timestamp >= state.max_duration
+        if done and self._resume is not None and self._record is None and self._continues(self._resume, state):
+            resume = self._resume
+            self._state, self._ended, self._info = state, True, self.dataset or _info_of(state)
+            self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
+            on_every_rank(lambda: self._take_back(resume))
+            self._commit(state, last="last" in self.weights)
+            self._record.finish()
 
-        A finished run that another one merely starts from must stay as it is.
+    def _continues(self, resume: Mapping[str, Any], state: State) -> bool:
+        """Whether a loaded checkpoint's run is this one: it has the same name and has not ended.
+
+        A run that another one merely starts from, and a run that has ended, stay as they are.
         """
+        run_name = self.run_name or state.run_name
 
         def answer() -> bool:
             run = self.archive.run(resume["run_id"])
-            return not run.finished or run.run_name == run_name
+            return run.run_name == run_name and not run.finished
 
         return on_rank_zero(answer)
 
@@ -173,7 +188,13 @@ class RunRecorder(Callback):
                 f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
                 "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
             )
-        return SignalCapture(self.signals, info.num_examples, _num_epochs(state), _device_of(state))
+        epochs = _num_epochs(state)
+        if epochs is None and any(kept.last_epochs for kept in self.signals.values()):
+            raise ValueError(
+                f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
+                "Give max_duration in epochs or batches, or leave last_epochs out."
+            )
+        return SignalCapture(self.signals, info.num_examples, epochs, _device_of(state))
 
     def _take_back(self, resume: Mapping[str, Any]) -> None:
         """What the run had when the checkpoint was made; what came after it is dropped."""
@@ -185,10 +206,10 @@ class RunRecorder(Callback):
         self._log.load_state_dict(resume["log"])
         self.overhead_seconds += float(resume["overhead_seconds"])
         self._best_value = float(resume["best_value"])
-        partial = {(str(name), int(slot)) for name, slot in resume["partial"]}
+        partial = {(str(name), int(slot), int(epoch)) for name, slot, epoch in resume["partial"]}
         for entry in self._record.own_signals():
-            slot = int(entry.meta["slot"])  # type: ignore[arg-type]
-            if self._capture is not None and (entry.name, slot) in partial:
+            slot, epoch = int(entry.meta["slot"]), int(entry.meta["epoch"])  # type: ignore[arg-type]
+            if self._capture is not None and (entry.name, slot, epoch) in partial:
                 self._capture.restore(Segment(entry.name, slot, dict(entry.meta), self._record.read(entry)))
 
     # While training -------------------------------------------------------------------------------------------------
@@ -230,18 +251,14 @@ class RunRecorder(Callback):
         self._log.accumulate(values)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Write the epoch's signals and means."""
-        del logger
-        self._log.end_epoch(state)
-        if self._capture is not None:
-            on_every_rank(self._put_signals)
-            self._capture.end_epoch()
-
-    def epoch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Keep weights of every n-th epoch."""
+        """Write the epoch's signals and means, and the weights of every n-th epoch."""
         del logger
         record, epoch = self._record, int(state.timestamp.epoch)
         assert record is not None
+        self._log.end_epoch(state)
+        if self._capture is not None:
+            on_every_rank(lambda: self._put_signals(whole_epoch=True))
+            self._capture.end_epoch()
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
             on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", _evaluated_weights(state)))
@@ -315,7 +332,9 @@ class RunRecorder(Callback):
         """
         if self._record is None or self._state is None:
             return self._resume or {}
+        began = time.perf_counter()
         self._commit(self._state)
+        self.overhead_seconds += time.perf_counter() - began
         assert self._record.manifest is not None
         return {
             "run_id": self._record.run_id,
@@ -330,10 +349,10 @@ class RunRecorder(Callback):
         """Remember which run and generation the checkpoint belongs to."""
         self._resume = state or None
 
-    def _put_signals(self) -> None:
+    def _put_signals(self, *, whole_epoch: bool = False) -> None:
         assert self._record is not None
         for segment in [] if self._capture is None else self._capture.segments():
-            meta = {key: value for key, value in segment.meta.items() if key != "rank"}
+            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole_epoch}
             self._record.put("signals", segment.name, segment.tensors, **meta)
 
     def _commit(self, state: State, *, last: bool = False) -> None:
@@ -360,6 +379,7 @@ class RunRecorder(Callback):
     def _describe(self, state: State, files: list[FileEntry]) -> Manifest:
         base = None if self._record is None else self._record.manifest
         reusing = [a for a in state.algorithms if isinstance(a, ReusingAlgorithm)]
+        uses = [use for a in reusing for use in a.prior_uses()]
         now, monitor = state.timestamp, self._monitored()
         finite = self._log.is_finite("loss/train/total", monitor)
         return Manifest(
@@ -367,7 +387,7 @@ class RunRecorder(Callback):
             tags=self.tags,
             seed=state.rank_zero_seed,
             recipe=self.recipe,
-            dataset=None if self._info is None else _dataset_record(self._info, state),
+            dataset=(base and base.dataset) if self._info is None else _dataset_record(self._info, state),
             model=self._model or model_record(state.model, None),
             environment=environment() if base is None else base.environment,
             progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
@@ -381,15 +401,14 @@ class RunRecorder(Callback):
             monitor_mode=infer_mode(monitor or ""),
             health="empty" if int(now.batch) == 0 else "ok" if finite else "diverged",
             harvests=[] if base is None else base.harvests,
-            prior_runs=[use for a in reusing for use in a.prior_uses()],
+            prior_runs=uses or ([] if base is None else base.prior_runs),
             files=files,
         )
 
 
 def _info_of(state: State) -> DatasetInfo | None:
-    """What the train dataset says of itself, or None for one without a length."""
-    dataset = getattr(state.dataloader, "dataset", None)
-    return infer_info(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
+    """What the train dataset says of itself, or None where its examples cannot be told apart."""
+    return try_info(getattr(state.dataloader, "dataset", None))
 
 
 def _dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:

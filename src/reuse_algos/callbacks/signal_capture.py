@@ -168,8 +168,8 @@ class SignalCapture:
 
     @property
     def slots(self) -> list[list[str | int]]:
-        """(name, slot) of everything collected in the running epoch."""
-        return [[name, slot] for name, slot in self._buffers]
+        """(name, slot, epoch) of everything collected in the running epoch."""
+        return [[name, slot, buffer.meta["epoch"]] for (name, slot), buffer in self._buffers.items()]
 
     def segments(self) -> Iterator[Segment]:
         """Everything collected in the running epoch."""

@@ -103,9 +103,21 @@ def track_loader(loader: DataLoader) -> DataLoader:
 
 
 def keep_views(state: State) -> None:
-    """FIT_START: make sure that a dataset with seeded views is told the epoch, even where nobody needs example ids."""
-    if isinstance(getattr(getattr(state.dataloader, "dataset", None), "view_policy", None), ViewPolicy):
+    """FIT_START: make sure that a dataset with seeded views is told the epoch, even where nobody needs example ids.
+
+    Raises:
+        ExampleIdError: the views are hidden inside another dataset, which would show the first one for ever.
+    """
+    outer = inner = getattr(state.dataloader, "dataset", None)
+    if isinstance(getattr(outer, "view_policy", None), ViewPolicy):
         _track_train_loader(state)
+        return
+    while (inner := getattr(inner, "dataset", None)) is not None:
+        if isinstance(getattr(inner, "view_policy", None), ViewPolicy):
+            raise ExampleIdError(
+                f"{type(outer).__name__} hides the views of the {type(inner).__name__} inside it, so every epoch would "
+                f"show the same one. Wrap it the other way round: ViewedDataset({type(outer).__name__}(...), policy)."
+            )
 
 
 def _track_train_loader(state: State) -> TrackedBatchSampler:
@@ -134,10 +146,12 @@ class ExampleIds:
 
     EVENTS = (
         Event.FIT_START,
+        Event.BEFORE_DATALOADER,
         Event.AFTER_DATALOADER,
         Event.BEFORE_TRAIN_BATCH,
         Event.BEFORE_FORWARD,
         Event.AFTER_TRAIN_BATCH,
+        Event.EPOCH_END,
     )
 
     def __init__(self, id_key: str | int | None = None, view_key: str | int | None = None) -> None:
@@ -147,6 +161,7 @@ class ExampleIds:
         self._batch: Examples | None = None
         self._microbatch: Examples | None = None
         self._next_row = 0
+        self._fetched = 0  # batches fetched in this pass, those that a resumed run spins through included
 
     @property
     def batch(self) -> Examples:
@@ -171,7 +186,12 @@ class ExampleIds:
             ExampleIdError: rows and examples cannot be brought together.
         """
         if event == Event.FIT_START:
+            self._fetched = 0
             self._install(state)
+        elif event == Event.EPOCH_END:
+            self._fetched = 0
+        elif event == Event.BEFORE_DATALOADER:
+            self._fetched += 1
         elif event == Event.AFTER_DATALOADER:
             self._start_batch(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
@@ -195,6 +215,7 @@ class ExampleIds:
             )
         if self.id_key is not None:
             return
+        keep_views(state)
         if state.dataset_resumption.get("train"):
             raise ExampleIdError(
                 "the train dataset resumes by itself (it has a state_dict), so the batches before the checkpoint are "
@@ -213,7 +234,7 @@ class ExampleIds:
                 "the train DataLoader was replaced after training started. Replace it before Trainer.fit, or pass it "
                 "to Trainer.fit."
             )
-        self._batch = sampler.examples(int(state.timestamp.batch_in_epoch))
+        self._batch = sampler.examples(self._fetched - 1)
         self._check_rows(num_rows(state.batch), len(self._batch.positions))
 
     def _start_microbatch(self, state: State) -> None:

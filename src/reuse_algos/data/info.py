@@ -19,7 +19,7 @@ from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, Te
 
 from reuse_algos.errors import DataError
 
-__all__ = ["DatasetInfo", "infer_info", "key_of_path"]
+__all__ = ["DatasetInfo", "infer_info", "key_of_path", "try_info"]
 
 # Where the map-style data sets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
@@ -164,6 +164,19 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
         labels=_find_labels(dataset, count),
         class_names=_find_class_names(dataset),
     )
+
+
+def try_info(dataset: Any) -> DatasetInfo | None:
+    """As :func:`infer_info`, but None for what is no map-style data set or has no unique keys.
+
+    For callers that can do without: whoever needs to tell examples apart calls :func:`infer_info` and gets the error.
+    """
+    if dataset is None or isinstance(dataset, IterableDataset):
+        return None
+    try:
+        return infer_info(dataset)
+    except DataError:
+        return None
 
 
 def _find_labels(dataset: Dataset[Any], count: int) -> Tensor | None:

@@ -36,8 +36,9 @@ from reuse_algos.algorithms.prior_runs import RunSelection, match_classes, match
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views
-from reuse_algos.data.info import DatasetInfo, infer_info
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.data.sampler import Examples
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, SignalNotFoundError
 
 __all__ = ["PriorRunDistillation"]
 
@@ -158,6 +159,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._no_ids: str | None = None
         self._combination = np.ones(0)
         self._sums: list[torch.Tensor] = []
+        self._share = 1.0
+        self._info: DatasetInfo | None = None
+        self._goal: tuple[str, str, float] = ("", "max", 0.0)
 
     # What the engine asks -------------------------------------------------------------------------------------------
 
@@ -166,8 +170,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
         if event == Event.EVAL_END:
-            return self.stop_when_better and not self.passed_teacher
-        return event in (Event.INIT, Event.BEFORE_LOAD, Event.FIT_END, *ExampleIds.EVENTS)
+            return self.stop_when_better and not self.passed_teacher and bool(self.prior_runs)
+        return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def is_active(self, state: State) -> bool:
         """Whether the term is on for the current batch."""
@@ -212,8 +216,11 @@ class PriorRunDistillation(ReusingAlgorithm):
                 sample_size=self.sample_size,
             )
             self._sums = []
-        elif event == Event.AFTER_TRAIN_BATCH:
-            self._log_batch(state, logger)
+            self._share = self._share_with_target(state)
+        elif event == Event.BATCH_END:
+            # Not at AFTER_TRAIN_BATCH, which is inside the optimizer's closure: a GPU would have to wait for it.
+            self._log_batch(logger)
+            self._sums = []
 
     def _find_examples(self, state: State) -> None:
         """Follow example ids where cached logits may be used; live teachers work on any loader."""
@@ -232,22 +239,28 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def start(self, state: State) -> None:
         """Match the prior runs with the current one and load the teachers."""
+        if isinstance(self.teachers, CachedTeachers):
+            self._earlier_slots |= self.teachers.slots_used
+        if self.stop_when_better:
+            self._find_teacher_metric()
         source = self._choose_source(state)
         info = self.dataset
-        dataset = getattr(state.dataloader, "dataset", None)
-        if info is None and dataset is not None and hasattr(dataset, "__len__"):
-            info = infer_info(dataset)
+        if info is None:
+            info = try_info(getattr(state.dataloader, "dataset", None))
+        self._info = info
         num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
         for run in self.prior_runs:
             match_classes(run, num_classes, info and info.class_names)
         if info is None and source == "cached":
-            raise ExampleIdError("the train data have no length; say what they are by dataset=DatasetInfo(...).")
+            raise ExampleIdError(
+                "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
+            )
         rows = [] if info is None else [match_examples(run, info, self.mismatch) for run in self.prior_runs]
         if source == "cached":
             self._refuse_top_k_mse()
             self.teachers = CachedTeachers(self.prior_runs, self.weights, rows, self.ids.view_policy, _device_of(state))
             self.teachers.slots_used |= self._earlier_slots
-        else:
+        elif not isinstance(self.teachers, LiveTeachers):  # those of an earlier fit go on
             self.teachers = LiveTeachers(
                 self.prior_runs,
                 self.weights,
@@ -264,7 +277,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         if self.source == "live":
             return "live"
         changers = mixes_examples(state) + changes_inputs(state)
-        reasons = [missing_from_cache(run, self.weights, self.ids.view_policy) for run in self.prior_runs]
+        whole = self.source == "auto"
+        reasons = [missing_from_cache(run, self.weights, self.ids.view_policy, whole) for run in self.prior_runs]
         reason = self._no_ids or next((r for r in reasons if r), None)
         if changers:
             reason = (
@@ -295,7 +309,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         student_BC = logits_of(state.outputs, self.output_key)
         chosen = [int(i) for i in np.flatnonzero(self._combination)]
         with self._stopwatch.running():
-            examples = self.ids.microbatch if isinstance(self.teachers, CachedTeachers) else None
+            examples = self._positions(self.ids.microbatch) if isinstance(self.teachers, CachedTeachers) else None
             logits, seen_B = self.teachers.targets(state, examples, chosen)
         shares = [float(self._combination[i]) for i in chosen]
         for index, teacher_BC in zip(chosen, logits, strict=True):
@@ -310,23 +324,42 @@ class PriorRunDistillation(ReusingAlgorithm):
         else:
             target_BC = mix_logits(logits, shares)
             term = mse_term(student_BC, target_BC, seen_B)
-        state.loss = self._combined(state.loss, term, seen_B)
+        state.loss = self._combined(state.loss, term)
         with torch.no_grad():
             agree = (student_BC.argmax(1) == target_BC.argmax(1)).float().reshape(len(student_BC), -1).mean(1)
             seen = torch.ones_like(agree) if seen_B is None else seen_B.float()
             rows = torch.full_like(term, len(seen))
             self._sums.append(torch.stack([term.detach() * rows, (agree * seen).sum(), seen.sum(), rows]))
 
-    def _combined(self, loss: Any, term: torch.Tensor, seen_B: torch.Tensor | None) -> Any:
+    def _positions(self, examples: Examples) -> Examples:
+        """Rows of the current data; ids that came with the batch are its keys."""
+        if self.ids.id_key is None:
+            return examples
+        assert self._info is not None
+        return examples._replace(positions=self._info.positions_of(examples.positions))
+
+    def _share_with_target(self, state: State) -> float:
+        """Share of the whole batch, over all microbatches and ranks, that has a target."""
+        if not isinstance(self.teachers, CachedTeachers) or self.teachers.complete or not self.is_active(state):
+            return 1.0
+        chosen = [int(i) for i in np.flatnonzero(self._combination)]
+        seen_B = self.teachers.targets(state, self._positions(self.ids.batch), chosen).seen_B
+        assert seen_B is not None
+        counts = torch.stack([seen_B.sum(), torch.full_like(seen_B.sum(), len(seen_B))]).float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        seen, rows = counts.tolist()
+        return seen / rows
+
+    def _combined(self, loss: Any, term: torch.Tensor) -> Any:
         """``b L + w D`` in the structure that the model's loss has."""
-        base: float | torch.Tensor
         if self.base_loss_weight is not None:
             base = self.base_loss_weight
         elif self.loss == "mse":
             base = 1.0
         else:
-            # Rows without a target keep their own loss whole, so the convex combination holds on average.
-            base = 1.0 - self.weight * (1.0 if seen_B is None else seen_B.float().mean())
+            # Rows without a target keep their own loss whole: the convex combination holds on average over the batch.
+            base = 1.0 - self.weight * self._share
         added = self.weight * term
         if isinstance(loss, Mapping):
             if "total" in loss:
@@ -336,14 +369,14 @@ class PriorRunDistillation(ReusingAlgorithm):
             return (*(base * part for part in loss), added)
         return base * loss + added
 
-    def _log_batch(self, state: State, logger: Logger) -> None:
+    def _log_batch(self, logger: Logger) -> None:
         metrics: dict[str, float] = {"reuse/distillation/active": float(bool(self._sums))}
         if self._sums:
-            self.batches_applied += 1
-            sums = torch.stack(self._sums).sum(0).double()
+            sums = torch.stack(self._sums).sum(0)
             if dist.get_world_size() > 1:
                 dist.all_reduce(sums)
             term, agree, seen, rows = sums.tolist()
+            self.batches_applied += int(seen > 0 and self.weight > 0)
             metrics["reuse/distillation/loss"] = term / rows
             metrics["reuse/distillation/agreement"] = agree / max(seen, 1.0)
             metrics["reuse/distillation/coverage"] = seen / rows
@@ -356,17 +389,22 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     # Stop early, state, record --------------------------------------------------------------------------------------
 
-    def _compare_with_teacher(self, state: State) -> None:
-        first = self.prior_runs[0].manifest
-        name = self.monitor or first.monitor
-        value = None if name is None else _eval_metric(state, name)
-        if value is None:
-            return
+    def _find_teacher_metric(self) -> None:
+        """Which metric decides, and the teachers' best value of it."""
+        first = self.prior_runs[0]
+        name = self.monitor or first.manifest.monitor
+        if name is None:
+            raise SignalNotFoundError(f"stop_when_better: run {first.id} monitored no metric; name one (monitor)")
+        mode = first.metric_mode(name)
         theirs = [run.best_metric(name)[0] for run in self.prior_runs]
-        best = max(theirs) if first.monitor_mode == "max" else min(theirs)
-        if value > best if first.monitor_mode == "max" else value < best:
+        self._goal = name, mode, max(theirs) if mode == "max" else min(theirs)
+
+    def _compare_with_teacher(self, state: State) -> None:
+        name, mode, goal = self._goal
+        value = _eval_metric(state, name)
+        if value is not None and (value > goal if mode == "max" else value < goal):
             self.passed_teacher = True
-            log.info("the student passed its teachers (%s %.4f, theirs %.4f): distillation is off", name, value, best)
+            log.info("the student passed its teachers (%s %.4f, theirs %.4f): distillation is off", name, value, goal)
 
     def prior_uses(self) -> list[PriorUse]:
         """What was used of each prior run, with the share of its harvest that the looked-up views are."""

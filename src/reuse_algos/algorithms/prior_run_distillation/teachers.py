@@ -108,8 +108,17 @@ def signal_name(weights: str) -> str:
     return "logits" if weights == "last" else f"logits.{weights_name(weights)}"
 
 
-def missing_from_cache(run: PriorRun, weights: Sequence[str], policy: ViewPolicy | None) -> str | None:
-    """Why cached logits of a run cannot stand for this run's views exactly, or None where they can."""
+def missing_from_cache(
+    run: PriorRun, weights: Sequence[str], policy: ViewPolicy | None, whole: bool = False
+) -> str | None:
+    """Why cached logits of a run cannot stand for this run's views exactly, or None where they can.
+
+    Args:
+        run: the prior run.
+        weights: whose logits are wanted.
+        policy: the views that this run will see.
+        whole: also ask for every example of every view.
+    """
     views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
     advice = f"Run `reuse-algos harvest {{archive}} {run.id} {views}`, or use source: live"
     for name in weights:
@@ -135,6 +144,9 @@ def missing_from_cache(run: PriorRun, weights: Sequence[str], policy: ViewPolicy
                 f"run {run.id} has logits for {len(known)} of the {policy.num_views} views (view {absent[0]} is the "
                 f"first missing). {advice}."
             )
+        unseen = [view for view in range(policy.num_views) if whole and not bool(signal.seen(view).all())]
+        if unseen:
+            return f"run {run.id} has logits for only some examples of view {unseen[0]}. {advice}."
     return None
 
 
@@ -162,6 +174,7 @@ class CachedTeachers:
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.slots_used: set[int] = set()
+        self.complete = True
         self._device = device
         self._exact = policy is not None and policy.num_views > 0
         self._signals: list[Signal | ResidentSignal] = []
@@ -180,6 +193,8 @@ class CachedTeachers:
                 signals.append((signal, run_rows, [slot for slot in wanted if slot in signal.slots]))
         share = sum(signal.nbytes for signal, _, _ in signals)
         for signal, run_rows, slots in signals:
+            known = run_rows is None or bool((run_rows >= 0).all())
+            self.complete &= known and all(bool(signal.seen(slot).all()) for slot in slots)
             if share <= _RESIDENT_BYTES:
                 resident = signal.resident(device, slots=slots, rows=run_rows)
                 self._signals.append(resident)
