@@ -1,0 +1,82 @@
+"""Helpers of the tests of PriorRunDistillation."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from composer import Callback, State
+from composer.loggers import InMemoryLogger
+from torch import nn
+
+from reuse_algos.algorithms import PriorRunDistillation
+from reuse_algos.archive import RunArchive
+from toy import epoch_loader, mlp, trainer, viewed
+
+
+class Watch(Callback):
+    """Keeps what the forward pass saw and gave, and the loss that went backward."""
+
+    def __init__(self) -> None:
+        self.inputs: list[torch.Tensor] = []
+        self.outputs: list[torch.Tensor] = []
+        self.losses: list[Any] = []
+
+    def after_forward(self, state: State, logger: Any) -> None:
+        self.inputs.append(
+            copy.deepcopy(state.batch[0] if isinstance(state.batch, (tuple, list)) else state.batch["x"])
+        )
+        outputs = state.outputs
+        self.outputs.append((outputs["logits"] if isinstance(outputs, dict) else outputs).detach().clone())
+
+    def before_backward(self, state: State, logger: Any) -> None:
+        self.losses.append(copy.deepcopy(_detached(state.loss)))
+
+
+def _detached(loss: Any) -> Any:
+    if isinstance(loss, dict):
+        return {key: value.detach().clone() for key, value in loss.items()}
+    if isinstance(loss, (tuple, list)):
+        return tuple(part.detach().clone() for part in loss)
+    return loss.detach().clone()
+
+
+def distil(archive: RunArchive, **arguments: Any) -> PriorRunDistillation:
+    runs = arguments.pop("runs", {"tags": {"method": "baseline"}, "order": "first"})
+    return PriorRunDistillation(archive, runs, **arguments)
+
+
+def fit(
+    algorithms: list[Any], model: Any = None, *, data: Any = None, **arguments: Any
+) -> tuple[Any, Watch, InMemoryLogger]:
+    watch, log = Watch(), InMemoryLogger()
+    one = trainer(
+        epoch_loader(data or viewed()),
+        model or mlp(5),
+        algorithms=algorithms,
+        callbacks=[watch],
+        loggers=[log],
+        **{"max_duration": "1ep", **arguments},
+    )
+    one.fit()
+    return one, watch, log
+
+
+def series(log: InMemoryLogger, name: str) -> list[float]:
+    return [float(value) for _, value in log.data[name]]
+
+
+def teacher(archive: RunArchive, index: int, weights: str = "last") -> nn.Module:
+    """The archived model, loaded without any code of the algorithm."""
+    run = archive.runs(order="first")[index]
+    model = mlp()
+    model.load_state_dict({name: value.clone() for name, value in run.weights(weights).items()})
+    return model.eval()
+
+
+@torch.no_grad()
+def kl(student: torch.Tensor, teachers: list[torch.Tensor], temperature: float = 4.0) -> float:
+    p = torch.stack([torch.softmax(t.double() / temperature, 1) for t in teachers]).mean(0)
+    q = torch.log_softmax(student.double() / temperature, 1)
+    return float((p * (p.log() - q)).sum(1).mean() * temperature**2)
