@@ -9,7 +9,12 @@ import torch
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["logits_of", "plain_state_dict", "unwrap_model"]
+__all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:

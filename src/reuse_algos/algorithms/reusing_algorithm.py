@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from composer import Algorithm, Event, State
+from composer import Algorithm, State
 from composer.loggers import Logger
 
 from reuse_algos.algorithms.prior_runs import RunSelection, choose_runs, open_archive
@@ -138,12 +138,10 @@ class ReusingAlgorithm(Algorithm):
         self.batches_applied = int(state["batches_applied"])
         self.setup_seconds = float(state["setup_seconds"])
 
-    @staticmethod
-    def run_last(algorithm: Algorithm, state: State, event: Event) -> None:
-        """INIT: move an algorithm behind all others, so that it sees the loss after MixUp and CutMix rewrote it."""
-        if event == Event.INIT:
-            state.algorithms.remove(algorithm)
-            state.algorithms.append(algorithm)
+    def run_last(self, state: State) -> None:
+        """INIT: move behind all other algorithms, to see the loss after MixUp and CutMix rewrote it."""
+        state.algorithms.remove(self)
+        state.algorithms.append(self)
 
 
 def _snake_case(name: str) -> str:

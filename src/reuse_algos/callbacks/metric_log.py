@@ -10,18 +10,9 @@ import numpy as np
 import torch
 from composer import State
 
-from reuse_algos.archive import PriorRun
+from reuse_algos.archive import MetricHistory, PriorRun, history_tensors
 
 __all__ = ["MetricLog"]
-
-_COLUMNS = {
-    "step": torch.int64,
-    "sample": torch.int64,
-    "epoch": torch.int64,
-    "train_seconds": torch.float64,
-    "eval_seconds": torch.float64,
-    "value": torch.float64,
-}
 
 
 class MetricLog:
@@ -40,9 +31,7 @@ class MetricLog:
         """The history that a run has so far."""
         log = cls()
         for name in run.metric_names:
-            history = run.metric(name)
-            columns = [np.asarray(getattr(history, column)).tolist() for column in _COLUMNS]
-            log._rows[name] = [tuple(row) for row in zip(*columns, strict=True)]
+            log._rows[name] = list(zip(*(column.tolist() for column in run.metric(name)), strict=True))
         return log
 
     def add(self, name: str, value: float, state: State) -> None:
@@ -89,11 +78,8 @@ class MetricLog:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Columns ``<metric>/<column>``, int64 and float64 ``[rows]``, as the archive stores them."""
-        return {
-            f"{name}/{column}": torch.tensor([row[i] for row in rows], dtype=dtype)
-            for name, rows in self._rows.items()
-            for i, (column, dtype) in enumerate(_COLUMNS.items())
-        }
+        columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
+        return history_tensors({name: MetricHistory(*parts) for name, parts in columns.items()})
 
     def state_dict(self) -> dict[str, Any]:
         """What the archive does not hold in mid-epoch."""

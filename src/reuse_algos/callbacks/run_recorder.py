@@ -16,7 +16,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
-from reuse_algos.algorithms.outputs import logits_of, plain_state_dict
+from reuse_algos.algorithms.outputs import device_of, logits_of, plain_state_dict
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import (
     CostRecord,
@@ -194,7 +194,7 @@ class RunRecorder(Callback):
                 f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
                 "Give max_duration in epochs or batches, or leave last_epochs out."
             )
-        return SignalCapture(self.signals, info.num_examples, epochs, _device_of(state))
+        return SignalCapture(self.signals, info.num_examples, epochs, device_of(state.model))
 
     def _take_back(self, resume: Mapping[str, Any]) -> None:
         """What the run had when the checkpoint was made; what came after it is dropped."""
@@ -431,10 +431,6 @@ def _scalar(metric: Any) -> float | None:
     """Value of a torchmetrics metric, or None where it is more than one number."""
     value = metric.compute()
     return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
-
-
-def _device_of(state: State) -> torch.device:
-    return next((p.device for p in state.model.parameters()), torch.device("cpu"))
 
 
 def _num_epochs(state: State) -> int | None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory
 from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
-from reuse_algos.algorithms.outputs import logits_of, unwrap_model
+from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
     kl_term,
@@ -185,7 +185,7 @@ class PriorRunDistillation(ReusingAlgorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
         if event == Event.INIT:
-            self.run_last(self, state, event)
+            self.run_last(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
             if self.source != "cached" and self.teacher_model is None:
@@ -258,7 +258,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         rows = [] if info is None else [match_examples(run, info, self.mismatch) for run in self.prior_runs]
         if source == "cached":
             self._refuse_top_k_mse()
-            self.teachers = CachedTeachers(self.prior_runs, self.weights, rows, self.ids.view_policy, _device_of(state))
+            self.teachers = CachedTeachers(
+                self.prior_runs, self.weights, rows, self.ids.view_policy, device_of(state.model)
+            )
             self.teachers.slots_used |= self._earlier_slots
         elif not isinstance(self.teachers, LiveTeachers):  # those of an earlier fit go on
             self.teachers = LiveTeachers(
@@ -290,7 +292,7 @@ class PriorRunDistillation(ReusingAlgorithm):
                 log.info("live teachers: %s", reason)
             return "live" if reason else "cached"
         if reason and (mixes_examples(state) or self.mismatch != "allow"):
-            raise PriorRunMismatchError(reason.replace("{archive}", str(self.archive.root)))
+            raise PriorRunMismatchError(reason)
         return self.source
 
     def _refuse_top_k_mse(self) -> None:
@@ -467,10 +469,6 @@ def _elapsed_share(state: State) -> float:
         done = int(state.timestamp.epoch) + int(state.timestamp.batch_in_epoch) / int(length)
         return done / int(duration)
     return state.timestamp.get(duration.unit).value / duration.value
-
-
-def _device_of(state: State) -> torch.device:
-    return next((p.device for p in state.model.parameters()), torch.device("cpu"))
 
 
 def _eval_metric(state: State, name: str) -> float | None:

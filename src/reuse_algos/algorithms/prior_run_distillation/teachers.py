@@ -120,7 +120,7 @@ def missing_from_cache(
         whole: also ask for every example of every view.
     """
     views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
-    advice = f"Run `reuse-algos harvest {{archive}} {run.id} {views}`, or use source: live"
+    advice = f"Run `reuse-algos harvest ARCHIVE {run.id} {views}`, or use source: live"
     for name in weights:
         if signal_name(name) not in run.signal_names:
             return f"run {run.id} has no signal {signal_name(name)!r}. {advice}."
