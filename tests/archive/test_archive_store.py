@@ -139,3 +139,16 @@ def test_a_file_where_a_directory_should_be_is_damage(tmp_path: Path) -> None:
     for use in (lambda: store.get("a/b", 1), lambda: store.list("a"), lambda: store.put_if_absent("a/b", [b""])):
         with pytest.raises(ArchiveCorruptError, match="only directories and regular files"):
             use()
+
+
+def test_another_process_makes_the_root_between_two_looks(tmp_path, monkeypatch):
+    root, look = tmp_path / "archive", Path.is_dir
+
+    def is_dir(self):
+        if self == root and not root.exists():
+            root.mkdir()
+            return False
+        return look(self)
+
+    monkeypatch.setattr(Path, "is_dir", is_dir)
+    assert LocalStore(root).location == str(root)

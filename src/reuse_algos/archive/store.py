@@ -117,6 +117,8 @@ class LocalStore:
     def _create_root(self, allowed: bool) -> None:
         try:
             if self.root.exists():
+                if self.root.is_dir():  # another process made it since this one looked
+                    return
                 raise ArchiveNotADirectoryError(f"{self.root} is a file; an archive is a directory: give another path")
             if not allowed:
                 raise ArchiveError(f"there is no archive at {self.root}: check the path, or let it be created")
