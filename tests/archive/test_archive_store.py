@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from pathlib import Path
 
 import pytest
 
 from reuse_algos.archive import LocalStore, Store
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchivePermissionError
+
+SHA_OF_NOTHING = hashlib.sha256(b"").hexdigest()
 
 
 class RawDirectory:
@@ -35,8 +39,9 @@ def test_what_is_put_is_there(store_and_raw: tuple[Store, RawDirectory]) -> None
     assert raw.read("a/b/c.bin") == b"onetwo"
     assert store.get("a/b/c.bin", 6) == b"onetwo"
     assert store.size("a/b/c.bin") == 6
-    with store.open("a/b/c.bin") as file:
+    with store.open("a/b/c.bin", 6, hashlib.sha256(b"onetwo").hexdigest()) as file:
         assert file.read() == b"onetwo"
+    assert b"".join(store.stream("a/b/c.bin")) == b"onetwo"
 
 
 def test_nothing_and_much_can_be_put(store_and_raw: tuple[Store, RawDirectory]) -> None:
@@ -63,7 +68,10 @@ def test_what_is_not_there(store_and_raw: tuple[Store, RawDirectory]) -> None:
     assert store.size("x/y") is None
     assert store.list("x") == []
     with pytest.raises(ArchiveCorruptError, match="x/y is missing"):
-        store.open("x/y")
+        store.open("x/y", 0, SHA_OF_NOTHING)
+    with pytest.raises(ArchiveCorruptError, match="x/y is missing"):
+        list(store.stream("x/y"))
+    store.delete("x/y")
 
 
 def test_listing_is_one_level_and_sorted(store_and_raw: tuple[Store, RawDirectory]) -> None:
@@ -71,6 +79,28 @@ def test_listing_is_one_level_and_sorted(store_and_raw: tuple[Store, RawDirector
     for path in ("p/b", "p/a", "p/c/d", "q"):
         store.put_if_absent(path, [b""])
     assert store.list("p") == ["a", "b", "c"]
+
+
+def test_a_walk_finds_every_object_with_its_size_and_time(store_and_raw: tuple[Store, RawDirectory]) -> None:
+    store, _ = store_and_raw
+    assert list(store.walk("p")) == []
+    began = time.time()
+    for path in ("p/b", "p/a/x/y", "p/c/d", "q/a"):
+        store.put_if_absent(path, [path.encode()])
+    found = sorted(store.walk("p"))
+    assert [(item.path, item.size) for item in found] == [("p/a/x/y", 7), ("p/b", 3), ("p/c/d", 5)]
+    assert all(began - 2 <= item.modified <= time.time() + 2 for item in found)
+    assert [item.path for item in store.walk("p/a")] == ["p/a/x/y"]
+
+
+def test_what_is_deleted_is_gone_and_can_be_put_again(store_and_raw: tuple[Store, RawDirectory]) -> None:
+    store, raw = store_and_raw
+    store.put_if_absent("p/a/x", [b"1"])
+    store.put_if_absent("p/b", [b"2"])
+    store.delete("p/a/x")
+    assert (raw.names(), store.get("p/a/x", 9), store.list("p")) == (["p/b"], None, ["b"])
+    store.put_if_absent("p/a/x", [b"3"])
+    assert raw.read("p/a/x") == b"3"
 
 
 def test_more_than_the_bound_is_refused(store_and_raw: tuple[Store, RawDirectory]) -> None:
@@ -89,7 +119,10 @@ def test_unsafe_names_are_refused_by_every_method(store_and_raw: tuple[Store, Ra
     store, raw = store_and_raw
     uses = (
         lambda: store.get(path, 1),
-        lambda: store.open(path),
+        lambda: store.open(path, 0, SHA_OF_NOTHING),
+        lambda: list(store.stream(path)),
+        lambda: list(store.walk(path)),
+        lambda: store.delete(path),
         lambda: store.size(path),
         lambda: store.list(path),
         lambda: store.put_if_absent(path, [b""]),
@@ -128,7 +161,12 @@ def test_archived_files_are_not_writable(tmp_path: Path) -> None:
 def test_a_store_that_is_gone_is_not_an_empty_one(tmp_path: Path) -> None:
     store = LocalStore(tmp_path / "store")
     (tmp_path / "store").rmdir()
-    for use in (lambda: store.get("a", 1), lambda: store.list("a"), lambda: store.size("a"), lambda: store.open("a")):
+    for use in (
+        lambda: store.get("a", 1),
+        lambda: store.list("a"),
+        lambda: store.size("a"),
+        lambda: store.open("a", 0, SHA_OF_NOTHING),
+    ):
         with pytest.raises(ArchiveError, match="is gone"):
             use()
 

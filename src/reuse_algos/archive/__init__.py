@@ -19,7 +19,7 @@ from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
 from reuse_algos.archive.run_writer import RunWriter
 from reuse_algos.archive.signals import Signal
-from reuse_algos.archive.store import LocalStore, Store, open_store
+from reuse_algos.archive.store import LocalStore, Store, StoredObject, open_store
 from reuse_algos.archive.tensors import describe
 from reuse_algos.archive.top_k import decode_top_k, encode_top_k
 from reuse_algos.archive.verify import Problem, VerifyReport
@@ -44,6 +44,7 @@ __all__ = [
     "RunWriter",
     "Signal",
     "Store",
+    "StoredObject",
     "TensorInfo",
     "VerifyReport",
     "decode_top_k",

@@ -1,7 +1,7 @@
 """Where the bytes of an archive are: a small protocol, and the local directory that fulfils it.
 
-The protocol is what an object store can also do: read whole objects, list, and *put if absent*. Nothing is ever
-changed, renamed or deleted through it.
+The protocol is what an object store can also do: read whole objects, list, delete, and *put if absent*. Nothing is
+ever changed or renamed through it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import secrets
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 from reuse_algos.archive.manifest import is_safe_name
 from reuse_algos.errors import (
@@ -26,10 +26,24 @@ from reuse_algos.errors import (
     ArchivePermissionError,
 )
 
-__all__ = ["Chunk", "LocalStore", "Store", "open_store"]
+__all__ = ["Chunk", "LocalStore", "Store", "StoredObject", "open_store"]
 
 Chunk = bytes | memoryview
 """A part of a file to be written; a memoryview has one dimension of bytes."""
+
+_STREAM_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}", re.ASCII)
+
+
+class StoredObject(NamedTuple):
+    """One object of a store: its path, its size in bytes, and when it was written.
+
+    ``modified`` is in seconds since 1970 by the store's own clock, which need not be this machine's.
+    """
+
+    path: str
+    size: int
+    modified: float
 
 
 class Store(Protocol):
@@ -49,8 +63,16 @@ class Store(Protocol):
         """The whole object, or None if there is none. More than ``max_bytes`` are refused unread."""
         ...
 
-    def open(self, path: str) -> io.FileIO:
-        """Open an object as a regular local file with a descriptor, to be hashed and memory mapped."""
+    def open(self, path: str, size: int, sha256: str) -> io.FileIO:
+        """Open an object as a regular local file with a descriptor, to be memory mapped.
+
+        A remote store fetches it into a cache on this host, by content, and checks it against ``size`` and ``sha256``
+        on the way. A local one opens the file itself and leaves both checks to the caller.
+        """
+        ...
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """The object as it is in the store now, in parts, past any cache."""
         ...
 
     def size(self, path: str) -> int | None:
@@ -61,12 +83,20 @@ class Store(Protocol):
         """Sorted names directly below ``prefix``; empty if there are none."""
         ...
 
+    def walk(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object below ``prefix`` at any depth, in any order, with what crashed writers left behind."""
+        ...
+
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
         """Write an object that is complete and durable when this returns.
 
         Raises:
             ArchiveConflictError: There is one of this name, complete and durable; it was left as it is.
         """
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object, or what :meth:`walk` found left over. That there is none is no error."""
         ...
 
 
@@ -150,13 +180,20 @@ class LocalStore:
                     raise ArchiveCorruptError(f"{self.root / path} has {size} bytes; at most {max_bytes} are read")
                 return file.read(size)
 
-    def open(self, path: str) -> io.FileIO:
+    def open(self, path: str, size: int, sha256: str) -> io.FileIO:
         """Open a file for reading; see :meth:`Store.open`."""
+        del size, sha256  # to be checked by the caller, who may know that they were checked before
         with self._errors(path, "read"):
             try:
                 return self._open(path)
             except FileNotFoundError as error:
                 raise ArchiveCorruptError(f"{self.root / path} is missing: the archive is damaged") from error
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Read a file in parts; see :meth:`Store.stream`."""
+        with self._errors(path, "read"), self.open(path, 0, "") as file:
+            while part := file.read(_STREAM_BYTES):
+                yield part
 
     def size(self, path: str) -> int | None:
         """Size of a file; see :meth:`Store.size`."""
@@ -177,6 +214,51 @@ class LocalStore:
                     return sorted(os.listdir(directory))
             except FileNotFoundError:
                 return []
+
+    def walk(self, prefix: str) -> Iterator[StoredObject]:
+        """Every regular file below a directory; see :meth:`Store.walk`.
+
+        What is no part of an archive (links, devices, names that no archive has) is passed over.
+        """
+        for name in self.list(prefix):
+            path = f"{prefix}/{name}"
+            if not is_safe_name(name) and not _TEMPORARY.fullmatch(name):
+                continue
+            with self._errors(path, "list"), self._directory(_split(prefix)) as directory:
+                try:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                except FileNotFoundError:  # deleted since it was listed
+                    continue
+            if stat.S_ISDIR(status.st_mode):
+                yield from self.walk(path)
+            elif stat.S_ISREG(status.st_mode):
+                yield StoredObject(path, status.st_size, status.st_mtime)
+
+    def delete(self, path: str) -> None:
+        """Remove a file, and directories that it leaves empty below the root; see :meth:`Store.delete`."""
+        *parents, name = _split(path, temporary=True)
+        if self.read_only:
+            raise ArchivePermissionError(f"cannot delete {self.root / path}: the archive was opened read-only")
+        with self._errors(path, "delete"):
+            try:
+                with self._directory(parents) as directory:
+                    os.unlink(name, dir_fd=directory)
+                    os.fsync(directory)
+            except FileNotFoundError:
+                return
+            self._prune(parents)
+
+    def _prune(self, parents: list[str]) -> None:
+        """Remove a directory and those above it, as far as they are empty; a writer may have come first."""
+        while parents:
+            *above, name = parents
+            self._durable.discard("/".join(parents))
+            try:
+                with self._directory(above) as directory:
+                    os.rmdir(name, dir_fd=directory)
+            except OSError:
+                return
+            parents = above
 
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
         """Write a file; see :meth:`Store.put_if_absent`."""
@@ -298,9 +380,12 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _split(path: str) -> list[str]:
+def _split(path: str, *, temporary: bool = False) -> list[str]:
+    """The parts of a path; with ``temporary`` the last one may be that of a file that a writer left behind."""
     parts = path.split("/")
-    if not all(is_safe_name(part) for part in parts):
+    *above, name = parts
+    leftover = temporary and _TEMPORARY.fullmatch(name) is not None
+    if not all(is_safe_name(part) for part in (above if leftover else parts)):
         raise ArchiveCorruptError(f"{path[:200]!r} cannot be the path of a file in an archive")
     return parts
 

@@ -12,7 +12,7 @@ import math
 import mmap
 import os
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import msgspec
 import torch
@@ -131,10 +131,10 @@ def open_tensors(store: Store, path: str, entry: FileEntry) -> dict[str, Tensor]
         ArchiveError: It could not be read.
     """
     where = f"{store.location}/{path}"
-    with store.open(path) as file:
-        slots = _checked_slots(file, entry, where)
+    with store.open(path, entry.bytes, entry.sha256) as file:
+        slots = _checked_slots(file, os.fstat(file.fileno()).st_size, entry, where)
         if not is_verified(file, where, entry.sha256):
-            _check_hash(file, entry, where, None)
+            _check_hash(file, entry, where)
             remember_verified(file, where, entry.sha256)
         try:
             memory = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_COPY)
@@ -158,9 +158,15 @@ def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[i
         ArchiveError: It could not be read.
     """
     where = f"{store.location}/{path}"
-    with store.open(path) as file:
-        _check_hash(file, entry, where, progress)
-        _checked_slots(file, entry, where)
+    digest, size, head = hashlib.sha256(), 0, bytearray()
+    for part in store.stream(path):
+        digest.update(part)
+        size += len(part)
+        head += part[: _LENGTH_BYTES + MAX_HEADER_BYTES - len(head)]
+        if progress is not None:
+            progress(len(part))
+    _check_digest(digest.hexdigest(), entry, where)
+    _checked_slots(io.BytesIO(head), size, entry, where)
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
@@ -177,18 +183,28 @@ def _mapped(memory: mmap.mmap, start: int, slot: _Slot) -> Tensor:
     return flat.view(slot.shape)
 
 
-def _check_hash(file: io.FileIO, entry: FileEntry, where: str, progress: Callable[[int], None] | None) -> None:
+def _check_hash(file: io.FileIO, entry: FileEntry, where: str) -> None:
     try:
-        found = hash_file(file, progress)
+        found = hash_file(file)
     except OSError as error:
         raise ArchiveError(f"cannot read {where}: {error.strerror or error}") from error
+    _check_digest(found, entry, where)
+
+
+def _check_digest(found: str, entry: FileEntry, where: str) -> None:
     if found != entry.sha256:
         raise ArchiveCorruptError(f"{where} is damaged: its sha256 is {found}, the manifest says {entry.sha256}")
 
 
-def _checked_slots(file: io.FileIO, entry: FileEntry, where: str) -> dict[str, _Slot]:
-    """Where each tensor is, after checking size and header against the manifest and against each other."""
-    size = os.fstat(file.fileno()).st_size
+def _checked_slots(file: BinaryIO | io.FileIO, size: int, entry: FileEntry, where: str) -> dict[str, _Slot]:
+    """Where each tensor is, after checking size and header against the manifest and against each other.
+
+    Args:
+        file: The file, or a beginning of it that holds any header of a permitted length.
+        size: Bytes in the whole file.
+        entry: What the manifest says of it.
+        where: Its name, for messages.
+    """
     if size != entry.bytes:
         raise ArchiveCorruptError(f"{where} has {size} bytes, the manifest says {entry.bytes}")
     try:
@@ -212,7 +228,7 @@ def _checked_slots(file: io.FileIO, entry: FileEntry, where: str) -> dict[str, _
     return slots
 
 
-def _read_header(file: io.FileIO, size: int, where: str) -> tuple[dict[str, _Slot], int]:
+def _read_header(file: BinaryIO | io.FileIO, size: int, where: str) -> tuple[dict[str, _Slot], int]:
     file.seek(0)
     length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
     if length > min(MAX_HEADER_BYTES, size - _LENGTH_BYTES):

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 __all__ = ["hash_file", "is_verified", "remember_verified"]
@@ -20,20 +19,13 @@ _READ_BYTES = 1 << 20
 _seen: set[str] = set()
 
 
-def hash_file(file: io.FileIO, progress: Callable[[int], None] | None = None) -> str:
-    """Sha256 of a file from its beginning, in hex.
-
-    Args:
-        file: Open for reading.
-        progress: Called with the number of bytes of each part read.
-    """
+def hash_file(file: io.FileIO) -> str:
+    """Sha256 of a file, open for reading, from its beginning, in hex."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     file.seek(0)
     while count := file.readinto(buffer):  # type: ignore[attr-defined]  # raw files have it, io.FileIO does not say so
         digest.update(buffer[:count])
-        if progress is not None:
-            progress(count)
     return digest.hexdigest()
 
 
