@@ -16,7 +16,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 
 from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
-from reuse_algos.algorithms.outputs import device_of, logits_of, plain_state_dict
+from reuse_algos.algorithms.outputs import logits_of, plain_state_dict
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import (
     CostRecord,
@@ -32,6 +32,7 @@ from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.provenance import environment, forward_flops, model_record
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
+from reuse_algos.callbacks.spool import Spool
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
@@ -65,6 +66,9 @@ class RunRecorder(Callback):
         output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
         id_key: where the example ids (keys of ``dataset``) lie in a batch, for iterable datasets.
         dataset: what the train data are, where that cannot be read off the loader's dataset.
+        on_archive_error: ``raise``, or ``warn``: record into the folder ``spool`` first and pass each commit on to the
+            archive; where that fails, training goes on, and ``reuse-algos copy`` passes the rest on later.
+        spool: that folder, on a disk that all ranks share.
 
     Raises:
         ValueError: a setting is wrong.
@@ -86,8 +90,16 @@ class RunRecorder(Callback):
         output_key: str | int | None = None,
         id_key: str | int | None = None,
         dataset: DatasetInfo | None = None,
+        on_archive_error: str = "raise",
+        spool: str | os.PathLike[str] = "./archive-spool",
     ) -> None:
-        self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive)
+        if on_archive_error not in ("raise", "warn"):
+            raise ValueError(f"RunRecorder on_archive_error must be 'raise' or 'warn', not {on_archive_error!r}")
+        self.spool = Spool(archive, spool) if on_archive_error == "warn" else None
+        if self.spool is not None:
+            self.archive = self.spool.archive
+        else:
+            self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive)
         self.run_name = run_name
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
         self.recipe = None if recipe is None else dict(recipe)
@@ -148,6 +160,8 @@ class RunRecorder(Callback):
             return
         if self.signals:
             self._capture = self._make_capture(state, self._info)
+        if self.spool is not None:
+            self.spool.begin()
         resume = self._resume
         if resume is not None and self._continues(resume, state):
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
@@ -164,8 +178,7 @@ class RunRecorder(Callback):
             self._state, self._ended, self._info = state, True, self.dataset or _info_of(state)
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
             on_every_rank(lambda: self._take_back(resume))
-            self._commit(state, last="last" in self.weights)
-            self._record.finish()
+            self._finish(state)
 
     def _continues(self, resume: Mapping[str, Any], state: State) -> bool:
         """Whether a loaded checkpoint's run is this one: it has the same name and has not ended.
@@ -173,6 +186,8 @@ class RunRecorder(Callback):
         A run that another one merely starts from, and a run that has ended, stay as they are.
         """
         run_name = self.run_name or state.run_name
+        if self.spool is not None:
+            self.spool.fetch(resume["run_id"])
 
         def answer() -> bool:
             run = self.archive.run(resume["run_id"])
@@ -194,7 +209,7 @@ class RunRecorder(Callback):
                 f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
                 "Give max_duration in epochs or batches, or leave last_epochs out."
             )
-        return SignalCapture(self.signals, info.num_examples, epochs, device_of(state.model))
+        return SignalCapture(self.signals, info.num_examples, epochs)
 
     def _take_back(self, resume: Mapping[str, Any]) -> None:
         """What the run had when the checkpoint was made; what came after it is dropped."""
@@ -249,6 +264,8 @@ class RunRecorder(Callback):
             if isinstance(algorithm, ReusingAlgorithm):
                 values.update(algorithm.latest_metrics)
         self._log.accumulate(values)
+        if self._record is not None:
+            self._record.show_life()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Write the epoch's signals and means, and the weights of every n-th epoch."""
@@ -319,11 +336,16 @@ class RunRecorder(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last weights, commit, and mark the run as ended by itself."""
         del logger
-        assert self._record is not None
         self._log.end_epoch(state)
         self._ended = True
-        self._commit(state, last="last" in self.weights)
+        self._finish(state)
+
+    def _finish(self, state: State) -> None:
+        assert self._record is not None
+        self._commit(state, last="last" in self.weights, push=False)
         self._record.finish()
+        if self.spool is not None:
+            self.spool.push(self._record.run_id, last=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Called when Composer saves a checkpoint: commit, so that checkpoint and record agree.
@@ -355,7 +377,7 @@ class RunRecorder(Callback):
             meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole_epoch}
             self._record.put("signals", segment.name, segment.tensors, **meta)
 
-    def _commit(self, state: State, *, last: bool = False) -> None:
+    def _commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
         """Commit on all ranks together; everything that can fail on one of them is inside."""
         record, info = self._record, self._info
         assert record is not None
@@ -375,6 +397,8 @@ class RunRecorder(Callback):
                     record.put("metrics", "history", self._log.tensors())
 
         record.commit(lambda files: self._describe(state, files), write_rest)
+        if self.spool is not None and push:
+            self.spool.push(record.run_id, last=self._ended)
 
     def _describe(self, state: State, files: list[FileEntry]) -> Manifest:
         base = None if self._record is None else self._record.manifest

@@ -28,6 +28,7 @@ __all__ = [
     "add_json",
     "add_tags",
     "console",
+    "names_archive",
     "open_archive",
     "positive",
     "print_json",
@@ -75,7 +76,7 @@ def add_command(
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
     """Add the positional ARCHIVE and the option --archive."""
-    parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder of the archive")
+    parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder or URL of the archive")
     parser.add_argument(
         "--archive",
         metavar="DIR",
@@ -147,11 +148,16 @@ def archive_path(args: argparse.Namespace) -> str:
     return path
 
 
+def names_archive(text: str) -> bool:
+    """Whether an argument is the place of an archive (a URL or a folder) rather than a run."""
+    return "://" in text or Path(text).is_dir()
+
+
 def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArchive:
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
-    return RunArchive(Path(archive_path(args)), create=False, read_only=read_only)
+    return RunArchive(archive_path(args), create=False, read_only=read_only)
 
 
 def print_json(value: Any) -> None:
