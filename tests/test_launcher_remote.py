@@ -69,3 +69,28 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
     (problem,) = json.loads(verified.stdout)["problems"]
     assert (verified.returncode, problem["run_id"]) == (1, baseline.id)
     assert problem["path"] == found["Key"].removeprefix("team/archive/")
+
+
+@pytest.mark.ranks
+def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
+    location, spool = f"s3://{s3.new_bucket()}/archive", str(tmp_path / "spool")
+    warn = [f"callbacks.run_recorder={{on_archive_error: warn, spool: {spool}, signals: {{logits: {{}}}}}}"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
+    refused = _launch("baseline", f"archive={location}", "seed=1")
+    assert refused.returncode == 2
+    assert "no connection" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    done = _launch("baseline", f"archive={location}", "seed=1", *warn)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"reuse-algos copy {spool} {location}" in done.stdout + done.stderr
+    refused = _launch("distilled", f"archive={location}", "seed=1", *warn)  # what reads the archive cannot go without
+    assert refused.returncode == 2
+    assert "no connection" in refused.stderr
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    copied = _run("reuse_algos.cli", "copy", spool, location, "--json")
+    assert copied.returncode == 0, copied.stderr
+    (here,), (there,) = (RunArchive(place, create=False).runs() for place in (spool, location))
+    assert there.manifest == here.manifest
+    assert int(there.signal("logits").seen(0).sum()) == 256
+    assert RunArchive(location, create=False).verify().ok

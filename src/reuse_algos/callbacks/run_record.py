@@ -97,9 +97,10 @@ class RunRecord:
             prepare()
             return list(self._fresh.values())
 
-        for entries in on_every_rank(write):
-            for entry in entries:
-                self._replace(entry)
+        written = [entry for entries in on_every_rank(write) for entry in entries]
+        # Epoch by epoch and not rank by rank: an epoch of one rank must not take out a later one of another.
+        for entry in sorted(written, key=lambda entry: int(entry.meta.get("epoch") or 0)):
+            self._replace(entry)
         self._fresh.clear()
         self.manifest = on_rank_zero(lambda: self._writer.commit(describe(list(self._files.values()))))
 
