@@ -15,6 +15,7 @@ ORDER = (
     "archive",
     "data",
     "models",
+    "scores",
     "algorithms",
     "callbacks",
     "harvest",
@@ -103,6 +104,7 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
+        "HistoryCurriculum",
         "PriorRunDistillation",
         "RunArchive",
         "RunRecorder",

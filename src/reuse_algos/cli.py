@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import compare, demo, harvest, runs, show, train, verify
+from reuse_algos.commands import compare, demo, harvest, runs, scores, show, train, verify
 from reuse_algos.commands.common import ARCHIVE_HELP
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
-_COMMANDS = (train, runs, show, verify, harvest, compare, demo)
+_COMMANDS = (train, runs, show, verify, harvest, scores, compare, demo)
 
 _EPILOG = f"""\
 {ARCHIVE_HELP}

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,8 +57,9 @@ class RunRecorder(Callback):
         recipe: the settings that made this run, as JSON-able data.
         weights: which weights to keep: ``last`` (at the end), ``best`` (by ``monitor``), ``5ep`` (every fifth epoch).
         signals: which signals to keep, for example ``{"logits": {"last_epochs": 32, "top_k": 16}, "loss": {},
-            "correct": {}}``. ``last_epochs`` counts from the end of training (left out: every epoch); ``top_k`` keeps
-            the largest logits and the mass of the rest (left out: all logits, as float16). Default: none.
+            "correct": {}, "logit_margin": {}}``. Logits are kept once for each view, the others (one number for each
+            example) for each epoch. ``last_epochs`` counts from the end of training (left out: every epoch); ``top_k``
+            keeps the largest logits and the mass of the rest (left out: all logits, as float16). Default: none.
         monitor: the metric that orders runs and decides ``best``, such as ``metrics/eval/MulticlassAccuracy``.
             Default: the first evaluation metric whose name holds ``Accuracy``, else the first one.
         target_key: where the targets lie in a batch.
@@ -234,7 +235,7 @@ class RunRecorder(Callback):
             assert self._info is not None
             examples = examples._replace(positions=self._info.positions_of(examples.positions))
         targets = None
-        if {"loss", "correct"} & self.signals.keys():
+        if self.signals.keys() - {"logits"}:
             targets = state.batch_get_item(self.target_key)
         self._capture.record(epoch, examples, logits_of(state.outputs, self.output_key), targets)  # type: ignore[arg-type]
 
@@ -257,7 +258,8 @@ class RunRecorder(Callback):
         assert record is not None
         self._log.end_epoch(state)
         if self._capture is not None:
-            on_every_rank(lambda: self._put_signals(whole_epoch=True))
+            complete = _complete_slots(self._capture)
+            on_every_rank(lambda: self._put_signals(complete))
             self._capture.end_epoch()
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
@@ -349,10 +351,16 @@ class RunRecorder(Callback):
         """Remember which run and generation the checkpoint belongs to."""
         self._resume = state or None
 
-    def _put_signals(self, *, whole_epoch: bool = False) -> None:
+    def _put_signals(self, complete: Collection[tuple[str, int]] = ()) -> None:
+        """Write this rank's rows.
+
+        Args:
+            complete: name and slot of those signals that have a row for every example, on all ranks together.
+        """
         assert self._record is not None
         for segment in [] if self._capture is None else self._capture.segments():
-            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole_epoch}
+            whole = (segment.name, segment.slot) in complete
+            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole}
             self._record.put("signals", segment.name, segment.tensors, **meta)
 
     def _commit(self, state: State, *, last: bool = False) -> None:
@@ -404,6 +412,24 @@ class RunRecorder(Callback):
             prior_runs=uses or ([] if base is None else base.prior_runs),
             files=files,
         )
+
+
+def _complete_slots(capture: SignalCapture) -> set[tuple[str, int]]:
+    """Name and slot of the signals that every example has a row of, on all ranks together.
+
+    An epoch that a curriculum or ``drop_last`` shortened does not show every example; what it did not show must stay.
+    """
+    seen = capture.seen()
+    if dist.get_world_size() == 1:
+        return {key for key, seen_N in seen.items() if bool(seen_N.all())}
+    complete = set()
+    for key in sorted({key for keys in dist.all_gather_object(sorted(seen)) for key in keys}):
+        none_N = torch.zeros(capture.num_examples, dtype=torch.bool, device=capture.device)
+        union_N = seen.get(key, none_N).to(torch.uint8)
+        dist.all_reduce(union_N, reduce_operation="MAX")
+        if bool(union_N.all()):
+            complete.add(key)
+    return complete
 
 
 def _info_of(state: State) -> DatasetInfo | None:
