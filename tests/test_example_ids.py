@@ -222,8 +222,11 @@ def test_refuses_a_collate_function_that_adds_rows() -> None:
 def test_num_rows() -> None:
     assert num_rows({"a": torch.zeros(3, 2), "b": [1, 2, 3]}) == 3
     assert num_rows([torch.zeros(5, 2), {"mask": torch.zeros(5)}]) == 5
+    assert num_rows({"x": torch.zeros(4, 2), "temperature": torch.tensor(0.5)}) == 4
     with pytest.raises(ExampleIdError, match=r"parts of \[2, 3\] rows"):
         num_rows((torch.zeros(3), torch.zeros(2)))
+    with pytest.raises(ExampleIdError, match="no tensors"):
+        num_rows({"temperature": torch.tensor(0.5)})
 
 
 def test_epoch_sampler_is_a_function_of_seed_and_epoch() -> None:

@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "ranks",
     "archive",
+    "composer_store",
     "data",
     "models",
     "scores",

@@ -10,13 +10,13 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import compare, demo, harvest, runs, scores, show, train, verify
-from reuse_algos.commands.common import ARCHIVE_HELP
+from reuse_algos.commands import compare, copy, demo, gc, harvest, rm, runs, scores, show, train, verify
+from reuse_algos.commands.common import ARCHIVE_HELP, printable
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
-_COMMANDS = (train, runs, show, verify, harvest, scores, compare, demo)
+_COMMANDS = (train, runs, show, compare, harvest, scores, verify, copy, gc, rm, demo)
 
 _EPILOG = f"""\
 {ARCHIVE_HELP}
@@ -89,13 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (ReuseAlgosError, OSError) as error:
             if args.debug:
                 traceback.print_exc()
-            print(f"reuse-algos: error: {error}", file=sys.stderr)
+            print(f"reuse-algos: error: {printable(str(error))}", file=sys.stderr)
             return 2
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """A warning as one line: where in our code it was raised is of no use to the user of a command."""
-    print(f"reuse-algos: {category.__name__}: {message}", file=sys.stderr)
+    print(f"reuse-algos: {category.__name__}: {printable(str(message))}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError, ArchiveWarning
 
-from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite, use_everything
+from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite
+from .torture import bit_flips, changed_files
 
 
 def flip(bit: int) -> Callable[[bytes], bytes]:
@@ -28,74 +28,19 @@ def flip(bit: int) -> Callable[[bytes], bytes]:
     return change
 
 
-def test_every_sampled_bit_flip_is_found_by_verify_and_by_use(archive: RunArchive, make_run: MakeRun) -> None:
-    run_id = make_run()
-    draw = random.Random(0)
-    for name, path in files_below(archive.root / "runs" / run_id).items():
-        original = path.read_bytes()
-        bits = set(range(0, 8 * 24, 5)) | set(draw.sample(range(8 * len(original)), 50))
-        for bit in sorted(bits):
-            rewrite(path, flip(bit))
-            report = archive.verify(run_id)
-            assert [problem.run_id for problem in report.problems] == [run_id], (name, bit)
-            assert report.problems[0].path == f"runs/{run_id}/{name}", (name, bit)
-            assert name in report.problems[0].what
-            with pytest.raises(ArchiveError, match=name):
-                use_everything(archive, run_id)
-        rewrite(path, lambda _, original=original: original)
-    assert archive.verify().ok
-    use_everything(archive, run_id)
+def test_flipped_bits_are_found(tmp_path: Path) -> None:
+    outcome = bit_flips.small(tmp_path, count=60)
+    assert (outcome.tries >= 7 * 50, outcome.ok) == (True, True), outcome
 
 
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "emptied": lambda _: b"",
-    "one byte short": lambda data: data[:-1],
-    "half": lambda data: data[: len(data) // 2],
-    "one byte longer": lambda data: data + b"\0",
-    "newline added": lambda data: data + b"\n",
-    "zeroed": lambda data: bytes(len(data)),
-    "reversed": lambda data: data[::-1],
-}
+def test_flipped_bits_of_a_large_run_are_found(tmp_path: Path) -> None:
+    outcome = bit_flips.large(tmp_path, count=32)
+    assert (outcome.tries, outcome.ok) == (32, True), outcome
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_changed_files_are_found(archive: RunArchive, make_run: MakeRun, damage: str) -> None:
-    run_id = make_run()
-    for name, path in files_below(archive.root / "runs" / run_id).items():
-        original = path.read_bytes()
-        rewrite(path, DAMAGE[damage])
-        assert [problem.path for problem in archive.verify().problems] == [f"runs/{run_id}/{name}"]
-        with pytest.raises(ArchiveCorruptError, match=name):
-            use_everything(archive, run_id)
-        rewrite(path, lambda _, original=original: original)
-
-
-def test_deleted_files_are_found(archive: RunArchive, make_run: MakeRun) -> None:
-    run_id = make_run()
-    for name, path in files_below(archive.root / "runs" / run_id).items():
-        if name == "final.json":  # without it the run is one that has not ended
-            continue
-        original = path.read_bytes()
-        path.unlink()
-        assert [problem.path for problem in archive.verify().problems] == [f"runs/{run_id}/{name}"]
-        with pytest.raises(ArchiveCorruptError, match=rf"{name} is missing"):
-            use_everything(archive, run_id)
-        path.write_bytes(original)
-    assert archive.verify().ok
-
-
-def test_swapped_files_are_found(archive: RunArchive, make_run: MakeRun) -> None:
-    """Any file of a run replaced by any other of the same or another run."""
-    runs = [make_run(values=(0.1,)), make_run(values=(0.2,))]
-    files = [path for run_id in runs for path in files_below(archive.root / "runs" / run_id).values()]
-    contents = {path: path.read_bytes() for path in files}
-    for target in files:
-        for source in files:
-            if contents[source] != contents[target]:
-                rewrite(target, lambda _, source=source: contents[source])
-                problems = archive.verify().problems
-                assert [problem.path for problem in problems] == [str(target.relative_to(archive.root))]
-        rewrite(target, lambda _, target=target: contents[target])
+def test_truncated_extended_swapped_and_deleted_files_are_found(tmp_path: Path) -> None:
+    outcome = changed_files.case(tmp_path, count=6)
+    assert (outcome.tries > 300, outcome.ok) == (True, True), outcome
 
 
 def test_an_older_manifest_in_a_newer_place_is_found(archive: RunArchive) -> None:
@@ -154,11 +99,27 @@ def test_one_damaged_run_does_not_hide_the_others(archive: RunArchive, make_run:
     assert archive.run(good).weights()
 
 
-def test_a_run_whose_metrics_are_damaged_is_not_ranked(archive: RunArchive, make_run: MakeRun) -> None:
+def test_a_run_whose_metrics_are_damaged_is_ranked_by_its_manifest(archive: RunArchive, make_run: MakeRun) -> None:
     good, bad = make_run("good"), make_run("bad", values=(0.99,))
     (path,) = (archive.root / "runs" / bad / "data" / "metrics").iterdir()
+    rewrite(path, flip(-8))
+    best = archive.runs(order="best")
+    assert [(run.id, run.final_metric()) for run in best] == [(bad, 0.99), (good, 0.75)]
+    with pytest.raises(ArchiveCorruptError, match="is damaged"):
+        best[0].best_metric()
+
+
+def test_a_run_is_not_ranked_whose_manifest_is_old_and_whose_metrics_are_damaged(
+    archive: RunArchive, make_run: MakeRun
+) -> None:
+    good = make_run("good")
+    writer = archive.start_run("bad")
+    old = [msgspec.structs.replace(entry, meta={}) if entry.kind == "metrics" else entry for entry in put_files(writer)]
+    writer.commit(manifest_of(old))
+    writer.finish()
+    (path,) = (archive.root / "runs" / writer.run_id / "data" / "metrics").iterdir()
     rewrite(path, flip(8 * 100))
-    with pytest.warns(ArchiveWarning, match=bad):
+    with pytest.warns(ArchiveWarning, match=writer.run_id):
         assert [run.id for run in archive.runs(order="best")] == [good]
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
 import shutil
+import subprocess
 import sys
 import time
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,11 +16,23 @@ import msgspec
 import pytest
 import torch
 
-from reuse_algos.archive import FileEntry, Manifest, RunArchive, TensorInfo
-from reuse_algos.archive.manifest import data_path
+from reuse_algos.archive import LocalStore, RunArchive
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveWarning, RunNotFoundError
 
-from .conftest import MakeRun, files_below, manifest_of, rewrite, use_everything
+from .conftest import MakeRun, files_below, rewrite, use_everything
+from .torture import fuzzing, hostile_archives, path_attacks
+from .torture.hostile import (
+    BAD_FIELDS,
+    BAD_HEADERS,
+    BAD_IDS,
+    BAD_PATHS,
+    BOMBS,
+    change_entry,
+    header,
+    plant,
+    sealed,
+)
+from .torture.hostile_reader import WATCHED
 
 
 @contextmanager
@@ -34,73 +45,6 @@ def within(seconds: float, mebibytes: float) -> Iterator[None]:
         assert tracemalloc.get_traced_memory()[1] < mebibytes * 2**20
     finally:
         tracemalloc.stop()
-
-
-def plant(archive: RunArchive, data: bytes, tensors: dict[str, TensorInfo]) -> str:
-    """Commit a run whose weights file has this content, with the right size and sha256."""
-    writer = archive.start_run("planted")
-    sha256 = hashlib.sha256(data).hexdigest()
-    path = data_path("weights", "last", 1, sha256)
-    target = archive.root / "runs" / writer.run_id / path
-    target.parent.mkdir(parents=True)
-    target.write_bytes(data)
-    entry = FileEntry(kind="weights", name="last", path=path, bytes=len(data), sha256=sha256, tensors=tensors)
-    writer.commit(manifest_of([entry]))
-    return writer.run_id
-
-
-def header(content: bytes, data: bytes = b"", length: int | None = None) -> bytes:
-    """A safetensors file whose data would be aligned if the header were sound."""
-    content += b" " * (-len(content) % 8)
-    return (len(content) if length is None else length).to_bytes(8, "little") + content + data
-
-
-def slot(dtype: str, shape: list[int], begin: int, end: int) -> bytes:
-    return msgspec.json.encode({"w": {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}})
-
-
-F32_4 = {"w": TensorInfo(dtype="F32", shape=(4,))}
-EIGHT_MIB = 8 << 20
-
-BAD_HEADERS: dict[str, tuple[bytes, dict[str, TensorInfo]]] = {
-    "empty file": (b"", {}),
-    "seven bytes": (b"\0" * 7, {}),
-    "no header": (header(b""), {}),
-    "longer than the file": (header(b"{}", length=100), {}),
-    "length 2^63": (header(b"{}", length=2**63), {}),
-    "over 1 MiB": (header(b"{}" + b" " * (1 << 20)), {}),
-    "not JSON": (header(b"\x80\x04K\x01."), {}),
-    "not UTF-8": (header(b'{"\xff":1}'), {}),
-    "a list": (header(b"[]"), {}),
-    "deep": (header(b'{"w":' + b"[" * 500_000 + b"]" * 500_000 + b"}"), {}),
-    "unclosed": (header(b'{"w":' + b'{"a":' * 100_000), {}),
-    "metadata": (header(b'{"__metadata__":{"a":"b"}}'), {}),
-    "unknown type": (header(slot("F4", [4], 0, 2), bytes(2)), {"w": TensorInfo(dtype="F4", shape=(4,))}),
-    "undeclared tensor": (header(slot("F32", [4], 0, 16), bytes(16)), {}),
-    "missing tensor": (header(b"{}"), F32_4),
-    "other type": (header(slot("I32", [4], 0, 16), bytes(16)), F32_4),
-    "other shape": (header(slot("F32", [2, 2], 0, 16), bytes(16)), F32_4),
-    "gap at the start": (header(slot("F32", [4], 4, 20), bytes(20)), F32_4),
-    "past the end": (header(slot("F32", [4], 0, 16), bytes(12)), F32_4),
-    "bytes left over": (header(slot("F32", [4], 0, 16), bytes(20)), F32_4),
-    "too few bytes for the shape": (header(slot("F32", [4], 0, 12), bytes(12)), F32_4),
-    "backwards": (header(slot("F32", [4], 16, 0), bytes(16)), F32_4),
-    "negative": (header(slot("F32", [-4], 0, 16), bytes(16)), F32_4),
-    "unaligned": ((57).to_bytes(8, "little") + slot("F32", [4], 0, 16).ljust(57) + bytes(16), F32_4),
-    "shape 2^62": (header(slot("F32", [2**62], 0, 2**64 - 1)), {"w": TensorInfo(dtype="F32", shape=(2**62,))}),
-    "shape 0 times 2^62": (
-        header(slot("F32", [0, 2**62, 2**62], 0, 0)),
-        {"w": TensorInfo(dtype="F32", shape=(0, 2**62, 2**62))},
-    ),
-    "40 dimensions": (header(slot("F32", [1] * 40, 0, 4), bytes(4)), {"w": TensorInfo(dtype="F32", shape=(1,) * 40)}),
-    "overlap": (
-        header(
-            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
-            bytes(4),
-        ),
-        {"a": TensorInfo(dtype="F32", shape=(1,)), "b": TensorInfo(dtype="F32", shape=(1,))},
-    ),
-}
 
 
 @pytest.mark.parametrize("case", BAD_HEADERS)
@@ -116,31 +60,6 @@ def test_a_huge_header_is_refused_unread(archive: RunArchive) -> None:
     run_id = plant(archive, header(b"", length=95 << 20) + bytes(95 << 20), {})
     with within(0.1, 5), pytest.raises(ArchiveCorruptError, match="header has 99614720 bytes"):
         archive.run(run_id).weights()
-
-
-def sealed(content: bytes) -> bytes:
-    return b'{"sha256":"' + hashlib.sha256(content).hexdigest().encode() + b'","content":' + content + b"}\n"
-
-
-BOMBS = {
-    "deep list": b'{"recipe":' + b"[" * EIGHT_MIB,
-    "deep object": b'{"recipe":' + b'{"a":' * (EIGHT_MIB // 5),
-    "deep and closed": b'{"recipe":{"a":' + b"[" * 100 + b"]" * 100 + b"}}",
-    "deep in an unknown field": b'{"later":' + b"[" * 5000 + b"]" * 5000 + b"}",
-    "brackets after escaped quotes": b'{"a":"\\"\\\\","recipe":' + b"[" * 5000,
-    "a million items": b'{"tags":{' + b",".join(b'"%d":""' % number for number in range(10**6)) + b"}}",
-    "numbers only": b'{"later":[' + b"0," * (EIGHT_MIB // 2) + b"0]}",
-    "too large": b'{"run_name":"' + b"a" * (17 << 20) + b'"}',
-    "huge integer": b'{"generation":' + b"9" * 100_000 + b"}",
-    "huge exponent": b'{"generation":1e999999999}',
-    "lone surrogate": b'{"run_name":"\\ud800"}',
-    "not UTF-8": b'{"run_name":"\xff\xfe"}',
-    "a list": b"[]",
-    "null": b"null",
-    "nothing": b"",
-    "NaN": b'{"cost":{"train_seconds":NaN}}',
-    "pickle": b"\x80\x04K\x01.",
-}
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
@@ -165,62 +84,6 @@ def test_deep_json_is_refused_under_any_recursion_limit(archive: RunArchive, mak
         sys.setrecursionlimit(limit)
 
 
-HASH = "0123456789abcdef"
-BAD_PATHS = [
-    f"/data/weights/last-1-{HASH}.safetensors",
-    f"data/weights/../weights/last-1-{HASH}.safetensors",
-    f"../../../data/weights/last-1-{HASH}.safetensors",
-    f"data/weights/last-1-{HASH}.safetensors/",
-    f"data/weights//last-1-{HASH}.safetensors",
-    f"./data/weights/last-1-{HASH}.safetensors",
-    f"data\\weights\\last-1-{HASH}.safetensors",
-    f"C:\\data\\weights\\last-1-{HASH}.safetensors",
-    f"data/weights/last-1-{HASH}.safetensors\0.json",
-    f"data/weights/last-1-{HASH}.safetensors\n",
-    f" data/weights/last-1-{HASH}.safetensors",
-    f"data/weights/last-1-{HASH}.safetensors ",
-    f"data/weights/last-01-{HASH}.safetensors",
-    f"data/weights/last-0-{HASH}.safetensors",
-    f"data/weights/last--1-{HASH}.safetensors",
-    f"data/weights/last-١-{HASH}.safetensors",  # noqa: RUF001
-    f"data/weights/last-1-{HASH.upper()}.safetensors",
-    "data/weights/last-1-fedcba9876543210.safetensors",
-    f"data/weights/best-1-{HASH}.safetensors",
-    f"data/weights/lаst-1-{HASH}.safetensors",  # noqa: RUF001
-    f"data/weıghts/last-1-{HASH}.safetensors",  # noqa: RUF001
-    f"data/signals/last-1-{HASH}.safetensors",
-    f"data/weights/last-1-{HASH}.pkl",
-    f"data/weights/last-1-{HASH}.safetensors.pkl",
-    f"data/weights/last-1-{HASH}",
-    f"DATA/weights/last-1-{HASH}.safetensors",
-    f"data/weights/last-1-{HASH}.SAFETENSORS",
-    f"data／weights／last-1-{HASH}.safetensors",  # noqa: RUF001
-    f"data/weights/last-1-{HASH[:8]}.safetensors",
-    f"file:///data/weights/last-1-{HASH}.safetensors",
-    f"~/data/weights/last-1-{HASH}.safetensors",
-    f"$HOME/data/weights/last-1-{HASH}.safetensors",
-    f"%2e%2e/data/weights/last-1-{HASH}.safetensors",
-    "manifests/g000001.json",
-    "../../archive.json",
-    "/etc/passwd",
-    "/dev/zero",
-    "..",
-    ".",
-    "",
-    "\0",
-    "a" * 100_000,
-]
-
-
-def change_entry(archive: RunArchive, original: Manifest, **fields: object) -> None:
-    """Make the only manifest of a run name something else as its weights file."""
-    manifest = msgspec.to_builtins(original)
-    entry = next(entry for entry in manifest["files"] if entry["kind"] == "weights")
-    entry.update({"sha256": HASH * 4, "path": f"data/weights/last-1-{HASH}.safetensors", **fields})
-    content = msgspec.json.encode(manifest)
-    rewrite(archive.root / f"runs/{original.run_id}/manifests/g000001.json", lambda _: sealed(content))
-
-
 def test_paths_outside_the_layout_are_refused(archive: RunArchive, make_run: MakeRun) -> None:
     run_id = make_run()
     manifest = archive.run(run_id).manifest
@@ -228,21 +91,6 @@ def test_paths_outside_the_layout_are_refused(archive: RunArchive, make_run: Mak
         change_entry(archive, manifest, path=path)
         with pytest.raises(ArchiveCorruptError, match=r"outside the layout"):
             archive.run(run_id)
-
-
-BAD_FIELDS = [
-    {"name": ".."},
-    {"name": "a/b"},
-    {"name": "l\0"},
-    {"kind": "../x"},
-    {"kind": ""},
-    {"sha256": "x"},
-    {"bytes": -1},
-    {"bytes": 2**70},
-    {"tensors": {"w": {"dtype": "F32", "shape": [-1]}}},
-    {"tensors": None},
-    {"meta": {"deep": {}}},
-]
 
 
 def test_entries_that_cannot_be_are_refused(archive: RunArchive, make_run: MakeRun) -> None:
@@ -256,7 +104,7 @@ def test_entries_that_cannot_be_are_refused(archive: RunArchive, make_run: MakeR
 
 def test_ids_that_cannot_be_are_not_found(archive: RunArchive, make_run: MakeRun) -> None:
     make_run()
-    for run_id in ["..", ".", "", "/", "../archive", "/etc", "a/../b", "a\0b", "ｒun", "x" * 5000]:  # noqa: RUF001
+    for run_id in BAD_IDS:
         for use in (archive.run, archive.resume_run, archive.verify, lambda run_id: archive.join_run(run_id, 1)):
             with pytest.raises(RunNotFoundError):
                 use(run_id)
@@ -345,78 +193,87 @@ def test_odd_things_beside_the_runs_are_left_alone(archive: RunArchive, make_run
         assert [run.id for run in archive.runs()] == [run_id]
 
 
-def test_fuzzed_manifests_and_headers_raise_only_archive_errors(archive: RunArchive, make_run: MakeRun) -> None:
-    draw = random.Random(1)
+CLAIMS: dict[str, Callable[[dict], object]] = {
+    "2^62 examples": lambda manifest: manifest["dataset"].update(num_examples=2**62),
+    "2^70 examples": lambda manifest: manifest["dataset"].update(num_examples=2**70),
+    "2^40 examples without keys": lambda manifest: (
+        manifest["dataset"].update(num_examples=2**40),
+        manifest.update(files=[entry for entry in manifest["files"] if entry["kind"] != "dataset"]),
+    ),
+    "slot 2^70": lambda manifest: manifest["files"][-1]["meta"].update(slot=2**70),
+}
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_claims_without_data_take_no_memory(archive: RunArchive, make_run: MakeRun, claim: str) -> None:
+    """What is only said in a manifest, and not backed by bytes of a file, must not decide how much is allocated."""
     run_id = make_run()
-    manifest = archive.root / f"runs/{run_id}/manifests/g000001.json"
-    content = manifest.read_bytes()[len(b'{"sha256":"","content":') + 64 : -2]
-    refused = 0
-    for _ in range(400):
-        mutated = mutate(content, draw)
-        rewrite(manifest, lambda _, mutated=mutated: sealed(mutated))
-        refused += raises_archive_error(archive, run_id)
-    rewrite(manifest, lambda _: sealed(content))
-    (weights,) = (archive.root / f"runs/{run_id}/data/weights").iterdir()
-    data = weights.read_bytes()
-    for _ in range(100):
-        mutated = mutate(data, draw)
-        planted = plant(archive, mutated, {"layer.weight": TensorInfo(dtype="F32", shape=(3, 4))})
-        refused += raises_archive_error(archive, planted)
-        shutil.rmtree(archive.root / "runs" / planted)
-    assert refused > 250
+    manifest = msgspec.to_builtins(archive.run(run_id).manifest)
+    CLAIMS[claim](manifest)
+    path = archive.root / f"runs/{run_id}/manifests/g000001.json"
+    rewrite(path, lambda _: sealed(msgspec.json.encode(manifest)))
+    with within(1.0, 5), pytest.raises(ArchiveCorruptError, match=run_id):
+        archive.run(run_id).signal("logits").seen_counts()
 
 
-def mutate(data: bytes, draw: random.Random) -> bytes:
-    damaged = bytearray(data)
-    for _ in range(draw.choice((1, 1, 1, 2, 5))):
-        at = draw.randrange(len(damaged))
-        kind = draw.randrange(4)
-        if kind == 0:
-            damaged[at] = draw.randrange(256)
-        elif kind == 1:
-            damaged[at:at] = draw.choice(
-                (b"[" * 70, b"{", b'"', b"null", b"-1", b"9" * 30, b"\\u0000", b"1e999", b"\xff")
-            )
-        elif kind == 2:
-            del damaged[at : at + draw.randrange(1, 20)]
-        else:
-            damaged[at : at + 8] = draw.randbytes(8)
-        damaged = damaged or bytearray(b"{")
-    return bytes(damaged)
+def test_sparse_rows_of_too_many_classes_are_refused(archive: RunArchive) -> None:
+    rows = {"ids": torch.arange(2), "values": torch.zeros(2, 1), "rest": torch.zeros(2)}
+    rows["indices"] = torch.zeros(2, 1, dtype=torch.int32)
+    meta = {"slot": 0, "encoding": "top_k", "num_classes": 2**40}
+    with pytest.raises(ArchiveError, match="number of classes is 1099511627776, not from 1 to"):
+        archive.start_run("sparse").put("signals", "logits", rows, meta)
 
 
-def raises_archive_error(archive: RunArchive, run_id: str) -> bool:
-    began = time.perf_counter()
-    try:
-        archive.run(run_id).weights()
-        return False
-    except (ArchiveError, RunNotFoundError, LookupError):
-        return True
-    finally:
-        assert time.perf_counter() - began < 1
+def test_fuzzed_manifests_raise_only_archive_errors(tmp_path: Path) -> None:
+    outcome = fuzzing.manifests(tmp_path, count=400, seed=1)
+    assert (outcome.tries, outcome.ok) == (400, True), outcome
+    assert int(outcome.notes["refused"]) > 200
+    assert int(outcome.notes["read"]) > 10, "some changes do no harm"
 
 
-_watched: list[str] | None = None
+def test_fuzzed_headers_raise_only_archive_errors(tmp_path: Path) -> None:
+    outcome = fuzzing.headers(tmp_path, count=200, seed=1)
+    assert (outcome.tries, outcome.ok) == (200, True), outcome
+    assert int(outcome.notes["refused"]) > 100
 
 
-def _audit(event: str, _: object) -> None:
-    if _watched is not None and event.startswith(("pickle.", "exec", "compile", "subprocess.", "os.system", "ctypes.")):
-        _watched.append(event)
+def test_reading_runs_no_code(tmp_path: Path) -> None:
+    """Hostile archives get nothing unpickled, imported, compiled, executed, connected or started."""
+    outcome = hostile_archives.code(tmp_path)
+    assert (outcome.tries > 100, outcome.ok) == (True, True), outcome
 
 
-def test_reading_runs_no_code(archive: RunArchive, make_run: MakeRun) -> None:
-    """Neither good nor hostile archives get anything unpickled, compiled, executed or started."""
-    global _watched
-    good = make_run()
-    archive.run(good).weights()  # whatever is imported on first use is imported now
-    bad = [plant(archive, data, tensors) for data, tensors in BAD_HEADERS.values()]
-    sys.addaudithook(_audit)
-    _watched = []
-    try:
-        for run_id in bad:
-            raises_archive_error(archive, run_id)
-        archive.run(good).signal("logits").gather(torch.arange(3), torch.zeros(3, dtype=torch.int64))
-        assert not archive.verify().ok
-        assert _watched == []
-    finally:
-        _watched = None
+def test_the_audit_notices_code(tmp_path: Path) -> None:
+    """A control: what the audit looks for is seen when it happens."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import pickle, sys\nsys.addaudithook(lambda event, _: print(event))\nexec('1')"],
+        capture_output=True,
+        text=True,
+    )
+    assert {"compile", "exec"} <= set(done.stdout.split())
+    assert {"compile", "exec", "import", "pickle.", "socket.", "subprocess.", "os.system"} <= set(WATCHED)
+
+
+def test_large_promises_are_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
+    outcome = hostile_archives.cost(tmp_path, count=16)
+    assert (outcome.tries, outcome.ok) == (16, True), outcome
+
+
+def test_path_attacks_touch_nothing_outside(tmp_path: Path) -> None:
+    outcome = path_attacks.case(tmp_path, count=61)  # every second one
+    assert (outcome.tries, outcome.ok) == (61, True), outcome
+
+
+def test_the_watch_notices_what_is_opened_outside(tmp_path: Path) -> None:
+    """A control: the store or anybody else opening a file outside is seen."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret").write_bytes(b"secret")
+    archive = RunArchive(tmp_path / "archive")
+    with path_attacks.watching(archive.root) as opened:
+        archive.run_ids()
+        assert opened == []
+        LocalStore(tmp_path / "outside").get("secret", 10)
+        assert opened
+        opened.clear()
+        (tmp_path / "outside" / "secret").read_bytes()
+        assert opened == [str(tmp_path / "outside" / "secret")]

@@ -447,3 +447,15 @@ def test_a_closed_pipe_is_no_error(made: dict[str, Any]) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 141
     assert err == ""
+
+
+def test_a_strangers_names_do_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    run_id = write_run(archive, "plain", 0, [0.5], tags={"note": "\x1b]0;owned\x07\x1b[2J", "way": "\u202egnp"})
+    for command in (["runs", str(tmp_path / "archive")], ["show", str(tmp_path / "archive"), run_id]):
+        assert main(command) == 0
+    assert main(["show", str(tmp_path / "archive"), "\x1b[2Jno"]) == 2
+    seen = capsys.readouterr()
+    assert not {"\x1b", "\x07", "\u202e"} & set(seen.out + seen.err)
+    assert "\\x1b]0;owned" in "".join(seen.out.split())
+    assert "\\x1b[2Jno" in seen.err

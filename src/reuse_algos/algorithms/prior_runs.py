@@ -44,8 +44,8 @@ def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
         found = archive.runs(**runs)
         if not found:
             raise RunNotFoundError(
-                f"no finished run in {archive.root} matches {dict(runs)}. `reuse-algos runs {archive.root}` lists what "
-                "is there; record one first, or change the selection."
+                f"no finished run in {archive.location} matches {dict(runs)}. `reuse-algos runs {archive.location}` "
+                "lists what is there; record one first, or change the selection."
             )
         return found
     chosen = [run if isinstance(run, PriorRun) else archive.run(run) for run in runs]

@@ -1,5 +1,7 @@
 """The run archive: committed runs that later runs read. It knows nothing of Composer or of training."""
 
+from reuse_algos.archive.collect import GarbageReport
+from reuse_algos.archive.copying import CopyReport, copy_runs
 from reuse_algos.archive.manifest import (
     FORMAT,
     CostRecord,
@@ -14,6 +16,7 @@ from reuse_algos.archive.manifest import (
     TensorInfo,
 )
 from reuse_algos.archive.metrics import MetricHistory, history_tensors, infer_mode
+from reuse_algos.archive.removal import RemovalReport
 from reuse_algos.archive.resident import ResidentSignal
 from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
@@ -26,10 +29,12 @@ from reuse_algos.archive.verify import Problem, VerifyReport
 
 __all__ = [
     "FORMAT",
+    "CopyReport",
     "CostRecord",
     "DatasetRecord",
     "EnvironmentRecord",
     "FileEntry",
+    "GarbageReport",
     "HarvestRecord",
     "LocalStore",
     "Manifest",
@@ -39,6 +44,7 @@ __all__ = [
     "PriorUse",
     "Problem",
     "Progress",
+    "RemovalReport",
     "ResidentSignal",
     "RunArchive",
     "RunWriter",
@@ -47,6 +53,7 @@ __all__ = [
     "StoredObject",
     "TensorInfo",
     "VerifyReport",
+    "copy_runs",
     "decode_top_k",
     "describe",
     "encode_top_k",

@@ -25,7 +25,9 @@ __all__ = [
     "FileEntry",
     "FinalRecord",
     "HarvestRecord",
+    "LeaseRecord",
     "Manifest",
+    "MarkerRecord",
     "ModelRecord",
     "PriorUse",
     "Progress",
@@ -260,6 +262,30 @@ class ArchiveRecord(_Struct, frozen=True, kw_only=True, tag_field="record", tag=
     format: tuple[int, int] = FORMAT
     archive_id: str
     created_at: str
+
+
+class LeaseRecord(_Struct, frozen=True, kw_only=True, tag_field="record", tag="lease"):
+    """A sign of life of a writer. When it was written, by the store's clock, is all that counts."""
+
+    format: tuple[int, int] = FORMAT
+    run_id: str
+    attempt: int
+
+
+class MarkerRecord(_Struct, frozen=True, kw_only=True, tag_field="record", tag="marker"):
+    """What of a run is being deleted, so that no writer commits it any more.
+
+    Attributes:
+        format: Major and minor format version.
+        run_id: The run.
+        everything: The whole run is being removed.
+        paths: Else these files, relative to the archive.
+    """
+
+    format: tuple[int, int] = FORMAT
+    run_id: str
+    everything: bool = False
+    paths: list[str] = []
 
 
 def is_safe_name(name: str) -> bool:

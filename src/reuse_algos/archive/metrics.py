@@ -17,9 +17,21 @@ from torch import Tensor
 
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
-__all__ = ["MetricHistory", "history_tensors", "infer_mode", "metric_names", "read_history", "resolve_metric"]
+__all__ = [
+    "MetricHistory",
+    "final_meta",
+    "final_of",
+    "history_tensors",
+    "infer_mode",
+    "metric_names",
+    "read_history",
+    "resolve_metric",
+]
 
 Mode = Literal["max", "min"]
+
+_FINAL = "final/"
+_NOT_FINITE = {".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf}
 
 _LESS_IS_BETTER = ("loss", "entropy", "error", "perplexity", "mse", "mae")
 
@@ -90,6 +102,32 @@ def read_history(tensors: Mapping[str, Tensor], name: str, where: str) -> Metric
             raise ArchiveCorruptError(f"{where}: the metric {name!r} has no proper column {field!r}")
         columns.append(column.clone().numpy())
     return MetricHistory(*columns)
+
+
+def final_meta(tensors: Mapping[str, Tensor]) -> dict[str, float | str]:
+    """The last value of each metric, as facts about its history file: so runs can be ordered without opening it.
+
+    A number comes back from JSON bit by bit. What JSON has no number for is spelled as in YAML.
+
+    Args:
+        tensors: Of the history file; what is no well-formed column of values is passed over.
+    """
+    meta: dict[str, float | str] = {}
+    for name in metric_names(tensors):
+        column = tensors[f"{name}/value"]
+        if column.ndim == 1 and column.dtype == torch.float64:
+            value = float(column[-1]) if len(column) else math.nan
+            spelled = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+            meta[_FINAL + name] = value if math.isfinite(value) else spelled
+    return meta
+
+
+def final_of(meta: Mapping[str, object], name: str) -> float | None:
+    """The last value of a metric by the facts about its history file, or None where they do not say it."""
+    value = meta.get(_FINAL + name)
+    if isinstance(value, str):
+        return _NOT_FINITE.get(value)
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def metric_names(tensor_names: Iterable[str]) -> list[str]:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from reuse_algos.archive.generations import read_manifest
 from reuse_algos.archive.manifest import FileEntry, FinalRecord, Manifest, run_prefix
-from reuse_algos.archive.metrics import MetricHistory, Mode, infer_mode, metric_names, read_history, resolve_metric
+from reuse_algos.archive.metrics import (
+    MetricHistory,
+    Mode,
+    final_of,
+    infer_mode,
+    metric_names,
+    read_history,
+    resolve_metric,
+)
 from reuse_algos.archive.segments import Segment
 from reuse_algos.archive.signals import Signal
 from reuse_algos.archive.store import Store
-from reuse_algos.archive.tensors import open_tensors
+from reuse_algos.archive.tensors import open_tensors, tensor_parts
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
 __all__ = ["PriorRun", "weights_name"]
 
+MAX_EXAMPLES_WITHOUT_KEYS = 1 << 24
 _EPOCH_ALIAS = re.compile(r"([0-9]{1,9})ep", re.ASCII)
 
 
@@ -111,10 +121,15 @@ class PriorRun:
     def final_metric(self, name: str | None = None) -> float:
         """The last value of a metric; by default of the run's monitor. NaN if none was recorded.
 
+        The manifest says it, so the history is not opened; only where an older manifest does not.
+
         Raises:
             SignalNotFoundError: There is no such metric, or no monitor.
+            ArchiveCorruptError: The history had to be opened, and its file is damaged.
         """
-        return self.metric(name or self._monitor()).final()
+        full = resolve_metric(name or self._monitor(), self.metric_names, f"run {self.id} has")
+        value = final_of(self._require("metrics", "history").meta, full)
+        return self.metric(full).final() if value is None else value
 
     def best_metric(self, name: str | None = None, mode: Mode | None = None) -> tuple[float, int]:
         """The best finite value of a metric and its row in the history; NaN and -1 if there is none.
@@ -169,8 +184,7 @@ class PriorRun:
         """
         self._require("signals", name)
         entries = [entry for entry in self._manifest.files if (entry.kind, entry.name) == ("signals", name)]
-        segments = [Segment(self._path(entry), entry.meta, self.read(entry)) for entry in entries]
-        return Signal(name, segments, self._num_examples())
+        return Signal(name, [self._segment(entry) for entry in entries], self._num_examples())
 
     def keys(self) -> Tensor:
         """Identity of each training example: int64 [N].
@@ -199,6 +213,10 @@ class PriorRun:
         """
         return open_tensors(self._store, self._path(entry), entry)
 
+    def _segment(self, entry: FileEntry) -> Segment:
+        path = self._path(entry)
+        return Segment(path, entry.meta, self.read(entry), partial(tensor_parts, self._store, path, entry))
+
     def _examples_column(self, column: str) -> Tensor | None:
         entry = self._require("dataset", "examples")
         tensor_N = self.read(entry).get(column)
@@ -209,7 +227,13 @@ class PriorRun:
     def _num_examples(self) -> int:
         if self._manifest.dataset is None:
             raise SignalNotFoundError(f"run {self.id} recorded no data set, so it has no rows per example")
-        return self._manifest.dataset.num_examples
+        num_examples = self._manifest.dataset.num_examples
+        # Memory is taken by this number, so it must be more than a claim.
+        examples = self._newest("dataset", "examples")
+        keys = None if examples is None else examples.tensors.get("keys")
+        if num_examples > MAX_EXAMPLES_WITHOUT_KEYS if keys is None else keys.shape != (num_examples,):
+            raise ArchiveCorruptError(f"run {self.id} says that it has {num_examples} examples, but has not their keys")
+        return num_examples
 
     def _monitor(self) -> str:
         if self._manifest.monitor is None:

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import math
 import os
 import re
 import secrets
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
+from reuse_algos.archive.collect import GarbageReport, collect_garbage
+from reuse_algos.archive.copying import CopyReport, copy_runs
 from reuse_algos.archive.envelope import MAX_SEALED_BYTES, seal, unseal
 from reuse_algos.archive.generations import list_generations, read_latest, read_manifest
+from reuse_algos.archive.leases import MIN_AGE_SECONDS
 from reuse_algos.archive.manifest import ArchiveRecord, Manifest, is_safe_name
-from reuse_algos.archive.metrics import resolve_metric
+from reuse_algos.archive.removal import RemovalReport, remove_run
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
-from reuse_algos.archive.store import open_store
-from reuse_algos.archive.verify import Problem, VerifyReport, verify_runs
+from reuse_algos.archive.selection import Order, scan, select, tags_match
+from reuse_algos.archive.store import LocalStore, Store, open_store
+from reuse_algos.archive.verify import VerifyReport, verify_archive
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveError,
     ArchiveWarning,
     RunNotFoundError,
-    SignalNotFoundError,
     nearest,
 )
 
@@ -35,28 +37,48 @@ _IDENTITY = "archive.json"
 
 
 class RunArchive:
-    """A directory of committed runs, shared by any number of readers and writers at once.
+    """Committed runs in a directory or an object store, shared by any number of readers and writers at once.
 
     Args:
-        path: The directory.
-        create: Make the archive if there is none.
+        path: The directory, a URL such as ``s3://bucket/prefix`` (see
+            :func:`~reuse_algos.archive.store.open_store`), or a store; for a store of its own ``read_only`` is decided
+            where it was opened.
+        create: Make the archive if there is none. A bucket is not made.
         read_only: Refuse every write, and make nothing.
 
     Raises:
-        ArchiveError: There is no archive and none may be made, or ``path`` is remote.
+        ArchiveError: There is no archive and none may be made, or its store cannot be reached.
         ArchiveNotADirectoryError: ``path`` is a file.
         ArchivePermissionError: It may not be read, or may not be made.
         ArchiveVersionError: It was made by a newer major version.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, create: bool = True, read_only: bool = False) -> None:
-        self._store = open_store(path, create=create, read_only=read_only)
+    def __init__(self, path: str | os.PathLike[str] | Store, *, create: bool = True, read_only: bool = False) -> None:
+        if isinstance(path, str | os.PathLike):
+            self._store = open_store(path, create=create, read_only=read_only)
+        else:
+            self._store = path
         self._warned: set[str] = set()
-        self.root = Path(self._store.location)
         self.archive_id = self._identity(create and not read_only)
 
     def __repr__(self) -> str:
-        return f"RunArchive({str(self.root)!r})"
+        return f"RunArchive({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """Where the archive is: a directory or a URL."""
+        return self._store.location
+
+    @property
+    def root(self) -> Path:
+        """The directory of a local archive.
+
+        Raises:
+            ArchiveError: The archive is remote.
+        """
+        if not isinstance(self._store, LocalStore):
+            raise ArchiveError(f"{self.location} is no local directory: use `location`")
+        return self._store.root
 
     def _identity(self, create: bool) -> str:
         data = self._store.get(_IDENTITY, MAX_SEALED_BYTES)
@@ -69,25 +91,32 @@ class RunArchive:
             else:
                 return record.archive_id
         if data is None:
-            raise ArchiveError(f"there is no archive at {self.root}: check the path, or let it be created")
-        return unseal(data, ArchiveRecord, f"{self.root}/{_IDENTITY}").archive_id
+            raise ArchiveError(f"there is no archive at {self.location}: check the path, or let it be created")
+        return unseal(data, ArchiveRecord, f"{self.location}/{_IDENTITY}").archive_id
 
-    def run_ids(self) -> list[str]:
-        """Ids of all committed runs, damaged ones included, sorted."""
-        return [run_id for run_id in self._candidates() if list_generations(self._store, run_id)]
+    def run_ids(self, *, uncommitted: bool = False) -> list[str]:
+        """Ids of all committed runs, damaged ones included, sorted.
+
+        Args:
+            uncommitted: Also of what is no run (yet, or any more), but has files.
+        """
+        candidates = self._candidates()
+        return candidates if uncommitted else [name for name in candidates if list_generations(self._store, name)]
 
     def runs(
         self,
         *,
         tags: Mapping[str, object] | None = None,
         run_name: str | None = None,
-        order: Literal["best", "latest", "first"] = "latest",
+        order: Order = "latest",
         metric: str | None = None,
         limit: int | None = None,
         unfinished: bool = False,
         unhealthy: bool = False,
     ) -> list[PriorRun]:
         """Select runs. A damaged run is left out with one :class:`~reuse_algos.errors.ArchiveWarning`.
+
+        Each run costs one listing and two small reads, and no more than ``limit`` runs are in memory at once.
 
         Args:
             tags: Each must match; a list of values matches any of them.
@@ -105,20 +134,15 @@ class RunArchive:
         """
         if order not in ("best", "latest", "first"):
             raise ArchiveError(f"order {order!r} is not known.{nearest(order, ('best', 'latest', 'first'))}")
-        selected = [
-            run
-            for run in self._readable_runs()
-            if (unfinished or run.finished)
-            and (unhealthy or run.health == "ok")
-            and (run_name is None or run.run_name == run_name)
-            and _tags_match(run.tags, tags or {})
-        ]
-        if order == "best":
-            selected = self._best_first(selected, metric)
-        else:
-            selected.sort(key=lambda run: run.id)
-            selected.sort(key=lambda run: run.manifest.created_at, reverse=order == "latest")
-        return selected[:limit]
+        fitting = (
+            found
+            for found in scan(self._store, self._candidates(), self._warn)
+            if (unfinished or found.latest.final is not None)
+            and (unhealthy or found.summary.health == "ok")
+            and (run_name is None or found.summary.run_name == run_name)
+            and tags_match(found.summary.tags, tags or {})
+        )
+        return select(self._store, fitting, order, metric, limit, self._warn)
 
     def run(self, run_id: str) -> PriorRun:
         """One run by its id, or by its name if no other run has it.
@@ -130,11 +154,15 @@ class RunArchive:
         """
         if is_safe_name(run_id) and (latest := read_latest(self._store, run_id)):
             return PriorRun(self._store, *latest)
-        named = [run for run in self._readable_runs() if run.run_name == run_id]
-        if len(named) == 1:
-            return named[0]
+        latest, named = None, []
+        for found in scan(self._store, self._candidates(), self._warn):
+            if found.summary.run_name == run_id:
+                latest = found.latest
+                named.append(latest.run_id)
+        if latest is not None and len(named) == 1:
+            return PriorRun(self._store, latest.manifest(), latest.final)
         if named:
-            ids = ", ".join(run.id for run in named)
+            ids = ", ".join(named)
             raise RunNotFoundError(f"{len(named)} runs are named {run_id!r}; give one of their ids: {ids}")
         raise self._not_found(run_id)
 
@@ -217,46 +245,77 @@ class RunArchive:
         Raises:
             RunNotFoundError: There is no such run.
         """
-        try:
-            self._identity(create=False)
-            run_ids = self._candidates()
-        except ArchiveError as error:
-            return VerifyReport(problems=[Problem("", _IDENTITY, str(error))])
-        if run_id is not None and run_id not in run_ids:
-            raise self._not_found(run_id)
-        return verify_runs(self._store, run_ids if run_id is None else [run_id], progress)
+        if run_id is not None:
+            with contextlib.suppress(ArchiveError):  # what cannot be listed is damage, which is reported below
+                if run_id not in self._candidates():
+                    raise self._not_found(run_id)
+        return verify_archive(self._store, run_id, progress)
+
+    def collect_garbage(
+        self,
+        *,
+        delete: bool = False,
+        min_age_seconds: float = MIN_AGE_SECONDS,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> GarbageReport:
+        """Find what no manifest lists, and delete it if asked to: :func:`~reuse_algos.archive.collect.collect_garbage`.
+
+        Args:
+            delete: Really delete. Else nothing is written at all.
+            min_age_seconds: A run in which anything is younger is left alone; at least an hour.
+            progress: Called with the number of runs looked at so far and the number of runs.
+
+        Raises:
+            ArchiveError: The age is too short, or the archive cannot be read or written.
+        """
+        return collect_garbage(self._store, delete=delete, min_age_seconds=min_age_seconds, progress=progress)
+
+    def remove_run(
+        self, run_id: str, *, force: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> RemovalReport:
+        """Delete a run and all that is in its folder: :func:`~reuse_algos.archive.removal.remove_run`.
+
+        Args:
+            run_id: The run; it may be damaged.
+            force: Also remove a run that may still be written. Its writer fails at its next commit.
+            progress: Called with the number of objects deleted so far and the number of objects.
+
+        Raises:
+            RunNotFoundError: There is nothing of this run.
+            ArchiveConflictError: The run may still be written, and ``force`` was not given; nothing was removed.
+            ArchiveError: The archive cannot be read or written.
+        """
+        return remove_run(self._store, run_id, force=force, progress=progress)
+
+    def copy_to(
+        self,
+        target: RunArchive,
+        run_ids: Iterable[str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        recheck: bool = True,
+        known: set[str] | None = None,
+    ) -> CopyReport:
+        """Copy committed runs into another archive: :func:`~reuse_algos.archive.copying.copy_runs`.
+
+        Args:
+            target: Where they are to be. Nothing in it is ever replaced.
+            run_ids: Which; all by default.
+            progress: Called with the bytes copied or checked so far and the bytes in all.
+            recheck: Hash also the files that an earlier copy brought. Else their sizes must do.
+            known: Paths that an earlier call between these two proved; this call passes them over and adds its own.
+
+        Returns:
+            What was copied. A run that is damaged, or is another one there, is a problem of the report.
+
+        Raises:
+            RunNotFoundError: There is no such run here.
+            ArchiveError: One of the archives cannot be read or written.
+        """
+        return copy_runs(self._store, target._store, run_ids, progress, recheck=recheck, known=known)
 
     def _candidates(self) -> list[str]:
         return [name for name in self._store.list("runs") if is_safe_name(name)]
-
-    def _readable_runs(self) -> Iterator[PriorRun]:
-        for run_id in self._candidates():
-            try:
-                if latest := read_latest(self._store, run_id):
-                    yield PriorRun(self._store, *latest)
-            except ArchiveError as error:
-                self._warn(run_id, error)
-
-    def _best_first(self, runs: list[PriorRun], metric: str | None) -> list[PriorRun]:
-        monitors = {(run.manifest.monitor, run.manifest.monitor_mode) for run in runs if run.manifest.monitor}
-        if metric is None and len(monitors) > 1:
-            names = ", ".join(sorted(f"{name} ({mode})" for name, mode in monitors))
-            raise SignalNotFoundError(f"the runs have different monitors, say by which metric to order them: {names}")
-        if metric is not None and runs:
-            metric = resolve_metric(metric, {name for run in runs for name in run.metric_names}, "the runs have")
-        valued: list[tuple[float, str, PriorRun]] = []
-        for run in runs:
-            name = metric or run.manifest.monitor
-            if name is None or name not in run.metric_names:
-                continue
-            try:
-                value = run.final_metric(name)
-            except ArchiveError as error:
-                self._warn(run.id, error)
-                continue
-            if math.isfinite(value):
-                valued.append((-value if run.metric_mode(name) == "max" else value, run.id, run))
-        return [run for *_, run in sorted(valued, key=lambda item: item[:2])]
 
     def _warn(self, run_id: str, error: ArchiveError) -> None:
         if run_id not in self._warned:
@@ -264,16 +323,9 @@ class RunArchive:
             warnings.warn(f"run {run_id} is left out: {error}", ArchiveWarning, stacklevel=3)
 
     def _not_found(self, run_id: str) -> RunNotFoundError:
-        known = [name for run in self._readable_runs() for name in (run.id, run.run_name)]
-        return RunNotFoundError(f"there is no run {run_id!r} in {self.root}.{nearest(run_id, known)}")
-
-
-def _tags_match(tags: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
-    for key, value in wanted.items():
-        accepted = value if isinstance(value, list | tuple | set | frozenset) else [value]
-        if tags.get(key) not in {str(item) for item in accepted}:
-            return False
-    return True
+        found = scan(self._store, self._candidates(), self._warn)
+        known = [name for run in found for name in (run.summary.run_id, run.summary.run_name)]
+        return RunNotFoundError(f"there is no run {run_id!r} in {self.location}.{nearest(run_id, known)}")
 
 
 def _as_utc(time: str | datetime.datetime) -> str:

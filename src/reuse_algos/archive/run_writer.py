@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reuse_algos.archive.envelope import FORMAT, seal
 from reuse_algos.archive.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.leases import Lease, Stopwatch
 from reuse_algos.archive.manifest import (
     KINDS,
     FileEntry,
@@ -24,6 +25,7 @@ from reuse_algos.archive.manifest import (
     manifest_path,
     run_prefix,
 )
+from reuse_algos.archive.metrics import final_meta
 from reuse_algos.archive.segments import check_signal
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import describe, hash_chunks, tensor_chunks, verify_file
@@ -70,6 +72,7 @@ class RunWriter:
         self._generation = generation
         self._committed = False
         self._token = secrets.token_hex(8)  # begins every write id of this writer
+        self._lease = Lease(store, run_id, attempt, self._token)
         self._commits = 0
 
     @property
@@ -102,17 +105,33 @@ class RunWriter:
         tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
         if kind == "signals" and (fault := check_signal(meta or {}, tensors)):
             raise ArchiveError(f"cannot archive the signal {name!r}: {fault}")
+        if kind == "metrics":
+            meta = {**final_meta(tensors), **(meta or {})}
         chunks = tensor_chunks(tensors)
         size, sha256 = hash_chunks(chunks)
         path = data_path(kind, name, self.attempt, sha256)
         entry = FileEntry(
             kind=kind, name=name, path=path, bytes=size, sha256=sha256, tensors=infos, meta=dict(meta or {})
         )
+        began = Stopwatch()
         try:
             self._store.put_if_absent(self._path(entry), chunks)
         except ArchiveConflictError:
             verify_file(self._store, self._path(entry), entry)  # the same content was put before; is it sound?
+        else:
+            self._lease.note_put(self._path(entry), began)
         return entry
+
+    def renew_lease(self) -> None:
+        """Show that this writer is alive, so that what it has put but not committed yet is not collected as garbage.
+
+        To be called now and then where commits are far apart. It does nothing if this writer put something in the last
+        quarter of an hour. May be called from several threads.
+
+        Raises:
+            ArchiveError: The lease could not be written.
+        """
+        self._lease.renew_if_due()
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Make a new generation of the run, durable and visible to readers when this returns.
@@ -125,12 +144,13 @@ class RunWriter:
             The manifest as readers see it.
 
         Raises:
-            ArchiveConflictError: Another attempt took over this run. This one must stop.
-            ArchiveError: The manifest names a file that is not there, or holds what JSON cannot, or could not be
-                written.
+            ArchiveConflictError: Another attempt took over this run, or it was removed. This one must stop.
+            ArchiveError: The manifest names a file that is not there or is being deleted, or holds what JSON cannot, or
+                could not be written.
         """
         generation = self._require_committer() + 1
-        self._check_files(manifest)
+        paths = {self._path(entry) for entry in manifest.files}
+        self._lease.guard(paths, lambda: self._check_files(manifest))
         while True:
             self._commits += 1
             manifest = msgspec.structs.replace(
@@ -156,6 +176,7 @@ class RunWriter:
             else:
                 self._generation = generation
                 self._committed = True
+                self._lease.note_committed(paths)
                 return decode_manifest(sealed, self.run_id, generation)
 
     def finish(self, status: str = "finished") -> None:
@@ -168,7 +189,10 @@ class RunWriter:
         generation = self._require_committer()
         if not self._committed:
             raise ArchiveError(f"run {self.run_id} cannot be finished: this attempt has committed nothing")
-        if list_generations(self._store, self.run_id)[-1] > generation:
+        generations = list_generations(self._store, self.run_id)
+        if not generations:
+            raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
+        if generations[-1] > generation:
             raise ArchiveConflictError(f"run {self.run_id} cannot be finished here: another attempt took over this run")
         record = FinalRecord(run_id=self.run_id, generation=generation, status=status, ended_at=utc_now())
         path = final_path(self.run_id)
@@ -183,6 +207,8 @@ class RunWriter:
         return self._generation
 
     def _check_files(self, manifest: Manifest) -> None:
+        if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
+            raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
         for entry in manifest.files:
             size = self._store.size(self._path(entry))
             if size != entry.bytes:

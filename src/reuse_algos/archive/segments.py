@@ -5,7 +5,7 @@ Shape legend: N training examples, B looked up, M rows of the segment, K kept cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +17,15 @@ from reuse_algos.archive.manifest import Scalar
 __all__ = ["Encoding", "Segment", "check_signal", "layout_of"]
 
 Encoding = Literal["dense", "top_k"]
+
+Parts = Callable[[str], Iterable[Tensor]]
+"""Reads one tensor of a file, named by its key, in parts of some rows each, in order."""
+
+_SMALL_BYTES = 1 << 20
+_ROWS_PER_PART = 1 << 17
+
+MAX_SLOTS = 1 << 31
+MAX_CLASSES = 1 << 24  # of sparse rows, where only the manifest says how many numbers a row is to become
 
 TENSORS: dict[str, tuple[str, ...]] = {"dense": ("ids", "values"), "top_k": ("ids", "values", "indices", "rest")}
 
@@ -31,11 +40,14 @@ class Segment:
             "top_k") and ``num_classes`` (an integer or None).
         tensors: ``ids`` int64 [M], strictly ascending positions; ``values`` [M, ...]; with encoding "top_k" also
             ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.top_k`).
+        parts: How to read a tensor without the memory map, so that checking a large one does not fill memory with its
+            pages; None where the tensors are in memory anyway.
     """
 
     where: str
     meta: Mapping[str, Scalar]
     tensors: Mapping[str, Tensor]
+    parts: Parts | None = None
 
     @property
     def slot(self) -> int:
@@ -75,7 +87,10 @@ class Segment:
 
 
 def check_signal(
-    meta: Mapping[str, Scalar], tensors: Mapping[str, Tensor], num_examples: int | None = None
+    meta: Mapping[str, Scalar],
+    tensors: Mapping[str, Tensor],
+    num_examples: int | None = None,
+    parts: Parts | None = None,
 ) -> str | None:
     """What is wrong with a segment of a signal, in words; None if nothing is.
 
@@ -83,29 +98,54 @@ def check_signal(
         meta: As in :class:`Segment`.
         tensors: As in :class:`Segment`.
         num_examples: N, where known.
+        parts: As in :class:`Segment`.
     """
     slot, encoding, num_classes = meta.get("slot"), meta.get("encoding", "dense"), meta.get("num_classes")
-    if not isinstance(slot, int) or isinstance(slot, bool) or slot < 0:
-        return f"its slot is {slot!r}, not a number from 0"
+    if not isinstance(slot, int) or isinstance(slot, bool) or not 0 <= slot < MAX_SLOTS:
+        return f"its slot is {slot!r}, not a number from 0 to {MAX_SLOTS - 1}"
     if encoding not in ("dense", "top_k") or set(tensors) != set(TENSORS[encoding]):
         return f"with encoding {encoding!r} it holds the tensors {sorted(tensors)}"
     ids_M, values = tensors["ids"], tensors["values"]
-    if ids_M.dtype != torch.int64 or ids_M.ndim != 1 or bool((ids_M[1:] <= ids_M[:-1]).any()):
+    if ids_M.dtype != torch.int64 or ids_M.ndim != 1:
         return "its ids are not strictly ascending int64"
-    if len(ids_M) and (ids_M[0] < 0 or (num_examples is not None and ids_M[-1] >= num_examples)):
-        return "its ids are not from 0" + ("" if num_examples is None else f" to {num_examples - 1}")
     if any(tensor.ndim < 1 or len(tensor) != len(ids_M) for tensor in tensors.values()):
         return "its tensors differ in their number of rows"
+    if fault := _check_ids(_in_parts("ids", tensors, parts), num_examples):
+        return fault
     if encoding == "top_k":
         indices_MK = tensors["indices"]
-        if not isinstance(num_classes, int) or values.ndim != 2 or not 1 <= values.shape[1] <= num_classes:
+        if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
+            return f"its number of classes is {num_classes!r}, not from 1 to {MAX_CLASSES}"
+        if values.ndim != 2 or not 1 <= values.shape[1] <= num_classes:
             return f"its values of shape {tuple(values.shape)} cannot be the largest of {num_classes} logits"
         if indices_MK.shape != values.shape or indices_MK.dtype not in (torch.int32, torch.int64):
             return "its indices are not one integer per value"
         if tensors["rest"].ndim != 1:
             return "its rest is not one number per row"
-        if indices_MK.numel() and not 0 <= int(indices_MK.min()) <= int(indices_MK.max()) < num_classes:
-            return f"its indices are not from 0 to {num_classes - 1}"
+        for part_K in _in_parts("indices", tensors, parts):
+            if part_K.numel() and not 0 <= int(part_K.min()) <= int(part_K.max()) < num_classes:
+                return f"its indices are not from 0 to {num_classes - 1}"
+    return None
+
+
+def _in_parts(key: str, tensors: Mapping[str, Tensor], parts: Parts | None) -> Iterable[Tensor]:
+    """A tensor in parts: a small one through its map, which is quicker, a large one past it."""
+    if parts is not None and tensors[key].nbytes > _SMALL_BYTES:
+        return parts(key)
+    return tensors[key].split(_ROWS_PER_PART)
+
+
+def _check_ids(parts: Iterable[Tensor], num_examples: int | None) -> str | None:
+    last = None
+    for ids in parts:
+        if len(ids) == 0:
+            continue
+        first = int(ids[0])
+        if (last is not None and first <= last) or bool((ids[1:] <= ids[:-1]).any()):
+            return "its ids are not strictly ascending int64"
+        last = int(ids[-1])
+        if first < 0 or (num_examples is not None and last >= num_examples):
+            return "its ids are not from 0" + ("" if num_examples is None else f" to {num_examples - 1}")
     return None
 
 

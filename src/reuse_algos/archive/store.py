@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import io
 import os
 import re
 import secrets
 import stat
+import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn, Protocol
@@ -26,12 +28,17 @@ from reuse_algos.errors import (
     ArchivePermissionError,
 )
 
-__all__ = ["Chunk", "LocalStore", "Store", "StoredObject", "open_store"]
+__all__ = ["Chunk", "LocalStore", "Store", "StoredObject", "open_store", "split_path"]
 
 Chunk = bytes | memoryview
 """A part of a file to be written; a memoryview has one dimension of bytes."""
 
+STORES_GROUP = "reuse_algos.stores"
+"""The entry points by which other packages add kinds of stores; each is named by its URL scheme."""
+
 _STREAM_BYTES = 1 << 20
+_MAKING_TRIES = 20
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(dbfs):/", re.ASCII)
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}", re.ASCII)
 
 
@@ -52,6 +59,9 @@ class Store(Protocol):
     Every method raises an :class:`~reuse_algos.errors.ArchiveError` that names the path when it fails, its child
     ``ArchivePermissionError`` when it was not allowed, and ``ArchiveCorruptError`` for a name or object that can be no
     part of an archive.
+
+    A store whose answers take their time may have an attribute ``concurrency``, the number of calls that it takes from
+    as many threads at once; without one it is called by one thread at a time.
     """
 
     @property
@@ -104,21 +114,38 @@ def open_store(location: str | os.PathLike[str], *, create: bool, read_only: boo
     """Open the store at ``location``. This is the one place that knows which kinds of stores there are.
 
     Args:
-        location: A directory.
-        create: Make the directory if it is missing.
+        location: A directory, ``file://`` and a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix``,
+            ``az://container/prefix``, or a URL of a scheme that an installed package registers under the entry point
+            group ``reuse_algos.stores``, each a function ``(location, *, create, read_only) -> Store``.
+        create: Make the directory if it is missing. Buckets are not made.
         read_only: Refuse every write.
 
     Raises:
-        ArchiveError: ``location`` is a URL, or there is nothing and nothing may be made.
+        ArchiveError: There is nothing and nothing may be made, or the scheme is not known.
         ArchiveNotADirectoryError: It is a file, or below one.
+        ArchivePermissionError: It may not be opened, or there are no credentials.
     """
     location = os.fspath(location)
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", location):
-        raise ArchiveError(
-            f"{location!r} is remote. Remote archives need an object store, and this version reads and writes local "
-            "directories only: copy the archive to a disk, or mount it there"
-        )
-    return LocalStore(Path(location).expanduser(), create=create, read_only=read_only)
+    found = _SCHEME.match(location)
+    scheme = (found[1] or found[2]).lower() if found else ""
+    if scheme == "file":
+        url = urllib.parse.urlsplit(location)
+        if url.netloc not in ("", "localhost") or url.query or url.fragment:
+            raise ArchiveError(f"{location!r} is no local directory: write file:///path, or just the path")
+        location, scheme = urllib.parse.unquote(url.path), ""
+    if not scheme:
+        return LocalStore(Path(location).expanduser(), create=create, read_only=read_only)
+    from reuse_algos.archive.object_config import OBJECT_SCHEMES  # here, not to load it for local archives
+
+    if scheme in OBJECT_SCHEMES:
+        from reuse_algos.archive.object_store import ObjectStore
+
+        return ObjectStore(location, read_only=read_only)
+    others = {entry.name: entry for entry in importlib.metadata.entry_points(group=STORES_GROUP)}
+    if scheme not in others:
+        known = ", ".join(f"{name}://" for name in sorted({"file", *OBJECT_SCHEMES, *others}))
+        raise ArchiveError(f"{location!r}: no kind of store is known for {scheme}://. Known: a directory, {known}")
+    return others[scheme].load()(location, create=create, read_only=read_only)
 
 
 class LocalStore:
@@ -197,7 +224,7 @@ class LocalStore:
 
     def size(self, path: str) -> int | None:
         """Size of a file; see :meth:`Store.size`."""
-        *parents, name = _split(path)
+        *parents, name = split_path(path)
         with self._errors(path, "read"):
             try:
                 with self._directory(parents) as directory:
@@ -210,7 +237,7 @@ class LocalStore:
         """Names in a directory; see :meth:`Store.list`."""
         with self._errors(prefix, "list"):
             try:
-                with self._directory(_split(prefix)) as directory:
+                with self._directory(split_path(prefix)) as directory:
                     return sorted(os.listdir(directory))
             except FileNotFoundError:
                 return []
@@ -224,10 +251,11 @@ class LocalStore:
             path = f"{prefix}/{name}"
             if not is_safe_name(name) and not _TEMPORARY.fullmatch(name):
                 continue
-            with self._errors(path, "list"), self._directory(_split(prefix)) as directory:
+            with self._errors(path, "list"):
                 try:
-                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
-                except FileNotFoundError:  # deleted since it was listed
+                    with self._directory(split_path(prefix)) as directory:
+                        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                except FileNotFoundError:  # deleted since it was listed, perhaps with its directory
                     continue
             if stat.S_ISDIR(status.st_mode):
                 yield from self.walk(path)
@@ -236,7 +264,7 @@ class LocalStore:
 
     def delete(self, path: str) -> None:
         """Remove a file, and directories that it leaves empty below the root; see :meth:`Store.delete`."""
-        *parents, name = _split(path, temporary=True)
+        *parents, name = split_path(path, temporary=True)
         if self.read_only:
             raise ArchivePermissionError(f"cannot delete {self.root / path}: the archive was opened read-only")
         with self._errors(path, "delete"):
@@ -262,26 +290,38 @@ class LocalStore:
 
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
         """Write a file; see :meth:`Store.put_if_absent`."""
-        *parents, name = _split(path)
+        *parents, name = split_path(path)
         if self.read_only:
             raise ArchivePermissionError(f"cannot write {self.root / path}: the archive was opened read-only")
-        with self._errors(path, "write"), self._directory(parents, create=True) as directory:
-            temporary = f".tmp-{secrets.token_hex(8)}"
-            try:
-                with _created(temporary, directory) as file:
-                    for chunk in chunks:
-                        _write(file, chunk)
-                    os.fsync(file)
-                    is_new = _link(temporary, name, directory, file)
-            finally:
-                with contextlib.suppress(OSError):  # a left-over temporary file is never read
-                    os.unlink(temporary, dir_fd=directory)
+        with self._errors(path, "write"), contextlib.ExitStack() as in_directory:
+            with contextlib.ExitStack() as in_file:
+                directory, temporary, file = self._new_file(parents, in_directory, in_file)
+                for chunk in chunks:
+                    _write(file, chunk)
+                os.fsync(file)
+                is_new = _link(temporary, name, directory, file)
             os.fsync(directory)  # also when another writer was first: it may not have come this far
         if not is_new:
             raise ArchiveConflictError(f"{self.root / path} exists: another writer was first")
 
+    def _new_file(
+        self, parents: list[str], in_directory: contextlib.ExitStack, in_file: contextlib.ExitStack
+    ) -> tuple[int, str, int]:
+        """Descriptor of a directory, and name and descriptor of a new temporary file in it."""
+        temporary = f".tmp-{secrets.token_hex(8)}"
+        for tries_left in reversed(range(_MAKING_TRIES)):
+            try:
+                directory = in_directory.enter_context(self._directory(parents, create=True))
+                in_file.callback(_unlink_left_over, temporary, directory)
+                return directory, temporary, in_file.enter_context(_created(temporary, directory))
+            except FileNotFoundError:  # its last file was deleted at this moment, and it with it
+                if not tries_left:
+                    raise
+                in_file.close()
+        raise AssertionError("the last try returns or raises")
+
     def _open(self, path: str) -> io.FileIO:
-        *parents, name = _split(path)
+        *parents, name = split_path(path)
         with self._directory(parents) as directory:
             # Not to block on a FIFO, nor to become the terminal of a device that somebody put here.
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -338,6 +378,11 @@ class LocalStore:
             _explain(error, self.root / path, action)
 
 
+def _unlink_left_over(name: str, directory: int) -> None:
+    with contextlib.suppress(OSError):  # a left-over temporary file is never read
+        os.unlink(name, dir_fd=directory)
+
+
 @contextlib.contextmanager
 def _created(name: str, directory: int) -> Iterator[int]:
     # Read-only from the start: no archived file is ever changed, and a reader may have mapped it.
@@ -380,8 +425,12 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _split(path: str, *, temporary: bool = False) -> list[str]:
-    """The parts of a path; with ``temporary`` the last one may be that of a file that a writer left behind."""
+def split_path(path: str, *, temporary: bool = False) -> list[str]:
+    """The parts of a path; with ``temporary`` the last one may be that of a file that a writer left behind.
+
+    Raises:
+        ArchiveCorruptError: A part is no safe name.
+    """
     parts = path.split("/")
     *above, name = parts
     leftover = temporary and _TEMPORARY.fullmatch(name) is not None

@@ -11,7 +11,7 @@ import io
 import math
 import mmap
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, BinaryIO
 
 import msgspec
@@ -31,6 +31,7 @@ __all__ = [
     "hash_chunks",
     "open_tensors",
     "tensor_chunks",
+    "tensor_parts",
     "verify_file",
 ]
 
@@ -59,6 +60,7 @@ DTYPES: dict[str, torch.dtype] = {
 """safetensors' names of the types that an archive holds."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_PART_BYTES = 1 << 20
 _LENGTH_BYTES = 8  # a safetensors file begins with the header's length, unsigned and little-endian
 
 
@@ -133,15 +135,46 @@ def open_tensors(store: Store, path: str, entry: FileEntry) -> dict[str, Tensor]
     where = f"{store.location}/{path}"
     with store.open(path, entry.bytes, entry.sha256) as file:
         slots = _checked_slots(file, os.fstat(file.fileno()).st_size, entry, where)
-        if not is_verified(file, where, entry.sha256):
+        local = file.name if isinstance(file.name, str) else where  # a remote file's copy on this host has a name
+        if not is_verified(file, local, entry.sha256):
             _check_hash(file, entry, where)
-            remember_verified(file, where, entry.sha256)
+            remember_verified(file, local, entry.sha256)
         try:
             memory = mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise ArchiveError(f"cannot map {where}: {error.strerror or error}") from error
-    start = entry.bytes - max((slot.data_offsets[1] for slot in slots.values()), default=0)
+    start = _data_start(slots, entry)
     return {name: _mapped(memory, start, slot) for name, slot in slots.items()}
+
+
+def tensor_parts(store: Store, path: str, entry: FileEntry, name: str) -> Iterator[Tensor]:
+    """One tensor in parts of some rows each, read into memory one after the other and not mapped.
+
+    Looking through all of a large tensor leaves nothing in memory this way. The content is not hashed here: open the
+    file by :func:`open_tensors` first.
+
+    Args:
+        store: Where the file is.
+        path: Its name there.
+        entry: What the manifest says of it.
+        name: The tensor, which has at least one dimension.
+
+    Raises:
+        ArchiveCorruptError: The file is missing or is not what ``entry`` says.
+        ArchiveError: It could not be read.
+    """
+    where = f"{store.location}/{path}"
+    with store.open(path, entry.bytes, entry.sha256) as file:
+        slots = _checked_slots(file, os.fstat(file.fileno()).st_size, entry, where)
+        slot, start = slots[name], _data_start(slots, entry)
+        count, *columns = slot.shape
+        row_bytes = DTYPES[slot.dtype].itemsize * math.prod(columns)
+        rows = max(_PART_BYTES // max(row_bytes, 1), 1)
+        file.seek(start + slot.data_offsets[0])
+        for begin in range(0, count if row_bytes else 0, rows):
+            part = bytearray(min(rows, count - begin) * row_bytes)
+            _read_fully(file, part, where)
+            yield torch.frombuffer(part, dtype=DTYPES[slot.dtype]).view(-1, *columns)
 
 
 def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[int], None] | None = None) -> None:
@@ -181,6 +214,22 @@ def _mapped(memory: mmap.mmap, start: int, slot: _Slot) -> Tensor:
         return torch.empty(slot.shape, dtype=dtype)
     flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=start + slot.data_offsets[0])
     return flat.view(slot.shape)
+
+
+def _data_start(slots: Mapping[str, _Slot], entry: FileEntry) -> int:
+    return entry.bytes - max((slot.data_offsets[1] for slot in slots.values()), default=0)
+
+
+def _read_fully(file: io.FileIO, buffer: bytearray, where: str) -> None:
+    rest = memoryview(buffer)
+    while rest:
+        try:
+            count = file.readinto(rest)  # type: ignore[attr-defined]  # raw files have it, io.FileIO does not say so
+        except OSError as error:
+            raise ArchiveError(f"cannot read {where}: {error.strerror or error}") from error
+        if not count:
+            raise ArchiveCorruptError(f"{where} became shorter while it was read: the archive is damaged")
+        rest = rest[count:]
 
 
 def _check_hash(file: io.FileIO, entry: FileEntry, where: str) -> None:

@@ -13,7 +13,7 @@ import io
 import os
 from pathlib import Path
 
-__all__ = ["hash_file", "is_verified", "remember_verified"]
+__all__ = ["cache_directory", "hash_file", "is_verified", "remember_verified"]
 
 _READ_BYTES = 1 << 20
 _seen: set[str] = set()
@@ -34,7 +34,7 @@ def is_verified(file: io.FileIO, path: str, sha256: str) -> bool:
     key = _key(file, path, sha256)
     if key in _seen:
         return True
-    cache = _cache_directory()
+    cache = cache_directory("verified")
     if cache is None or not os.path.exists(cache / key):
         return False
     _seen.add(key)
@@ -45,7 +45,7 @@ def remember_verified(file: io.FileIO, path: str, sha256: str) -> None:
     """Remember that this file has this hash. A cache that cannot be written is not an error."""
     key = _key(file, path, sha256)
     _seen.add(key)
-    cache = _cache_directory()
+    cache = cache_directory("verified")
     if cache is not None:
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
@@ -66,11 +66,15 @@ def _key(file: io.FileIO, path: str, sha256: str) -> str:
     return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
-def _cache_directory() -> Path | None:
+def cache_directory(name: str) -> Path | None:
+    """This library's directory for one kind of cache on this host; None if there is no home to put it in.
+
+    It is below ``$XDG_CACHE_HOME/reuse_algos``, or ``~/.cache/reuse_algos`` where that is not set.
+    """
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(base):  # the XDG specification: relative ones are to be ignored
         home = os.path.expanduser("~")
         if not os.path.isabs(home):
             return None
         base = os.path.join(home, ".cache")
-    return Path(base, "reuse_algos", "verified")
+    return Path(base, "reuse_algos", name)

@@ -5,22 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from reuse_algos.archive.envelope import MAX_SEALED_BYTES, unseal
 from reuse_algos.archive.generations import final_path, list_generations, read_final, read_manifest
-from reuse_algos.archive.manifest import FileEntry, manifest_path, run_prefix
+from reuse_algos.archive.leases import read_markers
+from reuse_algos.archive.manifest import ArchiveRecord, FileEntry, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import verify_file
 from reuse_algos.errors import ArchiveError
 
-__all__ = ["Problem", "VerifyReport", "verify_runs"]
+__all__ = ["Problem", "VerifyReport", "verify_archive", "verify_runs"]
+
+_IDENTITY = "archive.json"
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One damaged file: whose it is, its path relative to the archive, and what is wrong with it."""
+    """One damaged file: whose it is, its path relative to the archive, and what is wrong with it.
+
+    ``conflict`` says that nothing is damaged, but that two writers made different things of one name.
+    """
 
     run_id: str
     path: str
     what: str
+    conflict: bool = False
 
 
 @dataclass
@@ -43,6 +51,37 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
+
+
+def verify_archive(
+    store: Store, run_id: str | None = None, progress: Callable[[int, int], None] | None = None
+) -> VerifyReport:
+    """Check an archive, of which not even ``archive.json`` need be sound.
+
+    Args:
+        store: The archive's store.
+        run_id: One run; all by default.
+        progress: Called with the bytes hashed so far and the bytes to hash in all.
+
+    Returns:
+        What was found. Damage is never raised.
+    """
+    problems = []
+    try:
+        data = store.get(_IDENTITY, MAX_SEALED_BYTES)
+        if data is None:
+            raise ArchiveError(f"{store.location}/{_IDENTITY} is missing: the archive is damaged")
+        unseal(data, ArchiveRecord, f"{store.location}/{_IDENTITY}")
+    except ArchiveError as error:
+        problems.append(Problem("", _IDENTITY, str(error)))
+    run_ids = []
+    try:
+        run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
+    except ArchiveError as error:
+        problems.append(Problem("", "runs", str(error)))
+    report = verify_runs(store, run_ids, progress)
+    report.problems[:0] = problems
+    return report
 
 
 def verify_runs(
@@ -98,6 +137,14 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
                 raise ArchiveError(f"{manifest_path(run_id, generation)} contradicts another entry about {path}")
 
     final, generations = None, []
+    try:
+        for path, marker in read_markers(store, run_id).items():
+            if marker.everything:
+                what = "the run is being removed, or was when its removal was interrupted: if so, remove it again"
+                report.problems.append(Problem(run_id, path, what))
+                return files
+    except ArchiveError as error:
+        report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/gc", str(error)))
     try:
         final = read_final(store, run_id)
     except ArchiveError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from composer.utils import dist
 
 from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter
+from reuse_algos.errors import ArchiveError
 from reuse_algos.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["RunRecord"]
@@ -45,7 +47,18 @@ class RunRecord:
     @classmethod
     def resume(cls, archive: RunArchive, run_id: str, generation: int) -> RunRecord:
         """Go on with a run as it was at a generation; what was committed after it is dropped."""
-        return cls._open(archive, lambda: archive.resume_run(run_id, generation))
+
+        def resume() -> tuple[RunWriter, Manifest]:
+            newest = archive.run(run_id).manifest.generation
+            if newest < generation:
+                raise ArchiveError(
+                    f"run {run_id} cannot go on: the checkpoint belongs to generation {generation}, and the newest one "
+                    f"in {archive.root} is {newest}. Copy the rest of the run from where it was recorded "
+                    "(`reuse-algos copy`), or give the run another run_name to start a new one"
+                )
+            return archive.resume_run(run_id, generation)
+
+        return cls._open(archive, resume)
 
     @classmethod
     def _open(cls, archive: RunArchive, work: Callable[[], tuple[RunWriter, Manifest | None]]) -> RunRecord:
@@ -85,9 +98,10 @@ class RunRecord:
             prepare()
             return list(self._fresh.values())
 
-        for entries in on_every_rank(write):
-            for entry in entries:
-                self._replace(entry)
+        written = [entry for entries in on_every_rank(write) for entry in entries]
+        # Epoch by epoch and not rank by rank: an epoch of one rank must not take out a later one of another.
+        for entry in sorted(written, key=lambda entry: int(entry.meta.get("epoch") or 0)):
+            self._replace(entry)
         self._fresh.clear()
         self.manifest = on_rank_zero(lambda: self._writer.commit(describe(list(self._files.values()))))
 
@@ -105,6 +119,12 @@ class RunRecord:
             for key in old:
                 del self._files[key]
         self._files[_key_of(entry)] = entry
+
+    def show_life(self) -> None:
+        """Keep the garbage collection away from what is written and not yet committed; costs next to nothing."""
+        if dist.get_global_rank() == 0:
+            with contextlib.suppress(ArchiveError):  # no reason to stop: the next commit tells what is wrong
+                self._writer.renew_lease()
 
     def finish(self) -> None:
         """Mark the run as ended by itself."""

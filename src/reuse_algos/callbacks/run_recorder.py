@@ -10,17 +10,15 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from composer import Callback, Event, State, TimeUnit
-from composer.algorithms import EMA
+from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
 from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
-from reuse_algos.algorithms.outputs import device_of, logits_of, plain_state_dict
+from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import (
     CostRecord,
-    DatasetRecord,
     FileEntry,
     Manifest,
     ModelRecord,
@@ -32,9 +30,10 @@ from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.provenance import environment, forward_flops, model_record
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
+from reuse_algos.callbacks.spool import Spool
+from reuse_algos.callbacks.state_facts import dataset_record, evaluated_weights, info_of, num_epochs, scalar
 from reuse_algos.data.example_ids import ExampleIds, keep_views
-from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.data.views import ViewPolicy
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.ranks import on_every_rank, on_rank_zero
 
@@ -66,6 +65,9 @@ class RunRecorder(Callback):
         output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
         id_key: where the example ids (keys of ``dataset``) lie in a batch, for iterable datasets.
         dataset: what the train data are, where that cannot be read off the loader's dataset.
+        on_archive_error: ``raise``, or ``warn``: record into the folder ``spool`` first and pass each commit on to the
+            archive; where that fails, training goes on, and ``reuse-algos copy`` passes the rest on later.
+        spool: that folder, on a disk that all ranks share.
 
     Raises:
         ValueError: a setting is wrong.
@@ -87,8 +89,16 @@ class RunRecorder(Callback):
         output_key: str | int | None = None,
         id_key: str | int | None = None,
         dataset: DatasetInfo | None = None,
+        on_archive_error: str = "raise",
+        spool: str | os.PathLike[str] = "./archive-spool",
     ) -> None:
-        self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive)
+        if on_archive_error not in ("raise", "warn"):
+            raise ValueError(f"RunRecorder on_archive_error must be 'raise' or 'warn', not {on_archive_error!r}")
+        self.spool = Spool(archive, spool) if on_archive_error == "warn" else None
+        if self.spool is not None:
+            self.archive = self.spool.archive
+        else:
+            self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive)
         self.run_name = run_name
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
         self.recipe = None if recipe is None else dict(recipe)
@@ -136,7 +146,7 @@ class RunRecorder(Callback):
         """Open a new run, or go on with the one of the checkpoint."""
         del logger
         self._state, self._ended = state, False
-        earlier, self._info = self._info, self.dataset or _info_of(state)
+        earlier, self._info = self._info, self.dataset or info_of(state)
         if self._record is not None:
             # A second Trainer.fit goes on with the same run, which has one record of its data.
             if (earlier and earlier.fingerprint) != (self._info and self._info.fingerprint):
@@ -145,10 +155,12 @@ class RunRecorder(Callback):
                     "RunRecorder of its own."
                 )
             if self._capture is not None:
-                self._capture.num_epochs = _num_epochs(state)
+                self._capture.num_epochs = num_epochs(state)
             return
         if self.signals:
             self._capture = self._make_capture(state, self._info)
+        if self.spool is not None:
+            self.spool.begin()
         resume = self._resume
         if resume is not None and self._continues(resume, state):
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
@@ -162,11 +174,10 @@ class RunRecorder(Callback):
         done = state.max_duration is not None and state.timestamp >= state.max_duration
         if done and self._resume is not None and self._record is None and self._continues(self._resume, state):
             resume = self._resume
-            self._state, self._ended, self._info = state, True, self.dataset or _info_of(state)
+            self._state, self._ended, self._info = state, True, self.dataset or info_of(state)
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
             on_every_rank(lambda: self._take_back(resume))
-            self._commit(state, last="last" in self.weights)
-            self._record.finish()
+            self._finish(state)
 
     def _continues(self, resume: Mapping[str, Any], state: State) -> bool:
         """Whether a loaded checkpoint's run is this one: it has the same name and has not ended.
@@ -174,6 +185,8 @@ class RunRecorder(Callback):
         A run that another one merely starts from, and a run that has ended, stay as they are.
         """
         run_name = self.run_name or state.run_name
+        if self.spool is not None:
+            self.spool.fetch(resume["run_id"])
 
         def answer() -> bool:
             run = self.archive.run(resume["run_id"])
@@ -189,13 +202,13 @@ class RunRecorder(Callback):
                 f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
                 "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
             )
-        epochs = _num_epochs(state)
+        epochs = num_epochs(state)
         if epochs is None and any(kept.last_epochs for kept in self.signals.values()):
             raise ValueError(
                 f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
                 "Give max_duration in epochs or batches, or leave last_epochs out."
             )
-        return SignalCapture(self.signals, info.num_examples, epochs, device_of(state.model))
+        return SignalCapture(self.signals, info.num_examples, epochs)
 
     def _take_back(self, resume: Mapping[str, Any]) -> None:
         """What the run had when the checkpoint was made; what came after it is dropped."""
@@ -244,12 +257,14 @@ class RunRecorder(Callback):
         del logger
         values = dict(state.total_loss_dict) if state.total_loss_dict else {}
         for name, metric in (state.train_metrics or {}).items():
-            if (value := _scalar(metric)) is not None:
+            if (value := scalar(metric)) is not None:
                 values[f"metrics/train/{name}"] = value
         for algorithm in state.algorithms:
             if isinstance(algorithm, ReusingAlgorithm):
                 values.update(algorithm.latest_metrics)
         self._log.accumulate(values)
+        if self._record is not None:
+            self._record.show_life()
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Write the epoch's signals and means, and the weights of every n-th epoch."""
@@ -263,7 +278,7 @@ class RunRecorder(Callback):
             self._capture.end_epoch()
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
-            on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", _evaluated_weights(state)))
+            on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", evaluated_weights(state)))
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -289,7 +304,7 @@ class RunRecorder(Callback):
         if self._standalone or self._record is None or label not in state.eval_metrics:
             return
         for name, metric in state.eval_metrics[label].items():
-            if (value := _scalar(metric)) is not None:
+            if (value := scalar(metric)) is not None:
                 self._log.add(f"metrics/{label}/{name}", value, state)
         monitor = self._monitored()
         value = self._log.last(monitor)
@@ -299,7 +314,7 @@ class RunRecorder(Callback):
         if math.isfinite(value) and not sign * value <= sign * self._best_value:
             self._best_value = value
             if "best" in self.weights and dist.get_global_rank() == 0:
-                self._best = _evaluated_weights(state)
+                self._best = evaluated_weights(state)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Stop the clock; an evaluation after the last batch belongs to the record, too."""
@@ -321,11 +336,16 @@ class RunRecorder(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last weights, commit, and mark the run as ended by itself."""
         del logger
-        assert self._record is not None
         self._log.end_epoch(state)
         self._ended = True
-        self._commit(state, last="last" in self.weights)
+        self._finish(state)
+
+    def _finish(self, state: State) -> None:
+        assert self._record is not None
+        self._commit(state, last="last" in self.weights, push=False)
         self._record.finish()
+        if self.spool is not None:
+            self.spool.push(self._record.run_id, last=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Called when Composer saves a checkpoint: commit, so that checkpoint and record agree.
@@ -363,7 +383,7 @@ class RunRecorder(Callback):
             meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole}
             self._record.put("signals", segment.name, segment.tensors, **meta)
 
-    def _commit(self, state: State, *, last: bool = False) -> None:
+    def _commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
         """Commit on all ranks together; everything that can fail on one of them is inside."""
         record, info = self._record, self._info
         assert record is not None
@@ -375,7 +395,7 @@ class RunRecorder(Callback):
                     labels = {} if info.labels is None else {"labels": info.labels}
                     record.put("dataset", "examples", {"keys": info.keys, **labels})
                 if last:
-                    record.put("weights", "last", _evaluated_weights(state))
+                    record.put("weights", "last", evaluated_weights(state))
                 if self._best is not None:
                     record.put("weights", "best", self._best)
                     self._best = None
@@ -383,6 +403,8 @@ class RunRecorder(Callback):
                     record.put("metrics", "history", self._log.tensors())
 
         record.commit(lambda files: self._describe(state, files), write_rest)
+        if self.spool is not None and push:
+            self.spool.push(record.run_id, last=self._ended)
 
     def _describe(self, state: State, files: list[FileEntry]) -> Manifest:
         base = None if self._record is None else self._record.manifest
@@ -395,7 +417,7 @@ class RunRecorder(Callback):
             tags=self.tags,
             seed=state.rank_zero_seed,
             recipe=self.recipe,
-            dataset=(base and base.dataset) if self._info is None else _dataset_record(self._info, state),
+            dataset=(base and base.dataset) if self._info is None else dataset_record(self._info, state),
             model=self._model or model_record(state.model, None),
             environment=environment() if base is None else base.environment,
             progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
@@ -419,67 +441,8 @@ def _complete_slots(capture: SignalCapture) -> set[tuple[str, int]]:
 
     An epoch that a curriculum or ``drop_last`` shortened does not show every example; what it did not show must stay.
     """
-    seen = capture.seen()
-    if dist.get_world_size() == 1:
-        return {key for key, seen_N in seen.items() if bool(seen_N.all())}
-    complete = set()
-    for key in sorted({key for keys in dist.all_gather_object(sorted(seen)) for key in keys}):
-        none_N = torch.zeros(capture.num_examples, dtype=torch.bool, device=capture.device)
-        union_N = seen.get(key, none_N).to(torch.uint8)
-        dist.all_reduce(union_N, reduce_operation="MAX")
-        if bool(union_N.all()):
-            complete.add(key)
-    return complete
-
-
-def _info_of(state: State) -> DatasetInfo | None:
-    """What the train dataset says of itself, or None where its examples cannot be told apart."""
-    return try_info(getattr(state.dataloader, "dataset", None))
-
-
-def _dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
-    policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
-    views = policy if isinstance(policy, ViewPolicy) else None
-    return DatasetRecord(
-        name=info.name,
-        num_examples=info.num_examples,
-        fingerprint=info.fingerprint,
-        class_names=None if info.class_names is None else list(info.class_names),
-        num_classes=info.num_classes,
-        labels_known=info.labels is not None,
-        view_seed=views.seed if views else None,
-        num_views=views.num_views if views else 0,
-        transform=views.transform if views else "unknown",
-    )
-
-
-def _scalar(metric: Any) -> float | None:
-    """Value of a torchmetrics metric, or None where it is more than one number."""
-    value = metric.compute()
-    return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
-
-
-def _num_epochs(state: State) -> int | None:
-    """Epochs that training will start, or None where that is not known."""
-    duration, length = state.max_duration, state.dataloader_len
-    if duration is None:
-        return None
-    if duration.unit == TimeUnit.EPOCH:
-        return int(duration)
-    if length is not None and duration.unit == TimeUnit.BATCH:
-        return math.ceil(int(duration) / int(length))
-    return None
-
-
-def _evaluated_weights(state: State) -> dict[str, torch.Tensor]:
-    """A copy of the weights that evaluation sees: the moving average where EMA is on."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
-    for algorithm in state.algorithms:
-        if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
-            averaged = algorithm.ema_model
-            assert averaged is not None
-            for name, value in {**averaged.named_parameters_dict, **averaged.named_buffers_dict}.items():
-                plain = name.removeprefix("module.") if name not in weights else name
-                if plain in weights:
-                    weights[plain] = value.detach().cpu().clone()
-    return weights
+    union: dict[tuple[str, int], torch.Tensor] = {}
+    for seen in on_every_rank(capture.seen):
+        for key, seen_N in seen.items():
+            union[key] = union[key] | seen_N if key in union else seen_N
+    return {key for key, seen_N in union.items() if bool(seen_N.all())}

@@ -1,6 +1,6 @@
 """Keeping what the forward pass computed anyway, one row per example.
 
-Shapes: B rows of a microbatch, N training examples, C classes, K kept classes.
+Shapes: B rows of a microbatch, T rows collected, M of them written, N training examples, C classes, K kept classes.
 """
 
 from __future__ import annotations
@@ -66,24 +66,37 @@ class Segment(NamedTuple):
 
 
 class _Buffer:
-    """Rows of one slot on the training device: full-length tensors and a seen mask."""
+    """Rows of one slot as they came, where they were computed: no more than this rank saw."""
 
-    def __init__(self, meta: dict[str, Any], num_examples: int, device: torch.device) -> None:
+    def __init__(self, meta: dict[str, Any], num_examples: int) -> None:
         self.meta = meta
-        self.values: dict[str, torch.Tensor] = {}
-        self.seen_N = torch.zeros(num_examples, dtype=torch.bool, device=device)
+        self._num_examples = num_examples
+        self._collected = 0
+        self._parts: dict[str, list[torch.Tensor]] = {}
 
     def put(self, positions_B: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
-        for key, value in rows.items():
-            if key not in self.values:
-                self.values[key] = value.new_zeros((len(self.seen_N), *value.shape[1:]))
-            self.values[key].index_copy_(0, positions_B, value)
-        self.seen_N.index_fill_(0, positions_B, True)
+        for key, value in {"ids": positions_B, **rows}.items():
+            self._parts.setdefault(key, []).append(value)
+        self._collected += len(positions_B)
+        if self._collected > 2 * self._num_examples:  # a pass without end, over examples that come again and again
+            self._parts = {key: [value] for key, value in self.newest().items()}
+            self._collected = len(self._parts["ids"][0])
 
-    def segment(self, name: str, slot: int) -> Segment:
-        ids = self.seen_N.nonzero().flatten()
-        tensors = {key: value.index_select(0, ids).cpu() for key, value in self.values.items()}
-        return Segment(name, slot, dict(self.meta), {"ids": ids.cpu(), **tensors})
+    def seen(self) -> torch.Tensor:
+        """Which examples have a row: bool ``[N]`` on the CPU."""
+        seen_N = torch.zeros(self._num_examples, dtype=torch.bool)
+        for ids in self._parts.get("ids", []):
+            seen_N[ids.cpu()] = True
+        return seen_N
+
+    def newest(self) -> dict[str, torch.Tensor]:
+        """Rows by ascending position, on the CPU; of an example that came more than once the last one."""
+        columns = {key: torch.cat([part.cpu() for part in parts]) for key, parts in self._parts.items()}
+        ids_T, order_T = columns.pop("ids").sort(stable=True)
+        last_T = torch.ones(len(ids_T), dtype=torch.bool)
+        torch.ne(ids_T[1:], ids_T[:-1], out=last_T[:-1])
+        rows_M = order_T[last_T]
+        return {"ids": ids_T[last_T], **{key: column.index_select(0, rows_M) for key, column in columns.items()}}
 
 
 class SignalCapture:
@@ -94,20 +107,14 @@ class SignalCapture:
         num_examples: N.
         num_epochs: length of training in epochs (started epochs count), for the window of last epochs; None: unknown,
             and everything is kept.
-        device: where the rows are collected; nothing waits for a copy before the epoch ends.
+
+    The rows stay on the device that computed them; nothing waits for a copy before the epoch ends.
     """
 
-    def __init__(
-        self,
-        settings: Mapping[str, CaptureSettings],
-        num_examples: int,
-        num_epochs: int | None,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, settings: Mapping[str, CaptureSettings], num_examples: int, num_epochs: int | None) -> None:
         self.settings = dict(settings)
         self.num_examples = num_examples
         self.num_epochs = num_epochs
-        self.device = device
         self._buffers: dict[tuple[str, int], _Buffer] = {}
 
     def wanted(self, epoch: int) -> list[str]:
@@ -138,7 +145,6 @@ class SignalCapture:
         if bool((examples.views != view).any()):
             self._record_by_view(epoch, examples, logits_BC, targets_B)
             return
-        positions_B = examples.positions.to(self.device, non_blocking=True)
         for name in names:
             slot = view if name == "logits" and view >= 0 else epoch
             meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
@@ -153,8 +159,8 @@ class SignalCapture:
                 meta |= {"encoding": "dense", "num_classes": None}
             key = (name, slot)
             if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
-                self._buffers[key] = _Buffer(meta, self.num_examples, self.device)
-            self._buffers[key].put(positions_B, rows)
+                self._buffers[key] = _Buffer(meta, self.num_examples)
+            self._buffers[key].put(examples.positions, rows)
 
     def _record_by_view(
         self, epoch: int, examples: Examples, logits_BC: torch.Tensor, targets_B: torch.Tensor | None
@@ -172,13 +178,13 @@ class SignalCapture:
         return [[name, slot, buffer.meta["epoch"]] for (name, slot), buffer in self._buffers.items()]
 
     def seen(self) -> dict[tuple[str, int], torch.Tensor]:
-        """Which examples have a row so far in this epoch, for each (name, slot): bool ``[N]``, not to be changed."""
-        return {key: buffer.seen_N for key, buffer in self._buffers.items()}
+        """Which examples have a row so far in this epoch, for each (name, slot): bool ``[N]`` on the CPU."""
+        return {key: buffer.seen() for key, buffer in self._buffers.items()}
 
     def segments(self) -> Iterator[Segment]:
         """Everything collected in the running epoch."""
         for (name, slot), buffer in self._buffers.items():
-            yield buffer.segment(name, slot)
+            yield Segment(name, slot, dict(buffer.meta), buffer.newest())
 
     def end_epoch(self) -> None:
         """Forget the epoch's rows, after they were written."""
@@ -186,9 +192,9 @@ class SignalCapture:
 
     def restore(self, segment: Segment) -> None:
         """Take rows of an epoch that was interrupted back in."""
-        buffer = _Buffer(dict(segment.meta), self.num_examples, self.device)
-        rows = {key: value.to(self.device) for key, value in segment.tensors.items() if key != "ids"}
-        buffer.put(segment.tensors["ids"].to(self.device), rows)
+        buffer = _Buffer(dict(segment.meta), self.num_examples)
+        rows = {key: value for key, value in segment.tensors.items() if key != "ids"}
+        buffer.put(segment.tensors["ids"], rows)
         self._buffers[(segment.name, segment.slot)] = buffer
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.errors import ReuseAlgosError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, ConsoleOptions, RenderableType
+    from rich.segment import Segment
 
     from reuse_algos.archive import RunArchive
 
@@ -27,9 +30,11 @@ __all__ = [
     "add_tags",
     "console",
     "data_of",
+    "names_archive",
     "open_archive",
     "positive",
     "print_json",
+    "printable",
     "tags_of",
 ]
 
@@ -73,7 +78,7 @@ def add_command(
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
     """Add the positional ARCHIVE and the option --archive."""
-    parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder of the archive")
+    parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder or URL of the archive")
     parser.add_argument(
         "--archive",
         metavar="DIR",
@@ -176,11 +181,16 @@ def archive_path(args: argparse.Namespace) -> str:
     return path
 
 
+def names_archive(text: str) -> bool:
+    """Whether an argument is the place of an archive (a URL or a folder) rather than a run."""
+    return "://" in text or Path(text).is_dir()
+
+
 def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArchive:
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
-    return RunArchive(Path(archive_path(args)), create=False, read_only=read_only)
+    return RunArchive(archive_path(args), create=False, read_only=read_only)
 
 
 def print_json(value: Any) -> None:
@@ -190,11 +200,24 @@ def print_json(value: Any) -> None:
     print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A text with its control characters as codes: names in an archive may be a stranger's, and a terminal obeys."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def console() -> Console:
     """A console on stdout: as wide as the terminal, 100 columns where there is none."""
     from rich.console import Console
 
     class PipeConsole(Console):
+        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+            """As always, with control characters in texts made visible."""
+            for segment in super().render(renderable, options):
+                yield segment if segment.control else segment._replace(text=printable(segment.text))
+
         def on_broken_pipe(self) -> None:
             """Leave it to the command line's own handling; rich would end the process with exit code 1."""
             raise BrokenPipeError

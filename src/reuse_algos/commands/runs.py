@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         out.print(runs_table(found, values, args.metric))
     else:
         others = 0 if args.all else len(archive.runs(tags=tags, unfinished=True, unhealthy=True))
-        out.print(f"no runs match in {archive.root}" + (f"; --all would show {others}" if others else ""))
+        out.print(f"no runs match in {archive.location}" + (f"; --all would show {others}" if others else ""))
     return 0
 
 

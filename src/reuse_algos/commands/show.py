@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import PriorRun, Signal
 
-__all__ = ["add_parser", "run", "summary"]
+__all__ = ["add_parser", "readable_bytes", "run", "summary"]
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -131,7 +131,7 @@ def _print(facts: dict[str, Any], out: Console) -> None:
     row("progress", f"{progress['epoch']} epochs, {progress['batch']} batches, {progress['sample']} examples")
     row("cost", ", ".join(f"{name.removesuffix('_seconds')} {format_seconds(value)}" for name, value in cost.items()))
     row("metrics", *_metric_lines(facts))
-    row("weights", *(f"{name}  {_bytes(size)}" for name, size in facts["weights"].items()))
+    row("weights", *(f"{name}  {readable_bytes(size)}" for name, size in facts["weights"].items()))
     row("signals", *_signal_lines(facts["signals"]))
     if facts["dataset"]:
         data = facts["dataset"]
@@ -170,7 +170,7 @@ def _signal_lines(signals: dict[str, Any]) -> list[str]:
         full = sum(value == 1.0 for value in coverage.values())
         partial = [f"{slot}: {100 * value:.3g} %" for slot, value in coverage.items() if value != 1.0]
         shown = f"; {', '.join(partial[:8])}{', ...' if len(partial) > 8 else ''}" if partial else ""
-        size = f"{signal['encoding']}, {_bytes(signal['bytes'])}"
+        size = f"{signal['encoding']}, {readable_bytes(signal['bytes'])}"
         lines.append(f"{name}  {size}, {len(coverage)} slots, {full} of them complete{shown}")
     return lines
 
@@ -198,7 +198,8 @@ def _tree(node: dict[str, Any], prefix: str = "") -> list[str]:
     return lines
 
 
-def _bytes(size: float) -> str:
+def readable_bytes(size: float) -> str:
+    """A number of bytes for people, such as ``3.1 MiB``."""
     if size < 1024:
         return f"{size:.0f} B"
     for unit in ("KiB", "MiB"):

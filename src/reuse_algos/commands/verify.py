@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
@@ -14,10 +14,19 @@ from reuse_algos.commands.common import (
     add_archive,
     add_command,
     add_json,
+    archive_path,
     console,
+    names_archive,
     open_archive,
     print_json,
 )
+from reuse_algos.commands.progress import progress_bar
+from reuse_algos.errors import ArchiveError
+
+if TYPE_CHECKING:
+    from reuse_algos.archive import VerifyReport
+
+    Progress = Callable[[int, int], None] | None
 
 __all__ = ["add_parser", "run"]
 
@@ -28,10 +37,10 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "verify",
         "read every file of an archive again and check it",
-        "Sizes, hashes and headers of all files that the newest manifests name are checked, without the\n"
-        "cache that remembers earlier checks. Exit code 0: all is well; 1: there are problems, each listed\n"
+        "Sizes, hashes and headers of all files that any manifest names are checked, without the cache that\n"
+        "remembers earlier checks. Exit code 0: all is well; 1: there are problems, each listed\n"
         "with file and cause.\n\n"
-        f"{ARCHIVE_HELP}\nA single argument that is no folder is a RUN then.",
+        f"{ARCHIVE_HELP}\nA single argument that is no folder and no URL is a RUN then.",
         """
         reuse-algos verify ./archive
         reuse-algos verify ./archive resnet56-17-0123abcdef --json
@@ -46,18 +55,13 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Verify; 0 if all is well, 1 if there are problems."""
     named_elsewhere = args.archive_option or (
-        os.environ.get(ARCHIVE_VARIABLE) and not Path(args.archive or "").is_dir()
+        os.environ.get(ARCHIVE_VARIABLE) and not names_archive(args.archive or "")
     )
     if args.run_id is None and args.archive is not None and named_elsewhere:
         args.archive, args.run_id = None, args.archive
-    archive = open_archive(args)
-    if args.json or not sys.stderr.isatty():
-        report = archive.verify(args.run_id)
-    else:
-        from rich.console import Console
-
-        with Console(stderr=True).status("verifying"):
-            report = archive.verify(args.run_id)
+    check = _opened(args)
+    with progress_bar(args, "verify") as progress:
+        report = check(progress)
     if args.json:
         print_json(
             {
@@ -75,3 +79,21 @@ def run(args: argparse.Namespace) -> int:
     said = "all is well" if report.ok else f"{len(report.problems)} problems"
     out.print(f"{said}: {report.runs} runs, {report.files} files, {report.bytes} bytes read", soft_wrap=True)
     return 0 if report.ok else 1
+
+
+def _opened(args: argparse.Namespace) -> Callable[[Progress], VerifyReport]:
+    """The check to be made, of an archive that may be too damaged to be opened."""
+    from reuse_algos.archive import open_store
+    from reuse_algos.archive.verify import verify_archive
+
+    try:
+        archive = open_archive(args)
+    except ArchiveError:
+        store = open_store(archive_path(args), create=False, read_only=True)
+        if not store.list("runs") and store.size("archive.json") is None:
+            raise
+        return lambda progress: verify_archive(store, args.run_id, progress)
+    run_id = args.run_id
+    if run_id is not None and run_id not in archive.run_ids(uncommitted=True):
+        run_id = archive.run(run_id).id
+    return lambda progress: archive.verify(run_id, progress)

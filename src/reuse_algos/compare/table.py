@@ -150,7 +150,7 @@ def compare_runs(
         if name != baseline
     ]  # fmt: skip
     return Comparison(
-        archive=str(archive.root),
+        archive=archive.location,
         archive_id=archive.archive_id,
         group_by=group_by,
         baseline=baseline,
@@ -171,9 +171,9 @@ def _nothing(archive: RunArchive, group_by: str, tags: Any, unfinished: list[str
     which = f" with the tags {dict(tags)}" if tags else ""
     if without_key:
         runs = f"{len(without_key)} finished runs{which}"
-        return f"none of the {runs} in {archive.root} has {group_by}: group by another key"
+        return f"none of the {runs} in {archive.location} has {group_by}: group by another key"
     hint = f" ({len(unfinished)} are not finished)" if unfinished else ""
-    return f"there are no finished runs{which} in {archive.root}{hint}; `reuse-algos runs --all` lists every run"
+    return f"there are no finished runs{which} in {archive.location}{hint}; `reuse-algos runs --all` lists every run"
 
 
 def _read(groups: Mapping[str, Sequence[PriorRun]], metric: str) -> dict[str, list[RunOutcome]]:

@@ -27,6 +27,8 @@ __all__ = ["ExampleIds", "TrackExamples", "keep_views", "num_rows", "track_loade
 def num_rows(batch: Any) -> int:
     """Number of examples in a batch: the common first dimension of its tensors and lists.
 
+    Tensors without dimensions do not count.
+
     Raises:
         ExampleIdError: there is none, or the parts disagree.
     """
@@ -34,7 +36,8 @@ def num_rows(batch: Any) -> int:
 
     def visit(part: Any) -> None:
         if isinstance(part, torch.Tensor):
-            sizes.add(part.shape[0] if part.dim() else 1)
+            if part.dim():  # one without dimensions belongs to the batch as a whole
+                sizes.add(part.shape[0])
         elif isinstance(part, Mapping):
             for value in part.values():
                 visit(value)

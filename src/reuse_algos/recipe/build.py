@@ -72,7 +72,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     settings = recipe.settings
     check_world_size(recipe)
     faults = Faults(recipe.source)
-    archive = None if settings.archive is None else RunArchive(settings.archive)
+    archive = _open_archive(settings)
     algorithms = _components("algorithm", "algorithms", recipe, archive, faults)
     callbacks = _components("callback", "callbacks", recipe, archive, faults)
     loggers = _components("logger", "loggers", recipe, archive, faults)
@@ -105,6 +105,20 @@ def build_trainer(recipe: Recipe) -> Trainer:
         raise
     except (ValueError, FileExistsError, FileNotFoundError, MissingConditionalImportError) as error:
         raise RecipeError(f"{recipe.source}: the Trainer could not be built: {error}") from error
+
+
+def _open_archive(settings: Settings) -> RunArchive | str | None:
+    """The archive, or its location where the run is to be trained whether or not it can be reached.
+
+    That is so where only the recorder needs it, with ``on_archive_error: warn``. Algorithms that read it cannot go
+    without.
+    """
+    recorder = settings.callbacks.get("run_recorder")
+    tolerant = isinstance(recorder, dict) and recorder.get("on_archive_error") == "warn"
+    reading = [name for name in settings.algorithms if _is_ours(find("algorithm", name))]
+    if settings.archive is None or (tolerant and not reading):
+        return settings.archive
+    return RunArchive(settings.archive)
 
 
 def check_world_size(recipe: Recipe) -> None:
@@ -183,14 +197,18 @@ def _named(kind: Kind, section: dict[str, Any], extra: dict[str, Any], faults: F
     return _construct(listed, kind, options, extra, faults)
 
 
-def _components(kind: Kind, path: str, recipe: Recipe, archive: RunArchive | None, faults: Faults) -> list[Any]:
+def _is_ours(listed: Listed | None) -> bool:
+    return listed is not None and listed.cls.__module__.startswith("reuse_algos.")
+
+
+def _components(kind: Kind, path: str, recipe: Recipe, archive: RunArchive | str | None, faults: Faults) -> list[Any]:
     """Construct all algorithms, callbacks or loggers; every constructor that refuses its options is a fault."""
     built = []
     for name, options in getattr(recipe.settings, path).items():
         listed = find(kind, name)
         assert listed is not None  # the recipe is checked
         extra: dict[str, Any] = {}
-        if listed.cls.__module__.startswith("reuse_algos."):
+        if _is_ours(listed):
             extra = _our_arguments(listed, options, recipe, archive)
         elif name == "wandb":
             options = _wandb_options(options, recipe)
@@ -211,7 +229,7 @@ def _construct(listed: Listed, path: str, options: dict[str, Any], extra: dict[s
 
 
 def _our_arguments(
-    listed: Listed, options: dict[str, Any], recipe: Recipe, archive: RunArchive | None
+    listed: Listed, options: dict[str, Any], recipe: Recipe, archive: RunArchive | str | None
 ) -> dict[str, Any]:
     """What the recipe as a whole has to say to one of this library's own classes."""
     settings = recipe.settings

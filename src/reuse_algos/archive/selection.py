@@ -1,0 +1,189 @@
+"""Selecting among many runs: one pass over them all that keeps no more of them than are asked for."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from reuse_algos.archive.generations import Latest, find_latest
+from reuse_algos.archive.metrics import Mode, infer_mode, resolve_metric
+from reuse_algos.archive.run import PriorRun
+from reuse_algos.archive.store import Store
+from reuse_algos.archive.summary import RunSummary, decode_summary
+from reuse_algos.errors import ArchiveError, SignalNotFoundError
+
+__all__ = ["Found", "Order", "scan", "select", "tags_match"]
+
+Order = Literal["best", "latest", "first"]
+Warn = Callable[[str, ArchiveError], None]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+
+class Found(NamedTuple):
+    """A run that was come across: what it says of itself in short, and its newest generation to be decoded in full."""
+
+    summary: RunSummary
+    latest: Latest
+
+
+def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
+    """Every committed run, one after the other; on a store of many requests at once, some are read ahead.
+
+    Args:
+        store: The archive's store.
+        run_ids: Which runs; those that do not exist are passed over.
+        warn: Called with the id of each damaged run, and what is wrong with it.
+    """
+
+    def read(run_id: str) -> Found | ArchiveError | None:
+        try:
+            latest = find_latest(store, run_id)
+            return latest and Found(decode_summary(latest.data, run_id, latest.generation), latest)
+        except ArchiveError as error:
+            return error
+
+    for run_id, found in _in_order(read, run_ids, getattr(store, "concurrency", 1)):
+        if isinstance(found, ArchiveError):
+            warn(run_id, found)
+        elif found is not None:
+            yield found
+
+
+def select(
+    store: Store, found: Iterable[Found], order: Order, metric: str | None, limit: int | None, warn: Warn
+) -> list[PriorRun]:
+    """The first runs in some order.
+
+    Args:
+        store: The archive's store.
+        found: The runs to choose from.
+        order: As in :meth:`RunArchive.runs <reuse_algos.archive.run_archive.RunArchive.runs>`.
+        metric: Likewise.
+        limit: Likewise.
+        warn: Called with the id of each damaged run, and what is wrong with it.
+
+    Raises:
+        SignalNotFoundError: As there.
+    """
+    if order == "best":
+        return _best_first(store, found, metric, limit, warn)
+    shortlist = _Shortlist(store, limit, warn)
+    for run in found:
+        created_at = run.summary.created_at
+        shortlist.offer((_Reversed(created_at) if order == "latest" else created_at, run.summary.run_id), run)
+    return shortlist.runs
+
+
+class _Reversed(str):
+    """A text that sorts the other way round."""
+
+    __slots__ = ()
+
+    def __lt__(self, other: str) -> bool:
+        return str(self) > str(other)
+
+
+class _Shortlist:
+    """The runs with the smallest keys so far. Only such a run is decoded in full."""
+
+    def __init__(self, store: Store, limit: int | None, warn: Warn) -> None:
+        self._store, self._limit, self._warn = store, limit, warn
+        self._kept: list[tuple[tuple[Any, str], PriorRun]] = []
+
+    @property
+    def runs(self) -> list[PriorRun]:
+        """The runs, smallest key first."""
+        return [run for _, run in self._kept]
+
+    def offer(self, key: tuple[Any, str], found: Found) -> None:
+        """Take a run in if it is among the first; the last one may have to go for it. Keys are unique."""
+        full = self._limit is not None and len(self._kept) >= self._limit
+        if full and (not self._kept or self._kept[-1][0] < key):
+            return
+        try:
+            run = PriorRun(self._store, found.latest.manifest(), found.latest.final)
+        except ArchiveError as error:
+            self._warn(found.summary.run_id, error)
+            return
+        bisect.insort(self._kept, (key, run), key=lambda item: item[0])
+        if full:
+            self._kept.pop()
+
+
+def _best_first(
+    store: Store, found: Iterable[Found], metric: str | None, limit: int | None, warn: Warn
+) -> list[PriorRun]:
+    # Which metric a short name means is known only after the last run, so there is a shortlist for each that it may be.
+    shortlists: dict[str, _Shortlist] = {}
+    monitors: set[tuple[str, Mode]] = set()
+    known: set[str] | None = None
+    for run in found:
+        summary, known = run.summary, known or set()
+        if summary.monitor:
+            monitors.add((summary.monitor, summary.monitor_mode))
+        try:
+            finals = summary.final_values()
+            known.update(finals)
+            wanted = summary.monitor if metric is None else metric
+            for name, final in finals.items():
+                if name != wanted and (metric is None or not name.endswith(f"/{metric}")):
+                    continue
+                value = _read_final_value(store, run, name) if final is None else final
+                if math.isfinite(value):
+                    mode = summary.monitor_mode if name == summary.monitor else infer_mode(name)
+                    shortlist = shortlists.setdefault(name, _Shortlist(store, limit, warn))
+                    shortlist.offer((-value if mode == "max" else value, summary.run_id), run)
+        except ArchiveError as error:
+            warn(summary.run_id, error)
+    if known is None:
+        return []
+    if metric is None and len(monitors) > 1:
+        listed = ", ".join(sorted(f"{name} ({mode})" for name, mode in monitors))
+        raise SignalNotFoundError(f"the runs have different monitors, say by which metric to order them: {listed}")
+    if metric is not None:
+        chosen = resolve_metric(metric, known, "the runs have")
+    else:
+        chosen = next(iter(monitors), ("", ""))[0]
+    return shortlists[chosen].runs if chosen in shortlists else []
+
+
+def _read_final_value(store: Store, found: Found, name: str) -> float:
+    """The last value of a metric, out of the history of a run whose manifest does not say it."""
+    return PriorRun(store, found.latest.manifest(), found.latest.final).final_metric(name)
+
+
+def tags_match(tags: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
+    """Whether tags are as wanted, where a list of values allows any of them."""
+    for key, value in wanted.items():
+        accepted = value if isinstance(value, list | tuple | set | frozenset) else [value]
+        if tags.get(key) not in {str(item) for item in accepted}:
+            return False
+    return True
+
+
+def _in_order(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[tuple[_T, _R]]:
+    """Each item with what was made of it, in order; as many at once as there are threads, and few ahead."""
+    if threads <= 1:
+        for item in items:
+            yield item, work(item)
+        return
+    pending: deque[tuple[_T, Future[_R]]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="archive") as pool:
+        try:
+            for item in items:
+                pending.append((item, pool.submit(work, item)))
+                if len(pending) >= 2 * threads:
+                    first, future = pending.popleft()
+                    yield first, future.result()
+            while pending:
+                first, future = pending.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()

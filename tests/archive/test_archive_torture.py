@@ -1,0 +1,82 @@
+"""The cases of ``benchmarks/archive_torture.py`` that are no single module's, with small counts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .torture import conformance, formats, model
+from .torture.outcome import Tally, spread
+
+
+def test_random_operations_agree_with_a_dictionary(tmp_path: Path) -> None:
+    outcome = model.case(tmp_path, count=40, steps=40)
+    assert (outcome.tries, outcome.ok) == (40, True), outcome
+
+
+def test_the_dictionary_notices_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A control: an archive whose zombies could finish a run would be found out."""
+    monkeypatch.setattr("reuse_algos.archive.run_writer.list_generations", lambda store, run_id: [0])
+    outcome = model.case(tmp_path, count=40, steps=40)
+    assert outcome.undetected == 1
+    assert "state.finish(" in str(outcome.notes)
+
+
+def test_archives_of_every_released_format_are_read(tmp_path: Path) -> None:
+    outcome = formats.case(tmp_path)
+    assert (outcome.tries >= 3, outcome.ok) == (True, True), outcome
+
+
+def test_faults_are_counted() -> None:
+    tally = Tally(tries=3)
+    tally.lose("a")
+    tally.tear("b")
+    tally.miss("c")
+    tally.check(True, "d")
+    tally.most("seconds", 1.0)
+    tally.most("seconds", 0.5)
+    outcome = tally.outcome()
+    assert (outcome.tries, outcome.lost, outcome.torn, outcome.undetected, outcome.ok) == (3, 1, 1, 1, False)
+    assert outcome.notes == {"seconds": 1.0, "fault 1": "lost: a", "fault 2": "torn: b", "fault 3": "undetected: c"}
+
+
+@pytest.mark.parametrize(("total", "count"), [(10, None), (10, 3), (10, 10), (10, 99), (228, 13)])
+def test_samples_are_spread(total: int, count: int | None) -> None:
+    chosen = spread(total, count, seed=5)
+    assert len(chosen) == len(set(chosen)) == min(total, count or total)
+    assert all(0 <= index < total for index in chosen)
+
+
+def test_the_conformance_suite_is_counted(tmp_path: Path) -> None:
+    suite = tmp_path / "test_small.py"
+    suite.write_text(
+        "import pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2\n"
+        "@pytest.mark.skip\n"
+        "def test_skipped(): pass\n"
+    )
+    outcome = conformance.case(tmp_path, suite=suite)
+    assert (outcome.tries, outcome.undetected, outcome.notes["skipped"]) == (2, 1, 1)
+    assert conformance.SUITE.exists()
+
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "archive_torture.py"
+
+
+def test_the_script_prints_a_line_for_each_case(tmp_path: Path) -> None:
+    output = tmp_path / "results.jsonl"
+    command = [sys.executable, str(SCRIPT), "--rows", "20", "--output", str(output)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, line = (json.loads(text) for text in done.stdout.splitlines())
+    assert {"hardware", "versions", "commit", "date", "command"} <= first.keys()
+    assert [line[key] for key in ("row", "tries", "lost", "torn", "undetected")] == [20, 3, 0, 0, 0]
+    assert line["seconds"] > 0
+    assert output.read_text() == done.stdout
+    done = subprocess.run([*command[:2], "--rows", "21"], capture_output=True, text=True)
+    assert (done.returncode, "there are no rows [21]" in done.stderr) == (2, True)

@@ -1,0 +1,149 @@
+"""The cache of remote files: fetched once, checked, never changed in place."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import multiprocessing
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from reuse_algos.archive import file_cache
+from reuse_algos.archive.file_cache import open_cached
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError
+
+DATA = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "reuse_algos" / "files"
+
+
+class Remote:
+    """A remote file that counts how often it is fetched."""
+
+    def __init__(self, *answers: bytes) -> None:
+        self.answers = list(answers)
+        self.fetched = 0
+
+    def __call__(self) -> Iterable[bytes]:
+        data = self.answers[min(self.fetched, len(self.answers) - 1)]
+        self.fetched += 1
+        return (data[begin : begin + 1000] for begin in range(0, len(data), 1000))
+
+
+def read(remote: Remote) -> bytes:
+    with open_cached("s3://b/x", len(DATA), SHA256, remote) as file:
+        return file.read()
+
+
+def test_it_is_fetched_once_and_cannot_be_written(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote = Remote(DATA)
+    monkeypatch.setattr(file_cache, "hash_file", None)  # what was hashed on its way is not read again
+    assert [read(remote), read(remote), remote.fetched] == [DATA, DATA, 1]
+    path = files / SHA256[:2] / SHA256
+    assert path.stat().st_mode & 0o777 == 0o444
+    assert not list(files.rglob(".tmp-*"))
+
+
+@pytest.mark.parametrize("wrong", [DATA[:-1], DATA + b"x", DATA[:-1] + b"x", b""])
+def test_what_is_wrong_is_fetched_again_twice(files: Path, wrong: bytes) -> None:
+    remote = Remote(wrong, wrong, DATA)
+    assert (read(remote), remote.fetched) == (DATA, 3)
+    (files / SHA256[:2] / SHA256).unlink()
+    remote = Remote(wrong)
+    with pytest.raises(ArchiveCorruptError, match="s3://b/x is damaged: .* fetched 3 times"):
+        read(remote)
+    assert remote.fetched == 3
+    assert [path.name for path in files.rglob("*") if path.is_file() and path.suffix != ".lock"] == []
+
+
+@pytest.mark.parametrize("change", ["truncated", "extended", "flipped", "replaced by a link", "deleted"])
+def test_what_was_changed_in_the_cache_is_fetched_again(files: Path, tmp_path: Path, change: str) -> None:
+    remote, path = Remote(DATA), files / SHA256[:2] / SHA256
+    file = open_cached("s3://b/x", len(DATA), SHA256, remote)
+    path.chmod(0o644)
+    if change == "truncated":
+        os.truncate(path, 100)
+    elif change == "extended":
+        path.write_bytes(DATA + b"x")
+    elif change == "flipped":
+        path.write_bytes(DATA[:-1] + b"x")
+    else:
+        path.unlink()
+        if change == "replaced by a link":
+            (tmp_path / "secret").write_bytes(DATA)
+            path.symlink_to(tmp_path / "secret")
+    assert (read(remote), remote.fetched) == (DATA, 2)
+    assert not path.is_symlink()
+    file.close()
+
+
+def test_what_is_mapped_stays_when_the_cache_is_emptied(files: Path) -> None:
+    with open_cached("s3://b/x", len(DATA), SHA256, Remote(DATA)) as file:
+        (files / SHA256[:2] / SHA256).unlink()
+        assert file.read() == DATA
+
+
+def _read_slowly(marks: Path) -> None:
+    def fetch() -> Iterable[bytes]:
+        (marks / str(os.getpid())).touch()
+        for begin in range(0, len(DATA), 100):
+            yield DATA[begin : begin + 100]
+
+    with open_cached("s3://b/x", len(DATA), SHA256, fetch) as file:
+        assert file.read() == DATA
+
+
+def test_processes_fetch_it_once_together(files: Path, tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_read_slowly, args=(marks,)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert len(list(marks.iterdir())) == 1
+
+
+def test_without_locks_it_works_all_the_same(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(*_: object, **__: object) -> None:
+        raise NotImplementedError("no locks on this file system")
+
+    monkeypatch.setattr(file_cache.filelock, "FileLock", no_lock)
+    assert read(Remote(DATA)) == DATA
+
+
+@pytest.mark.parametrize(
+    ("number", "said"), [(errno.ENOSPC, "empty it, or set XDG_CACHE_HOME"), (errno.EROFS, "that can be written")]
+)
+def test_a_cache_that_is_full_or_read_only(files: Path, monkeypatch: pytest.MonkeyPatch, number: int, said: str):
+    def sync(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", sync)
+        with pytest.raises(ArchiveError, match=f"cannot fetch s3://b/x into the cache {files}: .*{said}") as caught:
+            read(Remote(DATA))
+    assert caught.value.errno == number
+    assert read(Remote(DATA)) == DATA
+
+
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(ArchiveError, match="there is no home directory; set XDG_CACHE_HOME"):
+        read(Remote(DATA))
+
+
+def test_a_hash_that_is_none(files: Path) -> None:
+    with pytest.raises(ArchiveCorruptError, match="cannot have the sha256"):
+        open_cached("s3://b/x", 1, "../../etc/passwd", Remote(DATA))

@@ -1,0 +1,96 @@
+"""The main job with its archive in an object store: Composer's launcher with two ranks, then the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from archive.moto_server import MotoServer
+from reuse_algos.archive import RunArchive
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["data.train_examples=256", "data.batch_size=64", "max_duration=2ep", "progress_bar=false", "device=cpu"]
+
+
+def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300, env=environment
+    )
+
+
+def _launch(method: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    recipe = str(ROOT / f"yamls/digits/{method}.yaml")
+    return _run("composer.cli.launcher", "-n", "2", "-m", "reuse_algos.train", recipe, *SMALL, *overrides)
+
+
+@pytest.mark.ranks
+def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = s3.new_bucket()
+    location = f"s3://{bucket}/team/archive"
+    for method in ("baseline", "distilled"):
+        done = _launch(method, f"archive={location}", "seed=1")
+        assert done.returncode == 0, done.stdout + done.stderr
+    archive = RunArchive(location, create=False, read_only=True)
+    baseline, distilled = archive.runs(order="first")
+    assert [run.tags["method"] for run in (baseline, distilled)] == ["baseline", "distilled"]
+    assert [use.run_id for use in distilled.manifest.prior_runs] == [baseline.id]
+    hardware = baseline.manifest.environment
+    assert hardware is not None
+    assert hardware.hardware["world_size"] == 2
+    assert int(baseline.signal("logits").seen(0).sum()) == 256
+
+    # What was fetched is kept by its content: what the ranks distilled from is here once, and what it says it is.
+    cached = {path.name for path in (tmp_path / "cache" / "reuse_algos" / "files").rglob("*") if len(path.name) == 64}
+    signals = {entry.sha256 for entry in baseline.manifest.files if entry.kind == "signals"}
+    assert signals
+    assert signals <= cached
+
+    compared = _run("reuse_algos.cli", "compare", location, "--json")
+    assert compared.returncode == 0, compared.stderr
+    result = json.loads(compared.stdout)
+    assert result["archive"] == location
+    assert {group["name"]: group["n"] for group in result["groups"]} == {"baseline": 1, "distilled": 1}
+
+    monkeypatch.setenv("REUSE_ALGOS_ARCHIVE", "/nowhere")  # a URL is an archive, not a run of that one
+    verified = _run("reuse_algos.cli", "verify", location, "--json")
+    assert (verified.returncode, json.loads(verified.stdout)["problems"]) == (0, [])
+
+    (found, *_) = s3.client.list_objects_v2(Bucket=bucket, Prefix=f"team/archive/runs/{baseline.id}/data/")["Contents"]
+    data = s3.client.get_object(Bucket=bucket, Key=found["Key"])["Body"].read()
+    s3.client.put_object(Bucket=bucket, Key=found["Key"], Body=data[:-1] + bytes([data[-1] ^ 1]))
+    verified = _run("reuse_algos.cli", "verify", location, "--json")
+    (problem,) = json.loads(verified.stdout)["problems"]
+    assert (verified.returncode, problem["run_id"]) == (1, baseline.id)
+    assert problem["path"] == found["Key"].removeprefix("team/archive/")
+
+
+@pytest.mark.ranks
+def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
+    location, spool = f"s3://{s3.new_bucket()}/archive", str(tmp_path / "spool")
+    warn = [f"callbacks.run_recorder={{on_archive_error: warn, spool: {spool}, signals: {{logits: {{}}}}}}"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
+    refused = _launch("baseline", f"archive={location}", "seed=1")
+    assert refused.returncode == 2
+    assert "no connection" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    done = _launch("baseline", f"archive={location}", "seed=1", *warn)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"reuse-algos copy {spool} {location}" in done.stdout + done.stderr
+    refused = _launch("distilled", f"archive={location}", "seed=1", *warn)  # what reads the archive cannot go without
+    assert refused.returncode == 2
+    assert "no connection" in refused.stderr
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
+    copied = _run("reuse_algos.cli", "copy", spool, location, "--json")
+    assert copied.returncode == 0, copied.stderr
+    (here,), (there,) = (RunArchive(place, create=False).runs() for place in (spool, location))
+    assert there.manifest == here.manifest
+    assert int(there.signal("logits").seen(0).sum()) == 256
+    assert RunArchive(location, create=False).verify().ok
