@@ -18,7 +18,8 @@ from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
 def _harvest(archive: Path, run_id: str, **arguments: Any) -> Any:
-    return harvest(archive, run_id, **{"dataset": viewed(), "model": mlp, "progress": False, **arguments})
+    (result,) = harvest(archive, run_id, **{"dataset": viewed(), "model": mlp, "progress": False, **arguments})
+    return result
 
 
 def test_logits_are_those_of_the_archived_model(tmp_path: Path) -> None:

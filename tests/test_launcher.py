@@ -75,11 +75,15 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     archive = RunArchive(tmp_path / "demo" / "archive")
     by_method = {run.tags["method"]: run for run in archive.runs()}
-    assert set(by_method) == {"baseline", "short", "distilled"}
+    assert set(by_method) == {"baseline", "short", "distilled", "dynamic-pruned"}
     for run in by_method.values():
         assert f"accuracy {run.final_metric():.4f} after {run.manifest.progress.epoch} epochs" in printed
     assert by_method["short"].manifest.progress == by_method["distilled"].manifest.progress
-    assert [use.run_id for use in by_method["distilled"].manifest.prior_runs] == [by_method["baseline"].id]
+    for method in ("distilled", "dynamic-pruned"):
+        assert [use.run_id for use in by_method[method].manifest.prior_runs] == [by_method["baseline"].id]
+    pruned, full = (by_method[method].manifest.progress for method in ("dynamic-pruned", "baseline"))
+    assert (pruned.epoch, full.epoch) == (30, 30)
+    assert pruned.sample < 0.8 * full.sample
     assert (tmp_path / "demo" / "compare.png").read_bytes().startswith(b"\x89PNG")
     assert "not enough runs" in printed
     assert archive.verify().ok

@@ -16,6 +16,7 @@ ORDER = (
     "composer_store",
     "data",
     "models",
+    "scores",
     "algorithms",
     "callbacks",
     "harvest",
@@ -104,6 +105,7 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
+        "HistoryCurriculum",
         "PriorRunDistillation",
         "RunArchive",
         "RunRecorder",

@@ -1,4 +1,4 @@
-"""The main job on the embedded data: record runs, distil them into the next ones, and see what it saved.
+"""The main job on the embedded data: record runs, spend them on the next ones, and see what it saved.
 
 Everything that is printed is measured here and now.
 """
@@ -24,11 +24,12 @@ _ARMS = (
     ("baseline", "plain runs at full budget; each archives its weights, logits and metrics"),
     ("short", "the control: plain runs at the small budget, learning rate fully decayed"),
     ("distilled", "the small budget again, taught by the archived baseline runs"),
+    ("dynamic_pruned", "the full budget without some of the easy images, easy by the archived baseline runs"),
 )
 
 
 def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
-    """Train three groups of small models on handwritten digits and compare what they cost.
+    """Train four groups of small models on handwritten digits and compare what they cost.
 
     Args:
         folder: where the archive and the plot go.
@@ -47,7 +48,7 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     _make_room(folder, archive_path, keep)
     began = time.perf_counter()
     for method, why in _ARMS:
-        out.print(f"\n[bold]{method}[/bold]: {why}")
+        out.print(f"\n[bold]{method.replace('_', '-')}[/bold]: {why}")
         for seed in range(1, seeds + 1):
             out.print(_train(method, seed, archive_path), highlight=False)
     archive = RunArchive(archive_path, create=False)
@@ -58,7 +59,7 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     out.print()
     out.print(comparison_table(comparison))
     out.print(f"plot: {plot}\narchive: {archive_path} (try `reuse-algos runs {archive_path}`)", soft_wrap=True)
-    out.print(f"{3 * seeds} runs in {time.perf_counter() - began:.0f} s", highlight=False)
+    out.print(f"{len(_ARMS) * seeds} runs in {time.perf_counter() - began:.0f} s", highlight=False)
     return 0
 
 

@@ -101,11 +101,11 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "runs", "show", "verify", "harvest", "compare", "demo"):
+    for command in ("train", "runs", "show", "verify", "harvest", "scores", "compare", "demo"):
         assert f"\n    {command} " in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "runs", "show", "verify", "harvest", "compare", "demo"])
+@pytest.mark.parametrize("command", ["train", "runs", "show", "verify", "harvest", "scores", "compare", "demo"])
 def test_every_command_explains_itself_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, command, "--help")
     assert code == 0
@@ -362,27 +362,43 @@ def test_harvest_passes_its_arguments_on(
     seen: list[Any] = []
     path, run = made["path"], made["full"]
 
-    def harvest(archive: RunArchive, run_id: str, **options: Any) -> Harvested:
+    def harvest(archive: RunArchive, run_id: str, **options: Any) -> list[Harvested]:
         seen.append((archive.archive_id, run_id, options))
-        return Harvested(run_id, "logits", [0, 1, 2], [1, 2], 8, 100, 2.5)
+        return [Harvested(run_id, "logits", [0, 1, 2], [1, 2], 8, 100, 2.5)]
 
     stand_in(monkeypatch, "harvest", harvest=harvest)
-    code, out, _ = call(capsys, "harvest", "--signals", "logits,loss", path, run, "--views", "32")
+    code, out, _ = call(capsys, "harvest", "--signals", "logits, loss", path, run, "--views", "32")
     assert code == 0
     assert out == f"logits of {run}: 8 rows of 2 views; 3 views are complete; 2.5 s\n"
     options = ("--weights", "best", "--batch-size", "64", "--device", "cpu", "--top-k", "5", "--precision", "fp32")
     argv = ("harvest", "full-7", "--archive", path, *options, "--data", "root=/d", "--data", "download=true", "--json")
     _, out, _ = call(capsys, *argv)
-    assert json.loads(out)["seconds"] == 2.5
+    assert [one["seconds"] for one in json.loads(out)] == [2.5]
     nothing = dict.fromkeys(("views", "batch_size", "device", "top_k", "precision", "data"))
     archive_id = RunArchive(path).archive_id
-    expected = {**nothing, "signals": ("logits", "loss"), "views": 32, "weights": "last", "progress": False}
+    expected = {**nothing, "signals": ["logits", "loss"], "views": 32, "weights": "last", "progress": False}
     assert seen[0] == (archive_id, run, expected)
     expected = {
-        "signals": ("logits",), "views": None, "weights": "best", "batch_size": 64, "device": "cpu", "top_k": 5,
+        "signals": ["logits"], "views": None, "weights": "best", "batch_size": 64, "device": "cpu", "top_k": 5,
         "precision": "fp32", "data": {"root": "/d", "download": True}, "progress": False,
     }  # fmt: skip
     assert seen[1] == (archive_id, run, expected)
+    argv = (
+        "harvest",
+        path,
+        run,
+        "--signals",
+        "el2n",
+        "--signals",
+        "grand",
+        "--weights",
+        "ep0001,last",
+        "--memory",
+        "2",
+    )
+    assert call(capsys, *argv)[0] == 0
+    passed = [(o["signals"], o["weights"], o["memory_bytes"]) for *_, o in seen[2:]]
+    assert passed == [(["el2n", "grand"], "ep0001", 2 << 20), (["el2n", "grand"], "last", 2 << 20)]
     assert "no run 'nope'" in refused(capsys, "harvest", path, "nope")
     assert "empty name" in refused(capsys, "harvest", path, run, "--signals", "logits,")
     assert "KEY=VALUE" in refused(capsys, "harvest", path, run, "--data", "root")
@@ -398,7 +414,7 @@ def test_commands_fit_the_functions_that_they_call() -> None:
 
     assert [f.name for f in dataclasses.fields(HarvestResult)] == [f.name for f in dataclasses.fields(Harvested)]
     names = ("signals", "views", "weights", "top_k", "batch_size", "device", "precision", "data", "progress")
-    inspect.signature(real_harvest).bind("archive", "run", **dict.fromkeys(names))
+    inspect.signature(real_harvest).bind("archive", "run", **dict.fromkeys((*names, "memory_bytes")))
     inspect.signature(real_train).bind(["recipe.yaml"])
     inspect.signature(run_demo).bind(Path("demo"), seeds=3, keep=False)
 

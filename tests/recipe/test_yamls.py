@@ -15,6 +15,9 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "digits/baseline",
         "digits/distilled",
         "digits/short",
+        "digits/curriculum",
+        "digits/pruned",
+        "digits/dynamic_pruned",
         "cifar100/resnet56/baseline",
         "cifar100/resnet56/distilled_kl",
         "cifar100/resnet56/distilled_mse_mixup",
@@ -25,6 +28,9 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "cifar100/small/distilled_kl",
         "cifar100/small/distilled_mse",
         "cifar100/small/short",
+        "cifar100/small/curriculum",
+        "cifar100/small/pruned",
+        "cifar100/small/dynamic_pruned",
     }
 
 
@@ -66,9 +72,7 @@ def test_recipes_of_a_study_differ_only_where_they_say(folder):
     """What is compared must share data, model and optimizer; a budget is the baseline's or that of ``short``."""
     recipes = {path.stem: load_recipe(path) for path in YAMLS if path.parent == folder}
     base = recipes["baseline"].record
-    budgets = {base["max_duration"]}
-    if "short" in recipes:
-        budgets = {recipes["short"].record["max_duration"]}
+    budgets = {recipes[name].record["max_duration"] for name in ("baseline", "short") if name in recipes}
     for name, recipe in recipes.items():
         for key in ("data", "model", "optimizer", "scheduler", "precision", "seed", "archive", "eval_interval"):
             assert recipe.record[key] == base[key], (name, key)

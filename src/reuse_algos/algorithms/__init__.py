@@ -1,6 +1,7 @@
 """Algorithms that spend the archive."""
 
+from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 
-__all__ = ["PriorRunDistillation", "ReusingAlgorithm"]
+__all__ = ["HistoryCurriculum", "PriorRunDistillation", "ReusingAlgorithm"]

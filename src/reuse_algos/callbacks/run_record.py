@@ -22,8 +22,9 @@ class RunRecord:
     """Writes data files from every rank and commits them together.
 
     A file replaces the earlier one of the same kind, name, slot, rank and epoch: the metrics history grows, a partial
-    epoch becomes a whole one. Signals of a whole epoch replace those of earlier epochs in the same slot, of all ranks;
-    signals of a part of one stand beside them, and win where both have a row.
+    epoch becomes a whole one. Signals of an epoch that showed every example replace those of earlier epochs in the same
+    slot, of all ranks; signals of an epoch that was cut short, or that showed only some examples, stand beside them,
+    and win where both have a row.
 
     Args:
         archive: where to write.

@@ -6,21 +6,19 @@ import math
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from composer import Callback, Event, State, TimeUnit
-from composer.algorithms import EMA
+from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
 from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
-from reuse_algos.algorithms.outputs import logits_of, plain_state_dict
+from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import (
     CostRecord,
-    DatasetRecord,
     FileEntry,
     Manifest,
     ModelRecord,
@@ -33,9 +31,9 @@ from reuse_algos.callbacks.provenance import environment, forward_flops, model_r
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
 from reuse_algos.callbacks.spool import Spool
+from reuse_algos.callbacks.state_facts import dataset_record, evaluated_weights, info_of, num_epochs, scalar
 from reuse_algos.data.example_ids import ExampleIds, keep_views
-from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.data.views import ViewPolicy
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.ranks import on_every_rank, on_rank_zero
 
@@ -58,8 +56,9 @@ class RunRecorder(Callback):
         recipe: the settings that made this run, as JSON-able data.
         weights: which weights to keep: ``last`` (at the end), ``best`` (by ``monitor``), ``5ep`` (every fifth epoch).
         signals: which signals to keep, for example ``{"logits": {"last_epochs": 32, "top_k": 16}, "loss": {},
-            "correct": {}}``. ``last_epochs`` counts from the end of training (left out: every epoch); ``top_k`` keeps
-            the largest logits and the mass of the rest (left out: all logits, as float16). Default: none.
+            "correct": {}, "logit_margin": {}}``. Logits are kept once for each view, the others (one number for each
+            example) for each epoch. ``last_epochs`` counts from the end of training (left out: every epoch); ``top_k``
+            keeps the largest logits and the mass of the rest (left out: all logits, as float16). Default: none.
         monitor: the metric that orders runs and decides ``best``, such as ``metrics/eval/MulticlassAccuracy``.
             Default: the first evaluation metric whose name holds ``Accuracy``, else the first one.
         target_key: where the targets lie in a batch.
@@ -147,7 +146,7 @@ class RunRecorder(Callback):
         """Open a new run, or go on with the one of the checkpoint."""
         del logger
         self._state, self._ended = state, False
-        earlier, self._info = self._info, self.dataset or _info_of(state)
+        earlier, self._info = self._info, self.dataset or info_of(state)
         if self._record is not None:
             # A second Trainer.fit goes on with the same run, which has one record of its data.
             if (earlier and earlier.fingerprint) != (self._info and self._info.fingerprint):
@@ -156,7 +155,7 @@ class RunRecorder(Callback):
                     "RunRecorder of its own."
                 )
             if self._capture is not None:
-                self._capture.num_epochs = _num_epochs(state)
+                self._capture.num_epochs = num_epochs(state)
             return
         if self.signals:
             self._capture = self._make_capture(state, self._info)
@@ -175,7 +174,7 @@ class RunRecorder(Callback):
         done = state.max_duration is not None and state.timestamp >= state.max_duration
         if done and self._resume is not None and self._record is None and self._continues(self._resume, state):
             resume = self._resume
-            self._state, self._ended, self._info = state, True, self.dataset or _info_of(state)
+            self._state, self._ended, self._info = state, True, self.dataset or info_of(state)
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
             on_every_rank(lambda: self._take_back(resume))
             self._finish(state)
@@ -203,7 +202,7 @@ class RunRecorder(Callback):
                 f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
                 "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
             )
-        epochs = _num_epochs(state)
+        epochs = num_epochs(state)
         if epochs is None and any(kept.last_epochs for kept in self.signals.values()):
             raise ValueError(
                 f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
@@ -249,7 +248,7 @@ class RunRecorder(Callback):
             assert self._info is not None
             examples = examples._replace(positions=self._info.positions_of(examples.positions))
         targets = None
-        if {"loss", "correct"} & self.signals.keys():
+        if self.signals.keys() - {"logits"}:
             targets = state.batch_get_item(self.target_key)
         self._capture.record(epoch, examples, logits_of(state.outputs, self.output_key), targets)  # type: ignore[arg-type]
 
@@ -258,7 +257,7 @@ class RunRecorder(Callback):
         del logger
         values = dict(state.total_loss_dict) if state.total_loss_dict else {}
         for name, metric in (state.train_metrics or {}).items():
-            if (value := _scalar(metric)) is not None:
+            if (value := scalar(metric)) is not None:
                 values[f"metrics/train/{name}"] = value
         for algorithm in state.algorithms:
             if isinstance(algorithm, ReusingAlgorithm):
@@ -274,11 +273,12 @@ class RunRecorder(Callback):
         assert record is not None
         self._log.end_epoch(state)
         if self._capture is not None:
-            on_every_rank(lambda: self._put_signals(whole_epoch=True))
+            complete = _complete_slots(self._capture)
+            on_every_rank(lambda: self._put_signals(complete))
             self._capture.end_epoch()
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
-            on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", _evaluated_weights(state)))
+            on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", evaluated_weights(state)))
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -304,7 +304,7 @@ class RunRecorder(Callback):
         if self._standalone or self._record is None or label not in state.eval_metrics:
             return
         for name, metric in state.eval_metrics[label].items():
-            if (value := _scalar(metric)) is not None:
+            if (value := scalar(metric)) is not None:
                 self._log.add(f"metrics/{label}/{name}", value, state)
         monitor = self._monitored()
         value = self._log.last(monitor)
@@ -314,7 +314,7 @@ class RunRecorder(Callback):
         if math.isfinite(value) and not sign * value <= sign * self._best_value:
             self._best_value = value
             if "best" in self.weights and dist.get_global_rank() == 0:
-                self._best = _evaluated_weights(state)
+                self._best = evaluated_weights(state)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Stop the clock; an evaluation after the last batch belongs to the record, too."""
@@ -371,10 +371,16 @@ class RunRecorder(Callback):
         """Remember which run and generation the checkpoint belongs to."""
         self._resume = state or None
 
-    def _put_signals(self, *, whole_epoch: bool = False) -> None:
+    def _put_signals(self, complete: Collection[tuple[str, int]] = ()) -> None:
+        """Write this rank's rows.
+
+        Args:
+            complete: name and slot of those signals that have a row for every example, on all ranks together.
+        """
         assert self._record is not None
         for segment in [] if self._capture is None else self._capture.segments():
-            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole_epoch}
+            whole = (segment.name, segment.slot) in complete
+            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole}
             self._record.put("signals", segment.name, segment.tensors, **meta)
 
     def _commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
@@ -389,7 +395,7 @@ class RunRecorder(Callback):
                     labels = {} if info.labels is None else {"labels": info.labels}
                     record.put("dataset", "examples", {"keys": info.keys, **labels})
                 if last:
-                    record.put("weights", "last", _evaluated_weights(state))
+                    record.put("weights", "last", evaluated_weights(state))
                 if self._best is not None:
                     record.put("weights", "best", self._best)
                     self._best = None
@@ -411,7 +417,7 @@ class RunRecorder(Callback):
             tags=self.tags,
             seed=state.rank_zero_seed,
             recipe=self.recipe,
-            dataset=(base and base.dataset) if self._info is None else _dataset_record(self._info, state),
+            dataset=(base and base.dataset) if self._info is None else dataset_record(self._info, state),
             model=self._model or model_record(state.model, None),
             environment=environment() if base is None else base.environment,
             progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
@@ -430,54 +436,13 @@ class RunRecorder(Callback):
         )
 
 
-def _info_of(state: State) -> DatasetInfo | None:
-    """What the train dataset says of itself, or None where its examples cannot be told apart."""
-    return try_info(getattr(state.dataloader, "dataset", None))
+def _complete_slots(capture: SignalCapture) -> set[tuple[str, int]]:
+    """Name and slot of the signals that every example has a row of, on all ranks together.
 
-
-def _dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
-    policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
-    views = policy if isinstance(policy, ViewPolicy) else None
-    return DatasetRecord(
-        name=info.name,
-        num_examples=info.num_examples,
-        fingerprint=info.fingerprint,
-        class_names=None if info.class_names is None else list(info.class_names),
-        num_classes=info.num_classes,
-        labels_known=info.labels is not None,
-        view_seed=views.seed if views else None,
-        num_views=views.num_views if views else 0,
-        transform=views.transform if views else "unknown",
-    )
-
-
-def _scalar(metric: Any) -> float | None:
-    """Value of a torchmetrics metric, or None where it is more than one number."""
-    value = metric.compute()
-    return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
-
-
-def _num_epochs(state: State) -> int | None:
-    """Epochs that training will start, or None where that is not known."""
-    duration, length = state.max_duration, state.dataloader_len
-    if duration is None:
-        return None
-    if duration.unit == TimeUnit.EPOCH:
-        return int(duration)
-    if length is not None and duration.unit == TimeUnit.BATCH:
-        return math.ceil(int(duration) / int(length))
-    return None
-
-
-def _evaluated_weights(state: State) -> dict[str, torch.Tensor]:
-    """A copy of the weights that evaluation sees: the moving average where EMA is on."""
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
-    for algorithm in state.algorithms:
-        if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
-            averaged = algorithm.ema_model
-            assert averaged is not None
-            for name, value in {**averaged.named_parameters_dict, **averaged.named_buffers_dict}.items():
-                plain = name.removeprefix("module.") if name not in weights else name
-                if plain in weights:
-                    weights[plain] = value.detach().cpu().clone()
-    return weights
+    An epoch that a curriculum or ``drop_last`` shortened does not show every example; what it did not show must stay.
+    """
+    union: dict[tuple[str, int], torch.Tensor] = {}
+    for seen in on_every_rank(capture.seen):
+        for key, seen_N in seen.items():
+            union[key] = union[key] | seen_N if key in union else seen_N
+    return {key for key, seen_N in union.items() if bool(seen_N.all())}

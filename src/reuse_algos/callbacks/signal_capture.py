@@ -19,7 +19,7 @@ from reuse_algos.errors import nearest
 __all__ = ["CaptureSettings", "Segment", "SignalCapture", "parse_signals"]
 
 _HALF_MAX = torch.finfo(torch.float16).max
-_NAMES = ("logits", "loss", "correct")
+_NAMES = ("logits", "loss", "correct", "logit_margin")
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,13 @@ class _Buffer:
             self._parts = {key: [value] for key, value in self.newest().items()}
             self._collected = len(self._parts["ids"][0])
 
+    def seen(self) -> torch.Tensor:
+        """Which examples have a row: bool ``[N]`` on the CPU."""
+        seen_N = torch.zeros(self._num_examples, dtype=torch.bool)
+        for ids in self._parts.get("ids", []):
+            seen_N[ids.cpu()] = True
+        return seen_N
+
     def newest(self) -> dict[str, torch.Tensor]:
         """Rows by ascending position, on the CPU; of an example that came more than once the last one."""
         columns = {key: torch.cat([part.cpu() for part in parts]) for key, parts in self._parts.items()}
@@ -125,10 +132,10 @@ class SignalCapture:
             epoch: number of the running epoch.
             examples: which examples the rows are.
             logits_BC: ``[B, C, ...]``, any float dtype.
-            targets_B: class indices ``[B, ...]`` or class probabilities ``[B, C, ...]``; needed for loss and correct.
+            targets_B: class indices ``[B, ...]`` or class probabilities ``[B, C, ...]``; needed for all but logits.
 
         Raises:
-            ValueError: loss or correctness is wanted and there are no targets.
+            ValueError: more than logits is wanted and there are no targets.
         """
         names = self.wanted(epoch)
         if not names:
@@ -148,7 +155,7 @@ class SignalCapture:
             else:
                 if targets_B is None:
                     raise ValueError(f"signal {name!r} needs the targets of the batch; name them by target_key")
-                rows = {"values": _loss(logits_BC, targets_B) if name == "loss" else _correct(logits_BC, targets_B)}
+                rows = {"values": _OF_TARGETS[name](logits_BC, targets_B)}
                 meta |= {"encoding": "dense", "num_classes": None}
             key = (name, slot)
             if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
@@ -169,6 +176,10 @@ class SignalCapture:
     def slots(self) -> list[list[str | int]]:
         """(name, slot, epoch) of everything collected in the running epoch."""
         return [[name, slot, buffer.meta["epoch"]] for (name, slot), buffer in self._buffers.items()]
+
+    def seen(self) -> dict[tuple[str, int], torch.Tensor]:
+        """Which examples have a row so far in this epoch, for each (name, slot): bool ``[N]`` on the CPU."""
+        return {key: buffer.seen() for key, buffer in self._buffers.items()}
 
     def segments(self) -> Iterator[Segment]:
         """Everything collected in the running epoch."""
@@ -202,3 +213,19 @@ def _correct(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
     if targets_B.dim() == logits_BC.dim():
         targets_B = targets_B.argmax(1)
     return (logits_BC.argmax(1) == targets_B).reshape(len(logits_BC), -1).all(1).to(torch.uint8)
+
+
+def _logit_margin(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
+    """The target's logit minus the largest other one (mean over positions of dense outputs), float32 ``[B]``.
+
+    Equation 1 of Pleiss et al. 2020 (arXiv 2001.10528). Positions with a target below 0 do not count.
+    """
+    if targets_B.dim() == logits_BC.dim():
+        targets_B = targets_B.argmax(1)
+    index = targets_B.clamp_min(0).unsqueeze(1)
+    logits_BC = logits_BC.float()
+    margins = logits_BC.gather(1, index) - logits_BC.scatter(1, index, -torch.inf).amax(1, keepdim=True)
+    return margins.squeeze(1).masked_fill(targets_B < 0, torch.nan).reshape(len(logits_BC), -1).nanmean(1)
+
+
+_OF_TARGETS = {"loss": _loss, "correct": _correct, "logit_margin": _logit_margin}

@@ -25,9 +25,11 @@ __all__ = [
     "UsageError",
     "add_archive",
     "add_command",
+    "add_data",
     "add_json",
     "add_tags",
     "console",
+    "data_of",
     "names_archive",
     "open_archive",
     "positive",
@@ -104,6 +106,37 @@ def add_tags(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only runs with these tags; a key given twice means either value",
     )
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """Add --data, for commands that load a run's data again."""
+    parser.add_argument(
+        "--data",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="another value in the recipe's data section, such as root=/datasets; may be given again",
+    )
+
+
+def data_of(texts: list[str]) -> dict[str, Any]:
+    """What --data says: ``root=/datasets`` and the like, the values read as YAML as they are in a recipe.
+
+    Raises:
+        UsageError: one is not ``key=value``, or the value is no YAML.
+    """
+    import yaml
+
+    data = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise UsageError(f"--data needs KEY=VALUE, got {text!r}")
+        try:
+            data[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--data {text}: the value is no YAML: {error}") from error
+    return data
 
 
 def tags_of(args: argparse.Namespace) -> dict[str, list[str]] | None:

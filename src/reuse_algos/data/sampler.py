@@ -13,14 +13,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from composer.utils import dist
-from torch.utils.data import DistributedSampler
+from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
 
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
 __all__ = ["EpochSampler", "Examples", "Plan", "TrackedBatchSampler"]
 
-Plan = Callable[[int], Sequence[int]]
+Plan = Callable[[int], "Sequence[int] | np.ndarray"]
 """A steering function: epoch -> the positions that this epoch shows, over all ranks, in order."""
 
 
@@ -66,13 +66,21 @@ class EpochSampler(DistributedSampler):
         )
         self.num_examples = num_examples
         self._plan: Plan | None = None
+        self._plan_length: int | None = None
+        self._num_views = 0
 
-    def steer(self, plan: Plan | None) -> None:
+    def steer(self, plan: Plan | None, *, length: int | None = None, num_views: int = 0) -> None:
         """Let ``plan`` choose the examples and order of each epoch (None: back to plain shuffling).
 
         Every rank must be given the same plan. Positions may repeat or be left out.
+
+        Args:
+            plan: epoch -> positions.
+            length: how many positions it gives in every epoch, so that ``len()`` need not ask it; None: it varies.
+            num_views: number of views of the dataset; with more than one, an example that comes several times in an
+                epoch is shown in its next views the second, third ... time.
         """
-        self._plan = plan
+        self._plan, self._plan_length, self._num_views = plan, length, num_views
 
     def order(self, epoch: int) -> np.ndarray:
         """Positions of an epoch over all ranks, int64 ``[M]``.
@@ -84,6 +92,8 @@ class EpochSampler(DistributedSampler):
             positions = np.asarray(self._plan(epoch), dtype=np.int64)
             if len(positions) and not (positions.min() >= 0 and positions.max() < self.num_examples):
                 raise ValueError(f"the plan of epoch {epoch} names positions outside [0, {self.num_examples})")
+            if self._plan_length is not None and len(positions) != self._plan_length:
+                raise ValueError(f"the plan of epoch {epoch} has {len(positions)} positions, not {self._plan_length}")
             return positions
         if self.shuffle:
             return np.random.default_rng([self.seed % 2**63, epoch]).permutation(self.num_examples)
@@ -96,11 +106,30 @@ class EpochSampler(DistributedSampler):
             order = order[: len(order) // ranks * ranks]
         elif len(order) % ranks:
             order = np.resize(order, -(-len(order) // ranks) * ranks)
-        return iter(order[self.rank :: ranks].tolist())
+        mine = order[self.rank :: ranks].tolist()
+        if self._plan is None or self._num_views < 2:
+            return iter(mine)
+        # Counted over all ranks, so that who shows which view does not depend on their number.
+        repeats = _occurrences(order)[self.rank :: ranks].tolist()
+        views = ((self.epoch + repeat) % self._num_views for repeat in repeats)
+        return iter([ExampleView(*pair) for pair in zip(mine, views, strict=True)])  # type: ignore[misc]
 
     def __len__(self) -> int:
-        total = self.num_examples if self._plan is None else len(self._plan(self.epoch))
+        if self._plan is None:
+            total = self.num_examples
+        else:
+            total = len(self._plan(self.epoch)) if self._plan_length is None else self._plan_length
         return total // self.num_replicas if self.drop_last else -(-total // self.num_replicas)
+
+
+def _occurrences(order: np.ndarray) -> np.ndarray:
+    """How many times each element came before: ``[4, 7, 4, 4]`` -> ``[0, 0, 1, 2]``."""
+    by_value = np.argsort(order, kind="stable")
+    ordered = order[by_value]
+    first = np.searchsorted(ordered, ordered, side="left")
+    counts = np.empty_like(order)
+    counts[by_value] = np.arange(len(order)) - first
+    return counts
 
 
 class Examples(NamedTuple):
@@ -169,6 +198,42 @@ class TrackedBatchSampler(DistributedSampler):
     def __len__(self) -> int:
         return len(self.batch_sampler)  # type: ignore[arg-type]
 
+    def steer(self, plan: Plan, *, num_examples: int, length: int, seed: int) -> int:
+        """Let a plan choose what every epoch shows, in batches of the same size as before.
+
+        An :class:`EpochSampler` inside is told the plan; a standard random, sequential or distributed sampler inside is
+        replaced by one. What the plan leaves out is never loaded.
+
+        Args:
+            plan: epoch -> positions over all ranks, the same on every rank.
+            num_examples: length of the dataset.
+            length: how many positions the plan gives in every epoch.
+            seed: of an ``EpochSampler`` that is put in.
+
+        Returns:
+            Number of examples of a batch over all ranks.
+
+        Raises:
+            ExampleIdError: the order is decided by a sampler of another kind, or no batch would be left.
+        """
+        batches = self.batch_sampler
+        if type(batches) is not BatchSampler:
+            raise ExampleIdError(
+                f"batches are made by a {type(batches).__name__}, whose choice of examples cannot be taken over. Give "
+                "the DataLoader batch_size and shuffle (or an EpochSampler), and no batch_sampler."
+            )
+        sampler = _steerable(batches.sampler, num_examples, batches.drop_last, seed)
+        views = 0 if self.view_policy is None else self.view_policy.num_views
+        sampler.steer(plan, length=length, num_views=views)
+        if batches.drop_last and len(sampler) < batches.batch_size:
+            raise ExampleIdError(
+                f"an epoch of {length} examples has no full batch of {batches.batch_size} on each of "
+                f"{sampler.num_replicas} ranks, and drop_last leaves all else out. Keep more examples, or make the "
+                "batches smaller."
+            )
+        self.batch_sampler = BatchSampler(sampler, batches.batch_size, batches.drop_last)
+        return batches.batch_size * sampler.num_replicas
+
     def examples(self, batch_in_epoch: int) -> Examples:
         """The examples of the batch with this number in the current epoch.
 
@@ -182,3 +247,32 @@ class TrackedBatchSampler(DistributedSampler):
                 "resumes by itself in mid-epoch; give the ids in the batch instead (id_key)."
             )
         return self._record[batch_in_epoch]
+
+
+def _steerable(sampler: object, num_examples: int, drop_last: bool, seed: int) -> EpochSampler:
+    """The sampler itself where it can be steered, or one that stands for it."""
+    advice = "Use DataLoader(shuffle=True), a DistributedSampler or an EpochSampler over the whole dataset."
+    if isinstance(sampler, EpochSampler):
+        return sampler
+    if type(sampler) not in (RandomSampler, SequentialSampler, DistributedSampler):
+        raise ExampleIdError(
+            f"the order of the examples is decided by a {type(sampler).__name__}, which cannot be steered. {advice}"
+        )
+    if isinstance(sampler, RandomSampler) and (sampler.replacement or sampler.num_samples != num_examples):
+        raise ExampleIdError(f"the RandomSampler draws with replacement or another number of examples. {advice}")
+    if isinstance(sampler, DistributedSampler):
+        if len(sampler.dataset) != num_examples:  # type: ignore[arg-type]
+            raise ExampleIdError(f"the DistributedSampler was made for another dataset. {advice}")
+        return EpochSampler(
+            num_examples,
+            seed=seed,
+            drop_last=sampler.drop_last,
+            num_replicas=sampler.num_replicas,
+            rank=sampler.rank,
+        )
+    if dist.get_world_size() > 1:
+        raise ExampleIdError(
+            f"a {type(sampler).__name__} shows every rank all examples. Use DataLoader(sampler=EpochSampler(...)) or a "
+            "DistributedSampler."
+        )
+    return EpochSampler(num_examples, seed=seed, drop_last=drop_last)

@@ -1,0 +1,343 @@
+"""What do scores of earlier runs save? Every strategy of HistoryCurriculum against its controls, at equal cost.
+
+On the CPU-sized CIFAR-100 of yamls/cifar100/small (10,000 images, 20 superclasses, a small ResNet; 20 epochs are the
+full budget). Three prior runs with seeds of their own (101 to 103) are trained and archived first. Then, for each seed:
+
+* ``plain``: the full budget, its learning rate fully decayed;
+* ``dynamic_prune``, ``prune``, ``subset``: the full number of epochs, each of them shorter;
+* ``curriculum``, ``active_bias``, ``focus``: half the number of epochs, as curricula help at short budgets if at all;
+* for each of them ``.shuffled`` (every example has the score of another one) and ``.random`` (scores are uniform random
+  numbers; for pruning that is random pruning at the same rate);
+* ``plain.<steps>``: plain training with exactly as many steps as each of them took, fully decayed.
+
+Results are appended to a file of JSON lines, one run each, with everything that is needed to judge it; runs that are in
+the file are not repeated, so the benchmark can be stopped and started again. The summary compares by
+``reuse_algos.compare.statistics``, paired by seed.
+
+    python benchmarks/curriculum.py --npz cifar100.npz                        # all of it
+    python benchmarks/curriculum.py --npz cifar100.npz --jobs 2 --time-limit 3000 --methods dynamic_prune,plain
+    python benchmarks/curriculum.py --study digits --epochs 2 --out /tmp/try.jsonl --archive /tmp/try-archive
+    python benchmarks/curriculum.py --summary
+
+Cost: an epoch of 10,000 images takes about 9 s on two otherwise idle CPU cores (one job on both). A run is 20 epochs
+(plain, 3 minutes), about 13 (dynamic_prune, 2 minutes) or the worth of 10 (the others, 90 s). The three prior runs take
+9 minutes and all runs of one seed about 35: two hours for three seeds. ``--npz`` names a file in Keras' layout; without
+it the data are the recipe's (torchvision's in ./data).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Trainer
+
+from reuse_algos.algorithms import HistoryCurriculum
+from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks.provenance import environment
+from reuse_algos.compare.statistics import Interval, mean_interval, paired_interval
+from reuse_algos.recipe import build_trainer, load_recipe
+
+ROOT = Path(__file__).parents[1]
+PRIOR_SEEDS = (101, 102, 103)
+STUDIES = {"cifar100-small": ("cifar100/small/baseline", 20), "digits": ("digits/baseline", 30)}
+
+# Share of the full number of epochs, and settings of the strategy.
+STRATEGIES: dict[str, tuple[float, dict[str, Any]]] = {
+    "dynamic_prune": (1.0, {"strategy": "dynamic_prune", "score": "loss", "prune_rate": 0.7}),
+    "prune": (1.0, {"strategy": "prune", "score": "el2n", "keep": 0.5, "class_balance": True}),
+    "subset": (1.0, {"strategy": "subset", "score": "variation_ratio", "keep": 0.5}),
+    "curriculum": (0.5, {"strategy": "curriculum", "score": "loss"}),
+    "active_bias": (0.5, {"strategy": "active_bias", "score": "variance"}),
+    "focus": (0.5, {"strategy": "focus", "score": "loss"}),
+}
+_NOTABLE_LOSS = 0.02
+CONTROLS: dict[str, dict[str, Any]] = {".shuffled": {"control": "shuffled_scores"}, ".random": {"score": "random"}}
+
+
+def method_names() -> list[str]:
+    """Every method but the plain runs at the steps of another."""
+    return ["plain", *(name + control for name in STRATEGIES for control in ("", *CONTROLS))]
+
+
+class Benchmark:
+    """The runs that are wanted, the file that holds those that are done."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.recipe, full = STUDIES[options.study]
+        self.epochs = full if options.epochs is None else options.epochs
+        self.out = Path(options.out)
+        self.began = time.monotonic()
+        self.lock = threading.Lock()
+        self.failed = 0
+
+    # Jobs -----------------------------------------------------------------------------------------------------------
+
+    def job(self, method: str, seed: int) -> dict[str, Any] | None:
+        """What a run needs; None while it waits for another run's outcome."""
+        base = method.removesuffix(".shuffled").removesuffix(".random")
+        job: dict[str, Any] = {"study": self.options.study, "epochs": self.epochs, "method": method, "seed": seed}
+        if method == "plain" or method == "prior":
+            return job | {"max_duration": f"{self.epochs}ep", "settings": None}
+        if method.startswith("plain."):
+            return job | {"max_duration": f"{method.removeprefix('plain.')}ba", "settings": None}
+        share, settings = STRATEGIES[base]
+        settings = {**settings, **(CONTROLS[method.removeprefix(base)] if method != base else {})}
+        if base == "dynamic_prune" and method.endswith(".random"):
+            own = self.find(base, seed)
+            if own is None:
+                return None
+            # Half of the random numbers are below their mean, so this drops as many as the strategy itself does.
+            settings["prune_rate"] = round(min(0.99, 2 * (1 - own["examples_per_epoch"] / own["num_examples"])), 4)
+        return job | {"max_duration": f"{max(1, round(share * self.epochs))}ep", "settings": settings}
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of the results file that belong to this study and length."""
+        if not self.out.exists():
+            return []
+        lines = [json.loads(line) for line in self.out.read_text().splitlines() if line.strip()]
+        return [one for one in lines if (one["study"], one["epochs"]) == (self.options.study, self.epochs)]
+
+    def find(self, method: str, seed: int) -> dict[str, Any] | None:
+        """The record of one run."""
+        found = [one for one in self.records() if (one["method"], one["seed"]) == (method, seed)]
+        return found[-1] if found else None
+
+    def run_all(self, jobs: list[tuple[str, int]]) -> None:
+        """Those that are not done yet, several at a time, until the time is up."""
+        todo = [(method, seed) for method, seed in jobs if self.find(method, seed) is None]
+        with ThreadPoolExecutor(self.options.jobs) as pool:
+            list(pool.map(lambda pair: self.run(*pair), todo))
+
+    def run(self, method: str, seed: int) -> None:
+        """One run in a process of its own; its record goes to the end of the file."""
+        limit = self.options.time_limit
+        if limit is not None and time.monotonic() - self.began > limit:
+            return
+        job = self.job(method, seed)
+        if job is None:
+            return
+        job |= {"threads": max(1, (os.cpu_count() or 1) // self.options.jobs), "npz": self.options.npz}
+        job |= {"archive": self.options.archive}
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            command = [sys.executable, __file__, "--one", json.dumps(job), "--out", str(result)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                self.failed += 1
+                print(f"{method} seed {seed} failed:\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
+                return
+            record = json.loads(result.read_text())
+        # Where the files lay says nothing about the result.
+        arguments = [Path(one).name if "/" in one else one for one in sys.argv[1:]]
+        record["command"] = " ".join(["python", "benchmarks/curriculum.py", *arguments])
+        with self.lock:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with self.out.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+        print(
+            f"{method:24} seed {seed}: accuracy {record['accuracy']:.4f}, {record['examples']} examples, "
+            f"{record['steps']} steps, {record['cost_seconds']:.0f} s",
+            flush=True,
+        )
+
+    def main(self) -> int:
+        """Prior runs, then the methods, then plain runs at their numbers of steps, then the summary."""
+        seeds = [int(seed) for seed in self.options.seeds.split(",")]
+        methods = self.options.methods.split(",") if self.options.methods else method_names()
+        unknown = [name for name in methods if name not in method_names()]
+        if unknown:
+            print(f"unknown methods {unknown}; known: {', '.join(method_names())}", file=sys.stderr)
+            return 2
+        if not self.options.summary:
+            self.run_all([("prior", seed) for seed in PRIOR_SEEDS])
+            if any(self.find("prior", seed) is None for seed in PRIOR_SEEDS):
+                print("the prior runs are not complete; start again to go on", file=sys.stderr)
+                return 1
+            # Seeds in turn, so that whatever the time allows is balanced over the methods.
+            self.run_all([(method, seed) for seed in seeds for method in methods if method != "dynamic_prune.random"])
+            self.run_all([(method, seed) for seed in seeds for method in methods if method == "dynamic_prune.random"])
+            matched = []
+            for seed in seeds:
+                for method in methods:
+                    record = self.find(method, seed)
+                    if record is not None and "." not in method and method != "plain":
+                        matched.append((f"plain.{record['steps']}", seed))
+            self.run_all(list(dict.fromkeys(matched)))
+        self.summarise(methods, seeds)
+        return 1 if self.failed else 0
+
+    # Summary --------------------------------------------------------------------------------------------------------
+
+    def summarise(self, methods: list[str], seeds: list[int]) -> None:
+        """A table: accuracy, cost, and paired differences from the plain runs and from the shuffled control."""
+        print(f"\n{self.options.study}, {self.epochs} epochs; 95 % intervals; differences paired by seed, in points")
+        print(f"{'method':24} n  accuracy               examples  cost   against plain        at equal steps")
+        full = self._values("plain", seeds)
+        for method in methods:
+            records = {seed: record for seed in seeds if (record := self.find(method, seed)) is not None}
+            if not records:
+                continue
+            own = {seed: record["accuracy"] for seed, record in records.items()}
+            equal = {
+                seed: matched["accuracy"]
+                for seed, record in records.items()
+                if (matched := self.find(f"plain.{record['steps']}", seed)) is not None
+            }
+            share = self._share(records, "examples"), self._share(records, "cost_seconds")
+            print(
+                f"{method:24} {len(own)}  {_shown(mean_interval(list(own.values())), 100):21}  "
+                f"{share[0]:>7}  {share[1]:>5}  {_difference(own, full):20} {_difference(own, equal)}"
+            )
+        for name in STRATEGIES:
+            own, shuffled = self._values(name, seeds), self._values(f"{name}.shuffled", seeds)
+            if name in methods and set(own) & set(shuffled):
+                print(f"{name} against its scores shuffled: {_difference(own, shuffled)}")
+        self._say_what_pruning_saves(seeds)
+
+    def _values(self, method: str, seeds: list[int]) -> dict[int, float]:
+        return {seed: record["accuracy"] for seed in seeds if (record := self.find(method, seed)) is not None}
+
+    def _share(self, records: dict[int, dict[str, Any]], key: str) -> str:
+        pairs = [(record, self.find("plain", seed)) for seed, record in records.items()]
+        shares = [record[key] / plain[key] for record, plain in pairs if plain is not None]
+        return f"{100 * sum(shares) / len(shares):.0f} %" if shares else "-"
+
+    def _say_what_pruning_saves(self, seeds: list[int]) -> None:
+        own, full = self._values("dynamic_prune", seeds), self._values("plain", seeds)
+        both = sorted(set(own) & set(full))
+        if len(both) < 2:
+            return
+        saved = []
+        for seed in both:
+            record, plain = self.find("dynamic_prune", seed), self.find("plain", seed)
+            if record is not None and plain is not None:
+                saved.append(1 - record["examples"] / plain["examples"])
+        difference = paired_interval([own[s] for s in both], [full[s] for s in both])
+        verdict = "no loss beyond the interval" if difference.high >= 0 else "a loss beyond the interval"
+        if difference.high >= 0 and difference.low < -_NOTABLE_LOSS:
+            verdict += f", which does not exclude one of {100 * _NOTABLE_LOSS:.0f} points: more seeds would tell"
+        goal = "at least 35 %" if min(saved) >= 0.35 else "less than 35 %"
+        print(
+            f"dynamic_prune saves {100 * sum(saved) / len(saved):.1f} % of the examples ({goal}) and differs by "
+            f"{_shown(difference, 100)} points from plain: {verdict}."
+        )
+
+
+def _shown(interval: Interval, scale: float = 1.0) -> str:
+    return f"{scale * interval.estimate:.2f} [{scale * interval.low:.2f}, {scale * interval.high:.2f}]"
+
+
+def _difference(own: dict[int, float], other: dict[int, float]) -> str:
+    both = sorted(set(own) & set(other))
+    if not both:
+        return "-"
+    return _shown(paired_interval([own[s] for s in both], [other[s] for s in both]), 100)
+
+
+# One run --------------------------------------------------------------------------------------------------------------
+
+
+def run_one(job: dict[str, Any], out: Path) -> None:
+    """Train one run and write its record."""
+    torch.set_num_threads(job["threads"])
+    recipe_name = STUDIES[job["study"]][0]
+    prior = job["method"] == "prior"
+    overrides = [
+        f"seed={job['seed']}",
+        f"run_name={job['method']}-{job['epochs']}ep-{job['seed']}",
+        f"archive={job['archive']}",
+        f"max_duration={job['max_duration']}",
+        f"eval_interval={job['max_duration']}",
+        f"tags.method={job['method']}",
+        f"tags.epochs='{job['epochs']}'",
+        "device=cpu",
+        "progress_bar=false",
+    ]
+    if job["npz"] is not None:
+        overrides += ["data.name=npz", f"data.path={job['npz']}"]
+    if prior:
+        overrides.append("callbacks.run_recorder.signals={logits: {last_epochs: 8}, loss: {}, correct: {}}")
+    else:
+        overrides.append("callbacks={}")
+    if job["settings"] is not None:
+        # The archive also holds priors of other lengths, where the benchmark was run with other --epochs.
+        runs = {"tags": {"method": "prior", "epochs": str(job["epochs"])}, "order": "first", "limit": len(PRIOR_SEEDS)}
+        overrides.append("algorithms.history_curriculum=" + json.dumps({"runs": runs, **job["settings"]}))
+    trainer = build_trainer(load_recipe(ROOT / "yamls" / f"{recipe_name}.yaml", overrides))
+    trainer.fit()
+    record = _record(job, trainer, overrides)
+    trainer.close()
+    out.write_text(json.dumps(record))
+
+
+def _record(job: dict[str, Any], trainer: Trainer, overrides: list[str]) -> dict[str, Any]:
+    state = trainer.state
+    ours = [one for one in state.algorithms if isinstance(one, HistoryCurriculum)]
+    where = environment()
+    seconds = state.timestamp.total_wct.total_seconds()
+    setup = sum(one.setup_seconds for one in ours)
+    uses = [use for one in ours for use in one.prior_uses()]
+    harvest = sum(use.harvest_seconds for use in uses)
+    num_examples = len(state.dataloader.dataset)  # type: ignore[union-attr]
+    sampler = state.dataloader.batch_sampler  # type: ignore[union-attr]
+    return {
+        "study": job["study"],
+        "method": job["method"],
+        "seed": job["seed"],
+        "epochs": job["epochs"],
+        "max_duration": job["max_duration"],
+        "settings": job["settings"],
+        "accuracy": float(state.eval_metrics["eval"]["MulticlassAccuracy"].compute()),
+        "examples": int(state.timestamp.sample),
+        "steps": int(state.timestamp.batch),
+        "num_examples": num_examples,
+        "examples_per_epoch": len(sampler.batch_sampler.sampler) if ours else num_examples,
+        "train_seconds": seconds,
+        "setup_seconds": setup,
+        "harvest_seconds": harvest,
+        "cost_seconds": seconds + setup + harvest,
+        "prior_runs": [use.run_id for use in uses],
+        "hardware": where.hardware,
+        "threads": job["threads"],
+        "versions": where.versions,
+        "commit": where.git_commit,
+        "overrides": [line for line in overrides if not line.startswith(("archive=", "data.path="))],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", choices=sorted(STUDIES), default="cifar100-small")
+    parser.add_argument("--npz", help="the data, one file in Keras' layout; default: the recipe's data")
+    parser.add_argument("--epochs", type=int, help="the full budget; default: the baseline recipe's")
+    parser.add_argument("--seeds", default="1,2,3")
+    parser.add_argument("--methods", help=f"separated by commas; default: all of {', '.join(method_names())}")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, which share the cores")
+    parser.add_argument("--time-limit", type=float, help="start no further run after so many seconds")
+    parser.add_argument("--archive", default="archive-curriculum", help="folder for the archive of the prior runs")
+    parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "curriculum.jsonl"))
+    parser.add_argument("--summary", action="store_true", help="only the summary of what is in the file")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one is not None:
+        run_one(json.loads(options.one), Path(options.out))
+        return 0
+    RunArchive(options.archive)
+    return Benchmark(options).main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

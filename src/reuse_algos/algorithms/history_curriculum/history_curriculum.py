@@ -1,0 +1,452 @@
+"""The Composer algorithm: earlier runs decide which examples this one sees, when, how often and with which weight.
+
+Shapes: N training examples, B rows of a microbatch.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from composer import Event, State, TimeUnit
+from composer.core import get_precision_context
+from composer.loggers import Logger
+
+from reuse_algos.algorithms.history_curriculum.example_losses import (
+    ExampleLosses,
+    check_mean,
+    per_example_losses,
+    with_weights,
+)
+from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
+from reuse_algos.algorithms.history_curriculum.plans import (
+    Candidates,
+    EpochPlan,
+    Purpose,
+    candidates,
+    generator,
+    merge_losses,
+)
+from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, StrategySettings
+from reuse_algos.algorithms.history_curriculum.strategies import Clock, Strategy
+from reuse_algos.algorithms.interplay import mixes_examples
+from reuse_algos.algorithms.outputs import device_of, unwrap_model
+from reuse_algos.algorithms.prior_runs import RunSelection
+from reuse_algos.algorithms.prior_scores import ScoreSpec, prior_scores, score_uses
+from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.sampler import TrackedBatchSampler
+from reuse_algos.errors import DataError, ExampleIdError
+from reuse_algos.ranks import on_every_rank
+
+__all__ = ["HistoryCurriculum"]
+
+log = logging.getLogger(__name__)
+
+_METRICS = "reuse/history_curriculum/"
+
+
+class HistoryCurriculum(ReusingAlgorithm):
+    r"""Let what earlier runs learned about each example decide what this run sees.
+
+    The order of the train DataLoader is taken over when training starts; what a strategy leaves out is never loaded.
+    All epochs of a run are equally long. ``curriculum``, ``active_bias`` and ``focus`` keep the number of batches per
+    epoch; ``prune``, ``dynamic_prune`` and ``subset`` make every epoch shorter by the same number, and tell Composer
+    so: a ``max_duration`` in epochs is that many shorter epochs, one in batches or samples is what it says, and a
+    schedule ends where the recipe says.
+
+    Args:
+        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: which prior runs, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`. Not needed with scores of
+            another origin.
+        strategy: ``curriculum`` (the allowed part of the data grows), ``prune`` (a fixed part, by score),
+            ``dynamic_prune`` (some easy examples are left out in turn, the others weigh more), ``active_bias``
+            (uncertain examples more often, or with more weight), ``focus`` (in proportion to the score), ``subset``
+            (the examples that earlier models disagree on).
+        score: name of a score (:data:`~reuse_algos.algorithms.prior_scores.SCORES`); a mapping with ``name``, ``epoch``
+            and ``aggregate`` (:class:`~reuse_algos.algorithms.prior_scores.ScoreSpec`); ``random`` (uniform random
+            numbers, a control that reads no run); or the scores themselves, float ``[N]`` by position, NaN where
+            unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n``
+            for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
+        order: curriculum: ``easy_first``, ``hard_first`` or ``random`` (the control). Default ``easy_first``.
+        pacing: curriculum: ``linear``, ``quadratic``, ``root``, ``step``, ``exponential`` or ``logarithmic``. Default
+            ``linear``.
+        start_fraction: curriculum: share of the data allowed at the start, from 0 to 1. Default 0.2.
+        full_data_at: curriculum: share of training until all data is allowed, at least 0. Default 0.8.
+        keep: prune, subset: share of the examples to keep, in (0, 1]. Default 0.7.
+        examples: prune, subset: how many to keep, instead of ``keep``.
+        end: prune: keep from the ``hard`` or the ``easy`` end. Default ``hard``.
+        offset: prune: share of the examples to skip at that end, in [0, 1). Default 0.
+        class_balance: curriculum, prune, subset: every class in proportion. Default false.
+        prune_rate: dynamic_prune: share of the examples below the mean score that each epoch leaves out, in [0, 1).
+            Default 0.5.
+        full_data_from: dynamic_prune: share of training from which on no example is preferred. Default 0.875.
+        rescale: dynamic_prune: weigh the kept easy examples so that the sum over an epoch stays unbiased. Default true.
+        update: dynamic_prune: go on with this run's own losses after each epoch. Default: true where the score is a
+            loss.
+        mode: active_bias: ``sampling`` or ``weighting``. Default ``sampling``.
+        smoothing: active_bias, focus: constant added to every score, at least 0. Default: the mean score for
+            ``active_bias``, 0 for ``focus``.
+        unknown: examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
+            ``drop`` (they are not shown) or ``median`` (they get the median score).
+        control: ``shuffled_scores`` gives every example the score of another one.
+        mismatch: ``refuse`` prior runs on other data, or ``allow`` them: what is not common is unknown.
+        per_example_loss: (outputs, batch) -> float ``[B]`` with the model's loss as its mean, for models other than a
+            ``ComposerClassifier`` with a torch loss function. Only weights and updates need it.
+        dataset: what the train data are, where that cannot be read off the loader's dataset.
+        seed: seed of everything that is drawn.
+
+    Raises:
+        ValueError: a setting is unknown to the strategy or out of range.
+        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
+        ExampleIdError: the loader's order cannot be taken over.
+        ModelError: losses of single examples are needed and cannot be had.
+
+    Logs ``reuse/history_curriculum/data_in_use`` (share of the examples that may be shown at this batch: in a strategy
+    that draws with repetition, share that this epoch shows), ``/mean_score`` of the batch over all ranks and
+    ``/never_seen`` (share of the examples not shown yet).
+
+    Example:
+        .. code-block:: python
+
+            curriculum = HistoryCurriculum("./archive", runs={"order": "best"}, strategy="dynamic_prune")
+            Trainer(..., algorithms=[curriculum])
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive | str | os.PathLike[str],
+        runs: RunSelection | None = None,
+        *,
+        strategy: str,
+        score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor | None = None,
+        order: str | None = None,
+        pacing: str | None = None,
+        start_fraction: float | None = None,
+        full_data_at: float | None = None,
+        keep: float | None = None,
+        examples: int | None = None,
+        end: str | None = None,
+        offset: float | None = None,
+        class_balance: bool | None = None,
+        prune_rate: float | None = None,
+        full_data_from: float | None = None,
+        rescale: bool | None = None,
+        update: bool | None = None,
+        mode: str | None = None,
+        smoothing: float | None = None,
+        unknown: str = "keep",
+        control: str | None = None,
+        mismatch: str = "refuse",
+        per_example_loss: ExampleLosses | None = None,
+        dataset: DatasetInfo | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.settings = StrategySettings.of(
+            strategy,
+            {
+                "order": order,
+                "pacing": pacing,
+                "start_fraction": start_fraction,
+                "full_data_at": full_data_at,
+                "keep": keep,
+                "examples": examples,
+                "end": end,
+                "offset": offset,
+                "class_balance": class_balance,
+                "prune_rate": prune_rate,
+                "full_data_from": full_data_from,
+                "rescale": rescale,
+                "update": update,
+                "mode": mode,
+                "smoothing": smoothing,
+            },
+        )
+        if unknown not in ("keep", "drop", "median"):
+            raise ValueError(f"HistoryCurriculum: unknown must be keep, drop or median, got {unknown!r}")
+        if control not in (None, "shuffled_scores"):
+            raise ValueError(f"HistoryCurriculum: control must be shuffled_scores or left out, got {control!r}")
+        self.score = _read_score(self.settings.default_score if score is None else score)
+        if runs is None and isinstance(self.score, ScoreSpec):
+            raise ValueError("HistoryCurriculum: name the prior runs to read scores from (runs)")
+        super().__init__(archive, () if runs is None else runs, seed=seed, mismatch=mismatch)
+        self.update = self._updates(self.settings.values.get("update"))
+        self.unknown, self.control = unknown, control
+        self.per_example_loss = per_example_loss
+        self.dataset = dataset
+        self.scores_N: torch.Tensor | None = None
+        self._needs_losses = self.update or self.settings.weights_losses
+        self._losses: ExampleLosses | None = None
+        self._checked = False
+        self._prior_N = np.zeros(0)
+        self._owner_N: np.ndarray | None = None
+        self._uses: list[PriorUse] = []
+        self._strategy: Strategy | None = None
+        self._clock = Clock(1, 1, 1)
+        self._length = 0
+        self._own: OwnLosses | None = None
+        self._own_state: Mapping[str, Any] | None = None
+        self._seen_N = np.zeros(0, dtype=bool)
+        self._current: tuple[int, Candidates, EpochPlan, bool] | None = None
+
+    def _updates(self, wanted: bool | None) -> bool:
+        from_losses = isinstance(self.score, ScoreSpec) and self.score.name in LOSS_SCORES
+        from_losses = from_losses and self.score.aggregate == "mean"  # type: ignore[union-attr]
+        if wanted is None:
+            return self.settings.name == "dynamic_prune" and from_losses
+        if wanted and not (from_losses or isinstance(self.score, torch.Tensor)):
+            raise ValueError(
+                "HistoryCurriculum: update: true goes on with this run's losses, so the score must be one of "
+                f"{', '.join(LOSS_SCORES)} (aggregate: mean). Choose one of them, or say update: false"
+            )
+        return wanted
+
+    # What the engine asks -------------------------------------------------------------------------------------------
+
+    def match(self, event: Event, state: State) -> bool:
+        """Answer only: the id events always, the loss where losses of single examples are needed."""
+        del state
+        if event == Event.AFTER_LOSS:
+            return self._needs_losses
+        return event in (Event.INIT, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Follow the event."""
+        if event == Event.INIT:
+            # The last one comes first at AFTER_LOSS, where LabelSmoothing has not put the plain targets back yet.
+            self.run_last(state)
+        elif event == Event.AFTER_LOSS:
+            self._weigh(state)
+        elif event == Event.BATCH_END:
+            self._log_batch(state, logger)
+        elif event == Event.FIT_END:
+            self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
+        else:
+            self.ids.handle(event, state)
+            if event == Event.FIT_START:
+                self.begin(state)
+            elif event == Event.EPOCH_END and self._own is not None:
+                self._own.end_epoch()
+                self._current = None
+
+    # Start ----------------------------------------------------------------------------------------------------------
+
+    def begin(self, state: State) -> None:
+        """FIT_START: as for every algorithm; without prior runs where the scores do not come from any."""
+        if isinstance(self.score, ScoreSpec):
+            super().begin(state)
+            return
+        began = time.perf_counter()
+        on_every_rank(lambda: self.start(state))
+        self.setup_seconds += time.perf_counter() - began
+
+    def start(self, state: State) -> None:
+        """Read the scores and take over the order of the train DataLoader."""
+        loader: Any = state.dataloader
+        num_examples = len(loader.dataset)
+        info = self._describe_data(loader.dataset, num_examples)
+        self._refuse_mixing(state)
+        self._losses = None
+        self._checked = False
+        if self._needs_losses:
+            self._losses = self.per_example_loss or per_example_losses(unwrap_model(state.model))
+        self._read_scores(info, num_examples)
+        if self._own is None and self.update:
+            self._own = OwnLosses(num_examples, device_of(state.model))
+            if self._own_state is not None:
+                self._own.load_state_dict(self._own_state)
+                self._own_state = None
+        if len(self._seen_N) != num_examples:
+            self._seen_N = np.zeros(num_examples, dtype=bool)
+        start = candidates(self._shuffled(self._prior_N), self.unknown)
+        if not len(start.pool):
+            raise DataError("no example has a score, and unknown: drop leaves out those without. Choose other runs.")
+        labels_N = None if info is None or info.labels is None else info.labels.numpy()
+        if self.settings.needs_labels and labels_N is None:
+            raise DataError("class_balance needs the labels of the train data; give them by dataset=DatasetInfo(...).")
+        self._strategy = self.settings.build(start, labels_N)
+        self._length = self._strategy.length(start)
+        self._steer(state, loader, num_examples)
+        self._current = None
+        log.info(
+            "%s by %s: %d of %d examples in each epoch of %d batches",
+            self.settings.name,
+            self.score.name if isinstance(self.score, ScoreSpec) else "given scores",
+            self._length,
+            num_examples,
+            self._clock.epoch_batches,
+        )
+
+    def _describe_data(self, dataset: Any, num_examples: int) -> DatasetInfo:
+        info = self.dataset or infer_info(dataset)
+        if info.num_examples != num_examples:
+            raise DataError(
+                f"the train data has {num_examples} examples, but its DatasetInfo {info.num_examples}. Describe the "
+                "dataset that the DataLoader has."
+            )
+        return info
+
+    def _refuse_mixing(self, state: State) -> None:
+        mixing = mixes_examples(state)
+        if mixing and self._needs_losses:
+            raise ExampleIdError(
+                f"{mixing[0]} mixes examples, so no loss belongs to one of them, which {self.settings.name} needs for "
+                f"its {'updates' if self.update else 'weights'}. Remove {mixing[0]}, or choose "
+                "update: false with rescale: false, mode: sampling, or a strategy without weights."
+            )
+
+    def _read_scores(self, info: DatasetInfo, num_examples: int) -> None:
+        if isinstance(self.score, ScoreSpec):
+            values_N = prior_scores(self.prior_runs, self.score, info, mismatch=self.mismatch)
+            self._uses = score_uses(self.prior_runs, self.score, "history_curriculum")
+        elif isinstance(self.score, torch.Tensor):
+            values_N = self.score.detach().to("cpu", torch.float64)
+            if values_N.shape != (num_examples,):
+                raise DataError(f"scores of shape {tuple(values_N.shape)} were given for {num_examples} examples.")
+        else:
+            values_N = torch.from_numpy(generator(self.seed, Purpose.RANDOM_SCORES).random(num_examples))
+        if bool(torch.isinf(values_N).any()):
+            raise DataError("some scores are infinite: the prior run diverged on them. Choose another run or score.")
+        if self.settings.in_proportion and bool((values_N < 0).any()):
+            raise DataError(
+                f"{self.settings.name} shows examples in proportion to their score, and some scores are negative "
+                f"({float(values_N[values_N < 0].min()):.4g}). Choose another score, such as loss, or strategy: prune."
+            )
+        self.scores_N = values_N
+        self._prior_N = values_N.numpy()
+        self._owner_N = None
+        if self.control == "shuffled_scores":
+            # Whose score each example gets. Those without a score stay without, as many are shown as would be.
+            known = np.flatnonzero(~np.isnan(self._prior_N))
+            self._owner_N = np.arange(num_examples)
+            self._owner_N[known] = generator(self.seed, Purpose.SHUFFLED_SCORES).permutation(known)
+
+    def _shuffled(self, scores_N: np.ndarray) -> np.ndarray:
+        return scores_N if self._owner_N is None else scores_N[self._owner_N]
+
+    def _steer(self, state: State, loader: Any, num_examples: int) -> None:
+        """Put the plan into the loader, and tell Composer the length of an epoch."""
+        tracked = loader.batch_sampler
+        assert isinstance(tracked, TrackedBatchSampler)  # ExampleIds put it there
+        before, limit = len(loader), state.dataloader_len
+        batch_size = tracked.steer(
+            lambda epoch: self._plan(epoch)[1].order_M, num_examples=num_examples, length=self._length, seed=self.seed
+        )
+        batches = len(loader)
+        if limit is not None and int(limit) < before:  # train_subset_num_batches
+            batches = min(batches, int(limit))
+        state.dataloader_len = batches
+        self._clock = Clock(batch_size, batches, _total_batches(state, batches, batch_size))
+
+    # Each epoch -----------------------------------------------------------------------------------------------------
+
+    def _plan(self, epoch: int) -> tuple[Candidates, EpochPlan, bool]:
+        """The scores, the plan of an epoch, and whether it changes anything.
+
+        Scores change only when an epoch ends, so the plan of the running one is the same whenever it is asked for.
+        """
+        assert self._strategy is not None
+        if self._current is None or self._current[0] != epoch:
+            scores_N = self._prior_N if self._own is None else merge_losses(self._prior_N, self._own.known)
+            found = candidates(self._shuffled(scores_N), self.unknown)
+            plan = self._strategy.plan(epoch, found, self._length, self._clock, self.seed)
+            self._current = epoch, found, plan, plan.changes(len(scores_N))
+        return self._current[1:]
+
+    # Each microbatch ------------------------------------------------------------------------------------------------
+
+    def _weigh(self, state: State) -> None:
+        """Weigh the losses of the microbatch, and keep them for the next epoch's scores."""
+        assert self._losses is not None
+        weights_N = self._plan(int(state.timestamp.epoch))[1].weights_N
+        if weights_N is None and self._own is None:
+            return
+        positions_B = self.ids.microbatch.positions
+        with get_precision_context(state.precision, state.precision_config):
+            losses_B = self._losses(state.outputs, state.batch)
+        if not self._checked:
+            check_mean(state.loss, losses_B, len(positions_B))
+            self._checked = True
+        if self._own is not None:
+            self._own.add(positions_B, losses_B)
+        if weights_N is not None:
+            weights_B = torch.from_numpy(weights_N[positions_B.numpy()]).to(losses_B.device, torch.float32)
+            state.loss = with_weights(state.loss, losses_B, weights_B)
+
+    def _log_batch(self, state: State, logger: Logger) -> None:
+        """The batch that just ended, over all ranks: every rank knows what all of them were shown."""
+        found, plan, changes = self._plan(int(state.timestamp.epoch))
+        size = self._clock.batch_size
+        place = (int(state.timestamp.batch_in_epoch) - 1) * size
+        positions = plan.order_M[place : place + size]
+        self._seen_N[positions] = True
+        self.batches_applied += int(changes)
+        metrics = {
+            _METRICS + "data_in_use": float(plan.in_use_M[place]),
+            _METRICS + "never_seen": 1.0 - float(np.count_nonzero(self._seen_N)) / len(self._seen_N),
+        }
+        scores = found.scores_N[positions]
+        if np.isfinite(scores).any():
+            metrics[_METRICS + "mean_score"] = float(scores[np.isfinite(scores)].mean())
+        self.log_metrics(metrics, logger)
+
+    # Record and state -----------------------------------------------------------------------------------------------
+
+    def prior_uses(self) -> list[PriorUse]:
+        """The signals that the score was read from, with the seconds of the harvests that filled them."""
+        return list(self._uses)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if it had never stopped.
+
+        With ``update``, every rank must call it together, as Composer's checkpoints do.
+        """
+        state = super().state_dict()
+        state.update(
+            seen=torch.from_numpy(self._seen_N.copy()),
+            own_losses=self._own_state if self._own is None else self._own.state_dict(),
+        )
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        super().load_state_dict(state)
+        self._seen_N = torch.as_tensor(state["seen"]).cpu().numpy().copy()
+        self._own_state = state["own_losses"]
+
+
+def _read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> ScoreSpec | torch.Tensor | None:
+    """The score; None for random numbers."""
+    if isinstance(score, (ScoreSpec, torch.Tensor)):
+        return score
+    if isinstance(score, str):
+        return None if score == "random" else ScoreSpec(score)
+    try:
+        return ScoreSpec(**score)
+    except TypeError as error:
+        raise ValueError(
+            f"HistoryCurriculum: score takes name, epoch and aggregate, got {', '.join(map(str, score))}"
+        ) from error
+
+
+def _total_batches(state: State, epoch_batches: int, batch_size: int) -> int:
+    """Batches of the whole training."""
+    duration = state.max_duration
+    if duration is not None and duration.unit == TimeUnit.EPOCH:
+        return int(duration) * epoch_batches
+    if duration is not None and duration.unit == TimeUnit.BATCH:
+        return int(duration)
+    if duration is not None and duration.unit == TimeUnit.SAMPLE:
+        return math.ceil(int(duration) / batch_size)
+    raise ValueError(
+        f"HistoryCurriculum: max_duration={duration} does not tell the number of batches. Give it in epochs (ep), "
+        "batches (ba) or samples (sp)."
+    )

@@ -1,0 +1,64 @@
+"""The losses that the running model has had on each example, the same on every rank.
+
+Shapes: N examples, B rows of a microbatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from composer.utils import dist
+
+__all__ = ["OwnLosses"]
+
+
+class OwnLosses:
+    """Latest loss of each example, collected during an epoch and valid from its end on.
+
+    Rows stay on the training device until the epoch ends, and so nothing waits for them. An example that is shown twice
+    in an epoch counts with its mean.
+
+    Args:
+        num_examples: N.
+        device: of the model.
+    """
+
+    def __init__(self, num_examples: int, device: torch.device) -> None:
+        self._known_N = torch.full((num_examples,), torch.nan, dtype=torch.float32)
+        self._sums_2N = torch.zeros(2, num_examples, dtype=torch.float32, device=device)
+
+    @property
+    def known(self) -> np.ndarray:
+        """float64 ``[N]`` as of the end of the last epoch, NaN for what was not shown yet."""
+        return self._known_N.double().numpy()
+
+    def add(self, positions_B: torch.Tensor, losses_B: torch.Tensor) -> None:
+        """Keep the losses of one microbatch."""
+        positions_B = positions_B.to(self._sums_2N.device, non_blocking=True)
+        rows_2B = torch.stack([losses_B.detach().float(), torch.ones_like(losses_B, dtype=torch.float32)])
+        self._sums_2N.index_add_(1, positions_B, rows_2B)
+
+    def end_epoch(self) -> None:
+        """Make the epoch's losses the latest ones, over all ranks. Every rank must call this."""
+        sums_N, counts_N = self._over_ranks().cpu()
+        self._known_N = torch.where(counts_N > 0, sums_N / counts_N.clamp_min(1), self._known_N)
+        self._sums_2N.zero_()
+
+    def _over_ranks(self) -> torch.Tensor:
+        sums_2N = self._sums_2N.clone()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(sums_2N)
+        return sums_2N
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Everything so far, of all ranks; every rank must call this, as Composer's checkpoints do."""
+        return {"known": self._known_N.clone(), "sums": self._over_ranks().cpu()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it. The sums of all ranks become those of rank 0, so that they count once."""
+        self._known_N = torch.as_tensor(state["known"]).cpu().clone()
+        sums_2N = torch.as_tensor(state["sums"]).to(self._sums_2N.device)
+        self._sums_2N = sums_2N.clone() if dist.get_global_rank() == 0 else torch.zeros_like(sums_2N)

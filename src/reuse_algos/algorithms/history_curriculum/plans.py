@@ -1,0 +1,202 @@
+"""From scores to the order and weights of an epoch: pure functions of scores, seed and epoch, which strategies share.
+
+Nothing here knows of Composer, ranks or loaders. The order of an epoch is the order over all ranks, so every rank that
+computes it from the same scores has the same one. Whatever is drawn comes from ``numpy``'s generator seeded by (seed,
+purpose, epoch).
+
+Shapes: N examples of the data set, M positions that an epoch shows (the same number in every epoch).
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+
+__all__ = [
+    "Candidates",
+    "EpochPlan",
+    "Purpose",
+    "candidates",
+    "difficulty_order",
+    "draw_in_proportion",
+    "generator",
+    "merge_losses",
+    "passes",
+    "window",
+]
+
+
+class Purpose(IntEnum):
+    """What a generator is for, so that no two draws share one."""
+
+    TIES = 0
+    SHUFFLE = 1
+    POOL = 2
+    DRAW = 3
+    DROP = 4
+    RANDOM_ORDER = 5
+    RANDOM_SCORES = 6
+    SHUFFLED_SCORES = 7
+
+
+def generator(seed: int, purpose: Purpose, epoch: int = 0) -> np.random.Generator:
+    """The generator of one purpose in one epoch."""
+    return np.random.default_rng([seed % 2**63, purpose, epoch])
+
+
+class EpochPlan(NamedTuple):
+    """One epoch.
+
+    Attributes:
+        order_M: int64 positions over all ranks, in the order in which they are shown.
+        in_use_M: float64 share of the N examples that may be shown at each place of the order.
+        weights_N: float64 weights of the examples' losses, None where all are 1.
+    """
+
+    order_M: np.ndarray
+    in_use_M: np.ndarray
+    weights_N: np.ndarray | None = None
+
+    def changes(self, num_examples: int) -> bool:
+        """Whether this is anything other than every one of N examples once with weight 1."""
+        if self.weights_N is not None and bool(np.any(np.abs(self.weights_N[self.order_M] - 1) > 1e-12)):
+            return True
+        return len(self.order_M) != num_examples or len(np.unique(self.order_M)) != num_examples
+
+
+class Candidates(NamedTuple):
+    """Scores of the examples with those that have none filled in as asked.
+
+    Attributes:
+        scores_N: float64; +inf for an unknown example that is to be kept, NaN for one that is never shown.
+    """
+
+    scores_N: np.ndarray
+
+    @property
+    def pool(self) -> np.ndarray:
+        """Positions that may be shown, ascending."""
+        return np.flatnonzero(~np.isnan(self.scores_N))
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Scores with those of unknown examples as high as the highest known one."""
+        known = self.scores_N[np.isfinite(self.scores_N)]
+        top = known.max() if len(known) else 1.0
+        return np.where(np.isposinf(self.scores_N), top, self.scores_N)
+
+
+def candidates(scores_N: np.ndarray, unknown: str) -> Candidates:
+    """Fill in examples without a score.
+
+    Args:
+        scores_N: float64, NaN where not known.
+        unknown: ``keep`` (harder than all others: always kept, never thinned out), ``drop`` (never shown) or
+            ``median`` (the median of the known scores).
+    """
+    filled_N = np.array(scores_N, dtype=np.float64)
+    missing_N = np.isnan(filled_N)
+    if unknown == "keep":
+        filled_N[missing_N] = np.inf
+    elif unknown == "median" and not missing_N.all():
+        filled_N[missing_N] = np.median(filled_N[~missing_N])
+    return Candidates(filled_N)
+
+
+def difficulty_order(found: Candidates, seed: int, labels_N: np.ndarray | None = None) -> np.ndarray:
+    """Positions from the lowest to the highest score, int64; ties in an order drawn from the seed.
+
+    Args:
+        found: the scores; those that are NaN are left out.
+        seed: of the ties.
+        labels_N: int64; with labels the order is balanced: each beginning and each end of it holds every class in
+            proportion, as near as whole numbers allow.
+    """
+    shuffled = generator(seed, Purpose.TIES).permutation(found.pool)
+    order = shuffled[np.argsort(found.scores_N[shuffled], kind="stable")]
+    if labels_N is None:
+        return order
+    rank = np.empty(len(order))
+    labels = labels_N[order]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        rank[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return order[np.argsort(rank, kind="stable")]
+
+
+def window(
+    found: Candidates,
+    seed: int,
+    count: int,
+    *,
+    end: str = "hard",
+    skip: int = 0,
+    labels_N: np.ndarray | None = None,
+) -> np.ndarray:
+    """The examples that static pruning keeps, int64, ascending: ``count`` from one end, after ``skip`` at that end.
+
+    Paul et al. 2021, "Deep Learning on a Data Diet" (arXiv 2107.07075), sections 3 and 4.2. Unknown examples that are
+    to be kept are among the ``count`` (all of them, even if they are more) and the window is taken of the others.
+
+    Raises:
+        ValueError: the window reaches beyond the data.
+    """
+    unknown = np.flatnonzero(np.isposinf(found.scores_N))
+    known = Candidates(np.where(np.isposinf(found.scores_N), np.nan, found.scores_N))
+    order = difficulty_order(known, seed, labels_N)
+    if end == "hard":
+        order = order[::-1]
+    wanted = max(0, count - len(unknown))
+    if skip + wanted > len(order):
+        raise ValueError(
+            f"{wanted} examples after the first {skip} are to be kept, but only {len(order)} have a score. Make keep, "
+            "examples or offset smaller"
+        )
+    return np.sort(np.concatenate([unknown, order[skip : skip + wanted]])).astype(np.int64)
+
+
+def passes(pool: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """``length`` elements of a pool: shuffled passes through it, one after the other."""
+    rounds = -(-length // len(pool))
+    return np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:length]
+
+
+def draw_in_proportion(weights: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """``length`` indices in random order, each in proportion to its weight.
+
+    Systematic sampling (Madow 1949): index i comes ``floor`` or ``ceil`` of ``length * w_i / sum(w)`` times, and that
+    often on average. This has the probabilities of independent draws with less noise: with equal weights and as many
+    draws as indices, each comes once.
+
+    Args:
+        weights: float64 >= 0, not all 0.
+        length: number of draws.
+        rng: drawn from.
+    """
+    mixed = rng.permutation(len(weights))
+    ends = np.cumsum(weights[mixed])
+    marks = (rng.random() + np.arange(length)) * (ends[-1] / length)
+    drawn = mixed[np.minimum(np.searchsorted(ends, marks, side="right"), len(mixed) - 1)]
+    return rng.permutation(drawn)
+
+
+def merge_losses(prior_N: np.ndarray, own_N: np.ndarray) -> np.ndarray:
+    """This run's own losses, and for examples that it has not shown yet the prior ones on the same scale.
+
+    Losses of the end of an earlier run are far below those of the start of this one. So that the two can be compared,
+    prior losses are multiplied by (mean own / mean prior) over the examples that have both.
+
+    Args:
+        prior_N: float64, NaN where not known.
+        own_N: float64, NaN where not shown yet.
+
+    Returns:
+        float64 ``[N]``, NaN where neither is known.
+    """
+    both_N = ~np.isnan(own_N) & ~np.isnan(prior_N)
+    scale = 1.0
+    if both_N.any() and prior_N[both_N].mean() > 0:
+        scale = own_N[both_N].mean() / prior_N[both_N].mean()
+    return np.where(np.isnan(own_N), scale * prior_N, own_N)

@@ -1,0 +1,237 @@
+"""The strategies: how examples are chosen, epoch by epoch.
+
+Shapes: N examples of the data set, M positions that an epoch shows (the same number in every epoch).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
+from reuse_algos.algorithms.history_curriculum.plans import (
+    Candidates,
+    EpochPlan,
+    Purpose,
+    difficulty_order,
+    draw_in_proportion,
+    generator,
+    passes,
+    window,
+)
+
+__all__ = ["ActiveBias", "Clock", "Curriculum", "DynamicPrune", "Keep", "Strategy"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How long training is, for strategies that change over time.
+
+    Attributes:
+        batch_size: examples of a batch over all ranks.
+        epoch_batches: batches of an epoch.
+        total_batches: batches of the whole training.
+    """
+
+    batch_size: int
+    epoch_batches: int
+    total_batches: int
+
+    @property
+    def epochs(self) -> float:
+        """Length of training in epochs."""
+        return self.total_batches / self.epoch_batches
+
+
+class Strategy(Protocol):
+    """How examples are chosen. Every epoch has the same length, which is what Composer's schedules reckon with."""
+
+    def length(self, found: Candidates) -> int:
+        """M, the number of positions in each epoch."""
+        ...
+
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
+        """One epoch of ``length`` positions."""
+        ...
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Easy first: the allowed part of the ordered data grows, Wu et al. 2021 (arXiv 2012.03107), algorithm 1.
+
+    As in the authors' code, the allowed part is shuffled and gone through once; then its size is looked up anew. Every
+    epoch has N positions, and starts with a fresh pass, so that once all data is allowed it is an ordinary epoch. At
+    least one batch of examples is always allowed.
+    """
+
+    order: str
+    pacing: str
+    start_fraction: float
+    full_data_at: float
+    labels_N: np.ndarray | None = None
+
+    def length(self, found: Candidates) -> int:
+        """As many as there are examples."""
+        return len(found.scores_N)
+
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
+        """Passes through the allowed part."""
+        if self.order == "random":
+            order = generator(seed, Purpose.RANDOM_ORDER).permutation(found.pool)
+        else:
+            order = difficulty_order(found, seed, self.labels_N)
+        if self.order == "hard_first":
+            order = order[::-1]
+        rng = generator(seed, Purpose.SHUFFLE, epoch)
+        parts, in_use_M, start = [], np.empty(length), 0
+        while start < length:
+            step = epoch * clock.epoch_batches + start // clock.batch_size
+            size = allowed_examples(
+                self.pacing,
+                step,
+                clock.total_batches,
+                len(order),
+                start_fraction=self.start_fraction,
+                full_data_at=self.full_data_at,
+            )
+            size = max(size, min(clock.batch_size, len(order)))
+            parts.append(rng.permutation(order[:size])[: length - start])
+            in_use_M[start : start + size] = size / len(found.scores_N)
+            start += size
+        return EpochPlan(np.concatenate(parts), in_use_M)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A fixed part of the data, and shorter epochs: static pruning (Data Diet) and subset search (Chitta et al.).
+
+    Attributes:
+        count: how many examples are kept, see :func:`window`.
+        end: ``hard`` or ``easy``.
+        skip: how many are left out at that end.
+        labels_N: for a part that is balanced by class.
+    """
+
+    count: int
+    end: str = "hard"
+    skip: int = 0
+    labels_N: np.ndarray | None = None
+
+    def length(self, found: Candidates) -> int:
+        """As many as are kept."""
+        return max(self.count, int(np.isposinf(found.scores_N).sum()))
+
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
+        """The kept part, shuffled."""
+        del clock
+        kept = window(found, seed, self.count, end=self.end, skip=self.skip, labels_N=self.labels_N)
+        share = length / len(found.scores_N)
+        return EpochPlan(passes(kept, length, generator(seed, Purpose.SHUFFLE, epoch)), np.full(length, share))
+
+
+@dataclass(frozen=True)
+class DynamicPrune:
+    """Leave out some of the easy examples, others in each epoch; Qin et al. 2024, "InfoBatch" (arXiv 2303.04947).
+
+    Examples whose score is below the mean are easy. In each epoch a share of them, ``prune_rate`` at the start, is
+    dropped at random and the losses of the other easy ones are multiplied by 1 / (1 - share), so that the weighted sum
+    over the epoch has the expectation of the sum over all examples (equation 5 there). From ``full_data_from`` of
+    training on nothing is dropped.
+
+    Two things differ. Each epoch is equally long: as many are dropped in all epochs as ``prune_rate`` of those that
+    are easy at the start, and ``share`` follows from the number that is easy now (never more than ``prune_rate``). And
+    in the last part, epochs of this length show all data in turn, pass by pass, each pass going over an epoch's end.
+    So an epoch is the same number of batches throughout, and schedules in epochs hold.
+
+    Attributes:
+        prune_rate: in [0, 1).
+        full_data_from: share of training in [0, 1].
+        rescale: whether the kept easy ones weigh more.
+        num_dropped: how many each epoch leaves out, fixed at the start.
+    """
+
+    prune_rate: float
+    full_data_from: float
+    rescale: bool
+    num_dropped: int
+
+    @staticmethod
+    def count_dropped(found: Candidates, prune_rate: float) -> int:
+        """``prune_rate`` of the number of examples below the mean."""
+        return round(prune_rate * int(_below_mean(found.scores_N).sum()))
+
+    def length(self, found: Candidates) -> int:
+        """Those that are neither unknown and left out, nor dropped."""
+        return len(found.pool) - self.num_dropped
+
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
+        """Drop and rescale, or go on through all data."""
+        num_examples, pool = len(found.scores_N), found.pool
+        first_full = math.ceil(self.full_data_from * clock.epochs - 1e-9)
+        if epoch >= first_full:
+            start = (epoch - first_full) * length
+            turn, offset = divmod(start, len(pool))
+            rounds = -(-(offset + length) // len(pool))
+            order = np.concatenate([generator(seed, Purpose.POOL, turn + i).permutation(pool) for i in range(rounds)])
+            return EpochPlan(order[offset : offset + length], np.full(length, len(pool) / num_examples))
+        easy = self._easy(found, seed)
+        rng = generator(seed, Purpose.DROP, epoch)
+        dropped = rng.choice(easy, size=self.num_dropped, replace=False)
+        order = rng.permutation(np.setdiff1d(pool, dropped, assume_unique=True))
+        weights_N = None
+        if self.rescale and self.num_dropped:
+            weights_N = np.ones(num_examples)
+            weights_N[easy] = len(easy) / (len(easy) - self.num_dropped)
+        return EpochPlan(order, np.full(length, length / num_examples), weights_N)
+
+    def _easy(self, found: Candidates, seed: int) -> np.ndarray:
+        """Below the mean, and at least so many that no more than ``prune_rate`` of them is dropped."""
+        easy = np.flatnonzero(_below_mean(found.scores_N))
+        least = min(len(found.pool), math.ceil(self.num_dropped / self.prune_rate)) if self.num_dropped else 0
+        return easy if len(easy) >= least else np.sort(difficulty_order(found, seed)[:least])
+
+
+def _below_mean(scores_N: np.ndarray) -> np.ndarray:
+    finite_N = np.isfinite(scores_N)
+    mean = scores_N[finite_N].mean() if finite_N.any() else 0.0
+    return finite_N & (scores_N < mean)
+
+
+@dataclass(frozen=True)
+class ActiveBias:
+    """Prefer uncertain examples; Chang et al. 2017, "Active Bias" (arXiv 1704.07433), sections 3.3 and 3.4.
+
+    With a statistic s (the deviation of the true-class probability, or its closeness to the threshold), examples are
+    drawn in proportion to ``s + eps`` or their losses weighted by ``(s + eps) / mean(s + eps)``. With eps 0 and the
+    loss as the statistic this is the strategy ``focus``.
+
+    Attributes:
+        mode: ``sampling`` or ``weighting``.
+        smoothing: eps >= 0; None: the mean of s, as in the paper.
+    """
+
+    mode: str
+    smoothing: float | None = None
+
+    def length(self, found: Candidates) -> int:
+        """As many as there are examples."""
+        return len(found.scores_N)
+
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
+        """Draw, or weigh."""
+        del clock
+        num_examples, pool = len(found.scores_N), found.pool
+        statistic = found.finite[pool]
+        emphasis = statistic + (statistic.mean() if self.smoothing is None else self.smoothing)
+        if emphasis.sum() <= 0:
+            emphasis = np.ones(len(pool))
+        if self.mode == "weighting":
+            weights_N = np.ones(num_examples)
+            weights_N[pool] = emphasis / emphasis.mean()
+            order = passes(pool, length, generator(seed, Purpose.SHUFFLE, epoch))
+            return EpochPlan(order, np.full(length, len(pool) / num_examples), weights_N)
+        order = pool[draw_in_proportion(emphasis, length, generator(seed, Purpose.DRAW, epoch))]
+        return EpochPlan(order, np.full(length, len(np.unique(order)) / num_examples))

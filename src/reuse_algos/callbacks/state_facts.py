@@ -1,0 +1,71 @@
+"""What the recorder reads off Composer's state."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from composer import State, TimeUnit
+from composer.algorithms import EMA
+
+from reuse_algos.algorithms.outputs import plain_state_dict
+from reuse_algos.archive import DatasetRecord
+from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.data.views import ViewPolicy
+
+__all__ = ["dataset_record", "evaluated_weights", "info_of", "num_epochs", "scalar"]
+
+
+def info_of(state: State) -> DatasetInfo | None:
+    """What the train dataset says of itself, or None where its examples cannot be told apart."""
+    return try_info(getattr(state.dataloader, "dataset", None))
+
+
+def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
+    """What the manifest says of the train data, and of the views that it is shown in."""
+    policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
+    views = policy if isinstance(policy, ViewPolicy) else None
+    return DatasetRecord(
+        name=info.name,
+        num_examples=info.num_examples,
+        fingerprint=info.fingerprint,
+        class_names=None if info.class_names is None else list(info.class_names),
+        num_classes=info.num_classes,
+        labels_known=info.labels is not None,
+        view_seed=views.seed if views else None,
+        num_views=views.num_views if views else 0,
+        transform=views.transform if views else "unknown",
+    )
+
+
+def scalar(metric: Any) -> float | None:
+    """Value of a torchmetrics metric, or None where it is more than one number."""
+    value = metric.compute()
+    return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
+
+
+def num_epochs(state: State) -> int | None:
+    """Epochs that training will start, or None where that is not known."""
+    duration, length = state.max_duration, state.dataloader_len
+    if duration is None:
+        return None
+    if duration.unit == TimeUnit.EPOCH:
+        return int(duration)
+    if length is not None and duration.unit == TimeUnit.BATCH:
+        return math.ceil(int(duration) / int(length))
+    return None
+
+
+def evaluated_weights(state: State) -> dict[str, torch.Tensor]:
+    """A copy of the weights that evaluation sees: the moving average where EMA is on."""
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
+            averaged = algorithm.ema_model
+            assert averaged is not None
+            for name, value in {**averaged.named_parameters_dict, **averaged.named_buffers_dict}.items():
+                plain = name.removeprefix("module.") if name not in weights else name
+                if plain in weights:
+                    weights[plain] = value.detach().cpu().clone()
+    return weights

@@ -1,0 +1,133 @@
+"""What a harvest computes of a batch, by the name of the signal.
+
+Shapes: B rows of a batch, C classes, D features before the last layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from composer.core import Precision, get_precision_context
+from composer.models import ComposerModel
+from torch import nn
+
+from reuse_algos import scores
+from reuse_algos.algorithms.outputs import logits_of
+from reuse_algos.errors import DataError, ModelError
+
+__all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
+
+HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer")
+
+
+def gradient_rows(module: nn.Module, memory_bytes: int) -> int:
+    """How many per-example gradients of a module fit into a number of bytes, at least 1."""
+    return max(1, memory_bytes // max(1, sum(p.nbytes for p in module.parameters())))
+
+
+class ArchivedForward:
+    """Looks at batches with an archived model in evaluation mode.
+
+    Args:
+        module: the model, on ``device``.
+        device: where to compute.
+        precision: Composer's name of it; None: fp32.
+        input_key: where the inputs lie in a batch, for models that are plain modules.
+        output_key: where the logits lie in the model's outputs.
+        memory_bytes: bound on the per-example gradients of ``grand``.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        device: torch.device,
+        precision: str | None,
+        input_key: str | int,
+        output_key: str | int | None,
+        memory_bytes: int,
+    ) -> None:
+        self._module, self._device = module, device
+        self._precision = Precision(precision or "fp32")
+        self._input_key, self._output_key = input_key, output_key
+        self._memory_bytes = memory_bytes
+
+    def __call__(self, signal: str, batch: Any, labels_B: torch.Tensor | None) -> torch.Tensor:
+        """Rows of a signal for a batch: float32 on the CPU, ``[B, C, ...]`` for logits and else ``[B]``.
+
+        Args:
+            signal: one of :data:`HARVESTABLE`.
+            batch: as the data loader gives it.
+            labels_B: int64; needed for everything but logits.
+
+        Raises:
+            DataError: there are no labels.
+            ModelError: the model has no logits ``[B, C]``, or no linear last layer.
+        """
+        batch = _to_device(batch, self._device)
+        inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
+        if signal == "logits":
+            return self._logits(inputs).float().cpu()
+        if labels_B is None:
+            raise DataError(
+                f"{signal} compares outputs with labels, and the labels of the data are not known. Give the dataset an "
+                "info=DatasetInfo(..., labels=...)."
+            )
+        labels_B = labels_B.to(self._device)
+        if signal == "grand":
+            return self._gradient_norms(inputs, labels_B).float().cpu()
+        if signal == "grand_last_layer":
+            return self._last_layer_norms(inputs, labels_B).float().cpu()
+        return scores.el2n(_of_classifier(signal, self._logits(inputs)), labels_B).float().cpu()
+
+    def _logits(self, inputs: Any) -> torch.Tensor:
+        with torch.no_grad(), get_precision_context(self._precision):
+            return logits_of(self._module(inputs), self._output_key)
+
+    def _gradient_norms(self, inputs: Any, labels_B: torch.Tensor) -> torch.Tensor:
+        with get_precision_context(self._precision):
+            return scores.grand(
+                self._module,
+                inputs,
+                labels_B,
+                read=lambda outputs: logits_of(outputs, self._output_key).float(),
+                memory_bytes=self._memory_bytes,
+            )
+
+    def _last_layer_norms(self, inputs: Any, labels_B: torch.Tensor) -> torch.Tensor:
+        calls: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []
+
+        def keep(layer: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            assert isinstance(layer, nn.Linear)
+            calls[:] = [(layer, arguments[0], output)]
+
+        hooks = [m.register_forward_hook(keep) for m in self._module.modules() if isinstance(m, nn.Linear)]
+        try:
+            logits_BC = _of_classifier("grand_last_layer", self._logits(inputs))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not calls or calls[0][2].shape != logits_BC.shape or not torch.equal(calls[0][2], logits_BC):
+            raise ModelError(
+                f"the logits of {type(self._module).__name__} are not what its last torch.nn.Linear returned, so the "
+                "gradient of its last layer has no closed form here. Harvest grand, which works for every model."
+            )
+        layer, features_BD, _ = calls[0]
+        return scores.grand_last_layer(logits_BC, labels_B, features_BD, bias=layer.bias is not None)
+
+
+def _of_classifier(signal: str, logits_BC: torch.Tensor) -> torch.Tensor:
+    if logits_BC.dim() != 2:
+        raise ModelError(f"{signal} is a score of classifiers with logits [B, C]; these are {tuple(logits_BC.shape)}.")
+    return logits_BC
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, Mapping):
+        return {key: _to_device(value, device) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to_device(value, device) for value in batch)
+    return batch

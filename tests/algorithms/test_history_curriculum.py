@@ -1,0 +1,286 @@
+"""HistoryCurriculum in a real Trainer: one table of strategies, and what holds for every row of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from composer import Algorithm, Event, State
+from composer.loggers import InMemoryLogger
+from composer.optim import CosineAnnealingScheduler, CosineAnnealingWithWarmupScheduler, MultiStepScheduler
+from torch.utils.data import DataLoader
+
+from curricula import BATCH, ROWS, N, Seen, curriculum, fit, follow_all, series
+from reuse_algos.algorithms import HistoryCurriculum
+from reuse_algos.archive import RunArchive
+from reuse_algos.data.sampler import EpochSampler
+from reuse_algos.errors import NoEffectWarning
+from toy import checkpointed, epoch_loader, mlp, trainer, viewed
+
+LENGTHS = {"prune": 32, "prune, balanced": 48, "subset": 40}
+CONTROLS: dict[str, dict[str, Any]] = {
+    "itself": {},
+    "shuffled scores": {"control": "shuffled_scores"},
+    "random": {"score": "random"},
+}
+# Settings with which each strategy shows every example once, with weight 1.
+IDLE: dict[str, dict[str, Any]] = {
+    "curriculum": {"strategy": "curriculum", "start_fraction": 1.0},
+    "prune": {"strategy": "prune", "keep": 1.0},
+    "dynamic_prune": {"strategy": "dynamic_prune", "prune_rate": 0.0},
+    "active_bias": {"strategy": "active_bias", "score": torch.full((N,), 0.3)},
+    "focus": {"strategy": "focus", "score": torch.full((N,), 0.3)},
+    "subset": {"strategy": "subset", "keep": 1.0},
+}
+
+
+def _length(name: str, algorithm: HistoryCurriculum, settings: dict[str, Any]) -> int:
+    """Examples of an epoch, from the settings and the scores alone."""
+    if settings["strategy"] != "dynamic_prune":
+        return LENGTHS.get(name, N)
+    assert algorithm.scores_N is not None
+    easy = int((algorithm.scores_N < algorithm.scores_N.mean()).sum())
+    return N - round(settings.get("prune_rate", 0.5) * easy)
+
+
+# Every row -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("name", ROWS)
+def test_trains_with_the_stated_number_of_examples(archive: RunArchive, name: str, control: str) -> None:
+    settings = {**ROWS[name], **CONTROLS[control]}
+    algorithm = curriculum(archive, **settings)
+    one, seen, logger = fit([algorithm])
+    length = _length(name, algorithm, settings)
+    batches = -(-length // BATCH)
+    assert [len(batch) for batch in seen.batches] == (
+        [BATCH] * (length // BATCH) + [length % BATCH] * (length % BATCH > 0)
+    ) * 4
+    assert (int(one.state.timestamp.batch), int(one.state.timestamp.sample)) == (4 * batches, 4 * length)
+    assert int(one.state.dataloader_len) == batches
+    assert algorithm.batches_applied > 0
+    # What is logged is what was shown.
+    shown = np.zeros(N, dtype=bool)
+    for i, (batch, never) in enumerate(zip(seen.batches, series(logger, "never_seen"), strict=True)):
+        shown[batch] = True
+        assert never == pytest.approx(1 - shown.mean()), i
+    assert all(0 < share <= 1 for share in series(logger, "data_in_use"))
+    assert len(series(logger, "mean_score")) == 4 * batches
+    if not algorithm.update:
+        assert algorithm.scores_N is not None
+        means = [float(algorithm.scores_N[batch].mean()) for batch in seen.batches]
+        if control != "shuffled scores":
+            assert series(logger, "mean_score") == pytest.approx(means)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_order_is_that_of_the_seed_and_of_no_global_generator(archive: RunArchive, name: str) -> None:
+    def batches(seed: int, global_seed: int) -> list[list[int]]:
+        torch.manual_seed(global_seed)
+        np.random.seed(global_seed)
+        loader = epoch_loader(viewed(), BATCH, seed=global_seed)
+        return fit([curriculum(archive, **ROWS[name], seed=seed)], loader=loader, lr=0.0)[1].batches
+
+    assert batches(1, 1) == batches(1, 2)
+    assert batches(1, 1) != batches(2, 1)
+
+
+@pytest.mark.parametrize("stop", [1, 5])
+@pytest.mark.parametrize("name", ROWS)
+def test_resumes_bit_equal(archive: RunArchive, tmp_path: Path, name: str, stop: int) -> None:
+    def run(folder: Path, stop: int | None) -> tuple[Any, list[list[int]], InMemoryLogger, HistoryCurriculum]:
+        algorithm = curriculum(archive, **ROWS[name])
+        seen, logger = Seen(), InMemoryLogger()
+        one = trainer(
+            epoch_loader(viewed(), BATCH),
+            mlp(5),
+            algorithms=[algorithm, seen, *([] if stop is None else [_Stop(stop)])],
+            loggers=[logger],
+            **checkpointed(folder, save_interval="1ba", max_duration="4ep"),
+        )
+        with contextlib.suppress(KeyboardInterrupt):
+            one.fit()
+        one.close()
+        return one, seen.batches, logger, algorithm
+
+    straight, all_batches, log, algorithm = run(tmp_path / "straight", None)
+    run(tmp_path / "broken", stop)
+    resumed, later_batches, later, again = run(tmp_path / "broken", None)
+    assert later_batches == all_batches[-len(later_batches) :]
+    assert len(later_batches) == len(all_batches) - stop
+    for key, value in straight.state.model.state_dict().items():
+        assert torch.equal(value, resumed.state.model.state_dict()[key]), key
+    for metric in ("data_in_use", "mean_score", "never_seen"):
+        assert series(later, metric) == series(log, metric)[-len(later_batches) :]
+    assert again.batches_applied == algorithm.batches_applied
+
+
+class _Stop(Algorithm):
+    """Dies in the middle of a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD and int(state.timestamp.batch) == self.batch
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("strategy", IDLE)
+def test_warns_when_it_changed_nothing(archive: RunArchive, strategy: str) -> None:
+    with pytest.warns(NoEffectWarning, match="every epoch showed all examples once, with weight 1"):
+        one, seen, _ = fit([curriculum(archive, **IDLE[strategy])], max_duration="2ep")
+    for epoch in range(2):
+        assert sorted(i for batch in seen.batches[4 * epoch : 4 * epoch + 4] for i in batch) == list(range(N))
+    assert int(one.state.timestamp.batch) == 8
+
+
+@pytest.mark.ranks
+def test_two_ranks_follow_the_plan_of_one(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "ranks" / "follow_curricula.py"
+    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    one = follow_all(RunArchive(tmp_path / "archive"))
+    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    for name, expected in one.items():
+        ranks = [part[name]["batches"] for part in parts]
+        together = [sorted([*first, *second]) for first, second in zip(*ranks, strict=True)]
+        assert together == [sorted(batch) for batch in expected["batches"]], name
+        for metric in ("data_in_use", "mean_score", "never_seen"):
+            assert parts[0][name][metric] == parts[1][name][metric], (name, metric)
+            # The model's own losses come from other batch sizes, and so with other rounding.
+            assert parts[0][name][metric] == pytest.approx(expected[metric], rel=1e-5), (name, metric)
+
+
+# The meaning of the recipe -------------------------------------------------------------------------------------------
+
+
+def _rates(algorithms: list[Any], scheduler: Any, data: Any, **arguments: Any) -> list[float]:
+    """The learning rate of every batch."""
+
+    class Rates(Algorithm):
+        def __init__(self) -> None:
+            self.values: list[float] = []
+
+        def match(self, event: Event, state: State) -> bool:
+            return event in (Event.BEFORE_FORWARD, Event.FIT_END)
+
+        def apply(self, event: Event, state: State, logger: Any) -> None:
+            self.values.append(state.optimizers[0].param_groups[0]["lr"])
+
+    rates = Rates()
+    fit([*algorithms, rates], data=data, schedulers=scheduler, **arguments)
+    return rates.values
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        CosineAnnealingScheduler(),
+        CosineAnnealingWithWarmupScheduler(t_warmup="1ep"),
+        MultiStepScheduler(milestones=["0.5dur", "3ep"]),
+    ],
+    ids=["cosine", "warm-up", "steps"],
+)
+@pytest.mark.parametrize("duration", ["4ep", "14ba", "200sp"])
+def test_schedules_end_where_the_recipe_says(archive: RunArchive, scheduler: Any, duration: str) -> None:
+    """The rates are those of plain training on a data set of the shorter length: the recipe's, to the last batch."""
+    if isinstance(scheduler, CosineAnnealingWithWarmupScheduler) and duration == "200sp":
+        scheduler = CosineAnnealingWithWarmupScheduler(t_warmup="48sp")  # Composer wants the same units
+    for name in ("curriculum", "prune", "dynamic_prune", "focus"):
+        settings = ROWS[name]
+        algorithm = curriculum(archive, **settings)
+        rates = _rates([algorithm], scheduler, None, max_duration=duration)
+        length = _length(name, algorithm, settings)
+        assert rates == _rates([], scheduler, viewed(length), max_duration=duration), name
+        if duration == "4ep" and isinstance(scheduler, CosineAnnealingScheduler):
+            steps = 4 * -(-length // BATCH)
+            # Composer sets the rate of a batch from the time before the last one.
+            assert rates[-1] == pytest.approx(0.1 * 0.5 * (1 + np.cos(np.pi * (steps - 1) / steps)))
+
+
+def test_durations_mean_what_they_say(archive: RunArchive) -> None:
+    for duration, batches, samples in (("10ba", 10, 160), ("100sp", 7, 112), ("3ep", 6, 96)):
+        one, _, _ = fit([curriculum(archive, strategy="prune", keep=0.5)], max_duration=duration)
+        assert (int(one.state.timestamp.batch), int(one.state.timestamp.sample)) == (batches, samples)
+
+
+def test_train_subset_num_batches_still_holds(archive: RunArchive) -> None:
+    for keep, batches in ((0.9, 3), (0.25, 1)):
+        one, _, _ = fit([curriculum(archive, strategy="prune", keep=keep)], train_subset_num_batches=3)
+        assert int(one.state.timestamp.batch) == 4 * batches
+
+
+def test_a_second_fit_goes_on(archive: RunArchive) -> None:
+    algorithm, seen = curriculum(archive, **ROWS["dynamic_prune"]), Seen()
+    one = trainer(epoch_loader(viewed(), BATCH), mlp(5), algorithms=[algorithm, seen], max_duration="2ep")
+    one.fit()
+    first = len(seen.batches)
+    one.fit(duration="2ep")
+    assert len(seen.batches) == 2 * first
+    assert seen.batches[first:] != seen.batches[:first]
+
+
+# Loaders and views ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"shuffle": True},
+        {"shuffle": False},
+        {"shuffle": True, "drop_last": True},
+        {"sampler": EpochSampler(N, seed=5)},
+        {"sampler": torch.utils.data.DistributedSampler(range(N), num_replicas=1, rank=0)},  # type: ignore[arg-type]
+        {"shuffle": True, "num_workers": 1, "persistent_workers": True},
+    ],
+    ids=["shuffle", "in order", "drop_last", "epoch sampler", "distributed sampler", "workers"],
+)
+def test_takes_over_the_order_of_ordinary_loaders(archive: RunArchive, arguments: dict[str, Any]) -> None:
+    loaded: list[int] = []
+    data = viewed()
+    inner = data.dataset  # type: ignore[attr-defined]
+    if not arguments.get("num_workers"):
+        fetch = type(inner).__getitem__
+
+        class Counting(type(inner)):  # type: ignore[misc]
+            def __getitem__(self, index: int) -> Any:
+                loaded.append(index)
+                return fetch(self, index)
+
+        data.dataset = Counting(inner.dataset)  # type: ignore[attr-defined]
+    algorithm = curriculum(archive, strategy="prune", keep=0.6, score="loss")
+    _, seen, _ = fit([algorithm], loader=DataLoader(data, batch_size=BATCH, **arguments), max_duration="2ep")
+    assert algorithm.scores_N is not None
+    kept = set(torch.argsort(algorithm.scores_N)[-38:].tolist())
+    shown = {i for batch in seen.batches for i in batch}
+    if arguments.get("drop_last"):
+        assert [len(batch) for batch in seen.batches] == [BATCH, BATCH] * 2
+        assert shown <= kept
+    else:
+        assert shown == kept
+        assert [len(batch) for batch in seen.batches] == [BATCH, BATCH, 6] * 2
+    if not arguments.get("num_workers"):
+        assert set(loaded) == shown, "what is left out is never loaded"
+
+
+def test_an_example_that_comes_again_is_shown_in_its_next_view(archive: RunArchive) -> None:
+    settings = {"strategy": "focus", "score": torch.arange(N).double(), "seed": 2}
+    _, seen, _ = fit([curriculum(archive, **settings)], data=viewed(num_views=3), max_duration="2ep")
+    for epoch in range(2):
+        views: dict[int, list[int]] = {}
+        for batch, shown in zip(seen.batches[4 * epoch :][:4], seen.views[4 * epoch :][:4], strict=True):
+            for i, view in zip(batch, shown, strict=True):
+                views.setdefault(i, []).append(view)
+        assert max(len(v) for v in views.values()) == 2
+        assert all(v == [(epoch + k) % 3 for k in range(len(v))] for v in views.values())
