@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
+from reuse_algos.callbacks.spool import Spool
 from reuse_algos.cli import main
-from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning
+from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning, RunNotFoundError
 from toy import blobs, checkpointed, epoch_loader, mlp, trainer, viewed
 
 
@@ -27,7 +29,8 @@ class At(Callback):
 
     def epoch_end(self, state: State, logger: Any) -> None:
         if int(state.timestamp.epoch) == self.epoch:
-            self.action()
+            recorder = next(callback for callback in state.callbacks if isinstance(callback, RunRecorder))
+            self.action(recorder)
 
 
 def _train(archive: Path, folder: Path, *callbacks: Callback, epochs: int = 4, **settings: Any) -> RunRecorder:
@@ -41,9 +44,28 @@ def _train(archive: Path, folder: Path, *callbacks: Callback, epochs: int = 4, *
         eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
         **checkpointed(folder / "checkpoints", save_interval="1ep", max_duration=f"{epochs}ep"),
     )
-    one.fit()
+    if one.state.max_duration is None or one.state.timestamp < one.state.max_duration:
+        one.fit()
     one.close()
     return recorder
+
+
+def _moved(source: Path, target: Path) -> Any:
+    """An action that moves the archive, between two pushes."""
+
+    def move(recorder: RunRecorder) -> None:
+        assert recorder.spool is not None
+        assert recorder.spool.wait(30)
+        os.rename(source, target)
+
+    return move
+
+
+def _stop(recorder: RunRecorder) -> None:
+    """As a preempted process does, but for what is being passed on at this moment."""
+    assert recorder.spool is not None
+    assert recorder.spool.wait(30)
+    raise KeyboardInterrupt
 
 
 def _straight(tmp_path: Path) -> PriorRun:
@@ -93,7 +115,7 @@ def test_an_archive_out_of_reach_gets_the_record_later(tmp_path: Path, capsys: p
 
 def test_an_archive_that_goes_and_comes_back_has_everything_at_the_end(tmp_path: Path) -> None:
     target, aside = tmp_path / "archive", tmp_path / "aside"
-    go, back = At(1, lambda: os.rename(target, aside)), At(3, lambda: os.rename(aside, target))
+    go, back = At(1, _moved(target, aside)), At(3, _moved(aside, target))
     RunArchive(target)
     with pytest.warns(ArchiveWarning, match="is gone") as told:
         recorder = _train(target, tmp_path, go, back)
@@ -104,18 +126,15 @@ def test_an_archive_that_goes_and_comes_back_has_everything_at_the_end(tmp_path:
 def test_without_it_the_error_ends_the_training(tmp_path: Path) -> None:
     target = tmp_path / "archive"
     with pytest.raises(ArchiveError, match="is gone"):
-        _train(target, tmp_path, At(1, lambda: os.rename(target, tmp_path / "aside")), on_archive_error="raise")
+        _train(target, tmp_path, At(1, lambda _: os.rename(target, tmp_path / "aside")), on_archive_error="raise")
 
 
 # Both are Composer's, on resuming behind the last batch of an epoch.
 @pytest.mark.filterwarnings("ignore:No batches were trained", "ignore:The ``compute`` method of metric")
 @pytest.mark.parametrize("spool_lost", [False, True])
 def test_a_resumed_run_goes_on_with_what_is_here_or_there(tmp_path: Path, spool_lost: bool) -> None:
-    def stop() -> None:
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path / "archive", tmp_path, At(3, stop))
+        _train(tmp_path / "archive", tmp_path, At(3, _stop))
     if spool_lost:  # another machine goes on
         os.rename(tmp_path / "spool", tmp_path / "lost")
     recorder = _train(tmp_path / "archive", tmp_path)
@@ -128,27 +147,73 @@ def test_a_resumed_run_goes_on_with_what_is_here_or_there(tmp_path: Path, spool_
 def test_a_run_whose_newest_part_is_elsewhere_is_not_gone_on_with(tmp_path: Path) -> None:
     target, aside = tmp_path / "archive", tmp_path / "aside"
 
-    def stop() -> None:
-        raise KeyboardInterrupt
-
-    with pytest.warns(ArchiveWarning), pytest.raises(KeyboardInterrupt):
-        _train(target, tmp_path, At(2, lambda: os.rename(target, aside)), At(3, stop))
+    with pytest.warns(ArchiveWarning, match="is gone"), pytest.raises(KeyboardInterrupt):
+        _train(target, tmp_path, At(2, _moved(target, aside)), At(4, _stop), epochs=5)
     os.rename(aside, target)
     os.rename(tmp_path / "spool", tmp_path / "lost")
     with pytest.raises(ArchiveError, match=r"Copy the rest of the run from where it was recorded"):
-        _train(target, tmp_path)
+        _train(target, tmp_path, epochs=5)
 
 
 def test_another_attempt_is_no_failure_of_the_archive(tmp_path: Path) -> None:
     """Going on would train for nothing: the other attempt owns the run now."""
     target = tmp_path / "archive"
 
-    def take_over() -> None:
+    def take_over(recorder: RunRecorder) -> None:
+        assert recorder.spool is not None
+        assert recorder.spool.wait(30)
         archive = RunArchive(target)
         archive.resume_run(archive.run_ids()[0])
 
     with pytest.raises(ArchiveConflictError):
         _train(target, tmp_path, At(2, take_over))
+
+
+def test_training_does_not_wait_for_a_slow_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four commits, and a copy takes until the training is over: only the end waits for it."""
+    over = threading.Event()
+    began: list[int] = []
+    copy = RunArchive.copy_to
+
+    def slow(self: RunArchive, *arguments: Any, **options: Any) -> Any:
+        began.append(len(began))
+        assert over.wait(60)
+        return copy(self, *arguments, **options)
+
+    monkeypatch.setattr(RunArchive, "copy_to", slow)
+    recorder = _train(tmp_path / "archive", tmp_path, At(4, lambda _: over.set()))
+    assert len(began) == 2  # the first commit's, and the last one, which has all that came in between
+    _assert_same(RunArchive(tmp_path / "archive").run(recorder.run_id or ""), _straight(tmp_path))
+
+
+def test_what_ended_and_was_not_passed_on_is_passed_on_by_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = Spool.push
+
+    def die(self: Spool, run_id: str, *, last: bool = False) -> None:
+        if last:
+            raise KeyboardInterrupt
+        push(self, run_id)
+
+    monkeypatch.setattr(Spool, "push", die)
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "archive", tmp_path)
+    monkeypatch.setattr(Spool, "push", push)
+    (spooled,) = RunArchive(tmp_path / "spool").runs()
+    _train(tmp_path / "archive", tmp_path)
+    run = RunArchive(tmp_path / "archive").run(spooled.id)
+    assert run.finished
+    assert run.manifest == spooled.manifest
+
+
+def test_a_checkpoint_may_start_a_run_of_another_name_in_another_archive(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        _train(tmp_path / "archive", tmp_path, At(3, _stop), run_name="one")
+    with pytest.raises(RunNotFoundError, match=r"Name the archive that it was recorded in"):
+        _train(tmp_path / "other", tmp_path, run_name="one", on_archive_error="raise")
+    recorder = _train(tmp_path / "other", tmp_path, run_name="two", on_archive_error="raise")
+    assert RunArchive(tmp_path / "other").run("two").id == recorder.run_id
 
 
 def test_wrong_words_are_refused(tmp_path: Path) -> None:

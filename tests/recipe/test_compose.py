@@ -154,7 +154,7 @@ def test_all_faults_of_all_kinds_at_once():
         "algorithms.prior_run_distillation.runs.tag: runs has no such option. Did you mean 'tags'?",
         "algorithms.prior_run_distillation.runs.limit: must be a whole number or null, not 'many'",
         "callbacks.run_recorder.signals: RunRecorder signals: no signal 'logit' can be captured. "
-        "Did you mean 'logits'?",
+        "Did you mean 'logits' or 'logit_margin'?",
         "callbacks.lr_monitor: must be a section of options, true or false, not 5",
         f"callbacks.os.system: there is no callback 'os.system'. Known: {shown}.",
         "loggers.wandb.projekt: WandBLogger has no such option. Did you mean 'project'?",

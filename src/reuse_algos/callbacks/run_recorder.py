@@ -34,7 +34,7 @@ from reuse_algos.callbacks.spool import Spool
 from reuse_algos.callbacks.state_facts import dataset_record, evaluated_weights, info_of, num_epochs, scalar
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import ExampleIdError
+from reuse_algos.errors import ExampleIdError, RunNotFoundError
 from reuse_algos.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["RunRecorder"]
@@ -184,15 +184,27 @@ class RunRecorder(Callback):
 
         A run that another one merely starts from, and a run that has ended, stay as they are.
         """
-        run_name = self.run_name or state.run_name
+        run_id, run_name = resume["run_id"], self.run_name or state.run_name
+        if resume.get("run_name", run_name) != run_name:
+            return False
         if self.spool is not None:
-            self.spool.fetch(resume["run_id"])
+            self.spool.fetch(run_id)
 
-        def answer() -> bool:
-            run = self.archive.run(resume["run_id"])
-            return run.run_name == run_name and not run.finished
+        def find() -> tuple[bool, bool]:
+            try:
+                run = self.archive.run(run_id)
+            except RunNotFoundError as error:
+                raise RunNotFoundError(
+                    f"the checkpoint goes on with run {run_id}, which is not in {self.archive.location}. Name the "
+                    "archive that it was recorded in, copy it from there (`reuse-algos copy`), or give another "
+                    "run_name to start a new run"
+                ) from error
+            return run.run_name == run_name, run.finished
 
-        return on_rank_zero(answer)
+        named, finished = on_rank_zero(find)
+        if named and finished and self.spool is not None:
+            self.spool.push(run_id, last=True)  # its process may have died before it came to that
+        return named and not finished
 
     def _make_capture(self, state: State, info: DatasetInfo | None) -> SignalCapture:
         if info is None:
@@ -360,6 +372,7 @@ class RunRecorder(Callback):
         assert self._record.manifest is not None
         return {
             "run_id": self._record.run_id,
+            "run_name": self.run_name or self._state.run_name,
             "generation": self._record.manifest.generation,
             "log": self._log.state_dict(),
             "best_value": self._best_value,

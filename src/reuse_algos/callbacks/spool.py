@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -15,13 +16,35 @@ from reuse_algos.ranks import on_every_rank, on_rank_zero
 __all__ = ["Spool"]
 
 _RETRY_SECONDS = 600.0  # an unreachable store takes seconds to say so, and a checkpoint may come every few seconds
+_SLICE_SECONDS = 2.0  # other ranks wait for rank 0 no longer than this at a time, however long its upload takes
+
+
+class _Errand:
+    """Work in a thread of its own, which ends with the process."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.error: Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), name="spool", daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            self.error = error
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it is done, after waiting so long at most."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
 
 class Spool:
     """A local archive that takes the record of a run, and passes each commit on to the archive proper.
 
-    What could not be passed on stays in the folder, complete: ``reuse-algos copy FOLDER ARCHIVE`` does it later. What
-    was passed on stays as well, as nothing is deleted by training; ``reuse-algos rm`` does that.
+    That happens beside the training, which never waits for it but at its end. What could not be passed on stays in the
+    folder, complete: ``reuse-algos copy FOLDER ARCHIVE`` does it later. What was passed on stays as well, as nothing is
+    deleted by training; ``reuse-algos rm`` does that.
 
     Args:
         target: the archive proper, or where it is. It is opened when it is needed.
@@ -37,6 +60,7 @@ class Spool:
         self.location = target.location if isinstance(target, RunArchive) else os.fspath(target)
         self._failed_at: float | None = None
         self._known: set[str] = set()  # what was copied by this process, and need not be looked at again
+        self._errand: _Errand | None = None  # on rank 0
 
     def begin(self) -> None:
         """Make sure that all ranks write into one folder, and say at once if the archive is out of reach.
@@ -50,58 +74,94 @@ class Spool:
                 f"the ranks do not share the folder {self.archive.location}, so the parts of the record would be on "
                 "several machines: set `spool` to a folder that all of them see"
             )
-        on_rank_zero(lambda: self._attempt(lambda: None, "the archive cannot be reached", last=False))
+        self._start(lambda: None)
+        self._finish("the archive cannot be reached")
 
     def fetch(self, run_id: str) -> None:
         """Bring what the archive has of a run, to go on with it here. It may be out of reach if the run is here.
 
         Raises:
             ArchiveError: the run is neither here nor can it be had.
+            RunNotFoundError: it is neither here nor there.
             ArchiveConflictError: here and there are different runs of this id.
         """
 
         def work() -> None:
             try:
-                self._copied(self._open(), self.archive, run_id)
+                self._copy(self._open(), self.archive, run_id)
             except ArchiveConflictError:
                 raise
             except (ArchiveError, RunNotFoundError):
                 if run_id not in self.archive.run_ids():
                     raise
 
-        on_rank_zero(work)
+        def result() -> None:
+            errand, self._errand = self._errand, None
+            if errand is not None and errand.error is not None:
+                raise errand.error
+
+        self._start(work, open_first=False)
+        self._wait()
+        on_rank_zero(result)
 
     def push(self, run_id: str, *, last: bool = False) -> None:
-        """Pass on what was committed. A failure is an :class:`~reuse_algos.errors.ArchiveWarning`.
+        """Pass on what was committed, in the background. A failure is an :class:`ArchiveWarning`, told at a later call.
 
         Args:
             run_id: the run.
-            last: try even if it failed a short time ago.
+            last: wait until it is done, and try even if it failed a short time ago.
 
         Raises:
             ArchiveConflictError: another attempt took over this run: that is no failure of the archive.
         """
+        failure = f"run {run_id} could not be passed on to the archive"
 
         def work() -> None:
-            waited = None if self._failed_at is None else time.monotonic() - self._failed_at
-            if waited is not None and waited < _RETRY_SECONDS and not last:
-                return
-            self._attempt(
-                lambda: self._copied(self.archive, self._open(), run_id),
-                f"run {run_id} could not be passed on to the archive",
-                last=last,
-            )
+            self._copy(self.archive, self._open(), run_id)
 
-        on_rank_zero(work)
+        if last:
+            self._wait()
+            self._start(work)
+            self._finish(failure, last=True)
+        else:
+            on_rank_zero(lambda: self._report(failure))
+            self._start(work, unless_failed=True)
 
-    def _attempt(self, action: Callable[[], None], failure: str, *, last: bool) -> None:
-        try:
-            self._open()
-            action()
+    def wait(self, seconds: float) -> bool:
+        """Whether nothing is being passed on any more, after waiting so long at most. On rank 0."""
+        return self._errand is None or self._errand.wait(seconds)
+
+    def _start(self, work: Callable[[], None], *, open_first: bool = True, unless_failed: bool = False) -> None:
+        """On rank 0: begin an errand, unless one is under way; that one's successor does its work as well."""
+
+        def errand() -> None:
+            if open_first:
+                self._open()
+            work()
+
+        def begin() -> None:
+            recently = self._failed_at is not None and time.monotonic() - self._failed_at < _RETRY_SECONDS
+            if self.wait(0) and not (unless_failed and recently):
+                self._errand = _Errand(errand)
+
+        on_rank_zero(begin)
+
+    def _wait(self) -> None:
+        while not on_rank_zero(lambda: self.wait(_SLICE_SECONDS)):
+            pass
+
+    def _finish(self, failure: str, *, last: bool = False) -> None:
+        self._wait()
+        on_rank_zero(lambda: self._report(failure, last=last))
+
+    def _report(self, failure: str, *, last: bool = False) -> None:
+        """Tell how the last errand ended, once."""
+        if self._errand is None or not self._errand.wait(0):
+            return
+        error, self._errand = self._errand.error, None
+        if error is None:
             self._failed_at = None
-        except ArchiveConflictError:
-            raise
-        except ArchiveError as error:
+        elif isinstance(error, ArchiveError) and not isinstance(error, ArchiveConflictError):
             self._failed_at = time.monotonic()
             later = "It is tried again with later commits, and at the end."
             if last:
@@ -111,13 +171,15 @@ class Spool:
                 ArchiveWarning,
                 stacklevel=2,
             )
+        else:
+            raise error
 
     def _open(self) -> RunArchive:
         if self._target is None:
             self._target = RunArchive(self.location)
         return self._target
 
-    def _copied(self, source: RunArchive, target: RunArchive, run_id: str) -> None:
+    def _copy(self, source: RunArchive, target: RunArchive, run_id: str) -> None:
         report = source.copy_to(target, [run_id], recheck=False, known=self._known)
         for problem in report.problems:
             raise (ArchiveConflictError if problem.conflict else ArchiveError)(problem.what)
