@@ -10,11 +10,12 @@ from composer import Algorithm, Event, State
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from torch import nn
+from torch.utils.data import Dataset
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.example_ids import ExampleIds
-from toy import NUM_CLASSES, NUM_FEATURES, epoch_loader, mlp, trainer, viewed
+from toy import NUM_CLASSES, NUM_FEATURES, blobs, epoch_loader, mlp, trainer, viewed
 
 N, BATCH = 64, 16
 
@@ -36,6 +37,33 @@ ROWS: dict[str, dict[str, Any]] = {
     "focus": {"strategy": "focus"},
     "subset": {"strategy": "subset", "examples": 40, "score": "mutual_information"},
 }
+
+
+class Stop(Algorithm):
+    """Dies in the middle of a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD and int(state.timestamp.batch) == self.batch
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        raise KeyboardInterrupt
+
+
+class IgnoredTargets(Dataset):
+    """Blobs, some of whose labels are -100, which nothing says beforehand."""
+
+    def __init__(self, ignored: set[int], dtype: torch.dtype = torch.float32) -> None:
+        self.blobs, self.ignored, self.dtype = blobs(N), ignored, dtype
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self.blobs[index]
+        return x.to(self.dtype), (torch.tensor(-100) if index in self.ignored else y)
 
 
 class Seen(Algorithm):
@@ -93,7 +121,9 @@ def follow_all(archive: RunArchive) -> dict[str, dict[str, list[Any]]]:
     scores = torch.rand(N, generator=torch.Generator().manual_seed(3)).double()
     found = {}
     for name, settings in ROWS.items():
-        algorithm = curriculum(archive, **{**settings, "score": scores})
+        # An even number of examples, so that nothing fills up the last batch of the second rank.
+        update = {"update": True, "prune_rate": 0.5} if name == "dynamic_prune" else {}
+        algorithm = curriculum(archive, **{**settings, **update, "score": scores})
         model = ComposerClassifier(copy.deepcopy(layer), num_classes=NUM_CLASSES)
         _, seen, log = fit([algorithm], model=model, lr=0.0, max_duration="2ep")
         found[name] = {metric: series(log, metric) for metric in ("data_in_use", "mean_score", "never_seen")}

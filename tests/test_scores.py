@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -236,6 +239,33 @@ def test_grand_of_nested_inputs_and_unknown_labels(images: Tensor) -> None:
     known = (y >= 0).nonzero().flatten()
     expected = list(gradient_loop(module, images[known], y[known], list(module.parameters())))
     same(found[known], expected, 1e-10)
+
+
+def test_grand_of_a_label_that_is_no_class(images: Tensor) -> None:
+    module, y = tiny(), torch.tensor([0, 3, 2, 1, 99, 1, -1])
+    found = scores.grand(module, images, y)
+    assert found.isnan().tolist() == [False, True, False, False, True, False, True]
+    known = (~found.isnan()).nonzero().flatten()
+    same(found[known], list(gradient_loop(module, images[known], y[known], list(module.parameters()))), 1e-10)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read as Linux tells it")
+def test_grand_holds_little_beyond_the_gradients() -> None:
+    """Peak of the process beyond what it had, in a process of its own, at a bound of 100 MB for 12 examples."""
+    code = """
+import torch
+from reuse_algos import scores
+torch.set_num_threads(1)
+module = torch.nn.Sequential(torch.nn.Linear(1500, 1400), torch.nn.Linear(1400, 4))
+x, y = torch.randn(12, 1500), torch.zeros(12, dtype=torch.int64)
+scores.grand(module, x[:1], y[:1])
+peak = lambda: 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+bound, before = 12 * sum(p.nbytes for p in module.parameters()), peak()
+scores.grand(module, x, y, memory_bytes=bound)
+print((peak() - before) / bound)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert 0.5 < float(done.stdout) < 1.5
 
 
 def test_grand_needs_a_classifier(images: Tensor) -> None:

@@ -248,18 +248,21 @@ def grand(
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     buffers = {name: buffer.detach() for name, buffer in module.named_buffers()}
 
-    def loss_of_one(parameters: dict[str, Tensor], one: Any, label: Tensor) -> Tensor:
+    def loss_of_one(parameters: dict[str, Tensor], one: Any, label: Tensor) -> tuple[Tensor, Tensor]:
         outputs = torch.func.functional_call(module, (parameters, buffers), (_map_tensors(one, _with_batch),))
         logits_1C = outputs if read is None else read(outputs)
         if logits_1C.dim() != 2:
             raise ModelError(
                 f"GraNd is a score of classifiers with logits [B, C]; these have {logits_1C.dim()} dimensions."
             )
-        return F.cross_entropy(logits_1C, label[None])
+        inside = label.clamp(0, logits_1C.shape[1] - 1)
+        return F.cross_entropy(logits_1C, inside[None]), inside == label
 
     def norm_of_one(one: Any, label: Tensor) -> Tensor:
-        gradients = torch.func.grad(loss_of_one)(parameters, one, label)
-        return torch.stack([gradient.double().square().sum() for gradient in gradients.values()]).sum().sqrt()
+        gradients, is_class = torch.func.grad(loss_of_one, has_aux=True)(parameters, one, label)
+        # No copy in float64 of anything but the norms: the gradients are what the bound is about.
+        norms = [torch.linalg.vector_norm(_single(gradient)).double() for gradient in gradients.values()]
+        return torch.where(is_class, torch.stack(norms).square().sum().sqrt(), torch.nan)
 
     known = (labels_B >= 0).nonzero().flatten()
     norms_B = torch.full(labels_B.shape, torch.nan, dtype=torch.float64, device=labels_B.device)
@@ -322,6 +325,11 @@ def average_ranks(values_N: Tensor) -> Tensor:
 
 def _double(values: Tensor) -> Tensor:
     return values.detach().to(torch.float64)
+
+
+def _single(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def _one_hot(labels_B: Tensor, num_classes: int) -> Tensor:

@@ -222,6 +222,64 @@ def test_dynamic_prune_keeps_its_length_when_the_scores_move() -> None:
     assert strategy.length(start) == 70
 
 
+def test_no_more_than_half_count_as_easy_where_scores_move() -> None:
+    skewed = candidates(np.concatenate([np.full(90, 0.1), np.full(10, 5.0), np.full(20, NAN)]), "keep")
+    assert DynamicPrune.count_dropped(skewed, 0.7) == 63
+    assert DynamicPrune.count_dropped(skewed, 0.7, scores_move=True) == 35
+    few = candidates(np.concatenate([np.full(30, 0.1), np.full(70, 5.0)]), "keep")
+    assert DynamicPrune.count_dropped(few, 0.7, scores_move=True) == 21
+    for update, dropped in ((False, 63), (True, 35)):
+        built = StrategySettings.of("dynamic_prune", {"prune_rate": 0.7}).build(skewed, None, update=update)
+        assert built.length(skewed) == 120 - dropped
+
+
+def test_dynamic_prune_says_what_it_drops_above_the_mean() -> None:
+    scores = np.concatenate([np.zeros(10), np.full(90, 1.0)])
+    plan = DynamicPrune(0.5, 1.0, True, 30).plan(0, candidates(scores, "keep"), 70, Clock(10, 7, 70), seed=1)
+    dropped = np.setdiff1d(np.arange(100), plan.order_M)
+    assert plan.dropped_above_mean == pytest.approx(np.mean(dropped >= 10))
+    assert plan.dropped_above_mean > 0.5
+    assert DynamicPrune(0.5, 0.1, True, 30).plan(1, candidates(scores, "keep"), 70, Clock(10, 7, 70), 1)[3] is None
+
+
+@pytest.mark.parametrize(
+    ("batches", "share", "first"),
+    # 7 batches in an epoch: the last pruned epoch and one of all data are there, however short the training is.
+    [
+        (7, 0.875, 0),
+        (14, 0.875, 1),
+        (28, 0.875, 3),
+        (35, 0.875, 4),
+        (56, 0.875, 7),
+        (70, 0.875, 8),
+        (140, 0.875, 17),
+        (25, 0.875, 2),
+        (70, 0.8, 8),
+        (70, 1.0, 10),
+        (25, 1.0, 4),
+        (7, 1.0, 1),
+        (70, 0.0, 0),
+        (70, 0.01, 1),
+    ],
+)
+def test_the_last_part_has_a_whole_epoch(batches: int, share: float, first: int) -> None:
+    strategy = DynamicPrune(0.5, share, True, 3)
+    assert strategy.first_full_epoch(Clock(10, 7, batches)) == first
+    found = candidates(np.arange(10.0), "keep")
+    pruned = [strategy.plan(e, found, 7, Clock(10, 7, batches), 0).weights_N is not None for e in range(batches // 7)]
+    assert pruned == [epoch < first for epoch in range(batches // 7)]
+
+
+def test_keep_and_offset_may_be_everything() -> None:
+    """Both are rounded: 0.5 and 0.5 of 11 would be 6 and 6."""
+    for count in range(10, 120):
+        found = candidates(np.random.default_rng(0).random(count), "keep")
+        for keep in (0.5, 0.6, 0.7, 0.75, 0.85, 0.9):
+            built = StrategySettings.of("prune", {"keep": keep, "offset": round(1 - keep, 3)}).build(found, None)
+            plan = built.plan(0, found, built.length(found), Clock(1, 1, 1), 0)
+            assert len(set(plan.order_M)) == max(1, round(keep * count))
+
+
 @pytest.mark.parametrize("rate", [0.3, 0.7])
 def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float) -> None:
     """The weighted sum over an epoch against the sum over all data: the mean of 400 epochs within 4 standard errors."""

@@ -131,3 +131,20 @@ def test_combination_weights() -> None:
     assert {tuple(sorted(row, reverse=True)) for row in samples.tolist()} == {(0.5, 0.5, 0.0, 0.0, 0.0)}
     np.testing.assert_allclose(samples.mean(0), 0.2, atol=0.015)
     assert draw("sample", 0, sample_size=9).tolist() == [0.2] * 5
+
+
+def test_rows_are_weighed() -> None:
+    """mean(w * row); rows without a teacher stay out of it, and weights of 1 leave the very bits."""
+    target = mix_probabilities([TEACHER], [1.0], 2.0)
+    weights_B, seen_B = torch.tensor([0.5, 2.0, 3.0][: len(STUDENT)]), torch.tensor([True, False, True][: len(STUDENT)])
+    kl_B = torch.stack([kl_term(STUDENT[i : i + 1], target[i : i + 1], 2.0) for i in range(len(STUDENT))])
+    mse_B = torch.stack([mse_term(STUDENT[i : i + 1], TEACHER[i : i + 1]) for i in range(len(STUDENT))])
+    for term, rows_B in ((lambda *a: kl_term(STUDENT, target, 2.0, *a), kl_B), (_mse, mse_B)):
+        assert term(None, weights_B).item() == pytest.approx((weights_B * rows_B).mean().item(), rel=1e-6)
+        expected = (weights_B * rows_B * seen_B).mean().item()
+        assert term(seen_B, weights_B).item() == pytest.approx(expected, rel=1e-6)
+        assert torch.equal(term(seen_B, torch.ones(len(STUDENT))), term(seen_B))
+
+
+def _mse(*arguments: torch.Tensor | None) -> torch.Tensor:
+    return mse_term(STUDENT, TEACHER, *arguments)

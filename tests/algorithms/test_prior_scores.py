@@ -136,6 +136,27 @@ def test_logits_where_nothing_else_is(made: Made) -> None:
     close(history, p[:, rows, y])
 
 
+def test_answers_where_there_is_no_label_are_unknown(made: Made) -> None:
+    """Captured answers are 0 or 1, also where the label is below 0 and nothing can be right."""
+    info = DatasetInfo("made-up", KEYS, torch.tensor([0, 1, -100, 0, 1, -1]), None)
+    correct = torch.tensor([[1, 0, 0, 1, 0, 0], [0, 0, 0, 1, 1, 0], [1, 0, 0, 1, 0, 0]], dtype=torch.uint8)
+    captured = made.run(*(put("correct", epoch, correct[epoch]) for epoch in range(3)), info=info)
+    close(score(captured, "forgetting", info), [1, 3, np.nan, 0, 1, np.nan])
+    logits = made.run(*(put("logits", epoch, logits_of(epoch), epoch=epoch) for epoch in range(3)), info=info)
+    assert np.isnan(score(logits, "forgetting", info)).tolist() == [False, False, True, False, False, True]
+
+
+def test_weights_with_two_names_are_one_member(made: Made) -> None:
+    """``last`` of a run of 4 epochs and ``ep0004`` are the same checkpoint."""
+    few = [put("logits.ep0002", 0, logits_of(0), harvest=True), put("logits", 0, logits_of(1), harvest=True)]
+    run, again = made.run(*few), made.run(*few, put("logits.ep0004", 0, logits_of(1), harvest=True))
+    for name in (*ENSEMBLE_SCORES, "forgetting", "variance"):
+        close(score(again, name), score(run, name), 0)
+    alone = made.run(*few[1:], put("logits.ep0004", 0, logits_of(1), harvest=True))
+    with pytest.raises(SignalNotFoundError, match="at least 2 members"):
+        score(alone, "mutual_information")
+
+
 def test_captured_correctness_before_logits(made: Made) -> None:
     correct = torch.tensor([[1, 0, 0, 1, 1, 0], [0, 0, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
     run = made.run(*(put("correct", epoch, row.to(torch.uint8)) for epoch, row in enumerate(correct)))

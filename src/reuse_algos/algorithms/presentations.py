@@ -15,7 +15,15 @@ from torch import Tensor
 
 from reuse_algos.archive import PriorRun, Signal, weights_name
 
-__all__ = ["Presentation", "PresentationReader", "harvested_name", "in_time", "latest_first", "weights_epoch"]
+__all__ = [
+    "Presentation",
+    "PresentationReader",
+    "harvested_name",
+    "in_time",
+    "latest_first",
+    "one_per_epoch",
+    "weights_epoch",
+]
 
 _EPOCH_NAME = re.compile(r"ep(\d{4,9})", re.ASCII)
 
@@ -113,6 +121,14 @@ def in_time(presentations: Sequence[Presentation]) -> list[Presentation]:
 
     The two are not mixed: captured rows come from augmented examples and a model in training mode.
     """
-    harvested = [one for one in presentations if one.harvested]
+    harvested = one_per_epoch([one for one in presentations if one.harvested])
     captured = [one for one in presentations if not one.harvested]
     return harvested if len(harvested) > len(captured) else captured
+
+
+def one_per_epoch(presentations: Sequence[Presentation]) -> list[Presentation]:
+    """The first of each epoch, such as ``last`` of the names ``last`` and ``ep0006`` of the same weights."""
+    first: dict[int, Presentation] = {}
+    for one in presentations:
+        first.setdefault(one.epoch, one)
+    return list(first.values())

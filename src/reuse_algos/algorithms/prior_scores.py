@@ -14,13 +14,16 @@ score                       sources
 ``threshold``
 ``margin``, ``entropy``     ``logits``, captured or harvested
 ``variation_ratio``,        ``logits`` of all runs together: each harvested checkpoint is a member, or, in a run
-``mutual_information``      without harvested logits, each captured epoch
+``mutual_information``      without harvested logits, each captured epoch; of each epoch of a run one member
 ==========================  ===========================================================================================
 
 Scores of one moment (``loss``, ``el2n``, ``margin``, ``entropy``, the gradient norms) are those of the chosen epoch, or
 of the last one that knows the example. Scores of a history (the others) take every epoch, or those up to the chosen
 one; of captured and harvested presentations they take the kind of which there are more. Several views at the same
-weights count as their mean.
+weights count as their mean, and of several names for the weights of one epoch (``last`` and ``ep0006``) one counts.
+
+Scores from logits that were kept by ``top_k`` are approximate: the mass beyond the K largest is spread evenly over the
+other classes, which tells above all on ``loss``, ``el2n`` and ``margin`` of examples whose label is not among the K.
 
 Shapes: N examples of the current data, P of a prior run, T presentations, M members, C classes, R runs.
 """
@@ -35,7 +38,7 @@ import torch
 from torch import Tensor
 
 from reuse_algos import scores
-from reuse_algos.algorithms.presentations import Presentation, PresentationReader, in_time, latest_first
+from reuse_algos.algorithms.presentations import Presentation, PresentationReader, in_time, latest_first, one_per_epoch
 from reuse_algos.algorithms.prior_runs import match_examples
 from reuse_algos.archive import PriorRun, PriorUse
 from reuse_algos.data.info import DatasetInfo
@@ -82,10 +85,15 @@ def _as_is(values_B: Tensor, labels_B: Tensor) -> Tensor:
     return values_B
 
 
+def _where_labelled(correct_B: Tensor, labels_B: Tensor) -> Tensor:
+    """Captured answers; NaN where the label is none, since nothing can be right there."""
+    return correct_B.masked_fill(labels_B < 0, torch.nan)
+
+
 def _is_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     """1 or 0, NaN for a row that is not known."""
     correct_B = (logits_BC.nan_to_num().argmax(1) == labels_B).double()
-    return correct_B.masked_fill(logits_BC.isnan().any(1), torch.nan)
+    return _where_labelled(correct_B.masked_fill(logits_BC.isnan().any(1), torch.nan), labels_B)
 
 
 def _forgetting(correct_TN: Tensor) -> Tensor:
@@ -102,7 +110,7 @@ _RECIPES: dict[str, _Recipe] = {
     "loss": _Recipe(_LOSS),
     "loss_mean": _Recipe(_LOSS, scores.loss_mean),
     "el2n": _Recipe((_Source("el2n", _as_is, False), _Source("logits", scores.el2n))),
-    "forgetting": _Recipe((_Source("correct", _as_is, False), _Source("logits", _is_correct)), _forgetting, 2),
+    "forgetting": _Recipe((_Source("correct", _where_labelled, False), _Source("logits", _is_correct)), _forgetting, 2),
     "variance": _Recipe(_PROBABILITY, scores.variance, 2),
     "threshold": _Recipe(_PROBABILITY, scores.threshold),
     "margin": _Recipe((_Source("logits", scores.margin),)),
@@ -361,7 +369,7 @@ def _advice(run: PriorRun, spec: ScoreSpec, recipe: _Recipe) -> str:
 
 def _members(reader: PresentationReader, spec: ScoreSpec) -> list[Presentation]:
     found = [one for one in reader.presentations("logits") if spec.epoch in (None, one.epoch)]
-    return [one for one in found if one.harvested] or found
+    return one_per_epoch([one for one in found if one.harvested] or found)
 
 
 def _ensemble_score(

@@ -115,6 +115,21 @@ class ReusingAlgorithm(Algorithm):
         on_every_rank(load)
         self.setup_seconds += time.perf_counter() - began
 
+    def example_weights(self, state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Weights that this algorithm gives to the losses of single examples, for every term that is a mean over them.
+
+        Ask :func:`~reuse_algos.algorithms.interplay.example_weights`, which knows all algorithms of a run.
+
+        Args:
+            state: during an epoch.
+            positions_B: int64, of which examples; None: those of the current microbatch, from BEFORE_FORWARD on.
+
+        Returns:
+            float64 ``[B]`` >= 0 on the CPU; None where all are 1.
+        """
+        del state, positions_B
+        return None
+
     def log_metrics(self, metrics: dict[str, float], logger: Logger) -> None:
         """Hand metrics to the loggers, and to the recorder through :attr:`latest_metrics`."""
         self.latest_metrics = metrics

@@ -22,9 +22,9 @@ class RunRecord:
     """Writes data files from every rank and commits them together.
 
     A file replaces the earlier one of the same kind, name, slot, rank and epoch: the metrics history grows, a partial
-    epoch becomes a whole one. Signals of an epoch that showed every example replace those of earlier epochs in the same
-    slot, of all ranks; signals of an epoch that was cut short, or that showed only some examples, stand beside them,
-    and win where both have a row.
+    epoch becomes a whole one. Signals of an epoch that showed every example, or all that the slot has rows of, replace
+    those of earlier epochs in the same slot, of all ranks; signals of an epoch that was cut short, or that showed other
+    examples, stand beside them, and win where both have a row.
 
     Args:
         archive: where to write.
@@ -53,7 +53,7 @@ class RunRecord:
             if newest < generation:
                 raise ArchiveError(
                     f"run {run_id} cannot go on: the checkpoint belongs to generation {generation}, and the newest one "
-                    f"in {archive.root} is {newest}. Copy the rest of the run from where it was recorded "
+                    f"in {archive.location} is {newest}. Copy the rest of the run from where it was recorded "
                     "(`reuse-algos copy`), or give the run another run_name to start a new one"
                 )
             return archive.resume_run(run_id, generation)

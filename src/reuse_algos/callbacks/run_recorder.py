@@ -117,6 +117,7 @@ class RunRecorder(Callback):
         self._info: DatasetInfo | None = None
         self._log = MetricLog()
         self._capture: SignalCapture | None = None
+        self._known: dict[tuple[str, int], torch.Tensor] = {}
         self._state: State | None = None
         self._model: ModelRecord | None = None
         self._best: dict[str, torch.Tensor] | None = None
@@ -227,8 +228,12 @@ class RunRecorder(Callback):
         assert self._record is not None
         manifest = self._record.manifest
         assert manifest is not None
+        run = self.archive.run(manifest.run_id).at_generation(manifest.generation)
         self._model = manifest.model
-        self._log = MetricLog.of_run(self.archive.run(manifest.run_id).at_generation(manifest.generation))
+        self._log = MetricLog.of_run(run)
+        if "logits" in self.signals and "logits" in run.signal_names:
+            logits = run.signal("logits")
+            self._known = {("logits", slot): logits.seen(slot) for slot in logits.slots}
         self._log.load_state_dict(resume["log"])
         self.overhead_seconds += float(resume["overhead_seconds"])
         self._best_value = float(resume["best_value"])
@@ -285,7 +290,7 @@ class RunRecorder(Callback):
         assert record is not None
         self._log.end_epoch(state)
         if self._capture is not None:
-            complete = _complete_slots(self._capture)
+            complete = _complete_slots(self._capture, self._known)
             on_every_rank(lambda: self._put_signals(complete))
             self._capture.end_epoch()
         matches = [_EVERY.fullmatch(name) for name in self.weights]
@@ -449,13 +454,24 @@ class RunRecorder(Callback):
         )
 
 
-def _complete_slots(capture: SignalCapture) -> set[tuple[str, int]]:
-    """Name and slot of the signals that every example has a row of, on all ranks together.
+def _complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:
+    """Name and slot of the signals whose earlier rows this epoch replaces, on all ranks together.
 
-    An epoch that a curriculum or ``drop_last`` shortened does not show every example; what it did not show must stay.
+    Those that every example has a row of now, or (logits, whose slots come again) every example that had one. An epoch
+    that a curriculum or ``drop_last`` shortened does not show every example; what it did not show must stay.
+
+    Args:
+        capture: the epoch's rows.
+        known: which examples have a row of logits so far, bool ``[N]`` by name and slot; this epoch's are added.
     """
     union: dict[tuple[str, int], torch.Tensor] = {}
     for seen in on_every_rank(capture.seen):
         for key, seen_N in seen.items():
             union[key] = union[key] | seen_N if key in union else seen_N
-    return {key for key, seen_N in union.items() if bool(seen_N.all())}
+    complete = {key for key, seen_N in union.items() if bool(seen_N.all())}
+    for key, seen_N in union.items():
+        if key[0] == "logits":
+            known[key] = seen_N | known.get(key, seen_N)
+            if torch.equal(known[key], seen_N):
+                complete.add(key)
+    return complete

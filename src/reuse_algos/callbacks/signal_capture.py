@@ -204,8 +204,15 @@ def _to_half(logits_BC: torch.Tensor) -> torch.Tensor:
 
 
 def _loss(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each row (mean over positions of dense outputs), float32 ``[B]``."""
-    return F.cross_entropy(logits_BC.float(), targets_B, reduction="none").reshape(len(logits_BC), -1).mean(1)
+    """Cross entropy of each row (mean over positions of dense outputs), float32 ``[B]``.
+
+    Positions with a target below 0 do not count; a row of nothing else is NaN.
+    """
+    if targets_B.dim() == logits_BC.dim():
+        losses = F.cross_entropy(logits_BC.float(), targets_B, reduction="none")
+        return losses.reshape(len(logits_BC), -1).mean(1)
+    losses = F.cross_entropy(logits_BC.float(), targets_B.clamp_min(0), reduction="none")
+    return losses.masked_fill(targets_B < 0, torch.nan).reshape(len(logits_BC), -1).nanmean(1)
 
 
 def _correct(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:

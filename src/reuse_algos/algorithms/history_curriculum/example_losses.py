@@ -16,13 +16,15 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from reuse_algos.errors import ModelError
+from reuse_algos.ranks import on_every_rank
 
-__all__ = ["ExampleLosses", "check_mean", "per_example_losses", "total_of", "with_weights"]
+__all__ = ["ExampleLosses", "MeanCheck", "per_example_losses", "refuse_ignored", "total_of", "with_weights"]
 
 ExampleLosses = Callable[[Any, Any], torch.Tensor]
 """(outputs, batch) -> the loss of each example, float ``[B]``, whose mean is the model's loss."""
 
 _ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
+_OTHERWISE = "a strategy and mode without weights and updates"
 
 
 def per_example_losses(model: nn.Module) -> ExampleLosses:
@@ -80,21 +82,86 @@ def total_of(loss: Any) -> torch.Tensor:
     return loss.mean()
 
 
-def check_mean(loss: Any, losses_B: torch.Tensor, rows: int) -> None:
-    """Make sure that the mean of the per-example losses is the loss that the model gave.
+def refuse_ignored(model: nn.Module, labels_N: torch.Tensor | None) -> None:
+    """Refuse class weights and ignored targets where they can be seen at the start.
+
+    With either the loss is no mean over the rows: it is divided by the weights of the targets, or by the number of
+    those that are not ignored.
+
+    Args:
+        model: the user's model, one that :func:`per_example_losses` takes.
+        labels_N: int64, where they are known.
 
     Raises:
-        ModelError: there is not one loss per row, or the loss is something else (class weights, ignored targets, a
-            regularisation term).
+        ModelError: the loss function has class weights, or a label is below 0 or the loss function's ``ignore_index``.
     """
-    if losses_B.shape != (rows,):
-        raise ModelError(f"per_example_loss gives a tensor of shape {tuple(losses_B.shape)} for {rows} examples.")
-    total, mean = float(total_of(loss).detach()), float(losses_B.detach().mean())
-    if not abs(total - mean) <= 1e-3 * max(abs(total), 1e-3):
+    function: Any = model._loss_fn
+    settings: Mapping[str, Any] = {}
+    if isinstance(function, functools.partial):
+        settings = function.keywords
+    elif hasattr(function, "ignore_index"):  # modules without it, such as BCEWithLogitsLoss, divide by the rows
+        settings = {"weight": getattr(function, "weight", None), "ignore_index": function.ignore_index}
+    if settings.get("weight") is not None:
         raise ModelError(
-            f"the model's loss is {total:.6g}, but the mean of its per-example losses is {mean:.6g}: class weights, "
-            f"ignored targets or a further term. {_ADVICE}, or choose a strategy and mode without weights."
+            "the model's loss function has class weights: it divides by the weights of a batch's targets, and so is "
+            f"not the mean of the examples' losses. {_ADVICE}, or choose {_OTHERWISE}."
         )
+    if labels_N is None:
+        return
+    ignored_N = (labels_N < 0) | (labels_N == settings.get("ignore_index", -100))
+    if bool(ignored_N.any()):
+        raise ModelError(
+            f"{int(ignored_N.sum())} of {len(labels_N)} training labels are below 0 or the loss function's "
+            "ignore_index: with ignored targets the loss is not the mean of the examples' losses. Leave these examples "
+            f"out of the dataset (torch.utils.data.Subset), or choose {_OTHERWISE}. Or g{_ADVICE[1:]}."
+        )
+
+
+class MeanCheck:
+    """Makes sure that the mean of the per-example losses is the loss that the model gave, for every microbatch.
+
+    What was found stays on the training device until it is asked for, so nothing waits.
+
+    Args:
+        device: of the model.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.looked = False
+        self._worst_3 = torch.zeros(3, dtype=torch.float32, device=device)
+
+    def add(self, loss: Any, losses_B: torch.Tensor, rows: int) -> None:
+        """Compare one microbatch; a loss and losses that are both not finite any more (divergence) agree.
+
+        Raises:
+            ModelError: there is not one loss per row.
+        """
+        if losses_B.shape != (rows,):
+            raise ModelError(f"per_example_loss gives a tensor of shape {tuple(losses_B.shape)} for {rows} examples.")
+        given = total_of(loss).detach()
+        total, mean = given.float(), losses_B.detach().float().mean()
+        coarse = max(torch.finfo(given.dtype).eps, torch.finfo(losses_B.dtype).eps)
+        excess = (total - mean).abs() / (max(1e-3, 4 * coarse) * total.abs().clamp_min(1e-3))
+        excess = torch.where(total.isfinite() | mean.isfinite(), excess.nan_to_num(torch.inf), 0.0)
+        found_3 = torch.stack([excess, total, mean]).to(self._worst_3.device)
+        self._worst_3 = torch.where(found_3[0] > self._worst_3[0], found_3, self._worst_3)
+
+    def on_all_ranks(self) -> None:
+        """Raise on every rank what any of them found. Every rank must call this.
+
+        Raises:
+            ModelError: the loss is something else (class weights, ignored targets, a regularisation term).
+        """
+        self.looked = True
+        on_every_rank(self._raise)
+
+    def _raise(self) -> None:
+        excess, total, mean = self._worst_3.tolist()
+        if excess > 1:
+            raise ModelError(
+                f"the model's loss is {total:.6g}, but the mean of its per-example losses is {mean:.6g}: class "
+                f"weights, ignored targets or a further term. {_ADVICE}, or choose {_OTHERWISE}."
+            )
 
 
 def with_weights(loss: Any, losses_B: torch.Tensor, weights_B: torch.Tensor) -> Any:

@@ -6,7 +6,6 @@ Shapes: N training examples, B rows of a microbatch.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -14,14 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer import Event, State, TimeUnit
+from composer import Event, State
 from composer.core import get_precision_context
 from composer.loggers import Logger
 
+from reuse_algos.algorithms.history_curriculum.durations import total_batches
 from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
-    check_mean,
+    MeanCheck,
     per_example_losses,
+    refuse_ignored,
     with_weights,
 )
 from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
@@ -88,7 +89,9 @@ class HistoryCurriculum(ReusingAlgorithm):
         class_balance: curriculum, prune, subset: every class in proportion. Default false.
         prune_rate: dynamic_prune: share of the examples below the mean score that each epoch leaves out, in [0, 1).
             Default 0.5.
-        full_data_from: dynamic_prune: share of training from which on no example is preferred. Default 0.875.
+        full_data_from: dynamic_prune: share of training from which on no example is preferred, rounded down to whole
+            epochs: at least one epoch where it is below 1, and at least one that prunes where there are two. Default
+            0.875.
         rescale: dynamic_prune: weigh the kept easy examples so that the sum over an epoch stays unbiased. Default true.
         update: dynamic_prune: go on with this run's own losses after each epoch. Default: true where the score is a
             loss.
@@ -107,12 +110,14 @@ class HistoryCurriculum(ReusingAlgorithm):
     Raises:
         ValueError: a setting is unknown to the strategy or out of range.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
-        ExampleIdError: the loader's order cannot be taken over.
-        ModelError: losses of single examples are needed and cannot be had.
+        ExampleIdError: the loader's order cannot be taken over, or another HistoryCurriculum is on.
+        ModelError: losses of single examples are needed and cannot be had; also later, on every rank, where their mean
+            turns out to be another number than the model's loss (looked at after the first batch and each epoch).
 
     Logs ``reuse/history_curriculum/data_in_use`` (share of the examples that may be shown at this batch: in a strategy
-    that draws with repetition, share that this epoch shows), ``/mean_score`` of the batch over all ranks and
-    ``/never_seen`` (share of the examples not shown yet).
+    that draws with repetition, share that this epoch shows), ``/mean_score`` of the batch over all ranks,
+    ``/never_seen`` (share of the examples not shown yet) and, for ``dynamic_prune`` while it drops,
+    ``/dropped_above_mean`` (share of this epoch's dropped examples whose score is now at or above the mean).
 
     Example:
         .. code-block:: python
@@ -185,7 +190,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         self.scores_N: torch.Tensor | None = None
         self._needs_losses = self.update or self.settings.weights_losses
         self._losses: ExampleLosses | None = None
-        self._checked = False
+        self._check: MeanCheck | None = None
         self._prior_N = np.zeros(0)
         self._owner_N: np.ndarray | None = None
         self._uses: list[PriorUse] = []
@@ -226,16 +231,23 @@ class HistoryCurriculum(ReusingAlgorithm):
         elif event == Event.AFTER_LOSS:
             self._weigh(state)
         elif event == Event.BATCH_END:
+            if self._check is not None and not self._check.looked:
+                self._check.on_all_ranks()
             self._log_batch(state, logger)
         elif event == Event.FIT_END:
+            if self._check is not None:
+                self._check.on_all_ranks()
             self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
         else:
             self.ids.handle(event, state)
             if event == Event.FIT_START:
                 self.begin(state)
-            elif event == Event.EPOCH_END and self._own is not None:
-                self._own.end_epoch()
-                self._current = None
+            elif event == Event.EPOCH_END:
+                if self._check is not None:
+                    self._check.on_all_ranks()
+                if self._own is not None:
+                    self._own.end_epoch()
+                    self._current = None
 
     # Start ----------------------------------------------------------------------------------------------------------
 
@@ -254,10 +266,14 @@ class HistoryCurriculum(ReusingAlgorithm):
         num_examples = len(loader.dataset)
         info = self._describe_data(loader.dataset, num_examples)
         self._refuse_mixing(state)
-        self._losses = None
-        self._checked = False
+        self._refuse_another(state)
+        self._losses = self._check = None
         if self._needs_losses:
-            self._losses = self.per_example_loss or per_example_losses(unwrap_model(state.model))
+            model = unwrap_model(state.model)
+            self._losses = self.per_example_loss or per_example_losses(model)
+            self._check = MeanCheck(device_of(model))
+            if self.per_example_loss is None:
+                refuse_ignored(model, None if info is None else info.labels)
         self._read_scores(info, num_examples)
         if self._own is None and self.update:
             self._own = OwnLosses(num_examples, device_of(state.model))
@@ -272,7 +288,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         labels_N = None if info is None or info.labels is None else info.labels.numpy()
         if self.settings.needs_labels and labels_N is None:
             raise DataError("class_balance needs the labels of the train data; give them by dataset=DatasetInfo(...).")
-        self._strategy = self.settings.build(start, labels_N)
+        self._strategy = self.settings.build(start, labels_N, update=self.update)
         self._length = self._strategy.length(start)
         self._steer(state, loader, num_examples)
         self._current = None
@@ -293,6 +309,13 @@ class HistoryCurriculum(ReusingAlgorithm):
                 "dataset that the DataLoader has."
             )
         return info
+
+    def _refuse_another(self, state: State) -> None:
+        if sum(isinstance(algorithm, HistoryCurriculum) for algorithm in state.algorithms) > 1:
+            raise ExampleIdError(
+                "there are two HistoryCurriculum algorithms, and only one can decide the order of the train "
+                "DataLoader. Keep one of them; scores of several runs come together in its runs."
+            )
 
     def _refuse_mixing(self, state: State) -> None:
         mixing = mixes_examples(state)
@@ -344,7 +367,9 @@ class HistoryCurriculum(ReusingAlgorithm):
         if limit is not None and int(limit) < before:  # train_subset_num_batches
             batches = min(batches, int(limit))
         state.dataloader_len = batches
-        self._clock = Clock(batch_size, batches, _total_batches(state, batches, batch_size))
+        sampler: Any = tracked.batch_sampler.sampler  # type: ignore[attr-defined]
+        samples = min(batches * batch_size, len(sampler) * sampler.num_replicas)
+        self._clock = Clock(batch_size, batches, total_batches(state, batches, samples, batch_size))
 
     # Each epoch -----------------------------------------------------------------------------------------------------
 
@@ -363,23 +388,29 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     # Each microbatch ------------------------------------------------------------------------------------------------
 
+    def example_weights(self, state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Those of the running epoch's plan."""
+        weights_N = self._plan(int(state.timestamp.epoch))[1].weights_N
+        if weights_N is None:
+            return None
+        positions_B = self.ids.microbatch.positions if positions_B is None else positions_B
+        return torch.from_numpy(weights_N[positions_B.numpy()])
+
     def _weigh(self, state: State) -> None:
         """Weigh the losses of the microbatch, and keep them for the next epoch's scores."""
         assert self._losses is not None
-        weights_N = self._plan(int(state.timestamp.epoch))[1].weights_N
-        if weights_N is None and self._own is None:
+        assert self._check is not None
+        weights_B = self.example_weights(state)
+        if weights_B is None and self._own is None:
             return
         positions_B = self.ids.microbatch.positions
         with get_precision_context(state.precision, state.precision_config):
             losses_B = self._losses(state.outputs, state.batch)
-        if not self._checked:
-            check_mean(state.loss, losses_B, len(positions_B))
-            self._checked = True
+        self._check.add(state.loss, losses_B, len(positions_B))
         if self._own is not None:
             self._own.add(positions_B, losses_B)
-        if weights_N is not None:
-            weights_B = torch.from_numpy(weights_N[positions_B.numpy()]).to(losses_B.device, torch.float32)
-            state.loss = with_weights(state.loss, losses_B, weights_B)
+        if weights_B is not None:
+            state.loss = with_weights(state.loss, losses_B, weights_B.to(losses_B.device, torch.float32))
 
     def _log_batch(self, state: State, logger: Logger) -> None:
         """The batch that just ended, over all ranks: every rank knows what all of them were shown."""
@@ -394,6 +425,8 @@ class HistoryCurriculum(ReusingAlgorithm):
             _METRICS + "never_seen": 1.0 - float(np.count_nonzero(self._seen_N)) / len(self._seen_N),
         }
         scores = found.scores_N[positions]
+        if plan.dropped_above_mean is not None:
+            metrics[_METRICS + "dropped_above_mean"] = plan.dropped_above_mean
         if np.isfinite(scores).any():
             metrics[_METRICS + "mean_score"] = float(scores[np.isfinite(scores)].mean())
         self.log_metrics(metrics, logger)
@@ -435,18 +468,3 @@ def _read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> Sc
         raise ValueError(
             f"HistoryCurriculum: score takes name, epoch and aggregate, got {', '.join(map(str, score))}"
         ) from error
-
-
-def _total_batches(state: State, epoch_batches: int, batch_size: int) -> int:
-    """Batches of the whole training."""
-    duration = state.max_duration
-    if duration is not None and duration.unit == TimeUnit.EPOCH:
-        return int(duration) * epoch_batches
-    if duration is not None and duration.unit == TimeUnit.BATCH:
-        return int(duration)
-    if duration is not None and duration.unit == TimeUnit.SAMPLE:
-        return math.ceil(int(duration) / batch_size)
-    raise ValueError(
-        f"HistoryCurriculum: max_duration={duration} does not tell the number of batches. Give it in epochs (ep), "
-        "batches (ba) or samples (sp)."
-    )

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from composer.utils import dist
 
+from reuse_algos.errors import DataError
+
 __all__ = ["OwnLosses"]
 
 
@@ -58,7 +60,17 @@ class OwnLosses:
         return {"known": self._known_N.clone(), "sums": self._over_ranks().cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it. The sums of all ranks become those of rank 0, so that they count once."""
+        """Restore it. The sums of all ranks become those of rank 0, so that they count once.
+
+        Raises:
+            DataError: they are losses of another number of examples.
+        """
+        num_then, num_now = len(state["known"]), len(self._known_N)
+        if num_then != num_now:
+            raise DataError(
+                f"the checkpoint has losses of {num_then} training examples, and the train data has {num_now}. Go on "
+                "with the data that it was made with, or start anew from its weights alone (load_weights_only)."
+            )
         self._known_N = torch.as_tensor(state["known"]).cpu().clone()
         sums_2N = torch.as_tensor(state["sums"]).to(self._sums_2N.device)
         self._sums_2N = sums_2N.clone() if dist.get_global_rank() == 0 else torch.zeros_like(sums_2N)

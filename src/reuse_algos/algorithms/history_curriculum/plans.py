@@ -53,11 +53,14 @@ class EpochPlan(NamedTuple):
         order_M: int64 positions over all ranks, in the order in which they are shown.
         in_use_M: float64 share of the N examples that may be shown at each place of the order.
         weights_N: float64 weights of the examples' losses, None where all are 1.
+        dropped_above_mean: share of the examples that this epoch drops whose score is at or above the mean; None where
+            none is dropped.
     """
 
     order_M: np.ndarray
     in_use_M: np.ndarray
     weights_N: np.ndarray | None = None
+    dropped_above_mean: float | None = None
 
     def changes(self, num_examples: int) -> bool:
         """Whether this is anything other than every one of N examples once with weight 1."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from reuse_algos.algorithms.history_curriculum.pacing import PACINGS
-from reuse_algos.algorithms.history_curriculum.plans import Candidates
+from reuse_algos.algorithms.history_curriculum.plans import Candidates, window
 from reuse_algos.algorithms.history_curriculum.strategies import ActiveBias, Curriculum, DynamicPrune, Keep, Strategy
 from reuse_algos.errors import nearest
 
@@ -120,12 +120,16 @@ class StrategySettings:
         """Whether the class of each example counts."""
         return bool(self.values.get("class_balance"))
 
-    def build(self, found: Candidates, labels_N: np.ndarray | None) -> Strategy:
+    def build(self, found: Candidates, labels_N: np.ndarray | None, *, update: bool = False) -> Strategy:
         """The strategy for these scores.
 
         Args:
             found: the scores at the start.
             labels_N: int64, needed where :attr:`needs_labels`.
+            update: whether the scores will follow the losses of the run.
+
+        Raises:
+            ValueError: more examples are to be kept than there are.
         """
         values = dict(self.values)
         labels_N = labels_N if values.pop("class_balance", False) else None
@@ -135,9 +139,12 @@ class StrategySettings:
             pool = len(found.pool)
             examples = values["examples"]
             count = max(1, round(values["keep"] * pool)) if examples is None else int(examples)
-            skip = round(values.get("offset", 0.0) * pool)
-            return Keep(count, values.get("end", "hard"), skip, labels_N)
+            skip, end = round(values.get("offset", 0.0) * pool), values.get("end", "hard")
+            if examples is None and values["keep"] + values.get("offset", 0.0) <= 1 + 1e-9:
+                skip = min(skip, pool - count)  # both may have been rounded up
+            window(found, 0, count, end=end, skip=skip)  # raises where it reaches beyond the data
+            return Keep(count, end, skip, labels_N)
         if self.name == "dynamic_prune":
-            dropped = DynamicPrune.count_dropped(found, values["prune_rate"])
+            dropped = DynamicPrune.count_dropped(found, values["prune_rate"], scores_move=update)
             return DynamicPrune(values["prune_rate"], values["full_data_from"], bool(values["rescale"]), dropped)
         return ActiveBias(values.get("mode", "sampling"), values["smoothing"])

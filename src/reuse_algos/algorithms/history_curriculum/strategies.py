@@ -136,19 +136,25 @@ class Keep:
 class DynamicPrune:
     """Leave out some of the easy examples, others in each epoch; Qin et al. 2024, "InfoBatch" (arXiv 2303.04947).
 
-    Examples whose score is below the mean are easy. In each epoch a share of them, ``prune_rate`` at the start, is
-    dropped at random and the losses of the other easy ones are multiplied by 1 / (1 - share), so that the weighted sum
-    over the epoch has the expectation of the sum over all examples (equation 5 there). From ``full_data_from`` of
-    training on nothing is dropped.
+    Examples whose score is below the mean are easy. In each epoch a share of them is dropped at random and the losses
+    of the other easy ones are multiplied by 1 / (1 - share), so that the weighted sum over the epoch has the
+    expectation of the sum over all examples (equation 5 there). In the last part of training nothing is dropped.
 
-    Two things differ. Each epoch is equally long: as many are dropped in all epochs as ``prune_rate`` of those that
-    are easy at the start, and ``share`` follows from the number that is easy now (never more than ``prune_rate``). And
-    in the last part, epochs of this length show all data in turn, pass by pass, each pass going over an epoch's end.
-    So an epoch is the same number of batches throughout, and schedules in epochs hold.
+    Three things differ from InfoBatch:
+
+    * Each epoch is equally long, while there ``prune_rate`` of those that are easy *now* are dropped. Here
+      ``num_dropped`` is fixed at the start and ``share`` follows from the number that is easy now. It is never more
+      than ``prune_rate``: where fewer than ``num_dropped / prune_rate`` are below the mean, the easiest that many count
+      as easy, some of them at or above the mean (the plan says what share of the dropped those are). To keep that rare
+      where scores move, :meth:`count_dropped` takes no more than half of the known examples as easy: losses at the end
+      of a run are skewed, with far more than half of them below the mean, and losses at the start of one are not.
+    * In the last part, epochs of this length show all data in turn, pass by pass, each pass going over an epoch's end.
+      So an epoch is the same number of batches throughout, and schedules in epochs hold.
+    * The last part begins with the epoch in which ``full_data_from`` falls, see :meth:`first_full_epoch`.
 
     Attributes:
         prune_rate: in [0, 1).
-        full_data_from: share of training in [0, 1].
+        full_data_from: share of training in [0, 1]; 1: pruning to the end.
         rescale: whether the kept easy ones weigh more.
         num_dropped: how many each epoch leaves out, fixed at the start.
     """
@@ -159,9 +165,28 @@ class DynamicPrune:
     num_dropped: int
 
     @staticmethod
-    def count_dropped(found: Candidates, prune_rate: float) -> int:
-        """``prune_rate`` of the number of examples below the mean."""
-        return round(prune_rate * int(_below_mean(found.scores_N).sum()))
+    def count_dropped(found: Candidates, prune_rate: float, *, scores_move: bool = False) -> int:
+        """``prune_rate`` of the number of examples below the mean.
+
+        Args:
+            found: the scores at the start.
+            prune_rate: in [0, 1).
+            scores_move: whether the scores will change, so that no more than half of the known examples count.
+        """
+        easy = int(_below_mean(found.scores_N).sum())
+        return round(prune_rate * (min(easy, int(np.isfinite(found.scores_N).sum()) // 2) if scores_move else easy))
+
+    def first_full_epoch(self, clock: Clock) -> int:
+        """The epoch from which on nothing is dropped.
+
+        ``full_data_from`` of training rounded down, but so that there is at least one whole epoch of all data (where it
+        is below 1) and, in trainings of two epochs or more, at least one that prunes (where it is above 0).
+        """
+        if self.full_data_from >= 1:
+            return math.ceil(clock.epochs)
+        whole = math.floor(clock.epochs + 1e-9)
+        first = min(math.floor(self.full_data_from * clock.epochs + 1e-9), max(0, whole - 1))
+        return max(first, 1) if whole >= 2 and self.full_data_from > 0 else first
 
     def length(self, found: Candidates) -> int:
         """Those that are neither unknown and left out, nor dropped."""
@@ -170,7 +195,7 @@ class DynamicPrune:
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Drop and rescale, or go on through all data."""
         num_examples, pool = len(found.scores_N), found.pool
-        first_full = math.ceil(self.full_data_from * clock.epochs - 1e-9)
+        first_full = self.first_full_epoch(clock)
         if epoch >= first_full:
             start = (epoch - first_full) * length
             turn, offset = divmod(start, len(pool))
@@ -185,7 +210,10 @@ class DynamicPrune:
         if self.rescale and self.num_dropped:
             weights_N = np.ones(num_examples)
             weights_N[easy] = len(easy) / (len(easy) - self.num_dropped)
-        return EpochPlan(order, np.full(length, length / num_examples), weights_N)
+        above = None
+        if self.num_dropped:
+            above = 1 - float(_below_mean(found.scores_N)[dropped].mean())
+        return EpochPlan(order, np.full(length, length / num_examples), weights_N, above)
 
     def _easy(self, found: Candidates, seed: int) -> np.ndarray:
         """Below the mean, and at least so many that no more than ``prune_rate`` of them is dropped."""

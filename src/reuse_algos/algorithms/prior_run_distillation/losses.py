@@ -48,9 +48,11 @@ def mix_logits(teacher_logits: Sequence[torch.Tensor], weights: Sequence[float])
     return mixed
 
 
-def _mean_over_rows(values: torch.Tensor, seen_B: torch.Tensor | None) -> torch.Tensor:
-    """Mean over positions, then the sum over the rows that count divided by the number of all rows."""
+def _mean_over_rows(values: torch.Tensor, seen_B: torch.Tensor | None, weights_B: torch.Tensor | None) -> torch.Tensor:
+    """Mean over positions, then the weighted sum over the rows that count divided by the number of all rows."""
     values_B = values.reshape(len(values), -1).mean(1)
+    if weights_B is not None:
+        values_B = weights_B.to(values_B) * values_B
     if seen_B is not None:
         # where, not a product: a row without a teacher must not pass on a NaN.
         values_B = torch.where(seen_B, values_B, torch.zeros_like(values_B))
@@ -62,6 +64,7 @@ def kl_term(
     teacher_probabilities_BC: torch.Tensor,
     temperature: float,
     seen_B: torch.Tensor | None = None,
+    weights_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``T^2 KL(teacher || student)`` of softened distributions (Hinton et al. 2015, arXiv 1503.02531, section 2).
 
@@ -73,17 +76,21 @@ def kl_term(
         teacher_probabilities_BC: ``[B, C, ...]`` at the same temperature, see :func:`mix_probabilities`.
         temperature: T > 0.
         seen_B: bool ``[B]``; rows that are False add nothing (the average still divides by B). None: all rows count.
+        weights_B: float ``[B]`` >= 0, the weight of each row's term (the average still divides by B). None: all are 1.
 
     Returns:
         float32 scalar >= 0.
     """
     log_student_BC = F.log_softmax(_full(student_logits_BC) / temperature, dim=1)
     divergence = F.kl_div(log_student_BC, _full(teacher_probabilities_BC), reduction="none").sum(dim=1)
-    return temperature**2 * _mean_over_rows(divergence, seen_B)
+    return temperature**2 * _mean_over_rows(divergence, seen_B, weights_B)
 
 
 def mse_term(
-    student_logits_BC: torch.Tensor, teacher_logits_BC: torch.Tensor, seen_B: torch.Tensor | None = None
+    student_logits_BC: torch.Tensor,
+    teacher_logits_BC: torch.Tensor,
+    seen_B: torch.Tensor | None = None,
+    weights_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Mean squared difference of logits over rows, classes and positions (Ba & Caruana 2014; arXiv 2303.06480).
 
@@ -91,12 +98,13 @@ def mse_term(
         student_logits_BC: ``[B, C, ...]`` with gradient.
         teacher_logits_BC: ``[B, C, ...]``, see :func:`mix_logits`.
         seen_B: as in :func:`kl_term`.
+        weights_B: as in :func:`kl_term`.
 
     Returns:
         float32 scalar >= 0.
     """
     squared = (_full(student_logits_BC) - _full(teacher_logits_BC)).square()
-    return _mean_over_rows(squared, seen_B)
+    return _mean_over_rows(squared, seen_B, weights_B)
 
 
 def combination_weights(

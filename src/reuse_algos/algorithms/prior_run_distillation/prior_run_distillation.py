@@ -16,7 +16,7 @@ from composer.utils import dist
 from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory
-from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.algorithms.interplay import changes_inputs, example_weights, mixes_examples
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
@@ -49,7 +49,8 @@ class PriorRunDistillation(ReusingAlgorithm):
     r"""Distil earlier runs into the one that trains now (arXiv 2303.06480; Hinton et al. 2015, arXiv 1503.02531).
 
     The training loss becomes :math:`b L + w D`, with :math:`L` the model's own loss after every other algorithm
-    rewrote it, :math:`D` the distillation term, :math:`w` = ``weight`` and :math:`b` = ``base_loss_weight``.
+    rewrote it, :math:`D` the distillation term, :math:`w` = ``weight`` and :math:`b` = ``base_loss_weight``. Where
+    another algorithm weighs examples (``HistoryCurriculum``), :math:`D` is weighed in the same way.
 
     Args:
         archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
@@ -314,6 +315,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             examples = self._positions(self.ids.microbatch) if isinstance(self.teachers, CachedTeachers) else None
             logits, seen_B = self.teachers.targets(state, examples, chosen)
         shares = [float(self._combination[i]) for i in chosen]
+        weights_B = example_weights(state)
         for index, teacher_BC in zip(chosen, logits, strict=True):
             if teacher_BC.shape != student_BC.shape:
                 raise PriorRunMismatchError(
@@ -322,10 +324,10 @@ class PriorRunDistillation(ReusingAlgorithm):
                 )
         if self.loss == "kl":
             target_BC = mix_probabilities(logits, shares, self.temperature)
-            term = kl_term(student_BC, target_BC, self.temperature, seen_B)
+            term = kl_term(student_BC, target_BC, self.temperature, seen_B, weights_B)
         else:
             target_BC = mix_logits(logits, shares)
-            term = mse_term(student_BC, target_BC, seen_B)
+            term = mse_term(student_BC, target_BC, seen_B, weights_B)
         state.loss = self._combined(state.loss, term)
         with torch.no_grad():
             agree = (student_BC.argmax(1) == target_BC.argmax(1)).float().reshape(len(student_BC), -1).mean(1)
@@ -341,17 +343,20 @@ class PriorRunDistillation(ReusingAlgorithm):
         return examples._replace(positions=self._info.positions_of(examples.positions))
 
     def _share_with_target(self, state: State) -> float:
-        """Share of the whole batch, over all microbatches and ranks, that has a target."""
+        """Share of the whole batch, over all microbatches and ranks, that has a target, by the rows' weights."""
         if not isinstance(self.teachers, CachedTeachers) or self.teachers.complete or not self.is_active(state):
             return 1.0
         chosen = [int(i) for i in np.flatnonzero(self._combination)]
-        seen_B = self.teachers.targets(state, self._positions(self.ids.batch), chosen).seen_B
+        examples = self._positions(self.ids.batch)
+        seen_B = self.teachers.targets(state, examples, chosen).seen_B
         assert seen_B is not None
-        counts = torch.stack([seen_B.sum(), torch.full_like(seen_B.sum(), len(seen_B))]).float()
+        weights_B = example_weights(state, examples.positions)
+        rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
+        counts = torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()
         if dist.get_world_size() > 1:
             dist.all_reduce(counts)
         seen, rows = counts.tolist()
-        return seen / rows
+        return seen / rows if rows else 1.0
 
     def _combined(self, loss: Any, term: torch.Tensor) -> Any:
         """``b L + w D`` in the structure that the model's loss has."""
