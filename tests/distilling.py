@@ -76,7 +76,13 @@ def teacher(archive: RunArchive, index: int, weights: str = "last") -> nn.Module
 
 
 @torch.no_grad()
-def kl(student: torch.Tensor, teachers: list[torch.Tensor], temperature: float = 4.0) -> float:
+def kl(
+    student: torch.Tensor,
+    teachers: list[torch.Tensor],
+    temperature: float = 4.0,
+    weights: torch.Tensor | None = None,
+) -> float:
     p = torch.stack([torch.softmax(t.double() / temperature, 1) for t in teachers]).mean(0)
     q = torch.log_softmax(student.double() / temperature, 1)
-    return float((p * (p.log() - q)).sum(1).mean() * temperature**2)
+    rows = (p * (p.log() - q)).sum(1) * temperature**2
+    return float(rows.mean() if weights is None else (weights * rows).mean())

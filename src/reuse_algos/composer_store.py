@@ -71,6 +71,8 @@ class ComposerStore:
         read_only: Refuse every write.
     """
 
+    can_delete = False
+
     def __init__(
         self, objects: ObjectStore, prefix: str = "", *, location: str | None = None, read_only: bool = False
     ) -> None:

@@ -168,6 +168,41 @@ def translate_gcs(request: Request) -> None:
 
 
 @contextlib.contextmanager
+def trickling_server(seconds: float) -> Iterator[str]:
+    """The URL of a server that answers every request with a long body, a byte at a time."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.send_header("ETag", '"x"')
+            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):  # a client that gave up
+                for _ in range(1000):
+                    self.wfile.write(b"x")
+                    self.wfile.flush()
+                    time.sleep(seconds)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextlib.contextmanager
 def silent_server() -> Iterator[str]:
     """The URL of a server that takes connections and never says a word."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:

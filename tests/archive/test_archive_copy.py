@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from reuse_algos.archive import LocalStore, RunArchive, copy_runs
 from reuse_algos.archive.collect import collect_garbage
@@ -295,11 +296,67 @@ def test_a_run_that_is_removed_in_the_target_meanwhile(
     archive.copy_to(target, known=known)
     target.remove_run(run_id, force=True)
     archive.resume_run(run_id)
-    (problem,) = archive.copy_to(target, known=known).problems
-    assert "is not there" in problem.what
-    assert target.run_ids() == []
-    assert archive.copy_to(target).ok  # a copy that takes nothing for known brings it back
+    assert archive.copy_to(target, known=known).ok  # all of it once more, whatever was known
+    assert target.run(run_id).manifest == archive.run(run_id).manifest
     assert target.verify().ok
+    use_everything(target, run_id)
+
+
+@pytest.mark.parametrize("more", [False, True])
+def test_a_finished_run_that_is_removed_in_the_target_comes_again(
+    archive: RunArchive, target: RunArchive, make_run: MakeRun, more: bool
+) -> None:
+    run_id = make_run()
+    known: set[str] = set()
+    archive.copy_to(target, known=known)
+    target.remove_run(run_id)
+    if more:
+        make_run()
+    steps: list[tuple[int, int]] = []
+    report = archive.copy_to(target, known=known, progress=lambda *step: steps.append(step))
+    assert (report.ok, report.runs, report.files) == (True, 1 + more, 4 * (1 + more))
+    assert steps[-1][0] == steps[-1][1]
+    assert all(done <= total for done, total in steps)
+    assert target.run(run_id).finished
+    assert target.verify().ok
+
+
+def test_a_known_file_that_is_really_gone_is_a_problem(
+    archive: RunArchive, target: RunArchive, make_run: MakeRun
+) -> None:
+    """If it cannot be brought again either."""
+    run_id = make_run(finished=False)
+    known: set[str] = set()
+    archive.copy_to(target, known=known)
+    target.remove_run(run_id, force=True)
+    entry = archive.run(run_id).manifest.files[0]
+    (archive.root / "runs" / run_id / entry.path).unlink()
+    (problem,) = archive.copy_to(target, known=known).problems
+    assert f"{entry.path} is missing" in problem.what
+    assert target.run_ids() == []
+
+
+def test_passing_commits_on_asks_for_few_sizes(archive: RunArchive) -> None:
+    store, known, sizes = DictStore(), set[str](), []
+    store.before = lambda request: sizes.append(request) if request.startswith("size ") else None
+    writer = archive.start_run("toy")
+    files = put_files(writer)
+    for number in range(30):
+        files = [*files, writer.put("weights", f"w{number}", {"w": torch.tensor([number])})]
+        writer.commit(manifest_of(files))
+        assert copy_runs(archive._store, store, [writer.run_id], known=known).ok
+    assert len(sizes) <= 30 * 3 + 8  # the new file before and after it is put, and the manifest before
+
+
+def test_only_runs_with_tags(archive: RunArchive, target: RunArchive, make_run: MakeRun) -> None:
+    wanted, other, damaged = make_run(tags={"study": "a"}), make_run(tags={"study": "b"}), make_run(tags={"study": "a"})
+    rewrite(archive.root / "runs" / damaged / "manifests" / "g000001.json", lambda data: data[:-9])
+    report = archive.copy_to(target, tags={"study": "a"})
+    assert [problem.run_id for problem in report.problems] == [damaged]
+    assert "cannot be told whether it has these tags" in report.problems[0].what
+    assert (report.runs, target.run_ids(uncommitted=True)) == (1, [wanted])
+    assert archive.copy_to(target, [other, wanted], tags={"study": ["b", "c"]}).ok
+    assert target.run_ids() == sorted([wanted, other])
 
 
 def test_two_copies_at_once(archive: RunArchive, make_run: MakeRun) -> None:

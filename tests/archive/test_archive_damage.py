@@ -12,10 +12,12 @@ import msgspec
 import pytest
 import torch
 
-from reuse_algos.archive import RunArchive
+from reuse_algos.archive import RunArchive, copy_runs
+from reuse_algos.archive.verify import verify_archive
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError, ArchiveWarning
 
 from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite
+from .dict_store import DictStore
 from .torture import bit_flips, changed_files
 
 
@@ -41,6 +43,7 @@ def test_flipped_bits_of_a_large_run_are_found(tmp_path: Path) -> None:
 def test_truncated_extended_swapped_and_deleted_files_are_found(tmp_path: Path) -> None:
     outcome = changed_files.case(tmp_path, count=6)
     assert (outcome.tries > 300, outcome.ok) == (True, True), outcome
+    assert str(outcome.notes["deletions left out"]).startswith("2: each run's final.json")
 
 
 def test_an_older_manifest_in_a_newer_place_is_found(archive: RunArchive) -> None:
@@ -217,7 +220,7 @@ def test_a_commit_of_missing_files_is_refused(archive: RunArchive) -> None:
     with pytest.raises(ArchiveError, match=r"cannot be committed.*is not there"):
         writer.commit(manifest_of(files))
     rewrite(archive.root / "runs" / writer.run_id / files[1].path, lambda data: data[:-1])
-    with pytest.raises(ArchiveError, match=r"cannot be committed.*bytes instead of"):
+    with pytest.raises(ArchiveError, match=r"cannot be committed.* has \d+ bytes, the manifest says"):
         writer.commit(manifest_of([files[0], files[1]]))
     assert archive.run_ids() == []
 
@@ -228,3 +231,40 @@ def test_putting_again_over_a_damaged_file_is_an_error(archive: RunArchive) -> N
     rewrite(archive.root / "runs" / writer.run_id / entry.path, flip(8 * (entry.bytes - 1)))
     with pytest.raises(ArchiveCorruptError, match="is damaged"):
         writer.put("weights", "last", {"w": torch.ones(8)})
+
+
+@pytest.mark.parametrize("request_", ["get", "list", "stream"])
+def test_an_outage_is_not_called_damage(archive: RunArchive, make_run: MakeRun, request_: str) -> None:
+    run_ids = [make_run(), make_run()]
+    store = DictStore()
+    copy_runs(archive._store, store)
+    store.objects["archive.json"] = ((archive.root / "archive.json").read_bytes(), 0.0)
+    is_down = False
+
+    def fail(request: str) -> None:
+        nonlocal is_down
+        is_down = is_down or (request.startswith(request_) and "runs" in request)
+        if is_down:
+            raise ArchiveError("no network")
+
+    store.before = fail
+    for run_id in (None, run_ids[0]):
+        is_down = False
+        with pytest.raises(ArchiveError, match="no network"):
+            verify_archive(store, run_id)
+
+
+def test_one_file_that_cannot_be_read_is_damage(archive: RunArchive, make_run: MakeRun) -> None:
+    run_id = make_run()
+    path = f"runs/{run_id}/{archive.run(run_id).manifest.files[0].path}"
+    store = DictStore()
+    copy_runs(archive._store, store)
+    store.objects["archive.json"] = ((archive.root / "archive.json").read_bytes(), 0.0)
+
+    def fail(request: str) -> None:
+        if request == f"stream {path}":
+            raise ArchiveError("Input/output error")
+
+    store.before = fail
+    (problem,) = verify_archive(store).problems
+    assert (problem.run_id, problem.path, problem.what) == (run_id, path, "Input/output error")

@@ -398,3 +398,81 @@ def test_progress_counts_runs(archive: RunArchive, make_run: MakeRun) -> None:
     seen: list[tuple[int, int]] = []
     archive.collect_garbage(progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_lease_that_cannot_be_put_is_not_tried_all_the_time() -> None:
+    clock = Clock()
+    store = DictStore(clock=clock)
+    tries: list[str] = []
+    is_lost_answer = False
+
+    def fail(request: str) -> None:
+        if request.startswith("put") and "/leases/" in request:
+            tries.append(request)
+            if is_lost_answer:
+                store.objects[request[4:]] = (b"", store.now())
+            raise ArchiveError("no network")
+
+    with keeping_time(clock):
+        writer = RunWriter(store, "a" * 32, "r", 1, run_name="r", generation=0)
+        files = put_files(writer)
+        clock.sleep(1000)
+        store.before = fail
+        for minute in range(60):
+            if minute % 4 == 0:
+                with pytest.raises(ArchiveError, match="no network"):
+                    writer.renew_lease()
+            else:
+                writer.renew_lease()  # nothing is asked of the store
+            clock.sleep(60)
+        assert len(tries) == 15
+        assert len(set(tries)) == 1  # always the same name: there is never more than one to be taken away
+        assert len(writer._lease._held) <= 1
+        is_lost_answer = True
+        with pytest.raises(ArchiveError, match="no network"):
+            writer.renew_lease()
+        clock.sleep(600)
+        store.before = lambda request: None
+        writer.renew_lease()
+        (path,) = [path for path in store.objects if "/leases/" in path]
+        assert path not in tries[-1]  # that one is as old as the put that seemed to fail
+        assert store.objects[path][1] == store.now()
+        writer.commit(manifest_of(files))
+        assert not [path for path in store.objects if "/leases/" in path]
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+def test_commits_ask_for_the_sizes_of_new_files_only(concurrency: int) -> None:
+    store = DictStore()
+    store.concurrency = concurrency  # type: ignore[attr-defined]
+    sizes: list[str] = []
+    store.before = lambda request: sizes.append(request) if request.startswith("size ") else None
+    writer = RunWriter(store, "a" * 32, "r", 1, run_name="r", generation=0)
+    rank = RunWriter(store, "a" * 32, "r", 1)
+    files = put_files(writer)
+    for number in range(30):
+        tensors = {"w": torch.tensor([number])}
+        files = [*files, writer.put("weights", f"w{number}", tensors), rank.put("weights", f"rank{number}", tensors)]
+        writer.commit(manifest_of(files))
+    assert len([request for request in sizes if "/data/" in request]) == 6 + 29  # all at first, then the other rank's
+    assert len([request for request in sizes if "/manifests/" in request]) == 29  # is the run still there?
+    path = f"runs/r/{rank.put('weights', 'gone', {'w': torch.ones(1)}).path}"
+    gone = rank.put("weights", "gone", {"w": torch.ones(2)})
+    del store.objects[f"runs/r/{gone.path}"]
+    assert path in store.objects
+    with pytest.raises(ArchiveError, match=f"{gone.path} is not there"):
+        writer.commit(manifest_of([*files, gone]))
+
+
+@pytest.mark.parametrize("committed", [False, True])
+def test_a_writer_notices_that_its_run_was_removed_meanwhile(archive: RunArchive, committed: bool) -> None:
+    """Though it would not look for files that it has put itself a moment ago."""
+    writer = archive.start_run("toy")
+    files = put_files(writer)
+    if committed:
+        writer.commit(manifest_of(files))
+    archive.remove_run(writer.run_id, force=True)
+    late = writer.put("weights", "late", {"w": torch.ones(3)})
+    with pytest.raises(ArchiveError, match="was removed|is not there"):
+        writer.commit(manifest_of([*files, late]))
+    assert archive.run_ids() == []

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import math
+from typing import Any
 
 import pytest
 
-from reuse_algos.archive import RunArchive, history_tensors, infer_mode
-from reuse_algos.errors import ArchiveError, RunNotFoundError, SignalNotFoundError
+from reuse_algos.archive import LocalStore, RunArchive, history_tensors, infer_mode
+from reuse_algos.errors import (
+    ArchiveError,
+    ArchivePermissionError,
+    ArchiveWarning,
+    RunNotFoundError,
+    SignalNotFoundError,
+)
 
 from .conftest import MONITOR, MakeRun, history, manifest_of
 
@@ -206,3 +214,57 @@ def test_listing_costs_one_listing_and_two_small_reads_per_run(
         monkeypatch.setattr(store, name, counted)
     assert len(archive.runs(tags={"a": "b"})) == runs
     assert sorted(calls) == ["get"] * 2 * runs + ["list"] * (runs + 1)
+
+
+class Failing:
+    """A store of which one file cannot be read at this moment."""
+
+    def __init__(self, archive: RunArchive, path: str, error: ArchiveError, concurrency: int) -> None:
+        self._store, self._path, self._error, self.concurrency = archive._store, path, error, concurrency
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def get(self, path: str, max_bytes: int) -> bytes | None:
+        if path == self._path:
+            raise self._error
+        return self._store.get(path, max_bytes)
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("error", [ArchiveError("503"), ArchivePermissionError("403")])
+@pytest.mark.parametrize("name", ["manifests/g000001.json", "final.json"])
+def test_what_cannot_be_read_now_changes_no_selection(
+    archive: RunArchive, make_run: MakeRun, name: str, error: ArchiveError, concurrency: int
+) -> None:
+    ids = [make_run(values=(value,)) for value in (0.1, 0.9, 0.5)]
+    failing = RunArchive(Failing(archive, f"runs/{ids[1]}/{name}", error, concurrency))
+    for order in ("best", "first", "latest"):
+        with pytest.raises(type(error), match=str(error)):
+            failing.runs(order=order, limit=1)
+    with pytest.raises(type(error), match=str(error)):
+        failing.run("toy")  # which might be the name of that run
+    with pytest.raises(type(error), match=str(error)):
+        failing.run("unknown")
+
+
+def test_an_unreadable_file_here_is_raised_and_an_odd_one_is_damage(
+    archive: RunArchive, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_run(), make_run()
+    manifest = archive.root / "runs" / first / "manifests" / "g000001.json"
+    real = LocalStore._open
+
+    def fail(store: LocalStore, path: str) -> Any:
+        if str(store.root / path) == str(manifest):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(store, path)
+
+    monkeypatch.setattr(LocalStore, "_open", fail)
+    with pytest.raises(ArchiveError, match=f"cannot read {manifest}: Input/output error"):
+        archive.runs()
+    monkeypatch.undo()
+    manifest.unlink()
+    manifest.symlink_to("/etc/hostname")
+    with pytest.warns(ArchiveWarning, match=first):
+        assert [run.id for run in archive.runs()] == [second]

@@ -113,3 +113,34 @@ def test_what_composer_cannot_open_is_told(location: str, monkeypatch: pytest.Mo
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ArchiveError, match=f"cannot open {location} with Composer's object stores: "):
         open_composer_store(location, create=True, read_only=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*one writer per run only")
+def test_what_cannot_delete_refuses_before_it_begins(folder: Folder) -> None:
+    archive = RunArchive(ComposerStore(folder, "p"))
+    writer = archive.start_run("toy")
+    writer.commit(manifest_of(put_files(writer)))
+    writer.finish()
+    before = folder.list_objects("")
+    for delete in (
+        lambda: archive.remove_run(writer.run_id, force=True),
+        lambda: archive.remove_run(writer.run_id),
+        lambda: archive.collect_garbage(delete=True),
+    ):
+        with pytest.raises(ArchiveError, match="cannot delete anything in folder://p: .*nothing was changed"):
+            delete()
+        assert folder.list_objects("") == before
+    assert archive.collect_garbage().ok
+    assert archive.verify().ok
+    archive.resume_run(writer.run_id)  # no marker stands in the way of commits
+
+
+@pytest.mark.filterwarnings("ignore:.*one writer per run only")
+def test_leases_stay_where_nothing_can_be_deleted(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ComposerStore(folder, "p")
+    monkeypatch.setattr(store, "delete", lambda path: pytest.fail(f"{path} is to be deleted"))
+    archive = RunArchive(store)
+    writer = archive.start_run("toy")
+    files = put_files(archive.join_run(writer.run_id, 1))  # another rank's, so that commits need a lease
+    writer.commit(manifest_of(files))
+    assert len(store.list(f"runs/{writer.run_id}/leases")) == 1

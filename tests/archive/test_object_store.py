@@ -292,6 +292,28 @@ def test_a_server_that_says_nothing(s3: MotoServer, monkeypatch: pytest.MonkeyPa
         assert time.monotonic() - began < 12
 
 
+def test_no_try_of_a_large_upload_is_begun_after_its_time(
+    proxy: FaultyProxy, s3: MotoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_writable(s3.new_bucket())
+    store.put_if_absent("warm", [b""])
+    uploads = []
+
+    def fail(request: Request) -> str | None:
+        if request.method == "POST" and "uploads" in request.path:
+            uploads.append(request)
+            return "400 RequestTimeout"
+        return None
+
+    for seconds, tries in ((60, 4), (-1, 1)):
+        monkeypatch.setattr("reuse_algos.archive.object_puts._PARTS_SECONDS", seconds)
+        uploads.clear()
+        proxy.reset(fail)
+        with pytest.raises(ArchiveError, match="cannot write .*/large: the store answered 400"):
+            store.put_if_absent("large", [bytes(17 << 20)])
+        assert len(uploads) == tries
+
+
 def test_a_server_that_is_no_store(proxy: FaultyProxy, s3: MotoServer) -> None:
     store = open_writable(s3.new_bucket())
     proxy.reset(lambda request: "404 Oops")
@@ -323,6 +345,21 @@ def test_credentials_of_a_profile(moto_server: MotoServer, monkeypatch: pytest.M
     assert archive.run_ids() == []
     monkeypatch.setenv("AWS_PROFILE", "yours")
     with pytest.raises(ArchivePermissionError, match="no credentials were found .*yours.*: set AWS_ACCESS_KEY_ID"):
+        RunArchive("s3://bucket/archive")
+
+
+@pytest.mark.usefixtures("cloud")
+def test_credentials_that_cannot_be_renewed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    expired = '{"Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b", "Expiration": "2020-01-01T00:00:00Z"}'
+    program = tmp_path / "program"
+    program.write_text(
+        f"#!/bin/sh\ntest -e {tmp_path}/used && echo boom >&2 && exit 1\ntouch {tmp_path}/used\necho '{expired}'\n"
+    )
+    program.chmod(0o755)
+    (tmp_path / "config").write_text(f"[profile mine]\nregion = us-east-1\ncredential_process = {program}\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    with pytest.raises(ArchivePermissionError, match="new credentials could not be obtained .*boom.*check the profile"):
         RunArchive("s3://bucket/archive")
 
 
@@ -363,6 +400,16 @@ def test_local_archives_load_no_obstore(tmp_path: Path) -> None:
 def test_urls_that_make_no_sense(location: str) -> None:
     with pytest.raises(ArchiveError, match="cannot be the place of an archive: write s3://bucket/prefix"):
         RunArchive(location)
+
+
+@pytest.mark.parametrize("location", ["s3:/bucket/x", "gs:/b", "file:/tmp/x", "s4:/b/x"])
+def test_a_slash_too_few(location: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    scheme, _, rest = location.partition(":/")
+    with pytest.raises(ArchiveError, match=f"a slash too few: write {scheme}://{rest}, or ./{location} for a folder"):
+        RunArchive(location)
+    assert not list(tmp_path.iterdir())
+    assert RunArchive(f"./{location}").root == tmp_path / f"{scheme}:" / rest
 
 
 def test_addresses() -> None:

@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from compare.synthetic_runs import write_run
-from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.archive import LocalStore, PriorUse, RunArchive
 from reuse_algos.archive.leases import Marker
 from reuse_algos.cli import main
+from reuse_algos.commands.common import names_archive
 from reuse_algos.commands.gc import age
+from reuse_algos.errors import ArchiveError
 
 X = np.arange(1, 11) / 10
 
@@ -178,6 +180,49 @@ def test_rm_asks_first(
         assert archive.run_ids() == sorted([keep, gone, user])
 
 
+def test_copy_by_tags_reports_a_run_whose_tags_cannot_be_read(
+    archive: RunArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged, sound = (write_run(archive, name, 0, X, tags={"study": "a"}) for name in ("a", "b"))
+    manifest = archive.root / "runs" / damaged / "manifests" / "g000001.json"
+    manifest.chmod(0o644)
+    manifest.write_bytes(manifest.read_bytes()[:-9])
+    code, out, _ = call(capsys, "copy", archive.root, tmp_path / "target", "--tag", "study=a", "--json")
+    report = json.loads(out)
+    assert (code, report["ok"], report["runs"]) == (1, False, 1)
+    assert [problem["run_id"] for problem in report["problems"]] == [damaged]
+    assert RunArchive(tmp_path / "target").run_ids() == [sound]
+
+
+def test_a_url_with_a_slash_too_few_makes_no_folder(
+    archive: RunArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "write s3://bucket/x" in refused(capsys, "copy", archive.root, "s3:/bucket/x")
+    assert not (tmp_path / "s3:").exists()
+
+
+def test_what_names_an_archive(tmp_path: Path) -> None:
+    assert names_archive("dbfs:/Volumes/a/b/c/x")
+    assert names_archive("s3://bucket/x")
+    assert names_archive(str(tmp_path))
+    assert not names_archive("resnet-17-0123abcdef")
+
+
+def test_an_outage_is_no_damage(
+    archive: RunArchive, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store goes away after the records were read: exit code 2 and one line, and no list of damaged files."""
+    write_run(archive, "m", 0, X)
+
+    def fail(store: LocalStore, path: str, *rest: object) -> object:
+        raise ArchiveError(f"cannot read {path}: no network")
+
+    monkeypatch.setattr(LocalStore, "stream", fail)
+    monkeypatch.setattr(LocalStore, "size", fail)
+    assert "no network" in refused(capsys, "verify", archive.root)
+
+
 def test_rm_without_a_terminal_needs_yes(archive: RunArchive, capsys: pytest.CaptureFixture[str]) -> None:
     runs = [write_run(archive, f"run{seed}", seed, X) for seed in range(4)]
     assert "--yes" in refused(capsys, "rm", archive.root, runs[0])
@@ -209,6 +254,23 @@ def test_rm_refuses_a_run_that_may_still_be_written(archive: RunArchive, capsys:
     assert archive.run_ids() == [busy]
     assert call(capsys, "rm", archive.root, busy, "--yes", "--force")[0] == 0
     assert archive.run_ids() == []
+
+
+def test_rm_takes_a_run_that_cannot_be_read(
+    archive: RunArchive, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, other = write_run(archive, "m", 0, X), write_run(archive, "n", 0, X)
+    real = LocalStore.get
+
+    def fail(store: LocalStore, path: str, max_bytes: int) -> bytes | None:
+        if path == f"runs/{run_id}/manifests/g000001.json":
+            raise ArchiveError(f"cannot read {path}: Input/output error")
+        return real(store, path, max_bytes)
+
+    monkeypatch.setattr(LocalStore, "get", fail)
+    code, _, err = call(capsys, "rm", archive.root, run_id, "--yes")
+    assert (code, archive.run_ids()) == (0, [other])
+    assert "which runs used these cannot be told: " in err
 
 
 def test_rm_completes_a_removal_of_which_only_data_is_left(
@@ -264,4 +326,7 @@ def test_progress_is_shown_only_to_those_who_watch(
         assert watched.getvalue() == ""
     assert main([command, str(archive.root), *more]) == 0
     assert command in watched.getvalue()
+    if command == "verify":
+        first, second = watched.getvalue().index("verify: manifests"), watched.getvalue().rindex("verify ")
+        assert first < second
     assert "%" not in capsys.readouterr().out

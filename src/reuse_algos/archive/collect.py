@@ -22,6 +22,7 @@ from reuse_algos.archive.leases import (
     is_marker,
     put_at,
     read_markers,
+    require_deletion,
 )
 from reuse_algos.archive.manifest import FORMAT, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.store import Store, StoredObject
@@ -140,8 +141,10 @@ def collect_garbage(
         progress: Called with the number of runs looked at so far and the number of runs.
 
     Raises:
-        ArchiveError: The age is too short, or the archive cannot be read or written.
+        ArchiveError: The age is too short, or the archive cannot be read or written, or its store cannot delete.
     """
+    if delete:
+        require_deletion(store)
     if min_age_seconds < SHORTEST_AGE_SECONDS:
         raise ArchiveError(
             f"what is younger than an hour is never collected, as it may be about to be committed; got "

@@ -9,26 +9,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.generations import final_path, list_generations, read_final
+from reuse_algos.archive.generations import DAMAGE, final_path, list_generations, read_final
 from reuse_algos.archive.leases import Lease, Stopwatch
 from reuse_algos.archive.manifest import Manifest, decode_manifest, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.selection import scan, tags_match
+from reuse_algos.archive.sizes import MissingFileError, check_sizes
 from reuse_algos.archive.store import Chunk, Store
-from reuse_algos.archive.verify import Problem
+from reuse_algos.archive.verify import Problem, reading
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
     ArchiveError,
-    ArchiveVersionError,
     RunNotFoundError,
 )
 
 __all__ = ["CopyReport", "copy_runs"]
-
-_IDENTITY = "archive.json"
 
 
 @dataclass
@@ -66,6 +65,8 @@ class _Plan:
         trusted: Those of them that need no new hash, as a generation that is there lists them.
         pending: Generations to be made visible.
         listed: Size of each data file that these list.
+        base: The manifest before these in the target, if there is one.
+        held: Files that it lists: as long as it is there, so are they.
         final: Whether to copy the mark that the run ended.
     """
 
@@ -75,6 +76,8 @@ class _Plan:
     trusted: set[str] = field(default_factory=set)
     pending: list[int] = field(default_factory=list)
     listed: dict[str, int] = field(default_factory=dict)
+    base: str | None = None
+    held: set[str] = field(default_factory=set)
     final: bool = False
 
 
@@ -86,6 +89,7 @@ def copy_runs(
     *,
     recheck: bool = True,
     known: set[str] | None = None,
+    tags: Mapping[str, object] | None = None,
 ) -> CopyReport:
     """Copy committed runs, with every generation, into another archive, which must exist.
 
@@ -99,6 +103,9 @@ def copy_runs(
         progress: Called with the bytes copied or checked so far and the bytes in all.
         recheck: Hash also the files that an earlier copy brought. Else their sizes must do.
         known: Paths that an earlier call with the same two stores proved; this call passes them over and adds its own.
+            If one of them turns out to be gone from the target, what is known of its run is forgotten.
+        tags: Of the runs, only those with these; a list of values matches any of them. A run so damaged that its tags
+            cannot be told is reported.
 
     Raises:
         RunNotFoundError: There is no such run in the source.
@@ -107,11 +114,11 @@ def copy_runs(
     known = set() if known is None else known
     report = CopyReport()
     plans: list[_Plan] = []
-    for run_id in _chosen(source, run_ids):
+    for run_id in _chosen(source, run_ids, tags, report):
         with _reported(run_id, report):
             if plan := _Planner(source, target, run_id, recheck, known).plan():
                 plans.append(plan)
-    total = sum(size for plan in plans for size, _ in plan.files.values())
+    total = sum(_plan_bytes(plan) for plan in plans)
     done = 0
 
     def advance(count: int) -> None:
@@ -121,28 +128,51 @@ def copy_runs(
             progress(done, total)
 
     for plan in plans:
-        planned = done + sum(size for size, _ in plan.files.values())
+        planned = done + _plan_bytes(plan)
         with _reported(plan.run_id, report):
-            lease = Lease(target, plan.run_id, plan.attempt, secrets.token_hex(8))
             try:
-                _copy_run(source, target, plan, lease, report, advance, known)
-            except (ArchiveCorruptError, ArchiveVersionError, ArchiveConflictError):
-                lease.release()
-                raise
+                _copy_run(source, target, plan, report, advance, known)
+            except MissingFileError:  # known no longer, if it was known: somebody removed it from the target
+                if not _forget(known, plan.run_id):
+                    raise
+                again = _Planner(source, target, plan.run_id, recheck, known).plan() or plan
+                more = done + _plan_bytes(again) - planned
+                planned, total = planned + more, total + more
+                _copy_run(source, target, again, report, advance, known)
             report.runs += 1
         advance(planned - done)  # also past what was trusted, or left out for a problem
     return report
 
 
-def _chosen(source: Store, run_ids: Iterable[str] | None) -> list[str]:
+def _plan_bytes(plan: _Plan) -> int:
+    """Bytes that a plan has to prove in the target."""
+    return sum(size for size, _ in plan.files.values())
+
+
+def _forget(known: set[str], run_id: str) -> bool:
+    """Take what is of one run out of what is known; False if there is nothing."""
+    stale = {path for path in known if path.startswith(f"{run_prefix(run_id)}/")}
+    known -= stale
+    return bool(stale)
+
+
+def _chosen(
+    source: Store, run_ids: Iterable[str] | None, tags: Mapping[str, object] | None, report: CopyReport
+) -> list[str]:
     there = [name for name in source.list("runs") if is_safe_name(name)]
-    if run_ids is None:
-        return there
-    chosen = list(dict.fromkeys(run_ids))
+    chosen = there if run_ids is None else list(dict.fromkeys(run_ids))
     for run_id in chosen:
         if run_id not in there:
             raise RunNotFoundError(f"there is no run {run_id!r} in {source.location}")
-    return chosen
+    if tags is None:
+        return chosen
+
+    def report_damage(run_id: str, error: ArchiveError) -> None:
+        what = f"it cannot be told whether it has these tags: {error}"
+        report.problems.append(Problem(run_id, run_prefix(run_id), what))
+
+    found = scan(source, chosen, report_damage)
+    return [run.summary.run_id for run in found if tags_match(run.summary.tags, tags)]
 
 
 @contextlib.contextmanager
@@ -150,21 +180,9 @@ def _reported(run_id: str, report: CopyReport) -> Iterator[None]:
     """What concerns one run only does not stop the others."""
     try:
         yield
-    except (ArchiveCorruptError, ArchiveVersionError, ArchiveConflictError) as error:
+    except (*DAMAGE, ArchiveConflictError) as error:
         conflict = isinstance(error, ArchiveConflictError)
         report.problems.append(Problem(run_id, run_prefix(run_id), str(error), conflict))
-
-
-@contextlib.contextmanager
-def _reading(source: Store) -> Iterator[None]:
-    """A part of the source that cannot be read is damage, as long as the rest of it can be."""
-    try:
-        yield
-    except (ArchiveCorruptError, ArchiveVersionError):
-        raise
-    except ArchiveError as error:
-        source.size(_IDENTITY)  # raises if it is out of reach as a whole
-        raise ArchiveCorruptError(str(error)) from error
 
 
 class _Planner:
@@ -185,25 +203,27 @@ class _Planner:
             ArchiveVersionError: It was written in a newer major format.
         """
         run_id = self._run_id
-        with _reading(self._source):
+        with reading(self._source):
             final = read_final(self._source, run_id)  # before the listing, which then cannot be the older of the two
             generations = list_generations(self._source, run_id)
         if not generations and final is None:
             return None
         highest = max([*generations, final.generation if final else 0])
-        there = list_generations(self._target, run_id)
+        there = set(list_generations(self._target, run_id))
         for generation in range(1, highest + 1):
-            if manifest_path(run_id, generation) not in self._known:
+            if generation not in there or manifest_path(run_id, generation) not in self._known:
                 self._add(generation, generation in there)
-        if final is not None and final_path(run_id) not in self._known:
-            with _reading(self._source):
+        if self._plan.pending and (before := there & set(range(1, self._plan.pending[0]))):
+            self._hold(max(before))
+        if final is not None and not (final_path(run_id) in self._known and highest in there):
+            with reading(self._source):
                 data = _get(self._source, final_path(run_id))
             self._plan.final = not self._is_there(final_path(run_id), data) and max(there, default=0) <= highest
         return self._plan
 
     def _add(self, generation: int, visible: bool) -> None:
         path = manifest_path(self._run_id, generation)
-        with _reading(self._source):
+        with reading(self._source):
             data = _get(self._source, path)
         manifest = decode_manifest(data, self._run_id, generation)
         self._plan.attempt = manifest.attempt
@@ -222,6 +242,13 @@ class _Planner:
                 if visible and not self._recheck:
                     self._plan.trusted.add(where)
 
+    def _hold(self, generation: int) -> None:
+        self._plan.base = path = manifest_path(self._run_id, generation)
+        with reading(self._source):
+            data = _get(self._source, path)
+        files = decode_manifest(data, self._run_id, generation).files
+        self._plan.held = {f"{run_prefix(self._run_id)}/{entry.path}" for entry in files}
+
     def _is_there(self, path: str, data: bytes) -> bool:
         """Whether the target has a record of the source; raises if it has another one."""
         there = self._target.get(path, MAX_SEALED_BYTES)
@@ -231,6 +258,22 @@ class _Planner:
 
 
 def _copy_run(
+    source: Store,
+    target: Store,
+    plan: _Plan,
+    report: CopyReport,
+    advance: Callable[[int], None],
+    known: set[str],
+) -> None:
+    lease = Lease(target, plan.run_id, plan.attempt, secrets.token_hex(8))
+    try:
+        _carry_out(source, target, plan, lease, report, advance, known)
+    except (*DAMAGE, ArchiveConflictError):
+        lease.release()
+        raise
+
+
+def _carry_out(
     source: Store,
     target: Store,
     plan: _Plan,
@@ -246,7 +289,7 @@ def _copy_run(
             lease.renew_if_due()
         began = Stopwatch()
         if path in plan.trusted:
-            _check_size(target, path, size)
+            check_sizes(target, {path: size})
             report.there += 1
         elif target.size(path) is None and _put(source, target, path, size, sha256, advance):
             lease.note_put(path, began)
@@ -258,7 +301,7 @@ def _copy_run(
             report.there += 1
         known.add(path)
     if plan.pending:
-        lease.guard(plan.listed.keys(), lambda: _check_sizes(target, plan.listed))
+        lease.guard(plan.listed.keys(), lambda _: _check_sizes(target, plan))
         for generation in plan.pending:
             _put_record(source, target, manifest_path(plan.run_id, generation), plan.run_id)
         lease.note_committed(())
@@ -277,7 +320,7 @@ class _Parts:
 
     def __iter__(self) -> Iterator[Chunk]:
         self.forget()
-        with _reading(self._source):
+        with reading(self._source):
             yield from _checked(self._source, self._path, self._size, self._sha256, self._count)
 
     def forget(self) -> None:
@@ -320,20 +363,14 @@ def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[
         )
 
 
-def _check_sizes(target: Store, listed: dict[str, int]) -> None:
-    for path, size in listed.items():
-        _check_size(target, path, size)
-
-
-def _check_size(target: Store, path: str, size: int) -> None:
-    found = target.size(path)
-    if found != size:
-        said = "is not there" if found is None else f"has {found} bytes, the manifest says {size}"
-        raise ArchiveCorruptError(f"{target.location}/{path} {said}")
+def _check_sizes(target: Store, plan: _Plan) -> None:
+    if plan.base is not None and target.size(plan.base) is None:
+        raise MissingFileError(f"{target.location}/{plan.base} is not there any more")
+    check_sizes(target, {path: size for path, size in plan.listed.items() if path not in plan.held})
 
 
 def _put_record(source: Store, target: Store, path: str, run_id: str) -> None:
-    with _reading(source):
+    with reading(source):
         data = _get(source, path)
     try:
         target.put_if_absent(path, [data])

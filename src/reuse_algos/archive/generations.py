@@ -8,9 +8,22 @@ from typing import NamedTuple
 from reuse_algos.archive.envelope import MAX_SEALED_BYTES, unseal
 from reuse_algos.archive.manifest import FinalRecord, Manifest, decode_manifest, manifest_path, run_prefix
 from reuse_algos.archive.store import Store
-from reuse_algos.errors import ArchiveCorruptError
+from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError
 
-__all__ = ["Latest", "final_path", "find_latest", "list_generations", "read_final", "read_latest", "read_manifest"]
+__all__ = [
+    "DAMAGE",
+    "Latest",
+    "final_path",
+    "find_latest",
+    "list_generations",
+    "read_final",
+    "read_latest",
+    "read_manifest",
+]
+
+DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
+"""What is wrong with one run for good. Any other error may be gone a moment later, and is no reason to go on as if the
+run were not there."""
 
 _MANIFEST_NAME = re.compile(r"g([0-9]{6})\.json", re.ASCII)
 

@@ -16,7 +16,12 @@ This needs of the store that what was put or deleted is so for everybody at once
 and nothing of clocks but that they do not run at wildly different speeds: ages are differences of two times of the
 store's own clock.
 
-A marker left behind by a process that was killed harms nobody, as it condemns only what no manifest lists.
+A marker of a collection that was left behind by a process that was killed harms nobody, as it condemns only what no
+manifest lists. One of a removal (``everything``) stands until the removal is run again: it stops every commit to the
+run, collections leave the run alone if it has a manifest, and checking the archive reports it. That is meant so: a run
+of which a part is deleted already must not be written any further.
+
+In a store that cannot delete (``can_delete``) nobody puts a marker, and leases stay where they are.
 """
 
 from __future__ import annotations
@@ -42,11 +47,13 @@ __all__ = [
     "Lease",
     "Marker",
     "Stopwatch",
+    "can_delete",
     "is_lease",
     "is_marker",
     "put_at",
     "read_markers",
     "refuse_condemned",
+    "require_deletion",
 ]
 
 MIN_AGE_SECONDS = 24 * 3600.0
@@ -59,6 +66,7 @@ TRUST_SECONDS = 1800.0
 """For how long one may act on what was seen: well below the shortest age at which things are deleted."""
 
 RENEW_SECONDS = 900.0
+RETRY_SECONDS = 180.0  # after a renewal that failed: a store that is down takes many seconds to say so
 WAIT_SECONDS = 30.0  # deleting the garbage of one run takes seconds
 POLL_SECONDS = 0.25
 
@@ -76,6 +84,24 @@ def is_marker(path: str) -> bool:
     """Whether a path, relative to its run, is that of a marker."""
     folder, _, name = path.partition("/")
     return folder == "gc" and _MARKER_NAME.fullmatch(name) is not None
+
+
+def can_delete(store: Store) -> bool:
+    """Whether a store can remove objects at all, whoever asks."""
+    return getattr(store, "can_delete", True)
+
+
+def require_deletion(store: Store) -> None:
+    """Refuse to delete in a store that cannot: before a marker is put, which nobody could take away again.
+
+    Raises:
+        ArchiveError: It cannot.
+    """
+    if not can_delete(store):
+        raise ArchiveError(
+            f"cannot delete anything in {store.location}: this kind of store has no way to; nothing was changed. "
+            "Remove the files with the provider's own tools"
+        )
 
 
 class Stopwatch:
@@ -106,6 +132,8 @@ class Lease:
         self._store, self._run_id, self._attempt, self._token = store, run_id, attempt, token
         self._numbers = itertools.count(1)
         self._held: list[str] = []
+        self._unsure: str | None = None  # a lease whose put failed, and which may have become visible all the same
+        self._failed: Stopwatch | None = None  # since the last renewal, if that failed
         self._alive = Stopwatch()  # since this writer last put something; before, there is nothing to protect
         self._safe: dict[str, Stopwatch | None] = {}  # files that this writer has put, or (None) committed
         self._lock = threading.Lock()
@@ -118,15 +146,28 @@ class Lease:
         """
         with self._lock:
             watch = Stopwatch()  # before, so that it never shows less than the lease's age
-            path = f"{run_prefix(self._run_id)}/leases/{self._attempt}-{self._token}-{next(self._numbers)}.json"
-            self._held.append(path)  # before, as what fails may have become visible all the same
-            self._store.put_if_absent(path, [seal(LeaseRecord(run_id=self._run_id, attempt=self._attempt), path)])
+            path = self._unsure or self._new_path()
+            try:
+                try:
+                    self._put(path)
+                except ArchiveConflictError:  # the put that seemed to fail did not: it is there, and as old as that
+                    self._held.append(path)
+                    path, self._unsure = self._new_path(), None
+                    self._put(path)
+            except BaseException:
+                self._unsure, self._failed = path, Stopwatch()  # to be tried again: so these do not become many
+                raise
+            self._unsure = self._failed = None
+            self._held.append(path)
             self._drop(keep=1)
             self._alive = watch
 
     def renew_if_due(self) -> None:
-        """The same, if this writer has put nothing for a quarter of an hour."""
-        if self._alive.seconds() > RENEW_SECONDS:
+        """The same, if this writer has put nothing for a quarter of an hour.
+
+        After a renewal that failed this does nothing for some minutes, as each try may take long.
+        """
+        if self._alive.seconds() > RENEW_SECONDS and (self._failed is None or self._failed.seconds() > RETRY_SECONDS):
             self.renew()
 
     def note_put(self, path: str, since: Stopwatch) -> None:
@@ -138,6 +179,7 @@ class Lease:
         """
         with self._lock:
             self._safe[path] = self._alive = since
+            self._failed = None
 
     def note_committed(self, paths: Iterable[str]) -> None:
         """The writer has committed files, so no lease is needed any more."""
@@ -151,12 +193,13 @@ class Lease:
         with self._lock:
             self._drop()
 
-    def guard(self, paths: AbstractSet[str], check: Callable[[], None]) -> None:
+    def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> None:
         """Make sure that files are there and stay there for a while, to be committed by the next call.
 
         Args:
             paths: The files, relative to the archive.
-            check: Raises if they are not there.
+            check: Raises if they are not there. It is given those of them that need a lease; the others this writer
+                has committed, or put a moment ago: they are there unless the whole run was removed.
 
         Raises:
             ArchiveConflictError: The run is being removed.
@@ -164,10 +207,11 @@ class Lease:
         """
         while True:
             watch = Stopwatch()
-            if not all(self._is_safe(path) for path in paths):
+            doubtful = {path for path in paths if not self._is_safe(path)}
+            if doubtful:
                 self.renew()
             refuse_condemned(self._store, self._run_id, paths)
-            check()
+            check(doubtful)
             if watch.seconds() < TRUST_SECONDS:  # else this process was stopped on the way: all may have changed
                 return
 
@@ -178,10 +222,20 @@ class Lease:
         since = self._safe[path]
         return since is None or _is_young(since)
 
+    def _new_path(self) -> str:
+        return f"{run_prefix(self._run_id)}/leases/{self._attempt}-{self._token}-{next(self._numbers)}.json"
+
+    def _put(self, path: str) -> None:
+        self._store.put_if_absent(path, [seal(LeaseRecord(run_id=self._run_id, attempt=self._attempt), path)])
+
     def _drop(self, keep: int = 0) -> None:
+        if not keep and self._unsure is not None:
+            self._held.append(self._unsure)
+            self._unsure = None
         while len(self._held) > keep:
-            with contextlib.suppress(ArchiveError):  # it is in nobody's way, and a collection takes it when it is old
-                self._store.delete(self._held[0])
+            if can_delete(self._store):
+                with contextlib.suppress(ArchiveError):  # it is in nobody's way, and a collection takes it when old
+                    self._store.delete(self._held[0])
             self._held.pop(0)
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from reuse_algos.archive.object_config import Address, connect, obstore_error
+from reuse_algos.archive.object_config import Address, configure, connect, obstore_error
 from reuse_algos.archive.remote_errors import Fault, read_fault
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
@@ -20,6 +20,7 @@ _STREAM_BYTES = 1 << 20
 _PAGE = 1000
 _TRIES = 3
 _SECONDS = 6  # no further try is begun after this
+_RECORD_SECONDS = 20  # the most that anything but a data file may take to come: with other tries, half a minute
 
 _Result = TypeVar("_Result")
 _process = 0  # id of the process that sent the first request
@@ -39,15 +40,20 @@ class ObjectClient:
 
     def __init__(self, address: Address) -> None:
         self.address = address
-        self._clients: dict[tuple[int, int | None], Any] = {}
+        self._clients: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
-        self.reader = self.client(3, None)
+        self._settings = configure(address)
+        # Data files may take as long as their bytes keep coming; all else is small.
+        self._reader = connect(address, self._settings, retries=3, seconds=None)
+        self._asker = connect(address, self._settings, retries=3, seconds=_RECORD_SECONDS)
 
-    def client(self, retries: int, seconds: int | None) -> Any:
+    def writer(self, retries: int, seconds: int) -> Any:
         """The obstore client that sends a request so often again, and waits so long for each."""
         with self._lock:
             if (retries, seconds) not in self._clients:
-                self._clients[retries, seconds] = connect(self.address, retries=retries, seconds=seconds)
+                self._clients[retries, seconds] = connect(
+                    self.address, self._settings, retries=retries, seconds=seconds, silence=False
+                )
             return self._clients[retries, seconds]
 
     def where(self, key: str) -> str:
@@ -59,7 +65,7 @@ class ObjectClient:
         """Send a request: its result, or what went wrong."""
         _check_process(self.address.location)
         try:
-            return use(), None
+            return _interruptible(use), None
         except ArchiveError:
             raise
         except (obstore_error(), OSError) as error:
@@ -91,7 +97,7 @@ class ObjectClient:
         """
 
         def read() -> bytes:
-            found = self.reader.get(key)
+            found = self._asker.get(key)
             size = found.meta["size"]
             if size > max_bytes:
                 raise ArchiveCorruptError(f"{self.where(key)} has {size} bytes; at most {max_bytes} are read")
@@ -108,7 +114,7 @@ class ObjectClient:
             ArchiveCorruptError: There is none.
             ArchiveError: It could not be read.
         """
-        found = self.call(key, "read", lambda: self.reader.get(key))
+        found = self.call(key, "read", lambda: self._reader.get(key))
         if found is None:
             raise ArchiveCorruptError(f"{self.where(key)} is missing: the archive is damaged")
         parts, length = iter(found.stream(_STREAM_BYTES)), 0
@@ -123,11 +129,11 @@ class ObjectClient:
         Raises:
             ArchiveError: It could not be told.
         """
-        found = self.call(key, "read", lambda: self.reader.head(key))
+        found = self.call(key, "read", lambda: self._asker.head(key))
         if found is not None:
             return found["size"]
         # An answer to HEAD cannot say whether the object or the whole bucket is missing; one to GET does.
-        found = self.call(key, "read", lambda: self.reader.get(key))
+        found = self.call(key, "read", lambda: self._asker.get(key))
         return None if found is None else found.meta["size"]
 
     def names(self, key: str) -> set[str]:
@@ -136,7 +142,7 @@ class ObjectClient:
         Raises:
             ArchiveError: They could not be listed.
         """
-        found = self.call(key, "list", lambda: self.reader.list_with_delimiter(key))
+        found = self.call(key, "list", lambda: self._asker.list_with_delimiter(key))
         if found is None:
             return set()
         keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
@@ -150,7 +156,7 @@ class ObjectClient:
         """
 
         def begin() -> tuple[Iterator[Any], Any]:
-            pages = iter(self.reader.list(key, chunk_size=_PAGE))
+            pages = iter(self._asker.list(key, chunk_size=_PAGE))
             return pages, next(pages, ())
 
         pages, page = self.call(key, "list", begin) or (iter(()), ())
@@ -164,7 +170,7 @@ class ObjectClient:
         Raises:
             ArchiveError: It could not be removed.
         """
-        self.call(key, "delete", lambda: self.reader.delete(key))
+        self.call(key, "delete", lambda: self._asker.delete(key))
 
     def _next(self, key: str, action: str, parts: Iterator[Any], end: Any) -> Any:
         """The next of an iterator of obstore. Never tried twice: after an error it may end as if all had come."""
@@ -176,6 +182,27 @@ class ObjectClient:
     def _check_length(self, key: str, length: int, size: int) -> None:
         if length != size:
             raise ArchiveError(f"cannot read {self.where(key)}: {length} of its {size} bytes came")
+
+
+def _interruptible(use: Callable[[], _Result]) -> _Result:
+    """Call, so that Ctrl-C works meanwhile: obstore never looks for signals while it waits, a thread's join does."""
+    if threading.current_thread() is not threading.main_thread():
+        return use()
+    results: list[_Result] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(use())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, name="archive-request", daemon=True)  # not to be waited for after Ctrl-C
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def _check_process(location: str) -> None:

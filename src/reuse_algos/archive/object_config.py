@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from reuse_algos.archive.remote_errors import NO_CREDENTIALS
 from reuse_algos.errors import ArchiveError, ArchivePermissionError
 
-__all__ = ["OBJECT_SCHEMES", "Address", "connect", "parse_address"]
+__all__ = ["OBJECT_SCHEMES", "Address", "configure", "connect", "parse_address"]
 
 OBJECT_SCHEMES = {
     "s3": "s3",
@@ -75,24 +75,31 @@ def parse_address(location: str) -> Address:
     return Address(provider, container, prefix, account, clean)
 
 
-def connect(address: Address, *, retries: int, seconds: int | None) -> Any:
+def configure(address: Address) -> dict[str, Any]:
+    """What the environment says of a store, for :func:`connect`: once, as a profile may run a program for it.
+
+    Raises:
+        ArchivePermissionError: There are no credentials.
+    """
+    _load(address)
+    return _PROVIDERS[address.provider][1](address)
+
+
+def connect(
+    address: Address, settings: dict[str, Any], *, retries: int, seconds: int | None, silence: bool = True
+) -> Any:
     """Make an obstore client. Nothing is sent.
 
     Args:
         address: What to connect to.
+        settings: As :func:`configure` made them.
         retries: How often a failed request is sent again by the client itself.
         seconds: The most that one request may take; None for no bound while bytes keep coming.
+        silence: Also give a request up when nothing comes for some seconds. Not for uploads, whose answer comes late.
 
     Raises:
         ArchiveError: obstore is not installed, or the configuration cannot be understood.
-        ArchivePermissionError: There are no credentials.
     """
-    try:
-        stores = importlib.import_module("obstore.store")
-    except ImportError as error:
-        raise ArchiveError(
-            f"{address.location} is an object store, and obstore is not installed: pip install 'reuse-algos[remote]'"
-        ) from error
     retry = {
         "max_retries": retries,
         "retry_timeout": timedelta(seconds=_RETRY_SECONDS),
@@ -103,18 +110,26 @@ def connect(address: Address, *, retries: int, seconds: int | None) -> Any:
         },
     }
     client: dict[str, Any] = {"connect_timeout": timedelta(seconds=_CONNECT_SECONDS)}
-    if seconds is None:
-        client |= {"read_timeout": timedelta(seconds=_SILENCE_SECONDS), "timeout": timedelta(days=7)}
-    else:
-        client["timeout"] = timedelta(seconds=seconds)
-    make, config = _PROVIDERS[address.provider]
-    settings = config(address)
+    client["timeout"] = timedelta(days=7) if seconds is None else timedelta(seconds=seconds)
+    if silence:
+        client["read_timeout"] = timedelta(seconds=_SILENCE_SECONDS)
+    settings = dict(settings)
     if settings.pop("allow_http", False):
         client["allow_http"] = True
+    make = getattr(_load(address), _PROVIDERS[address.provider][0])
     try:
-        return getattr(stores, make)(address.bucket, retry_config=retry, client_options=client, **settings)
+        return make(address.bucket, retry_config=retry, client_options=client, **settings)
     except (obstore_error(), ValueError, TypeError) as error:
         raise ArchiveError(f"cannot open {address.location}: {str(error).splitlines()[0]}") from error
+
+
+def _load(address: Address) -> Any:
+    try:
+        return importlib.import_module("obstore.store")
+    except ImportError as error:
+        raise ArchiveError(
+            f"{address.location} is an object store, and obstore is not installed: pip install 'reuse-algos[remote]'"
+        ) from error
 
 
 def obstore_error() -> type[Exception]:
@@ -153,7 +168,7 @@ def _boto3_credentials(address: Address) -> Any:
     try:
         return provider()
     except Exception as error:  # botocore's many: a profile that is not there, a file that cannot be read
-        reason = "" if "Received None" in str(error) else f" ({error})"
+        reason = "" if "Received None" in str(error) else f" ({str(error).strip()})"
         raise ArchivePermissionError(
             f"cannot open {address.location}: no credentials were found{reason}: {NO_CREDENTIALS['s3']}"
         ) from error

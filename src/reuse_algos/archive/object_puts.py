@@ -31,11 +31,12 @@ from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarnin
 __all__ = ["ObjectWriter"]
 
 _SHORT_BYTES = 1 << 20  # up to here a request must be answered within seconds
-_SHORT_SECONDS, _LONG_SECONDS = 5, 300
+_SHORT_SECONDS, _WHOLE_SECONDS, _LONG_SECONDS = 5, 40, 300
 _PART_BYTES = 16 << 20  # S3 takes 10,000 parts: 160 GB
 _PARTS_AT_ONCE = 4
 _TRIES = 4
 _SECONDS = 8  # no further try is begun after this
+_PARTS_SECONDS = 60  # nor of what goes up in parts, each of which is sent again by itself, after this
 _PROBE = b"Shows that this store refuses to replace an object. It may be deleted.\n"
 
 _TORN = Fault("it did not arrive as it was sent, again and again: try later", transient=True)
@@ -116,7 +117,8 @@ class ObjectWriter:
     def _put_parts(self, key: str, first: Iterator[Chunk], whole: Iterable[Chunk] | None) -> None:
         if self._client.size(key) is not None:
             self._refuse(key)
-        client = self._client.client(3, _LONG_SECONDS)
+        began = time.monotonic()
+        client = self._client.writer(3, _LONG_SECONDS)
         for attempt in itertools.count(1):
             source = _Source(first if whole is None else whole)
 
@@ -138,13 +140,14 @@ class ObjectWriter:
             elif fault.received and source.is_read and self._is_stored(key, source.content):
                 return  # only the last answer was lost
             # What came from an iterator is used up by the first try.
-            if not (fault.transient or fault.missing) or attempt == _TRIES or whole is None:
+            used = whole is None or time.monotonic() - began > _PARTS_SECONDS
+            if used or not (fault.transient or fault.missing) or attempt == _TRIES:
                 fault.stop("write", self._client.where(key))
             pause(attempt)
 
     def _create(self, key: str, data: bytes) -> tuple[str, Fault | None]:
         """Put once, unless the name is taken; the entity tag, or what went wrong."""
-        client = self._client.client(0, _SHORT_SECONDS if len(data) <= _SHORT_BYTES else _LONG_SECONDS)
+        client = self._client.writer(0, _SHORT_SECONDS if len(data) <= _SHORT_BYTES else _WHOLE_SECONDS)
         mode = "create"
         if self._is_conditional is False:
             if self._client.size(key) is not None:
@@ -165,7 +168,9 @@ class ObjectWriter:
         if size != content.size:
             return None if size is None else False
         digest = hashlib.sha256()
-        for part in self._client.stream(key):
+        # What is as small as a record is read within the time for one, also if it comes byte by byte.
+        whole = self._client.get(key, content.size) if content.size <= MAX_SEALED_BYTES else None
+        for part in self._client.stream(key) if whole is None else [whole]:
             digest.update(part)
         return digest.hexdigest() == content.sha256
 

@@ -17,6 +17,7 @@ _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _BULK = re.compile(r"[Rr]equest failed for key .*\(code: (\w{1,64})\)")  # one of many deletions, in an answer of 200
 _ENDPOINT = re.compile(r"Error performing [A-Z]+ (https?://[^/\s?]+)")
+_PROVIDER = re.compile(r"External \w+ credential provider: ([^\n]{1,300})")  # boto3's, at a later request
 _NO_OBJECT = {"NoSuchKey", "BlobNotFound", "ResourceNotFound"}
 _NO_BUCKET = {"NoSuchBucket", "ContainerNotFound"}
 _WRONG_KEY = {
@@ -102,7 +103,10 @@ def read_fault(error: Exception, provider: str, bucket: str) -> Fault:
     head = "Error performing HEAD" in text
     missing = code in _NO_OBJECT or (status == 404 and not code and (head or found is not None))
     kind, reason, transient, received = ArchiveError, "", False, True
-    if any(sign in text for sign in _METADATA_SERVICES) or "Account must be specified" in text:
+    if provider_said := _PROVIDER.search(text):
+        reason = f"new credentials could not be obtained ({provider_said[1]}): check the profile or role they come from"
+        kind, received = ArchivePermissionError, False
+    elif any(sign in text for sign in _METADATA_SERVICES) or "Account must be specified" in text:
         reason = f"no credentials were found: {NO_CREDENTIALS[provider]}"
         kind, received = ArchivePermissionError, False
     elif code in _NO_BUCKET:
@@ -110,7 +114,8 @@ def read_fault(error: Exception, provider: str, bucket: str) -> Fault:
         reason = f"there is no {word} {bucket!r}: create it, or check the name and the endpoint"
     elif code in _WRONG_KEY or name == "UnauthenticatedError":
         kind = ArchivePermissionError
-        reason = f"the credentials were refused ({code or status}): they are wrong or expired; check the environment"
+        said = f" ({code or status})" if code or status else ""
+        reason = f"the credentials were refused{said}: they are wrong or expired; check the environment"
     elif name == "PermissionDeniedError" or status in (401, 403) or code == "AccessDenied":
         kind = ArchivePermissionError
         maybe = "" if code else "are wrong or "  # an answer to HEAD does not say which

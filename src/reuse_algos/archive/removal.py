@@ -7,7 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from reuse_algos.archive.generations import final_path
-from reuse_algos.archive.leases import MIN_AGE_SECONDS, Marker, is_lease, is_marker, put_at, read_markers
+from reuse_algos.archive.leases import (
+    MIN_AGE_SECONDS,
+    Marker,
+    is_lease,
+    is_marker,
+    put_at,
+    read_markers,
+    require_deletion,
+)
 from reuse_algos.archive.manifest import is_safe_name, run_prefix
 from reuse_algos.archive.store import Store, StoredObject
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, RunNotFoundError
@@ -43,11 +51,12 @@ def remove_run(
     Raises:
         RunNotFoundError: There is nothing of this run.
         ArchiveConflictError: The run may still be written, and ``force`` was not given; nothing was removed.
-        ArchiveError: The archive cannot be read or written.
+        ArchiveError: The archive cannot be read or written, or its store cannot delete.
     """
     prefix = run_prefix(run_id)
     if not is_safe_name(run_id) or not (before := list(store.walk(prefix))):
         raise RunNotFoundError(f"there is nothing of a run {run_id!r} in {store.location}")
+    require_deletion(store)
     if not force:  # before the marker, which would stop the writer of a run that must then not be removed
         _refuse_if_busy(store, run_id, before, time.time())
     marker = Marker(store, run_id, everything=True)

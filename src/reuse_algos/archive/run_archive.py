@@ -130,7 +130,7 @@ class RunArchive:
 
         Raises:
             SignalNotFoundError: No run that fits has this metric, or several of this name, or the monitors differ.
-            ArchiveError: The archive could not be listed.
+            ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
         """
         if order not in ("best", "latest", "first"):
             raise ArchiveError(f"order {order!r} is not known.{nearest(order, ('best', 'latest', 'first'))}")
@@ -151,6 +151,7 @@ class RunArchive:
             RunNotFoundError: There is no such run, or several of this name.
             ArchiveCorruptError: The run is damaged.
             ArchiveVersionError: It was written by a newer major version.
+            ArchiveError: A run could not be read.
         """
         if is_safe_name(run_id) and (latest := read_latest(self._store, run_id)):
             return PriorRun(self._store, *latest)
@@ -232,24 +233,31 @@ class RunArchive:
             raise RunNotFoundError(f"{run_id!r} cannot be the id of a run")
         return RunWriter(self._store, self.archive_id, run_id, attempt)
 
-    def verify(self, run_id: str | None = None, progress: Callable[[int, int], None] | None = None) -> VerifyReport:
+    def verify(
+        self,
+        run_id: str | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        records: Callable[[int, int], None] | None = None,
+    ) -> VerifyReport:
         """Check runs for damage: read every generation, and hash every file anew.
 
         Args:
             run_id: The run; all by default.
             progress: Called with the bytes hashed so far and the bytes to hash in all.
+            records: Called before that, with the number of runs whose manifests were read and the number of runs.
 
         Returns:
             What was found; damage is never raised.
 
         Raises:
             RunNotFoundError: There is no such run.
+            ArchiveError: The store is out of reach as a whole.
         """
         if run_id is not None:
             with contextlib.suppress(ArchiveError):  # what cannot be listed is damage, which is reported below
                 if run_id not in self._candidates():
                     raise self._not_found(run_id)
-        return verify_archive(self._store, run_id, progress)
+        return verify_archive(self._store, run_id, progress, records)
 
     def collect_garbage(
         self,
@@ -295,6 +303,7 @@ class RunArchive:
         *,
         recheck: bool = True,
         known: set[str] | None = None,
+        tags: Mapping[str, object] | None = None,
     ) -> CopyReport:
         """Copy committed runs into another archive: :func:`~reuse_algos.archive.copying.copy_runs`.
 
@@ -304,15 +313,17 @@ class RunArchive:
             progress: Called with the bytes copied or checked so far and the bytes in all.
             recheck: Hash also the files that an earlier copy brought. Else their sizes must do.
             known: Paths that an earlier call between these two proved; this call passes them over and adds its own.
+            tags: Of the runs, only those with these, as in :meth:`runs`.
 
         Returns:
-            What was copied. A run that is damaged, or is another one there, is a problem of the report.
+            What was copied. A run that is damaged (so that perhaps its tags cannot be told), or is another one there,
+            is a problem of the report.
 
         Raises:
             RunNotFoundError: There is no such run here.
             ArchiveError: One of the archives cannot be read or written.
         """
-        return copy_runs(self._store, target._store, run_ids, progress, recheck=recheck, known=known)
+        return copy_runs(self._store, target._store, run_ids, progress, recheck=recheck, known=known, tags=tags)
 
     def _candidates(self) -> list[str]:
         return [name for name in self._store.list("runs") if is_safe_name(name)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import secrets
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 
 import msgspec
 from torch import Tensor
@@ -27,9 +28,10 @@ from reuse_algos.archive.manifest import (
 )
 from reuse_algos.archive.metrics import final_meta
 from reuse_algos.archive.segments import check_signal
+from reuse_algos.archive.sizes import check_sizes
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import describe, hash_chunks, tensor_chunks, verify_file
-from reuse_algos.errors import ArchiveConflictError, ArchiveError
+from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["RunWriter", "utc_now"]
 
@@ -150,7 +152,7 @@ class RunWriter:
         """
         generation = self._require_committer() + 1
         paths = {self._path(entry) for entry in manifest.files}
-        self._lease.guard(paths, lambda: self._check_files(manifest))
+        self._lease.guard(paths, lambda doubtful: self._check_files(manifest, doubtful))
         while True:
             self._commits += 1
             manifest = msgspec.structs.replace(
@@ -206,14 +208,19 @@ class RunWriter:
             raise ArchiveError(f"this writer joined run {self.run_id} to put files; the rank that started it commits")
         return self._generation
 
-    def _check_files(self, manifest: Manifest) -> None:
+    def _check_files(self, manifest: Manifest, doubtful: AbstractSet[str]) -> None:
+        """Make sure of the files that a manifest lists.
+
+        Only of the doubtful ones if a generation is there: what this writer has committed, or put a moment ago, goes
+        only with the whole run, whose manifests go first. Before the first generation nothing else would show that.
+        """
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
-        for entry in manifest.files:
-            size = self._store.size(self._path(entry))
-            if size != entry.bytes:
-                found = "is not there" if size is None else f"has {size} bytes instead of {entry.bytes}"
-                raise ArchiveError(f"run {self.run_id} cannot be committed: {self._path(entry)} {found}")
+        sizes = {self._path(entry): entry.bytes for entry in manifest.files}
+        try:
+            check_sizes(self._store, {path: sizes[path] for path in sizes if path in doubtful or not self._generation})
+        except ArchiveCorruptError as error:
+            raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
         if manifest.dataset is None and any(entry.kind == "signals" for entry in manifest.files):
             raise ArchiveError(f"run {self.run_id} cannot be committed: it has signals but no record of its data set")
 

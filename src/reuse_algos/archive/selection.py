@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from reuse_algos.archive.generations import Latest, find_latest
+from reuse_algos.archive.generations import DAMAGE, Latest, find_latest
 from reuse_algos.archive.metrics import Mode, infer_mode, resolve_metric
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.store import Store
@@ -39,13 +39,16 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
         store: The archive's store.
         run_ids: Which runs; those that do not exist are passed over.
         warn: Called with the id of each damaged run, and what is wrong with it.
+
+    Raises:
+        ArchiveError: A run could not be read, which says nothing of whether it is sound.
     """
 
     def read(run_id: str) -> Found | ArchiveError | None:
         try:
             latest = find_latest(store, run_id)
             return latest and Found(decode_summary(latest.data, run_id, latest.generation), latest)
-        except ArchiveError as error:
+        except DAMAGE as error:
             return error
 
     for run_id, found in _in_order(read, run_ids, getattr(store, "concurrency", 1)):
@@ -70,6 +73,7 @@ def select(
 
     Raises:
         SignalNotFoundError: As there.
+        ArchiveError: A run could not be read, which says nothing of whether it is sound.
     """
     if order == "best":
         return _best_first(store, found, metric, limit, warn)
@@ -108,7 +112,7 @@ class _Shortlist:
             return
         try:
             run = PriorRun(self._store, found.latest.manifest(), found.latest.final)
-        except ArchiveError as error:
+        except DAMAGE as error:
             self._warn(found.summary.run_id, error)
             return
         bisect.insort(self._kept, (key, run), key=lambda item: item[0])
@@ -139,7 +143,7 @@ def _best_first(
                     mode = summary.monitor_mode if name == summary.monitor else infer_mode(name)
                     shortlist = shortlists.setdefault(name, _Shortlist(store, limit, warn))
                     shortlist.offer((-value if mode == "max" else value, summary.run_id), run)
-        except ArchiveError as error:
+        except DAMAGE as error:
             warn(summary.run_id, error)
     if known is None:
         return []

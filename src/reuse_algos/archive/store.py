@@ -39,6 +39,7 @@ STORES_GROUP = "reuse_algos.stores"
 _STREAM_BYTES = 1 << 20
 _MAKING_TRIES = 20
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(dbfs):/", re.ASCII)
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)", re.ASCII)
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}", re.ASCII)
 
 
@@ -61,7 +62,8 @@ class Store(Protocol):
     part of an archive.
 
     A store whose answers take their time may have an attribute ``concurrency``, the number of calls that it takes from
-    as many threads at once; without one it is called by one thread at a time.
+    as many threads at once; without one it is called by one thread at a time. A store that can remove nothing has
+    ``can_delete = False``: then removals and collections of garbage are refused before they begin, and leases stay.
     """
 
     @property
@@ -134,6 +136,12 @@ def open_store(location: str | os.PathLike[str], *, create: bool, read_only: boo
             raise ArchiveError(f"{location!r} is no local directory: write file:///path, or just the path")
         location, scheme = urllib.parse.unquote(url.path), ""
     if not scheme:
+        if found := _ONE_SLASH.match(location):
+            rest = location[found.end() :]
+            raise ArchiveError(
+                f"{location!r} looks like a URL with a slash too few: write {found[1]}://{rest}, or ./{location} for a "
+                "folder of this name"
+            )
         return LocalStore(Path(location).expanduser(), create=create, read_only=read_only)
     from reuse_algos.archive.object_config import OBJECT_SCHEMES  # here, not to load it for local archives
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.envelope import MAX_SEALED_BYTES, unseal
-from reuse_algos.archive.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.generations import DAMAGE, final_path, list_generations, read_final, read_manifest
 from reuse_algos.archive.leases import read_markers
 from reuse_algos.archive.manifest import ArchiveRecord, FileEntry, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.store import Store
 from reuse_algos.archive.tensors import verify_file
-from reuse_algos.errors import ArchiveError
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["Problem", "VerifyReport", "verify_archive", "verify_runs"]
+__all__ = ["Problem", "VerifyReport", "reading", "verify_archive", "verify_runs"]
 
 _IDENTITY = "archive.json"
 
@@ -53,8 +54,30 @@ class VerifyReport:
         return not self.problems
 
 
+@contextlib.contextmanager
+def reading(store: Store) -> Iterator[None]:
+    """A part of a store that cannot be read is damage, as long as the rest of it can be.
+
+    Raises:
+        ArchiveCorruptError: The part is damaged, or cannot be read.
+        ArchiveVersionError: It was written in a newer major format.
+        ArchiveError: The store is out of reach as a whole.
+    """
+    try:
+        yield
+    except DAMAGE:
+        raise
+    except ArchiveError as error:
+        with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place is no sign of an outage
+            store.size(_IDENTITY)  # raises if it is out of reach as a whole
+        raise ArchiveCorruptError(str(error)) from error
+
+
 def verify_archive(
-    store: Store, run_id: str | None = None, progress: Callable[[int, int], None] | None = None
+    store: Store,
+    run_id: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    records: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check an archive, of which not even ``archive.json`` need be sound.
 
@@ -62,30 +85,39 @@ def verify_archive(
         store: The archive's store.
         run_id: One run; all by default.
         progress: Called with the bytes hashed so far and the bytes to hash in all.
+        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
 
     Returns:
         What was found. Damage is never raised.
+
+    Raises:
+        ArchiveError: The store is out of reach as a whole.
     """
     problems = []
     try:
-        data = store.get(_IDENTITY, MAX_SEALED_BYTES)
+        with reading(store):
+            data = store.get(_IDENTITY, MAX_SEALED_BYTES)
         if data is None:
-            raise ArchiveError(f"{store.location}/{_IDENTITY} is missing: the archive is damaged")
+            raise ArchiveCorruptError(f"{store.location}/{_IDENTITY} is missing: the archive is damaged")
         unseal(data, ArchiveRecord, f"{store.location}/{_IDENTITY}")
-    except ArchiveError as error:
+    except DAMAGE as error:
         problems.append(Problem("", _IDENTITY, str(error)))
     run_ids = []
     try:
-        run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
-    except ArchiveError as error:
+        with reading(store):
+            run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
+    except DAMAGE as error:
         problems.append(Problem("", "runs", str(error)))
-    report = verify_runs(store, run_ids, progress)
+    report = verify_runs(store, run_ids, progress, records)
     report.problems[:0] = problems
     return report
 
 
 def verify_runs(
-    store: Store, run_ids: Iterable[str], progress: Callable[[int, int], None] | None = None
+    store: Store,
+    run_ids: Iterable[str],
+    progress: Callable[[int, int], None] | None = None,
+    records: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
     """Check every generation of runs, and read and hash every file that any generation lists.
 
@@ -93,14 +125,21 @@ def verify_runs(
         store: The archive's store.
         run_ids: Which runs.
         progress: Called with the bytes hashed so far and the bytes to hash in all.
+        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
 
     Returns:
         What was found. Damage is never raised.
+
+    Raises:
+        ArchiveError: The store is out of reach as a whole.
     """
     report = VerifyReport()
     files: dict[tuple[str, str], FileEntry] = {}
-    for run_id in run_ids:
+    run_ids = list(run_ids)
+    for number, run_id in enumerate(run_ids, start=1):
         files.update(_verify_records(store, run_id, report))
+        if records is not None:
+            records(number, len(run_ids))
     report.files = len(files)
     report.bytes = sum(entry.bytes for entry in files.values())
     done = 0
@@ -113,8 +152,9 @@ def verify_runs(
 
     for (run_id, path), entry in files.items():
         try:
-            verify_file(store, path, entry, advance)
-        except ArchiveError as error:
+            with reading(store):
+                verify_file(store, path, entry, advance)
+        except DAMAGE as error:
             report.problems.append(Problem(run_id, path, str(error)))
     return report
 
@@ -125,8 +165,9 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
 
     def attempt(path: str, action: Callable[[], object]) -> None:
         try:
-            action()
-        except ArchiveError as error:
+            with reading(store):
+                action()
+        except DAMAGE as error:
             report.problems.append(Problem(run_id, path, str(error)))
 
     def read(generation: int) -> None:
@@ -134,24 +175,28 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
             path = f"{run_prefix(run_id)}/{entry.path}"
             known = files.setdefault((run_id, path), entry)
             if (entry.bytes, entry.sha256, entry.tensors) != (known.bytes, known.sha256, known.tensors):
-                raise ArchiveError(f"{manifest_path(run_id, generation)} contradicts another entry about {path}")
+                raise ArchiveCorruptError(f"{manifest_path(run_id, generation)} contradicts another entry about {path}")
 
     final, generations = None, []
     try:
-        for path, marker in read_markers(store, run_id).items():
+        with reading(store):
+            markers = read_markers(store, run_id)
+        for path, marker in markers.items():
             if marker.everything:
                 what = "the run is being removed, or was when its removal was interrupted: if so, remove it again"
                 report.problems.append(Problem(run_id, path, what))
                 return files
-    except ArchiveError as error:
+    except DAMAGE as error:
         report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/gc", str(error)))
     try:
-        final = read_final(store, run_id)
-    except ArchiveError as error:
+        with reading(store):
+            final = read_final(store, run_id)
+    except DAMAGE as error:
         report.problems.append(Problem(run_id, final_path(run_id), str(error)))
     try:
-        generations = list_generations(store, run_id)
-    except ArchiveError as error:
+        with reading(store):
+            generations = list_generations(store, run_id)
+    except DAMAGE as error:
         report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
     highest = max([*generations, final.generation if final else 0])
     report.runs += highest > 0

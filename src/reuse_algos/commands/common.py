@@ -183,7 +183,7 @@ def archive_path(args: argparse.Namespace) -> str:
 
 def names_archive(text: str) -> bool:
     """Whether an argument is the place of an archive (a URL or a folder) rather than a run."""
-    return "://" in text or Path(text).is_dir()
+    return "://" in text or text.startswith("dbfs:/") or Path(text).is_dir()
 
 
 def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArchive:

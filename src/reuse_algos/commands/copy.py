@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import Subparsers, add_command, add_json, add_tags, console, print_json, tags_of
 from reuse_algos.commands.progress import progress_bar
 from reuse_algos.commands.show import readable_bytes
-
-if TYPE_CHECKING:
-    from reuse_algos.archive import RunArchive
 
 __all__ = ["add_parser", "run"]
 
@@ -51,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.archive import RunArchive
 
     source = RunArchive(args.source, create=False, read_only=True)
-    run_ids = _chosen(source, args)
+    there = set(source.run_ids()) if args.run_ids else set()
+    run_ids = [name if name in there else source.run(name).id for name in args.run_ids] or None
+    tags = tags_of(args)
     target = RunArchive(args.target)
     with progress_bar(args, "copy") as progress:
-        report = source.copy_to(target, run_ids, progress, recheck=not args.quick)
+        report = source.copy_to(target, run_ids, progress, recheck=not args.quick, tags=tags)
     if args.json:
         print_json(
             {
@@ -76,13 +74,3 @@ def run(args: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     return 0 if report.ok else 1
-
-
-def _chosen(source: RunArchive, args: argparse.Namespace) -> list[str] | None:
-    """Ids of the runs asked for; None for all."""
-    tags, known = tags_of(args), set(source.run_ids()) if args.run_ids else set()
-    chosen = [name if name in known else source.run(name).id for name in args.run_ids]
-    if tags is None:
-        return chosen or None
-    tagged = [run.id for run in source.runs(tags=tags, order="first", unfinished=True, unhealthy=True)]
-    return [run_id for run_id in tagged if run_id in chosen] if chosen else tagged

@@ -23,6 +23,7 @@ from reuse_algos.commands.common import (
 )
 from reuse_algos.commands.progress import progress_bar
 from reuse_algos.commands.show import readable_bytes
+from reuse_algos.errors import ArchiveError
 
 if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
@@ -86,7 +87,12 @@ def run(args: argparse.Namespace) -> int:
 def _users(archive: RunArchive, run_ids: list[str]) -> dict[str, list[str]]:
     """For each run, the other runs that used it, as far as they can be read."""
     users: dict[str, list[str]] = {run_id: [] for run_id in run_ids}
-    for other in archive.runs(unfinished=True, unhealthy=True, order="first"):
+    try:
+        others = archive.runs(unfinished=True, unhealthy=True, order="first")
+    except ArchiveError as error:  # perhaps of the very run that is to go
+        print(f"reuse-algos: which runs used these cannot be told: {printable(str(error))}", file=sys.stderr)
+        return users
+    for other in others:
         if other.id not in users:
             for prior_id in dict.fromkeys(use.run_id for use in other.manifest.prior_runs):
                 if prior_id in users:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
@@ -39,7 +40,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "read every file of an archive again and check it",
         "Sizes, hashes and headers of all files that any manifest names are checked, without the cache that\n"
         "remembers earlier checks. Exit code 0: all is well; 1: there are problems, each listed\n"
-        "with file and cause.\n\n"
+        "with file and cause; 2: the archive could not be reached.\n\n"
         f"{ARCHIVE_HELP}\nA single argument that is no folder and no URL is a RUN then.",
         """
         reuse-algos verify ./archive
@@ -60,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.run_id is None and args.archive is not None and named_elsewhere:
         args.archive, args.run_id = None, args.archive
     check = _opened(args)
-    with progress_bar(args, "verify") as progress:
-        report = check(progress)
+    with _bars(args) as (progress, records):
+        report = check(progress, records)
     if args.json:
         print_json(
             {
@@ -81,7 +82,25 @@ def run(args: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
-def _opened(args: argparse.Namespace) -> Callable[[Progress], VerifyReport]:
+@contextlib.contextmanager
+def _bars(args: argparse.Namespace) -> Iterator[tuple[Progress, Progress]]:
+    """The bar of the bytes hashed, and before it, in its place, that of the runs whose manifests are read."""
+    with contextlib.ExitStack() as shown:
+        first = shown.enter_context(progress_bar(args, "verify: manifests", "items"))
+        second: Progress = None
+
+        def hashed(done: int, total: int) -> None:
+            nonlocal second
+            if second is None:
+                shown.close()
+                second = shown.enter_context(progress_bar(args, "verify"))
+            if second is not None:
+                second(done, total)
+
+        yield (hashed if first else None), first
+
+
+def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyReport]:
     """The check to be made, of an archive that may be too damaged to be opened."""
     from reuse_algos.archive import open_store
     from reuse_algos.archive.verify import verify_archive
@@ -92,8 +111,8 @@ def _opened(args: argparse.Namespace) -> Callable[[Progress], VerifyReport]:
         store = open_store(archive_path(args), create=False, read_only=True)
         if not store.list("runs") and store.size("archive.json") is None:
             raise
-        return lambda progress: verify_archive(store, args.run_id, progress)
+        return lambda progress, records: verify_archive(store, args.run_id, progress, records)
     run_id = args.run_id
     if run_id is not None and run_id not in archive.run_ids(uncommitted=True):
         run_id = archive.run(run_id).id
-    return lambda progress: archive.verify(run_id, progress)
+    return lambda progress, records: archive.verify(run_id, progress, records)
