@@ -198,8 +198,8 @@ class Lease:
 
         Args:
             paths: The files, relative to the archive.
-            check: Raises if they are not there. It is given those of them that need a lease; the others this writer
-                has committed, or put a moment ago: they are there unless the whole run was removed.
+            check: Raises if they are not there. It is given those of them that this writer has not committed before;
+                the others are there unless the whole run was removed.
 
         Raises:
             ArchiveConflictError: The run is being removed.
@@ -207,11 +207,10 @@ class Lease:
         """
         while True:
             watch = Stopwatch()
-            doubtful = {path for path in paths if not self._is_safe(path)}
-            if doubtful:
+            if not all(self._is_safe(path) for path in paths):
                 self.renew()
             refuse_condemned(self._store, self._run_id, paths)
-            check(doubtful)
+            check({path for path in paths if self._safe.get(path, watch) is not None})
             if watch.seconds() < TRUST_SECONDS:  # else this process was stopped on the way: all may have changed
                 return
 

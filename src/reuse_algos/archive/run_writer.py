@@ -152,7 +152,7 @@ class RunWriter:
         """
         generation = self._require_committer() + 1
         paths = {self._path(entry) for entry in manifest.files}
-        self._lease.guard(paths, lambda doubtful: self._check_files(manifest, doubtful))
+        self._lease.guard(paths, lambda fresh: self._check_files(manifest, fresh))
         while True:
             self._commits += 1
             manifest = msgspec.structs.replace(
@@ -208,17 +208,17 @@ class RunWriter:
             raise ArchiveError(f"this writer joined run {self.run_id} to put files; the rank that started it commits")
         return self._generation
 
-    def _check_files(self, manifest: Manifest, doubtful: AbstractSet[str]) -> None:
+    def _check_files(self, manifest: Manifest, fresh: AbstractSet[str]) -> None:
         """Make sure of the files that a manifest lists.
 
-        Only of the doubtful ones if a generation is there: what this writer has committed, or put a moment ago, goes
-        only with the whole run, whose manifests go first. Before the first generation nothing else would show that.
+        Only of the fresh ones if a generation is there: what this writer has committed goes only with the whole run,
+        whose manifests go first.
         """
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
         sizes = {self._path(entry): entry.bytes for entry in manifest.files}
         try:
-            check_sizes(self._store, {path: sizes[path] for path in sizes if path in doubtful or not self._generation})
+            check_sizes(self._store, {path: sizes[path] for path in sizes if path in fresh or not self._generation})
         except ArchiveCorruptError as error:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
         if manifest.dataset is None and any(entry.kind == "signals" for entry in manifest.files):
