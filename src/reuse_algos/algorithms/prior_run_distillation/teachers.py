@@ -13,7 +13,8 @@ from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
 from reuse_algos.algorithms.outputs import logits_of
-from reuse_algos.archive import PriorRun, ResidentSignal, Signal, weights_name
+from reuse_algos.algorithms.presentations import harvested_name
+from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import SignalNotFoundError
@@ -105,7 +106,7 @@ class LiveTeachers:
 
 def signal_name(weights: str) -> str:
     """Name of the logits signal that belongs to archived weights: ``logits``, or ``logits.ep0100``."""
-    return "logits" if weights == "last" else f"logits.{weights_name(weights)}"
+    return harvested_name("logits", weights)
 
 
 def missing_from_cache(
