@@ -6,8 +6,10 @@ full budget). Three prior runs with seeds of their own (101 to 103) are trained 
 * ``plain``: the full budget, its learning rate fully decayed;
 * ``dynamic_prune``, ``prune``, ``subset``: the full number of epochs, each of them shorter;
 * ``curriculum``, ``active_bias``, ``focus``: half the number of epochs, as curricula help at short budgets if at all;
-* for each of them ``.shuffled`` (every example has the score of another one) and ``.random`` (scores are uniform random
-  numbers; for pruning that is random pruning at the same rate);
+* for each of them its control ``.shuffled``: every example has the score of another one. What only orders examples by
+  score (``prune``, ``subset``, ``curriculum``) then takes them at random at the same rate;
+* ``dynamic_prune.random``: scores are uniform random numbers in every epoch, which is random pruning at the same rate,
+  as ``dynamic_prune`` itself replaces shuffled scores by the run's own losses;
 * ``plain.<steps>``: plain training with exactly as many steps as each of them took, fully decayed.
 
 Results are appended to a file of JSON lines, one run each, with everything that is needed to judge it; runs that are in
@@ -55,7 +57,7 @@ STUDIES = {"cifar100-small": ("cifar100/small/baseline", 20), "digits": ("digits
 
 # Share of the full number of epochs, and settings of the strategy.
 STRATEGIES: dict[str, tuple[float, dict[str, Any]]] = {
-    "dynamic_prune": (1.0, {"strategy": "dynamic_prune", "score": "loss", "prune_rate": 0.7}),
+    "dynamic_prune": (1.0, {"strategy": "dynamic_prune", "score": "loss", "prune_rate": 0.75}),
     "prune": (1.0, {"strategy": "prune", "score": "el2n", "keep": 0.5, "class_balance": True}),
     "subset": (1.0, {"strategy": "subset", "score": "variation_ratio", "keep": 0.5}),
     "curriculum": (0.5, {"strategy": "curriculum", "score": "loss"}),
@@ -66,11 +68,13 @@ _NOTABLE_LOSS = 0.02
 # A share of training in every run: epochs, in which a recipe may give it, are shorter where examples are left out.
 WARM_UP = "scheduler.t_warmup=0.05dur"
 CONTROLS: dict[str, dict[str, Any]] = {".shuffled": {"control": "shuffled_scores"}, ".random": {"score": "random"}}
+RANDOM_TOO = ("dynamic_prune",)
 
 
 def method_names() -> list[str]:
     """Every method but the plain runs at the steps of another."""
-    return ["plain", *(name + control for name in STRATEGIES for control in ("", *CONTROLS))]
+    shuffled = [name + control for name in STRATEGIES for control in ("", ".shuffled")]
+    return ["plain", *shuffled, *(f"{name}.random" for name in RANDOM_TOO)]
 
 
 class Benchmark:
@@ -132,7 +136,7 @@ class Benchmark:
         if job is None:
             return
         job |= {"threads": max(1, (os.cpu_count() or 1) // self.options.jobs), "npz": self.options.npz}
-        job |= {"archive": self.options.archive}
+        job |= {"archive": self.options.archive, "autocast": self.options.autocast}
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.json"
             command = [sys.executable, __file__, "--one", json.dumps(job), "--out", str(result)]
@@ -296,6 +300,8 @@ def run_one(job: dict[str, Any], out: Path) -> None:
     ]
     if job["npz"] is not None:
         overrides += ["data.name=npz", f"data.path={job['npz']}"]
+    if job["autocast"] is not None:
+        overrides.append(f"model.autocast={job['autocast']}")
     if prior:
         overrides.append("callbacks.run_recorder.signals={logits: {last_epochs: 8}, loss: {}, correct: {}}")
     else:
@@ -354,6 +360,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, help="the full budget; default: the baseline recipe's")
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--methods", help=f"separated by commas; default: all of {', '.join(method_names())}")
+    parser.add_argument("--autocast", help="model.autocast of every run, such as bfloat16; default: none")
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time, which share the cores")
     parser.add_argument("--time-limit", type=float, help="start no further run after so many seconds")
     parser.add_argument("--archive", default="archive-curriculum", help="folder for the archive of the prior runs")

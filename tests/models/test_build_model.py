@@ -23,6 +23,7 @@ def shapes(model):
         (ModelConfig("resnet_small", width=8), 20, (3, 16, 16)),
         ({"name": "resnet20"}, 100, [3, 32, 32]),
         ("digits_cnn", 10, (1, 8, 8)),
+        ({"name": "digits_cnn", "autocast": "bfloat16"}, 10, (1, 8, 8)),
         ("resnet18", 5, (3, 32, 32)),
         ("squeezenet1_1", 5, (3, 32, 32)),
         ("vit_b_32", 5, (3, 32, 32)),
@@ -41,6 +42,23 @@ def test_a_model_is_rebuilt_from_its_reuse_config(config, num_classes, image_sha
         logits = model.eval()(batch)
         assert logits.shape == (2, num_classes)
         assert torch.equal(again.eval()(batch), logits)
+
+
+def test_autocast_is_torchs_around_the_network_with_float32_logits():
+    generator = torch.Generator().manual_seed(0)
+    batch = torch.rand(4, 1, 8, 8, generator=generator), torch.tensor([0, 1, 2, 3])
+    model = build_model({"name": "digits_cnn", "autocast": "bfloat16"}, 10, (1, 8, 8)).train()
+    logits = model(batch)
+    assert logits.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        by_hand = model.module(batch[0])
+    assert by_hand.dtype == torch.bfloat16
+    assert torch.equal(logits, by_hand.float())
+    assert not torch.equal(logits, model.module(batch[0]))
+    model.loss(logits, batch).backward()
+    assert all(parameter.grad.dtype == torch.float32 for parameter in model.parameters())
+    with pytest.raises(ModelError, match=r"model.autocast: 'bf16' is none of bfloat16, float16"):
+        build_model({"name": "digits_cnn", "autocast": "bf16"}, 10, (1, 8, 8))
 
 
 def test_metrics_and_loss_are_those_of_composer():

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from composer.models import ComposerClassifier
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.models.cifar_resnet import CifarResNet
@@ -29,6 +30,7 @@ _RESNET_BLOCKS = {
     "resnet110": 18,
 }
 _DEFAULT_WIDTH = 16
+_AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass
@@ -41,12 +43,16 @@ class ModelConfig:
         width: Channels of the first convolution of this library's own models; null is 16.
         weights: Name of torchvision's pretrained weights, such as ``DEFAULT``; null starts from random numbers.
         weights_path: A ``.safetensors`` file with the weights to start from; null for none.
+        autocast: ``bfloat16`` or ``float16`` runs the network's forward pass under ``torch.autocast`` and returns
+            float32 logits; null leaves that to ``precision``. For CPUs with bfloat16 instructions, where Composer
+            takes no ``precision`` but fp32: a small ResNet trains 1.5 to 2 times as fast.
     """
 
     name: str = "resnet20"
     width: int | None = None
     weights: str | None = None
     weights_path: str | None = None
+    autocast: str | None = None
 
 
 def model_names() -> list[str]:
@@ -61,13 +67,30 @@ class ReusableClassifier(ComposerClassifier):
         module: The network: float ``[B, C, H, W]`` to logits ``[B, num_classes]``.
         num_classes: Number of classes.
         reuse_config: What :func:`build_model` takes to build the same architecture again.
+        autocast: dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
     """
 
     reuse_config: dict[str, Any]
 
-    def __init__(self, module: nn.Module, num_classes: int, reuse_config: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        num_classes: int,
+        reuse_config: dict[str, Any],
+        autocast: torch.dtype | None = None,
+    ) -> None:
         super().__init__(module, num_classes=num_classes)
         self.reuse_config = reuse_config
+        self._autocast = autocast
+
+    def forward(self, batch: Any) -> Tensor:
+        """Logits ``[B, num_classes]`` of the first element of a batch; float32 if the model has its own autocast."""
+        if self._autocast is None:
+            return super().forward(batch)
+        device_type = next(self.module.parameters()).device.type
+        with torch.autocast(device_type, self._autocast):
+            logits_BK = super().forward(batch)
+        return logits_BK.float()
 
 
 def build_model(
@@ -95,11 +118,14 @@ def build_model(
     image_shape = given.pop("image_shape", None) if image_shape is None else image_shape
     settings = _settings(given)
     classes, shape = _check_task(settings.name, num_classes, image_shape)
+    autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     if settings.weights_path is not None:
         _load_safetensors(module, Path(settings.weights_path))
     reuse_config = {"name": settings.name, "num_classes": classes, "image_shape": list(shape), **measures}
-    return ReusableClassifier(module, classes, reuse_config)
+    if settings.autocast is not None:
+        reuse_config["autocast"] = settings.autocast
+    return ReusableClassifier(module, classes, reuse_config, autocast)
 
 
 def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]:
@@ -128,6 +154,14 @@ def _check_task(
         raise ModelError(f"Model {name!r}: a classifier needs at least 2 classes, not {num_classes}.")
     channels, height, width = (int(size) for size in image_shape)
     return int(num_classes), (channels, height, width)
+
+
+def _autocast_dtype(name: str | None) -> torch.dtype | None:
+    if name is None:
+        return None
+    if name not in _AUTOCAST_DTYPES:
+        raise ModelError(f"model.autocast: {name!r} is none of {', '.join(_AUTOCAST_DTYPES)}, or null for none.")
+    return _AUTOCAST_DTYPES[name]
 
 
 def _build_module(
