@@ -27,6 +27,7 @@ __all__ = [
     "ReuseAlgosError",
     "RunNotFoundError",
     "SignalNotFoundError",
+    "StaleReplayWarning",
     "nearest",
 ]
 
@@ -97,6 +98,10 @@ class ArchiveWarning(UserWarning):
 
 class NoEffectWarning(UserWarning):
     """An algorithm was switched on and changed nothing."""
+
+
+class StaleReplayWarning(UserWarning):
+    """Replayed perturbations hardly fool the model that trains now."""
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:

@@ -1,7 +1,8 @@
 """Algorithms that spend the archive."""
 
+from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 
-__all__ = ["HistoryCurriculum", "PriorRunDistillation", "ReusingAlgorithm"]
+__all__ = ["AdversarialReplay", "HistoryCurriculum", "PriorRunDistillation", "ReusingAlgorithm"]
