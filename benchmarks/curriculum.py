@@ -24,8 +24,8 @@ the file are not repeated, so the benchmark can be stopped and started again. Th
 
 Cost: an epoch of 10,000 images takes about 9 s on two otherwise idle CPU cores (one job on both). A run is 20 epochs
 (plain, 3 minutes), about 13 (dynamic_prune, 2 minutes) or the worth of 10 (the others, 90 s). The three prior runs take
-9 minutes and all runs of one seed about 40: two hours for three seeds, and one with ``--autocast bfloat16``. ``--npz`` names a file in Keras' layout; without
-it the data are the recipe's (torchvision's in ./data).
+9 minutes and all runs of one seed about 40: two hours for three seeds, and one with ``--autocast bfloat16`` where the
+CPU has it. ``--npz`` names a file in Keras' layout; without it the data are the recipe's (torchvision's in ./data).
 """
 
 from __future__ import annotations
