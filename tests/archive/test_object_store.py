@@ -371,7 +371,7 @@ def test_credentials_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_obstore_is_not_installed(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "obstore"]:
+    for name in {"obstore", *(name for name in sys.modules if name.split(".")[0] == "obstore")}:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ArchiveError, match=r"s3://bucket/x is an object store.*pip install 'reuse-algos\[remote\]'"):
         RunArchive("s3://bucket/x")
