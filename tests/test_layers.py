@@ -23,6 +23,7 @@ ORDER = (
     "recipe",
     "train",
     "compare",
+    "sequence",
     "demo",
     "commands",
     "cli",
@@ -107,6 +108,7 @@ def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
         "HistoryCurriculum",
         "PriorRunDistillation",
+        "PriorRunWarmStart",
         "RunArchive",
         "RunRecorder",
         "__version__",

@@ -34,6 +34,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import (
 )
 from reuse_algos.algorithms.prior_runs import RunSelection, match_classes, match_examples
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
+from reuse_algos.algorithms.times import reached
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
@@ -179,8 +180,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         return (
             not self.passed_teacher
             and int(state.timestamp.batch) % self.every_n_batches == 0
-            and _reached(state, self.start_at)
-            and not _reached(state, self.stop_at)
+            and reached(state, self.start_at)
+            and not reached(state, self.stop_at)
         )
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -456,24 +457,6 @@ class PriorRunDistillation(ReusingAlgorithm):
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"PriorRunDistillation: {name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _reached(state: State, when: Time) -> bool:
-    """Whether training has come to a Composer time, which may be a share of the whole duration."""
-    if when.unit == TimeUnit.DURATION:
-        return _elapsed_share(state) >= when.value
-    return state.timestamp.get(when.unit) >= when
-
-
-def _elapsed_share(state: State) -> float:
-    """Share of the whole duration that has passed, to the batch also where the duration is given in epochs."""
-    duration, length = state.max_duration, state.dataloader_len
-    if duration is None:
-        return 0.0
-    if duration.unit == TimeUnit.EPOCH and length is not None:
-        done = int(state.timestamp.epoch) + int(state.timestamp.batch_in_epoch) / int(length)
-        return done / int(duration)
-    return state.timestamp.get(duration.unit).value / duration.value
 
 
 def _eval_metric(state: State, name: str) -> float | None:

@@ -1,0 +1,25 @@
+"""Whether training has come to a Composer time."""
+
+from __future__ import annotations
+
+from composer import State, Time, TimeUnit
+
+__all__ = ["reached"]
+
+
+def reached(state: State, when: Time) -> bool:
+    """Whether training has come to a Composer time, which may be a share of the whole duration."""
+    if when.unit == TimeUnit.DURATION:
+        return _elapsed_share(state) >= when.value
+    return state.timestamp.get(when.unit) >= when
+
+
+def _elapsed_share(state: State) -> float:
+    """Share of the whole duration that has passed, to the batch also where the duration is given in epochs."""
+    duration, length = state.max_duration, state.dataloader_len
+    if duration is None:
+        return 0.0
+    if duration.unit == TimeUnit.EPOCH and length is not None:
+        done = int(state.timestamp.epoch) + int(state.timestamp.batch_in_epoch) / int(length)
+        return done / int(duration)
+    return state.timestamp.get(duration.unit).value / duration.value
