@@ -130,6 +130,20 @@ def test_another_encoding_is_refused(tmp_path: Path) -> None:
     assert RunArchive(tmp_path).run(run_id).signal("logits").slots == [0, 1]
 
 
+def test_replacing_harvested_views_leaves_captured_ones_alone(tmp_path: Path) -> None:
+    run_id = record_run(tmp_path, signals={"loss": {}})
+    _harvest(tmp_path, run_id)
+    result = _harvest(tmp_path, run_id, top_k=2, replace=True)
+    run = RunArchive(tmp_path).run(run_id)
+    assert (result.computed, run.signal("logits").encoding) == ([0, 1], "top_k")
+    assert [h.views for h in run.manifest.harvests] == [[0, 1]]
+    captured = record_run(tmp_path, seed=2)
+    _harvest(tmp_path, captured)
+    with pytest.raises(PriorRunMismatchError, match="keeps logits with top_k=None"):
+        _harvest(tmp_path, captured, top_k=2, replace=True)
+    assert RunArchive(tmp_path).verify().ok
+
+
 def test_fewer_and_more_views_than_the_dataset_has(tmp_path: Path) -> None:
     run_id = record_run(tmp_path)
     assert _harvest(tmp_path, run_id, views=1).computed == [0]

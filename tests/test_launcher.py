@@ -75,12 +75,16 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     archive = RunArchive(tmp_path / "demo" / "archive")
     by_method = {run.tags["method"]: run for run in archive.runs()}
-    assert set(by_method) == {"baseline", "short", "distilled", "dynamic-pruned"}
+    assert set(by_method) == {"baseline", "short", "distilled", "dynamic-pruned", "adversarial-replay"}
     for run in by_method.values():
         assert f"accuracy {run.final_metric():.4f} after {run.manifest.progress.epoch} epochs" in printed
+        assert f"{run.final_metric('PGDAccuracy'):.4f}" in printed.split("Robustness:")[1]
     assert by_method["short"].manifest.progress == by_method["distilled"].manifest.progress
-    for method in ("distilled", "dynamic-pruned"):
+    for method in ("distilled", "dynamic-pruned", "adversarial-replay"):
         assert [use.run_id for use in by_method[method].manifest.prior_runs] == [by_method["baseline"].id]
+    (use,) = by_method["adversarial-replay"].manifest.prior_runs
+    (harvest,) = by_method["baseline"].manifest.harvests
+    assert use.harvest_seconds == pytest.approx(harvest.seconds), "the attack is counted"
     pruned, full = (by_method[method].manifest.progress for method in ("dynamic-pruned", "baseline"))
     assert (pruned.epoch, full.epoch) == (30, 30)
     assert pruned.sample < 0.8 * full.sample

@@ -17,6 +17,7 @@ ORDER = (
     "data",
     "models",
     "scores",
+    "attacks",
     "algorithms",
     "callbacks",
     "harvest",
@@ -106,6 +107,7 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
+        "AdversarialReplay",
         "HistoryCurriculum",
         "PriorRunDistillation",
         "PriorRunWarmStart",

@@ -11,15 +11,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation, PriorRunWarmStart
+    from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation, PriorRunWarmStart
     from reuse_algos.archive import RunArchive
     from reuse_algos.callbacks import RunRecorder
 
 __version__ = "0.1.0"
 
-__all__ = ["HistoryCurriculum", "PriorRunDistillation", "PriorRunWarmStart", "RunArchive", "RunRecorder", "__version__"]
+__all__ = [
+    "AdversarialReplay",
+    "HistoryCurriculum",
+    "PriorRunDistillation",
+    "PriorRunWarmStart",
+    "RunArchive",
+    "RunRecorder",
+    "__version__",
+]
 
 _HOMES = {
+    "AdversarialReplay": "reuse_algos.algorithms",
     "HistoryCurriculum": "reuse_algos.algorithms",
     "PriorRunDistillation": "reuse_algos.algorithms",
     "PriorRunWarmStart": "reuse_algos.algorithms",

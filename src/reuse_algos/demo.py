@@ -5,15 +5,20 @@ Everything that is printed is measured here and now.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.table import Table
 
 from reuse_algos.archive import RunArchive
+from reuse_algos.attacks import Attack
 from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, select_outcomes
+from reuse_algos.compare.statistics import mean_interval
 from reuse_algos.errors import ArchiveConflictError
+from reuse_algos.harvest import harvest
 from reuse_algos.recipe.build import build_trainer
 from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
@@ -25,11 +30,15 @@ _ARMS = (
     ("short", "the control: plain runs at the small budget, learning rate fully decayed"),
     ("distilled", "the small budget again, taught by the archived baseline runs"),
     ("dynamic_pruned", "the full budget without some of the easy images, easy by the archived baseline runs"),
+    ("adversarial_replay", "the small budget, half of the images also as they fooled the first baseline run"),
 )
+_ATTACK = Attack(epsilon=24 / 255)  # 8/255, usual for photographs, fools few models of these digits
+_ROBUST = "callbacks.robust_evaluation={interval: 1dur, examples: 360, attacks: {fgsm: {}, pgd: {steps: 10}}}"
+_ROBUST_METRICS = {"clean": "CleanAccuracy", "FGSM 8/255": "FGSMAccuracy", "PGD-10 8/255": "PGDAccuracy"}
 
 
 def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
-    """Train four groups of small models on handwritten digits and compare what they cost.
+    """Train five groups of small models on handwritten digits, and compare what they cost and how robust they are.
 
     Args:
         folder: where the archive and the plot go.
@@ -49,6 +58,8 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     began = time.perf_counter()
     for method, why in _ARMS:
         out.print(f"\n[bold]{method.replace('_', '-')}[/bold]: {why}")
+        if method == "adversarial_replay":
+            out.print(_attack_baseline(archive_path), highlight=False)
         for seed in range(1, seeds + 1):
             out.print(_train(method, seed, archive_path), highlight=False)
     archive = RunArchive(archive_path, create=False)
@@ -58,6 +69,7 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     plot_comparison(comparison, selection.groups, plot)
     out.print()
     out.print(comparison_table(comparison))
+    out.print(_robustness(archive, list(selection.groups)))
     out.print(f"plot: {plot}\narchive: {archive_path} (try `reuse-algos runs {archive_path}`)", soft_wrap=True)
     out.print(f"{len(_ARMS) * seeds} runs in {time.perf_counter() - began:.0f} s", highlight=False)
     return 0
@@ -74,7 +86,7 @@ def _make_room(folder: Path, archive: Path, keep: bool) -> None:
 
 def _train(method: str, seed: int, archive: Path) -> str:
     """One run of a shipped recipe; a line that says how it went."""
-    overrides = [f"seed={seed}", f"archive={archive}", "progress_bar=false"]
+    overrides = [f"seed={seed}", f"archive={archive}", "progress_bar=false", _ROBUST]
     trainer = build_trainer(load_recipe(shipped_recipe(f"digits/{method}"), overrides))
     try:
         trainer.fit()
@@ -86,3 +98,35 @@ def _train(method: str, seed: int, archive: Path) -> str:
         f"  seed {seed}: accuracy {run.final_metric():.4f} after {progress.epoch} epochs, {progress.batch} steps, "
         f"{cost.train_seconds + cost.setup_seconds:.1f} s of training"
     )
+
+
+def _attack_baseline(path: Path) -> str:
+    """Harvest adversarial examples of the first baseline run; a line that says how it went."""
+    archive = RunArchive(path, create=False)
+    run = archive.runs(tags={"study": "digits", "method": "baseline"}, order="first", limit=1)[0]
+    (result,) = harvest(archive, run.id, signals=("adversarial",), attack=_ATTACK, progress=False)
+    if not result.computed:
+        return f"  {run.run_name} has been attacked before"
+    return (
+        f"  attack on {run.run_name}: {result.rates['success_quantized']:.0%} of its training images fool it, made in "
+        f"{result.seconds:.1f} s"
+    )
+
+
+def _robustness(archive: RunArchive, groups: list[str]) -> Table:
+    """Mean accuracy of each group at the end of training, on images that were perturbed against each model itself."""
+    table = Table(title="Robustness: accuracy on evaluation images perturbed against each run's own model", box=None)
+    table.title_justify = "left"
+    table.add_column("tags.method")
+    for title in _ROBUST_METRICS:
+        table.add_column(title)
+    for group in groups:
+        runs = [run for run in archive.runs(tags={"method": group}) if any("/robust/" in n for n in run.metric_names)]
+        cells = []
+        for metric in _ROBUST_METRICS.values() if runs else ():
+            interval = mean_interval([run.final_metric(metric) for run in runs])
+            known = math.isfinite(interval.low)
+            spread = f" [{interval.low:.4f}, {interval.high:.4f}]" if known else ""
+            cells.append(f"{interval.estimate:.4f}{spread}".replace("[", r"\["))
+        table.add_row(group, *cells)
+    return table

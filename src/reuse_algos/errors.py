@@ -28,6 +28,7 @@ __all__ = [
     "RunNotFoundError",
     "SequenceError",
     "SignalNotFoundError",
+    "StaleReplayWarning",
     "nearest",
 ]
 
@@ -102,6 +103,10 @@ class ArchiveWarning(UserWarning):
 
 class NoEffectWarning(UserWarning):
     """An algorithm was switched on and changed nothing."""
+
+
+class StaleReplayWarning(UserWarning):
+    """Replayed perturbations hardly fool the model that trains now."""
 
 
 def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from reuse_algos.archive import DatasetRecord, RunArchive, Signal, decode_top_k, encode_top_k
 from reuse_algos.archive.segments import Segment
-from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ExampleIdError, SignalNotFoundError
+from reuse_algos.errors import (
+    ArchiveCorruptError,
+    ArchiveError,
+    ArchiveVersionError,
+    ExampleIdError,
+    SignalNotFoundError,
+)
 
 from .conftest import NUM_EXAMPLES, manifest_of
 
@@ -207,7 +213,7 @@ BAD_SEGMENTS = {
     "no slot": ({}, {"ids": IDS, "values": torch.zeros(3)}),
     "a negative slot": ({"slot": -1}, {"ids": IDS, "values": torch.zeros(3)}),
     "a slot in words": ({"slot": "0"}, {"ids": IDS, "values": torch.zeros(3)}),
-    "an unknown encoding": ({"slot": 0, "encoding": "zip"}, {"ids": IDS, "values": torch.zeros(3)}),
+    "an encoding that is no name": ({"slot": 0, "encoding": 3}, {"ids": IDS, "values": torch.zeros(3)}),
     "no values": ({"slot": 0}, {"ids": IDS}),
     "one tensor too many": ({"slot": 0}, {"ids": IDS, "values": torch.zeros(3), "x": IDS}),
     "falling ids": ({"slot": 0}, {"ids": IDS.flip(0), "values": torch.zeros(3)}),
@@ -246,6 +252,14 @@ def test_malformed_segments_are_refused_on_writing_and_on_reading(archive: RunAr
         archive.start_run("bad").put("signals", "loss", tensors, meta)
     with pytest.raises(ArchiveCorruptError, match="file x is not a segment"):
         Signal("loss", [Segment("file x", meta, tensors)], N)
+
+
+def test_an_encoding_of_a_newer_version_is_not_called_damage(archive: RunArchive) -> None:
+    meta, tensors = {"slot": 0, "encoding": "zip"}, {"ids": IDS, "values": torch.zeros(3)}
+    with pytest.raises(ArchiveVersionError, match=r"file x keeps .* 'loss' in the encoding 'zip'.*upgrade"):
+        Signal("loss", [Segment("file x", meta, tensors)], N)
+    with pytest.raises(ArchiveError, match="cannot archive the signal 'loss': with encoding 'zip'"):
+        archive.start_run("bad").put("signals", "loss", tensors, meta)
 
 
 def test_segments_must_fit_each_other_and_the_data() -> None:

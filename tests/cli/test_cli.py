@@ -354,6 +354,7 @@ class Harvested:
     rows: int
     bytes: int
     seconds: float
+    rates: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def test_harvest_passes_its_arguments_on(
@@ -414,7 +415,9 @@ def test_commands_fit_the_functions_that_they_call() -> None:
 
     assert [f.name for f in dataclasses.fields(HarvestResult)] == [f.name for f in dataclasses.fields(Harvested)]
     names = ("signals", "views", "weights", "top_k", "batch_size", "device", "precision", "data", "progress")
-    inspect.signature(real_harvest).bind("archive", "run", **dict.fromkeys((*names, "memory_bytes")))
+    inspect.signature(real_harvest).bind(
+        "archive", "run", **dict.fromkeys((*names, "memory_bytes", "attack", "bits", "replace"))
+    )
     inspect.signature(real_train).bind(["recipe.yaml"])
     inspect.signature(run_demo).bind(Path("demo"), seeds=3, keep=False)
 

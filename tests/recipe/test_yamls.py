@@ -1,9 +1,11 @@
 """Every recipe in the tree is documented, composes and builds a Trainer."""
 
+import re
 from pathlib import Path
 
 import pytest
 
+from reuse_algos.cli import build_parser
 from reuse_algos.recipe import build_trainer, load_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +22,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "digits/pruned",
         "digits/dynamic_pruned",
         "digits/warm_start",
+        "digits/adversarial_replay",
         "cifar100/resnet56/baseline",
         "cifar100/resnet56/distilled_kl",
         "cifar100/resnet56/distilled_mse_mixup",
@@ -27,6 +30,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "cifar100/resnet56/distilled_every10",
         "cifar100/resnet56/distilled_one_of_five",
         "cifar100/resnet56/warm_start",
+        "cifar100/resnet56/adversarial_replay",
         "cifar100/small/baseline",
         "cifar100/small/distilled_kl",
         "cifar100/small/distilled_mse",
@@ -37,6 +41,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "cifar100/small/warm_start",
         "transfer/fine_tuning",
         "transfer/feature_extraction",
+        "cifar100/small/adversarial_replay",
     }
 
 
@@ -66,6 +71,18 @@ def test_recipe_builds_a_trainer(path, small_npz, on_cpu):
     assert "RunRecorder" in {type(callback).__name__ for callback in state.callbacks}
     assert len(state.evaluators) == 1
     trainer.close()
+
+
+def test_commands_in_headers_parse():
+    """Also those that are to be run before, such as harvests."""
+    parser, checked = build_parser(), 0
+    for path in YAMLS:
+        for command in re.findall(r"^# .*?reuse-algos (.+)$", path.read_text(), flags=re.MULTILINE):
+            arguments = parser.parse_args(command.split())
+            names = {load_recipe(other).settings.run_name for other in YAMLS if other.parent == path.parent}
+            assert arguments.run_id in names, path
+            checked += 1
+    assert checked == 3
 
 
 def test_origin_recipe_of_resnet56():

@@ -9,9 +9,16 @@ import torch
 from composer import State
 from composer.algorithms import AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment
 
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+from reuse_algos.algorithms.reusing_algorithm import ExampleLosses, Replayed, ReusingAlgorithm
 
-__all__ = ["changes_inputs", "example_weights", "mixes_examples"]
+__all__ = [
+    "changes_inputs",
+    "clean_rows",
+    "example_losses",
+    "example_weights",
+    "mixes_examples",
+    "replayed_outputs",
+]
 
 
 def mixes_examples(state: State) -> list[str]:
@@ -44,3 +51,40 @@ def example_weights(state: State, positions_B: torch.Tensor | None = None) -> to
         if weights_B is not None:
             product_B = weights_B if product_B is None else product_B * weights_B
     return product_B
+
+
+def example_losses(state: State) -> ExampleLosses | None:
+    """How the algorithm that weighs examples gets their losses; None where no algorithm of this run weighs them."""
+    found = (one.example_losses() for one in state.algorithms if isinstance(one, ReusingAlgorithm))
+    return next((losses for losses in found if losses is not None), None)
+
+
+def clean_rows(state: State) -> torch.Tensor | None:
+    """Rows of the current microbatch whose outputs are those of the view that was loaded.
+
+    Whoever keeps outputs as what the model said of a view must leave the other rows out.
+
+    Args:
+        state: from AFTER_FORWARD on.
+
+    Returns:
+        int64 row numbers on the CPU; None where all rows are.
+    """
+    replaced_B: torch.Tensor | None = None
+    for algorithm in state.algorithms:
+        rows_B = algorithm.replaced_rows(state) if isinstance(algorithm, ReusingAlgorithm) else None
+        if rows_B is not None:
+            replaced_B = rows_B if replaced_B is None else replaced_B | rows_B
+    return None if replaced_B is None else (~replaced_B).nonzero().flatten()
+
+
+def replayed_outputs(state: State) -> Replayed | None:
+    """Outputs of rows that an algorithm of this run added to the current microbatch; None where there are none.
+
+    Whoever adds a mean over rows to the loss must add these rows to it in the same proportion.
+
+    Args:
+        state: from AFTER_FORWARD on.
+    """
+    found = (one.replayed_outputs(state) for one in state.algorithms if isinstance(one, ReusingAlgorithm))
+    return next((replayed for replayed in found if replayed is not None), None)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from reuse_algos.algorithms.split_batch_norm import without_auxiliary
 from reuse_algos.errors import ModelError
 
 __all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
@@ -29,9 +30,11 @@ def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State dict of the user's model under its own names, tensors only, without wrapper prefixes."""
-    state = unwrap_model(model).state_dict()
-    return {name.replace("_orig_mod.", ""): value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    """State dict of the user's model under its own names: tensors only, without prefixes and auxiliary batch norms."""
+    plain = unwrap_model(model)
+    state = plain.state_dict()
+    names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
+    return {name.replace("_orig_mod.", ""): state[name] for name in names}
 
 
 def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor:

@@ -6,9 +6,9 @@ import os
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from composer import Algorithm, State
@@ -20,7 +20,29 @@ from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.errors import NoEffectWarning
 from reuse_algos.ranks import on_every_rank
 
-__all__ = ["ReusingAlgorithm", "Stopwatch"]
+__all__ = ["ExampleLosses", "Replayed", "ReusingAlgorithm", "Stopwatch"]
+
+ExampleLosses = Callable[[Any, Any], torch.Tensor]
+"""(outputs, batch) -> the loss of each example, float ``[B]``, whose mean is the model's loss."""
+
+
+class Replayed(NamedTuple):
+    """Rows that went through the model once more in another form, and count in the loss beside their clean ones.
+
+    A term that is a mean over rows becomes ``clean_share * mean(all rows) + share * mean(replayed rows)``.
+
+    Attributes:
+        outputs: the model's outputs of the R replayed rows; None where R is 0, as all that the batch has are in other
+            microbatches.
+        rows_R: int64 on the outputs' device: which rows of the microbatch they are.
+        clean_share: weight of the microbatch's own mean.
+        share: weight of the mean over the replayed rows.
+    """
+
+    outputs: Any
+    rows_R: torch.Tensor
+    clean_share: float
+    share: float
 
 
 class Stopwatch:
@@ -71,6 +93,9 @@ class ReusingAlgorithm(Algorithm):
         mismatch: ``refuse`` or ``allow`` prior runs on other data or other views.
         id_key: key of the batch that holds the example ids, for iterable datasets.
     """
+
+    place: ClassVar[int] = 0
+    """Order among this library's algorithms, all of which run behind the others: lower ones first."""
 
     def __init__(
         self,
@@ -130,6 +155,26 @@ class ReusingAlgorithm(Algorithm):
         del state, positions_B
         return None
 
+    def example_losses(self) -> ExampleLosses | None:
+        """How to get the losses of single examples, from an algorithm that weighs them; None from the others."""
+        return None
+
+    def replaced_rows(self, state: State) -> torch.Tensor | None:
+        """Rows of the current microbatch whose outputs are not those of the clean view, because of this algorithm.
+
+        Ask :func:`~reuse_algos.algorithms.interplay.clean_rows`, which knows all algorithms of a run.
+
+        Returns:
+            bool ``[B]`` on the CPU from AFTER_FORWARD on; None where there are none.
+        """
+        del state
+        return None
+
+    def replayed_outputs(self, state: State) -> Replayed | None:
+        """Outputs of rows that this algorithm adds to the current microbatch, from AFTER_FORWARD on; or None."""
+        del state
+        return None
+
     def log_metrics(self, metrics: dict[str, float], logger: Logger) -> None:
         """Hand metrics to the loggers, and to the recorder through :attr:`latest_metrics`."""
         self.latest_metrics = metrics
@@ -154,9 +199,14 @@ class ReusingAlgorithm(Algorithm):
         self.setup_seconds = float(state["setup_seconds"])
 
     def run_last(self, state: State) -> None:
-        """INIT: move behind all other algorithms, to see the loss after MixUp and CutMix rewrote it."""
-        state.algorithms.remove(self)
-        state.algorithms.append(self)
+        """INIT: move behind all algorithms of others, to see the loss after MixUp and CutMix rewrote it.
+
+        This library's own stand there by :attr:`place`, whatever their order in the list: a curriculum's weights go
+        into the loss first, then replayed rows, then the distillation term.
+        """
+        others = [one for one in state.algorithms if not isinstance(one, ReusingAlgorithm)]
+        ours = sorted((one for one in state.algorithms if isinstance(one, ReusingAlgorithm)), key=lambda one: one.place)
+        state.algorithms[:] = [*others, *ours]
 
 
 def _snake_case(name: str) -> str:

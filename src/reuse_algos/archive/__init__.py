@@ -16,6 +16,7 @@ from reuse_algos.archive.manifest import (
     TensorInfo,
 )
 from reuse_algos.archive.metrics import MetricHistory, history_tensors, infer_mode
+from reuse_algos.archive.packed import dequantize, quantize, shape_text
 from reuse_algos.archive.removal import RemovalReport
 from reuse_algos.archive.resident import ResidentSignal
 from reuse_algos.archive.run import PriorRun, weights_name
@@ -55,10 +56,13 @@ __all__ = [
     "VerifyReport",
     "copy_runs",
     "decode_top_k",
+    "dequantize",
     "describe",
     "encode_top_k",
     "history_tensors",
     "infer_mode",
     "open_store",
+    "quantize",
+    "shape_text",
     "weights_name",
 ]

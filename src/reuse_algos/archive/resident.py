@@ -1,6 +1,6 @@
 """A signal held on a device, laid out so that a look-up is one ``index_select`` and waits for nothing.
 
-Shape legend: n examples of the reading run, B looked up, S slots, T rows held (row 0 stands for "not seen"), C classes.
+Shape legend: n examples of the reading run, B looked up, S slots, T rows held (row 0 stands for "not seen").
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from reuse_algos.archive.top_k import decode_top_k
+from reuse_algos.archive.rows import RowFormat
 
 __all__ = ["ResidentSignal"]
 
@@ -19,14 +19,14 @@ class ResidentSignal:
     """Rows of a signal on one device. Made by :meth:`Signal.resident <reuse_algos.archive.signals.Signal.resident>`.
 
     Args:
-        columns: ``values`` [T, ...], and for the encoding "top_k" also ``indices`` and ``rest``, on the device.
+        columns: The tensors of the rows as they are archived, [T, ...], on the device; decoded after a look-up.
         table_Sn: int64 [S, n], the row for each slot and position; 0 for none.
         slots: The slot numbers, ascending.
-        num_classes: C, where the rows are to be decoded from "top_k".
+        row_format: How the rows are kept.
     """
 
     def __init__(
-        self, columns: Mapping[str, Tensor], table_Sn: Tensor, slots: Sequence[int], num_classes: int | None
+        self, columns: Mapping[str, Tensor], table_Sn: Tensor, slots: Sequence[int], row_format: RowFormat
     ) -> None:
         self.device = columns["values"].device
         self.slots = list(slots)
@@ -35,7 +35,7 @@ class ResidentSignal:
         narrow = torch.int32 if len(columns["values"]) < 2**31 else torch.int64
         self._table = table_Sn.to(narrow).reshape(-1).to(self.device)
         self._slots = torch.tensor(self.slots, dtype=torch.int64, device=self.device)
-        self._num_classes = num_classes
+        self._row_format = row_format
 
     @property
     def nbytes(self) -> int:
@@ -63,7 +63,4 @@ class ResidentSignal:
             rows_B = rows_B * (self._slots.index_select(0, index_B) == slots_B)
         seen_B = rows_B > 0
         picked = {key: column.index_select(0, rows_B) for key, column in self._columns.items()}
-        if self._num_classes is None:
-            return picked["values"], seen_B
-        logits_BC = decode_top_k(picked["values"], picked["indices"], picked["rest"], self._num_classes)
-        return logits_BC.masked_fill_(~seen_B.unsqueeze(1), 0.0), seen_B
+        return self._row_format.decode(picked, seen_B), seen_B

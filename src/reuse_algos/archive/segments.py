@@ -1,22 +1,21 @@
 """One file of a signal: some rows of one slot, by ascending position.
 
-Shape legend: N training examples, B looked up, M rows of the segment, K kept classes, C classes.
+Shape legend: N training examples, B looked up, M rows of the segment, K kept classes, C classes, P bytes of a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from reuse_algos.archive.manifest import Scalar
+from reuse_algos.archive.packed import BITS, packed_shape, parse_shape
+from reuse_algos.archive.rows import TENSORS, RowFormat
 
-__all__ = ["Encoding", "Segment", "check_signal", "layout_of"]
-
-Encoding = Literal["dense", "top_k"]
+__all__ = ["Segment", "check_signal", "layout_of", "unknown_encoding"]
 
 Parts = Callable[[str], Iterable[Tensor]]
 """Reads one tensor of a file, named by its key, in parts of some rows each, in order."""
@@ -27,8 +26,6 @@ _ROWS_PER_PART = 1 << 17
 MAX_SLOTS = 1 << 31
 MAX_CLASSES = 1 << 24  # of sparse rows, where only the manifest says how many numbers a row is to become
 
-TENSORS: dict[str, tuple[str, ...]] = {"dense": ("ids", "values"), "top_k": ("ids", "values", "indices", "rest")}
-
 
 @dataclass(frozen=True)
 class Segment:
@@ -36,10 +33,12 @@ class Segment:
 
     Attributes:
         where: The file's name, for messages.
-        meta: ``slot``, ``epoch``, ``view`` (integers), ``source`` ("capture" or "harvest"), ``encoding`` ("dense" or
-            "top_k") and ``num_classes`` (an integer or None).
+        meta: ``slot``, ``epoch``, ``view`` (integers), ``source`` ("capture" or "harvest"), ``encoding`` ("dense",
+            "top_k" or "packed") and ``num_classes`` (an integer or None); where packed also ``bits`` (2, 4 or 8) and
+            ``shape`` (of a row, such as "3x32x32").
         tensors: ``ids`` int64 [M], strictly ascending positions; ``values`` [M, ...]; with encoding "top_k" also
-            ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.top_k`).
+            ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.top_k`); with encoding "packed" the
+            values are uint8 [M, P], and there is ``scale`` float32 [M] (see :mod:`reuse_algos.archive.packed`).
         parts: How to read a tensor without the memory map, so that checking a large one does not fill memory with its
             pages; None where the tensors are in memory anyway.
     """
@@ -56,15 +55,16 @@ class Segment:
         return slot if isinstance(slot, int) else -1
 
     @property
-    def encoding(self) -> Encoding:
-        """How the rows are kept."""
-        return "top_k" if self.meta.get("encoding") == "top_k" else "dense"
-
-    @property
-    def num_classes(self) -> int | None:
-        """C for logits, else None."""
-        num_classes = self.meta.get("num_classes")
-        return num_classes if isinstance(num_classes, int) else None
+    def row_format(self) -> RowFormat:
+        """How the rows are kept; of a segment that was checked."""
+        encoding, num_classes = self.meta.get("encoding", "dense"), self.meta.get("num_classes")
+        classes = num_classes if isinstance(num_classes, int) else None
+        if encoding == "packed":
+            bits = self.meta.get("bits")
+            return RowFormat(
+                "packed", classes, bits if isinstance(bits, int) else None, parse_shape(self.meta.get("shape"))
+            )
+        return RowFormat("top_k" if encoding == "top_k" else "dense", classes)
 
     def find(self, positions: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
         """Where positions are in this segment.
@@ -103,7 +103,7 @@ def check_signal(
     slot, encoding, num_classes = meta.get("slot"), meta.get("encoding", "dense"), meta.get("num_classes")
     if not isinstance(slot, int) or isinstance(slot, bool) or not 0 <= slot < MAX_SLOTS:
         return f"its slot is {slot!r}, not a number from 0 to {MAX_SLOTS - 1}"
-    if encoding not in ("dense", "top_k") or set(tensors) != set(TENSORS[encoding]):
+    if not isinstance(encoding, str) or encoding not in TENSORS or set(tensors) != set(TENSORS[encoding]):
         return f"with encoding {encoding!r} it holds the tensors {sorted(tensors)}"
     ids_M, values = tensors["ids"], tensors["values"]
     if ids_M.dtype != torch.int64 or ids_M.ndim != 1:
@@ -112,6 +112,8 @@ def check_signal(
         return "its tensors differ in their number of rows"
     if fault := _check_ids(_in_parts("ids", tensors, parts), num_examples):
         return fault
+    if encoding == "packed":
+        return _check_packed(meta, tensors, parts)
     if encoding == "top_k":
         indices_MK = tensors["indices"]
         if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
@@ -125,6 +127,32 @@ def check_signal(
         for part_K in _in_parts("indices", tensors, parts):
             if part_K.numel() and not 0 <= int(part_K.min()) <= int(part_K.max()) < num_classes:
                 return f"its indices are not from 0 to {num_classes - 1}"
+    return None
+
+
+def unknown_encoding(meta: Mapping[str, Scalar]) -> str | None:
+    """The name of an encoding that this version does not know; None if it does, or if it is no name."""
+    encoding = meta.get("encoding", "dense")
+    return encoding[:40] if isinstance(encoding, str) and encoding not in TENSORS else None
+
+
+def _check_packed(meta: Mapping[str, Scalar], tensors: Mapping[str, Tensor], parts: Parts | None) -> str | None:
+    bits, shape, values = meta.get("bits"), parse_shape(meta.get("shape")), tensors["values"]
+    if not isinstance(bits, int) or isinstance(bits, bool) or bits not in BITS:
+        return f"its bits are {bits!r}, not one of {BITS}"
+    if shape is None:
+        return f"its shape is {meta.get('shape')!r:.80}, not sizes such as '3x32x32'"
+    # What a row is to become is backed by bytes of the file, so that a claim takes no memory.
+    if values.dtype != torch.uint8 or values.ndim != 2 or values.shape[1] != packed_shape(shape, bits):
+        return (
+            f"its values are {values.dtype} of shape {tuple(values.shape)}, but rows of {meta['shape']} in {bits} bits "
+            f"are {packed_shape(shape, bits)} bytes each"
+        )
+    if tensors["scale"].dtype != torch.float32 or tensors["scale"].ndim != 1:
+        return "its scale is not one float32 per row"
+    for part_M in _in_parts("scale", tensors, parts):
+        if not bool((part_M.isfinite() & (part_M >= 0)).all()):
+            return "its scale is not finite and 0 or more everywhere"
     return None
 
 
@@ -152,4 +180,4 @@ def _check_ids(parts: Iterable[Tensor], num_examples: int | None) -> str | None:
 def layout_of(segment: Segment) -> tuple[object, ...]:
     """What all segments of a signal must have in common."""
     columns = {key: (t.dtype, tuple(t.shape[1:])) for key, t in sorted(segment.tensors.items()) if key != "ids"}
-    return segment.encoding, segment.num_classes, *columns.items()
+    return segment.row_format, *columns.items()

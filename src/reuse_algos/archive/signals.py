@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive.resident import ResidentSignal
-from reuse_algos.archive.segments import Encoding, Segment, check_signal, layout_of
-from reuse_algos.archive.top_k import decode_top_k
-from reuse_algos.errors import ArchiveCorruptError, ExampleIdError, SignalNotFoundError
+from reuse_algos.archive.rows import Encoding, RowFormat
+from reuse_algos.archive.segments import Segment, check_signal, layout_of, unknown_encoding
+from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError, ExampleIdError, SignalNotFoundError
 
 __all__ = ["Signal"]
 
@@ -33,8 +33,12 @@ class Signal:
         segments: In the order of the manifest.
         num_examples: N.
 
+    Attributes:
+        row_format: How the rows are kept.
+
     Raises:
         ArchiveCorruptError: A segment is malformed, or does not fit the others.
+        ArchiveVersionError: A segment has an encoding of a newer minor version.
         SignalNotFoundError: There are no segments.
     """
 
@@ -46,6 +50,11 @@ class Signal:
         self._by_slot: dict[int, list[Segment]] = {}
         first = layout_of(segments[0])
         for segment in segments:
+            if name_of_encoding := unknown_encoding(segment.meta):
+                raise ArchiveVersionError(
+                    f"{segment.where} keeps the signal {name!r} in the encoding {name_of_encoding!r}, which this "
+                    "reuse_algos does not know; the rest of the run can be read. A newer version wrote it: upgrade"
+                )
             fault = check_signal(segment.meta, segment.tensors, num_examples, segment.parts)
             if fault is None and layout_of(segment) != first:
                 fault = f"its layout {layout_of(segment)} differs from {first} of {segments[0].where}"
@@ -53,6 +62,7 @@ class Signal:
                 raise ArchiveCorruptError(f"{segment.where} is not a segment of the signal {name!r}: {fault}")
             self._by_slot.setdefault(segment.slot, []).append(segment)
         self._first = segments[0]
+        self.row_format: RowFormat = segments[0].row_format
         self._whole_values: dict[int, Tensor] = {}  # of each dense slot that has one row for every example, in order
         for slot in self._by_slot if self.encoding == "dense" else ():
             whole = self._whole(slot)
@@ -61,13 +71,22 @@ class Signal:
 
     @property
     def encoding(self) -> Encoding:
-        """``"dense"`` or ``"top_k"``."""
-        return self._first.encoding
+        """``"dense"``, ``"top_k"`` or ``"packed"``."""
+        return self.row_format.encoding
 
     @property
     def num_classes(self) -> int | None:
         """C for logits, else None."""
-        return self._first.num_classes
+        return self.row_format.num_classes
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """Shape of a row as :meth:`gather` returns it: ``(C,)`` for logits, ``(C, H, W)`` for packed images."""
+        if self.row_format.shape is not None:
+            return self.row_format.shape
+        if self.encoding == "top_k":
+            return (self.num_classes or 0,)
+        return tuple(self._first.tensors["values"].shape[1:])
 
     @property
     def slots(self) -> list[int]:
@@ -119,8 +138,8 @@ class Signal:
             slots_B: int64 [B]; a slot that the signal does not have counts as not seen.
 
         Returns:
-            ``rows`` [B, ...] in the archived type (float32 [B, C] for encoding "top_k"), 0 where not seen, and ``seen``
-            bool [B].
+            ``rows`` [B, ...] in the archived type (float32 [B, C] for encoding "top_k" and float32 of the packed shape
+            for "packed"), 0 where not seen, and ``seen`` bool [B].
 
         Raises:
             ExampleIdError: A position is not from 0 to N-1.
@@ -143,10 +162,7 @@ class Signal:
             seen_B = torch.ones(len(positions_B), dtype=torch.bool)
         else:
             encoded, seen_B = self._gather_parts(positions_B, slots_B, slots)
-        if self.encoding == "dense":
-            return encoded["values"], seen_B
-        logits_BC = decode_top_k(encoded["values"], encoded["indices"], encoded["rest"], self.num_classes or 0)
-        return logits_BC.masked_fill_(~seen_B.unsqueeze(1), 0.0), seen_B
+        return self.row_format.decode(encoded, seen_B), seen_B
 
     def dense(self, slot: int) -> tuple[Tensor, Tensor]:
         """All rows of a slot: ``values`` [N, ...] as :meth:`gather` returns them, and ``seen`` bool [N].
@@ -199,7 +215,7 @@ class Signal:
             for segment, segment_rows, begin in located:
                 column_T[begin : begin + len(segment_rows)] = segment.tensors[key].index_select(0, segment_rows)
             columns[key] = column_T
-        return ResidentSignal(columns, table_Sn, slots, self.num_classes if self.encoding == "top_k" else None)
+        return ResidentSignal(columns, table_Sn, slots, self.row_format)
 
     def _segments(self, slot: int) -> list[Segment]:
         if slot not in self._by_slot:

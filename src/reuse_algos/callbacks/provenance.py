@@ -16,6 +16,7 @@ from composer.utils import dist
 from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos.algorithms.outputs import plain_state_dict, unwrap_model
+from reuse_algos.algorithms.split_batch_norm import without_auxiliary
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
 from reuse_algos.data.example_ids import num_rows
 from reuse_algos.errors import ArchiveWarning
@@ -75,12 +76,13 @@ def model_record(model: torch.nn.Module, flops_per_example: int | None) -> Model
     plain = unwrap_model(model)
     config = getattr(plain, "reuse_config", None)
     inner = getattr(plain, "module", plain)
+    parameters = dict(plain.named_parameters())
     return ModelRecord(
         name=config["name"] if config else type(inner).__name__,
         config=config,
         num_classes=getattr(plain, "num_classes", None),
         parameters=describe(plain_state_dict(model)),
-        num_parameters=sum(p.numel() for p in plain.parameters()),
+        num_parameters=sum(parameters[name].numel() for name in without_auxiliary(plain, parameters)),
         flops_per_example=flops_per_example,
     )
 

@@ -14,7 +14,7 @@ from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.algorithms.interplay import changes_inputs, clean_rows, mixes_examples
 from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import (
@@ -28,6 +28,7 @@ from reuse_algos.archive import (
 )
 from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.provenance import environment, forward_flops, model_record
+from reuse_algos.callbacks.robust_evaluation import ROBUST, robust_metrics
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
 from reuse_algos.callbacks.spool import Spool
@@ -267,7 +268,8 @@ class RunRecorder(Callback):
         targets = None
         if self.signals.keys() - {"logits"}:
             targets = state.batch_get_item(self.target_key)
-        self._capture.record(epoch, examples, logits_of(state.outputs, self.output_key), targets)  # type: ignore[arg-type]
+        logits = logits_of(state.outputs, self.output_key)
+        self._capture.record(epoch, examples, logits, targets, clean_rows(state))  # type: ignore[arg-type]
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the batch to the epoch's means."""
@@ -323,6 +325,8 @@ class RunRecorder(Callback):
         for name, metric in state.eval_metrics[label].items():
             if (value := scalar(metric)) is not None:
                 self._log.add(f"metrics/{label}/{name}", value, state)
+        for name, value in robust_metrics(state).items():
+            self._log.add(name, value, state)
         monitor = self._monitored()
         value = self._log.last(monitor)
         if monitor is None or value is None or not monitor.startswith(f"metrics/{label}/"):
@@ -346,6 +350,7 @@ class RunRecorder(Callback):
         names = [name for name in self._log.names if name.startswith("metrics/") and "/train/" not in name]
         if self.monitor is not None:
             return next((name for name in names if name == self.monitor or name.endswith("/" + self.monitor)), None)
+        names = [name for name in names if f"/{ROBUST}/" not in name]
         return next((name for name in names if "Accuracy" in name), names[0] if names else None)
 
     # Commit ---------------------------------------------------------------------------------------------------------

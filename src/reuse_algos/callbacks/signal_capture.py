@@ -125,7 +125,14 @@ class SignalCapture:
             if kept.last_epochs is None or self.num_epochs is None or epoch >= self.num_epochs - kept.last_epochs
         ]
 
-    def record(self, epoch: int, examples: Examples, logits_BC: torch.Tensor, targets_B: torch.Tensor | None) -> None:
+    def record(
+        self,
+        epoch: int,
+        examples: Examples,
+        logits_BC: torch.Tensor,
+        targets_B: torch.Tensor | None,
+        kept_R: torch.Tensor | None = None,
+    ) -> None:
         """Keep the rows of one microbatch.
 
         Args:
@@ -133,6 +140,7 @@ class SignalCapture:
             examples: which examples the rows are.
             logits_BC: ``[B, C, ...]``, any float dtype.
             targets_B: class indices ``[B, ...]`` or class probabilities ``[B, C, ...]``; needed for all but logits.
+            kept_R: int64 on the CPU: only these rows; None: all.
 
         Raises:
             ValueError: more than logits is wanted and there are no targets.
@@ -141,6 +149,12 @@ class SignalCapture:
         if not names:
             return
         logits_BC = logits_BC.detach()
+        if kept_R is not None:
+            if not len(kept_R):
+                return
+            rows = kept_R.to(logits_BC.device)
+            examples = Examples(examples.positions[kept_R], examples.views[kept_R])
+            logits_BC, targets_B = logits_BC[rows], None if targets_B is None else targets_B[rows]
         view = int(examples.views[0])
         if bool((examples.views != view).any()):
             self._record_by_view(epoch, examples, logits_BC, targets_B)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import sys
+from typing import Any
 
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
@@ -24,6 +26,17 @@ from reuse_algos.commands.common import (
 
 __all__ = ["add_parser", "run"]
 
+# Options, and the fields of an attack that they set.
+_FIELDS = {
+    "attack": "method",
+    "epsilon": "epsilon",
+    "steps": "steps",
+    "step_size": "step_size",
+    "norm": "norm",
+    "targeted": "targeted",
+    "attack_seed": "seed",
+}
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""
@@ -31,10 +44,13 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "harvest",
         "pass a run's training data through its archived model and keep the signals",
-        "Signals: logits (of the views that the run was trained on), and the scores el2n, grand and\n"
-        "grand_last_layer (of the examples without augmentation, unless --views is given). Those of other\n"
-        "weights than the last are kept beside them, such as el2n.ep0005; the logits of several weights are\n"
-        "the members of an ensemble (reuse-algos scores --score mutual_information).\n\n"
+        "Signals: logits and adversarial (of the views that the run was trained on), and the scores el2n,\n"
+        "grand and grand_last_layer (of the examples without augmentation, unless --views is given). Those\n"
+        "of other weights than the last are kept beside them, such as el2n.ep0005; the logits of several\n"
+        "weights are the members of an ensemble (reuse-algos scores --score mutual_information).\n\n"
+        "adversarial keeps perturbations of the images that fool the archived model. Their sizes are those of\n"
+        "pixels from 0 to 1, whatever the normalisation; a signal is of one attack, and --replace makes it\n"
+        "anew.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
         "the signals.\n\n"
         f"{ARCHIVE_HELP}",
@@ -42,6 +58,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --views 32
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --weights best --json
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals el2n,grand --weights ep0005,ep0010
+        reuse-algos harvest ./archive resnet56-17 --signals adversarial --attack pgd --epsilon 8/255
         reuse-algos harvest resnet56-17-0123abcdef --archive ./archive --views 32
         """,
     )
@@ -52,13 +69,14 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAMES",
         action="append",
         default=[],
-        help="signals to fill, with commas between: logits, el2n, grand, grand_last_layer (default: logits)",
+        help="signals to fill, with commas between: logits, el2n, grand, grand_last_layer, adversarial "
+        "(default: logits)",
     )
     parser.add_argument(
         "--views",
         type=positive,
         metavar="N",
-        help="views 0 to N-1 of each example (default: for logits those of the run, for scores the plain one)",
+        help="views 0 to N-1 of each example (default: those of the run, for scores the plain one)",
     )
     parser.add_argument(
         "--weights", default="last", metavar="NAMES", help="which weights, with commas between (default: last)"
@@ -71,8 +89,67 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--precision", metavar="NAME", help="such as amp_bf16 (default: that of the run's recipe)")
     add_data(parser)
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="harvest anew what is there; the first new view takes the place of all of the signal",
+    )
+    _add_attack(parser)
     add_json(parser)
     parser.set_defaults(run=run)
+
+
+def _add_attack(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of the signal adversarial")
+    group.add_argument("--attack", choices=("fgsm", "pgd"), help="one step, or several projected ones (default: pgd)")
+    group.add_argument(
+        "--epsilon", type=_size, metavar="E", help="radius in pixel units of 0 to 1, such as 8/255 (default: 8/255)"
+    )
+    group.add_argument("--steps", type=positive, metavar="S", help="steps of pgd (default: 5)")
+    group.add_argument(
+        "--step-size", type=_size, metavar="A", help="length of a step of pgd, such as 2/255 (default: 2.5 E / S)"
+    )
+    group.add_argument("--norm", choices=("linf", "l2"), help="what E bounds (default: linf)")
+    group.add_argument(
+        "--targeted", choices=("none", "random"), help="away from the label, or towards a random class (default: none)"
+    )
+    group.add_argument("--bits", type=int, choices=(2, 4, 8), help="bits for a number (default: 2 for linf, 8 for l2)")
+    group.add_argument("--attack-seed", type=int, metavar="SEED", help="of random starts and targets (default: 0)")
+
+
+def _size(text: str) -> float:
+    """Argument type: a number or a fraction, above 0."""
+    above, slash, below = text.partition("/")
+    try:
+        number = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.03 or 8/255")
+    return number
+
+
+def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
+    """What the options say of an attack, as arguments of ``harvest``.
+
+    Raises:
+        UsageError: no attack is asked for, or the options do not go together.
+    """
+    given = {field: getattr(args, name) for name, field in _FIELDS.items() if getattr(args, name) is not None}
+    if "adversarial" not in signals:
+        if given or args.bits is not None:
+            wrong = [name for name in (*_FIELDS, "bits") if getattr(args, name) is not None]
+            options = ", ".join("--" + name.replace("_", "-") for name in wrong)
+            raise UsageError(f"{options} belong to --signals adversarial; asked for is {', '.join(signals)}")
+        return {}
+    if given.get("method") == "fgsm" and args.steps is not None:
+        raise UsageError("--steps belongs to --attack pgd: fgsm takes one step of length epsilon")
+    from reuse_algos.attacks import Attack
+
+    try:
+        return {"attack": Attack(**given), "bits": args.bits}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,11 +157,14 @@ def run(args: argparse.Namespace) -> int:
     signals = _names("--signals", args.signals) or ["logits"]
     weights = _names("--weights", [args.weights])
     data = data_of(args.data)
+    attack = _attack_of(args, signals)
     from reuse_algos.harvest import harvest
 
     archive = open_archive(args, read_only=False)
     run_id = archive.run(args.run_id).id
-    bound = {} if args.memory is None else {"memory_bytes": args.memory << 20}
+    # The library's own defaults hold for what is not said.
+    options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
+    options |= attack | ({"replace": True} if args.replace else {})
     results = []
     for name in weights:
         results += harvest(
@@ -99,7 +179,7 @@ def run(args: argparse.Namespace) -> int:
             precision=args.precision,
             data=data or None,
             progress=sys.stderr.isatty() and not args.json,
-            **bound,
+            **options,
         )
     if args.json:
         print_json([dataclasses.asdict(result) for result in results])
@@ -108,10 +188,18 @@ def run(args: argparse.Namespace) -> int:
         done = f"{result.rows} rows of {len(result.computed)} views" if result.computed else "nothing was missing"
         console().print(
             f"{result.signal} of {result.run_id}: {done}; {len(result.views)} views are complete; "
-            f"{result.seconds:.1f} s",
+            f"{result.seconds:.1f} s{_rates(result.rates)}",
             soft_wrap=True,
         )
     return 0
+
+
+def _rates(rates: dict[str, float]) -> str:
+    """How many examples a harvest of perturbations fooled, for people."""
+    if "success" not in rates:
+        return ""
+    exact, kept = 100 * rates["success"], 100 * rates["success_quantized"]
+    return f"; {exact:.1f} % fool the model, {kept:.1f} % as they are kept"
 
 
 def _names(option: str, texts: list[str]) -> list[str]:

@@ -19,7 +19,7 @@ from reuse_algos.commands.common import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reuse_algos.archive import PriorRun, Signal
+    from reuse_algos.archive import PriorRun
 
 __all__ = ["add_parser", "readable_bytes", "run", "summary"]
 
@@ -80,7 +80,7 @@ def summary(prior: PriorRun) -> dict[str, Any]:
         "monitor_mode": manifest.monitor_mode,
         "metrics": {name: _metric(prior, name) for name in prior.metric_names},
         "weights": {entry.name: entry.bytes for entry in manifest.files if entry.kind == "weights"},
-        "signals": {name: _signal(prior, prior.signal(name)) for name in prior.signal_names},
+        "signals": {name: _signal(prior, name) for name in prior.signal_names},
         "dataset": plain["dataset"],
         "model": model,
         "environment": plain["environment"],
@@ -95,15 +95,30 @@ def _metric(prior: PriorRun, name: str) -> dict[str, float]:
     return {"final": prior.final_metric(name), "best": best}
 
 
-def _signal(prior: PriorRun, signal: Signal) -> dict[str, Any]:
-    stored = [entry for entry in prior.manifest.files if entry.kind == "signals" and entry.name == signal.name]
+def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
+    from reuse_algos.errors import ArchiveVersionError
+
+    stored = [entry for entry in prior.manifest.files if entry.kind == "signals" and entry.name == name]
+    size = sum(entry.bytes for entry in stored)
+    try:
+        signal = prior.signal(name)
+    except ArchiveVersionError:  # all else of the run can be shown
+        return {"encoding": str(stored[-1].meta.get("encoding")), "bytes": size, "readable": False}
     slots = {str(slot): int(signal.seen(slot).sum()) / max(signal.num_examples, 1) for slot in signal.slots}
-    return {
+    facts: dict[str, Any] = {
         "encoding": signal.encoding,
         "num_examples": signal.num_examples,
-        "bytes": sum(entry.bytes for entry in stored),
+        "bytes": size,
         "coverage_of_slots": slots,
     }
+    if signal.encoding == "packed":
+        facts |= {"bits": signal.row_format.bits, "row_shape": list(signal.row_shape)}
+        facts["made_by"] = stored[-1].meta.get("attack_settings")
+        for key in ("clean_accuracy", "success", "success_quantized"):
+            values = [signal.slot_meta(slot).get(key) for slot in signal.slots]
+            known = [value for value in values if isinstance(value, float)]
+            facts[key] = sum(known) / len(known) if known else None
+    return facts
 
 
 def _print(facts: dict[str, Any], out: Console) -> None:
@@ -166,12 +181,21 @@ def _metric_lines(facts: dict[str, Any]) -> list[str]:
 def _signal_lines(signals: dict[str, Any]) -> list[str]:
     lines = []
     for name, signal in signals.items():
+        if not signal.get("readable", True):
+            size = f"{signal['encoding']}, {readable_bytes(signal['bytes'])}"
+            lines.append(f"{name}  {size}: written by a newer version, which can read it")
+            continue
         coverage = signal["coverage_of_slots"]
         full = sum(value == 1.0 for value in coverage.values())
         partial = [f"{slot}: {100 * value:.3g} %" for slot, value in coverage.items() if value != 1.0]
         shown = f"; {', '.join(partial[:8])}{', ...' if len(partial) > 8 else ''}" if partial else ""
         size = f"{signal['encoding']}, {readable_bytes(signal['bytes'])}"
+        if "bits" in signal:
+            size = f"{signal['encoding']} in {signal['bits']} bits, {readable_bytes(signal['bytes'])}"
         lines.append(f"{name}  {size}, {len(coverage)} slots, {full} of them complete{shown}")
+        if signal.get("success") is not None:
+            exact, kept = 100 * signal["success"], 100 * signal["success_quantized"]
+            lines.append(f"  {signal['made_by']}: {exact:.3g} % fool the model, {kept:.3g} % as they are kept")
     return lines
 
 

@@ -22,6 +22,7 @@ from reuse_algos.data.files import (
     train_transform,
 )
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.subsets import select_classes, take_part
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
@@ -39,8 +40,8 @@ class LoadedData:
 
     Attributes:
         train: Training data: ``DeviceImages`` (for ``device_dataloader``), ``WorkerImages`` or ``ViewedDataset`` (for
-            an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info`` and
-            ``set_epoch``.
+            an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
+            ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
         info: Identity of the training examples.
         eval_info: Identity of the evaluation examples.
@@ -158,10 +159,11 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
     else:
         transform, description = train_transform(config.augment, side)
         policy = ViewPolicy(config.view_seed, 1 if config.augment == "none" else config.num_views, description)
-        train_set = ViewedDataset(train.with_transform(transform), policy, train.info)
+        space = PixelSpace(IMAGENET_MEAN, IMAGENET_STD)
+        train_set = ViewedDataset(train.with_transform(transform), policy, train.info, space)
         plain, description = train_transform("none", side)
         eval_policy = ViewPolicy(config.view_seed, 1, description)
-        eval_set = ViewedDataset(held_out.with_transform(plain), eval_policy, held_out.info)
+        eval_set = ViewedDataset(held_out.with_transform(plain), eval_policy, held_out.info, space)
     return LoadedData(
         train=train_set,
         eval=eval_set,

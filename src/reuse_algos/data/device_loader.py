@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from reuse_algos.data.augment import Augmentation, Normalisation
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.views import UNKNOWN_VIEW, EpochCell, ExampleView, ViewPolicy
 from reuse_algos.errors import DataError
 
@@ -47,6 +48,9 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         layout: ``"NHWC"`` or ``"NCHW"``.
         device: Where the images are held and batches are made.
         memory_format: Of the batches: ``torch.contiguous_format`` or ``torch.channels_last``.
+
+    Attributes:
+        pixel_space: ``mean`` and ``std``, for whoever needs the pixels again.
 
     Raises:
         DataError: If the arrays have other dtypes or shapes, or do not fit each other or ``info``.
@@ -83,6 +87,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         self._images_NP = images_NHWC.contiguous().view(count, -1).to(self.device)
         self._labels_N = labels_N.to(self.device)
         self._normalisation = Normalisation(mean, std, self.device, memory_format)
+        self.pixel_space = PixelSpace(tuple(mean), tuple(std))
         self._epoch = EpochCell()
 
     def __len__(self) -> int:
@@ -160,6 +165,7 @@ class WorkerImages(Dataset[tuple[Tensor, Tensor]]):
         self._images = images
         self.info = images.info
         self.view_policy = images.view_policy
+        self.pixel_space = images.pixel_space
 
     def __len__(self) -> int:
         return len(self._images)

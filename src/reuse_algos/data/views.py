@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import DataError
 
 __all__ = [
@@ -147,17 +148,25 @@ class ViewedDataset(Dataset[Any]):
         dataset: A map-style data set; it gets plain positions.
         policy: The views.
         info: Keys of the examples; found by :func:`~reuse_algos.data.info.infer_info` if not given.
+        pixel_space: How the images that it gives were normalised; that of the wrapped data set if not given.
 
     Raises:
         DataError: If ``info`` does not have one key per example.
     """
 
-    def __init__(self, dataset: Dataset[Any], policy: ViewPolicy, info: DatasetInfo | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        policy: ViewPolicy,
+        info: DatasetInfo | None = None,
+        pixel_space: PixelSpace | None = None,
+    ) -> None:
         self.info = infer_info(dataset) if info is None else info
         if not isinstance(dataset, Sized) or len(dataset) != self.info.num_examples:
             raise DataError(f"The info has {self.info.num_examples} keys, but that is not the length of the data set.")
         self.dataset = dataset
         self.view_policy = policy
+        self.pixel_space = pixel_space_of(dataset) if pixel_space is None else pixel_space
         self._epoch = EpochCell()
 
     def __len__(self) -> int:

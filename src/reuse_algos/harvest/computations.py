@@ -5,12 +5,14 @@ Shapes: B rows of a batch, C classes, D features before the last layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from composer.core import Precision, get_precision_context
 from composer.models import ComposerModel
+from composer.utils import batch_get, batch_set
 from torch import nn
 
 from reuse_algos import scores
@@ -19,7 +21,7 @@ from reuse_algos.errors import DataError, ModelError
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
 
-HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer")
+HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "adversarial")
 
 
 def gradient_rows(module: nn.Module, memory_bytes: int) -> int:
@@ -57,7 +59,7 @@ class ArchivedForward:
         """Rows of a signal for a batch: float32 on the CPU, ``[B, C, ...]`` for logits and else ``[B]``.
 
         Args:
-            signal: one of :data:`HARVESTABLE`.
+            signal: one of :data:`HARVESTABLE` but ``adversarial``, whose rows are made from :meth:`differentiable`.
             batch: as the data loader gives it.
             labels_B: int64; needed for everything but logits.
 
@@ -69,17 +71,53 @@ class ArchivedForward:
         inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
         if signal == "logits":
             return self._logits(inputs).float().cpu()
-        if labels_B is None:
-            raise DataError(
-                f"{signal} compares outputs with labels, and the labels of the data are not known. Give the dataset an "
-                "info=DatasetInfo(..., labels=...)."
-            )
-        labels_B = labels_B.to(self._device)
+        labels_B = self._required(signal, labels_B)
         if signal == "grand":
             return self._gradient_norms(inputs, labels_B).float().cpu()
         if signal == "grand_last_layer":
             return self._last_layer_norms(inputs, labels_B).float().cpu()
         return scores.el2n(_of_classifier(signal, self._logits(inputs)), labels_B).float().cpu()
+
+    def differentiable(
+        self, signal: str, batch: Any, labels_B: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+        """A batch and the model as a function of its images, through which gradients go if they are on.
+
+        Args:
+            signal: what it is for.
+            batch: as the data loader gives it.
+            labels_B: int64.
+
+        Returns:
+            The inputs, the labels, both on the device, and the function from inputs to logits.
+
+        Raises:
+            DataError: there are no labels, or no tensor under ``input_key``.
+        """
+        batch = _to_device(batch, self._device)
+        try:
+            inputs_B = batch_get(batch, self._input_key)
+        except (KeyError, IndexError, TypeError, AttributeError, RuntimeError) as error:
+            raise DataError(f"the batches have nothing under input_key={self._input_key!r}: {error!r}") from error
+        if not isinstance(inputs_B, torch.Tensor) or not inputs_B.is_floating_point():
+            raise DataError(f"{signal} needs a tensor of floats under input_key={self._input_key!r} of the batches.")
+
+        def forward(inputs_B: torch.Tensor) -> torch.Tensor:
+            # A new container each time: a model may keep or change the batch that it gets.
+            given = batch_set(copy.copy(batch), self._input_key, inputs_B)
+            with get_precision_context(self._precision):
+                module_inputs = given if isinstance(self._module, ComposerModel) else inputs_B
+                return logits_of(self._module(module_inputs), self._output_key)
+
+        return inputs_B, self._required(signal, labels_B), forward
+
+    def _required(self, signal: str, labels_B: torch.Tensor | None) -> torch.Tensor:
+        if labels_B is None:
+            raise DataError(
+                f"{signal} compares outputs with labels, and the labels of the data are not known. Give the dataset an "
+                "info=DatasetInfo(..., labels=...)."
+            )
+        return labels_B.to(self._device)
 
     def _logits(self, inputs: Any) -> torch.Tensor:
         with torch.no_grad(), get_precision_context(self._precision):

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 import msgspec
 import torch
 
 from reuse_algos.algorithms.presentations import harvested_name, weights_epoch
 from reuse_algos.archive import FileEntry, HarvestRecord, Manifest, PriorRun, RunArchive, RunWriter, encode_top_k
+from reuse_algos.archive.manifest import Scalar
 from reuse_algos.callbacks.provenance import hardware_name
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.harvest.adversarial import AttackSettings
 
-__all__ = ["Attempt", "SignalStore", "complete_views"]
+__all__ = ["Attempt", "SignalStore", "complete_views", "encode_rows"]
 
 
-def complete_views(run: PriorRun, signal: str, top_k: int | None, transform: str | None) -> set[int]:
+def complete_views(
+    run: PriorRun,
+    signal: str,
+    top_k: int | None,
+    transform: str | None,
+    made: AttackSettings | None = None,
+    *,
+    replace: bool = False,
+) -> set[int]:
     """Views that an earlier harvest completed.
 
     Args:
@@ -24,14 +35,18 @@ def complete_views(run: PriorRun, signal: str, top_k: int | None, transform: str
         signal: name of the archived signal.
         top_k: the encoding wanted.
         transform: only views of this augmentation; None: whatever it is.
+        made: how perturbations are wanted, for those.
+        replace: whether harvested views give way; then there are none, and only captured ones must fit.
 
     Raises:
-        PriorRunMismatchError: the signal is kept in another encoding, and one signal has one.
+        PriorRunMismatchError: the signal is kept in another encoding or made in another way, and one signal has one.
     """
     complete = set()
     for entry in run.manifest.files:
-        if (entry.kind, entry.name) != ("signals", signal):
+        if (entry.kind, entry.name) != ("signals", signal) or (replace and entry.meta.get("source") == "harvest"):
             continue
+        if made is not None:
+            _check_made(run, signal, entry.meta, made)
         kept = entry.tensors["values"].shape[-1] if entry.meta.get("encoding") == "top_k" else None
         if kept != top_k:
             raise PriorRunMismatchError(
@@ -41,6 +56,21 @@ def complete_views(run: PriorRun, signal: str, top_k: int | None, transform: str
         if entry.meta.get("source") == "harvest" and transform in (None, entry.meta.get("transform")):
             complete.add(int(entry.meta["slot"]))  # type: ignore[arg-type]
     return complete
+
+
+def _check_made(run: PriorRun, signal: str, meta: Mapping[str, Scalar], made: AttackSettings) -> None:
+    wanted = {**made.meta(), "bits": made.bits}
+    keys = ("attack_settings", "bits", "pixel_mean", "pixel_std")
+    there, here = ([known.get(key) for key in keys] for known in (meta, wanted))
+    if there != here:
+        shown = [f"{one[0]} in {one[1]} bits of pixels with mean {one[2]} and std {one[3]}" for one in (there, here)]
+        raise PriorRunMismatchError(
+            f"run {run.id} keeps {signal} made by {shown[0]}, and {shown[1]} is asked for; one signal has one. Ask for "
+            "the same, or let the new ones take the place of all views that are there: replace=True (--replace)."
+        )
+
+
+Encoded = tuple[dict[str, torch.Tensor], dict[str, Scalar]]
 
 
 class Attempt:
@@ -84,8 +114,8 @@ class SignalStore:
         signal: what is harvested, such as ``el2n``.
         weights: whose it is.
         policy: the views.
-        top_k: how many logits to keep; None: all.
         shown_in_training: whether the views are those that the run was trained on.
+        replace: whether the first view takes the place of all that was harvested of the signal, and of its cost.
     """
 
     def __init__(
@@ -95,23 +125,33 @@ class SignalStore:
         weights: str,
         policy: ViewPolicy,
         *,
-        top_k: int | None,
         shown_in_training: bool,
+        replace: bool = False,
     ) -> None:
-        self._attempt, self._weights, self._policy, self._top_k = attempt, weights, policy, top_k
+        self._attempt, self._weights, self._policy = attempt, weights, policy
         self._is_logits = signal == "logits"
         self._name = harvested_name(signal, weights)
         self._shown_in_training = shown_in_training
+        self._replace = replace
         self._record: HarvestRecord | None = None
 
-    def commit(self, view: int, values_N: torch.Tensor) -> FileEntry:
+    def commit(self, view: int, columns_N: Mapping[str, torch.Tensor], meta: Mapping[str, Scalar]) -> FileEntry:
         """Write one view and what it took since the last commit.
 
         Args:
             view: its number.
-            values_N: float32 ``[N]``, for logits ``[N, C, ...]``.
+            columns_N: the rows, one for each example, as :class:`~reuse_algos.archive.segments.Segment` has them.
+            meta: the encoding, and what else is to be said of them.
+
+        Raises:
+            PriorRunMismatchError: views of another image size are there and stay; nothing is written.
+            ArchiveError: the archive cannot be written.
         """
+        anew = self._replace and self._record is None
+        # Before the writer is asked for: opening it is an attempt of its own already.
+        self._check_shape([old for old in self._attempt.manifest.files if not self._replaced(old, view, anew)], meta)
         writer, manifest = self._attempt.writer, self._attempt.manifest
+        files = [old for old in manifest.files if not self._replaced(old, view, anew)]
         meta = {
             "slot": view,
             "epoch": weights_epoch(self._attempt.run, self._weights),
@@ -119,11 +159,11 @@ class SignalStore:
             "source": "harvest",
             "weights": self._weights,
             "transform": self._policy.transform,
-            "encoding": "top_k" if self._top_k else "dense",
-            "num_classes": values_N.shape[1] if self._is_logits else None,
+            **meta,
         }
-        entry = writer.put("signals", self._name, {"ids": torch.arange(len(values_N)), **self._encode(values_N)}, meta)
-        earlier = [h for h in manifest.harvests if h != self._record]
+        ids_N = torch.arange(len(columns_N["values"]))
+        entry = writer.put("signals", self._name, {"ids": ids_N, **columns_N}, meta)
+        earlier = [h for h in manifest.harvests if h != self._record and not (anew and h.signal == self._name)]
         self._record = HarvestRecord(
             signal=self._name,
             views=[*(self._record.views if self._record else []), view],
@@ -136,23 +176,46 @@ class SignalStore:
         if dataset.transform == "unknown" and self._shown_in_training:
             # The run's own loader did not say what its views were; from now on these are the views of its signals.
             dataset = msgspec.structs.replace(dataset, view_seed=self._policy.seed, transform=self._policy.transform)
-        files = [old for old in manifest.files if not self._replaced(old, view)]
         self._attempt.commit(
             msgspec.structs.replace(manifest, dataset=dataset, harvests=[*earlier, self._record], files=[*files, entry])
         )
         return entry
 
-    def _encode(self, values_N: torch.Tensor) -> dict[str, torch.Tensor]:
-        if not self._is_logits:
-            return {"values": values_N}
-        if self._top_k:
-            return encode_top_k(values_N, self._top_k)
-        limit = torch.finfo(torch.float16).max
-        return {"values": values_N.clamp(-limit, limit).to(torch.float16)}
+    def _check_shape(self, files: Sequence[FileEntry], meta: Mapping[str, Scalar]) -> None:
+        """Refuse packed rows of another shape than those that stay."""
+        for old in files:
+            shapes = old.meta.get("shape"), meta.get("shape")
+            if (old.kind, old.name) == ("signals", self._name) and shapes[0] != shapes[1]:
+                raise PriorRunMismatchError(
+                    f"run {self._attempt.run.id} keeps {self._name} of images of shape {shapes[0]}, and these are "
+                    f"{shapes[1]}; a signal has one shape. Harvest the same images, or make it anew: replace=True "
+                    "(--replace)."
+                )
 
-    def _replaced(self, old: FileEntry, view: int) -> bool:
+    def _replaced(self, old: FileEntry, view: int, anew: bool) -> bool:
         """Whether an earlier file gives way: a harvest of the same view, or a score of images shown otherwise."""
         if (old.kind, old.name, old.meta.get("source")) != ("signals", self._name, "harvest"):
             return False
         other_images = not self._is_logits and old.meta.get("transform") != self._policy.transform
-        return other_images or old.meta.get("slot") == view
+        return anew or other_images or old.meta.get("slot") == view
+
+
+def encode_rows(signal: str, values_N: torch.Tensor, top_k: int | None) -> Encoded:
+    """Logits and scores as they are archived.
+
+    Args:
+        signal: ``logits``, or a score.
+        values_N: float32 ``[N]``, for logits ``[N, C, ...]``.
+        top_k: for logits: how many to keep; None: all.
+
+    Returns:
+        The columns, and the part of the meta that says what they are.
+    """
+    if signal != "logits":
+        return {"values": values_N}, {"encoding": "dense", "num_classes": None}
+    num_classes = values_N.shape[1]
+    if top_k:
+        return encode_top_k(values_N, top_k), {"encoding": "top_k", "num_classes": num_classes}
+    limit = torch.finfo(torch.float16).max
+    values_N = values_N.clamp(-limit, limit).to(torch.float16)
+    return {"values": values_N}, {"encoding": "dense", "num_classes": num_classes}

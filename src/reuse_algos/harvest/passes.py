@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,17 +16,23 @@ from torch.utils.data import DataLoader, Dataset
 from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
 from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.algorithms.prior_runs import open_archive
-from reuse_algos.archive import RunArchive, weights_name
+from reuse_algos.archive import FileEntry, RunArchive, weights_name
+from reuse_algos.archive.packed import BITS
+from reuse_algos.attacks import Attack
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest
+from reuse_algos.harvest.adversarial import ADVERSARIAL, AttackSettings, attack_settings, attack_view
 from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, gradient_rows
-from reuse_algos.harvest.harvest_store import Attempt, SignalStore, complete_views
+from reuse_algos.harvest.harvest_store import Attempt, Encoded, SignalStore, complete_views, encode_rows
 from reuse_algos.harvest.training_data import plain_data, viewed_data
 from reuse_algos.scores import GRADIENT_BYTES
 
 __all__ = ["HarvestResult", "harvest"]
+
+OF_VIEWS = ("logits", ADVERSARIAL)
+"""Signals that are of the views of training unless otherwise asked; scores are of the plain examples."""
 
 _BATCH_SIZE = 512
 _SMALL_BATCH = 16
@@ -44,6 +50,7 @@ class HarvestResult:
         rows: rows written by this call.
         bytes: bytes written by this call.
         seconds: seconds that this took, loading of data and (with the first signal) of the model included.
+        rates: of ``adversarial``: ``clean_accuracy``, ``success`` and ``success_quantized`` over the computed views.
     """
 
     run_id: str
@@ -53,6 +60,7 @@ class HarvestResult:
     rows: int
     bytes: int
     seconds: float
+    rates: dict[str, float] = field(default_factory=dict)
 
 
 def harvest(
@@ -63,6 +71,9 @@ def harvest(
     views: int | None = None,
     weights: str = "last",
     top_k: int | None = None,
+    attack: Attack | None = None,
+    bits: int | None = None,
+    replace: bool = False,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     precision: str | None = None,
@@ -83,14 +94,23 @@ def harvest(
     their ``epoch`` is that of the weights. Each view is committed when it is complete, so an interrupted harvest goes
     on where it stopped; its cost is added to the run's record, the set-up with the first signal that is computed.
 
+    ``adversarial`` keeps, for every example in every view of the training, a perturbation of its pixels that makes the
+    archived model wrong about it (:mod:`reuse_algos.attacks`), with the shares of examples that it fools before and
+    after it was cut to a few bits.
+
     Args:
         archive: the archive or its path.
         run_id: the run, by id or unique name.
-        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``; one pass for each.
-        views: how many views of each example, from number 0 on. Default: for logits as many as the recipe's
-            ``num_views``, for scores the plain example.
+        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer`` and ``adversarial``; one pass
+            for each.
+        views: how many views of each example, from number 0 on. Default: for logits and adversarial as many as the
+            recipe's ``num_views``, for scores the plain example.
         weights: which archived weights look at the data.
         top_k: for logits: keep the K largest and the mass of the rest; None: all, as float16.
+        attack: for adversarial: how to perturb. Default: 5 steps of PGD within 8/255 of every pixel.
+        bits: for adversarial: 2, 4 or 8 bits for a number. Default: 2 for ``linf``, 8 for ``l2``.
+        replace: harvest anew what is there. The first new view takes the place of all harvested views of the signal and
+            of their cost.
         batch_size: examples at once.
         device: where to compute. Default: a GPU where there is one.
         precision: Composer's name of it, such as ``amp_bf16``. Default: that of the run's recipe, or fp32.
@@ -109,14 +129,20 @@ def harvest(
     Raises:
         RunNotFoundError, SignalNotFoundError: no such run, weights or signal.
         PriorRunMismatchError: the run has not ended, the data are not those that it was trained on, the weights do not
-            fit, or the signal is kept in another encoding.
-        DataError: the data cannot be loaded, have no labels, or it is not said how many views are wanted.
-        ModelError: the model has no logits, or no linear last layer.
+            fit, or the signal is kept in another encoding or was made by another attack.
+        DataError: the data cannot be loaded, have no labels or no known pixel space, or it is not said how many views
+            are wanted.
+        ModelError: the model has no logits, no linear last layer, or no gradient with respect to its inputs.
+        ValueError: ``attack`` or ``bits`` are given without the signal adversarial, or bits are out of range.
         ArchiveError: the archive cannot be written.
     """
     for name in signals:
         if name not in HARVESTABLE:
             raise SignalNotFoundError(f"no signal {name!r} can be harvested.{nearest(name, HARVESTABLE)}")
+    if ADVERSARIAL not in signals and (attack is not None or bits is not None):
+        raise ValueError(f"attack and bits belong to the signal {ADVERSARIAL}; harvested are {', '.join(signals)}")
+    if bits is not None and bits not in BITS:
+        raise ValueError(f"bits must be one of {BITS}, not {bits!r}")
     began = time.perf_counter()
     archive = open_archive(archive)
     run = archive.run(run_id)
@@ -131,19 +157,19 @@ def harvest(
     work: list[_Pass] = []
     loaded: dict[bool, tuple[Dataset, ViewPolicy]] = {}
     for signal in dict.fromkeys(signals):
-        plain = signal != "logits" and views is None
+        plain = signal not in OF_VIEWS and views is None
         if plain not in loaded:
             loaded[plain] = (
                 plain_data(run, data, dataset, target) if plain else viewed_data(run, views, data, dataset, target)
             )
-        kept = top_k if signal == "logits" else None
         train, policy = loaded[plain]
-        done = complete_views(
-            run, harvested_name(signal, weights), kept, None if signal == "logits" else policy.transform
-        )
+        kept = top_k if signal == "logits" else None
+        made = attack_settings(train, attack or Attack(), bits) if signal == ADVERSARIAL else None
+        transform = None if signal == "logits" else policy.transform
+        done = complete_views(run, harvested_name(signal, weights), kept, transform, made, replace=replace)
         wanted = range(1 if plain else views or policy.num_views)
-        store = SignalStore(attempt, signal, weights, policy, top_k=kept, shown_in_training=not plain)
-        work.append(_Pass(signal, train, done, [view for view in wanted if view not in done], store))
+        store = SignalStore(attempt, signal, weights, policy, shown_in_training=not plain, replace=replace)
+        work.append(_Pass(signal, train, done, [view for view in wanted if view not in done], store, kept, made))
     module = archived_model(run, weights, factory=model).to(target)
     precision = precision or (run.manifest.recipe or {}).get("precision")
     compute = ArchivedForward(module, target, precision, input_key, output_key, memory_bytes)
@@ -153,30 +179,58 @@ def harvest(
             name = harvested_name(one.signal, weights)
             size = batch_size or _default_batch_size(one.signal, gradient_rows(module, memory_bytes))
             task = bar.add_task(f"harvest {name} of {run.id}", total=len(one.todo) * len(one.train))  # type: ignore[arg-type]
-            rows = written = 0
+            entries = []
             for view in one.todo:
-                parts = []
-                for batch, labels_B in _batches(one.train, view, size):
-                    parts.append(compute(one.signal, batch, labels_B))
-                    bar.advance(task, len(parts[-1]))
-                entry = one.store.commit(view, torch.cat(parts))
-                rows, written = rows + entry.tensors["ids"].shape[0], written + entry.bytes
+                columns, meta = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count))
+                entries.append(one.store.commit(view, columns, meta))
             now = time.perf_counter()
-            views_done = sorted({*one.done, *one.todo})
-            results.append(HarvestResult(run.id, name, views_done, one.todo, rows, written, now - began))
+            results.append(_result(run.id, name, one, entries, now - began))
             began = now
     return results
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One signal: the data, the views that are there, those to compute, and where they go."""
+    """One signal: the data, the views that are there, those to compute, where they go, and what is to be kept."""
 
     signal: str
     train: Dataset
     done: set[int]
     todo: list[int]
     store: SignalStore
+    top_k: int | None
+    made: AttackSettings | None
+
+
+def _rows(one: _Pass, view: int, compute: ArchivedForward, batch_size: int, advance: Callable[[int], None]) -> Encoded:
+    """A view of a signal as it is archived."""
+    batches = _batches(one.train, view, batch_size)
+    if one.made is not None:
+        return attack_view(one.made, compute, infer_info(one.train).keys, view, batches, advance)
+    parts = []
+    for batch, labels_B in batches:
+        parts.append(compute(one.signal, batch, labels_B))
+        advance(len(parts[-1]))
+    return encode_rows(one.signal, torch.cat(parts), one.top_k)
+
+
+def _result(run_id: str, name: str, one: _Pass, entries: Sequence[FileEntry], seconds: float) -> HarvestResult:
+    rates = {}
+    for key in ("clean_accuracy", "success", "success_quantized"):
+        # Every view has all examples, so the mean of the views is that of the rows.
+        known = [value for entry in entries if isinstance(value := entry.meta.get(key), float)]
+        if known:
+            rates[key] = sum(known) / len(known)
+    return HarvestResult(
+        run_id,
+        name,
+        views=sorted({*one.done, *one.todo}),
+        computed=one.todo,
+        rows=sum(entry.tensors["ids"].shape[0] for entry in entries),
+        bytes=sum(entry.bytes for entry in entries),
+        seconds=seconds,
+        rates=rates,
+    )
 
 
 def _default_batch_size(signal: str, gradients: int) -> int:

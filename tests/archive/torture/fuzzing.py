@@ -23,6 +23,7 @@ from reuse_algos.archive import (
     PriorUse,
     RunArchive,
     TensorInfo,
+    quantize,
 )
 from reuse_algos.archive.manifest import data_path
 from reuse_algos.archive.tensors import DTYPES
@@ -239,10 +240,13 @@ def _rich_run(folder: Path) -> tuple[RunArchive, str]:
             "rest": torch.zeros(6),
         }
         meta = {"slot": 1, "epoch": 1, "view": 1, "source": "harvest", "encoding": "top_k", "num_classes": 5}
+        packed = {"ids": positions, **quantize(torch.randn(6, 2, 3, generator=torch.Generator().manual_seed(0)), 2)}
+        bits = {**meta, "encoding": "packed", "num_classes": None, "bits": 2, "shape": "2x3"}
         every_type = {name: torch.zeros(2, 2).to(dtype) for name, dtype in DTYPES.items()}
         files = [
             *put_files(writer),
             writer.put("signals", "kept", top_k, meta),
+            writer.put("signals", "adversarial", packed, bits),
             writer.put("weights", "ep0001", every_type),
         ]
         writer.commit(

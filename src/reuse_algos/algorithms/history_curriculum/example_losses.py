@@ -15,13 +15,11 @@ import torch
 from composer.models import ComposerClassifier
 from torch import nn
 
+from reuse_algos.algorithms.reusing_algorithm import ExampleLosses
 from reuse_algos.errors import ModelError
 from reuse_algos.ranks import on_every_rank
 
 __all__ = ["ExampleLosses", "MeanCheck", "per_example_losses", "refuse_ignored", "total_of", "with_weights"]
-
-ExampleLosses = Callable[[Any, Any], torch.Tensor]
-"""(outputs, batch) -> the loss of each example, float ``[B]``, whose mean is the model's loss."""
 
 _ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
 _OTHERWISE = "a strategy and mode without weights and updates"

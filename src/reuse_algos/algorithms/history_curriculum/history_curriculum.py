@@ -36,7 +36,7 @@ from reuse_algos.algorithms.history_curriculum.plans import (
 )
 from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, StrategySettings
 from reuse_algos.algorithms.history_curriculum.strategies import Clock, Strategy
-from reuse_algos.algorithms.interplay import mixes_examples
+from reuse_algos.algorithms.interplay import clean_rows, mixes_examples
 from reuse_algos.algorithms.outputs import device_of, unwrap_model
 from reuse_algos.algorithms.prior_runs import RunSelection
 from reuse_algos.algorithms.prior_scores import ScoreSpec, prior_scores, score_uses
@@ -396,6 +396,10 @@ class HistoryCurriculum(ReusingAlgorithm):
         positions_B = self.ids.microbatch.positions if positions_B is None else positions_B
         return torch.from_numpy(weights_N[positions_B.numpy()])
 
+    def example_losses(self) -> ExampleLosses | None:
+        """As the weights need them; None where this strategy needs none."""
+        return self._losses
+
     def _weigh(self, state: State) -> None:
         """Weigh the losses of the microbatch, and keep them for the next epoch's scores."""
         assert self._losses is not None
@@ -408,7 +412,11 @@ class HistoryCurriculum(ReusingAlgorithm):
             losses_B = self._losses(state.outputs, state.batch)
         self._check.add(state.loss, losses_B, len(positions_B))
         if self._own is not None:
-            self._own.add(positions_B, losses_B)
+            kept = clean_rows(state)  # a loss on another input says nothing of the example's own
+            if kept is None:
+                self._own.add(positions_B, losses_B)
+            else:
+                self._own.add(positions_B[kept], losses_B.index_select(0, kept.to(losses_B.device)))
         if weights_B is not None:
             state.loss = with_weights(state.loss, losses_B, weights_B.to(losses_B.device, torch.float32))
 

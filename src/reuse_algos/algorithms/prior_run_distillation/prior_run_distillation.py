@@ -16,7 +16,7 @@ from composer.utils import dist
 from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory
-from reuse_algos.algorithms.interplay import changes_inputs, example_weights, mixes_examples
+from reuse_algos.algorithms.interplay import changes_inputs, example_weights, mixes_examples, replayed_outputs
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
@@ -34,7 +34,8 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import (
 )
 from reuse_algos.algorithms.prior_runs import RunSelection, match_classes, match_examples
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
-from reuse_algos.algorithms.times import reached
+from reuse_algos.algorithms.schedule import is_on
+from reuse_algos.algorithms.split_batch_norm import restore_batch_norm
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
@@ -97,6 +98,8 @@ class PriorRunDistillation(ReusingAlgorithm):
 
             Trainer(..., algorithms=[PriorRunDistillation("./archive", runs="resnet56-1", temperature=4, weight=0.9)])
     """
+
+    place = 2
 
     def __init__(
         self,
@@ -177,12 +180,7 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def is_active(self, state: State) -> bool:
         """Whether the term is on for the current batch."""
-        return (
-            not self.passed_teacher
-            and int(state.timestamp.batch) % self.every_n_batches == 0
-            and reached(state, self.start_at)
-            and not reached(state, self.stop_at)
-        )
+        return not self.passed_teacher and is_on(state, self.start_at, self.stop_at, self.every_n_batches)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -192,6 +190,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
             if self.source != "cached" and self.teacher_model is None:
                 self._student = copy.deepcopy(state.model)
+                restore_batch_norm(self._student)
         elif event == Event.BEFORE_BACKWARD:
             self._add_term(state)
         elif event == Event.EVAL_END:
@@ -325,16 +324,35 @@ class PriorRunDistillation(ReusingAlgorithm):
                 )
         if self.loss == "kl":
             target_BC = mix_probabilities(logits, shares, self.temperature)
-            term = kl_term(student_BC, target_BC, self.temperature, seen_B, weights_B)
         else:
             target_BC = mix_logits(logits, shares)
-            term = mse_term(student_BC, target_BC, seen_B, weights_B)
+        term = self._term(student_BC, target_BC, seen_B, weights_B)
+        if (replayed := replayed_outputs(state)) is not None:
+            term = replayed.clean_share * term
+            if len(rows_R := replayed.rows_R):
+                # What the teachers say of the clean view is the target of a replayed row, too.
+                seen_R = None if seen_B is None else seen_B[rows_R]
+                weights_R = None if weights_B is None else weights_B[rows_R.cpu()]
+                theirs_RC = logits_of(replayed.outputs, self.output_key)
+                term = term + replayed.share * self._term(theirs_RC, target_BC[rows_R], seen_R, weights_R)
         state.loss = self._combined(state.loss, term)
         with torch.no_grad():
             agree = (student_BC.argmax(1) == target_BC.argmax(1)).float().reshape(len(student_BC), -1).mean(1)
             seen = torch.ones_like(agree) if seen_B is None else seen_B.float()
             rows = torch.full_like(term, len(seen))
             self._sums.append(torch.stack([term.detach() * rows, (agree * seen).sum(), seen.sum(), rows]))
+
+    def _term(
+        self,
+        student_BC: torch.Tensor,
+        target_BC: torch.Tensor,
+        seen_B: torch.Tensor | None,
+        weights_B: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """D, from what :func:`mix_probabilities` (kl) or :func:`mix_logits` (mse) made of the teachers."""
+        if self.loss == "kl":
+            return kl_term(student_BC, target_BC, self.temperature, seen_B, weights_B)
+        return mse_term(student_BC, target_BC, seen_B, weights_B)
 
     def _positions(self, examples: Examples) -> Examples:
         """Rows of the current data; ids that came with the batch are its keys."""

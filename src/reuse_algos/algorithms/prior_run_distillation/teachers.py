@@ -12,6 +12,7 @@ from composer.models import ComposerModel
 from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
+from reuse_algos.algorithms.archived_views import missing_views, other_views
 from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
@@ -130,24 +131,11 @@ def missing_from_cache(
             "this run's augmentation is not a known view, so no cached row is true for it. Set data.num_views (or wrap "
             "the dataset in ViewedDataset), use source: live, or say mismatch: allow"
         )
-    record = run.manifest.dataset
-    theirs = (record.view_seed, record.transform) if record else None
-    if theirs != (policy.seed, policy.transform):
-        return (
-            f"run {run.id} has views (seed, transform) {theirs}, this run {(policy.seed, policy.transform)}. {advice}"
-        )
+    if differs := other_views(run, policy):
+        return f"{differs}. {advice}"
     for name in weights:
-        signal = run.signal(signal_name(name))
-        known = {slot for slot in signal.slots if signal.slot_meta(slot).get("view") == slot}
-        absent = sorted(set(range(policy.num_views)) - known)
-        if absent:
-            return (
-                f"run {run.id} has logits for {len(known)} of the {policy.num_views} views (view {absent[0]} is the "
-                f"first missing). {advice}."
-            )
-        unseen = [view for view in range(policy.num_views) if whole and not bool(signal.seen(view).all())]
-        if unseen:
-            return f"run {run.id} has logits for only some examples of view {unseen[0]}. {advice}."
+        if missing := missing_views(run, run.signal(signal_name(name)), policy, "logits", whole=whole):
+            return f"{missing}. {advice}."
     return None
 
 

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from reuse_algos.algorithms.outputs import unwrap_model
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import find_head
 from reuse_algos.algorithms.prior_run_warm_start.parameter_groups import add_groups, arrange_groups, check_schedulers
-from reuse_algos.algorithms.times import reached
+from reuse_algos.algorithms.schedule import reached
 from reuse_algos.errors import ModelError, nearest
 
 __all__ = ["TrainablePart", "head_of", "matches", "norm_layers", "pattern_faults", "plain_parameters"]

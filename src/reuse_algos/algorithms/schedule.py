@@ -1,10 +1,16 @@
-"""Whether training has come to a Composer time."""
+"""When an algorithm is on."""
 
 from __future__ import annotations
 
 from composer import State, Time, TimeUnit
 
-__all__ = ["reached"]
+__all__ = ["is_on", "reached"]
+
+
+def is_on(state: State, start: Time, stop: Time, every_n_batches: int) -> bool:
+    """Whether the current batch is at or after ``start``, before ``stop``, and one of every n."""
+    due = int(state.timestamp.batch) % every_n_batches == 0
+    return due and reached(state, start) and not reached(state, stop)
 
 
 def reached(state: State, when: Time) -> bool:

@@ -1,0 +1,500 @@
+"""The Composer algorithm: earlier models' adversarial examples, replayed.
+
+Legend: B rows of a microbatch, R of them replayed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from composer import Event, State, Time, TimeUnit
+from composer.core import get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.batch_helpers import batch_get
+from torch import Tensor, nn
+
+from reuse_algos.algorithms.adversarial_replay.checks import (
+    image_shape,
+    known_views,
+    pixels_of,
+    refuse_another,
+    refuse_changed_inputs,
+    refuse_uneven_ranks,
+)
+from reuse_algos.algorithms.adversarial_replay.forward import Replay, ReplayedForward
+from reuse_algos.algorithms.adversarial_replay.losses import (
+    ReplaySums,
+    combined_loss,
+    row_errors,
+    warn_stale,
+    with_idle_parameters,
+)
+from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
+from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows, with_item
+from reuse_algos.algorithms.history_curriculum.example_losses import total_of, with_weights
+from reuse_algos.algorithms.interplay import example_losses, example_weights
+from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
+from reuse_algos.algorithms.reusing_algorithm import Replayed, ReusingAlgorithm
+from reuse_algos.algorithms.schedule import is_on
+from reuse_algos.algorithms.split_batch_norm import (
+    BranchSwitch,
+    auxiliary_parameters,
+    main_parameters,
+    restart_auxiliary,
+    split_batch_norm,
+)
+from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.data.example_ids import ExampleIds, num_rows
+from reuse_algos.data.hashing import view_hash
+from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.sampler import Examples
+from reuse_algos.errors import ExampleIdError, ModelError
+
+__all__ = ["AdversarialReplay"]
+
+log = logging.getLogger(__name__)
+
+_METRICS = "reuse/adversarial_replay/"
+_SALT_PASS = 97  # of view_hash; perturbations.py has the one before
+
+
+class AdversarialReplay(ReusingAlgorithm):
+    r"""Train on adversarial examples that were made once, against an earlier model.
+
+    `Xie et al. 2020 <https://arxiv.org/abs/1911.09665>`_ (AdvProp) improve accuracy on clean images with adversarial
+    examples that have batch norm statistics of their own; making them costs several times the training. Here they come
+    from the archive: ``reuse-algos harvest RUN --signals adversarial`` attacks the model of an earlier run, and this
+    algorithm adds what it found to the same views of the same examples.
+
+    A share of the rows of every batch, evenly spread, is replayed: the perturbation is added to the clean input in
+    pixel units and clipped to valid pixels. With ``append`` the loss becomes :math:`(1 - w) L + w L_{adv}`.
+
+    Args:
+        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: which prior runs, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`.
+        attack_weights: which archived weights were attacked: ``last``, ``best``, ``100ep`` ...
+        fraction: share of the rows to replay, in (0, 1]; with ``replace`` below 1.
+        mode: ``append``: replayed rows come on top of the batch; ``replace``: they take the place of their clean ones.
+        split_batch_norm: whether replayed rows have a forward pass and batch norms of their own (AdvProp). Evaluation
+            and the recorder see the main ones only. Without, all rows are one batch, as in ordinary adversarial
+            training.
+        weight: append: w in [0, 1]. Default: every row of the batch counts alike.
+        recency: in (0, 1]: of several runs that have a perturbation, the k-th newest is drawn for an example with a
+            probability proportional to ``recency ** k``; 1 is all alike. Drawn anew every epoch.
+        start: Composer time from which it is on, such as ``"5ep"`` or ``"0.1dur"``.
+        stop: Composer time from which it is off again.
+        every_n_batches: it is on at every n-th batch only.
+        warn_below: warn, once, when in an epoch the perturbations turned less than this share of the examples that the
+            model is right about.
+        mismatch: ``refuse`` prior runs on other data, or ``allow`` them: examples (and views) that have no perturbation
+            are not replayed. Runs with other views are refused in any case.
+        pixel_mean: mean per channel, on the scale 0 to 1, that the inputs were normalised with. Default: what the
+            dataset's ``pixel_space`` says.
+        pixel_std: likewise the deviation.
+        input_key: where the inputs lie in a batch, float ``[B, C, H, W]``.
+        target_key: where the targets lie in a batch.
+        output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
+        id_key: where the example ids (keys of ``dataset``) lie in a batch, for iterable datasets, which must show every
+            example in one view.
+        dataset: what the train data are, where that cannot be read off the loader's dataset.
+        seed: seed of the draw among runs, and of what the model draws for replayed rows (dropout).
+
+    Raises:
+        ValueError: an argument is out of its range.
+        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
+        ExampleIdError: at the start, where examples, views or pixels are not known.
+        ModelError: the model has batch norms that cannot be split, or outputs that cannot be put together.
+
+    Logs ``reuse/adversarial_replay/rows`` (replayed rows of the batch, over all ranks), ``/coverage`` (their share of
+    those that were to be), ``/clean_loss``, ``/adversarial_loss`` (means over clean and replayed rows),
+    ``/clean_error``, ``/adversarial_error`` (shares of wrong rows; append: of the same examples), and ``/fooling``
+    (share of what the model is right about that the perturbations turn, see
+    :func:`~reuse_algos.algorithms.adversarial_replay.fooling_rate`).
+
+    Example:
+        .. code-block:: python
+
+            Trainer(..., algorithms=[AdversarialReplay("./archive", runs="resnet20-1", fraction=0.5)])
+    """
+
+    place = 1
+
+    def __init__(
+        self,
+        archive: RunArchive | str | os.PathLike[str],
+        runs: RunSelection,
+        *,
+        attack_weights: str = "last",
+        fraction: float = 0.5,
+        mode: str = "append",
+        split_batch_norm: bool = True,
+        weight: float | None = None,
+        recency: float = 1.0,
+        start: str | int | Time = "0ba",
+        stop: str | int | Time = "1dur",
+        every_n_batches: int = 1,
+        warn_below: float = 0.1,
+        mismatch: str = "refuse",
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        input_key: str | int = 0,
+        target_key: str | int = 1,
+        output_key: str | int | None = None,
+        id_key: str | int | None = None,
+        dataset: DatasetInfo | None = None,
+        seed: int = 0,
+    ) -> None:
+        if mode not in ("append", "replace"):
+            raise ValueError(f"AdversarialReplay: mode must be append or replace, got {mode!r}")
+        replace = mode == "replace"
+        for name, value, good, wanted in (
+            ("fraction", fraction, 0 < fraction < 1 or (fraction == 1 and not replace), "in (0, 1]"),
+            ("weight", weight, weight is None or (not replace and 0 <= weight <= 1), "in [0, 1]"),
+            ("recency", recency, 0 < recency <= 1, "in (0, 1]"),
+            ("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1"),
+            ("warn_below", warn_below, 0 <= warn_below <= 1, "in [0, 1]"),
+        ):
+            if not good:
+                if replace and name in ("fraction", "weight"):
+                    wanted = (
+                        "in (0, 1): some rows must stay clean" if name == "fraction" else "left out (every row is one)"
+                    )
+                    wanted += ", with mode: replace"
+                raise ValueError(f"AdversarialReplay: {name} must be {wanted}, got {value}")
+        if (pixel_mean is None) != (pixel_std is None):
+            raise ValueError("AdversarialReplay: give both pixel_mean and pixel_std, or neither")
+        super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=id_key)
+        self.attack_weights, self.fraction, self.mode = attack_weights, float(fraction), mode
+        self.split_batch_norm, self.weight, self.recency = split_batch_norm, weight, float(recency)
+        self.start_at = Time.from_input(start, TimeUnit.EPOCH)
+        self.stop_at = Time.from_input(stop, TimeUnit.EPOCH)
+        self.every_n_batches, self.warn_below = every_n_batches, warn_below
+        self.input_key, self.target_key, self.output_key = input_key, target_key, output_key
+        self.dataset = dataset
+        self.pixels = (
+            None if pixel_mean is None or pixel_std is None else PixelSpace(tuple(pixel_mean), tuple(pixel_std))
+        )
+        self.perturbations: Perturbations | None = None
+        self._given_pixels = self.pixels
+        self._forward = ReplayedForward(mode, split_batch_norm, input_key, BranchSwitch())
+        self._layers: list[nn.Module] = []
+        self._info: DatasetInfo | None = None
+        self._rows = torch.zeros(0, dtype=torch.int64)  # of this rank's batch: which rows, and whose perturbation
+        self._runs = torch.zeros(0, dtype=torch.int64)
+        self._views = torch.zeros(0, dtype=torch.int64)
+        self._wanted = 0
+        self._first = self._count = 0
+        self._current: Replay | None = None
+        self._added: Tensor | None = None  # the loss of the current microbatch's replayed rows
+        self._sums: ReplaySums | None = None  # of the running batch
+        self._epoch_sums = torch.zeros(0, dtype=torch.float64)
+        self._restarted = self._warned = False
+        self._earlier_slots: dict[str, set[int]] = {}
+
+    # What the engine asks -------------------------------------------------------------------------------------------
+
+    def match(self, event: Event, state: State) -> bool:
+        """Answer only: the id events always, the loss where there are replayed rows or auxiliary batch norms."""
+        if event == Event.BEFORE_LOSS:
+            return self._current is not None
+        if event == Event.BEFORE_BACKWARD:
+            return self._sums is not None or bool(self._layers)
+        return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
+
+    def is_active(self, state: State) -> bool:
+        """Whether rows of the current batch are replayed."""
+        return is_on(state, self.start_at, self.stop_at, self.every_n_batches)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Follow the event."""
+        if event == Event.INIT:
+            self.run_last(state)
+        elif event == Event.BEFORE_LOAD:
+            # After the surgery of other algorithms, and before checkpoint, DDP and torch.compile touch the model.
+            self._split(state)
+        elif event == Event.BEFORE_LOSS:
+            self._look_at_rows(state)
+        elif event == Event.BEFORE_BACKWARD:
+            self._combine(state)
+        elif event == Event.BATCH_END:
+            self._log_batch(logger)
+        elif event == Event.FIT_END:
+            self.warn_if_idle(logger, f"no row was replayed between start={self.start_at} and stop={self.stop_at}")
+        else:
+            self.ids.handle(event, state)
+            if event == Event.FIT_START:
+                self.begin(state)
+            elif event == Event.BEFORE_TRAIN_BATCH:
+                self._plan_batch(state)
+            elif event == Event.BEFORE_FORWARD:
+                self._prepare(state)
+            elif event == Event.EPOCH_END:
+                self._end_epoch()
+
+    # Start ----------------------------------------------------------------------------------------------------------
+
+    def _split(self, state: State) -> None:
+        if not self.split_batch_norm:
+            return
+        if state.fsdp_enabled:
+            raise ModelError(
+                "split_batch_norm changes the model before it is distributed, which FSDP has done already. Use DDP, or "
+                "say split_batch_norm: false."
+            )
+        self._layers = split_batch_norm(state.model, state.optimizers, self._forward.switch)
+        if self._layers:
+            log.info("%d batch norm layers have an auxiliary branch for replayed rows", len(self._layers))
+        else:
+            log.info("the model has no batch norm to split; replayed rows have a forward pass of their own")
+
+    def start(self, state: State) -> None:
+        """Match data, views and pixels with the prior runs, and load their perturbations."""
+        refuse_changed_inputs(state)
+        refuse_another(state, AdversarialReplay)
+        dataset: Any = getattr(state.dataloader, "dataset", None)
+        info = self.dataset or try_info(dataset)
+        if info is None:
+            raise ExampleIdError(
+                "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
+            )
+        self._info = info
+        self.pixels = self._given_pixels or pixels_of(dataset)
+        self.load_perturbations(state, info)
+
+    def load_perturbations(self, state: State, info: DatasetInfo) -> None:
+        """Load what :meth:`adversarial_inputs` needs of the prior runs."""
+        dataset: Any = getattr(state.dataloader, "dataset", None)
+        policy = known_views(self.ids, dataset)
+        if self.perturbations is not None:
+            self._earlier_slots = self.perturbations.slots_used
+        found = Perturbations(
+            self.prior_runs,
+            self.attack_weights,
+            [match_examples(run, info, self.mismatch) for run in self.prior_runs],
+            policy,
+            info.keys,
+            device_of(state.model),
+            seed=self.seed,
+            recency=self.recency,
+            mismatch=self.mismatch,
+            archive=self.archive.location,
+        )
+        if (shape := image_shape(dataset)) is not None:
+            found.check_shape(shape)
+        refuse_uneven_ranks(state.model, found.complete)
+        for run_id, slots in self._earlier_slots.items():
+            found.slots_used.setdefault(run_id, set()).update(slots)
+        self.perturbations = found
+        log.info("replaying perturbations %s of %s", found.name, ", ".join(found.run_ids))
+
+    # Each batch -----------------------------------------------------------------------------------------------------
+
+    def _plan_batch(self, state: State) -> None:
+        """Which rows of this rank's batch are replayed: the same for every cut into microbatches, and every retry."""
+        self._forward.disarm()
+        self._current, self._added, self._sums, self._first = None, None, None, 0
+        if not self.is_active(state):
+            self._rows = self._rows[:0]
+            return
+        if not self._restarted:
+            # The auxiliary branch starts from where the main one is by now.
+            restart_auxiliary(self._layers)
+            self._restarted = True
+        examples = self._positions(self.ids.batch)
+        rows_R = replayed_rows(self.fraction, len(examples.positions))
+        self._wanted = len(rows_R)
+        if self.perturbations is not None:
+            views_R = examples.views[rows_R]
+            runs_R = self.perturbations.draw(examples.positions[rows_R], views_R, int(state.timestamp.epoch))
+            known_R = runs_R >= 0
+            rows_R, self._runs = rows_R[known_R], runs_R[known_R]
+        self._rows = rows_R
+        self._sums = ReplaySums(device_of(state.model))
+
+    def _positions(self, examples: Examples) -> Examples:
+        """Rows of the current data; ids that came with the batch are its keys, in the only view there is."""
+        if self.ids.id_key is None:
+            return examples
+        assert self._info is not None
+        return Examples(self._info.positions_of(examples.positions), torch.zeros_like(examples.views))
+
+    # Each microbatch ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, state: State) -> None:
+        """BEFORE_FORWARD: put the microbatch's replayed rows into the forward pass that comes."""
+        first, count = self._first, num_rows(state.batch)
+        self._first, self._count = first + count, count
+        self._current = self._added = None
+        here = (self._rows >= first) & (self._rows < first + count)
+        rows_R = self._rows[here] - first
+        if not len(rows_R):
+            return
+        inputs_RCHW = self.adversarial_inputs(state, rows_R)
+        if inputs_RCHW is None:
+            return
+        batch = with_item(take_rows(state.batch, rows_R, count), self.input_key, inputs_RCHW)
+        keys = torch.tensor([int(state.timestamp.batch)]), torch.tensor([(dist.get_global_rank() << 32) + first])
+        seed = int(view_hash(self.seed, *keys, _SALT_PASS))
+        self._current = Replay(rows_R, count, batch, seed)
+        self._forward.arm(state.model, state.batch, self._current)
+
+    def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:
+        """What the model is to see instead of some rows of the microbatch in ``state.batch``.
+
+        Sub-classes may get them from elsewhere, such as an attack on the current model.
+
+        Args:
+            state: at BEFORE_FORWARD.
+            rows_R: int64 on the CPU, which rows.
+
+        Returns:
+            ``[R, C, H, W]`` like the inputs; None where no row is to be replayed after all.
+        """
+        assert self.perturbations is not None
+        assert self.pixels is not None
+        clean_BCHW: Any = batch_get(state.batch, self.input_key)
+        self.perturbations.check_shape(clean_BCHW.shape[1:])
+        examples = self._positions(self.ids.microbatch)
+        here = torch.searchsorted(self._rows, rows_R + (self._first - len(clean_BCHW)))
+        delta_RCHW = self.perturbations.gather(examples.positions[rows_R], examples.views[rows_R], self._runs[here])
+        return self.pixels.add(take_rows(clean_BCHW, rows_R, len(clean_BCHW)), delta_RCHW)
+
+    def _look_at_rows(self, state: State) -> None:
+        """BEFORE_LOSS: the loss of the replayed rows by the targets of their clean ones, and what is logged."""
+        replay, sums = self._current, self._sums
+        assert replay is not None
+        assert sums is not None
+        model: Any = unwrap_model(state.model)
+        targets_B = batch_get(state.batch, self.target_key)
+        with get_precision_context(state.precision, state.precision_config):
+            if self.mode == "append":
+                # Their batch again, as LabelSmoothing may have changed the targets since the forward pass.
+                inputs_RCHW = batch_get(replay.batch, self.input_key)
+                batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), self.input_key, inputs_RCHW)
+                self._added = self._weighed(state, replay, batch, model.loss(replay.outputs, batch))
+                sums.add_adversarial_loss(self._added, len(replay.rows_R))
+                compared = replay.rows_R
+            else:
+                compared = replay.kept_K
+                self._add_losses_apart(model, state, replay, sums)
+        outputs_BK = logits_of(state.outputs, self.output_key)
+        rows = compared.to(outputs_BK.device, non_blocking=True)
+        replayed = replay.rows_R.to(outputs_BK.device, non_blocking=True)
+        clean_errors = row_errors(outputs_BK[rows], targets_B[rows])
+        sums.add_errors(clean_errors, row_errors(logits_of(replay.outputs, self.output_key), targets_B[replayed]))
+
+    def _weighed(self, state: State, replay: Replay, batch: Any, loss: Any) -> Tensor:
+        """The loss of the replayed rows as one number, with the weights that a curriculum gives to their examples."""
+        weights_B = example_weights(state)
+        losses = example_losses(state)
+        if weights_B is not None and losses is not None:
+            losses_R = losses(replay.outputs, batch)
+            weights_R = weights_B[replay.rows_R].to(losses_R.device, torch.float32)
+            loss = with_weights(loss, losses_R, weights_R)
+        return total_of(loss)
+
+    @torch.no_grad()
+    def _add_losses_apart(self, model: Any, state: State, replay: Replay, sums: ReplaySums) -> None:
+        """replace: losses of the rows that stayed clean and of the replayed ones, for the log."""
+        for rows, add in ((replay.kept_K, sums.add_clean_loss), (replay.rows_R, sums.add_adversarial_loss)):
+            if len(rows):
+                parts = (take_rows(part, rows, replay.num_rows) for part in (state.outputs, state.batch))
+                add(total_of(model.loss(*parts)), len(rows))
+
+    def _combine(self, state: State) -> None:
+        """BEFORE_BACKWARD: the loss of all rows."""
+        replay = self._current
+        if self._sums is not None and (self.mode == "append" or replay is None):
+            self._sums.add_clean_loss(total_of(state.loss), self._count)
+        if self._appends:
+            state.loss = combined_loss(state.loss, self._added, *self._shares())
+        if replay is None:
+            state.loss = with_idle_parameters(state.loss, auxiliary_parameters(self._layers))
+        elif replay.main_idle:
+            state.loss = with_idle_parameters(state.loss, main_parameters(self._layers))
+
+    @property
+    def _appends(self) -> bool:
+        """Whether the batch has appended rows, if not in this microbatch then in another."""
+        return self.mode == "append" and len(self._rows) > 0
+
+    def _shares(self) -> tuple[float, float]:
+        """Weights of the microbatch's clean and replayed means, so that over the whole batch they are 1 - w and w.
+
+        A microbatch that holds more than its share of the replayed rows counts with more of their weight, as Composer
+        weighs microbatches by their clean rows.
+        """
+        rows, replayed = len(self.ids.batch.positions), len(self._rows)
+        weight = replayed / (rows + replayed) if self.weight is None else self.weight
+        here = 0 if self._current is None else len(self._current.rows_R)
+        return 1 - weight, weight * (here / replayed) * (rows / self._count)
+
+    # What others ask ------------------------------------------------------------------------------------------------
+
+    def replaced_rows(self, state: State) -> Tensor | None:
+        """The rows of the microbatch that are replayed in place of their clean ones."""
+        if self._current is None or self.mode == "append":
+            return None
+        replaced_B = torch.zeros(self._current.num_rows, dtype=torch.bool)
+        replaced_B[self._current.rows_R] = True
+        return replaced_B
+
+    def replayed_outputs(self, state: State) -> Replayed | None:
+        """The appended rows."""
+        if not self._appends:
+            return None
+        if self._current is None:
+            return Replayed(None, self._rows[:0], *self._shares())
+        logits_RK = logits_of(self._current.outputs, self.output_key)
+        rows_R = self._current.rows_R.to(logits_RK.device, non_blocking=True)
+        return Replayed(self._current.outputs, rows_R, *self._shares())
+
+    # Log, record and state ------------------------------------------------------------------------------------------
+
+    def _log_batch(self, logger: Logger) -> None:
+        # Not at AFTER_TRAIN_BATCH, which is inside the optimizer's closure: a GPU would have to wait for it.
+        metrics = {_METRICS + "rows": 0.0}
+        if self._sums is not None:
+            totals = self._sums.over_ranks(self._wanted)
+            metrics = {_METRICS + name: value for name, value in ReplaySums.read(totals).items()}
+            self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
+            self.batches_applied += int(metrics[_METRICS + "rows"] > 0 and self.weight != 0)
+        self._sums = self._current = self._added = None
+        self.log_metrics(metrics, logger)
+
+    def _end_epoch(self) -> None:
+        fooling = ReplaySums.read(self._epoch_sums).get("fooling") if len(self._epoch_sums) else None
+        self._epoch_sums = torch.zeros(0, dtype=torch.float64)
+        if fooling is not None and fooling < self.warn_below and not self._warned:
+            self._warned = True
+            warn_stale(fooling, self.warn_below)
+
+    def prior_uses(self) -> list[PriorUse]:
+        """What was used of each prior run, with the share of its harvest that the looked-up views are."""
+        return [] if self.perturbations is None else self.perturbations.prior_uses(self.prior_runs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if it had never stopped."""
+        state = super().state_dict()
+        slots_used = self._earlier_slots if self.perturbations is None else self.perturbations.slots_used
+        state.update(
+            restarted=self._restarted,
+            warned=self._warned,
+            epoch_sums=self._epoch_sums.clone(),
+            slots_used={run_id: sorted(slots) for run_id, slots in slots_used.items()},
+        )
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        super().load_state_dict(state)
+        self._restarted, self._warned = bool(state["restarted"]), bool(state["warned"])
+        self._epoch_sums = torch.as_tensor(state["epoch_sums"]).cpu().clone()
+        self._earlier_slots = {run_id: set(map(int, slots)) for run_id, slots in state["slots_used"].items()}

@@ -1,0 +1,113 @@
+"""What must be so before anything can be replayed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composer import State
+from composer.utils import dist
+from torch import nn
+
+from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+
+__all__ = [
+    "image_shape",
+    "known_views",
+    "pixels_of",
+    "refuse_another",
+    "refuse_changed_inputs",
+    "refuse_uneven_ranks",
+]
+
+
+def refuse_changed_inputs(state: State) -> None:
+    """Refuse algorithms after which a row is no known view any more.
+
+    Raises:
+        PriorRunMismatchError: there is one.
+    """
+    changers = mixes_examples(state) + changes_inputs(state)
+    if changers:
+        raise PriorRunMismatchError(
+            f"{changers[0]} changes the inputs, and a perturbation is only adversarial for the view that it was made "
+            f"for. Remove {changers[0]}; the dataset's own augmentation, in numbered views, may stay."
+        )
+
+
+def refuse_another(state: State, kind: type) -> None:
+    """Refuse a second algorithm of a kind.
+
+    Raises:
+        ExampleIdError: there are two.
+    """
+    if sum(isinstance(algorithm, kind) for algorithm in state.algorithms) > 1:
+        raise ExampleIdError(
+            f"there are two {kind.__name__} algorithms, and only one can replay rows of a batch. Keep one of them; "
+            "several runs come together in its runs."
+        )
+
+
+def known_views(ids: ExampleIds, dataset: Any) -> ViewPolicy:
+    """The numbered views in which examples are shown.
+
+    Raises:
+        ExampleIdError: ids come with the batch, and there may be several views.
+        PriorRunMismatchError: the augmentation is random without end.
+    """
+    policy = ids.view_policy
+    if ids.id_key is not None:
+        policy = getattr(dataset, "view_policy", None)
+        if not isinstance(policy, ViewPolicy) or policy.num_views != 1:
+            raise ExampleIdError(
+                "with id_key it is not known in which view an example is shown, unless there is one only. Give the "
+                "dataset an attribute view_policy = ViewPolicy(seed, 1, transform), or use a map-style dataset."
+            )
+    if policy is None or policy.num_views == 0:
+        raise PriorRunMismatchError(
+            "this run's augmentation is not a known view, and a perturbation is only adversarial for the view that it "
+            "was made for. Set data.num_views (or wrap the dataset in ViewedDataset)."
+        )
+    return policy
+
+
+def pixels_of(dataset: Any) -> PixelSpace:
+    """The pixel space of the training inputs.
+
+    Raises:
+        ExampleIdError: the dataset does not say it.
+    """
+    pixels = pixel_space_of(dataset)
+    if pixels is None:
+        raise ExampleIdError(
+            f"perturbations are in pixel units, and {type(dataset).__name__} does not say how its pixels were "
+            "normalised. Give pixel_mean and pixel_std (one number per channel, on the scale 0 to 1; 0 and 1 where the "
+            "inputs are pixels), or let the dataset have an attribute pixel_space."
+        )
+    return pixels
+
+
+def image_shape(dataset: Any) -> tuple[int, ...] | None:
+    """(C, H, W) of the images, where the dataset says it."""
+    while dataset is not None and not hasattr(dataset, "image_shape"):
+        dataset = getattr(dataset, "dataset", None)
+    shape = getattr(dataset, "image_shape", None)
+    return None if shape is None else tuple(int(size) for size in shape)
+
+
+def refuse_uneven_ranks(model: nn.Module, complete: bool) -> None:
+    """Refuse SyncBatchNorm on several ranks, where these may replay different numbers of rows.
+
+    Raises:
+        PriorRunMismatchError: not every example has a perturbation, and some rank may wait for others for ever.
+    """
+    synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
+    if synchronised and not complete and dist.get_world_size() > 1:
+        raise PriorRunMismatchError(
+            "some examples have no perturbation, so the ranks would replay different numbers of rows, and "
+            "SyncBatchNorm would wait for ever for those without any. Harvest all views of all examples, or use "
+            "ordinary batch norm."
+        )

@@ -1,0 +1,189 @@
+"""The forward pass of a microbatch with replayed rows.
+
+The trainer calls its model once, with the whole microbatch. Hooks on that one call put the replayed rows in and sort
+the outputs out again, so that nobody else sees a batch or outputs of another number of rows.
+
+Legend: B rows of a microbatch, R of them replayed, K = B - R.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from composer.utils.batch_helpers import batch_get
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from reuse_algos.algorithms.adversarial_replay.rows import join_rows, take_rows, with_item
+from reuse_algos.algorithms.split_batch_norm import BranchSwitch
+from reuse_algos.errors import ModelError
+
+__all__ = ["Replay", "ReplayedForward", "seeded_apart"]
+
+
+@dataclass
+class Replay:
+    """The replayed rows of one microbatch.
+
+    Attributes:
+        rows_R: int64 on the CPU: which rows.
+        num_rows: B.
+        batch: their part of the batch, perturbed.
+        seed: of what the model draws in their forward pass, such as dropout masks.
+        outputs: what the model says of them, once the forward pass is over.
+        main_idle: whether no row went through the main branch of the batch norms.
+    """
+
+    rows_R: Tensor
+    num_rows: int
+    batch: Any
+    seed: int
+    outputs: Any = None
+    main_idle: bool = False
+
+    @property
+    def kept_K(self) -> Tensor:
+        """The other rows: int64 on the CPU."""
+        kept_B = torch.ones(self.num_rows, dtype=torch.bool)
+        kept_B[self.rows_R] = False
+        return kept_B.nonzero().flatten()
+
+
+class ReplayedForward:
+    """Changes the next call of the trainer's model.
+
+    With split batch norm the replayed rows have a pass of their own, through the auxiliary branches and not through the
+    wrapper of DDP, so they cannot change what becomes of a clean row: not its outputs, not the main statistics, not the
+    random numbers that the model draws. Without, all rows are one batch, as in ordinary adversarial training.
+
+    Args:
+        mode: ``append``: replayed rows come on top; ``replace``: in place of their clean ones.
+        split: whether they have a pass of their own.
+        input_key: where the inputs lie in a batch.
+        switch: of the split batch norms.
+    """
+
+    def __init__(self, mode: str, split: bool, input_key: Any, switch: BranchSwitch) -> None:
+        self.mode, self.split, self.input_key = mode, split, input_key
+        self.switch = switch
+        self._handles: list[RemovableHandle] = []
+
+    def arm(self, model: nn.Module, batch: Any, replay: Replay) -> None:
+        """Prepare the next call of the trainer's model, whose batch is ``batch``.
+
+        ``replay.outputs`` is filled by that call; with ``replace`` the call returns them in their places.
+        """
+        self.disarm()
+        given = self._given(batch, replay)
+
+        def before(module: nn.Module, arguments: Any) -> Any:
+            del module, arguments
+            return (given,)
+
+        def after(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+            del arguments
+            self.disarm()
+            return self._sorted_out(module, replay, outputs)
+
+        self._handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+        self.switch.auxiliary = replay.main_idle
+
+    def disarm(self) -> None:
+        """Back to normal, also after a forward pass that failed."""
+        self.switch.auxiliary = False
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _given(self, batch: Any, replay: Replay) -> Any:
+        """What the trainer's call gets."""
+        if self.mode == "append":
+            if self.split:
+                return batch
+            counts = replay.num_rows, len(replay.rows_R)
+            return join_rows(batch, replay.batch, counts, None, strict=False)
+        kept_K = replay.kept_K
+        if self.split and len(kept_K):
+            return take_rows(batch, kept_K, replay.num_rows)
+        replay.main_idle = self.split
+        return self._in_place(batch, replay)
+
+    def _in_place(self, batch: Any, replay: Replay) -> Any:
+        """The batch with the replayed rows in their places."""
+        inputs = _item(batch, self.input_key).clone()
+        inputs[replay.rows_R.to(inputs.device)] = _item(replay.batch, self.input_key)
+        return with_item(batch, self.input_key, inputs)
+
+    def _sorted_out(self, model: nn.Module, replay: Replay, outputs: Any) -> Any:
+        """What the trainer gets back."""
+        B, R = replay.num_rows, len(replay.rows_R)
+        if self.mode == "append":
+            if self.split:
+                replay.outputs = self._apart(model, replay)
+                return outputs
+            replay.outputs = _part(outputs, B, B + R, B + R)
+            return _part(outputs, 0, B, B + R)
+        kept_K = replay.kept_K
+        if not self.split or not len(kept_K):
+            replay.outputs = take_rows(outputs, replay.rows_R, B)
+            return outputs
+        replay.outputs = self._apart(model, replay)
+        order_B = torch.empty(B, dtype=torch.int64)
+        order_B[kept_K] = torch.arange(B - R)
+        order_B[replay.rows_R] = torch.arange(B - R, B)
+        return join_rows(outputs, replay.outputs, (B - R, R), order_B, strict=True)
+
+    def _apart(self, model: nn.Module, replay: Replay) -> Any:
+        """The pass of their own, in the precision context of the trainer's call."""
+        inner = model.module if isinstance(model, DistributedDataParallel) else model
+        self.switch.auxiliary = True
+        try:
+            with seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
+                return inner(replay.batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ModelError(
+                f"{len(replay.rows_R)} of {replay.num_rows} rows of a microbatch are replayed, and batch norm needs "
+                "more of them for its statistics. Use a larger batch, microbatch or fraction, drop_last: true in the "
+                "DataLoader, or split_batch_norm: false."
+            ) from error
+        finally:
+            self.switch.auxiliary = False
+
+
+@contextmanager
+def seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
+    """Let torch's generators of the CPU and of a device start from a seed in the ``with`` block, and put them back.
+
+    Args:
+        device: where the model computes.
+        seed: int64.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def _item(batch: Any, key: Any) -> Tensor:
+    found: Any = batch_get(batch, key)
+    return found
+
+
+def _part(outputs: Any, start: int, stop: int, num_rows: int) -> Any:
+    """Rows of the outputs of a joint pass."""
+    return take_rows(outputs, torch.arange(start, stop), num_rows, strict=True)

@@ -1,0 +1,220 @@
+"""The perturbations that prior runs archived: which of them an example gets, and looking them up.
+
+Legend: N training examples, V views, B rows, R replayed rows, M prior runs, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reuse_algos.algorithms.archived_views import missing_views, other_views
+from reuse_algos.algorithms.presentations import harvested_name
+from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
+from reuse_algos.data.hashing import uniform_floats, view_hash
+from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
+
+__all__ = ["Perturbations", "choose_prior_runs"]
+
+_RESIDENT_BYTES = 2 << 30
+"""Perturbations up to this size are kept on the training device; larger ones are read from the memory map."""
+
+_USER = "adversarial_replay"
+_SALT_RUN = 96  # of view_hash; data/ and attacks.py have those below
+
+
+def choose_prior_runs(seed: int, keys_B: Tensor, epoch: int, available_BM: Tensor, recency: float) -> Tensor:
+    """Draw a prior run for each example by a hash of (seed, key, epoch), so that batches and ranks do not matter.
+
+    Args:
+        seed: of the draw.
+        keys_B: int64, identities of the examples.
+        epoch: number of the running epoch.
+        available_BM: bool: which runs have a perturbation; column 0 is the newest run.
+        recency: in (0, 1]: the k-th newest run that has one is drawn with a probability proportional to
+            ``recency ** k`` (k from 0).
+
+    Returns:
+        int64 ``[B]``, the run's column, -1 where no run has a perturbation.
+    """
+    shares_BM = available_BM * recency ** torch.arange(available_BM.shape[1], dtype=torch.float64)
+    ends_BM = shares_BM.cumsum(1)
+    total_B = ends_BM[:, -1]
+    drawn_B = uniform_floats(view_hash(seed, keys_B, torch.full_like(keys_B, epoch), _SALT_RUN)) * total_B
+    column_B = (ends_BM <= drawn_B.unsqueeze(1)).sum(1)
+    return torch.where(total_B > 0, column_B, -1)
+
+
+class Perturbations:
+    """Adversarial perturbations of one or several prior runs, in pixel units, by example and view.
+
+    Args:
+        runs: prior runs.
+        weights: name of the archived weights that were attacked.
+        rows: for each run the prior position of each current example (None: the same position).
+        policy: the current run's views, numbered ones.
+        keys_N: identities of the current examples.
+        device: where to keep perturbations that fit.
+        seed: of the draw among the runs.
+        recency: see :func:`choose_prior_runs`.
+        mismatch: ``refuse``, or ``allow``: examples and views without perturbations go without.
+        archive: what the archive is called in messages.
+
+    Attributes:
+        image_shape: (C, H, W) of the perturbations.
+        complete: whether every example has a perturbation in every view.
+        slots_used: views looked up so far, by run id.
+
+    Raises:
+        SignalNotFoundError: a run has no perturbations of these weights.
+        PriorRunMismatchError: a run has other views, lacks some (``refuse``), or its images have another size.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[PriorRun],
+        weights: str,
+        rows: Sequence[Tensor | None],
+        policy: ViewPolicy,
+        keys_N: Tensor,
+        device: torch.device,
+        *,
+        seed: int,
+        recency: float,
+        mismatch: str = "refuse",
+        archive: str = "ARCHIVE",
+    ) -> None:
+        self.name = harvested_name("adversarial", weights)
+        newest_first = sorted(zip(runs, rows, strict=True), key=_age, reverse=True)
+        self.run_ids = [run.id for run, _ in newest_first]
+        self.slots_used: dict[str, set[int]] = {run.id: set() for run in runs}
+        self._device, self._seed, self._recency = device, seed, recency
+        self._keys_N = keys_N
+        self._rows: list[Tensor | None] = []
+        self._seen: list[Tensor | None] = []
+        self._signals: list[Signal | ResidentSignal] = []
+        command = f"`reuse-algos harvest {archive} {{}} --signals adversarial --views {policy.num_views}"
+        command += "`" if weights == "last" else f" --weights {weights}`"
+        found = [
+            (run, run_rows, self._checked(run, policy, mismatch, command.format(run.id)))
+            for run, run_rows in newest_first
+        ]
+        shapes = [signal.row_shape for _, _, signal in found]
+        self.image_shape = shapes[0]
+        for run_id, shape in zip(self.run_ids, shapes, strict=True):
+            if shape != self.image_shape:
+                raise PriorRunMismatchError(
+                    f"run {run_id} has perturbations of images {shape}, run {self.run_ids[0]} of images "
+                    f"{self.image_shape}. Choose runs on images of one size."
+                )
+        size = sum(signal.nbytes for _, _, signal in found)
+        for _, run_rows, signal in found:
+            slots = [slot for slot in range(policy.num_views) if slot in signal.slots]
+            self._seen.append(_seen(signal, run_rows, policy.num_views))
+            if size <= _RESIDENT_BYTES:
+                self._signals.append(signal.resident(device, slots=slots, rows=run_rows))
+                self._rows.append(None)
+            else:
+                self._signals.append(signal)
+                self._rows.append(run_rows)
+        known_VN = [seen_VN for seen_VN in self._seen if seen_VN is not None]
+        self.complete = len(known_VN) < len(self._seen) or bool(torch.stack(known_VN).any(0).all())
+
+    def _checked(self, run: PriorRun, policy: ViewPolicy, mismatch: str, command: str) -> Signal:
+        if self.name not in run.signal_names:
+            raise SignalNotFoundError(
+                f"run {run.id} has no adversarial perturbations (signal {self.name!r}; it has "
+                f"{', '.join(run.signal_names) or 'none'}). Make them once: {command}."
+            )
+        if differs := other_views(run, policy):
+            raise PriorRunMismatchError(
+                f"{differs}. A perturbation is only adversarial for the view that it was made for. Train with the "
+                "views of that run, or choose a run that has these and harvest it."
+            )
+        signal = run.signal(self.name)
+        if mismatch != "allow" and (missing := missing_views(run, signal, policy, "perturbations", whole=False)):
+            raise PriorRunMismatchError(
+                f"{missing}. Harvest the others: {command}, or say mismatch: allow to go without them."
+            )
+        return signal
+
+    def check_shape(self, shape: Sequence[int]) -> None:
+        """Refuse images of another size than the perturbations.
+
+        Args:
+            shape: (C, H, W) of the images that are to be perturbed.
+
+        Raises:
+            PriorRunMismatchError: they are of another size.
+        """
+        if tuple(shape) != self.image_shape:
+            raise PriorRunMismatchError(
+                f"run {self.run_ids[0]} has perturbations of images {self.image_shape} (channels, height, width), this "
+                f"run's images are {tuple(shape)}. Choose a run on images of this size."
+            )
+
+    def prior_uses(self, runs: Sequence[PriorRun]) -> list[PriorUse]:
+        """What was used of each prior run, with the share of its harvest that the looked-up views are."""
+        uses = []
+        for run in runs:
+            used = self.slots_used[run.id]
+            harvests = [one for one in run.manifest.harvests if one.signal == self.name and one.views]
+            seconds = sum(len(used & set(one.views)) / len(one.views) * one.seconds for one in harvests)
+            uses.append(PriorUse(run_id=run.id, algorithm=_USER, signals=[self.name], harvest_seconds=seconds))
+        return uses
+
+    def draw(self, positions_B: Tensor, views_B: Tensor, epoch: int) -> Tensor:
+        """Whose perturbation each example gets: int64 ``[B]`` on the CPU, -1 where there is none.
+
+        Args:
+            positions_B: int64 on the CPU, positions in the current data.
+            views_B: int64 on the CPU, from 0 to V-1.
+            epoch: number of the running epoch.
+        """
+        available = [
+            torch.ones(len(positions_B), dtype=torch.bool) if seen_VN is None else seen_VN[views_B, positions_B]
+            for seen_VN in self._seen
+        ]
+        keys_B = self._keys_N[positions_B]
+        return choose_prior_runs(self._seed, keys_B, epoch, torch.stack(available, dim=1), self._recency)
+
+    def gather(self, positions_R: Tensor, views_R: Tensor, runs_R: Tensor) -> Tensor:
+        """Perturbations of some examples: float32 ``[R, C, H, W]`` in pixel units on the device.
+
+        Args:
+            positions_R: int64 on the CPU.
+            views_R: int64 on the CPU.
+            runs_R: what :meth:`draw` gave for them, no -1 among it.
+        """
+        chosen = runs_R.unique().tolist()
+        if len(chosen) == 1:
+            return self._of_run(chosen[0], positions_R, views_R)
+        delta_RCHW = torch.empty((len(runs_R), *self.image_shape), dtype=torch.float32, device=self._device)
+        for column in chosen:
+            places = (runs_R == column).nonzero().flatten()
+            found = self._of_run(column, positions_R[places], views_R[places])
+            delta_RCHW.index_copy_(0, places.to(self._device, non_blocking=True), found)
+        return delta_RCHW
+
+    def _of_run(self, column: int, positions_R: Tensor, views_R: Tensor) -> Tensor:
+        self.slots_used[self.run_ids[column]].update(views_R.unique().tolist())
+        rows = self._rows[column]
+        found, _ = self._signals[column].gather(positions_R if rows is None else rows[positions_R], views_R)
+        return found.to(self._device, torch.float32, non_blocking=True)
+
+
+def _age(one: tuple[PriorRun, Tensor | None]) -> tuple[str, str]:
+    run = one[0]
+    return run.manifest.created_at, run.id
+
+
+def _seen(signal: Signal, rows_N: Tensor | None, num_views: int) -> Tensor | None:
+    """Which examples have a perturbation: bool ``[V, N]``; None: all of them, in every view."""
+    nowhere = torch.zeros(signal.num_examples, dtype=torch.bool)
+    seen_VN = torch.stack([signal.seen(view) if view in signal.slots else nowhere for view in range(num_views)])
+    if rows_N is not None:
+        seen_VN = seen_VN[:, rows_N.clamp_min(0)] & (rows_N >= 0)
+    return None if bool(seen_VN.all()) else seen_VN

@@ -1,0 +1,130 @@
+"""Rows of batches and outputs: which are replayed, taking them out, and putting them together again.
+
+Legend: B rows of a microbatch, R of them replayed, K the others.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import torch
+from composer.utils.batch_helpers import batch_set
+from torch import Tensor
+
+from reuse_algos.errors import ModelError
+
+__all__ = ["join_rows", "replayed_rows", "take_rows", "with_item"]
+
+_ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
+
+
+def replayed_rows(fraction: float, num_rows: int) -> Tensor:
+    """Which rows of a batch are replayed: evenly spread, ``floor(fraction * num_rows)`` of them.
+
+    Row i is one of them where ``floor(fraction * (i + 1)) > floor(fraction * i)``, so what is chosen does not depend on
+    how a batch is cut into microbatches.
+
+    Args:
+        fraction: in (0, 1].
+        num_rows: rows of the whole batch.
+
+    Returns:
+        int64 row numbers, ascending.
+    """
+    # The small number keeps 0.29 * 100 = 28.999999999999996 from counting as 28.
+    counts = torch.floor(fraction * torch.arange(num_rows + 1, dtype=torch.float64) + 1e-9)
+    return counts.diff().nonzero().flatten()
+
+
+def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: bool = False) -> Any:
+    """Some rows of everything in a batch (or in outputs) that has one row per example.
+
+    Args:
+        data: tensors, and mappings, tuples and lists of them; what has no rows is passed on as it is.
+        rows_R: int64, on any device.
+        num_rows: rows of the data.
+        strict: refuse tensors without rows.
+
+    Raises:
+        ModelError: (strict) a tensor has no rows.
+    """
+    if isinstance(data, Tensor):
+        if not data.dim() or len(data) != num_rows:
+            if strict:
+                raise ModelError(
+                    f"the model's outputs hold {_describe(data)} for {num_rows} rows, so clean and replayed rows "
+                    f"cannot be told apart. {_ADVICE}."
+                )
+            return data
+        taken = data.index_select(0, rows_R.to(data.device, non_blocking=True))
+        return taken.contiguous(memory_format=_memory_format(data))
+    if isinstance(data, Mapping):
+        return _like_mapping(data, {k: take_rows(v, rows_R, num_rows, strict=strict) for k, v in data.items()})
+    if isinstance(data, (tuple, list)):
+        plain = all(isinstance(value, (str, int, float, bool)) for value in data)
+        if plain and len(data) == num_rows:
+            return _like_sequence(data, [data[row] for row in rows_R.tolist()])
+        return _like_sequence(data, [take_rows(value, rows_R, num_rows, strict=strict) for value in data])
+    return data
+
+
+def with_item(batch: Any, key: Any, value: Any) -> Any:
+    """A batch with another item under a key; the given one stays as it is."""
+    return batch_set(batch if isinstance(batch, tuple) else copy.copy(batch), key=key, value=value)
+
+
+def join_rows(first: Any, second: Any, counts: tuple[int, int], order_B: Tensor | None, *, strict: bool) -> Any:
+    """The rows of two batches (or outputs) of the same structure, one after the other.
+
+    Args:
+        first: the one.
+        second: the other.
+        counts: their numbers of rows.
+        order_B: int64: where each row of the result is found in (first, second); None: as they come.
+        strict: refuse what has no rows, as it cannot be told what it should be; otherwise that of ``first`` is taken.
+
+    Raises:
+        ModelError: the structures differ, or (strict) something has no rows.
+    """
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        if first.dim() and second.dim() and (len(first), len(second)) == counts:
+            joined = torch.cat([first, second])
+            return joined if order_B is None else joined.index_select(0, order_B.to(joined.device, non_blocking=True))
+    elif isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
+        found = {key: join_rows(first[key], second[key], counts, order_B, strict=strict) for key in first}
+        return _like_mapping(first, found)
+    elif isinstance(first, (tuple, list)) and type(first) is type(second) and len(first) == len(second):
+        pairs = zip(first, second, strict=True)
+        return _like_sequence(first, [join_rows(a, b, counts, order_B, strict=strict) for a, b in pairs])
+    elif first is None and second is None:
+        return None
+    if strict:
+        raise ModelError(
+            f"the model's outputs hold {_describe(first)} for {counts[0]} clean rows and {_describe(second)} for "
+            f"{counts[1]} replayed ones, which cannot be put together. {_ADVICE}."
+        )
+    return first
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if channels_last and not tensor.is_contiguous() else torch.contiguous_format
+
+
+def _like_mapping(like: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if type(like) is dict or not isinstance(like, MutableMapping):
+        return items
+    found = copy.copy(like)
+    for key, value in items.items():
+        found[key] = value
+    return found
+
+
+def _like_sequence(like: Any, values: list[Any]) -> Any:
+    return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
+
+
+def _describe(part: Any) -> str:
+    return f"a tensor {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"

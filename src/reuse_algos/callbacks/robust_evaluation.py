@@ -1,0 +1,375 @@
+"""Accuracy under attack, measured while training.
+
+Legend: B examples, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from typing import Any
+
+import torch
+from composer import Callback, Evaluator, State, Time, TimeUnit
+from composer.core import get_precision_context
+from composer.loggers import Logger
+from composer.utils import dist
+from composer.utils.batch_helpers import batch_get, batch_set
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from reuse_algos.algorithms.outputs import logits_of, unwrap_model
+from reuse_algos.attacks import Attack, perturb
+from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, seeded_rng
+from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
+from reuse_algos.ranks import on_every_rank
+
+__all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
+
+DEFAULT_ATTACKS: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {"steps": 10}}
+"""FGSM and PGD with 10 steps, both at 8/255 in L-infinity."""
+
+ROBUST = "robust"
+"""Robust metrics are called ``metrics/<evaluator>/robust/<name>``; no default ever chooses among them."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_METHODS = ("fgsm", "pgd")
+_CLEAN = "clean"
+_LARGEST_BATCH = 256
+_VIEW_SEED = 0
+
+
+class RobustEvaluation(Callback):
+    """Attack the model that is being trained, on a fixed part of an evaluation set, and report its accuracy.
+
+    At the evaluations that ``interval`` chooses, a part of the evaluator's data is perturbed against the weights of
+    that moment (the moving average where EMA is on), in evaluation mode and in the trainer's precision. Perturbed are
+    always the same examples, evenly spaced over the data set, and each is perturbed alike whatever the batches and
+    ranks are; ranks share the work. No gradient, statistic or generator moves, and the seconds count as evaluation.
+
+    The metrics go to the loggers and, through :class:`~reuse_algos.callbacks.RunRecorder`, into the run's record:
+    ``metrics/eval/robust/FGSMAccuracy`` and ``metrics/eval/robust/PGDAccuracy`` under the default attacks, and
+    ``metrics/eval/robust/CleanAccuracy``, of the same examples unperturbed. ``reuse-algos compare --metric
+    PGDAccuracy`` compares runs by them. With random targets, too, an example counts where its own label is still
+    predicted.
+
+    FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. Both attack the model as it is; a defence that hides its
+    gradients would look better than it is (Athalye et al. 2018, https://arxiv.org/abs/1802.00420).
+
+    Args:
+        attacks: name -> fields of :class:`~reuse_algos.attacks.Attack`. A name consists of a-z, 0-9 and ``_`` and is,
+            in capitals, that of the metric. Without ``method`` it must begin with that of an attack (``pgd20``).
+            ``epsilon`` and ``step_size`` may be texts such as ``8/255``. Default: :data:`DEFAULT_ATTACKS`.
+        examples: how many, at most.
+        interval: Composer time: the first evaluation after every such stretch is a robust one. The evaluation at the
+            end of training always is, and one by ``Trainer.eval``.
+        evaluator: label of the evaluator. Default: the first.
+        pixel_mean: mean per channel, on the scale 0 to 1, that was subtracted from the images. Default: what the data
+            set says.
+        pixel_std: deviation per channel that they were divided by.
+        input_key: where the images lie in a batch.
+        target_key: where the labels lie in a batch.
+        output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
+        batch_size: examples at once on each rank. Default: that of the evaluator's loader, at most 256, as an attack
+            takes more memory than an evaluation.
+
+    Raises:
+        ValueError: a setting is wrong; at the start, there is no such evaluator.
+        DataError: at the start, the evaluation data have no positions or no known pixel space.
+        ModelError: the model has no logits ``[B, K]`` or no gradient with respect to its inputs.
+    """
+
+    def __init__(
+        self,
+        *,
+        attacks: Mapping[str, Mapping[str, Any] | None] | None = None,
+        examples: int = 1000,
+        interval: str | int | Time = "1ep",
+        evaluator: str | None = None,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        input_key: str | int = 0,
+        target_key: str | int = 1,
+        output_key: str | int | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        self.attacks = _parse_attacks(DEFAULT_ATTACKS if attacks is None else attacks)
+        for name, number in (("examples", examples), ("batch_size", 1 if batch_size is None else batch_size)):
+            if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"RobustEvaluation {name} must be a whole number from 1, not {number!r}")
+        self.examples = examples
+        self.interval = Time.from_input(interval, TimeUnit.EPOCH)
+        if not self.interval.value > 0:
+            raise ValueError(f"RobustEvaluation interval must be above 0, not {interval!r}")
+        if (pixel_mean is None) != (pixel_std is None):
+            raise ValueError("RobustEvaluation: pixel_mean and pixel_std go together; give both or neither")
+        self.pixels = None if pixel_mean is None else PixelSpace(tuple(pixel_mean), tuple(pixel_std or ()))
+        self.evaluator = evaluator
+        self.input_key, self.target_key, self.output_key = input_key, target_key, output_key
+        self.batch_size = batch_size
+        self.latest_metrics: dict[str, float] = {}
+        self._periods = 0
+        self._standalone = False
+        self._ran = False
+
+    # Events ---------------------------------------------------------------------------------------------------------
+
+    def init(self, state: State, logger: Logger) -> None:
+        """One per trainer: a checkpoint keeps the state of callbacks by the name of their class."""
+        del logger
+        if sum(isinstance(one, RobustEvaluation) for one in state.callbacks) > 1:
+            raise ValueError("a trainer takes one RobustEvaluation; give it several attacks")
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Say before the training what would be wrong with the evaluation."""
+        del logger
+        self._data(self._find_evaluator(state))
+
+    def eval_standalone_start(self, state: State, logger: Logger) -> None:
+        """``Trainer.eval`` asks for all there is."""
+        del state, logger
+        self._standalone = True
+
+    def eval_standalone_end(self, state: State, logger: Logger) -> None:
+        """Back to training."""
+        del state, logger
+        self._standalone = False
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        """Attack, at the evaluations that the interval chooses.
+
+        Not at the evaluation's end: there Composer's algorithms have put back the weights of training already, and
+        whoever takes the metrics from here would have to come later.
+        """
+        evaluator = self._find_evaluator(state)
+        if state.dataloader_label != evaluator.label:
+            return
+        # Trainer.eval may have been given other data under the same label.
+        running = [one for one in state.evaluators if one.dataloader.dataloader is state.dataloader]
+        evaluator = next((one for one in running if one.label == evaluator.label), evaluator)
+        self.latest_metrics = {}
+        if not self._is_due(state):
+            return
+        counts = on_every_rank(lambda: self._count(state, evaluator))
+        totals = [sum(column) for column in zip(*counts, strict=True)]
+        titles = [_title(name) for name in (_CLEAN, *self.attacks)]
+        self.latest_metrics = {
+            f"metrics/{evaluator.label}/{ROBUST}/{title}": right / totals[-1]
+            for title, right in zip(titles, totals[:-1], strict=True)
+        }
+        self._ran = True
+        logger.log_metrics(self.latest_metrics)
+
+    def close(self, state: State, logger: Logger) -> None:
+        """Say so where a whole training had no robust evaluation."""
+        del logger
+        if not self._ran and state.max_duration is not None and state.timestamp.batch > 0 and _at_end(state):
+            warnings.warn(
+                "RobustEvaluation had no effect: its evaluator was never evaluated. Give the Trainer an eval_interval.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many intervals have passed, and whether there was an evaluation."""
+        return {"periods": self._periods, "ran": self._ran}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self._periods, self._ran = int(state["periods"]), bool(state["ran"])
+
+    # What to evaluate, and when -------------------------------------------------------------------------------------
+
+    def _find_evaluator(self, state: State) -> Evaluator:
+        labels = [one.label for one in state.evaluators]
+        if not labels:
+            raise ValueError("RobustEvaluation needs an evaluator: give the Trainer an eval_dataloader")
+        if self.evaluator is None:
+            return state.evaluators[0]
+        if self.evaluator not in labels:
+            raise ValueError(f"RobustEvaluation: no evaluator {self.evaluator!r}.{nearest(self.evaluator, labels)}")
+        return state.evaluators[labels.index(self.evaluator)]
+
+    def _is_due(self, state: State) -> bool:
+        periods = _passed(state, self.interval)
+        due = self._standalone or periods > self._periods or _at_end(state)
+        if not self._standalone:
+            self._periods = max(periods, self._periods)
+        return due
+
+    def _data(self, evaluator: Evaluator) -> tuple[DataLoader, Dataset, PixelSpace]:
+        """The evaluator's loader, its data set by position, and what its inputs mean.
+
+        Raises:
+            DataError: there are no positions, or nobody says how the images were normalised.
+        """
+        loader = evaluator.dataloader.dataloader
+        dataset = getattr(loader, "dataset", None)
+        if (
+            not isinstance(loader, DataLoader)
+            or isinstance(dataset, IterableDataset)
+            or not hasattr(dataset, "__len__")
+        ):
+            raise DataError(
+                "RobustEvaluation attacks a fixed part of the evaluation data, but those of evaluator "
+                f"{evaluator.label!r} are iterable ({type(dataset or loader).__name__}): their examples have no "
+                "positions. Give a DataLoader over a data set with __len__ and __getitem__, or name another evaluator "
+                "(evaluator=...)."
+            )
+        if not len(dataset):  # type: ignore[arg-type]
+            raise DataError(f"RobustEvaluation: the data set of evaluator {evaluator.label!r} is empty.")
+        pixels = self.pixels or pixel_space_of(dataset)
+        if pixels is None:
+            raise DataError(
+                f"RobustEvaluation: the data set of evaluator {evaluator.label!r} does not say how its images were "
+                "normalised. Give pixel_mean and pixel_std (0 and 1 per channel for images from 0 to 1)."
+            )
+        return loader, dataset, pixels  # type: ignore[return-value]
+
+    # The attack -----------------------------------------------------------------------------------------------------
+
+    def _count(self, state: State, evaluator: Evaluator) -> list[float]:
+        """This rank's rightly classified examples: clean, under each attack, and at last how many there are."""
+        loader, dataset, pixels = self._data(evaluator)
+        model: Any = unwrap_model(state.model)
+        count = len(dataset)  # type: ignore[arg-type]
+        number = min(self.examples, count)
+        positions = (torch.arange(number) * count // number)[dist.get_global_rank() :: dist.get_world_size()]
+        size = self.batch_size or min(loader.batch_size or _LARGEST_BATCH, _LARGEST_BATCH)
+        info = try_info(dataset)
+        rights = [0] * (1 + len(self.attacks))
+        for part, batch in self._batches(evaluator, loader, dataset, positions.split(size), state):
+            inputs_BCHW: Any = batch_get(batch, self.input_key)
+            labels_B: Any = batch_get(batch, self.target_key)
+            keys_B = (part if info is None else info.keys[part]).to(inputs_BCHW.device)
+
+            def forward(inputs: Tensor, batch: Any = batch) -> Tensor:
+                return logits_of(model.eval_forward(_with_inputs(batch, self.input_key, inputs)), self.output_key)
+
+            precision = get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
+            with torch.no_grad(), precision:
+                rights[0] += _right(forward(inputs_BCHW), labels_B)
+                for index, attack in enumerate(self.attacks.values(), start=1):
+                    delta_BCHW = perturb(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B)
+                    rights[index] += _right(forward(pixels.add(inputs_BCHW, delta_BCHW)), labels_B)
+        return [*map(float, rights), float(len(positions))]
+
+    def _batches(
+        self,
+        evaluator: Evaluator,
+        loader: DataLoader,
+        dataset: Dataset,
+        parts: Sequence[Tensor],
+        state: State,
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Positions and batch, on the device and as the trainer's own evaluation would see it.
+
+        A data set that is random in evaluation is seeded by example, so that its images are the same ones every time.
+        """
+        lists = [[ExampleView(position, 0) for position in part.tolist()] for part in parts if len(part)]
+        if isinstance(dataset, DeviceImages):
+            batches = device_dataloader(dataset, batch_sampler=lists)
+        else:
+            if not isinstance(dataset, WorkerImages | ViewedDataset):
+                keys_N = torch.arange(len(dataset))  # type: ignore[arg-type]
+                info = try_info(dataset) or DatasetInfo(type(dataset).__name__, keys_N)
+                dataset = ViewedDataset(dataset, ViewPolicy(_VIEW_SEED, 1), info)
+            generator = torch.Generator().manual_seed(0)  # a loader draws a seed even where it has no workers
+            batches = DataLoader(dataset, batch_sampler=lists, collate_fn=loader.collate_fn, generator=generator)
+        spec, source = evaluator.dataloader, iter(batches)
+        for one in lists:
+            with seeded_rng(_VIEW_SEED):  # for collate functions and transforms of whole batches
+                batch = state.device.batch_to_device(spec.batch_transforms(next(source)))
+                batch = spec.microbatch_transforms(batch)
+            yield torch.tensor([view.position for view in one]), batch
+
+
+def robust_metrics(state: State) -> dict[str, float]:
+    """Name -> value of what :class:`RobustEvaluation` found at the evaluation that is going on; empty if nothing."""
+    prefix = f"metrics/{state.dataloader_label}/"
+    found = [one.latest_metrics for one in state.callbacks if isinstance(one, RobustEvaluation)]
+    return {name: value for metrics in found for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Attack]:
+    """The attacks by name.
+
+    Raises:
+        ValueError: there are none, or a name or field is wrong.
+    """
+    if not attacks:
+        raise ValueError("RobustEvaluation: attacks is empty; leave it out for FGSM and PGD")
+    known = [field.name for field in dataclasses.fields(Attack)]
+    parsed = {}
+    for name, given in attacks.items():
+        if not _NAME.fullmatch(str(name)) or name == _CLEAN:
+            raise ValueError(
+                f"RobustEvaluation attacks: {name!r} cannot be the name of an attack. A name begins with a letter, has "
+                f"a-z, 0-9 and _ only, and is not {_CLEAN!r}."
+            )
+        if not isinstance(given, Mapping | None):
+            raise ValueError(f"RobustEvaluation attacks.{name} must be a section of fields, not {given!r}")
+        fields = dict(given or {})
+        for key in fields:
+            if key not in known:
+                raise ValueError(f"RobustEvaluation attacks.{name}: no field {key!r}.{nearest(str(key), known)}")
+        if "method" not in fields:
+            fields["method"] = next((method for method in _METHODS if name.startswith(method)), None)
+            if fields["method"] is None:
+                raise ValueError(
+                    f"RobustEvaluation attacks.{name}: say its method ({' or '.join(_METHODS)}), or let its name begin "
+                    "with that"
+                )
+        for key in ("epsilon", "step_size"):
+            if isinstance(fields.get(key), str):
+                fields[key] = _number(f"RobustEvaluation attacks.{name}.{key}", fields[key])
+        try:
+            parsed[name] = Attack(**fields)
+        except ValueError as error:
+            raise ValueError(f"RobustEvaluation attacks.{name}: {error}") from error
+    return parsed
+
+
+def _number(what: str, text: str) -> float:
+    """A number or a fraction such as ``8/255``."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(f"{what} must be a number or a fraction such as 8/255, not {text!r}") from error
+
+
+def _title(name: str) -> str:
+    return "CleanAccuracy" if name == _CLEAN else f"{name.upper()}Accuracy"
+
+
+def _passed(state: State, interval: Time) -> int:
+    """How many whole intervals of training have passed."""
+    if interval.unit == TimeUnit.DURATION:
+        elapsed = state.get_elapsed_duration()
+        return 0 if elapsed is None else int(elapsed.value / interval.value + 1e-9)
+    return int(state.timestamp.get(interval.unit).value // interval.value)
+
+
+def _at_end(state: State) -> bool:
+    return state.max_duration is not None and state.timestamp >= state.max_duration
+
+
+def _with_inputs(batch: Any, key: str | int, inputs: Tensor) -> Any:
+    """The batch with other inputs; the batch itself stays as it is."""
+    return batch_set(copy(batch), key, inputs)
+
+
+def _right(logits_BK: Tensor, labels_B: Tensor) -> int:
+    if logits_BK.dim() != 2 or len(logits_BK) != len(labels_B):
+        raise ModelError(
+            f"RobustEvaluation is for classifiers with logits [B, K]; of {len(labels_B)} examples these are "
+            f"{tuple(logits_BK.shape)}."
+        )
+    return int((logits_BK.argmax(1) == labels_B).sum())

@@ -1,0 +1,229 @@
+"""Helpers of the tests of AdversarialReplay: small images, two runs on them, and perturbations of our own making."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from composer import Callback, State
+from composer.loggers import InMemoryLogger
+from composer.models import ComposerClassifier
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from reuse_algos.algorithms import AdversarialReplay
+from reuse_algos.archive import HarvestRecord, RunArchive
+from reuse_algos.callbacks import RunRecorder
+from reuse_algos.data.augment import Augmentation
+from reuse_algos.data.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.info import DatasetInfo
+from toy import epoch_loader, trainer
+
+N, BATCH, VIEWS, CLASSES = 48, 16, 2, 4
+SHAPE = (3, 6, 6)
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.5)
+EPSILON = 16 / 255
+
+
+def images(length: int = N, num_views: int = VIEWS, *, seed: int = 0, **settings: Any) -> WorkerImages:
+    """Images whose brightest corner says the class, in numbered crops."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(length) % CLASSES
+    pixels = torch.randint(0, 120, (length, 6, 6, 3), generator=generator)
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, 3 * (label // 2) : 3 * (label // 2) + 3, 3 * (label % 2) : 3 * (label % 2) + 3] += 90
+    info = settings.pop("info", None) or DatasetInfo("corners", torch.arange(length), labels, tuple("abcd"))
+    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), **settings}
+    data = DeviceImages(pixels.byte(), labels, mean=MEAN, std=STD, num_views=num_views, info=info, **settings)
+    return WorkerImages(data)
+
+
+def conv_net(seed: int = 0, *, norm: bool = True, dropout: float = 0.0) -> ComposerClassifier:
+    """A small net with batch norms of two kinds, and dropout before them where asked for."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3),
+            nn.Dropout(dropout),
+            nn.BatchNorm2d(8) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(128, 12),
+            nn.BatchNorm1d(12) if norm else nn.Identity(),
+            nn.ReLU(),
+            nn.Linear(12, CLASSES),
+        )
+    return ComposerClassifier(net, num_classes=CLASSES)
+
+
+def record(folder: Path | str, name: str, *, seed: int = 1, **settings: Any) -> str:
+    """Train on the images and archive the run; its id."""
+    recorder = RunRecorder(
+        folder, run_name=name, tags={"method": "baseline"}, signals={"logits": {"last_epochs": VIEWS}, "loss": {}}
+    )
+    one = trainer(
+        epoch_loader(settings.pop("data", None) or images(), BATCH),
+        settings.pop("model", None) or conv_net(seed),
+        callbacks=[recorder],
+        eval_dataloader=DataLoader(images(16, seed=9), batch_size=16),
+        **{"max_duration": "2ep", "seed": seed, **settings},
+    )
+    one.fit()
+    one.close()
+    assert recorder.run_id is not None
+    return recorder.run_id
+
+
+def deltas(seed: int, views: int = VIEWS, length: int = N, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Perturbations in pixel units, float32 ``[views, length, C, H, W]``."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(views, length, *shape, generator=generator) * 2 - 1) * EPSILON
+
+
+def put_deltas(
+    archive: RunArchive,
+    run_id: str,
+    deltas_VN: Tensor,
+    *,
+    ids: Mapping[int, Tensor] | None = None,
+    name: str = "adversarial",
+    seconds: float = 8.0,
+) -> None:
+    """Write perturbations into a run that has ended, as plain numbers."""
+    writer, manifest = archive.resume_run(run_id)
+    files = [file for file in manifest.files if (file.kind, file.name) != ("signals", name)]
+    for view, delta_N in enumerate(deltas_VN):
+        rows = torch.arange(len(delta_N)) if ids is None else ids[view]
+        if not len(rows):
+            continue
+        meta = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
+        files.append(writer.put("signals", name, {"ids": rows, "values": delta_N[rows].contiguous()}, meta))
+    made = HarvestRecord(signal=name, views=list(range(len(deltas_VN))), weights="last", seconds=seconds, hardware="x")
+    writer.commit(msgspec.structs.replace(manifest, files=files, harvests=[*manifest.harvests, made]))
+    writer.finish()
+
+
+def make_archive(folder: Path) -> RunArchive:
+    """Two runs, an older and a newer one, each with perturbations (see :func:`deltas`, seeds 1 and 2)."""
+    archive = RunArchive(folder)
+    for seed, name in ((1, "older"), (2, "newer")):
+        put_deltas(archive, record(folder, name, seed=seed), deltas(seed))
+    return archive
+
+
+def perturbed(inputs: Tensor, delta: Tensor) -> Tensor:
+    """What a model is to see, by hand: through pixels and back."""
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return ((inputs * std + mean + delta).clamp(0, 1) - mean) / std
+
+
+class Calls(Callback):
+    """Everything that the inner module was given and gave while training, by forward pass; and the losses."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+        self.results: list[Tensor] = []
+        self.outputs: list[Any] = []
+        self.batches: list[Any] = []
+        self.losses: list[Any] = []
+
+    def fit_start(self, state: State, logger: Any) -> None:
+        inner: Any = getattr(state.model, "module", state.model)
+        inner = inner if isinstance(inner, nn.Sequential) else inner.module
+        inner.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, arguments: Any, result: Tensor) -> None:
+        if module.training:
+            self.inputs.append(arguments[0].detach().clone())
+            self.results.append(result.detach().clone())
+
+    def after_forward(self, state: State, logger: Any) -> None:
+        self.outputs.append(copy.deepcopy(_detached(state.outputs)))
+        self.batches.append(copy.deepcopy(state.batch))
+
+    def before_backward(self, state: State, logger: Any) -> None:
+        self.losses.append(copy.deepcopy(_detached(state.loss)))
+
+
+def _detached(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: part.detach().clone() for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(part.detach().clone() for part in value)
+    return value.detach().clone()
+
+
+def replay(archive: RunArchive, **settings: Any) -> AdversarialReplay:
+    return AdversarialReplay(archive, settings.pop("runs", "newer"), **{"warn_below": 0.0, **settings})
+
+
+def fit(algorithms: list[Any], model: Any = None, *, data: Any = None, **arguments: Any) -> tuple[Any, Calls, Any]:
+    calls, log = Calls(), InMemoryLogger()
+    callbacks = [*arguments.pop("callbacks", []), calls, TrackExamples()]  # without it a plain run shows no views
+    one = trainer(
+        arguments.pop("loader", None) or epoch_loader(data or images(), BATCH),
+        model or conv_net(5),
+        algorithms=algorithms,
+        callbacks=callbacks,
+        loggers=[log],
+        **{"max_duration": "1ep", **arguments},
+    )
+    one.fit()
+    one.close()
+    return one, calls, log
+
+
+def series(log: InMemoryLogger, name: str) -> list[float]:
+    return [float(value) for _, value in log.data[f"reuse/adversarial_replay/{name}"]]
+
+
+def positions_of(inputs: Tensor, view: int, data: WorkerImages | None = None) -> Tensor:
+    """Which examples these clean inputs are, found by looking."""
+    data = data or images()
+    known = torch.stack([data[(position, view)][0] for position in range(len(data))])  # type: ignore[index]
+    return torch.cdist(inputs.flatten(1), known.flatten(1)).argmin(1)
+
+
+def follow(archive: RunArchive) -> dict[str, dict[str, Any]]:
+    """Metrics, replayed rows and final weights of this rank, for each mode; batch norm statistics stay out of it.
+
+    Which example got which perturbation is told by its key and the sum of what the model saw of it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for mode, split in (("append", True), ("append", False), ("replace", True)):
+        data = images()
+        loader = epoch_loader(data, BATCH)
+        settings = {"mode": mode, "split_batch_norm": split, "runs": ["older", "newer"], "start": "1ba"}
+        # Fraction 1 where that can be: then the replayed rows are the same, however many ranks share a batch.
+        fraction = 1.0 if mode == "append" else 0.5
+        algorithm = Replayed(archive, fraction=fraction, **settings)
+        model = conv_net(5, norm=False)
+        one, _, log = fit([algorithm], model, loader=loader, max_duration="2ep", lr=0.05)
+        names = ("rows", "coverage", "adversarial_loss", "clean_loss", "fooling", "adversarial_error")
+        found[f"{mode}-{split}"] = {
+            "metrics": {name: series(log, name) for name in names},
+            "replayed": algorithm.seen,
+            "weights": torch.cat([p.flatten() for p in one.state.model.parameters()]).tolist(),
+        }
+    return found
+
+
+class Replayed(AdversarialReplay):
+    """Remembers what was made of which example in each epoch."""
+
+    def __init__(self, archive: RunArchive, **settings: Any) -> None:
+        super().__init__(archive, warn_below=0.0, **settings)
+        self.seen: dict[str, float] = {}
+
+    def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:
+        inputs = super().adversarial_inputs(state, rows_R)
+        assert inputs is not None
+        positions = self.ids.microbatch.positions[rows_R].tolist()
+        for position, total in zip(positions, inputs.double().sum((1, 2, 3)).tolist(), strict=True):
+            self.seen[f"{int(state.timestamp.epoch)}-{position}"] = total
+        return inputs
