@@ -22,6 +22,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "digits/pruned",
         "digits/dynamic_pruned",
         "digits/warm_start",
+        "digits/feature_extraction",
         "digits/adversarial_replay",
         "cifar100/resnet56/baseline",
         "cifar100/resnet56/distilled_kl",
@@ -41,6 +42,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "cifar100/small/warm_start",
         "transfer/fine_tuning",
         "transfer/feature_extraction",
+        "transfer/cached_features",
         "cifar100/small/adversarial_replay",
     }
 
@@ -82,7 +84,7 @@ def test_commands_in_headers_parse():
             names = {load_recipe(other).settings.run_name for other in YAMLS if other.parent == path.parent}
             assert arguments.run_id in names, path
             checked += 1
-    assert checked == 3
+    assert checked == 5
 
 
 def test_origin_recipe_of_resnet56():

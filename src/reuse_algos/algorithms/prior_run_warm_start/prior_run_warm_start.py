@@ -11,12 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
 import torch
 from composer import Event, State, Time
 from composer.loggers import Logger
 from torch import Tensor
 
 from reuse_algos.algorithms.outputs import plain_state_dict
+from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFeatures, features_name
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
 from reuse_algos.algorithms.prior_run_warm_start.freezing import (
     TrainablePart,
@@ -38,7 +40,7 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
 from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, choose_sources, read_sources
 from reuse_algos.algorithms.prior_runs import RunSelection
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
-from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.archive import PriorUse, RunArchive, weights_name
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 
@@ -48,6 +50,7 @@ log = logging.getLogger(__name__)
 
 _METRICS = "reuse/warm_start/"
 _WEIGHTS = re.compile(r"last|best|average|[0-9]{1,9}ep|ep[0-9]{4,9}", re.ASCII)
+_CACHED_EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.EVAL_START, Event.FIT_END)
 _NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
 
 
@@ -83,19 +86,26 @@ class PriorRunWarmStart(ReusingAlgorithm):
         learning_rates: pattern (or ``backbone``, ``head``) -> factor > 0 of the learning rate; of several that match
             the first one counts. Composer's schedules hold for all.
         unfreeze_at: Composer time, such as ``5ep`` or ``0.3dur``, at which what is frozen begins to train.
-        mismatch: ``refuse`` a prior run with other class names where the head is kept, or ``allow`` it.
+        source: where the head's inputs come from when everything else is frozen: ``live`` runs the frozen part on every
+            batch; ``cached`` looks up the features that ``reuse-algos harvest --signals features`` archived, so that
+            images are neither loaded nor passed through the network. The numbers are the same. Evaluation runs the
+            whole model.
+        mismatch: ``refuse`` a prior run with other class names where the head is kept, or ``allow`` it; with ``cached``
+            also a prior run with further examples, and layers in front of the head that draw at random in training.
         dataset: what the train data are, where that cannot be read off the loader's dataset.
         seed: seed of the noise.
 
     Raises:
         ValueError: arguments are out of range; all are listed.
+        DataError: at the start of training, with ``cached``, batches are no pairs of inputs and labels.
         ModelError: at the Trainer's construction or at the start of training, a pattern matches nothing, the head
             cannot be found, a scheduler does not suit, or a checkpoint was loaded, too.
         RunNotFoundError, SignalNotFoundError: at the start of training.
         PriorRunMismatchError: likewise; tensors or classes do not fit, all are listed.
 
     Logs ``reuse/warm_start/loaded`` (share of the model's parameters with an archived value), ``/known_classes`` (M,
-    with ``match``) and ``/frozen`` (share of the parameters that do not train now).
+    with ``match``), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
+    ``cached``: relative difference of a few archived features from those that this model computes).
 
     Example:
         .. code-block:: python
@@ -119,6 +129,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         freeze: str | Sequence[str] | None = None,
         learning_rates: Mapping[str, float] | None = None,
         unfreeze_at: str | int | Time | None = None,
+        source: str = "live",
         mismatch: str = "refuse",
         dataset: DatasetInfo | None = None,
         seed: int = 0,
@@ -135,11 +146,22 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 ("perturb", perturb, 0 <= perturb < float("inf"), "at least 0"),
                 ("noise", noise, noise in _NOISES, "initial or gaussian"),
                 ("head", head, head in ("keep", "reset", "match"), "keep, reset or match"),
+                ("source", source, source in ("live", "cached"), "live or cached"),
             )
             if not good
         ]
         if last_k is not None and weights != "average":
             faults.append(f"last_k goes with weights: average, and weights is {weights!r}")
+        if source == "cached":
+            faults += [
+                f"source: cached {why}"
+                for why, wrong in (
+                    ("needs a frozen backbone (freeze: backbone)", not freeze),
+                    ("has features of a frozen backbone, so unfreeze_at must be left out", unfreeze_at is not None),
+                    ("has features of weights that were archived, not of averages", weights == "average"),
+                )
+                if wrong
+            ]
         if faults := faults + part.faults():
             raise ValueError("\n".join(f"PriorRunWarmStart: {fault}" for fault in faults))
         super().__init__(archive, runs, seed=seed, mismatch=mismatch)
@@ -148,6 +170,8 @@ class PriorRunWarmStart(ReusingAlgorithm):
         self.head, self.head_pattern = head, head_pattern
         self.reset = [reset] if isinstance(reset, str) else list(reset or ())
         self.part = part
+        self.source = source
+        self.cached = CachedFeatures(weights_name(weights), mismatch) if source == "cached" else None
         self.dataset = dataset
         self.loaded = False
         self._uses: list[tuple[str, list[str]]] = []
@@ -158,11 +182,18 @@ class PriorRunWarmStart(ReusingAlgorithm):
         """DDP must not wait for the gradients of parameters that are frozen for some time."""
         return self.part.changes_while_training
 
+    @property
+    def hides_inputs(self) -> bool:
+        """With ``cached``, batches hold features."""
+        return self.cached is not None
+
     # What the engine asks -------------------------------------------------------------------------------------------
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the start always, batches where something is frozen."""
         del state
+        if self.cached is not None and event in _CACHED_EVENTS:
+            return True
         if event == Event.BEFORE_FORWARD:
             return self.part.holds_statistics
         if event == Event.BATCH_START:
@@ -176,8 +207,12 @@ class PriorRunWarmStart(ReusingAlgorithm):
             self.part.arrange(state)
         elif event == Event.FIT_START:
             self.part.hold(state)
+            if self.cached is not None:
+                self.cached.disconnect(state)  # from a fit that ended by an error
+                self.ids.handle(event, state)
             if not self.loaded:
                 self._refuse_checkpoint(state)
+            if not self.loaded or self.cached is not None:
                 self.begin(state)
                 self.loaded = True
             self._log(logger)
@@ -185,8 +220,14 @@ class PriorRunWarmStart(ReusingAlgorithm):
             if self.part.unfreeze_if_due(state):
                 log.info("everything trains from batch %d on", int(state.timestamp.batch))
                 self._log(logger)
-        else:
+        elif event == Event.BEFORE_FORWARD:
             self.part.keep_statistics(state)
+            if self.cached is not None:
+                self.cached.before_forward(state)
+        elif self.cached is not None:
+            self.cached.leave()
+            if event == Event.FIT_END:
+                self.cached.disconnect(state)
 
     def _refuse_shards(self, state: State) -> None:
         if state.fsdp_config is not None or state.tp_config is not None:
@@ -203,11 +244,41 @@ class PriorRunWarmStart(ReusingAlgorithm):
             )
 
     def _log(self, logger: Logger) -> None:
-        self.log_metrics({**self._facts, _METRICS + "frozen": self.part.frozen_share}, logger)
+        facts = {**self._facts, _METRICS + "frozen": self.part.frozen_share}
+        if self.cached is not None:
+            facts[_METRICS + "feature_difference"] = self.cached.difference
+        self.log_metrics(facts, logger)
 
     # Start ----------------------------------------------------------------------------------------------------------
 
     def start(self, state: State) -> None:
+        """Put the prior weights into the model, once, and find their features."""
+        if not self.loaded:
+            self._load(state)
+        if self.cached is not None:
+            self._connect(state, self.cached)
+
+    def _connect(self, state: State, cached: CachedFeatures) -> None:
+        """Train on the features of the frozen part, if that is all but the head and is what the prior run archived."""
+        info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
+        head = head_of(state.model, self.head_pattern, info and info.num_classes)
+        parameters = plain_parameters(state.model)
+        trained = [name for name in parameters if not self.part.is_frozen(name)]
+        if set(trained) != set(head):
+            listed = ", ".join(sorted(set(trained) ^ set(head))[:5])
+            raise ModelError(
+                f"source: cached trains the head ({', '.join(head)}) and nothing else, and freeze says otherwise of "
+                f"{listed}. Use freeze: backbone, or source: live."
+            )
+        backbone = [name for name in plain_state_dict(state.model) if name not in head]
+        if anew := [name for name in backbone if matches(name, self.reset, head)]:
+            raise ModelError(
+                f"reset starts {', '.join(anew[:3])} anew, and the archived features are those of the prior run's own "
+                "weights. Reset the head only (head: reset), or use source: live."
+            )
+        cached.connect(state, self.prior_runs[0], head, self.ids.view_policy, self.part.keep_statistics)
+
+    def _load(self, state: State) -> None:
         """Read the prior weights, make sure that they fit, and put them into the model."""
         sources = choose_sources(self.archive, self.prior_runs, self.weights, self.last_k)
         fresh = plain_state_dict(state.model)
@@ -324,12 +395,18 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def prior_uses(self) -> list[PriorUse]:
         """The runs and weights that training started from."""
-        return [PriorUse(run_id=run_id, algorithm=USE, weights=list(weights)) for run_id, weights in self._uses]
+        uses = [PriorUse(run_id=run_id, algorithm=USE, weights=list(weights)) for run_id, weights in self._uses]
+        if self.cached is not None:
+            name, seconds = features_name(self.cached.weights), self.cached.harvest_seconds
+            uses = [msgspec.structs.replace(use, signals=[name], harvest_seconds=seconds) for use in uses]
+        return uses
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs to go on as if it had never stopped."""
         state = super().state_dict()
         state.update(loaded=self.loaded, uses=self._uses, facts=self._facts, part=self.part.state_dict())
+        if self.cached is not None:
+            state["cached"] = self.cached.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -339,3 +416,5 @@ class PriorRunWarmStart(ReusingAlgorithm):
         self._uses = [(str(run_id), [str(name) for name in weights]) for run_id, weights in state["uses"]]
         self._facts = {str(name): float(value) for name, value in state["facts"].items()}
         self.part.load_state_dict(state["part"])
+        if self.cached is not None and "cached" in state:  # the earlier attempt may have been a live one
+            self.cached.load_state_dict(state["cached"])
