@@ -14,7 +14,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
 
-__all__ = ["Attack", "Forward", "perturb", "pixel_room", "random_targets"]
+__all__ = ["Attack", "Forward", "Perturbed", "ascend", "perturb", "pixel_room", "random_targets"]
 
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""
@@ -122,6 +122,19 @@ class Attack:
         return f"{self.method}({', '.join(parts)})"
 
 
+class Perturbed(NamedTuple):
+    """What an attack made of a batch, on the device of its inputs.
+
+    Attributes:
+        delta_BCHW: float32, what to add to the pixels, in the memory format of the inputs.
+        slope_B: float32, the largest absolute value of each example's gradients, up to a positive factor: 0 if they
+            were all 0, so that the attack left the example where it began; NaN if one of them was not finite.
+    """
+
+    delta_BCHW: Tensor
+    slope_B: Tensor
+
+
 def perturb(
     forward: Forward,
     inputs_BCHW: Tensor,
@@ -132,6 +145,20 @@ def perturb(
     keys_B: Tensor | None = None,
     views_B: Tensor | None = None,
 ) -> Tensor:
+    """What to add to the pixels: the first part of what :func:`ascend` returns, of the same arguments."""
+    return ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B).delta_BCHW
+
+
+def ascend(
+    forward: Forward,
+    inputs_BCHW: Tensor,
+    labels_B: Tensor,
+    attack: Attack,
+    pixels: PixelSpace,
+    *,
+    keys_B: Tensor | None = None,
+    views_B: Tensor | None = None,
+) -> Perturbed:
     """Perturb images so that a model's cross entropy grows (or, with targets, that of the target falls).
 
     Every example goes its own way, ``delta <- project(delta + step * direction(d L_b / d p_b))``, with the sign as
@@ -145,6 +172,10 @@ def perturb(
     blind, and what would be rounded to 0 in half precision or on an example that the model is sure of stays a
     direction. (In a model whose examples influence each other, such as batch norm in training mode, it weighs them.)
 
+    An example whose gradient is exactly 0, or not finite, stays where it is in that step: there is no direction to go.
+    That is no error here, as a network that is being trained may be flat or diverge for a while; ``slope_B`` says
+    where it was so. The device is waited for only once, for the range of the inputs and labels.
+
     Args:
         forward: The model, from inputs to logits ``[B, K]``, K at least 2; its mode and precision are the caller's.
         inputs_BCHW: Clean inputs, floating point, any memory format.
@@ -155,13 +186,13 @@ def perturb(
         views_B: int64: the view in which each is shown; 0 by default.
 
     Returns:
-        float32 ``[B, C, H, W]`` on the device and in the memory format of the inputs: what to add to the pixels.
+        The perturbations, and how steep it was.
 
     Raises:
         ValueError: Keys are needed and not given.
         DataError: The inputs are not valid pixels of this space, ``epsilon`` is beyond their diagonal, or labels do not
             fit.
-        ModelError: The model has no logits ``[B, K]``, or they do not depend on the inputs.
+        ModelError: The model has no logits ``[B, K]``, or autograd knows no way from them to the inputs.
     """
     if keys_B is None and (attack.starts_randomly or attack.targeted == "random"):
         raise ValueError(f"{attack.describe()} draws by the examples' keys; give keys_B (int64 [B]).")
@@ -171,23 +202,34 @@ def perturb(
         labels_B = labels_B.detach().clone().to(clean_BCHW.device)
         low_BCHW, high_BCHW = _room(clean_BCHW, attack, pixels)
         delta_BCHW = torch.zeros_like(low_BCHW)
+        slope_B111 = delta_BCHW.new_zeros(len(delta_BCHW), 1, 1, 1)
         if not len(clean_BCHW):
-            return delta_BCHW
+            return Perturbed(delta_BCHW, slope_B111.flatten())
         # What is not drawn by keys does not look at them.
         keys_B = torch.zeros_like(labels_B) if keys_B is None else keys_B.detach().clone().to(clean_BCHW.device)
         views_B = torch.zeros_like(labels_B) if views_B is None else views_B.detach().clone().to(clean_BCHW.device)
         if attack.starts_randomly:
             start_BD = _random_start(attack, keys_B, views_B, delta_BCHW[0].numel())
             delta_BCHW.copy_(start_BD.view(delta_BCHW.shape)).clamp_(low_BCHW, high_BCHW)
-        for _ in range(attack.num_steps):
-            gradient_BCHW = _ascent(forward, clean_BCHW, delta_BCHW, labels_B, attack, pixels, keys_B, views_B)
+        for step in range(attack.num_steps):
+            moved_BCHW = pixels.add(clean_BCHW, delta_BCHW).detach().requires_grad_()
+            logits_BK = forward(moved_BCHW)
+            _check_logits(logits_BK, labels_B)
+            if step == 0:
+                _check_labels(labels_B, logits_BK.shape[1])
+            # x = (p - mean) / std, so d/dp = d/dx / std, which is what a difference of pixels does too.
+            gradient_BCHW = pixels.delta_to_inputs(_gradient(moved_BCHW, logits_BK, labels_B, attack, keys_B, views_B))
+            top_B111 = torch.linalg.vector_norm(gradient_BCHW, ord=math.inf, dim=(1, 2, 3), keepdim=True)
+            top_B111 = top_B111.where(top_B111.isfinite(), math.nan)
+            slope_B111 = torch.maximum(slope_B111, top_B111)  # NaN wins
+            gradient_BCHW = gradient_BCHW.masked_fill(top_B111.isnan(), 0.0)
             if attack.norm == "linf":
                 delta_BCHW += attack.step * gradient_BCHW.sign_()
             else:
                 delta_BCHW += attack.step * gradient_BCHW.div_(_norms(gradient_BCHW).clamp_(min=1e-30))
                 delta_BCHW *= (attack.epsilon / _norms(delta_BCHW).clamp_(min=1e-30)).clamp_(max=1)
             delta_BCHW.clamp_(low_BCHW, high_BCHW)
-        return delta_BCHW
+        return Perturbed(delta_BCHW, slope_B111.flatten())
 
 
 def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor, views_B: Tensor) -> Tensor:
@@ -263,20 +305,10 @@ def _random_start(attack: Attack, keys_B: Tensor, views_B: Tensor, size: int) ->
     return attack.epsilon * radius_B1 * normal_BD / normal_BD.norm(dim=1, keepdim=True).clamp_(min=1e-300)
 
 
-def _ascent(
-    forward: Forward,
-    clean_BCHW: Tensor,
-    delta_BCHW: Tensor,
-    labels_B: Tensor,
-    attack: Attack,
-    pixels: PixelSpace,
-    keys_B: Tensor,
-    views_B: Tensor,
+def _gradient(
+    moved_BCHW: Tensor, logits_BK: Tensor, labels_B: Tensor, attack: Attack, keys_B: Tensor, views_B: Tensor
 ) -> Tensor:
-    """Where each example's objective grows: gradient with respect to the pixels up to a positive factor, float32."""
-    moved_BCHW = pixels.add(clean_BCHW, delta_BCHW).detach().requires_grad_()
-    logits_BK = forward(moved_BCHW)
-    _check_logits(logits_BK, labels_B)
+    """Where each example's objective grows: gradient with respect to the inputs up to a positive factor, float32."""
     if attack.targeted == "random":
         targets_B, sign = random_targets(attack.seed, labels_B, logits_BK.shape[1], keys_B, views_B), -1.0
     else:
@@ -287,13 +319,12 @@ def _ascent(
         (gradient,) = torch.autograd.grad(
             logits_BK, moved_BCHW, grad_outputs=upstream_BK.to(logits_BK.dtype), allow_unused=True
         )
-    if gradient is None or not bool(gradient.any()):
+    if gradient is None:
         raise ModelError(
             "the model's logits have no gradient with respect to its inputs, so there is nothing to ascend. It "
-            "detaches them, rounds them or does not use them; attack a model that is differentiable from its images on."
+            "detaches them or does not use them; attack a model that is differentiable from its images on."
         )
-    # x = (p - mean) / std, so d/dp = d/dx / std, which is what a difference of pixels does too.
-    return pixels.delta_to_inputs(gradient.float())
+    return gradient.float()
 
 
 def _loss_direction(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
@@ -310,9 +341,13 @@ def _check_logits(logits_BK: Tensor, labels_B: Tensor) -> None:
         )
     if labels_B.ndim != 1 or labels_B.dtype != torch.int64:
         raise DataError(f"labels must be int64 [B], not {labels_B.dtype} of shape {tuple(labels_B.shape)}.")
-    least, most = int(labels_B.min()), int(labels_B.max())
-    if least < 0 or most >= logits_BK.shape[1]:
-        raise DataError(f"labels from {least} to {most} do not fit a model of {logits_BK.shape[1]} classes.")
+
+
+def _check_labels(labels_B: Tensor, num_classes: int) -> None:
+    """The range of the labels, for which the device is waited for."""
+    least, most = (int(label) for label in labels_B.aminmax())
+    if least < 0 or most >= num_classes:
+        raise DataError(f"labels from {least} to {most} do not fit a model of {num_classes} classes.")
 
 
 def _norms(delta_BCHW: Tensor) -> Tensor:

@@ -233,6 +233,27 @@ def test_no_more_than_half_count_as_easy_where_scores_move() -> None:
         assert built.length(skewed) == 120 - dropped
 
 
+def test_dynamic_prune_with_a_share_of_easy_examples() -> None:
+    scores = np.concatenate([np.arange(100) / 100, np.full(20, np.nan)])  # 20 unknown ones, which are kept
+    found = candidates(np.random.default_rng(3).permutation(scores), "keep")
+    strategy = StrategySettings.of("dynamic_prune", {"prune_rate": 0.5, "easy_share": 0.75}).build(
+        found, None, update=True
+    )
+    assert strategy.length(found) == 120 - 38  # round(0.5 * 75)
+    easiest = np.flatnonzero(found.scores_N < 0.75)
+    for epoch in (0, 5):
+        plan = strategy.plan(epoch, found, 82, Clock(10, 9, 82), seed=1)
+        assert plan.weights_N is not None
+        assert np.flatnonzero(plan.weights_N > 1).tolist() == easiest.tolist()
+        assert set(np.setdiff1d(np.arange(120), plan.order_M)) <= set(easiest.tolist())
+        np.testing.assert_allclose(plan.weights_N[easiest], 75 / 37)
+        assert plan.weights_N[plan.order_M].sum() == pytest.approx(120)
+    with pytest.raises(ValueError, match="easy_share must be above 0 and at most 1"):
+        StrategySettings.of("dynamic_prune", {"easy_share": 0.0})
+    with pytest.raises(ValueError, match="easy_share"):
+        StrategySettings.of("prune", {"easy_share": 0.5})
+
+
 def test_dynamic_prune_says_what_it_drops_above_the_mean() -> None:
     scores = np.concatenate([np.zeros(10), np.full(90, 1.0)])
     plan = DynamicPrune(0.5, 1.0, True, 30).plan(0, candidates(scores, "keep"), 70, Clock(10, 7, 70), seed=1)
@@ -280,13 +301,14 @@ def test_keep_and_offset_may_be_everything() -> None:
             assert len(set(plan.order_M)) == max(1, round(keep * count))
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.7])
-def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float) -> None:
+@pytest.mark.parametrize(("rate", "easy_share"), [(0.3, None), (0.7, None), (0.5, 0.75), (0.4, 1.0)])
+def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float, easy_share: float | None) -> None:
     """The weighted sum over an epoch against the sum over all data: the mean of 400 epochs within 4 standard errors."""
     rng = np.random.default_rng(5)
     scores, gradients_NP = rng.exponential(size=120), rng.normal(size=(120, 7)) + 1.0
     found = candidates(scores, "keep")
-    strategy = DynamicPrune(rate, 1.0, True, DynamicPrune.count_dropped(found, rate))
+    dropped = DynamicPrune.count_dropped(found, rate, easy_share=easy_share)
+    strategy = DynamicPrune(rate, 1.0, True, dropped, easy_share)
     length = strategy.length(found)
     sums = []
     for seed in range(400):
@@ -297,7 +319,7 @@ def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float) -> None
     standard_error = np.std(sums, axis=0, ddof=1) / math.sqrt(400)
     assert (np.abs(deviation) < 4 * standard_error).all()
     # The bound would notice missing weights: the kept easy examples alone would fall short by many standard errors.
-    unweighted = DynamicPrune(rate, 1.0, False, strategy.num_dropped)
+    unweighted = DynamicPrune(rate, 1.0, False, strategy.num_dropped, easy_share)
     plain = [gradients_NP[unweighted.plan(0, found, length, Clock(10, 9, 90), s).order_M].sum(0) for s in range(400)]
     assert (np.abs(np.mean(plain, axis=0) - gradients_NP.sum(0)) > 4 * standard_error).any()
 

@@ -222,6 +222,72 @@ def test_malformed_segments_are_refused_on_writing_and_on_reading(archive: RunAr
         assert check_signal(meta, tensors, N, lambda key: tensors[key].split(5)) is not None
 
 
+def unbacked(encoding: str, row_bytes: int) -> Segment:
+    """No row, and a claim of how large each would be."""
+    ids, meta = torch.zeros(0, dtype=torch.int64), {"slot": 0, "encoding": encoding, "num_classes": None}
+    if encoding == "dense":
+        return Segment("file x", meta, {"ids": ids, "values": torch.zeros(0, row_bytes, dtype=torch.uint8)})
+    shape = {"bits": 8, "shape": shape_text((row_bytes // 1000, 1000))}
+    tensors = {"ids": ids, "values": torch.zeros(0, row_bytes, dtype=torch.uint8), "scale": torch.zeros(0)}
+    return Segment("file x", meta | shape, tensors)
+
+
+@pytest.mark.parametrize("encoding", ["dense", "packed"])
+def test_rows_that_are_not_there_are_not_believed_to_be_large(archive: RunArchive, encoding: str) -> None:
+    """A file of 192 bytes can claim rows of 10^11, and each look-up of what was not seen would make so many zeros."""
+    bomb = unbacked(encoding, 10**11)
+    with pytest.raises(ArchiveError, match="it has no row, and values of 100000000000 bytes for each; at most 1048576"):
+        archive.start_run("bomb").put("signals", "adversarial", bomb.tensors, bomb.meta)
+    with pytest.raises(ArchiveCorruptError, match="file x is not a segment .*it has no row"):
+        Signal("adversarial", [bomb], N)
+    small = archived(archive, [unbacked(encoding, 4000)])
+    rows, seen = small.gather(torch.arange(N), torch.zeros(N, dtype=torch.int64))
+    assert (len(rows), rows.any(), seen.any()) == (N, False, False)
+    assert not small.resident("cpu").gather(torch.arange(N), torch.zeros(N, dtype=torch.int64))[1].any()
+
+
+def test_an_archive_whose_rows_are_not_there_takes_no_memory(
+    archive: RunArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same in an archive that somebody else wrote, without the check on writing."""
+    from reuse_algos.archive import run_writer
+
+    bomb = unbacked("packed", 10**11)
+    with monkeypatch.context() as patched:
+        patched.setattr(run_writer, "check_signal", lambda *_, **__: None)
+        writer = archive.start_run("bomb")
+        entry = writer.put("signals", "adversarial", bomb.tensors, bomb.meta)
+        writer.commit(manifest_of([entry]))
+    assert entry.bytes < 1000
+    with pytest.raises(ArchiveCorruptError, match="it has no row, and values of 100000000000 bytes"):
+        archive.run(writer.run_id).signal("adversarial")
+
+
+def test_rows_of_too_many_numbers_are_refused() -> None:
+    wide = {"ids": torch.zeros(1, dtype=torch.int64), "values": torch.zeros(1, 1, dtype=torch.uint8).expand(1, 3 << 24)}
+    meta = {"slot": 0, "encoding": "packed", "bits": 2, "shape": shape_text((3, 1 << 13, 1 << 13)), "num_classes": None}
+    fault = check_signal(meta, {**wide, "scale": torch.ones(1)}, N)
+    assert fault == "its rows of 3x8192x8192 are 201326592 numbers each, more than 67108864"
+
+
+def test_a_whole_slot_is_decoded_in_parts(archive: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    from reuse_algos.archive import signals
+
+    parts = [segment(0, list(range(N)), 1), segment(1, [1, 4, 9], 2)]
+    signal = archived(archive, parts)
+    expected = [signal.gather(torch.arange(N), torch.full((N,), slot)) for slot in (0, 1)]
+    decoded: list[int] = []
+    gather = Signal.gather
+    monkeypatch.setattr(Signal, "gather", lambda self, p, s: decoded.append(len(p)) or gather(self, p, s))
+    monkeypatch.setattr(signals, "_PART_NUMBERS", 7 * SHAPE[0] * SHAPE[1] * SHAPE[2])
+    for slot in (0, 1):
+        values, seen = signal.dense(slot)
+        assert torch.equal(values, expected[slot][0])
+        assert torch.equal(seen, expected[slot][1])
+    assert max(decoded) == 7
+    assert sum(decoded) == 2 * N
+
+
 def test_segments_of_other_bits_or_shapes_do_not_go_together() -> None:
     first = segment(0, list(range(N)), 1)
     for other in (segment(1, [0], 2, 4), segment(1, [0], 2, 2, (3, 3, 2)), segment(1, [0], 2, 2, (18,))):

@@ -441,6 +441,22 @@ def test_wrong_evaluations_are_refused_before_the_training() -> None:
         trainer(eval_loader(images()), conv_net(), callbacks=[RobustEvaluation()]).fit()
 
 
+def test_a_model_that_is_flat_or_diverged_stops_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A head of zeros, as many recipes begin with, and weights that are no numbers any more."""
+    for name, value in (("flat", 0.0), ("diverged", float("nan"))):
+        model = linear()
+        with torch.no_grad():
+            model.module[1].weight.fill_(value)  # type: ignore[index,operator,union-attr]
+        caplog.clear()
+        run = recorded(tmp_path / name, RobustEvaluation(examples=20), model=model, lr=0.0, max_duration="1ep")
+        clean = run.metric(CLEAN).value.tolist()
+        assert run.metric(FGSM).value.tolist() == run.metric(f"{FGSM[:-12]}PGDAccuracy").value.tolist() == clean
+        assert "fgsm had no direction for 20 of 20 examples of evaluator 'eval'" in caplog.text
+    caplog.clear()
+    train(RobustEvaluation(examples=20), max_duration="1ep")
+    assert "no direction" not in caplog.text
+
+
 def test_what_cannot_be_attacked() -> None:
     class Rounds(nn.Module):
         def __init__(self) -> None:

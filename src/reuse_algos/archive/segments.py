@@ -5,6 +5,7 @@ Shape legend: N training examples, B looked up, M rows of the segment, K kept cl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -25,6 +26,8 @@ _ROWS_PER_PART = 1 << 17
 
 MAX_SLOTS = 1 << 31
 MAX_CLASSES = 1 << 24  # of sparse rows, where only the manifest says how many numbers a row is to become
+MAX_ROW_NUMBERS = 1 << 26  # of a packed row, which becomes up to 16 times its bytes
+MAX_UNBACKED_BYTES = 1 << 20  # of a row where there is none: nothing in the file stands for its size
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,8 @@ def check_signal(
         return "its tensors differ in their number of rows"
     if fault := _check_ids(_in_parts("ids", tensors, parts), num_examples):
         return fault
+    if fault := _check_unbacked(tensors):
+        return fault
     if encoding == "packed":
         return _check_packed(meta, tensors, parts)
     if encoding == "top_k":
@@ -130,6 +135,17 @@ def check_signal(
     return None
 
 
+def _check_unbacked(tensors: Mapping[str, Tensor]) -> str | None:
+    """A file without rows can claim rows of any size, and who looks up what is not there gets so many zeros."""
+    if len(tensors["ids"]):
+        return None
+    for key, tensor in tensors.items():
+        row_bytes = math.prod(tensor.shape[1:]) * tensor.element_size()
+        if row_bytes > MAX_UNBACKED_BYTES:
+            return f"it has no row, and {key} of {row_bytes} bytes for each; at most {MAX_UNBACKED_BYTES} are believed"
+    return None
+
+
 def unknown_encoding(meta: Mapping[str, Scalar]) -> str | None:
     """The name of an encoding that this version does not know; None if it does, or if it is no name."""
     encoding = meta.get("encoding", "dense")
@@ -142,12 +158,14 @@ def _check_packed(meta: Mapping[str, Scalar], tensors: Mapping[str, Tensor], par
         return f"its bits are {bits!r}, not one of {BITS}"
     if shape is None:
         return f"its shape is {meta.get('shape')!r:.80}, not sizes such as '3x32x32'"
-    # What a row is to become is backed by bytes of the file, so that a claim takes no memory.
+    # What a row is to become is backed by bytes of the file (or small, if there is no row): a claim takes no memory.
     if values.dtype != torch.uint8 or values.ndim != 2 or values.shape[1] != packed_shape(shape, bits):
         return (
             f"its values are {values.dtype} of shape {tuple(values.shape)}, but rows of {meta['shape']} in {bits} bits "
             f"are {packed_shape(shape, bits)} bytes each"
         )
+    if math.prod(shape) > MAX_ROW_NUMBERS:
+        return f"its rows of {meta['shape']} are {math.prod(shape)} numbers each, more than {MAX_ROW_NUMBERS}"
     if tensors["scale"].dtype != torch.float32 or tensors["scale"].ndim != 1:
         return "its scale is not one float32 per row"
     for part_M in _in_parts("scale", tensors, parts):

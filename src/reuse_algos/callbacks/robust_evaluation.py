@@ -6,6 +6,7 @@ Legend: B examples, C channels, H height, W width, K classes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from reuse_algos.algorithms.outputs import logits_of, unwrap_model
-from reuse_algos.attacks import Attack, perturb
+from reuse_algos.attacks import Attack, ascend
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
@@ -31,6 +32,8 @@ from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
 from reuse_algos.ranks import on_every_rank
 
 __all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
+
+log = logging.getLogger(__name__)
 
 DEFAULT_ATTACKS: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {"steps": 10}}
 """FGSM and PGD with 10 steps, both at 8/255 in L-infinity."""
@@ -82,7 +85,9 @@ class RobustEvaluation(Callback):
     Raises:
         ValueError: a setting is wrong; at the start, there is no such evaluator.
         DataError: at the start, the evaluation data have no positions or no known pixel space.
-        ModelError: the model has no logits ``[B, K]`` or no gradient with respect to its inputs.
+        ModelError: the model has no logits ``[B, K]``, or autograd knows no way from them to its inputs. (A gradient
+            that is 0 or not finite stops no training: such examples stay where the attack began, and the log says how
+            many there are.)
     """
 
     def __init__(
@@ -243,7 +248,7 @@ class RobustEvaluation(Callback):
         positions = (torch.arange(number) * count // number)[dist.get_global_rank() :: dist.get_world_size()]
         size = self.batch_size or min(loader.batch_size or _LARGEST_BATCH, _LARGEST_BATCH)
         info = try_info(dataset)
-        rights = [0] * (1 + len(self.attacks))
+        rights, lost = [0] * (1 + len(self.attacks)), dict.fromkeys(self.attacks, 0)
         for part, batch in self._batches(evaluator, loader, dataset, positions.split(size), state):
             inputs_BCHW: Any = batch_get(batch, self.input_key)
             labels_B: Any = batch_get(batch, self.target_key)
@@ -255,9 +260,20 @@ class RobustEvaluation(Callback):
             precision = get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
             with torch.no_grad(), precision:
                 rights[0] += _right(forward(inputs_BCHW), labels_B)
-                for index, attack in enumerate(self.attacks.values(), start=1):
-                    delta_BCHW = perturb(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B)
+                for index, (name, attack) in enumerate(self.attacks.items(), start=1):
+                    delta_BCHW, slope_B = ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B)
                     rights[index] += _right(forward(pixels.add(inputs_BCHW, delta_BCHW)), labels_B)
+                    lost[name] += int((~(slope_B > 0)).sum())
+        for name, number in lost.items():
+            if number:
+                log.warning(
+                    "RobustEvaluation: %s had no direction for %d of %d examples of evaluator %r: the gradient with "
+                    "respect to the inputs is 0 or not finite, and its accuracy there is not that of a robust model.",
+                    name,
+                    number,
+                    len(positions),
+                    evaluator.label,
+                )
         return [*map(float, rights), float(len(positions))]
 
     def _batches(

@@ -96,6 +96,7 @@ def _metric(prior: PriorRun, name: str) -> dict[str, float]:
 
 
 def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
+    from reuse_algos.archive.success import success_rates
     from reuse_algos.errors import ArchiveVersionError
 
     stored = [entry for entry in prior.manifest.files if entry.kind == "signals" and entry.name == name]
@@ -114,10 +115,10 @@ def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
     if signal.encoding == "packed":
         facts |= {"bits": signal.row_format.bits, "row_shape": list(signal.row_shape)}
         facts["made_by"] = stored[-1].meta.get("attack_settings")
-        for key in ("clean_accuracy", "success", "success_quantized"):
-            values = [signal.slot_meta(slot).get(key) for slot in signal.slots]
-            known = [value for value in values if isinstance(value, float)]
-            facts[key] = sum(known) / len(known) if known else None
+        metas = [signal.slot_meta(slot) for slot in signal.slots]
+        facts |= success_rates(metas)
+        seconds = [value for meta in metas if isinstance(value := meta.get("seconds"), float)]
+        facts["harvest_seconds"] = sum(seconds) if len(seconds) == len(metas) else None
     return facts
 
 

@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 
 from reuse_algos.archive import dequantize, quantize, shape_text
 from reuse_algos.archive.manifest import Scalar
-from reuse_algos.attacks import Attack, perturb, pixel_room, random_targets
+from reuse_algos.archive.success import success_rates
+from reuse_algos.attacks import Attack, ascend, pixel_room, random_targets
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
-from reuse_algos.errors import DataError
+from reuse_algos.errors import DataError, ModelError
 from reuse_algos.harvest.computations import ArchivedForward
 
 __all__ = ["ADVERSARIAL", "AttackSettings", "attack_settings", "attack_view", "default_bits"]
@@ -106,22 +107,32 @@ def attack_view(
 
     Returns:
         The columns ``values`` uint8 ``[N, P]`` and ``scale`` float32 ``[N]`` on the CPU, and what is to be said of
-        them: the encoding, the settings, ``clean_accuracy``, ``success`` and ``success_quantized``. Success is the
-        share of the examples classified rightly when clean that are classified wrongly when perturbed; with random
-        targets, the share of all examples that are classified as the target; None where there was none to fool.
+        them: the encoding, the settings, ``clean_accuracy``, ``success`` and ``success_quantized``, and the counts that
+        these are shares of (:mod:`reuse_algos.archive.success`). Success is the share of the examples classified
+        rightly when clean that are classified wrongly when perturbed; with random targets, the share of all examples
+        that are classified as the target; None where there was none to fool.
 
     Raises:
         DataError: the inputs are no images of this pixel space, epsilon is beyond their range, or there are no labels.
-        ModelError: the model has no logits ``[B, K]``, or they do not depend on the inputs.
+        ModelError: the model has no logits ``[B, K]``, or they have no gradient with respect to the inputs: autograd
+            knows no way, it is 0 for every example of the view, or it is not finite for one.
     """
     attack, pixels = settings.attack, settings.pixels
     parts: list[dict[str, Tensor]] = []
-    count, done, shape = _Counts(), 0, ()
+    count, done, shape, steep = _Counts(), 0, (), False
     for batch, labels_B in batches:
         clean_BCHW, labels_B, logits_of = forward.differentiable(ADVERSARIAL, batch, labels_B)
         keys_B = keys_N[done : done + len(labels_B)].to(labels_B.device)
         views_B = torch.full_like(keys_B, view)
-        exact_BCHW = perturb(logits_of, clean_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B)
+        exact_BCHW, slope_B = ascend(logits_of, clean_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B)
+        if broken := int(slope_B.isnan().sum()):
+            raise ModelError(
+                f"the gradient of the model's logits with respect to its inputs is not finite for {broken} of the "
+                f"{len(slope_B)} examples from position {done} on of view {view}, so it does not say where to go. Look "
+                "for NaN in its weights or outputs, for a root or logarithm at 0, or harvest in a wider precision "
+                "(fp32)."
+            )
+        steep = steep or bool(slope_B.any())
         shape = tuple(exact_BCHW.shape[1:])
         packed = quantize(exact_BCHW, settings.bits, norm=attack.norm, room=pixel_room(clean_BCHW, pixels))
         kept_BCHW = dequantize(packed["values"], packed["scale"], settings.bits, shape)
@@ -135,9 +146,15 @@ def attack_view(
         parts.append({key: column.cpu() for key, column in packed.items()})
         done += len(labels_B)
         advance(len(labels_B))
+    if not steep:
+        raise ModelError(
+            f"the gradient of the model's logits with respect to its inputs is 0 for every example of view {view}, so "
+            "there is nothing to ascend. It rounds its inputs or does not use them, or all of its units are dead; "
+            "attack a model that is differentiable from its images on."
+        )
     columns = {key: torch.cat([part[key] for part in parts]) for key in ("values", "scale")}
     meta = {"encoding": "packed", "bits": settings.bits, "shape": shape_text(shape), "num_classes": None}
-    return columns, {**meta, **settings.meta(), **count.rates()}
+    return columns, {**meta, **settings.meta(), **count.meta()}
 
 
 @dataclass
@@ -170,10 +187,13 @@ class _Counts:
         self.fooled += fooled
         self.fooled_quantized += quantized
 
-    def rates(self) -> dict[str, Scalar]:
-        """The shares that the archive keeps."""
-        return {
-            "clean_accuracy": self.right / self.examples,
-            "success": self.fooled / self.foolable if self.foolable else None,
-            "success_quantized": self.fooled_quantized / self.foolable if self.foolable else None,
+    def meta(self) -> dict[str, Scalar]:
+        """The counts and their shares, as the archive keeps them."""
+        counts: dict[str, Scalar] = {
+            "num_examples": self.examples,
+            "num_correct": self.right,
+            "num_foolable": self.foolable,
+            "num_fooled": self.fooled,
+            "num_fooled_quantized": self.fooled_quantized,
         }
+        return {**counts, **success_rates([counts])}

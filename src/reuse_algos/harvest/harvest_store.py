@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 
@@ -13,10 +14,12 @@ from reuse_algos.archive import FileEntry, HarvestRecord, Manifest, PriorRun, Ru
 from reuse_algos.archive.manifest import Scalar
 from reuse_algos.callbacks.provenance import hardware_name
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.errors import ArchiveError, PriorRunMismatchError
 from reuse_algos.harvest.adversarial import AttackSettings
 
 __all__ = ["Attempt", "SignalStore", "complete_views", "encode_rows"]
+
+log = logging.getLogger(__name__)
 
 
 def complete_views(
@@ -152,6 +155,7 @@ class SignalStore:
         self._check_shape([old for old in self._attempt.manifest.files if not self._replaced(old, view, anew)], meta)
         writer, manifest = self._attempt.writer, self._attempt.manifest
         files = [old for old in manifest.files if not self._replaced(old, view, anew)]
+        seconds = self._attempt.lap()
         meta = {
             "slot": view,
             "epoch": weights_epoch(self._attempt.run, self._weights),
@@ -159,6 +163,7 @@ class SignalStore:
             "source": "harvest",
             "weights": self._weights,
             "transform": self._policy.transform,
+            "seconds": seconds,
             **meta,
         }
         ids_N = torch.arange(len(columns_N["values"]))
@@ -168,7 +173,7 @@ class SignalStore:
             signal=self._name,
             views=[*(self._record.views if self._record else []), view],
             weights=self._weights,
-            seconds=(self._record.seconds if self._record else 0.0) + self._attempt.lap(),
+            seconds=(self._record.seconds if self._record else 0.0) + seconds + self._attempt.lap(),
             hardware=hardware_name(),
         )
         dataset = manifest.dataset
@@ -180,6 +185,22 @@ class SignalStore:
             msgspec.structs.replace(manifest, dataset=dataset, harvests=[*earlier, self._record], files=[*files, entry])
         )
         return entry
+
+    def interrupted(self) -> None:
+        """Add what an incomplete view took to the cost of those that this call completed.
+
+        If there are none, nothing is written: the archive has nothing that those seconds would be the cost of. That it
+        cannot be written is only logged, as something else went wrong before.
+        """
+        if self._record is None:
+            return
+        earlier, old = self._attempt.manifest.harvests, self._record
+        self._record = msgspec.structs.replace(old, seconds=old.seconds + self._attempt.lap())
+        harvests = [self._record if harvest == old else harvest for harvest in earlier]
+        try:
+            self._attempt.commit(msgspec.structs.replace(self._attempt.manifest, harvests=harvests))
+        except ArchiveError as error:
+            log.warning("the seconds of an interrupted view of %s were not recorded: %s", self._name, error)
 
     def _check_shape(self, files: Sequence[FileEntry], meta: Mapping[str, Scalar]) -> None:
         """Refuse packed rows of another shape than those that stay."""

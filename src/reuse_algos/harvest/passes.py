@@ -18,6 +18,7 @@ from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.algorithms.prior_runs import open_archive
 from reuse_algos.archive import FileEntry, RunArchive, weights_name
 from reuse_algos.archive.packed import BITS
+from reuse_algos.archive.success import success_rates
 from reuse_algos.attacks import Attack
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import infer_info
@@ -50,7 +51,8 @@ class HarvestResult:
         rows: rows written by this call.
         bytes: bytes written by this call.
         seconds: seconds that this took, loading of data and (with the first signal) of the model included.
-        rates: of ``adversarial``: ``clean_accuracy``, ``success`` and ``success_quantized`` over the computed views.
+        rates: of ``adversarial``: ``clean_accuracy``, ``success`` and ``success_quantized`` over all examples of the
+            computed views.
     """
 
     run_id: str
@@ -94,6 +96,9 @@ def harvest(
     of the last weights have those names, those of others the name of the weights behind a dot (``el2n.ep0005``), and
     their ``epoch`` is that of the weights. Each view is committed when it is complete, so an interrupted harvest goes
     on where it stopped; its cost is added to the run's record, the set-up with the first signal that is computed.
+    Each view's meta has the ``seconds`` that it took until it was written (the first one's with the set-up). The
+    seconds of a view that was interrupted are added to the record where the same call had completed another view of the
+    signal; those of a first view, and those of a process that was killed, are nowhere.
 
     ``features`` are what the head of the model is given (:mod:`reuse_algos.algorithms.prior_run_warm_start`), float32
     ``[N, D]`` for each view of the training, or with ``plain`` for the examples without augmentation: a later run that
@@ -191,7 +196,11 @@ def harvest(
             task = bar.add_task(f"harvest {name} of {run.id}", total=len(one.todo) * len(one.train))  # type: ignore[arg-type]
             entries = []
             for view in one.todo:
-                columns, meta = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count))
+                try:
+                    columns, meta = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count))
+                except BaseException:  # an interrupt too: what was spent was spent
+                    one.store.interrupted()
+                    raise
                 entries.append(one.store.commit(view, columns, meta))
             now = time.perf_counter()
             results.append(_result(run.id, name, one, entries, now - began))
@@ -225,12 +234,7 @@ def _rows(one: _Pass, view: int, compute: ArchivedForward, batch_size: int, adva
 
 
 def _result(run_id: str, name: str, one: _Pass, entries: Sequence[FileEntry], seconds: float) -> HarvestResult:
-    rates = {}
-    for key in ("clean_accuracy", "success", "success_quantized"):
-        # Every view has all examples, so the mean of the views is that of the rows.
-        known = [value for entry in entries if isinstance(value := entry.meta.get(key), float)]
-        if known:
-            rates[key] = sum(known) / len(known)
+    rates = success_rates([entry.meta for entry in entries]) if one.made is not None else {}
     return HarvestResult(
         run_id,
         name,
@@ -239,7 +243,7 @@ def _result(run_id: str, name: str, one: _Pass, entries: Sequence[FileEntry], se
         rows=sum(entry.tensors["ids"].shape[0] for entry in entries),
         bytes=sum(entry.bytes for entry in entries),
         seconds=seconds,
-        rates=rates,
+        rates={key: value for key, value in rates.items() if value is not None},
     )
 
 

@@ -87,8 +87,9 @@ class HistoryCurriculum(ReusingAlgorithm):
         end: prune: keep from the ``hard`` or the ``easy`` end. Default ``hard``.
         offset: prune: share of the examples to skip at that end, in [0, 1). Default 0.
         class_balance: curriculum, prune, subset: every class in proportion. Default false.
-        prune_rate: dynamic_prune: share of the examples below the mean score that each epoch leaves out, in [0, 1).
-            Default 0.5.
+        prune_rate: dynamic_prune: share of the easy examples that each epoch leaves out, in [0, 1). Default 0.5.
+        easy_share: dynamic_prune: the share of the examples, lowest scores first, that count as easy, in (0, 1].
+            Default: those below the mean score.
         full_data_from: dynamic_prune: share of training from which on no example is preferred, rounded down to whole
             epochs: at least one epoch where it is below 1, and at least one that prunes where there are two. Default
             0.875.
@@ -143,6 +144,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         offset: float | None = None,
         class_balance: bool | None = None,
         prune_rate: float | None = None,
+        easy_share: float | None = None,
         full_data_from: float | None = None,
         rescale: bool | None = None,
         update: bool | None = None,
@@ -168,6 +170,7 @@ class HistoryCurriculum(ReusingAlgorithm):
                 "offset": offset,
                 "class_balance": class_balance,
                 "prune_rate": prune_rate,
+                "easy_share": easy_share,
                 "full_data_from": full_data_from,
                 "rescale": rescale,
                 "update": update,

@@ -27,7 +27,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "class_balance": False,
     },
     "prune": {"keep": 0.7, "examples": None, "end": "hard", "offset": 0.0, "class_balance": False},
-    "dynamic_prune": {"prune_rate": 0.5, "full_data_from": 0.875, "rescale": True, "update": None},
+    "dynamic_prune": {"prune_rate": 0.5, "easy_share": None, "full_data_from": 0.875, "rescale": True, "update": None},
     "active_bias": {"mode": "sampling", "smoothing": None},
     "focus": {"smoothing": 0.0},
     "subset": {"keep": 0.7, "examples": None, "class_balance": False},
@@ -53,6 +53,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "examples": (lambda value: value is None or value >= 1, "at least 1"),
     "offset": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
     "prune_rate": (lambda value: 0 <= value < 1, "at least 0 and below 1"),
+    "easy_share": (lambda value: value is None or 0 < value <= 1, "above 0 and at most 1"),
     "full_data_from": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "smoothing": (lambda value: value is None or value >= 0, "at least 0"),
 }
@@ -145,6 +146,9 @@ class StrategySettings:
             window(found, 0, count, end=end, skip=skip)  # raises where it reaches beyond the data
             return Keep(count, end, skip, labels_N)
         if self.name == "dynamic_prune":
-            dropped = DynamicPrune.count_dropped(found, values["prune_rate"], scores_move=update)
-            return DynamicPrune(values["prune_rate"], values["full_data_from"], bool(values["rescale"]), dropped)
+            easy_share = values["easy_share"]
+            dropped = DynamicPrune.count_dropped(found, values["prune_rate"], easy_share=easy_share, scores_move=update)
+            return DynamicPrune(
+                values["prune_rate"], values["full_data_from"], bool(values["rescale"]), dropped, easy_share
+            )
         return ActiveBias(values.get("mode", "sampling"), values["smoothing"])
