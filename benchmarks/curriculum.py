@@ -184,12 +184,10 @@ class Benchmark:
     def summarise(self, methods: list[str], seeds: list[int]) -> None:
         """A table: accuracy, cost, and paired differences from the plain runs and from the shuffled control."""
         print(f"\n{self.options.study}, {self.epochs} epochs; 95 % intervals; differences paired by seed, in points")
-        print("cost: against plain; with priors: plus the prior runs' cost divided by the number of seeds; pays: the")
-        print("number of later runs from which on they and the prior runs cost less than as many plain runs")
-        print(
-            f"{'method':24} n  accuracy               examples  cost   with priors  pays   against plain        "
-            "at equal steps"
-        )
+        print("cost: examples trained on, against plain; with priors: plus those of the prior runs divided by the")
+        print("number of seeds; pays: from how many later runs on they and the prior runs cost less than plain ones")
+        print(f"{'method':25} n  accuracy               cost   with priors  pays   against plain", end=" " * 11)
+        print("at equal steps")
         full = self._values("plain", seeds)
         for method in methods:
             records = {seed: record for seed in seeds if (record := self.find(method, seed)) is not None}
@@ -201,15 +199,12 @@ class Benchmark:
                 for seed, record in records.items()
                 if (matched := self.find(f"plain.{record['steps']}", seed)) is not None
             }
-            share = self._share(records, "examples"), self._share(records, "cost_seconds")
             uses_priors = method != "plain" and not method.endswith(".random")
-            priors = self._prior_seconds() if uses_priors else 0.0
-            with_priors = self._share(records, "cost_seconds", priors / len(seeds))
-            pays = self._pays_from(records, priors)
+            priors = self._prior_examples() if uses_priors else 0
             print(
-                f"{method:24} {len(own)}  {_shown(mean_interval(list(own.values())), 100):21}  "
-                f"{share[0]:>7}  {share[1]:>5}  {with_priors:>11}  {pays:>5}  {_difference(own, full):20} "
-                f"{_difference(own, equal)}"
+                f"{method:25} {len(own)}  {_shown(mean_interval(list(own.values())), 100):21}  "
+                f"{self._share(records):>5}  {self._share(records, priors / len(seeds)):>11}  "
+                f"{self._pays_from(records, priors):>5}  {_difference(own, full):24} {_difference(own, equal)}"
             )
         for name in STRATEGIES:
             own, shuffled = self._values(name, seeds), self._values(f"{name}.shuffled", seeds)
@@ -220,25 +215,25 @@ class Benchmark:
     def _values(self, method: str, seeds: list[int]) -> dict[int, float]:
         return {seed: record["accuracy"] for seed in seeds if (record := self.find(method, seed)) is not None}
 
-    def _pairs(self, records: dict[int, dict[str, Any]], key: str) -> list[tuple[float, float]]:
-        """A method's numbers with those of the plain runs of the same seeds."""
+    def _pairs(self, records: dict[int, dict[str, Any]]) -> list[tuple[int, int]]:
+        """A method's examples with those of the plain runs of the same seeds."""
         found = [(record, self.find("plain", seed)) for seed, record in records.items()]
-        return [(record[key], plain[key]) for record, plain in found if plain is not None]
+        return [(record["examples"], plain["examples"]) for record, plain in found if plain is not None]
 
-    def _share(self, records: dict[int, dict[str, Any]], key: str, extra: float = 0.0) -> str:
-        shares = [(own + extra) / plain for own, plain in self._pairs(records, key)]
+    def _share(self, records: dict[int, dict[str, Any]], extra: float = 0.0) -> str:
+        shares = [(own + extra) / plain for own, plain in self._pairs(records)]
         return f"{100 * sum(shares) / len(shares):.0f} %" if shares else "-"
 
-    def _prior_seconds(self) -> float:
-        """Cost of all prior runs together."""
-        return sum(one["cost_seconds"] for seed in PRIOR_SEEDS if (one := self.find("prior", seed)) is not None)
+    def _prior_examples(self) -> int:
+        """What all prior runs together were trained on."""
+        return sum(one["examples"] for seed in PRIOR_SEEDS if (one := self.find("prior", seed)) is not None)
 
-    def _pays_from(self, records: dict[int, dict[str, Any]], prior_seconds: float) -> str:
-        pairs = self._pairs(records, "cost_seconds")
+    def _pays_from(self, records: dict[int, dict[str, Any]], prior_examples: int) -> str:
+        pairs = self._pairs(records)
         saved = sum(plain - own for own, plain in pairs)
-        if not pairs or prior_seconds == 0:
+        if not pairs or prior_examples == 0:
             return "-"
-        return "never" if saved <= 0 else str(math.ceil(prior_seconds * len(pairs) / saved))
+        return "never" if saved <= 0 else str(math.ceil(prior_examples * len(pairs) / saved))
 
     def _say_what_pruning_saves(self, seeds: list[int]) -> None:
         own, full = self._values("dynamic_prune", seeds), self._values("plain", seeds)

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import torch
-from composer import Callback, State
+from composer import Algorithm, Callback, Event, State
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
@@ -38,8 +38,8 @@ def images(length: int = N, num_views: int = VIEWS, *, seed: int = 0, **settings
     for row, label in enumerate(labels.tolist()):
         pixels[row, 3 * (label // 2) : 3 * (label // 2) + 3, 3 * (label % 2) : 3 * (label % 2) + 3] += 90
     info = settings.pop("info", None) or DatasetInfo("corners", torch.arange(length), labels, tuple("abcd"))
-    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), **settings}
-    data = DeviceImages(pixels.byte(), labels, mean=MEAN, std=STD, num_views=num_views, info=info, **settings)
+    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), "mean": MEAN, "std": STD, **settings}
+    data = DeviceImages(pixels.byte(), labels, num_views=num_views, info=info, **settings)
     return WorkerImages(data)
 
 
@@ -178,6 +178,14 @@ def fit(algorithms: list[Any], model: Any = None, *, data: Any = None, **argumen
     return one, calls, log
 
 
+def both_branches(one: Any) -> dict[str, Tensor]:
+    """State of the model of a trainer that has ended, with the auxiliary batch norms that were put aside."""
+    for algorithm in one.state.algorithms:
+        if isinstance(algorithm, AdversarialReplay):
+            algorithm.branches.take_back(one.state)
+    return one.state.model.state_dict()
+
+
 def series(log: InMemoryLogger, name: str) -> list[float]:
     return [float(value) for _, value in log.data[f"reuse/adversarial_replay/{name}"]]
 
@@ -210,6 +218,63 @@ def follow(archive: RunArchive) -> dict[str, dict[str, Any]]:
             "replayed": algorithm.seen,
             "weights": torch.cat([p.flatten() for p in one.state.model.parameters()]).tolist(),
         }
+    return found
+
+
+def add_part(archive: RunArchive, folder: Path) -> None:
+    """A run with perturbations of some examples only, unevenly spread over the ranks."""
+    rows = torch.tensor([row for row in range(N) if row % 5 in (0, 1) or row in range(0, 20, 2)])
+    put_deltas(archive, record(folder, "part"), deltas(4), ids={0: rows, 1: rows})
+
+
+def follow_part(archive: RunArchive) -> dict[str, Any]:
+    """Replayed rows and final weights where examples have no perturbation."""
+    found: dict[str, Any] = {}
+    for weight in (None, 0.5):
+        settings = {"runs": "part", "fraction": 1.0, "mismatch": "allow", "weight": weight}
+        one, _, log = fit([replay(archive, **settings)], conv_net(5, norm=False), lr=0.05)
+        weights = torch.cat([p.detach().flatten() for p in one.state.model.parameters()])
+        found[str(weight)] = {"rows": series(log, "rows"), "weights": weights.tolist()}
+    return found
+
+
+class Unused(Algorithm):
+    """As LayerFreezing and StochasticDepth: DDP is to look for unused parameters."""
+
+    def match(self, event: Event, state: State) -> bool:
+        return False
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        pass
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        return True
+
+
+def follow_branches(archive: RunArchive) -> dict[str, list[float]]:
+    """Both branches of batch norms under DDP: every parameter must have its gradient, whatever the batch holds.
+
+    Returns the weights of this rank by case. At a learning rate of 0 the main statistics are compared right here with
+    those of a run without replayed rows.
+    """
+    found: dict[str, list[float]] = {}
+    for mode in ("append", "replace"):
+        for case, others, settings, arguments in (
+            ("microbatches", [], {"every_n_batches": 2}, {"device_train_microbatch_size": 4}),
+            ("late", [], {"start": "1ep"}, {"max_duration": "2ep"}),
+            ("unused", [Unused()], {"every_n_batches": 2}, {}),
+            ("unused microbatches", [Unused()], {}, {"device_train_microbatch_size": 4}),
+        ):
+            one, _, _ = fit([*others, replay(archive, mode=mode, **settings)], conv_net(5), lr=0.05, **arguments)
+            state = both_branches(one)
+            assert any("auxiliary" in name for name in state)
+            weights = [v.flatten() for name, v in state.items() if name.endswith(("weight", "bias"))]
+            found[f"{mode} {case}"] = torch.cat(weights).tolist()
+    still, _, _ = fit([replay(archive)], conv_net(5), lr=0.0)
+    plain, _, _ = fit([], conv_net(5), lr=0.0)
+    for name, value in plain.state.model.state_dict().items():
+        assert torch.equal(still.state.model.state_dict()[name], value), name
     return found
 
 

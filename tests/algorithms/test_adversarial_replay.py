@@ -19,6 +19,7 @@ from replaying import (
     EPSILON,
     Calls,
     N,
+    both_branches,
     conv_net,
     deltas,
     fit,
@@ -47,10 +48,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
     return make_archive(tmp_path_factory.mktemp("replay"))
 
 
-def spread(rows: int, fraction: float) -> Tensor:
-    """The rows that are replayed, counted by hand."""
-    taken = [row for row in range(rows) if int(fraction * (row + 1) + 1e-9) > int(fraction * row + 1e-9)]
-    return torch.tensor(taken)
+def spread(rows: int, fraction: float, batch: int = 0) -> Tensor:
+    """The rows that are replayed, counted by hand: through all batches so far."""
+    counts = [int(fraction * row + 1e-6) for row in range(batch * rows, (batch + 1) * rows + 1)]
+    return torch.tensor([row for row in range(rows) if counts[row + 1] > counts[row]])
 
 
 def by_hand(clean: Tensor, view: int, rows: Tensor) -> Tensor:
@@ -68,10 +69,9 @@ def kept(rows: Tensor, count: int = BATCH) -> Tensor:
 def test_append_shows_the_perturbed_rows_in_a_pass_of_their_own(archive: RunArchive, fraction: float) -> None:
     _, calls, _ = fit([replay(archive, fraction=fraction)], max_duration="2ep")
     _, plain, _ = fit([], max_duration="2ep", lr=0.1)
-    rows = spread(BATCH, fraction)
-    assert len(rows) == int(fraction * BATCH)
     assert len(calls.inputs) == 2 * len(plain.inputs)
     for batch, clean in enumerate(plain.inputs):
+        rows = spread(BATCH, fraction, batch)
         assert torch.equal(calls.inputs[2 * batch], clean)
         expected = by_hand(clean, batch // 3, rows)
         torch.testing.assert_close(calls.inputs[2 * batch + 1], expected, atol=1e-6, rtol=0)
@@ -82,8 +82,8 @@ def test_append_shows_the_perturbed_rows_in_a_pass_of_their_own(archive: RunArch
 def test_replace_shows_them_instead(archive: RunArchive) -> None:
     _, calls, _ = fit([replay(archive, mode="replace", fraction=0.4)])
     _, plain, _ = fit([])
-    rows = spread(BATCH, 0.4)
     for batch, clean in enumerate(plain.inputs):
+        rows = spread(BATCH, 0.4, batch)
         assert torch.equal(calls.inputs[2 * batch], clean[kept(rows)])
         torch.testing.assert_close(calls.inputs[2 * batch + 1], by_hand(clean, 0, rows), atol=1e-6, rtol=0)
         assert torch.equal(calls.batches[batch][0], clean)
@@ -220,7 +220,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(archive: RunArchive, 
         one, _, log = fit(
             [replay(archive, **settings)], conv_net(5, norm=False), device_train_microbatch_size=microbatch
         )
-        assert series(log, "rows") == [4.0] * 3
+        assert series(log, "rows") == [4.0, 5.0, 5.0], "14 of 48 at 0.3"
         return one.state.model.state_dict()
 
     whole = weights(16)
@@ -239,7 +239,7 @@ def test_at_learning_rate_0_a_replayed_row_moves_nothing_of_the_main_branch(
 ) -> None:
     def run(algorithms: list[Any]) -> tuple[dict[str, Tensor], Calls]:
         one, calls, _ = fit(algorithms, conv_net(5, dropout=0.5), lr=0.0, max_duration="2ep", **arguments)
-        return one.state.model.state_dict(), calls
+        return both_branches(one), calls
 
     plain, seen = run([])
     ours, calls = run([replay(archive)])
@@ -263,6 +263,8 @@ def test_evaluation_and_the_archive_have_the_plain_model(archive: RunArchive, tm
         max_duration="2ep",
         save_folder=str(tmp_path / "checkpoints"),
     )
+    exported = {name: value.clone() for name, value in one.state.model.state_dict().items()}
+    both_branches(one)
     split = one.state.model
     run = RunArchive(tmp_path).run("replayed")
     plain = conv_net()
@@ -274,6 +276,8 @@ def test_evaluation_and_the_archive_have_the_plain_model(archive: RunArchive, tm
     assert record_of_model.parameters.keys() == shapes.keys()
     assert record_of_model.num_parameters == sum(p.numel() for p in plain.parameters())
     plain.load_state_dict({key: value.clone() for key, value in plain_state_dict(split).items()})
+    assert exported.keys() == plain.state_dict().keys()
+    assert all(torch.equal(exported[name], value) for name, value in plain.state_dict().items())
     batch = next(iter(evaluation))
     with torch.no_grad():
         assert torch.equal(split.eval()(batch), plain.eval()(batch))
@@ -297,9 +301,9 @@ def test_archived_weights_are_the_main_branch_s_bits(archive: RunArchive, tmp_pa
 def test_the_auxiliary_branch_starts_where_the_main_one_is(archive: RunArchive) -> None:
     """Weight decay must not have worn it down by then."""
     one, _, _ = fit([replay(archive, start="2ba", weight=0.0)], max_duration="2ba", lr=0.0)
-    assert int(one.state.model.state_dict()["module.2.auxiliary.num_batches_tracked"]) == 0
+    assert int(both_branches(one)["module.2.auxiliary.num_batches_tracked"]) == 0
     one, _, _ = fit([replay(archive, start="2ba", weight=0.0)], lr=0.0)
-    state = one.state.model.state_dict()
+    state = both_branches(one)
     assert int(state["module.2.auxiliary.num_batches_tracked"]) == 3, "two of the main branch's, and one of its own"
     assert int(state["module.2.num_batches_tracked"]) == 3
 
@@ -327,11 +331,14 @@ def test_resumes_bit_equal(archive: RunArchive, tmp_path: Path, settings: dict[s
         return one, log
 
     straight, log = run(tmp_path / "straight", "3ep")
+    expected = both_branches(straight)
     for stop in ("1ba", "4ba", "2ep"):
         run(tmp_path / stop, stop)
         later, rest = run(tmp_path / stop, "3ep")
-        for name, value in straight.state.model.state_dict().items():
-            assert torch.equal(later.state.model.state_dict()[name], value), (stop, name)
+        again = both_branches(later)
+        assert len(again) == 26
+        for name, value in expected.items():
+            assert torch.equal(again[name], value), (stop, name)
         assert series(log, "rows")[-len(series(rest, "rows")) :] == series(rest, "rows")
         ours, theirs = (next(iter(one.state.algorithms)).state_dict() for one in (later, straight))
         for state in (ours, theirs):
@@ -344,7 +351,7 @@ def test_starts_from_a_checkpoint_of_the_plain_model(archive: RunArchive, tmp_pa
     fit([], save_folder=str(tmp_path), save_filename="plain.pt")
     one, _, _ = fit([replay(archive)], load_path=str(tmp_path / "plain.pt"), load_weights_only=True, lr=0.0)
     saved = torch.load(tmp_path / "plain.pt", weights_only=False)["state"]["model"]
-    state = one.state.model.state_dict()
+    state = both_branches(one)
     for name in ("module.2.weight", "module.6.bias"):
         assert torch.equal(state[name], saved[name])
         layer, _, last = name.rpartition(".")
@@ -403,7 +410,7 @@ def test_replace_in_microbatches_of_one_row(archive: RunArchive) -> None:
     one, calls, log = fit(
         [replay(archive, mode="replace")], model, device_train_microbatch_size=1, max_duration="1ba", lr=0.0
     )
-    state = one.state.model.state_dict()
+    state = both_branches(one)
     assert int(state["module.1.num_batches_tracked"]) == 8
     assert int(state["module.1.auxiliary.num_batches_tracked"]) == 8
     assert len(calls.inputs) == 16
@@ -463,12 +470,14 @@ def test_from_a_real_harvest(tmp_path: Path) -> None:
 
 def test_given_pixels(archive: RunArchive) -> None:
     """Another normalisation than the prior run's: perturbations are in pixel units."""
-    data = images()
-    del data.pixel_space
-    _, calls, _ = fit([replay(archive, pixel_mean=[0.0] * 3, pixel_std=[2.0] * 3)], data=data, max_duration="1ba")
+    mean, std = [0.25, 0.5, 0.75], [0.5, 0.25, 1.0]
+    given = images(mean=mean, std=std)
+    del given.pixel_space
+    _, calls, _ = fit([replay(archive, pixel_mean=mean, pixel_std=std)], data=given, max_duration="1ba")
     clean, rows = calls.inputs[0], spread(BATCH, 0.5)
-    delta = NEWER[0][positions_of(clean[rows], 0)]
-    expected = (clean[rows] + delta / 2).clamp(0, 0.5)
+    delta = NEWER[0][positions_of(clean[rows], 0, given)]
+    m, s = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+    expected = ((clean[rows] * s + m + delta).clamp(0, 1) - m) / s
     torch.testing.assert_close(calls.inputs[1], expected, atol=1e-6, rtol=0)
 
 

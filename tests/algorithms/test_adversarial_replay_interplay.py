@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,6 @@ from replaying import (
     conv_net,
     deltas,
     fit,
-    follow,
     images,
     make_archive,
     perturbed,
@@ -34,7 +30,11 @@ from replaying import (
     series,
 )
 from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
-from reuse_algos.algorithms.adversarial_replay import choose_prior_runs, fooling_rate, replayed_rows
+from reuse_algos.algorithms.adversarial_replay import (
+    fooling_rate,
+    turned_rows,
+)
+from reuse_algos.algorithms.adversarial_replay.losses import ReplaySums
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.augment import Augmentation
@@ -159,84 +159,6 @@ def test_the_recorder_keeps_outputs_of_clean_rows_only(archive: RunArchive, tmp_
             torch.testing.assert_close(losses[positions], F.cross_entropy(outputs, labels[rows], reduction="none"))
     assert int(found["append"].sum()) == N
     assert int(found["replace"].sum()) == N // 2
-
-
-# The draw ------------------------------------------------------------------------------------------------------------
-
-
-def test_rows_are_spread_evenly() -> None:
-    assert replayed_rows(0.5, 8).tolist() == [1, 3, 5, 7]
-    assert replayed_rows(1.0, 3).tolist() == [0, 1, 2]
-    assert replayed_rows(0.29, 100).shape == (29,)
-    for fraction in (0.01, 0.1, 0.33, 0.7, 0.99):
-        for rows in (0, 1, 7, 100, 1000):
-            assert len(replayed_rows(fraction, rows)) == int(fraction * rows + 1e-9)
-
-
-def test_runs_are_drawn_by_recency_and_only_where_they_have_a_row() -> None:
-    keys = torch.arange(20_000)
-    everywhere = torch.ones(20_000, 3, dtype=torch.bool)
-    drawn = choose_prior_runs(7, keys, 0, everywhere, 0.5)
-    shares = torch.bincount(drawn, minlength=3) / len(drawn)
-    torch.testing.assert_close(shares, torch.tensor([4.0, 2.0, 1.0]) / 7, atol=0.015, rtol=0)
-    assert torch.equal(drawn[500:600], choose_prior_runs(7, keys[500:600], 0, everywhere[:100], 0.5))
-    for other in ((8, 0), (7, 1)):
-        again = choose_prior_runs(other[0], keys, other[1], everywhere, 0.5)
-        assert 0.4 < float((again == drawn).float().mean()) < 0.46  # 21 of 49, as independent draws
-    some = torch.rand(20_000, 3, generator=torch.Generator().manual_seed(0)) < 0.4
-    drawn = choose_prior_runs(7, keys, 0, some, 0.5)
-    assert torch.equal(drawn < 0, ~some.any(1))
-    assert bool(some[drawn >= 0].gather(1, drawn[drawn >= 0].unsqueeze(1)).all())
-    both = some[:, 0] & ~some[:, 1] & some[:, 2]
-    assert float((drawn[both] == 0).float().mean()) == pytest.approx(0.8, abs=0.04)
-
-
-def test_each_example_gets_the_perturbation_of_the_run_that_was_drawn(archive: RunArchive) -> None:
-    algorithm = replay(archive, runs=["newer", "older"], recency=0.5, seed=3)
-    _, calls, _ = fit([algorithm], max_duration="2ep")
-    for batch, (inputs, _) in enumerate(calls.batches):
-        view = batch // 3
-        clean, positions = inputs[ROWS], positions_of(inputs[ROWS], view)
-        drawn = choose_prior_runs(3, positions, view, torch.ones(8, 2, dtype=torch.bool), 0.5)
-        both = torch.stack([deltas(2)[view][positions], deltas(1)[view][positions]])
-        expected = perturbed(clean, both[drawn, torch.arange(8)])
-        torch.testing.assert_close(calls.inputs[2 * batch + 1], expected, atol=1e-6, rtol=0)
-
-
-def test_perturbations_too_large_for_the_device_are_read_from_the_file(
-    archive: RunArchive, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def seen() -> list[Tensor]:
-        return fit([replay(archive, runs=["newer", "older"])])[1].inputs
-
-    resident = seen()
-    monkeypatch.setattr("reuse_algos.algorithms.adversarial_replay.perturbations._RESIDENT_BYTES", 0)
-    assert all(torch.equal(a, b) for a, b in zip(resident, seen(), strict=True))
-
-
-@pytest.mark.ranks
-def test_two_ranks_replay_what_one_does(tmp_path: Path) -> None:
-    archive = make_archive(tmp_path / "archive")
-    script = Path(__file__).parents[1] / "ranks" / "follow_replay.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one = follow(archive)
-    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for name, expected in one.items():
-        assert parts[0][name]["weights"] == parts[1][name]["weights"], "DDP kept them alike"
-        both: dict[str, float] = {**parts[0][name]["replayed"], **parts[1][name]["replayed"]}
-        # Which examples are replayed depends on the ranks (a share of each rank's rows); what they are shown does not.
-        everything = one["append-True"]["replayed"]
-        assert both == pytest.approx({key: everything[key] for key in both}, rel=1e-5)
-        for metric, values in expected["metrics"].items():
-            assert parts[0][name]["metrics"][metric] == parts[1][name]["metrics"][metric]
-            if name != "replace-True":
-                assert parts[0][name]["metrics"][metric] == pytest.approx(values, rel=1e-5, abs=1e-6), (name, metric)
-        if name != "replace-True":
-            assert both.keys() == everything.keys()
-            assert parts[0][name]["weights"] == pytest.approx(expected["weights"], rel=1e-4, abs=1e-6)
-        assert parts[0][name]["metrics"]["rows"] == expected["metrics"]["rows"]
 
 
 # Other data ----------------------------------------------------------------------------------------------------------
@@ -403,19 +325,67 @@ def test_errors_are_those_of_the_outputs(archive: RunArchive, mode: str) -> None
         assert series(log, "clean_error")[batch] == pytest.approx(clean)
         assert series(log, "adversarial_error")[batch] == pytest.approx(hard)
     # A batch of which nothing is classified rightly says nothing of fooling.
-    errors = zip(series(log, "clean_error"), series(log, "adversarial_error"), strict=True)
-    expected = [rate for rate in (fooling_rate(*pair) for pair in errors) if rate is not None]
-    assert series(log, "fooling") == pytest.approx(expected)
+    expected = []
+    for batch, (_, labels) in enumerate(calls.batches):
+        right = calls.outputs[batch].argmax(1) == labels
+        turned = calls.results[2 * batch + 1].argmax(1) != labels[ROWS]
+        if mode == "append" and right[ROWS].any():
+            expected.append(float((right[ROWS] & turned).sum() / right[ROWS].sum()))
+        elif mode == "replace" and right[KEPT].any():
+            expected.append(fooling_rate(1 - float(right[KEPT].float().mean()), float(turned.float().mean())))
+    assert len(expected) > 2
+    assert series(log, "fooling") == pytest.approx(expected, abs=1e-6)
+
+
+def test_turned_rows_are_paired() -> None:
+    """What is wrong when clean and right when perturbed is not set off against what is turned."""
+    targets = torch.tensor([0, 0, 0, 0])
+    right, wrong = [1.0, 0.0], [0.0, 1.0]
+    clean, hard = torch.tensor([right, right, wrong, wrong]), torch.tensor([right, wrong, right, wrong])
+    assert turned_rows(clean, hard, targets).tolist() == [0, 1, 0, 0]
+    assert turned_rows(clean, hard, F.one_hot(targets, 2).float()).tolist() == [0, 1, 0, 0]
+    dense = turned_rows(clean.T.reshape(1, 2, 4), hard.T.reshape(1, 2, 4), targets.reshape(1, 4))
+    assert dense.tolist() == [0.25]
+    sums = ReplaySums(torch.device("cpu"))
+    sums.add_pairs(clean, hard, targets)
+    found = ReplaySums.read(sums.over_ranks(4))
+    assert (found["clean_error"], found["adversarial_error"], found["fooling"]) == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("classes", "right", "judged"), [(2, 5, False), (2, 7, True), (10, 3, False), (10, 4, True)])
+def test_a_model_near_chance_is_not_judged(classes: int, right: int, judged: bool) -> None:
+    logits = torch.zeros(10, classes)
+    logits[:right, 0], logits[right:, 1] = 1.0, 1.0
+    sums = ReplaySums(torch.device("cpu"))
+    sums.add_pairs(logits, logits, torch.zeros(10, dtype=torch.int64))
+    assert ReplaySums.staleness(sums.over_ranks(10)) == (0.0 if judged else None)
 
 
 def test_warns_once_when_stale(tmp_path: Path) -> None:
     archive = RunArchive(tmp_path)
-    run_id = record(tmp_path, "prior")
+    run_id = record(tmp_path, "prior", model=conv_net(1, norm=False), max_duration="20ep", lr=0.1)
     put_deltas(archive, run_id, torch.zeros(2, N, *SHAPE))
+
+    def trained() -> Any:
+        model = conv_net(5, norm=False)
+        model.load_state_dict({name: value.clone() for name, value in archive.run(run_id).weights("last").items()})
+        return model
+
     with pytest.warns(StaleReplayWarning, match=r"turned 0.0% .*warn_below=10.0%.*Harvest a newer run") as warned:
         # At a learning rate of 0 and without statistics of a batch, nothing but the perturbation can tell rows apart.
-        fit([replay(archive, runs=run_id, warn_below=0.1)], conv_net(5, norm=False), max_duration="3ep", lr=0.0)
+        fit([replay(archive, runs=run_id, warn_below=0.1)], trained(), max_duration="3ep", lr=0.0)
     assert len([one for one in warned if issubclass(one.category, StaleReplayWarning)]) == 1
+
+
+def test_each_stale_stretch_is_told_and_an_untrained_model_is_not_judged(
+    archive: RunArchive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([None, 0.05, 0.0, None, 0.02, 0.3, 0.01])  # by epoch
+    monkeypatch.setattr(ReplaySums, "staleness", staticmethod(lambda totals: next(rates)))
+    with pytest.warns(StaleReplayWarning) as warned:
+        fit([replay(archive, warn_below=0.1)], max_duration="7ep")
+    texts = [str(one.message) for one in warned if issubclass(one.category, StaleReplayWarning)]
+    assert [text.split("turned ")[1].split("%")[0] for text in texts] == ["5.0", "1.0"]
 
 
 @pytest.mark.parametrize(
@@ -438,8 +408,12 @@ def test_schedule(archive: RunArchive, settings: dict[str, Any], active: list[in
 
 
 def test_warns_when_it_had_no_effect(archive: RunArchive) -> None:
-    with pytest.warns(NoEffectWarning, match="no row was replayed between start=5ep"):
+    with pytest.warns(NoEffectWarning, match="no batch lay between start=5ep and stop"):
         fit([replay(archive, start="5ep")])
+    with pytest.warns(NoEffectWarning, match=r"fraction=0.01 of the 3 batches in which it was on is not one row"):
+        fit([replay(archive, fraction=0.01)])
+    with pytest.warns(NoEffectWarning, match=r"replayed rows have weight=0"):
+        fit([replay(archive, weight=0.0)])
 
 
 def test_another_source_of_inputs(archive: RunArchive) -> None:

@@ -12,10 +12,12 @@ from torch import nn
 from reuse_algos.algorithms.outputs import plain_state_dict
 from reuse_algos.algorithms.split_batch_norm import (
     BranchSwitch,
+    put_back,
     restart_auxiliary,
     restore_batch_norm,
     split_batch_norm,
     split_layers,
+    take_out,
 )
 from reuse_algos.callbacks.provenance import model_record
 from reuse_algos.errors import ModelError
@@ -171,3 +173,33 @@ def test_compiled() -> None:
         torch.testing.assert_close(compiled(batch), (auxiliary if use_auxiliary else main)(batch))
     assert torch.equal(net[1].running_mean, main[1].running_mean)
     assert torch.equal(net[1].auxiliary.running_mean, auxiliary[1].running_mean)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adagrad, torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("named", [False, True])
+def test_auxiliary_parameters_join_any_optimizer_and_leave_it(kind: Any, named: bool) -> None:
+    net: Any = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+    optimizer = kind(net.named_parameters() if named else net.parameters(), lr=0.1)
+    layers = split_batch_norm(net, [optimizer], BranchSwitch())
+    branch, (group,) = net[1].auxiliary, optimizer.param_groups
+    assert [id(p) for p in group["params"][4:]] == [id(branch.weight), id(branch.bias)]
+    if named:
+        assert group["param_names"][3:] == ["1.bias", "1.auxiliary.weight", "1.auxiliary.bias"]
+    layers[0].switch.auxiliary = True  # type: ignore[union-attr]
+    for _ in range(2):
+        optimizer.zero_grad()
+        net(torch.randn(4, 3)).square().sum().backward()
+        optimizer.step()
+    kept = copy.deepcopy(optimizer.state_dict())
+    taken = take_out(layers, [optimizer])
+    assert [type(module) for module in net] == [nn.Linear, nn.BatchNorm1d]
+    assert len(optimizer.state_dict()["param_groups"][0]["params"]) == 4
+    assert len(group.get("param_names", range(4))) == 4
+    assert put_back(taken, [optimizer]) == layers
+    assert net[1].auxiliary is branch
+    again = optimizer.state_dict()
+    assert again["param_groups"] == kept["param_groups"]
+    assert again["state"].keys() == kept["state"].keys()
+    for place, state in kept["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(again["state"][place][name], value, rtol=0, atol=0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,14 @@ __all__ = [
     "SplitBatchNorm3d",
     "SplitSyncBatchNorm",
     "auxiliary_parameters",
+    "leave_auxiliary",
     "main_parameters",
+    "put_back",
     "restart_auxiliary",
     "restore_batch_norm",
     "split_batch_norm",
     "split_layers",
+    "take_out",
     "without_auxiliary",
 ]
 
@@ -43,10 +46,13 @@ class BranchSwitch:
 
     Attributes:
         auxiliary: True for the auxiliary branch. In evaluation mode the main branch is used whatever this says.
+        too_few: what to say where a layer is given one value per channel, in which case there are no statistics.
+            None: torch says it.
     """
 
     def __init__(self) -> None:
         self.auxiliary = False
+        self.too_few: str | None = None
 
 
 class _SplitNorm(nn.Module):
@@ -60,9 +66,15 @@ class _SplitNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``[B, C, ...]`` with the branch that the switch names, or with the main one in evaluation mode."""
+        if self.training and input.numel() == input.size(1) and not isinstance(self, nn.SyncBatchNorm):
+            self._refuse_one_value()
         if self.training and self.switch.auxiliary:
             return self.auxiliary(input)
         return super().forward(input)
+
+    def _refuse_one_value(self) -> None:
+        if self.switch.too_few is not None:
+            raise ModelError(self.switch.too_few)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         """Also takes the plain layer's weights: the auxiliary branch then starts as a copy of the main one."""
@@ -134,25 +146,37 @@ def split_batch_norm(
     # The auxiliary branch of a layer that is split already is a batch norm, too, but no layer of the model's own.
     branches = {id(module.auxiliary) for module in found if isinstance(module, _SplitNorm)}
     found = [module for module in found if id(module) not in branches]
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    optimizers = list(optimizers)
     for module in found:
         if not isinstance(module, _SplitNorm):
             branch = copy.deepcopy(module)
             module.__class__ = _SPLIT[type(module)]
             module.auxiliary = branch
         module.switch = switch  # type: ignore[assignment]
-        _join_groups(module, groups)
+        for optimizer in optimizers:
+            _join_groups(module, optimizer)
     return found
 
 
-def _join_groups(module: nn.Module, groups: list[dict[str, Any]]) -> None:
-    """Add a layer's auxiliary parameters to the groups of its main ones."""
+def _join_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Add a layer's auxiliary parameters to the groups of its main ones.
+
+    Some optimizers (Adagrad) make the state of their parameters at once: the auxiliary ones get a copy of what the main
+    ones have, as they are copies themselves.
+    """
     auxiliary = dict(module.get_submodule(_AUXILIARY).named_parameters())
     for name, parameter in module.named_parameters(recurse=False):
-        for group in groups:
-            members = {id(member) for member in group["params"]}
-            if id(parameter) in members and id(auxiliary[name]) not in members:
-                group["params"].append(auxiliary[name])
+        branch = auxiliary[name]
+        for group in optimizer.param_groups:
+            places = {id(member): place for place, member in enumerate(group["params"])}
+            if id(parameter) not in places or id(branch) in places:
+                continue
+            group["params"].append(branch)
+            if "param_names" in group:  # of optimizers that were made from named_parameters()
+                path, dot, last = group["param_names"][places[id(parameter)]].rpartition(".")
+                group["param_names"].append(f"{path}{dot}{_AUXILIARY}.{last}")
+            if optimizer.state.get(parameter):
+                optimizer.state[branch] = copy.deepcopy(optimizer.state[parameter])
 
 
 def restore_batch_norm(model: nn.Module) -> int:
@@ -166,10 +190,74 @@ def restore_batch_norm(model: nn.Module) -> int:
     """
     layers = split_layers(model)
     for layer in layers:
-        del layer.auxiliary
-        del layer.switch
-        layer.__class__ = _PLAIN[type(layer)]
+        _make_plain(layer)
     return len(layers)
+
+
+class TakenOut(NamedTuple):
+    """An auxiliary branch that is put aside.
+
+    Attributes:
+        layer: whose it is, a plain one now.
+        branch: its parameters and statistics.
+        switch: of the layer.
+        states: what the optimizers keep of the branch's parameters, by optimizer and parameter.
+    """
+
+    layer: nn.Module
+    branch: nn.Module
+    switch: BranchSwitch
+    states: list[dict[nn.Parameter, Any]]
+
+
+def take_out(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer]) -> list[TakenOut]:
+    """Make split layers plain ones and put their auxiliary branches aside, with what optimizers keep of them."""
+    optimizers = list(optimizers)
+    taken = []
+    for layer in layers:
+        branch: Any = layer.get_submodule(_AUXILIARY)
+        switch: Any = layer.switch
+        states = [_leave_groups(branch, optimizer) for optimizer in optimizers]
+        taken.append(TakenOut(layer, branch, switch, states))
+        _make_plain(layer)
+    return taken
+
+
+def put_back(taken: Iterable[TakenOut], optimizers: Iterable[torch.optim.Optimizer]) -> list[nn.Module]:
+    """Undo :func:`take_out`, with the same optimizers.
+
+    Returns:
+        The layers.
+    """
+    layers = []
+    for layer, branch, switch, states in taken:
+        layer.__class__ = _SPLIT[type(layer)]
+        layer.auxiliary, layer.switch = branch, switch  # type: ignore[assignment]
+        for optimizer, kept in zip(optimizers, states, strict=True):
+            _join_groups(layer, optimizer)
+            for parameter in branch.parameters():
+                optimizer.state.pop(parameter, None)
+            for parameter, state in kept.items():
+                optimizer.state[parameter] = state
+        layers.append(layer)
+    return layers
+
+
+def _leave_groups(branch: nn.Module, optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Any]:
+    """Take a branch's parameters out of an optimizer; what it kept of them."""
+    gone = {id(parameter) for parameter in branch.parameters()}
+    for group in optimizer.param_groups:
+        stay = [place for place, parameter in enumerate(group["params"]) if id(parameter) not in gone]
+        for key in ("params", "param_names"):
+            if key in group:
+                group[key] = [group[key][place] for place in stay]
+    return {p: optimizer.state.pop(p) for p in branch.parameters() if p in optimizer.state}
+
+
+def _make_plain(layer: nn.Module) -> None:
+    del layer.auxiliary
+    del layer.switch
+    layer.__class__ = _PLAIN[type(layer)]
 
 
 def split_layers(model: nn.Module) -> list[nn.Module]:
@@ -190,14 +278,41 @@ def main_parameters(layers: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
 
 
 @torch.no_grad()
-def restart_auxiliary(layers: Iterable[nn.Module]) -> None:
-    """Let the auxiliary branches go on from where the main ones are now: parameters and statistics."""
+def restart_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer] = ()) -> None:
+    """Let the auxiliary branches go on from where the main ones are now: parameters, statistics, optimizer state."""
+    optimizers = list(optimizers)
     for layer in layers:
         branch = layer.get_submodule(_AUXILIARY)
         for name, parameter in branch.named_parameters():
-            parameter.copy_(layer.get_parameter(name))
+            main = layer.get_parameter(name)
+            parameter.copy_(main)
+            for optimizer in optimizers:
+                if optimizer.state.get(main):
+                    optimizer.state[parameter] = copy.deepcopy(optimizer.state[main])
         for name, buffer in branch.named_buffers():
             buffer.copy_(layer.get_buffer(name))
+
+
+def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer], first: bool) -> None:
+    """Before a step of the optimizers: keep momentum and weight decay from moving auxiliary branches without rows.
+
+    A parameter without a gradient is left alone. In the first step, though, the gradients become zeros: checkpoints of
+    an optimizer can only be loaded where it has made the state of all its parameters.
+
+    Args:
+        layers: split ones.
+        optimizers: those that train them.
+        first: whether it is the first step of all.
+    """
+    states = [optimizer.state for optimizer in optimizers]
+    for layer in layers:
+        for name, parameter in layer.get_submodule(_AUXILIARY).named_parameters():
+            main = layer.get_parameter(name)
+            stateless = not first and not any(state.get(main) for state in states)
+            if stateless or any(state.get(parameter) for state in states):
+                parameter.grad = None
+            elif parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
 
 def without_auxiliary(model: nn.Module, names: Iterable[str]) -> list[str]:

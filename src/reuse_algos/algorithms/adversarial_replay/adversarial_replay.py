@@ -16,39 +16,34 @@ from composer.core import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.batch_helpers import batch_get
-from torch import Tensor, nn
+from torch import Tensor
 
+from reuse_algos.algorithms.adversarial_replay.branches import Branches
 from reuse_algos.algorithms.adversarial_replay.checks import (
+    check_settings,
     image_shape,
     known_views,
     pixels_of,
     refuse_another,
     refuse_changed_inputs,
+    refuse_other_pixels,
     refuse_uneven_ranks,
 )
 from reuse_algos.algorithms.adversarial_replay.forward import Replay, ReplayedForward
 from reuse_algos.algorithms.adversarial_replay.losses import (
     ReplaySums,
     combined_loss,
-    row_errors,
+    mean_over_ranks,
     warn_stale,
-    with_idle_parameters,
+    weighed_loss,
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows, with_item
-from reuse_algos.algorithms.history_curriculum.example_losses import total_of, with_weights
-from reuse_algos.algorithms.interplay import example_losses, example_weights
+from reuse_algos.algorithms.history_curriculum.example_losses import total_of
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
 from reuse_algos.algorithms.reusing_algorithm import Replayed, ReusingAlgorithm
 from reuse_algos.algorithms.schedule import is_on
-from reuse_algos.algorithms.split_batch_norm import (
-    BranchSwitch,
-    auxiliary_parameters,
-    main_parameters,
-    restart_auxiliary,
-    split_batch_norm,
-)
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, num_rows
 from reuse_algos.data.hashing import view_hash
@@ -80,19 +75,22 @@ class AdversarialReplay(ReusingAlgorithm):
         archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
         runs: which prior runs, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`.
         attack_weights: which archived weights were attacked: ``last``, ``best``, ``100ep`` ...
-        fraction: share of the rows to replay, in (0, 1]; with ``replace`` below 1.
+        fraction: share of the rows to replay, in (0, 1]; with ``replace`` below 1. Fractions of a row are carried over
+            from batch to batch.
         mode: ``append``: replayed rows come on top of the batch; ``replace``: they take the place of their clean ones.
         split_batch_norm: whether replayed rows have a forward pass and batch norms of their own (AdvProp). Evaluation
             and the recorder see the main ones only. Without, all rows are one batch, as in ordinary adversarial
             training.
         weight: append: w in [0, 1]. Default: every row of the batch counts alike.
-        recency: in (0, 1]: of several runs that have a perturbation, the k-th newest is drawn for an example with a
-            probability proportional to ``recency ** k``; 1 is all alike. Drawn anew every epoch.
+        recency: in (0, 1]: of several runs, one of those that have a perturbation is drawn for an example, with a
+            probability proportional to ``recency ** k``; k counts all runs from the newest, 0, whether they have one
+            or not. 1 is all alike. Drawn anew every epoch.
         start: Composer time from which it is on, such as ``"5ep"`` or ``"0.1dur"``.
         stop: Composer time from which it is off again.
         every_n_batches: it is on at every n-th batch only.
-        warn_below: warn, once, when in an epoch the perturbations turned less than this share of the examples that the
-            model is right about.
+        warn_below: warn when in an epoch the perturbations turned less than this share of the examples that the model
+            is right about; once for a stretch of such epochs. Epochs in which its accuracy on the clean rows is less
+            than a quarter of the way from chance to 1 are not judged.
         mismatch: ``refuse`` prior runs on other data, or ``allow`` them: examples (and views) that have no perturbation
             are not replayed. Runs with other views are refused in any case.
         pixel_mean: mean per channel, on the scale 0 to 1, that the inputs were normalised with. Default: what the
@@ -114,9 +112,12 @@ class AdversarialReplay(ReusingAlgorithm):
 
     Logs ``reuse/adversarial_replay/rows`` (replayed rows of the batch, over all ranks), ``/coverage`` (their share of
     those that were to be), ``/clean_loss``, ``/adversarial_loss`` (means over clean and replayed rows),
-    ``/clean_error``, ``/adversarial_error`` (shares of wrong rows; append: of the same examples), and ``/fooling``
-    (share of what the model is right about that the perturbations turn, see
-    :func:`~reuse_algos.algorithms.adversarial_replay.fooling_rate`).
+    ``/clean_error``, ``/adversarial_error`` (shares of wrong rows; append: of the same examples), and ``/fooling``:
+    share of what the model is right about that the perturbations turn. With ``append`` that is counted: of the replayed
+    rows whose clean row is classified rightly in this batch, those whose perturbed one is not. With ``replace`` no row
+    is seen in both forms, and it is estimated from the errors on different rows, see
+    :func:`~reuse_algos.algorithms.adversarial_replay.fooling_rate`. The model is measured in training mode:
+    with ``split_batch_norm`` perturbed rows go through the auxiliary branches, clean ones through the main ones.
 
     Example:
         .. code-block:: python
@@ -151,23 +152,7 @@ class AdversarialReplay(ReusingAlgorithm):
         dataset: DatasetInfo | None = None,
         seed: int = 0,
     ) -> None:
-        if mode not in ("append", "replace"):
-            raise ValueError(f"AdversarialReplay: mode must be append or replace, got {mode!r}")
-        replace = mode == "replace"
-        for name, value, good, wanted in (
-            ("fraction", fraction, 0 < fraction < 1 or (fraction == 1 and not replace), "in (0, 1]"),
-            ("weight", weight, weight is None or (not replace and 0 <= weight <= 1), "in [0, 1]"),
-            ("recency", recency, 0 < recency <= 1, "in (0, 1]"),
-            ("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1"),
-            ("warn_below", warn_below, 0 <= warn_below <= 1, "in [0, 1]"),
-        ):
-            if not good:
-                if replace and name in ("fraction", "weight"):
-                    wanted = (
-                        "in (0, 1): some rows must stay clean" if name == "fraction" else "left out (every row is one)"
-                    )
-                    wanted += ", with mode: replace"
-                raise ValueError(f"AdversarialReplay: {name} must be {wanted}, got {value}")
+        check_settings(mode, fraction, weight, recency, every_n_batches, warn_below)
         if (pixel_mean is None) != (pixel_std is None):
             raise ValueError("AdversarialReplay: give both pixel_mean and pixel_std, or neither")
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=id_key)
@@ -183,19 +168,23 @@ class AdversarialReplay(ReusingAlgorithm):
         )
         self.perturbations: Perturbations | None = None
         self._given_pixels = self.pixels
-        self._forward = ReplayedForward(mode, split_batch_norm, input_key, BranchSwitch())
-        self._layers: list[nn.Module] = []
+        self.branches = Branches(split_batch_norm)
+        self._forward = ReplayedForward(mode, split_batch_norm, input_key, self.branches.switch)
         self._info: DatasetInfo | None = None
         self._rows = torch.zeros(0, dtype=torch.int64)  # of this rank's batch: which rows, and whose perturbation
         self._runs = torch.zeros(0, dtype=torch.int64)
         self._views = torch.zeros(0, dtype=torch.int64)
         self._wanted = 0
+        self._replayed = 0.0  # rows of the batch that are, per rank: the mean over all ranks
+        self._batch_rows = 0.0  # likewise all rows
+        self._looked_at_pixels = False
         self._first = self._count = 0
         self._current: Replay | None = None
         self._added: Tensor | None = None  # the loss of the current microbatch's replayed rows
         self._sums: ReplaySums | None = None  # of the running batch
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
         self._restarted = self._warned = False
+        self._times_on = self._times_due = 0  # batches in which it was on, and in which rows were to be replayed
         self._earlier_slots: dict[str, set[int]] = {}
 
     # What the engine asks -------------------------------------------------------------------------------------------
@@ -204,8 +193,8 @@ class AdversarialReplay(ReusingAlgorithm):
         """Answer only: the id events always, the loss where there are replayed rows or auxiliary batch norms."""
         if event == Event.BEFORE_LOSS:
             return self._current is not None
-        if event == Event.BEFORE_BACKWARD:
-            return self._sums is not None or bool(self._layers)
+        if event in (Event.BEFORE_BACKWARD, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH):
+            return self._sums is not None or bool(self.branches.layers)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def is_active(self, state: State) -> bool:
@@ -217,19 +206,25 @@ class AdversarialReplay(ReusingAlgorithm):
         if event == Event.INIT:
             self.run_last(state)
         elif event == Event.BEFORE_LOAD:
-            # After the surgery of other algorithms, and before checkpoint, DDP and torch.compile touch the model.
-            self._split(state)
+            self.branches.split(state)
         elif event == Event.BEFORE_LOSS:
             self._look_at_rows(state)
         elif event == Event.BEFORE_BACKWARD:
             self._combine(state)
+        elif event == Event.AFTER_BACKWARD:
+            self._forward.settle()
+        elif event == Event.AFTER_TRAIN_BATCH:
+            if not self._replayed:
+                self.branches.leave(state)
         elif event == Event.BATCH_END:
             self._log_batch(logger)
         elif event == Event.FIT_END:
-            self.warn_if_idle(logger, f"no row was replayed between start={self.start_at} and stop={self.stop_at}")
+            self.branches.put_aside(state)
+            self.warn_if_idle(logger, self._why_idle())
         else:
             self.ids.handle(event, state)
             if event == Event.FIT_START:
+                self.branches.take_back(state)
                 self.begin(state)
             elif event == Event.BEFORE_TRAIN_BATCH:
                 self._plan_batch(state)
@@ -239,20 +234,6 @@ class AdversarialReplay(ReusingAlgorithm):
                 self._end_epoch()
 
     # Start ----------------------------------------------------------------------------------------------------------
-
-    def _split(self, state: State) -> None:
-        if not self.split_batch_norm:
-            return
-        if state.fsdp_enabled:
-            raise ModelError(
-                "split_batch_norm changes the model before it is distributed, which FSDP has done already. Use DDP, or "
-                "say split_batch_norm: false."
-            )
-        self._layers = split_batch_norm(state.model, state.optimizers, self._forward.switch)
-        if self._layers:
-            log.info("%d batch norm layers have an auxiliary branch for replayed rows", len(self._layers))
-        else:
-            log.info("the model has no batch norm to split; replayed rows have a forward pass of their own")
 
     def start(self, state: State) -> None:
         """Match data, views and pixels with the prior runs, and load their perturbations."""
@@ -264,7 +245,7 @@ class AdversarialReplay(ReusingAlgorithm):
             raise ExampleIdError(
                 "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
             )
-        self._info = info
+        self._info, self._looked_at_pixels = info, False
         self.pixels = self._given_pixels or pixels_of(dataset)
         self.load_perturbations(state, info)
 
@@ -285,9 +266,8 @@ class AdversarialReplay(ReusingAlgorithm):
             recency=self.recency,
             mismatch=self.mismatch,
             archive=self.archive.location,
+            shape=image_shape(dataset),
         )
-        if (shape := image_shape(dataset)) is not None:
-            found.check_shape(shape)
         refuse_uneven_ranks(state.model, found.complete)
         for run_id, slots in self._earlier_slots.items():
             found.slots_used.setdefault(run_id, set()).update(slots)
@@ -300,15 +280,16 @@ class AdversarialReplay(ReusingAlgorithm):
         """Which rows of this rank's batch are replayed: the same for every cut into microbatches, and every retry."""
         self._forward.disarm()
         self._current, self._added, self._sums, self._first = None, None, None, 0
+        self._replayed = 0.0
         if not self.is_active(state):
             self._rows = self._rows[:0]
             return
         if not self._restarted:
-            # The auxiliary branch starts from where the main one is by now.
-            restart_auxiliary(self._layers)
+            self.branches.restart(state)
             self._restarted = True
         examples = self._positions(self.ids.batch)
-        rows_R = replayed_rows(self.fraction, len(examples.positions))
+        number = int(state.timestamp.batch) // self.every_n_batches
+        rows_R = replayed_rows(self.fraction, len(examples.positions), number)
         self._wanted = len(rows_R)
         if self.perturbations is not None:
             views_R = examples.views[rows_R]
@@ -316,7 +297,10 @@ class AdversarialReplay(ReusingAlgorithm):
             known_R = runs_R >= 0
             rows_R, self._runs = rows_R[known_R], runs_R[known_R]
         self._rows = rows_R
-        self._sums = ReplaySums(device_of(state.model))
+        device = device_of(state.model)
+        complete = self.perturbations is None or self.perturbations.complete
+        self._batch_rows, self._replayed = mean_over_ranks((len(examples.positions), len(rows_R)), device, complete)
+        self._sums = ReplaySums(device)
 
     def _positions(self, examples: Examples) -> Examples:
         """Rows of the current data; ids that came with the batch are its keys, in the only view there is."""
@@ -361,6 +345,9 @@ class AdversarialReplay(ReusingAlgorithm):
         assert self.pixels is not None
         clean_BCHW: Any = batch_get(state.batch, self.input_key)
         self.perturbations.check_shape(clean_BCHW.shape[1:])
+        if not self._looked_at_pixels:
+            refuse_other_pixels(clean_BCHW, self.pixels)  # once, as a GPU has to be waited for
+            self._looked_at_pixels = True
         examples = self._positions(self.ids.microbatch)
         here = torch.searchsorted(self._rows, rows_R + (self._first - len(clean_BCHW)))
         delta_RCHW = self.perturbations.gather(examples.positions[rows_R], examples.views[rows_R], self._runs[here])
@@ -371,6 +358,11 @@ class AdversarialReplay(ReusingAlgorithm):
         replay, sums = self._current, self._sums
         assert replay is not None
         assert sums is not None
+        if not replay.begun:
+            raise ModelError(
+                "the batch was exchanged between BEFORE_FORWARD of AdversarialReplay and the forward pass, so the rows "
+                "to replay are not in it. Let what changes state.batch do so earlier, such as at BEFORE_TRAIN_BATCH."
+            )
         model: Any = unwrap_model(state.model)
         targets_B = batch_get(state.batch, self.target_key)
         with get_precision_context(state.precision, state.precision_config):
@@ -378,27 +370,22 @@ class AdversarialReplay(ReusingAlgorithm):
                 # Their batch again, as LabelSmoothing may have changed the targets since the forward pass.
                 inputs_RCHW = batch_get(replay.batch, self.input_key)
                 batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), self.input_key, inputs_RCHW)
-                self._added = self._weighed(state, replay, batch, model.loss(replay.outputs, batch))
+                self._added = weighed_loss(
+                    state, replay.rows_R, replay.outputs, batch, model.loss(replay.outputs, batch)
+                )
                 sums.add_adversarial_loss(self._added, len(replay.rows_R))
-                compared = replay.rows_R
             else:
-                compared = replay.kept_K
                 self._add_losses_apart(model, state, replay, sums)
-        outputs_BK = logits_of(state.outputs, self.output_key)
-        rows = compared.to(outputs_BK.device, non_blocking=True)
-        replayed = replay.rows_R.to(outputs_BK.device, non_blocking=True)
-        clean_errors = row_errors(outputs_BK[rows], targets_B[rows])
-        sums.add_errors(clean_errors, row_errors(logits_of(replay.outputs, self.output_key), targets_B[replayed]))
-
-    def _weighed(self, state: State, replay: Replay, batch: Any, loss: Any) -> Tensor:
-        """The loss of the replayed rows as one number, with the weights that a curriculum gives to their examples."""
-        weights_B = example_weights(state)
-        losses = example_losses(state)
-        if weights_B is not None and losses is not None:
-            losses_R = losses(replay.outputs, batch)
-            weights_R = weights_B[replay.rows_R].to(losses_R.device, torch.float32)
-            loss = with_weights(loss, losses_R, weights_R)
-        return total_of(loss)
+        outputs_BK, adversarial_RK = (
+            logits_of(state.outputs, self.output_key),
+            logits_of(replay.outputs, self.output_key),
+        )
+        rows_R = replay.rows_R.to(outputs_BK.device, non_blocking=True)
+        if self.mode == "append":
+            sums.add_pairs(outputs_BK[rows_R], adversarial_RK, targets_B[rows_R])
+        else:
+            kept_K = replay.kept_K.to(outputs_BK.device, non_blocking=True)
+            sums.add_rows(outputs_BK[kept_K], targets_B[kept_K], adversarial_RK, targets_B[rows_R])
 
     @torch.no_grad()
     def _add_losses_apart(self, model: Any, state: State, replay: Replay, sums: ReplaySums) -> None:
@@ -415,24 +402,21 @@ class AdversarialReplay(ReusingAlgorithm):
             self._sums.add_clean_loss(total_of(state.loss), self._count)
         if self._appends:
             state.loss = combined_loss(state.loss, self._added, *self._shares())
-        if replay is None:
-            state.loss = with_idle_parameters(state.loss, auxiliary_parameters(self._layers))
-        elif replay.main_idle:
-            state.loss = with_idle_parameters(state.loss, main_parameters(self._layers))
+        self.branches.with_idle(state, replay is not None, replay is not None and replay.main_idle)
 
     @property
     def _appends(self) -> bool:
-        """Whether the batch has appended rows, if not in this microbatch then in another."""
-        return self.mode == "append" and len(self._rows) > 0
+        """Whether the batch has appended rows, if not in this microbatch then in another, or on another rank."""
+        return self.mode == "append" and self._replayed > 0
 
     def _shares(self) -> tuple[float, float]:
         """Weights of the microbatch's clean and replayed means, so that over the whole batch they are 1 - w and w.
 
-        A microbatch that holds more than its share of the replayed rows counts with more of their weight, as Composer
-        weighs microbatches by their clean rows.
+        A microbatch, or a rank, that holds more than its share of the replayed rows counts with more of their weight,
+        as Composer weighs microbatches by their clean rows, and ranks alike.
         """
-        rows, replayed = len(self.ids.batch.positions), len(self._rows)
-        weight = replayed / (rows + replayed) if self.weight is None else self.weight
+        rows, replayed = len(self.ids.batch.positions), self._replayed
+        weight = replayed / (self._batch_rows + replayed) if self.weight is None else self.weight
         here = 0 if self._current is None else len(self._current.rows_R)
         return 1 - weight, weight * (here / replayed) * (rows / self._count)
 
@@ -465,16 +449,29 @@ class AdversarialReplay(ReusingAlgorithm):
             totals = self._sums.over_ranks(self._wanted)
             metrics = {_METRICS + name: value for name, value in ReplaySums.read(totals).items()}
             self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
+            self._times_on += 1
+            self._times_due += int(totals[-1] > 0)
             self.batches_applied += int(metrics[_METRICS + "rows"] > 0 and self.weight != 0)
         self._sums = self._current = self._added = None
         self.log_metrics(metrics, logger)
 
     def _end_epoch(self) -> None:
-        fooling = ReplaySums.read(self._epoch_sums).get("fooling") if len(self._epoch_sums) else None
+        fooling = ReplaySums.staleness(self._epoch_sums) if len(self._epoch_sums) else None
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
-        if fooling is not None and fooling < self.warn_below and not self._warned:
-            self._warned = True
-            warn_stale(fooling, self.warn_below)
+        if fooling is not None:
+            # Once for a stretch of stale epochs; a newer stretch is told again.
+            if fooling < self.warn_below and not self._warned:
+                warn_stale(fooling, self.warn_below)
+            self._warned = fooling < self.warn_below
+
+    def _why_idle(self) -> str:
+        if not self._times_on:
+            return f"no batch lay between start={self.start_at} and stop={self.stop_at}"
+        if not self._times_due:
+            return f"fraction={self.fraction} of the {self._times_on} batches in which it was on is not one row"
+        if self.weight == 0:
+            return "replayed rows have weight=0"
+        return f"no row that was drawn in {self._times_due} batches has a perturbation: harvest more views or examples"
 
     def prior_uses(self) -> list[PriorUse]:
         """What was used of each prior run, with the share of its harvest that the looked-up views are."""
@@ -487,6 +484,7 @@ class AdversarialReplay(ReusingAlgorithm):
         state.update(
             restarted=self._restarted,
             warned=self._warned,
+            times=(self._times_on, self._times_due),
             epoch_sums=self._epoch_sums.clone(),
             slots_used={run_id: sorted(slots) for run_id, slots in slots_used.items()},
         )
@@ -496,5 +494,6 @@ class AdversarialReplay(ReusingAlgorithm):
         """Restore it."""
         super().load_state_dict(state)
         self._restarted, self._warned = bool(state["restarted"]), bool(state["warned"])
+        self._times_on, self._times_due = map(int, state["times"])
         self._epoch_sums = torch.as_tensor(state["epoch_sums"]).cpu().clone()
         self._earlier_slots = {run_id: set(map(int, slots)) for run_id, slots in state["slots_used"].items()}

@@ -6,22 +6,65 @@ from typing import Any
 
 from composer import State
 from composer.utils import dist
-from torch import nn
+from torch import Tensor, nn
 
 from reuse_algos.algorithms.interplay import changes_inputs, hides_inputs, mixes_examples
+from reuse_algos.attacks import pixel_room
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError
 
 __all__ = [
+    "check_settings",
     "image_shape",
     "known_views",
     "pixels_of",
     "refuse_another",
     "refuse_changed_inputs",
+    "refuse_other_pixels",
     "refuse_uneven_ranks",
 ]
+
+
+def check_settings(
+    mode: str, fraction: float, weight: float | None, recency: float, every_n_batches: int, warn_below: float
+) -> None:
+    """Refuse settings of AdversarialReplay that are out of their range.
+
+    Raises:
+        ValueError: one is.
+    """
+    if mode not in ("append", "replace"):
+        raise ValueError(f"AdversarialReplay: mode must be append or replace, got {mode!r}")
+    replace = mode == "replace"
+    for name, value, good, wanted in (
+        ("fraction", fraction, 0 < fraction < 1 or (fraction == 1 and not replace), "in (0, 1]"),
+        ("weight", weight, weight is None or (not replace and 0 <= weight <= 1), "in [0, 1]"),
+        ("recency", recency, 0 < recency <= 1, "in (0, 1]"),
+        ("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1"),
+        ("warn_below", warn_below, 0 <= warn_below <= 1, "in [0, 1]"),
+    ):
+        if good:
+            continue
+        if replace and name in ("fraction", "weight"):
+            wanted = "in (0, 1): some rows must stay clean" if name == "fraction" else "left out (every row is one)"
+            wanted += ", with mode: replace"
+        raise ValueError(f"AdversarialReplay: {name} must be {wanted}, got {value}")
+
+
+def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:
+    """Refuse inputs that are no valid pixels, which clipping would change silently. A GPU has to be waited for.
+
+    Raises:
+        DataError: some are further out than rounding explains.
+    """
+    try:
+        pixel_room(inputs_BCHW, pixels)
+    except DataError as error:
+        raise DataError(
+            f"{error} For AdversarialReplay these are pixel_mean and pixel_std, or the dataset's attribute pixel_space."
+        ) from error
 
 
 def refuse_changed_inputs(state: State) -> None:

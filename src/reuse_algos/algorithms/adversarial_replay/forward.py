@@ -19,7 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from reuse_algos.algorithms.adversarial_replay.rows import join_rows, take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.rows import (
+    add_to_first,
+    join_rows,
+    nothing_of,
+    take_rows,
+    tensors_of,
+    with_item,
+)
 from reuse_algos.algorithms.split_batch_norm import BranchSwitch
 from reuse_algos.errors import ModelError
 
@@ -37,6 +44,7 @@ class Replay:
         seed: of what the model draws in their forward pass, such as dropout masks.
         outputs: what the model says of them, once the forward pass is over.
         main_idle: whether no row went through the main branch of the batch norms.
+        begun: whether that pass has begun.
     """
 
     rows_R: Tensor
@@ -45,6 +53,7 @@ class Replay:
     seed: int
     outputs: Any = None
     main_idle: bool = False
+    begun: bool = False
 
     @property
     def kept_K(self) -> Tensor:
@@ -60,6 +69,10 @@ class ReplayedForward:
     With split batch norm the replayed rows have a pass of their own, through the auxiliary branches and not through the
     wrapper of DDP, so they cannot change what becomes of a clean row: not its outputs, not the main statistics, not the
     random numbers that the model draws. Without, all rows are one batch, as in ordinary adversarial training.
+
+    Activation checkpointing calls layers again while the loss goes backward. The two passes are then told apart by
+    hooks on their outputs: the later pass, that of the replayed rows, is gone through first and whole, as autograd
+    takes nodes in the reverse order of their making.
 
     Args:
         mode: ``append``: replayed rows come on top; ``replace``: in place of their clean ones.
@@ -82,7 +95,14 @@ class ReplayedForward:
         given = self._given(batch, replay)
 
         def before(module: nn.Module, arguments: Any) -> Any:
-            del module, arguments
+            if replay.begun or arguments[0] is not batch:
+                # Another call than the trainer's: that one was interrupted, or its batch has been exchanged.
+                self.disarm()
+                return None
+            replay.begun = True
+            self.switch.auxiliary = replay.main_idle
+            rows = replay.kept_K if self.mode == "replace" and self.split and not replay.main_idle else None
+            self.switch.too_few = None if rows is None else _too_few(len(rows), replay.num_rows, "stay clean")
             return (given,)
 
         def after(module: nn.Module, arguments: Any, outputs: Any) -> Any:
@@ -91,14 +111,21 @@ class ReplayedForward:
             return self._sorted_out(module, replay, outputs)
 
         self._handles = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
-        self.switch.auxiliary = replay.main_idle
+        apart = self.split and not replay.main_idle
+        if apart and isinstance(model, DistributedDataParallel) and model.find_unused_parameters:
+            self._handles.append(model.module.register_forward_hook(_with_all_parameters))
 
     def disarm(self) -> None:
         """Back to normal, also after a forward pass that failed."""
-        self.switch.auxiliary = False
+        self.settle()
         for handle in self._handles:
             handle.remove()
         self._handles = []
+
+    def settle(self) -> None:
+        """The main branch again, after the loss has gone backward."""
+        self.switch.auxiliary = False
+        self.switch.too_few = None
 
     def _given(self, batch: Any, replay: Replay) -> Any:
         """What the trainer's call gets."""
@@ -124,11 +151,14 @@ class ReplayedForward:
         B, R = replay.num_rows, len(replay.rows_R)
         if self.mode == "append":
             if self.split:
+                self._tell_apart(outputs, False)
                 replay.outputs = self._apart(model, replay)
                 return outputs
             replay.outputs = _part(outputs, B, B + R, B + R)
             return _part(outputs, 0, B, B + R)
         kept_K = replay.kept_K
+        if self.split:
+            self._tell_apart(outputs, replay.main_idle)
         if not self.split or not len(kept_K):
             replay.outputs = take_rows(outputs, replay.rows_R, B)
             return outputs
@@ -141,20 +171,55 @@ class ReplayedForward:
     def _apart(self, model: nn.Module, replay: Replay) -> Any:
         """The pass of their own, in the precision context of the trainer's call."""
         inner = model.module if isinstance(model, DistributedDataParallel) else model
-        self.switch.auxiliary = True
+        message = _too_few(len(replay.rows_R), replay.num_rows, "are replayed")
+        self.switch.auxiliary, self.switch.too_few = True, message
         try:
             with seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
-                return inner(replay.batch)
+                outputs = inner(replay.batch)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
-            raise ModelError(
-                f"{len(replay.rows_R)} of {replay.num_rows} rows of a microbatch are replayed, and batch norm needs "
-                "more of them for its statistics. Use a larger batch, microbatch or fraction, drop_last: true in the "
-                "DataLoader, or split_batch_norm: false."
-            ) from error
+            raise ModelError(message) from error
         finally:
-            self.switch.auxiliary = False
+            self.settle()
+        self._tell_apart(outputs, True)
+        return outputs
+
+    def _tell_apart(self, outputs: Any, auxiliary: bool) -> None:
+        """Let layers that are called again in the backward pass of these outputs take the branch that they had."""
+
+        def enter(gradient: Tensor) -> None:
+            del gradient
+            self.switch.auxiliary = auxiliary
+
+        for tensor in tensors_of(outputs):
+            if tensor.requires_grad:
+                tensor.register_hook(enter)
+
+
+def _too_few(rows: int, of: int, what: str) -> str:
+    return (
+        f"{rows} of {of} rows of a microbatch {what}, and batch norm needs more of them for its statistics. Use a "
+        "larger batch, microbatch or fraction (with mode: replace, a smaller one where too few rows stay clean), "
+        "drop_last: true in the DataLoader, or split_batch_norm: false."
+    )
+
+
+def _with_all_parameters(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+    """Let every parameter have a part (of nothing) in the outputs that DDP is to see.
+
+    DDP with find_unused_parameters takes what the outputs do not depend on for unused, and is at a loss when the second
+    pass gives it a gradient after all: auxiliary branches, and whatever the model leaves out at random.
+    """
+    del arguments
+    joined = add_to_first(outputs, nothing_of(p for p in module.parameters() if p.requires_grad))
+    if joined is None:
+        raise ModelError(
+            f"another algorithm lets DDP find unused parameters, which needs a tensor among the model's outputs, and a "
+            f"{type(outputs).__name__} has none. Let the model return a tensor, a mapping or a tuple of tensors, take "
+            "the other algorithm (such as LayerFreezing or StochasticDepth) out, or say split_batch_norm: false."
+        )
+    return joined
 
 
 @contextmanager

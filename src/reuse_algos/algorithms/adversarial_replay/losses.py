@@ -6,17 +6,29 @@ Legend: B rows, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from composer import State
 from composer.utils import dist
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.history_curriculum.example_losses import total_of
+from reuse_algos.algorithms.adversarial_replay.rows import nothing_of
+from reuse_algos.algorithms.history_curriculum.example_losses import total_of, with_weights
+from reuse_algos.algorithms.interplay import example_losses, example_weights
 from reuse_algos.errors import StaleReplayWarning
 
-__all__ = ["ReplaySums", "combined_loss", "fooling_rate", "row_errors", "warn_stale", "with_idle_parameters"]
+__all__ = [
+    "ReplaySums",
+    "combined_loss",
+    "fooling_rate",
+    "mean_over_ranks",
+    "row_errors",
+    "turned_rows",
+    "warn_stale",
+    "with_idle_parameters",
+]
 
 
 def combined_loss(loss: Any, adversarial: Tensor | None, clean_share: float, adversarial_share: float) -> Any:
@@ -41,6 +53,23 @@ def combined_loss(loss: Any, adversarial: Tensor | None, clean_share: float, adv
     return clean_share * loss + added
 
 
+def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
+    """The loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
+
+    Args:
+        state: of the trainer, after the forward pass.
+        rows_R: int64 on the CPU: which rows of the microbatch they are.
+        outputs: of the replayed rows.
+        batch: theirs.
+        loss: what the model says of these two.
+    """
+    weights_B, losses = example_weights(state), example_losses(state)
+    if weights_B is not None and losses is not None:
+        losses_R = losses(outputs, batch)
+        loss = with_weights(loss, losses_R, weights_B[rows_R].to(losses_R.device, torch.float32))
+    return total_of(loss)
+
+
 def with_idle_parameters(loss: Any, parameters: Iterable[nn.Parameter]) -> Any:
     """The same loss, to which the parameters contribute nothing: their gradients are zeros, not missing.
 
@@ -50,16 +79,31 @@ def with_idle_parameters(loss: Any, parameters: Iterable[nn.Parameter]) -> Any:
         loss: a tensor, a mapping (with or without ``total``) or a tuple of tensors.
         parameters: what had no part in the forward pass.
     """
-    flat = [parameter.reshape(-1) for parameter in parameters]
-    if not flat:
+    parameters = list(parameters)
+    if not parameters:
         return loss
-    nothing = torch.cat(flat)[:0].sum()  # not 0 * sum, which is NaN where a parameter is infinite
+    nothing = nothing_of(parameters)
     if isinstance(loss, Mapping):
         key = "total" if "total" in loss else next(iter(loss))
         return {**loss, key: loss[key] + nothing.to(loss[key].dtype)}
     if isinstance(loss, (tuple, list)):
         return (loss[0] + nothing.to(loss[0].dtype), *loss[1:])
     return loss + nothing.to(loss.dtype)
+
+
+def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
+    """The mean of each number over all ranks, every one of which must call this; a GPU has to be waited for.
+
+    Args:
+        numbers: of this rank.
+        device: of the model.
+        alike: whether they are known to be the same on all ranks, and nobody has to be asked.
+    """
+    if alike or dist.get_world_size() == 1:
+        return [float(number) for number in numbers]
+    totals = torch.tensor(numbers, dtype=torch.float64, device=device)
+    dist.all_reduce(totals)
+    return (totals / dist.get_world_size()).tolist()
 
 
 def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
@@ -69,17 +113,38 @@ def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
         logits_BK: ``[B, K, ...]``.
         targets_B: class indices ``[B, ...]`` or class probabilities ``[B, K, ...]``.
     """
+    return _row_means(_wrong(logits_BK, targets_B))
+
+
+def turned_rows(clean_RK: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> Tensor:
+    """1 where the clean row's largest logit is the target's and the perturbed row's is not: float32 ``[R]``.
+
+    Shares of the positions of dense outputs.
+
+    Args:
+        clean_RK: ``[R, K, ...]``.
+        adversarial_RK: of the same rows, perturbed.
+        targets_R: as for :func:`row_errors`.
+    """
+    return _row_means(~_wrong(clean_RK, targets_R) & _wrong(adversarial_RK, targets_R))
+
+
+def _wrong(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
     if targets_B.dim() == logits_BK.dim():
         targets_B = targets_B.argmax(1)
-    wrong = (logits_BK.detach().argmax(1) != targets_B).float()
-    return wrong.flatten(1).mean(1) if wrong.dim() > 1 else wrong
+    return logits_BK.detach().argmax(1) != targets_B
+
+
+def _row_means(wrong_B: Tensor) -> Tensor:
+    return wrong_B.float().flatten(1).mean(1) if wrong_B.dim() > 1 else wrong_B.float()
 
 
 def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:
-    """Share of the examples the model is right about that perturbations turn: 0 (stale) to 1.
+    """Share of what the model is right about that perturbations turn, net: from errors on *different* rows.
 
-    ``(adversarial_error - clean_error) / (1 - clean_error)``, clamped to that range; None where the model is right
-    about nothing.
+    ``(adversarial_error - clean_error) / (1 - clean_error)``, clamped to 0 (stale) to 1; None where the model is right
+    about nothing. Rows that are wrong when clean and right when perturbed are set off against turned ones, so this is
+    too low for a model that is still often wrong. Where the rows are paired, count :func:`turned_rows`.
     """
     if clean_error >= 1:
         return None
@@ -90,7 +155,7 @@ def warn_stale(fooling: float, warn_below: float) -> None:
     """Say that replayed perturbations hardly fool the model any more.
 
     Args:
-        fooling: their :func:`fooling_rate` over an epoch.
+        fooling: the share that they turned in an epoch.
         warn_below: what it should have been.
     """
     warnings.warn(
@@ -102,6 +167,22 @@ def warn_stale(fooling: float, warn_below: float) -> None:
     )
 
 
+_TOTALS = (
+    "clean_loss",
+    "clean_rows",
+    "adversarial_loss",
+    "loss_rows",
+    "clean_errors",
+    "compared",
+    "adversarial_errors",
+    "rows",
+    "chance",  # rows that a guess among the classes would have right, of those compared
+    "turned",
+    "paired",  # compared rows whose perturbed form was looked at, too
+    "wanted",
+)
+
+
 class ReplaySums:
     """What is logged of a batch, summed on the training device, so that nothing waits before the batch ends.
 
@@ -110,46 +191,71 @@ class ReplaySums:
     """
 
     def __init__(self, device: torch.device) -> None:
-        # Loss and rows of clean and of replayed rows, errors and rows of both.
-        self._sums_8 = torch.zeros(8, dtype=torch.float32, device=device)
+        self._sums = torch.zeros(len(_TOTALS) - 1, dtype=torch.float32, device=device)
 
     def add_clean_loss(self, mean: Tensor, num_rows: int) -> None:
         """Add the mean loss over clean rows of one microbatch, and their number."""
-        self._add(0, mean * num_rows, num_rows)
+        self._add("clean_loss", mean * num_rows, num_rows)
 
     def add_adversarial_loss(self, mean: Tensor, num_rows: int) -> None:
         """Add the mean loss over replayed rows of one microbatch, and their number."""
-        self._add(2, mean * num_rows, num_rows)
+        self._add("adversarial_loss", mean * num_rows, num_rows)
 
-    def add_errors(self, clean_K: Tensor, adversarial_R: Tensor) -> None:
-        """Add the errors of the clean rows that are compared, and of the replayed ones."""
-        self._add(4, clean_K.sum(), len(clean_K))
-        self._add(6, adversarial_R.sum(), len(adversarial_R))
+    def add_pairs(self, clean_RK: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> None:
+        """Add what became of rows that the model saw both clean and perturbed: logits and targets."""
+        self.add_rows(clean_RK, targets_R, adversarial_RK, targets_R)
+        self._add("turned", turned_rows(clean_RK, adversarial_RK, targets_R).sum(), len(clean_RK))
 
-    def _add(self, place: int, total: Tensor, num_rows: int) -> None:
-        self._sums_8[place] += total.detach().float()
-        self._sums_8[place + 1] += num_rows
+    def add_rows(self, clean_KK: Tensor, targets_K: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> None:
+        """Add the errors of the clean rows that are compared, and of replayed ones: logits and targets."""
+        self._add("clean_errors", row_errors(clean_KK, targets_K).sum(), len(clean_KK))
+        self._add("adversarial_errors", row_errors(adversarial_RK, targets_R).sum(), len(adversarial_RK))
+        self._sums[_TOTALS.index("chance")] += len(clean_KK) / clean_KK.shape[1]
+
+    def _add(self, name: str, total: Tensor, num_rows: int) -> None:
+        place = _TOTALS.index(name)
+        self._sums[place] += total.detach().float()
+        self._sums[place + 1] += num_rows
 
     def over_ranks(self, wanted: int) -> Tensor:
-        """The sums of all ranks, and how many rows were to be replayed: float64 ``[9]`` on the CPU."""
-        totals_9 = torch.cat([self._sums_8.double(), self._sums_8.new_tensor([wanted]).double()])
+        """The sums of all ranks, and how many rows were to be replayed: float64 on the CPU."""
+        totals = torch.cat([self._sums.double(), self._sums.new_tensor([wanted]).double()])
         if dist.get_world_size() > 1:
-            dist.all_reduce(totals_9)
-        return totals_9.cpu()
+            dist.all_reduce(totals)
+        return totals.cpu()
 
     @staticmethod
-    def read(totals_9: Tensor) -> dict[str, float]:
+    def read(totals: Tensor) -> dict[str, float]:
         """The metrics by name; what has no rows is left out."""
-        clean, num_clean, adversarial, replayed, errors, compared, fooled, looked_at, wanted = totals_9.tolist()
-        found = {"rows": looked_at, "coverage": looked_at / wanted if wanted else 0.0}
-        if num_clean:
-            found["clean_loss"] = clean / num_clean
-        if replayed:
-            found["adversarial_loss"] = adversarial / replayed
-            found["adversarial_error"] = fooled / looked_at
-        if compared:
-            found["clean_error"] = errors / compared
-            fooling = fooling_rate(errors / compared, fooled / looked_at) if looked_at else None
+        of = dict(zip(_TOTALS, totals.tolist(), strict=True))
+        found = {"rows": of["rows"], "coverage": of["rows"] / of["wanted"] if of["wanted"] else 0.0}
+        if of["clean_rows"]:
+            found["clean_loss"] = of["clean_loss"] / of["clean_rows"]
+        if of["loss_rows"]:
+            found["adversarial_loss"] = of["adversarial_loss"] / of["loss_rows"]
+        if of["rows"]:
+            found["adversarial_error"] = of["adversarial_errors"] / of["rows"]
+        if of["compared"]:
+            found["clean_error"] = of["clean_errors"] / of["compared"]
+            right = of["compared"] - of["clean_errors"]
+            fooling = None
+            if of["paired"]:
+                fooling = of["turned"] / right if right > 0 else None
+            elif of["rows"]:
+                fooling = fooling_rate(found["clean_error"], found["adversarial_error"])
             if fooling is not None:
                 found["fooling"] = fooling
         return found
+
+    @staticmethod
+    def staleness(totals: Tensor) -> float | None:
+        """The fooling of an epoch; None where the model cannot be judged by it yet, or nothing was replayed.
+
+        An untrained model is turned by nothing. It is judged once its accuracy on the clean rows is at least a quarter
+        of the way from chance to 1: 33 % of 10 classes, 26 % of 100.
+        """
+        of = dict(zip(_TOTALS, totals.tolist(), strict=True))
+        right = of["compared"] - of["clean_errors"]
+        if right < of["chance"] + (of["compared"] - of["chance"]) / 4:
+            return None
+        return ReplaySums.read(totals).get("fooling")

@@ -15,12 +15,14 @@ from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 
 __all__ = ["Perturbations", "choose_prior_runs"]
 
 _RESIDENT_BYTES = 2 << 30
 """Perturbations up to this size are kept on the training device; larger ones are read from the memory map."""
+
+_ROWS_AT_ONCE = 4096
 
 _USER = "adversarial_replay"
 _SALT_RUN = 96  # of view_hash; data/ and attacks.py have those below
@@ -34,8 +36,8 @@ def choose_prior_runs(seed: int, keys_B: Tensor, epoch: int, available_BM: Tenso
         keys_B: int64, identities of the examples.
         epoch: number of the running epoch.
         available_BM: bool: which runs have a perturbation; column 0 is the newest run.
-        recency: in (0, 1]: the k-th newest run that has one is drawn with a probability proportional to
-            ``recency ** k`` (k from 0).
+        recency: in (0, 1]: of the runs that have one, the k-th newest is drawn with a probability proportional to
+            ``recency ** k``; k counts all runs from 0, also those that have none.
 
     Returns:
         int64 ``[B]``, the run's column, -1 where no run has a perturbation.
@@ -62,6 +64,7 @@ class Perturbations:
         recency: see :func:`choose_prior_runs`.
         mismatch: ``refuse``, or ``allow``: examples and views without perturbations go without.
         archive: what the archive is called in messages.
+        shape: (C, H, W) of the current images, where it is known.
 
     Attributes:
         image_shape: (C, H, W) of the perturbations.
@@ -71,6 +74,7 @@ class Perturbations:
     Raises:
         SignalNotFoundError: a run has no perturbations of these weights.
         PriorRunMismatchError: a run has other views, lacks some (``refuse``), or its images have another size.
+        DataError: perturbations are not finite, or larger than what was harvested.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Perturbations:
         recency: float,
         mismatch: str = "refuse",
         archive: str = "ARCHIVE",
+        shape: Sequence[int] | None = None,
     ) -> None:
         self.name = harvested_name("adversarial", weights)
         newest_first = sorted(zip(runs, rows, strict=True), key=_age, reverse=True)
@@ -102,14 +107,17 @@ class Perturbations:
             (run, run_rows, self._checked(run, policy, mismatch, command.format(run.id)))
             for run, run_rows in newest_first
         ]
-        shapes = [signal.row_shape for _, _, signal in found]
-        self.image_shape = shapes[0]
-        for run_id, shape in zip(self.run_ids, shapes, strict=True):
-            if shape != self.image_shape:
+        self.image_shape = found[0][2].row_shape
+        for run_id, (_, _, signal) in zip(self.run_ids, found, strict=True):
+            if signal.row_shape != self.image_shape:
                 raise PriorRunMismatchError(
-                    f"run {run_id} has perturbations of images {shape}, run {self.run_ids[0]} of images "
+                    f"run {run_id} has perturbations of images {signal.row_shape}, run {self.run_ids[0]} of images "
                     f"{self.image_shape}. Choose runs on images of one size."
                 )
+        if shape is not None:
+            self.check_shape(shape)
+        for run, _, signal in found:
+            _refuse_sizes(run, signal, archive)
         size = sum(signal.nbytes for _, _, signal in found)
         for _, run_rows, signal in found:
             slots = [slot for slot in range(policy.num_views) if slot in signal.slots]
@@ -204,6 +212,32 @@ class Perturbations:
         rows = self._rows[column]
         found, _ = self._signals[column].gather(positions_R if rows is None else rows[positions_R], views_R)
         return found.to(self._device, torch.float32, non_blocking=True)
+
+
+def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
+    """Refuse perturbations that no attack of the recorded size can have made.
+
+    Raises:
+        DataError: some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
+    """
+    metas = [signal.slot_meta(slot) for slot in signal.slots]
+    bounded = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
+    epsilon = max(float(meta["epsilon"]) for meta in metas) if bounded else 1.0
+    largest = 0.0
+    for entry in run.manifest.files:
+        if (entry.kind, entry.name) != ("signals", signal.name):
+            continue
+        tensors = run.read(entry)  # memory mapped; of packed rows the scale is the largest number
+        for part in tensors.get("scale", tensors["values"]).split(_ROWS_AT_ONCE):
+            if part.numel():
+                largest = max(largest, float(part.float().abs().nan_to_num(torch.inf, torch.inf).amax()))
+    if largest > epsilon * (1 + 1e-3):
+        bound = f"the epsilon of their attack, {epsilon:.6g}" if bounded else "1, a pixel's whole range"
+        raise DataError(
+            f"run {run.id}: the perturbations {signal.name!r} are as large as {largest:.6g}, beyond {bound} (in pixel "
+            "units of 0 to 1). They are damaged, or not perturbations of pixels. Harvest them again: "
+            f"`reuse-algos harvest {archive} {run.id} --signals adversarial --replace`."
+        )
 
 
 def _age(one: tuple[PriorRun, Tensor | None]) -> tuple[str, str]:

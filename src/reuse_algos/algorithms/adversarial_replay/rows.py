@@ -6,7 +6,7 @@ Legend: B rows of a microbatch, R of them replayed, K the others.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -15,27 +15,66 @@ from torch import Tensor
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["join_rows", "replayed_rows", "take_rows", "with_item"]
+__all__ = ["add_to_first", "join_rows", "nothing_of", "replayed_rows", "take_rows", "tensors_of", "with_item"]
 
 _ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
 
 
-def replayed_rows(fraction: float, num_rows: int) -> Tensor:
-    """Which rows of a batch are replayed: evenly spread, ``floor(fraction * num_rows)`` of them.
+def replayed_rows(fraction: float, num_rows: int, batch: int = 0) -> Tensor:
+    """Which rows of a batch are replayed: evenly spread, ``fraction * num_rows`` of them on the average.
 
-    Row i is one of them where ``floor(fraction * (i + 1)) > floor(fraction * i)``, so what is chosen does not depend on
-    how a batch is cut into microbatches.
+    What is left of a row is carried over to the next batch: with ``o`` the fractional part of
+    ``batch * fraction * num_rows``, row i is one of them where
+    ``floor(o + fraction * (i + 1)) > floor(o + fraction * i)``. So what is chosen does not depend on how a batch is cut
+    into microbatches, is as much on every rank, and needs nothing to be remembered.
 
     Args:
         fraction: in (0, 1].
         num_rows: rows of the whole batch.
+        batch: number of the batch.
 
     Returns:
         int64 row numbers, ascending.
     """
     # The small number keeps 0.29 * 100 = 28.999999999999996 from counting as 28.
-    counts = torch.floor(fraction * torch.arange(num_rows + 1, dtype=torch.float64) + 1e-9)
-    return counts.diff().nonzero().flatten()
+    carried = (batch * fraction * num_rows + 1e-6) % 1.0
+    return torch.floor(fraction * torch.arange(num_rows + 1, dtype=torch.float64) + carried).diff().nonzero().flatten()
+
+
+def tensors_of(data: Any) -> Iterator[Tensor]:
+    """All tensors in mappings, tuples, lists and plain objects."""
+    if isinstance(data, Tensor):
+        yield data
+    elif isinstance(data, Mapping):
+        for value in data.values():
+            yield from tensors_of(value)
+    elif isinstance(data, (tuple, list)):
+        for value in data:
+            yield from tensors_of(value)
+    elif hasattr(data, "__dict__"):
+        for value in vars(data).values():
+            if isinstance(value, (Tensor, Mapping, tuple, list)):
+                yield from tensors_of(value)
+
+
+def nothing_of(parameters: Iterable[Tensor]) -> Tensor:
+    """0 as a function of tensors, so that backward gives all of them a gradient: zeros."""
+    return torch.cat([parameter.reshape(-1)[:0] for parameter in parameters]).sum()  # 0 * sum is NaN for infinite ones
+
+
+def add_to_first(data: Any, number: Tensor) -> Any:
+    """The same structure, with a number added to its first floating point tensor; None where there is none."""
+    if isinstance(data, Tensor):
+        return data + number.to(data.dtype) if data.is_floating_point() else None
+    if isinstance(data, Mapping):
+        for key, value in data.items():
+            if (found := add_to_first(value, number)) is not None:
+                return _like_mapping(data, {**data, key: found})
+    elif isinstance(data, (tuple, list)):
+        for place, value in enumerate(data):
+            if (found := add_to_first(value, number)) is not None:
+                return _like_sequence(data, [*data[:place], found, *data[place + 1 :]])
+    return None
 
 
 def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: bool = False) -> Any:
