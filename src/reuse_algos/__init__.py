@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
+    from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation, PriorRunWarmStart
     from reuse_algos.archive import RunArchive
     from reuse_algos.callbacks import RunRecorder
 
@@ -21,6 +21,7 @@ __all__ = [
     "AdversarialReplay",
     "HistoryCurriculum",
     "PriorRunDistillation",
+    "PriorRunWarmStart",
     "RunArchive",
     "RunRecorder",
     "__version__",
@@ -30,6 +31,7 @@ _HOMES = {
     "AdversarialReplay": "reuse_algos.algorithms",
     "HistoryCurriculum": "reuse_algos.algorithms",
     "PriorRunDistillation": "reuse_algos.algorithms",
+    "PriorRunWarmStart": "reuse_algos.algorithms",
     "RunArchive": "reuse_algos.archive",
     "RunRecorder": "reuse_algos.callbacks",
 }

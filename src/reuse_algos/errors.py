@@ -26,6 +26,7 @@ __all__ = [
     "RecipeError",
     "ReuseAlgosError",
     "RunNotFoundError",
+    "SequenceError",
     "SignalNotFoundError",
     "StaleReplayWarning",
     "nearest",
@@ -90,6 +91,10 @@ class RecipeError(ReuseAlgosError, ValueError):
 
 class CompareError(ReuseAlgosError, ValueError):
     """Runs cannot be compared as asked."""
+
+
+class SequenceError(ReuseAlgosError, RuntimeError):
+    """A sequence of runs cannot go on: a step failed, or what was trained is not what the file now says."""
 
 
 class ArchiveWarning(UserWarning):

@@ -137,6 +137,14 @@ def test_weights_from_a_safetensors_file(tmp_path, whole_model):
     assert all(torch.equal(value, source.state_dict()[key]) for key, value in model.state_dict().items())
     with pytest.raises(ModelError, match="do not fit the model"):
         build_model({"name": "resnet8", "weights_path": str(path)}, 11, (3, 32, 32))
+    transferred = build_model({"name": "resnet8", "weights_path": str(path), "new_head": True}, 11, (3, 32, 32))
+    for key, value in transferred.state_dict().items():
+        if key.startswith("module.fc"):
+            assert value.shape[0] == 11
+        else:
+            assert torch.equal(value, source.state_dict()[key])
+    with pytest.raises(ModelError, match="do not fit the model"):
+        build_model({"name": "resnet20", "weights_path": str(path), "new_head": True}, 10, (3, 32, 32))
     path.write_bytes(b"torn")
     with pytest.raises(ModelError, match="cannot be read as a safetensors file"):
         build_model({"name": "resnet8", "weights_path": str(path)}, 10, (3, 32, 32))

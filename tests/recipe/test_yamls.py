@@ -9,7 +9,8 @@ from reuse_algos.cli import build_parser
 from reuse_algos.recipe import build_trainer, load_recipe
 
 ROOT = Path(__file__).parents[2]
-YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+# Sequences are no recipes: tests/test_sequence_yamls.py plans them.
+YAMLS = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "sequences")
 
 
 def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
@@ -20,6 +21,8 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "digits/curriculum",
         "digits/pruned",
         "digits/dynamic_pruned",
+        "digits/warm_start",
+        "digits/feature_extraction",
         "digits/adversarial_replay",
         "cifar100/resnet56/baseline",
         "cifar100/resnet56/distilled_kl",
@@ -27,6 +30,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "cifar100/resnet56/distilled_first20",
         "cifar100/resnet56/distilled_every10",
         "cifar100/resnet56/distilled_one_of_five",
+        "cifar100/resnet56/warm_start",
         "cifar100/resnet56/adversarial_replay",
         "cifar100/small/baseline",
         "cifar100/small/distilled_kl",
@@ -35,6 +39,10 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "cifar100/small/curriculum",
         "cifar100/small/pruned",
         "cifar100/small/dynamic_pruned",
+        "cifar100/small/warm_start",
+        "transfer/fine_tuning",
+        "transfer/feature_extraction",
+        "transfer/cached_features",
         "cifar100/small/adversarial_replay",
     }
 
@@ -54,6 +62,8 @@ def test_recipe_builds_a_trainer(path, small_npz, on_cpu):
         overrides += ["data.name=npz", f"data.path={small_npz}", "data.batch_size=32"]
     if "small" in path.parts:
         overrides += ["data.train_examples=128"]
+    if "transfer" in path.parts:
+        overrides += ["model.weights=null", "model.name=resnet18", "data.num_workers=0"]
     recipe = load_recipe(path, overrides)
     trainer = build_trainer(recipe)
     state = trainer.state
@@ -74,7 +84,7 @@ def test_commands_in_headers_parse():
             names = {load_recipe(other).settings.run_name for other in YAMLS if other.parent == path.parent}
             assert arguments.run_id in names, path
             checked += 1
-    assert checked == 3
+    assert checked == 5
 
 
 def test_origin_recipe_of_resnet56():
@@ -88,12 +98,12 @@ def test_origin_recipe_of_resnet56():
 def test_recipes_of_a_study_differ_only_where_they_say(folder):
     """What is compared must share data, model and optimizer; a budget is the baseline's or that of ``short``."""
     recipes = {path.stem: load_recipe(path) for path in YAMLS if path.parent == folder}
-    base = recipes["baseline"].record
-    budgets = {recipes[name].record["max_duration"] for name in ("baseline", "short") if name in recipes}
+    base = recipes["baseline" if "baseline" in recipes else "fine_tuning"].record
+    budgets = {recipes[name].record["max_duration"] for name in ("baseline", "short", "fine_tuning") if name in recipes}
     for name, recipe in recipes.items():
         for key in ("data", "model", "optimizer", "scheduler", "precision", "seed", "archive", "eval_interval"):
             assert recipe.record[key] == base[key], (name, key)
         assert name == "baseline" or recipe.record["max_duration"] in budgets
-        assert recipe.settings.tags["study"] == recipes["baseline"].settings.tags["study"]
+        assert recipe.settings.tags["study"] == base["tags"]["study"]
     methods = [recipe.settings.tags["method"] for recipe in recipes.values()]
     assert len(set(methods)) == len(methods)

@@ -16,6 +16,7 @@ __all__ = [
     "clean_rows",
     "example_losses",
     "example_weights",
+    "hides_inputs",
     "mixes_examples",
     "replayed_outputs",
 ]
@@ -30,6 +31,15 @@ def changes_inputs(state: State) -> list[str]:
     """Names of the algorithms that change single inputs at random, so that a row is no known view any more."""
     changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing)
     return [type(algorithm).__name__ for algorithm in state.algorithms if isinstance(algorithm, changing)]
+
+
+def hides_inputs(state: State) -> list[str]:
+    """Names of the algorithms because of which training batches hold features instead of the examples' inputs.
+
+    Nothing that needs the images themselves can work beside them.
+    """
+    ours = [algorithm for algorithm in state.algorithms if isinstance(algorithm, ReusingAlgorithm)]
+    return [type(algorithm).__name__ for algorithm in ours if algorithm.hides_inputs]
 
 
 def example_weights(state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:

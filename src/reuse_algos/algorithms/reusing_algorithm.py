@@ -175,6 +175,14 @@ class ReusingAlgorithm(Algorithm):
         del state
         return None
 
+    @property
+    def hides_inputs(self) -> bool:
+        """Whether training batches hold something else than the inputs of the examples, because of this algorithm.
+
+        Ask :func:`~reuse_algos.algorithms.interplay.hides_inputs`, which knows all algorithms of a run.
+        """
+        return False
+
     def log_metrics(self, metrics: dict[str, float], logger: Logger) -> None:
         """Hand metrics to the loggers, and to the recorder through :attr:`latest_metrics`."""
         self.latest_metrics = metrics

@@ -126,7 +126,8 @@ class ModelRecord(_Struct, frozen=True, kw_only=True):
         num_classes: Width of its output, where it is a classifier.
         parameters: Names and shapes of the archived state dict.
         num_parameters: How many numbers are trained.
-        flops_per_example: Of one forward pass of one example.
+        flops_per_example: Of one forward pass of one example in training: of the head alone, where it is trained on
+            archived features.
     """
 
     name: str

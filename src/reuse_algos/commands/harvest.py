@@ -44,10 +44,14 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "harvest",
         "pass a run's training data through its archived model and keep the signals",
-        "Signals: logits and adversarial (of the views that the run was trained on), and the scores el2n,\n"
-        "grand and grand_last_layer (of the examples without augmentation, unless --views is given). Those\n"
-        "of other weights than the last are kept beside them, such as el2n.ep0005; the logits of several\n"
-        "weights are the members of an ensemble (reuse-algos scores --score mutual_information).\n\n"
+        "Signals: logits, features and adversarial (of the views that the run was trained on), and the\n"
+        "scores el2n, grand and grand_last_layer (of the examples without augmentation, unless --views is\n"
+        "given). Those of other weights than the last are kept beside them, such as el2n.ep0005; the\n"
+        "logits of several weights are the members of an ensemble (reuse-algos scores --score\n"
+        "mutual_information).\n\n"
+        "features are what the model's last layer is given, for later runs that train that layer alone\n"
+        "(prior_run_warm_start with freeze: backbone and source: cached); with --plain they are of the\n"
+        "examples without augmentation. They are kept as float32, 4 bytes a number.\n\n"
         "adversarial keeps perturbations of the images that fool the archived model. Their sizes are those of\n"
         "pixels from 0 to 1, whatever the normalisation; a signal is of one attack, and --replace makes it\n"
         "anew.\n\n"
@@ -58,6 +62,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --views 32
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --weights best --json
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals el2n,grand --weights ep0005,ep0010
+        reuse-algos harvest ./archive resnet56-17 --signals features --plain
         reuse-algos harvest ./archive resnet56-17 --signals adversarial --attack pgd --epsilon 8/255
         reuse-algos harvest resnet56-17-0123abcdef --archive ./archive --views 32
         """,
@@ -69,7 +74,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAMES",
         action="append",
         default=[],
-        help="signals to fill, with commas between: logits, el2n, grand, grand_last_layer, adversarial "
+        help="signals to fill, with commas between: logits, el2n, grand, grand_last_layer, features, adversarial "
         "(default: logits)",
     )
     parser.add_argument(
@@ -78,6 +83,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="N",
         help="views 0 to N-1 of each example (default: those of the run, for scores the plain one)",
     )
+    parser.add_argument("--plain", action="store_true", help="features of the examples without augmentation")
     parser.add_argument(
         "--weights", default="last", metavar="NAMES", help="which weights, with commas between (default: last)"
     )
@@ -158,13 +164,15 @@ def run(args: argparse.Namespace) -> int:
     weights = _names("--weights", [args.weights])
     data = data_of(args.data)
     attack = _attack_of(args, signals)
+    if args.plain and ("features" not in signals or args.views is not None):
+        raise UsageError("--plain belongs to --signals features, and goes without --views")
     from reuse_algos.harvest import harvest
 
     archive = open_archive(args, read_only=False)
     run_id = archive.run(args.run_id).id
     # The library's own defaults hold for what is not said.
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
-    options |= attack | ({"replace": True} if args.replace else {})
+    options |= attack | {name: True for name in ("plain", "replace") if getattr(args, name)}
     results = []
     for name in weights:
         results += harvest(

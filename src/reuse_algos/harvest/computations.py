@@ -17,11 +17,13 @@ from torch import nn
 
 from reuse_algos import scores
 from reuse_algos.algorithms.outputs import logits_of
+from reuse_algos.algorithms.prior_run_warm_start.class_rows import find_head
+from reuse_algos.algorithms.prior_run_warm_start.head_only import head_module, pass_of_head
 from reuse_algos.errors import DataError, ModelError
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
 
-HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "adversarial")
+HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adversarial")
 
 
 def gradient_rows(module: nn.Module, memory_bytes: int) -> int:
@@ -54,23 +56,27 @@ class ArchivedForward:
         self._precision = Precision(precision or "fp32")
         self._input_key, self._output_key = input_key, output_key
         self._memory_bytes = memory_bytes
+        self._head: nn.Module | None = None
 
     def __call__(self, signal: str, batch: Any, labels_B: torch.Tensor | None) -> torch.Tensor:
-        """Rows of a signal for a batch: float32 on the CPU, ``[B, C, ...]`` for logits and else ``[B]``.
+        """Rows of a signal for a batch: float32 on the CPU, ``[B, C, ...]`` logits, ``[B, D]`` features, else ``[B]``.
 
         Args:
             signal: one of :data:`HARVESTABLE` but ``adversarial``, whose rows are made from :meth:`differentiable`.
             batch: as the data loader gives it.
-            labels_B: int64; needed for everything but logits.
+            labels_B: int64; needed for everything but logits and features.
 
         Raises:
             DataError: there are no labels.
-            ModelError: the model has no logits ``[B, C]``, or no linear last layer.
+            ModelError: the model has no logits ``[B, C]``, or no linear last layer, or its logits are not what its head
+                returned.
         """
         batch = _to_device(batch, self._device)
         inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
         if signal == "logits":
             return self._logits(inputs).float().cpu()
+        if signal == "features":
+            return self._features(inputs).float().cpu()
         labels_B = self._required(signal, labels_B)
         if signal == "grand":
             return self._gradient_norms(inputs, labels_B).float().cpu()
@@ -132,6 +138,26 @@ class ArchivedForward:
                 read=lambda outputs: logits_of(outputs, self._output_key).float(),
                 memory_bytes=self._memory_bytes,
             )
+
+    def _features(self, inputs: Any) -> torch.Tensor:
+        """What the head is given: the last linear layer or 1 x 1 convolution with one output for each class."""
+        name = type(self._module).__name__
+        if self._head is None:
+            classes = self._logits(inputs).shape[1]
+            found = find_head(self._module, classes)
+            if not found:
+                raise ModelError(
+                    f"{name} has no linear layer or 1 x 1 convolution with {classes} outputs, so it has no head whose "
+                    "inputs could be harvested as features."
+                )
+            self._head = head_module(self._module, found)[1]
+        seen = pass_of_head(self._head, lambda: self._logits(inputs))
+        if seen.logits.shape != seen.outputs.shape or not torch.equal(seen.logits.float(), seen.outputs.float()):
+            raise ModelError(
+                f"the logits of {name} are not what its head ({type(self._head).__name__}) returned, so a head could "
+                "not be trained on its inputs alone. Features are of models whose last step is their head."
+            )
+        return seen.features
 
     def _last_layer_norms(self, inputs: Any, labels_B: torch.Tensor) -> torch.Tensor:
         calls: list[tuple[nn.Linear, torch.Tensor, torch.Tensor]] = []

@@ -222,11 +222,11 @@ class SignalStore:
 
 
 def encode_rows(signal: str, values_N: torch.Tensor, top_k: int | None) -> Encoded:
-    """Logits and scores as they are archived.
+    """Logits, features and scores as they are archived.
 
     Args:
-        signal: ``logits``, or a score.
-        values_N: float32 ``[N]``, for logits ``[N, C, ...]``.
+        signal: ``logits``, ``features``, or a score.
+        values_N: float32 ``[N]``, for logits ``[N, C, ...]``, for features ``[N, D]``.
         top_k: for logits: how many to keep; None: all.
 
     Returns:

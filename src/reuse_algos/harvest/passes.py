@@ -32,7 +32,7 @@ from reuse_algos.scores import GRADIENT_BYTES
 
 __all__ = ["HarvestResult", "harvest"]
 
-OF_VIEWS = ("logits", ADVERSARIAL)
+OF_VIEWS = ("logits", "features", ADVERSARIAL)
 """Signals that are of the views of training unless otherwise asked; scores are of the plain examples."""
 
 _BATCH_SIZE = 512
@@ -75,6 +75,7 @@ def harvest(
     top_k: int | None = None,
     attack: Attack | None = None,
     bits: int | None = None,
+    plain: bool = False,
     replace: bool = False,
     batch_size: int | None = None,
     device: str | torch.device | None = None,
@@ -99,6 +100,10 @@ def harvest(
     seconds of a view that was interrupted are added to the record where the same call had completed another view of the
     signal; those of a first view, and those of a process that was killed, are nowhere.
 
+    ``features`` are what the head of the model is given (:mod:`reuse_algos.algorithms.prior_run_warm_start`), float32
+    ``[N, D]`` for each view of the training, or with ``plain`` for the examples without augmentation: a later run that
+    freezes everything else trains on them.
+
     ``adversarial`` keeps, for every example in every view of the training, a perturbation of its pixels that makes the
     archived model wrong about it (:mod:`reuse_algos.attacks`), with the shares of examples that it fools before and
     after it was cut to a few bits.
@@ -106,14 +111,15 @@ def harvest(
     Args:
         archive: the archive or its path.
         run_id: the run, by id or unique name.
-        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer`` and ``adversarial``; one pass
-            for each.
+        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features`` and
+            ``adversarial``; one pass for each.
         views: how many views of each example, from number 0 on. Default: for logits and adversarial as many as the
-            recipe's ``num_views``, for scores the plain example.
+            recipe's ``num_views`` (likewise for features), for scores the plain example.
         weights: which archived weights look at the data.
         top_k: for logits: keep the K largest and the mass of the rest; None: all, as float16.
         attack: for adversarial: how to perturb. Default: 5 steps of PGD within 8/255 of every pixel.
         bits: for adversarial: 2, 4 or 8 bits for a number. Default: 2 for ``linf``, 8 for ``l2``.
+        plain: for features: of each example once, without augmentation.
         replace: harvest anew what is there. The first new view takes the place of all harvested views of the signal and
             of their cost.
         batch_size: examples at once.
@@ -137,8 +143,10 @@ def harvest(
             fit, or the signal is kept in another encoding or was made by another attack.
         DataError: the data cannot be loaded, have no labels or no known pixel space, or it is not said how many views
             are wanted.
-        ModelError: the model has no logits, no linear last layer, or no gradient with respect to its inputs.
-        ValueError: ``attack`` or ``bits`` are given without the signal adversarial, or bits are out of range.
+        ModelError: the model has no logits, no linear last layer, logits that are not its head's, or no gradient with
+            respect to its inputs.
+        ValueError: ``attack`` or ``bits`` are given without the signal adversarial, ``plain`` without features or with
+            ``views``, or bits are out of range.
         ArchiveError: the archive cannot be written.
     """
     for name in signals:
@@ -146,6 +154,8 @@ def harvest(
             raise SignalNotFoundError(f"no signal {name!r} can be harvested.{nearest(name, HARVESTABLE)}")
     if ADVERSARIAL not in signals and (attack is not None or bits is not None):
         raise ValueError(f"attack and bits belong to the signal {ADVERSARIAL}; harvested are {', '.join(signals)}")
+    if plain and ("features" not in signals or views is not None):
+        raise ValueError(f"plain is for the signal features, without views; harvested are {', '.join(signals)}")
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, not {bits!r}")
     began = time.perf_counter()
@@ -162,18 +172,18 @@ def harvest(
     work: list[_Pass] = []
     loaded: dict[bool, tuple[Dataset, ViewPolicy]] = {}
     for signal in dict.fromkeys(signals):
-        plain = signal not in OF_VIEWS and views is None
-        if plain not in loaded:
-            loaded[plain] = (
-                plain_data(run, data, dataset, target) if plain else viewed_data(run, views, data, dataset, target)
+        once = views is None and (signal not in OF_VIEWS or (plain and signal == "features"))
+        if once not in loaded:
+            loaded[once] = (
+                plain_data(run, data, dataset, target) if once else viewed_data(run, views, data, dataset, target)
             )
-        train, policy = loaded[plain]
+        train, policy = loaded[once]
         kept = top_k if signal == "logits" else None
         made = attack_settings(train, attack or Attack(), bits) if signal == ADVERSARIAL else None
         transform = None if signal == "logits" else policy.transform
         done = complete_views(run, harvested_name(signal, weights), kept, transform, made, replace=replace)
-        wanted = range(1 if plain else views or policy.num_views)
-        store = SignalStore(attempt, signal, weights, policy, shown_in_training=not plain, replace=replace)
+        wanted = range(1 if once else views or policy.num_views)
+        store = SignalStore(attempt, signal, weights, policy, shown_in_training=not once, replace=replace)
         work.append(_Pass(signal, train, done, [view for view in wanted if view not in done], store, kept, made))
     module = archived_model(run, weights, factory=model).to(target)
     precision = precision or (run.manifest.recipe or {}).get("precision")

@@ -43,6 +43,8 @@ class ModelConfig:
         width: Channels of the first convolution of this library's own models; null is 16.
         weights: Name of torchvision's pretrained weights, such as ``DEFAULT``; null starts from random numbers.
         weights_path: A ``.safetensors`` file with the weights to start from; null for none.
+        new_head: Leave out of ``weights_path`` what differs from the model only in its number of rows: the last layer
+            of a model of other classes, as ``weights`` does.
         autocast: ``bfloat16`` or ``float16`` runs the network's forward pass under ``torch.autocast`` and returns
             float32 logits; null leaves that to ``precision``. For CPUs with bfloat16 instructions, where Composer
             takes no ``precision`` but fp32: a small ResNet trains 1.5 to 2 times as fast.
@@ -52,6 +54,7 @@ class ModelConfig:
     width: int | None = None
     weights: str | None = None
     weights_path: str | None = None
+    new_head: bool = False
     autocast: str | None = None
 
 
@@ -121,7 +124,7 @@ def build_model(
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     if settings.weights_path is not None:
-        _load_safetensors(module, Path(settings.weights_path))
+        _load_safetensors(module, Path(settings.weights_path), new_head=settings.new_head)
     reuse_config = {"name": settings.name, "num_classes": classes, "image_shape": list(shape), **measures}
     if settings.autocast is not None:
         reuse_config["autocast"] = settings.autocast
@@ -187,7 +190,7 @@ def _build_module(
     return build_torchvision_model(name, num_classes, image_shape, settings.weights), {}
 
 
-def _load_safetensors(module: nn.Module, path: Path) -> None:
+def _load_safetensors(module: nn.Module, path: Path, *, new_head: bool) -> None:
     """Load weights saved from the network itself or from the Composer model around it."""
     try:
         state = safetensors.torch.load_file(path)
@@ -195,7 +198,16 @@ def _load_safetensors(module: nn.Module, path: Path) -> None:
         raise ModelError(f"model.weights_path: {path} cannot be read as a safetensors file: {error}") from error
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
+    if new_head:
+        own = module.state_dict()
+        head = {key for key, value in own.items() if key in state and _other_rows(value, state[key])}
+        state = {key: own[key] if key in head else value for key, value in state.items()}
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(f"model.weights_path: the weights in {path} do not fit the model: {error}") from error
+
+
+def _other_rows(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors differ in their number of rows and in nothing else of their shape."""
+    return ours.dim() == theirs.dim() > 0 and ours.shape != theirs.shape and ours.shape[1:] == theirs.shape[1:]

@@ -8,7 +8,7 @@ from composer import State
 from composer.utils import dist
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.algorithms.interplay import changes_inputs, hides_inputs, mixes_examples
 from reuse_algos.attacks import pixel_room
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
@@ -68,7 +68,7 @@ def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:
 
 
 def refuse_changed_inputs(state: State) -> None:
-    """Refuse algorithms after which a row is no known view any more.
+    """Refuse algorithms after which a row is no known view any more, or no image.
 
     Raises:
         PriorRunMismatchError: there is one.
@@ -78,6 +78,11 @@ def refuse_changed_inputs(state: State) -> None:
         raise PriorRunMismatchError(
             f"{changers[0]} changes the inputs, and a perturbation is only adversarial for the view that it was made "
             f"for. Remove {changers[0]}; the dataset's own augmentation, in numbered views, may stay."
+        )
+    if hiding := hides_inputs(state):
+        raise PriorRunMismatchError(
+            f"{hiding[0]} with source: cached trains on features, and there are no images to perturb. Use source: live "
+            "there."
         )
 
 

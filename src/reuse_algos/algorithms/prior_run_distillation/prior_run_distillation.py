@@ -16,7 +16,13 @@ from composer.utils import dist
 from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory
-from reuse_algos.algorithms.interplay import changes_inputs, example_weights, mixes_examples, replayed_outputs
+from reuse_algos.algorithms.interplay import (
+    changes_inputs,
+    example_weights,
+    hides_inputs,
+    mixes_examples,
+    replayed_outputs,
+)
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
@@ -30,6 +36,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import (
     LiveTeachers,
     Teachers,
     missing_from_cache,
+    no_images,
     signal_name,
 )
 from reuse_algos.algorithms.prior_runs import RunSelection, match_classes, match_examples
@@ -277,7 +284,10 @@ class PriorRunDistillation(ReusingAlgorithm):
         log.info("distilling from %s (%s)", ", ".join(self.teachers.names), source)
 
     def _choose_source(self, state: State) -> str:
+        hiding = hides_inputs(state)
         if self.source == "live":
+            if hiding:
+                raise PriorRunMismatchError(no_images(hiding[0], "source: live was asked for"))
             return "live"
         changers = mixes_examples(state) + changes_inputs(state)
         whole = self.source == "auto"
@@ -289,6 +299,8 @@ class PriorRunDistillation(ReusingAlgorithm):
                 "student sees. Use source: live, whose teachers see the same changed inputs"
             )
         if self.source == "auto":
+            if reason and hiding:
+                raise PriorRunMismatchError(no_images(hiding[0], reason))
             if reason:
                 log.info("live teachers: %s", reason)
             return "live" if reason else "cached"

@@ -20,7 +20,7 @@ from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import SignalNotFoundError
 
-__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers", "missing_from_cache", "signal_name"]
+__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers", "missing_from_cache", "no_images", "signal_name"]
 
 _RESIDENT_BYTES = 2 << 30
 """Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
@@ -137,6 +137,14 @@ def missing_from_cache(
         if missing := missing_views(run, run.signal(signal_name(name)), policy, "logits", whole=whole):
             return f"{missing}. {advice}."
     return None
+
+
+def no_images(algorithm: str, why: str) -> str:
+    """Say that teachers must be cached, since an algorithm loads no images, and why they would not be."""
+    return (
+        f"{algorithm} with source: cached trains on features, and live teachers need the images. Teachers must be "
+        f"cached beside it: {why}"
+    )
 
 
 class CachedTeachers:

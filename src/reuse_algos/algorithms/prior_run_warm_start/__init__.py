@@ -1,0 +1,23 @@
+"""Training goes on from the weights of earlier runs."""
+
+from reuse_algos.algorithms.prior_run_warm_start.class_rows import find_head, known_rows, match_rows
+from reuse_algos.algorithms.prior_run_warm_start.freezing import TrainablePart
+from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
+    average_weights,
+    gaussian_noise,
+    shrink_and_perturb,
+    shuffled_noise,
+)
+from reuse_algos.algorithms.prior_run_warm_start.prior_run_warm_start import PriorRunWarmStart
+
+__all__ = [
+    "PriorRunWarmStart",
+    "TrainablePart",
+    "average_weights",
+    "find_head",
+    "gaussian_noise",
+    "known_rows",
+    "match_rows",
+    "shrink_and_perturb",
+    "shuffled_noise",
+]

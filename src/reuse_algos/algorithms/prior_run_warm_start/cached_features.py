@@ -1,0 +1,390 @@
+"""Training a head on archived features, as if the frozen network in front of it had run.
+
+Legend: N training examples, B rows of a batch, D features.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from composer import State
+from composer.core import get_precision_context
+from composer.utils import batch_get
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from reuse_algos.algorithms.archived_views import missing_views
+from reuse_algos.algorithms.interplay import changes_inputs, mixes_examples
+from reuse_algos.algorithms.outputs import device_of
+from reuse_algos.algorithms.presentations import harvested_name
+from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly, PassOfHead
+from reuse_algos.algorithms.prior_runs import match_examples
+from reuse_algos.archive import PriorRun, ResidentSignal, Signal
+from reuse_algos.data.device_loader import device_collate
+from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.views import ExampleView, ViewPolicy
+from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError
+
+__all__ = ["CachedFeatures", "FeatureData", "features_name"]
+
+log = logging.getLogger(__name__)
+
+_RESIDENT_BYTES = 2 << 30
+"""Features up to this size are kept on the training device; larger ones are read from the memory map."""
+
+_LOOKED_AT = 8
+"""Examples whose features are computed once more, to hold the archived ones against them."""
+
+_TOLERANCE = 0.05
+"""Relative difference (of Euclidean norms) up to which they count as the same: other hardware, bfloat16."""
+
+
+def features_name(weights: str) -> str:
+    """Name of the signal that holds the features of archived weights: ``features``, or ``features.ep0100``."""
+    return harvested_name("features", weights)
+
+
+class FeatureData(Dataset[Any]):
+    """Archived features in place of a data set's inputs; a whole batch is one look-up.
+
+    Args:
+        inner: the data set that they stand for. It is not asked for any example.
+        features: the signal, whose slots are views.
+        rows: int64 ``[N]``, the signal's position of each example; None: the same.
+        policy: the views.
+        labels: ``[N]``.
+        device: where batches are made.
+        kind: ``tuple`` or ``list``, what the data set's own batches are.
+
+    Attributes:
+        latest: the features that were handed out last, ``[B, D]``.
+        views_used: numbers of the views that were handed out.
+    """
+
+    def __init__(
+        self,
+        inner: Dataset[Any],
+        features: Signal | ResidentSignal,
+        rows: Tensor | None,
+        policy: ViewPolicy,
+        labels: Tensor,
+        device: torch.device,
+        kind: type,
+    ) -> None:
+        self.inner = inner
+        self.info: DatasetInfo = infer_info(inner)
+        self.view_policy = policy
+        self.latest: Tensor | None = None
+        self.views_used: set[int] = set()
+        self._features, self._rows = features, rows
+        self._labels_N, self._kind = labels.to(device), kind
+
+    def __len__(self) -> int:
+        return self.info.num_examples
+
+    def __getitem__(self, index: ExampleView) -> tuple[Tensor, Tensor]:
+        """Features ``[D]`` and label of one example."""
+        features_BD, labels_B = self.__getitems__([index])
+        return features_BD[0], labels_B[0]
+
+    def __getitems__(self, indices: Sequence[ExampleView]) -> Any:
+        """A batch: features float32 ``[B, D]`` and labels ``[B]``.
+
+        Raises:
+            DataError: an index does not say which view.
+            IndexError: a position is outside the data set.
+        """
+        if not all(isinstance(index, tuple) for index in indices):
+            raise DataError("features are of views; ask for ExampleView(position, view), as a tracked DataLoader does")
+        positions_B = torch.tensor([index[0] for index in indices], dtype=torch.int64)
+        views_B = torch.tensor([index[1] for index in indices], dtype=torch.int64)
+        if len(positions_B) and not 0 <= int(positions_B.min()) <= int(positions_B.max()) < len(self):
+            raise IndexError(f"Positions {positions_B.tolist()} of a data set of {len(self)} examples.")
+        self.views_used.update(views_B.unique().tolist())
+        rows_B = positions_B if self._rows is None else self._rows.index_select(0, positions_B)
+        features_BD, _ = self._features.gather(rows_B, views_B)
+        device = self._labels_N.device
+        self.latest = features_BD.to(device, non_blocking=True)
+        return self._kind((self.latest, self._labels_N.index_select(0, positions_B.to(device, non_blocking=True))))
+
+
+class CachedFeatures:
+    """Swaps the train DataLoader's data set for its features and the model's forward pass for that of its head.
+
+    Args:
+        weights: name of the archived weights whose features are wanted.
+        mismatch: ``allow`` takes features of examples that are the same by key, and a live model that draws at random
+            in training (dropout), whose features in evaluation mode stand for what it would have drawn.
+    """
+
+    def __init__(self, weights: str, mismatch: str) -> None:
+        self.weights, self.mismatch = weights, mismatch
+        self.difference = 0.0
+        self._run: PriorRun | None = None
+        self._earlier_seconds = 0.0
+        self._earlier_views: set[int] = set()
+        self._data: FeatureData | None = None
+        self._loader: DataLoader | None = None
+        self._head: HeadOnly | None = None
+        self._checked = False
+
+    @property
+    def views_used(self) -> set[int]:
+        """Numbers of the views whose features were used, in earlier attempts of this run, too."""
+        return self._earlier_views | (set() if self._data is None else self._data.views_used)
+
+    @property
+    def harvest_seconds(self) -> float:
+        """The share of the harvest that the used views are."""
+        if self._run is None:  # a run that had trained to its end when its checkpoint was loaded
+            return self._earlier_seconds
+        mine = [one for one in self._run.manifest.harvests if one.signal == features_name(self.weights) and one.views]
+        return sum(len(self.views_used & set(one.views)) / len(one.views) * one.seconds for one in mine)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was used of the harvest."""
+        return {"views_used": sorted(self.views_used), "harvest_seconds": self.harvest_seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from there."""
+        self._earlier_views = {int(view) for view in state["views_used"]}
+        self._earlier_seconds = float(state["harvest_seconds"])
+
+    # Start ----------------------------------------------------------------------------------------------------------
+
+    def connect(
+        self,
+        state: State,
+        run: PriorRun,
+        head: Collection[str],
+        policy: ViewPolicy | None,
+        hold: Callable[[State], None],
+    ) -> None:
+        """FIT_START, with weights in place: make sure that the features are true, and train on them from now on.
+
+        Args:
+            state: its train DataLoader has a tracked batch sampler.
+            run: the prior run.
+            head: names of the head's parameters, all that trains.
+            policy: the views of the train data.
+            hold: puts frozen layers of a model in training into the mode that they train in.
+
+        Raises:
+            SignalNotFoundError: the run has no such features.
+            PriorRunMismatchError: they are of other examples or views, something changes the inputs, or the model
+                computes others.
+            ModelError: the model cannot begin at its head.
+            DataError: batches are no pairs of inputs and labels.
+        """
+        loader: Any = state.dataloader
+        if changers := mixes_examples(state) + changes_inputs(state):
+            raise PriorRunMismatchError(
+                f"{changers[0]} changes the inputs, so features that were harvested without it are not what the head "
+                f"would get. Remove {changers[0]}, or use source: live."
+            )
+        info = infer_info(loader.dataset)
+        policy = _known_views(policy)
+        signal = self._open(run, policy)
+        rows = self._rows(run, info)
+        batch, pairs_E2 = _some_batch(loader, policy)
+        labels_N = _labels(batch, pairs_E2, info)
+        positions_E, views_E = pairs_E2.t().contiguous()
+        archived_ED, _ = signal.gather(positions_E if rows is None else rows[positions_E], views_E)
+        self._head = HeadOnly(state.model, head)
+        self._compare(state, batch, archived_ED, hold)
+        features: Signal | ResidentSignal = signal
+        if signal.nbytes <= _RESIDENT_BYTES:
+            features, rows = signal.resident(device_of(state.model), range(policy.num_views), rows), None
+        on = device_of(state.model) if isinstance(features, ResidentSignal) else torch.device("cpu")
+        self._run, self._earlier_views = run, self.views_used
+        kind = list if isinstance(batch, list) else tuple
+        self._data = FeatureData(loader.dataset, features, rows, policy, labels_N, on, kind)
+        self._loader, self._checked = loader, False
+        _swap(
+            state,
+            DataLoader(
+                self._data,
+                batch_sampler=loader.batch_sampler,
+                collate_fn=device_collate,
+                pin_memory=loader.pin_memory and on.type == "cpu",
+                generator=loader.generator,
+            ),
+        )
+        log.info("training the head on %s of %s", features_name(self.weights), run.id)
+
+    def _open(self, run: PriorRun, policy: ViewPolicy) -> Signal:
+        name, record = features_name(self.weights), run.manifest.dataset
+        which = "" if self.weights == "last" else f" --weights {self.weights}"
+        how = "--plain" if policy.transform == "none" else f"--views {policy.num_views}"
+        advice = f"Run `reuse-algos harvest ARCHIVE {run.id} --signals features{which} {how}`, or use source: live."
+        if name not in run.signal_names:
+            raise SignalNotFoundError(f"run {run.id} has no signal {name!r}. {advice}")
+        signal = run.signal(name)
+        of = {signal.slot_meta(slot).get("transform") for slot in signal.slots}
+        seed = record.view_seed if record else None
+        if of != {policy.transform} or (policy.transform != "none" and seed != policy.seed):
+            there, here = (sorted(map(str, of)), seed), ([policy.transform], policy.seed)
+            raise PriorRunMismatchError(
+                f"run {run.id} has features of views with (transform, seed) {there}, this run shows {here}. {advice}"
+            )
+        if missing := missing_views(run, signal, policy, "features", whole=True):
+            raise PriorRunMismatchError(f"{missing}. {advice}")
+        return signal
+
+    def _rows(self, run: PriorRun, info: DatasetInfo) -> Tensor | None:
+        rows = match_examples(run, info, self.mismatch)
+        if rows is not None and bool((rows < 0).any()):
+            raise PriorRunMismatchError(
+                f"{int((rows < 0).sum())} of {len(rows)} training examples are new to run {run.id} or have another "
+                "label there, so it has no features of them. Use source: live, or a run that was trained on all of "
+                "them."
+            )
+        return rows
+
+    def _compare(self, state: State, batch: Any, archived_ED: Tensor, hold: Callable[[State], None]) -> None:
+        """Hold archived features against what the model computes, in evaluation and as it would in training."""
+        assert self._head is not None
+        batch = state.device.batch_to_device(batch)
+        inputs: Any = batch_get(batch, 0)
+        seen = _look(state, self._head, batch, inputs)
+        self.difference = _relative_difference(seen.features, archived_ED)
+        if not self.difference <= _TOLERANCE:
+            raise PriorRunMismatchError(
+                f"the head is given features that differ by {100 * self.difference:.3g} % from the archived ones: the "
+                "weights, the examples, their views or the precision are not those of the harvest. Harvest again "
+                "(--replace), or use source: live."
+            )
+        drawn = _relative_difference(_look(state, self._head, batch, inputs, hold).features, archived_ED)
+        if not drawn <= _TOLERANCE and self.mismatch != "allow":
+            raise PriorRunMismatchError(
+                f"in training the head would be given features that differ by {100 * drawn:.3g} % from those in "
+                f"evaluation, which are archived{_random_layers(state.model)}. Switch off what draws at random in "
+                "front of the head, use source: live, or say mismatch: allow to train without it."
+            )
+
+    # Each microbatch ------------------------------------------------------------------------------------------------
+
+    def before_forward(self, state: State) -> None:
+        """The next call of the model gets features.
+
+        Raises:
+            DataError: in the first batch, what it gets is not what was looked up.
+        """
+        assert self._head is not None
+        assert self._data is not None
+        if not self._checked:
+            given, wanted = state.batch_get_item(0), self._data.latest
+            if wanted is None or not torch.equal(given.to(wanted.device), wanted[: len(given)]):
+                raise DataError(
+                    "the head does not get the features that were looked up: a DataSpec transform or another algorithm "
+                    "changes the inputs of the batch. Remove it, or use source: live."
+                )
+            self._checked = True
+        self._head.enter(state.model)
+
+    def leave(self) -> None:
+        """The model is whole again."""
+        if self._head is not None:
+            self._head.leave()
+
+    def disconnect(self, state: State) -> None:
+        """FIT_END, or before anything else at FIT_START: the train DataLoader gives what it gave before."""
+        self.leave()
+        dataset = getattr(state.dataloader, "dataset", None)
+        if isinstance(dataset, FeatureData) and dataset is self._data and self._loader is not None:
+            _swap(state, self._loader)
+
+
+def _swap(state: State, loader: DataLoader) -> None:
+    length = state.dataloader_len
+    state.set_dataloader(loader, state.dataloader_label, -1 if length is None else int(length))
+    state.train_dataloader = loader
+
+
+def _known_views(policy: ViewPolicy | None) -> ViewPolicy:
+    if policy is None or policy.num_views == 0:
+        raise PriorRunMismatchError(
+            "this run's augmentation is not a known view, so no archived feature is true for it. Set data.num_views "
+            "(or wrap the dataset in ViewedDataset), or use source: live."
+        )
+    return policy
+
+
+def _some_batch(loader: DataLoader, policy: ViewPolicy) -> tuple[Any, Tensor]:
+    """A few examples of the data set in different views, collated: the batch, and (position, view) int64 ``[E, 2]``."""
+    dataset: Any = loader.dataset
+    positions = torch.linspace(0, len(dataset) - 1, min(_LOOKED_AT, len(dataset))).long().tolist()
+    indices = [ExampleView(position, number % policy.num_views) for number, position in enumerate(positions)]
+    with torch.random.fork_rng(devices=[]):
+        fetch = getattr(dataset, "__getitems__", None)
+        items = [dataset[index] for index in indices] if fetch is None else fetch(indices)
+        return loader.collate_fn(items), torch.tensor([tuple(index) for index in indices])
+
+
+def _labels(batch: Any, pairs_E2: Tensor, info: DatasetInfo) -> Tensor:
+    """The labels of the whole data set, ``[N]``, which those of a batch agree with, in its dtype.
+
+    Raises:
+        DataError: the batch is no pair of inputs and labels, or not of the labels that the data set says it has.
+    """
+    advice = "Use source: live."
+    pair = isinstance(batch, (list, tuple)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
+    if not pair:
+        raise DataError(f"source: cached needs batches of (inputs, labels), not {type(batch).__name__}. {advice}")
+    if info.labels is None:
+        raise DataError(f"the labels of the data set {info.name!r} are not known without its images. {advice}")
+    given, known = batch[1].cpu(), info.labels[pairs_E2[:, 0]]
+    if given.shape != known.shape or not bool((given == known).all()):
+        raise DataError(
+            f"the data set {info.name!r} gives other targets than the labels that it says it has (a transform of its "
+            f"targets?). {advice}"
+        )
+    return info.labels.to(batch[1].dtype)
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put modes, buffers and generators back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    device = device_of(model)
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+def _look(
+    state: State, head: HeadOnly, batch: Any, inputs: Tensor, hold: Callable[[State], None] | None = None
+) -> PassOfHead:
+    """Run the whole model on a batch in evaluation; with ``hold``, as it is in training."""
+    with _as_it_was(state.model), get_precision_context(state.precision, state.precision_config):
+        state.model.train(hold is not None)
+        if hold is not None:
+            hold(state)
+        return head.look(batch, inputs)
+
+
+def _relative_difference(found_BD: Tensor, archived_BD: Tensor) -> float:
+    if found_BD.shape != archived_BD.shape:
+        raise ModelError(
+            f"the head is given features of shape {tuple(found_BD.shape[1:])}, and the archived ones are "
+            f"{tuple(archived_BD.shape[1:])}. The prior run was another model; use source: live."
+        )
+    archived_BD = archived_BD.to(found_BD.device, torch.float32)
+    return float((found_BD.float() - archived_BD).norm() / archived_BD.norm().clamp_min(1e-12))
+
+
+def _random_layers(model: nn.Module) -> str:
+    """Names of layers that may draw at random in training, for the end of a clause."""
+    kinds = ("Dropout", "StochasticDepth", "DropPath")
+    names = [name for name, module in model.named_modules() if any(kind in type(module).__name__ for kind in kinds)]
+    return f" (random are {', '.join(names[:5])})" if names else ""

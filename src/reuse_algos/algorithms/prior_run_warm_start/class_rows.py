@@ -1,0 +1,99 @@
+"""The head of a classifier, and the rows of it that belong to classes an earlier run knew.
+
+Shapes: K classes now, J classes of the earlier run, M classes in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from reuse_algos.errors import PriorRunMismatchError
+
+__all__ = ["find_head", "known_rows", "match_rows"]
+
+
+def find_head(model: nn.Module, num_classes: int) -> list[str]:
+    """Names of the parameters of the classifier's last layer.
+
+    The head is the last ``nn.Linear`` or convolution of 1 x 1, in the order of ``named_modules()``, with one output for
+    each class.
+
+    Args:
+        model: the user's model, without wrappers.
+        num_classes: K.
+
+    Returns:
+        Names such as ``["module.fc.weight", "module.fc.bias"]``; empty where no layer has K outputs.
+    """
+    found = ""
+    for name, module in model.named_modules():
+        outputs = None
+        if isinstance(module, nn.Linear):
+            outputs = module.out_features
+        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(module.kernel_size) == {1}:
+            outputs = module.out_channels
+        if outputs == num_classes:
+            found = name
+    if not found:
+        return []
+    module = model.get_submodule(found)
+    return [f"{found}.{name}".replace("_orig_mod.", "") for name, _ in module.named_parameters(recurse=False)]
+
+
+def match_rows(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+    """Which rows of two heads stand for the same class, by name.
+
+    Args:
+        theirs: class names of the earlier run, J of them.
+        ours: class names now, K of them.
+
+    Returns:
+        int64 ``[M]`` and int64 ``[M]``: rows of the head now, ascending, and the rows of the same classes there.
+
+    Raises:
+        PriorRunMismatchError: names are missing or not unique on either side, or no class is common to both.
+    """
+    advice = "Use head: reset, which starts the head anew"
+    for whose, names in (("the prior run", theirs), ("this run's train data", ours)):
+        if not names:
+            raise PriorRunMismatchError(
+                f"head: match goes by class names, and {whose} has none. Name them (DatasetInfo(class_names=...)). "
+                f"Or: {advice[0].lower()}{advice[1:]}."
+            )
+        twice = sorted({name for name in names if list(names).count(name) > 1})
+        if twice:
+            raise PriorRunMismatchError(
+                f"head: match goes by class names, and in {whose} {len(twice)} of them stand for more than one class "
+                f"({', '.join(map(repr, twice[:3]))}). {advice}."
+            )
+    assert theirs is not None
+    assert ours is not None
+    place = {name: row for row, name in enumerate(theirs)}
+    pairs = [(row, place[name]) for row, name in enumerate(ours) if name in place]
+    if not pairs:
+        raise PriorRunMismatchError(
+            f"head: match found no class in common: {', '.join(map(repr, theirs[:3]))} ... there, "
+            f"{', '.join(map(repr, ours[:3]))} ... here. {advice}."
+        )
+    here, there = zip(*pairs, strict=True)
+    return torch.tensor(here), torch.tensor(there)
+
+
+def known_rows(fresh_K: Tensor, archived_J: Tensor, here_M: Tensor, there_M: Tensor) -> Tensor:
+    """A head's weight or bias with the rows of known classes from an earlier head, and the other rows fresh.
+
+    Args:
+        fresh_K: ``[K, ...]``, the values of a model that was just initialised.
+        archived_J: ``[J, ...]``.
+        here_M: int64, rows to fill.
+        there_M: int64, rows to take.
+
+    Returns:
+        A new tensor ``[K, ...]`` of ``fresh_K``'s dtype, on the CPU.
+    """
+    rows_K = fresh_K.detach().to("cpu", copy=True)
+    rows_K[here_M] = archived_J[there_M].to(rows_K.dtype)
+    return rows_K

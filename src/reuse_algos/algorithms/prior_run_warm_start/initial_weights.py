@@ -1,0 +1,208 @@
+"""Where training starts: pure functions on the weights of earlier runs and of a model that was just initialised.
+
+Weights are mappings from a tensor's name in the state dict to the tensor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reuse_algos.algorithms.prior_run_warm_start.class_rows import known_rows
+
+__all__ = [
+    "Plan",
+    "average_weights",
+    "differences",
+    "gaussian_noise",
+    "initial_values",
+    "misfits",
+    "noise_generator",
+    "shrink_and_perturb",
+    "shuffled_noise",
+    "under_our_names",
+]
+
+_PREFIX = "module."
+
+
+def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several checkpoints, as in latest weight averaging (Kaddour 2022, arXiv 2209.14981).
+
+    Means are taken in float64. Running statistics of batch norm are averaged, too: what activations of the averaged
+    network look like is not known without a pass over the data, and training corrects them within its first batches.
+    Tensors that are not floating point (``num_batches_tracked``) are those of the last checkpoint.
+
+    Args:
+        checkpoints: at least one, with the same names, shapes and dtypes; the newest last.
+
+    Returns:
+        New tensors of the same names, shapes and dtypes.
+    """
+    averaged = {}
+    for name, newest in checkpoints[-1].items():
+        if not newest.is_floating_point():
+            averaged[name] = newest.clone()
+            continue
+        total = torch.zeros(newest.shape, dtype=torch.float64)
+        for checkpoint in checkpoints:
+            total += checkpoint[name]
+        averaged[name] = (total / len(checkpoints)).to(newest.dtype)
+    return averaged
+
+
+def shrink_and_perturb(weights: Tensor, noise: Tensor | None, shrink: float, perturb: float) -> Tensor:
+    """``shrink * weights + perturb * noise``: Ash & Adams 2020 (arXiv 1910.08475), section 4.
+
+    Args:
+        weights: of an earlier run, any shape.
+        noise: of the same shape; None where ``perturb`` is 0.
+        shrink: the paper's lambda, in (0, 1].
+        perturb: scale of the noise, at least 0.
+    """
+    shrunk = weights if shrink == 1 else shrink * weights
+    return shrunk if noise is None or perturb == 0 else shrunk + perturb * noise
+
+
+def noise_generator(seed: int, source: str, name: str) -> torch.Generator:
+    """The generator of one tensor's noise.
+
+    Args:
+        seed: of the algorithm.
+        source: identity of the weights that are perturbed. Were it left out, each run of a sequence with one seed would
+            add the same noise to weights that already hold it.
+        name: of the tensor, so that what is drawn for others does not matter.
+    """
+    digest = hashlib.sha256(f"{seed}/{source}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def shuffled_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
+    """The values of a freshly initialised tensor in a random order.
+
+    The authors' code takes the weights of a freshly initialised model as noise, which suits each kind of parameter as
+    its initialisation does (the scales of batch norm stay near 1). Shuffled, because a run with the seed of the earlier
+    one starts from the very numbers that the earlier one started from: those would be no noise.
+
+    Args:
+        fresh: any shape.
+        generator: on the CPU.
+
+    Returns:
+        The same shape and dtype, on the CPU.
+    """
+    values = fresh.detach().cpu().flatten()
+    return values[torch.randperm(len(values), generator=generator)].reshape(fresh.shape)
+
+
+def gaussian_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of a tensor's shape and dtype, on the CPU: with them ``perturb`` is the paper's sigma."""
+    return torch.randn(fresh.shape, generator=generator).to(fresh.dtype)
+
+
+def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
+    """Archived weights under the names of this model: a ComposerModel's ``module.`` may be missing on either side."""
+    candidates = (
+        dict(archived),
+        {name.removeprefix(_PREFIX): value for name, value in archived.items()},
+        {_PREFIX + name: value for name, value in archived.items()},
+    )
+    return max(candidates, key=lambda named: len(named.keys() & set(ours)))
+
+
+def differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, exempt: Collection[str] = ()) -> list[str]:
+    """Every tensor that is missing on one side or has another shape, in words; none where all fit.
+
+    Args:
+        theirs: archived weights.
+        ours: the model's.
+        exempt: names that may differ.
+    """
+    listed = []
+    for name in sorted((theirs.keys() | ours.keys()) - set(exempt)):
+        there = tuple(theirs[name].shape) if name in theirs else "absent"
+        here = tuple(ours[name].shape) if name in ours else "absent"
+        if there != here:
+            listed.append(f"{name}: {there} there, {here} here")
+    return listed
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which tensors come from where.
+
+    Attributes:
+        anew: names that stay as they were initialised, or that only the earlier run has.
+        by_class: names of the head's tensors of which only the rows of known classes are loaded.
+        rows: int64 ``[M]`` rows here and int64 ``[M]`` rows there, see
+            :func:`~reuse_algos.algorithms.prior_run_warm_start.class_rows.match_rows`; needed with ``by_class``.
+        changing: names that are shrunk and perturbed.
+    """
+
+    anew: Collection[str] = ()
+    by_class: Collection[str] = ()
+    rows: tuple[Tensor, Tensor] | None = None
+    changing: Collection[str] = ()
+
+
+def misfits(archived: Mapping[str, Tensor], fresh: Mapping[str, Tensor], plan: Plan) -> list[str]:
+    """Everything that keeps archived weights from being loaded as planned, in words; empty where nothing does."""
+    both = sorted(name for name in plan.by_class if name in archived and name in fresh)
+    listed = differences(
+        {**archived, **{name: archived[name][:1] for name in both}},
+        {**fresh, **{name: fresh[name][:1] for name in both}},
+        exempt=plan.anew,
+    )
+    if plan.rows is not None:
+        for side, weights, rows in (("here", fresh, plan.rows[0]), ("there", archived, plan.rows[1])):
+            listed += [
+                f"{name}: {len(weights[name])} rows {side}, too few for the classes named {side}"
+                for name in both
+                if int(rows.max()) >= len(weights[name])
+            ]
+    return listed
+
+
+def initial_values(
+    archived: Mapping[str, Tensor],
+    fresh: Mapping[str, Tensor],
+    plan: Plan,
+    *,
+    shrink: float,
+    perturb: float,
+    noise: Callable[[str, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """What a model starts from.
+
+    Args:
+        archived: weights that fit as planned, see :func:`misfits`.
+        fresh: the model's own, just initialised.
+        plan: which tensors come from where.
+        shrink: see :func:`shrink_and_perturb`.
+        perturb: likewise.
+        noise: (name, fresh tensor) -> noise of its shape, on the CPU.
+
+    Returns:
+        The tensors that do not stay as they were initialised, on the CPU. Rows of new classes in them are those of the
+        initialisation, neither shrunk nor perturbed.
+    """
+    values = {}
+    for name, tensor in fresh.items():
+        if name in plan.anew:
+            continue
+        value = archived[name]
+        if name in plan.by_class and plan.rows is not None:
+            value = known_rows(tensor, value, *plan.rows)
+        if name in plan.changing:
+            drawn = noise(name, tensor) if perturb else None
+            moved = shrink_and_perturb(value, drawn, shrink, perturb)
+            if name in plan.by_class and plan.rows is not None:
+                value[plan.rows[0]] = moved[plan.rows[0]]
+            else:
+                value = moved
+        values[name] = value
+    return values

@@ -1,0 +1,420 @@
+"""The Composer algorithm: training starts from the weights of earlier runs.
+
+Shapes: K classes now, M classes that the earlier run knew, too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+import torch
+from composer import Event, State, Time
+from composer.loggers import Logger
+from torch import Tensor
+
+from reuse_algos.algorithms.outputs import plain_state_dict
+from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFeatures, features_name
+from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
+from reuse_algos.algorithms.prior_run_warm_start.freezing import (
+    TrainablePart,
+    head_of,
+    matches,
+    norm_layers,
+    pattern_faults,
+    plain_parameters,
+)
+from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
+    Plan,
+    gaussian_noise,
+    initial_values,
+    misfits,
+    noise_generator,
+    shuffled_noise,
+    under_our_names,
+)
+from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, choose_sources, read_sources
+from reuse_algos.algorithms.prior_runs import RunSelection
+from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+from reuse_algos.archive import PriorUse, RunArchive, weights_name
+from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.errors import ModelError, PriorRunMismatchError
+
+__all__ = ["PriorRunWarmStart"]
+
+log = logging.getLogger(__name__)
+
+_METRICS = "reuse/warm_start/"
+_WEIGHTS = re.compile(r"last|best|average|[0-9]{1,9}ep|ep[0-9]{4,9}", re.ASCII)
+_CACHED_EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.EVAL_START, Event.FIT_END)
+_NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
+
+
+class PriorRunWarmStart(ReusingAlgorithm):
+    r"""Start from the weights of an earlier run, instead of from random numbers.
+
+    Weights are loaded once, at the start of the first ``fit``: neither a resumed run nor a second ``fit`` loads them
+    again. Everything that is loaded becomes ``shrink * weights + perturb * noise`` (Ash & Adams 2020, arXiv 1910.08475,
+    section 4), but for what is frozen, which stays as the earlier run left it. Where weights are shrunk or perturbed,
+    running statistics of batch norm start anew, as in the authors' code: those of the earlier run are of activations
+    that are no more.
+
+    Args:
+        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: which prior run, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`; a query must say
+            ``limit: 1`` where several runs match it. Several with ``weights="average"``.
+        weights: ``last``, ``best``, ``5ep`` (the name of archived weights), or ``average``: the mean over several runs
+            of one lineage (all of them warm started from one run, or one of them), or over the last ``last_k``
+            checkpoints of one run (LAWA, Kaddour 2022, arXiv 2209.14981).
+        last_k: at least 2.
+        shrink: the paper's lambda, in (0, 1].
+        perturb: scale of the noise, at least 0.
+        noise: ``initial``, the values of this run's own initialisation in a random order (the authors' code), or
+            ``gaussian``, standard normal numbers (the paper's equation, where ``perturb`` is sigma).
+        head: ``keep`` loads the last layer like the others, ``reset`` leaves it as it was initialised, ``match`` loads
+            the rows of those classes that the earlier run knew by the same name.
+        head_pattern: names of the head's parameters, such as ``fc.*``. Default: the last linear layer or 1 x 1
+            convolution with as many outputs as there are classes.
+        reset: patterns of further tensors that stay as they were initialised, or that only the earlier run has.
+        freeze: parameters that do not train: ``backbone`` (all but the head), a pattern such as ``layer1.*``, or a list
+            of these. They are in no group of the optimizer and get no gradient; batch norm among them keeps its
+            statistics.
+        learning_rates: pattern (or ``backbone``, ``head``) -> factor > 0 of the learning rate; of several that match
+            the first one counts. Composer's schedules hold for all.
+        unfreeze_at: Composer time, such as ``5ep`` or ``0.3dur``, at which what is frozen begins to train.
+        source: where the head's inputs come from when everything else is frozen: ``live`` runs the frozen part on every
+            batch; ``cached`` looks up the features that ``reuse-algos harvest --signals features`` archived, so that
+            images are neither loaded nor passed through the network. The numbers are the same. Evaluation runs the
+            whole model.
+        mismatch: ``refuse`` a prior run with other class names where the head is kept, or ``allow`` it; with ``cached``
+            also a prior run with further examples, and layers in front of the head that draw at random in training.
+        dataset: what the train data are, where that cannot be read off the loader's dataset.
+        seed: seed of the noise.
+
+    Raises:
+        ValueError: arguments are out of range; all are listed.
+        DataError: at the start of training, with ``cached``, batches are no pairs of inputs and labels.
+        ModelError: at the Trainer's construction or at the start of training, a pattern matches nothing, the head
+            cannot be found, a scheduler does not suit, or a checkpoint was loaded, too.
+        RunNotFoundError, SignalNotFoundError: at the start of training.
+        PriorRunMismatchError: likewise; tensors or classes do not fit, all are listed.
+
+    Logs ``reuse/warm_start/loaded`` (share of the model's parameters with an archived value), ``/known_classes`` (M,
+    with ``match``), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
+    ``cached``: relative difference of a few archived features from those that this model computes).
+
+    Example:
+        .. code-block:: python
+
+            Trainer(..., algorithms=[PriorRunWarmStart("./archive", "resnet56-1", shrink=0.4, perturb=0.1)])
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive | str | os.PathLike[str],
+        runs: RunSelection,
+        *,
+        weights: str = "last",
+        last_k: int | None = None,
+        shrink: float = 1.0,
+        perturb: float = 0.0,
+        noise: str = "initial",
+        head: str = "keep",
+        head_pattern: str | None = None,
+        reset: str | Sequence[str] | None = None,
+        freeze: str | Sequence[str] | None = None,
+        learning_rates: Mapping[str, float] | None = None,
+        unfreeze_at: str | int | Time | None = None,
+        source: str = "live",
+        mismatch: str = "refuse",
+        dataset: DatasetInfo | None = None,
+        seed: int = 0,
+    ) -> None:
+        part = TrainablePart(
+            freeze=freeze, learning_rates=learning_rates, unfreeze_at=unfreeze_at, head_pattern=head_pattern
+        )
+        faults = [
+            f"{name} must be {wanted}, got {value!r}"
+            for name, value, good, wanted in (
+                ("weights", weights, _WEIGHTS.fullmatch(weights), "last, best, average, or epochs such as 5ep"),
+                ("last_k", last_k, last_k is None or last_k >= 2, "at least 2"),
+                ("shrink", shrink, 0 < shrink <= 1, "above 0 and at most 1"),
+                ("perturb", perturb, 0 <= perturb < float("inf"), "at least 0"),
+                ("noise", noise, noise in _NOISES, "initial or gaussian"),
+                ("head", head, head in ("keep", "reset", "match"), "keep, reset or match"),
+                ("source", source, source in ("live", "cached"), "live or cached"),
+            )
+            if not good
+        ]
+        if last_k is not None and weights != "average":
+            faults.append(f"last_k goes with weights: average, and weights is {weights!r}")
+        if source == "cached":
+            faults += [
+                f"source: cached {why}"
+                for why, wrong in (
+                    ("needs a frozen backbone (freeze: backbone)", not freeze),
+                    ("has features of a frozen backbone, so unfreeze_at must be left out", unfreeze_at is not None),
+                    ("has features of weights that were archived, not of averages", weights == "average"),
+                )
+                if wrong
+            ]
+        if faults := faults + part.faults():
+            raise ValueError("\n".join(f"PriorRunWarmStart: {fault}" for fault in faults))
+        super().__init__(archive, runs, seed=seed, mismatch=mismatch)
+        self.weights, self.last_k = weights, last_k
+        self.shrink, self.perturb, self.noise = float(shrink), float(perturb), noise
+        self.head, self.head_pattern = head, head_pattern
+        self.reset = [reset] if isinstance(reset, str) else list(reset or ())
+        self.part = part
+        self.source = source
+        self.cached = CachedFeatures(weights_name(weights), mismatch) if source == "cached" else None
+        self.dataset = dataset
+        self.loaded = False
+        self._uses: list[tuple[str, list[str]]] = []
+        self._facts: dict[str, float] = {}
+
+    @property
+    def find_unused_parameters(self) -> bool:
+        """DDP must not wait for the gradients of parameters that are frozen for some time."""
+        return self.part.changes_while_training
+
+    @property
+    def hides_inputs(self) -> bool:
+        """With ``cached``, batches hold features."""
+        return self.cached is not None
+
+    # What the engine asks -------------------------------------------------------------------------------------------
+
+    def match(self, event: Event, state: State) -> bool:
+        """Answer only: the start always, batches where something is frozen."""
+        del state
+        if self.cached is not None and event in _CACHED_EVENTS:
+            return True
+        if event == Event.BEFORE_FORWARD:
+            return self.part.holds_statistics
+        if event == Event.BATCH_START:
+            return self.part.changes_while_training and not self.part.unfrozen
+        return event in (Event.INIT, Event.FIT_START)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Follow the event."""
+        if event == Event.INIT:
+            self._refuse_shards(state)
+            self.part.arrange(state)
+        elif event == Event.FIT_START:
+            self.part.hold(state)
+            if self.cached is not None:
+                self.cached.disconnect(state)  # from a fit that ended by an error
+                self.ids.handle(event, state)
+            if not self.loaded:
+                self._refuse_checkpoint(state)
+            if not self.loaded or self.cached is not None:
+                self.begin(state)
+                self.loaded = True
+            self._log(logger)
+        elif event == Event.BATCH_START:
+            if self.part.unfreeze_if_due(state):
+                log.info("everything trains from batch %d on", int(state.timestamp.batch))
+                self._log(logger)
+        elif event == Event.BEFORE_FORWARD:
+            self.part.keep_statistics(state)
+            if self.cached is not None:
+                self.cached.before_forward(state)
+        elif self.cached is not None:
+            self.cached.leave()
+            if event == Event.FIT_END:
+                self.cached.disconnect(state)
+
+    def _refuse_shards(self, state: State) -> None:
+        if state.fsdp_config is not None or state.tp_config is not None:
+            raise ModelError(
+                "PriorRunWarmStart loads whole tensors, and this Trainer shards them (parallelism_config). Train with "
+                "DDP, or load a checkpoint (load_path, load_weights_only)."
+            )
+
+    def _refuse_checkpoint(self, state: State) -> None:
+        if state.load_path is not None or int(state.timestamp.batch) > 0:
+            raise ModelError(
+                f"a checkpoint of a run without PriorRunWarmStart was loaded ({state.load_path}), and the prior run's "
+                "weights would take the place of its weights. Leave out one of the two."
+            )
+
+    def _log(self, logger: Logger) -> None:
+        facts = {**self._facts, _METRICS + "frozen": self.part.frozen_share}
+        if self.cached is not None:
+            facts[_METRICS + "feature_difference"] = self.cached.difference
+        self.log_metrics(facts, logger)
+
+    # Start ----------------------------------------------------------------------------------------------------------
+
+    def start(self, state: State) -> None:
+        """Put the prior weights into the model, once, and find their features."""
+        if not self.loaded:
+            self._load(state)
+        if self.cached is not None:
+            self._connect(state, self.cached)
+
+    def _connect(self, state: State, cached: CachedFeatures) -> None:
+        """Train on the features of the frozen part, if that is all but the head and is what the prior run archived."""
+        info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
+        head = head_of(state.model, self.head_pattern, info and info.num_classes)
+        parameters = plain_parameters(state.model)
+        trained = [name for name in parameters if not self.part.is_frozen(name)]
+        if set(trained) != set(head):
+            listed = ", ".join(sorted(set(trained) ^ set(head))[:5])
+            raise ModelError(
+                f"source: cached trains the head ({', '.join(head)}) and nothing else, and freeze says otherwise of "
+                f"{listed}. Use freeze: backbone, or source: live."
+            )
+        backbone = [name for name in plain_state_dict(state.model) if name not in head]
+        if anew := [name for name in backbone if matches(name, self.reset, head)]:
+            raise ModelError(
+                f"reset starts {', '.join(anew[:3])} anew, and the archived features are those of the prior run's own "
+                "weights. Reset the head only (head: reset), or use source: live."
+            )
+        cached.connect(state, self.prior_runs[0], head, self.ids.view_policy, self.part.keep_statistics)
+
+    def _load(self, state: State) -> None:
+        """Read the prior weights, make sure that they fit, and put them into the model."""
+        sources = choose_sources(self.archive, self.prior_runs, self.weights, self.last_k)
+        fresh = plain_state_dict(state.model)
+        archived = under_our_names(read_sources(sources), fresh)
+        info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
+        plan = self._plan(state, sources, fresh, archived, info)
+        self._refuse_misfits(sources, misfits(archived, fresh, plan), info)
+        identity = "+".join(source.digest for source in sources)
+
+        def noise(name: str, tensor: Tensor) -> Tensor:
+            return _NOISES[self.noise](tensor, noise_generator(self.seed, identity, name))
+
+        values = initial_values(archived, fresh, plan, shrink=self.shrink, perturb=self.perturb, noise=noise)
+        aliases = plain_parameters(state.model, tied=True).keys() - plain_parameters(state.model).keys()
+        with torch.no_grad():
+            for name in values.keys() - aliases:
+                fresh[name].copy_(values[name])
+        self._record(sources, state, values, plan)
+
+    def _plan(
+        self,
+        state: State,
+        sources: Sequence[Source],
+        fresh: Mapping[str, Tensor],
+        archived: Mapping[str, Tensor],
+        info: DatasetInfo | None,
+    ) -> Plan:
+        """Which tensors come from where."""
+        names = {*fresh, *archived}
+        head = self._head_names(state, info)
+        if faults := pattern_faults("reset", self.reset, names, head):
+            raise ModelError("\n".join(faults))
+        anew = {name for name in names if matches(name, self.reset, head)}
+        by_class: set[str] = set()
+        if self.head == "reset":
+            anew.update(head)
+        elif self.head == "match":
+            by_class = {name for name in head if name not in anew and fresh[name].dim()}
+        changing: set[str] = set()
+        if self.shrink != 1 or self.perturb != 0:
+            changing = {name for name in plain_parameters(state.model) if not self.part.is_frozen(name)}
+            anew |= self._statistics(state)
+        rows = self._known_classes(sources, info) if by_class else None
+        return Plan(anew, by_class, rows, changing)
+
+    def _head_names(self, state: State, info: DatasetInfo | None) -> list[str]:
+        """Names of the head's parameters; none where nobody asks for them and they cannot be found."""
+        try:
+            return head_of(state.model, self.head_pattern, info and info.num_classes)
+        except ModelError:
+            if self.head != "keep" or self.head_pattern is not None or {"head", "backbone"} & set(self.reset):
+                raise
+            return []
+
+    def _known_classes(self, sources: Sequence[Source], info: DatasetInfo | None) -> tuple[Tensor, Tensor]:
+        names = [source.run.manifest.dataset and source.run.manifest.dataset.class_names for source in sources]
+        differing = next((s.run.id for s, theirs in zip(sources, names, strict=True) if theirs != names[0]), None)
+        if differing is not None:
+            raise PriorRunMismatchError(
+                f"runs {sources[0].run.id} and {differing} have different classes, so no row of their averaged head "
+                "belongs to one class. Choose runs with the same classes, or use head: reset."
+            )
+        return match_rows(names[0], info and info.class_names)
+
+    def _refuse_misfits(self, sources: Sequence[Source], listed: list[str], info: DatasetInfo | None) -> None:
+        """Refuse tensors that do not fit and, where the head is kept, classes of other names: all at once."""
+        run = sources[-1].run
+        theirs = run.manifest.dataset and run.manifest.dataset.class_names
+        ours = info and info.class_names
+        if self.head == "keep" and self.mismatch != "allow" and theirs and ours and list(theirs) != list(ours):
+            pairs = enumerate(zip(theirs, ours, strict=False))
+            shown = "; ".join([f"class {i} is {a!r} there and {b!r} here" for i, (a, b) in pairs if a != b][:3])
+            listed.append(
+                f"the classes: {shown or f'{len(theirs)} there, {len(ours)} here'} (head: match goes by their names, "
+                "head: reset starts the head anew, mismatch: allow takes the rows as they are)"
+            )
+        if listed:
+            raise PriorRunMismatchError(
+                f"the weights of run {run.id} do not fit this model:\n  " + "\n  ".join(listed) + "\nUse head: match "
+                "or head: reset for the last layer, and reset: [pattern, ...] for others that are to start anew."
+            )
+
+    def _statistics(self, state: State) -> set[str]:
+        """Names of the running statistics that shrinking and perturbing make void: those of layers that train."""
+        return {
+            f"{name}.{key}"
+            for name, layer in norm_layers(state.model).items()
+            if not self.part.holds(name, layer)
+            for key, _ in layer.named_buffers(recurse=False)
+        }
+
+    def _record(self, sources: Sequence[Source], state: State, loaded: Mapping[str, Tensor], plan: Plan) -> None:
+        """What was used, for the run's record and its metrics."""
+        uses: dict[str, list[str]] = {}
+        for source in sources:
+            uses.setdefault(source.run.id, []).append(source.weights)
+        self._uses = list(uses.items())
+        parameters = plain_parameters(state.model)
+        known = 0 if plan.rows is None else len(plan.rows[0])
+        taken = 0.0
+        for name in loaded.keys() & parameters.keys():
+            share = known / len(parameters[name]) if name in plan.by_class else 1.0
+            taken += share * parameters[name].numel()
+        total = sum(parameter.numel() for parameter in parameters.values())
+        if not taken:
+            raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
+        self._facts = {_METRICS + "loaded": taken / total}
+        if plan.rows is not None:
+            self._facts[_METRICS + "known_classes"] = float(known)
+        names = ", ".join(f"{run_id} ({', '.join(weights)})" for run_id, weights in self._uses)
+        log.info("started from %s: %.1f %% of the parameters", names, 100 * taken / total)
+
+    # Record and state -----------------------------------------------------------------------------------------------
+
+    def prior_uses(self) -> list[PriorUse]:
+        """The runs and weights that training started from."""
+        uses = [PriorUse(run_id=run_id, algorithm=USE, weights=list(weights)) for run_id, weights in self._uses]
+        if self.cached is not None:
+            name, seconds = features_name(self.cached.weights), self.cached.harvest_seconds
+            uses = [msgspec.structs.replace(use, signals=[name], harvest_seconds=seconds) for use in uses]
+        return uses
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs to go on as if it had never stopped."""
+        state = super().state_dict()
+        state.update(loaded=self.loaded, uses=self._uses, facts=self._facts, part=self.part.state_dict())
+        if self.cached is not None:
+            state["cached"] = self.cached.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it. The weights themselves are in the checkpoint."""
+        super().load_state_dict(state)
+        self.loaded = bool(state["loaded"])
+        self._uses = [(str(run_id), [str(name) for name in weights]) for run_id, weights in state["uses"]]
+        self._facts = {str(name): float(value) for name, value in state["facts"].items()}
+        self.part.load_state_dict(state["part"])
+        if self.cached is not None and "cached" in state:  # the earlier attempt may have been a live one
+            self.cached.load_state_dict(state["cached"])

@@ -1,0 +1,139 @@
+"""Which archived weights training starts from."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from reuse_algos.algorithms.prior_run_warm_start.initial_weights import average_weights, differences
+from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.archive.run import weights_name
+from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
+
+__all__ = ["USE", "Source", "choose_sources", "read_sources"]
+
+USE = "prior_run_warm_start"
+"""What this algorithm is called in the records of runs that used it."""
+
+_EPOCH = re.compile(r"ep([0-9]{4,})", re.ASCII)
+
+
+class Source(NamedTuple):
+    """Archived weights of one run."""
+
+    run: PriorRun
+    weights: str
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the file that holds them."""
+        files = [e for e in self.run.manifest.files if (e.kind, e.name) == ("weights", weights_name(self.weights))]
+        return files[-1].sha256 if files else ""
+
+
+def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: str, last_k: int | None) -> list[Source]:
+    """The weights to load or to average, the newest last.
+
+    Args:
+        archive: where the runs' own prior runs are looked up.
+        runs: at least one.
+        weights: a name of archived weights, or ``average``.
+        last_k: with ``average`` over one run, how many of its checkpoints.
+
+    Raises:
+        PriorRunMismatchError: there are several runs and nothing says how they become one, or they are no lineage.
+        SignalNotFoundError: the run has not so many checkpoints.
+    """
+    if weights != "average":
+        if len(runs) > 1:
+            listed = ", ".join(run.id for run in runs[:5])
+            raise PriorRunMismatchError(
+                f"runs names {len(runs)} runs ({listed}), and training can start from one. Add limit: 1 and an order "
+                "(best, latest, first), or average runs of one lineage (weights: average)."
+            )
+        return [Source(runs[0], weights)]
+    if len(runs) == 1:
+        return _last_checkpoints(runs[0], last_k)
+    if last_k is not None:
+        raise PriorRunMismatchError(
+            f"last_k averages the checkpoints of one run, and runs names {len(runs)}. Leave one of them out."
+        )
+    _refuse_strangers(archive, runs)
+    return [Source(run, "last") for run in sorted(runs, key=lambda run: (run.manifest.created_at, run.id))]
+
+
+def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
+    """Their weights, or the mean of them.
+
+    Raises:
+        PriorRunMismatchError: models of different architectures are to be averaged, or the weights are not finite.
+        SignalNotFoundError: a run has no such weights.
+        ArchiveCorruptError: a file is damaged.
+    """
+    checkpoints = [source.run.weights(source.weights) for source in sources]
+    for source, checkpoint in zip(sources, checkpoints, strict=True):
+        broken = [name for name, t in checkpoint.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        if broken:
+            raise PriorRunMismatchError(
+                f"weights {source.weights!r} of run {source.run.id} hold NaN or Inf in {len(broken)} tensors, first "
+                f"{broken[0]}. Choose another run, or weights from before it diverged."
+            )
+        if listed := differences(checkpoints[0], checkpoint):
+            raise PriorRunMismatchError(
+                f"runs {sources[0].run.id} and {source.run.id} cannot be averaged, their weights differ in "
+                f"{len(listed)} tensors:\n  " + "\n  ".join(listed) + "\nChoose runs of one architecture."
+            )
+    return checkpoints[0] if len(checkpoints) == 1 else average_weights(checkpoints)
+
+
+def _last_checkpoints(run: PriorRun, last_k: int | None) -> list[Source]:
+    """The last k of a run; ``last`` counts where no numbered checkpoint holds the same epoch."""
+    if last_k is None:
+        raise PriorRunMismatchError(
+            f"weights: average got one run, {run.id}: say over how many of its last checkpoints (last_k: 5), or name "
+            "several runs of one lineage."
+        )
+    numbered = {int(found[1]): name for name in run.weight_names if (found := _EPOCH.fullmatch(name))}
+    if "last" in run.weight_names:
+        numbered.setdefault(run.manifest.progress.epoch, "last")
+    names = [numbered[epoch] for epoch in sorted(numbered)]
+    if len(names) < last_k:
+        raise SignalNotFoundError(
+            f"run {run.id} has {len(names)} checkpoints to average ({', '.join(names) or 'none'}), not {last_k}. "
+            "Record more of them: callbacks.run_recorder.weights=[1ep, last]."
+        )
+    return [Source(run, name) for name in names[-last_k:]]
+
+
+def _refuse_strangers(archive: RunArchive, runs: Sequence[PriorRun]) -> None:
+    """Runs may be averaged where one run is an ancestor of all of them, or one of them.
+
+    Weights of runs that started from different random numbers lie in different basins, and their mean is no model.
+    """
+    shared = set.intersection(*(_ancestors(archive, run) for run in runs))
+    if not shared:
+        listed = ", ".join(run.id for run in runs[:5])
+        raise PriorRunMismatchError(
+            f"the runs {listed} are of no one lineage: no run is the warm start of all of them, so the mean of their "
+            "weights is no model. Choose runs that were warm started from one another or from one run, or average the "
+            "checkpoints of one run (last_k), or learn from all of them by prior_run_distillation."
+        )
+
+
+def _ancestors(archive: RunArchive, run: PriorRun) -> set[str]:
+    found: set[str] = set()
+    waiting = [run]
+    while waiting:
+        current = waiting.pop()
+        found.add(current.id)
+        for use in current.manifest.prior_runs:
+            if use.algorithm == USE and use.run_id not in found:
+                found.add(use.run_id)
+                try:
+                    waiting.append(archive.run(use.run_id))
+                except RunNotFoundError:
+                    continue  # deleted since; that it was the ancestor is on record
+    return found

@@ -1,0 +1,79 @@
+"""``reuse-algos sequence``: runs one after the other, with and without reuse, and what each way cost."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from reuse_algos.commands.common import Subparsers, add_command, add_json, console, print_json, printable
+
+__all__ = ["add_parser", "run"]
+
+_DETAILS = """\
+FILE names recipes, what differs from step to step (seeds, learning rates, amounts of data), and the
+arms: the same steps with and without the algorithms that reuse earlier runs. It is a YAML file, or
+the name of one that comes with the library, such as sequences/five_seeds. Its values are changed by
+key=value, which come right after FILE.
+
+Each step is a process of its own, which sees the archive of those before it. Whatever is killed can
+be started again with the same command: finished steps are not trained again, an interrupted one
+goes on from its checkpoint. When all are finished, it prints the report and trains nothing."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "sequence",
+        "train a sequence of runs with and without reuse, and compare the total costs",
+        _DETAILS,
+        """
+        reuse-algos sequence yamls/sequences/five_seeds.yaml --dry-run
+        reuse-algos sequence sequences/five_seeds grid.seed=[1,2] --archive /tmp/archive
+        reuse-algos sequence mine.yaml overrides.max_duration=5ep --json
+        """,
+    )
+    parser.add_argument("file", metavar="FILE", help="file of the sequence")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the file")
+    parser.add_argument("--archive", metavar="DIR", help="folder or URL of the archive, in place of the file's")
+    parser.add_argument("--dry-run", action="store_true", help="check every recipe and list the steps; train nothing")
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run, or go on with, a sequence; 0 when all of it is finished."""
+    from reuse_algos.archive import RunArchive
+    from reuse_algos.recipe.shipped import shipped_recipe
+    from reuse_algos.sequence import (
+        load_sequence,
+        look_up_states,
+        plan_sequence,
+        print_plan,
+        print_report,
+        run_sequence,
+        sequence_report,
+    )
+    from reuse_algos.sequence.progress import open_for_reading
+    from reuse_algos.sequence.render import plan_records
+
+    path = args.file if args.file.endswith((".yaml", ".yml")) else shipped_recipe(args.file)
+    config = load_sequence(path, args.overrides)
+    if args.archive is not None:
+        config.archive = args.archive
+    plan = plan_sequence(config)
+    if args.dry_run:
+        states = look_up_states(plan, open_for_reading(config.archive))
+        if args.json:
+            print_json({"name": config.name, "archive": config.archive, "steps": plan_records(states)})
+        else:
+            print_plan(states, console())
+        return 0
+    progress = sys.stderr if args.json else sys.stdout
+    states = run_sequence(plan, say=lambda line: print(printable(line), file=progress, flush=True))
+    report = sequence_report(config, states, RunArchive(config.archive, create=False, read_only=True))
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        print_report(report, console())
+    return 0

@@ -1,0 +1,268 @@
+"""What a sequence file can say, and from the file to checked values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from reuse_algos.archive.manifest import is_safe_name
+from reuse_algos.errors import nearest
+from reuse_algos.recipe.faults import Faults, join
+from reuse_algos.recipe.fitting import fit_fields
+from reuse_algos.recipe.interpolation import BROKEN, resolve
+from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+
+__all__ = ["ArmConfig", "FirstConfig", "SequenceConfig", "StepConfig", "load_sequence"]
+
+_MAX_RANKS = 1024
+
+
+@dataclass
+class FirstConfig:
+    """How an arm's first step is trained, in place of the arm's own ``recipe``, ``overrides`` and ``tags``.
+
+    Attributes:
+        recipe: as in :class:`SequenceConfig`.
+        overrides: likewise.
+        tags: likewise.
+    """
+
+    recipe: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class StepConfig:
+    """One step, or one for each point of its ``grid``.
+
+    Attributes:
+        name: what it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
+            else ``step-1``, ``step-2``, ...
+        recipe: as in :class:`SequenceConfig`.
+        overrides: likewise.
+        tags: likewise.
+        grid: likewise, for this step only.
+    """
+
+    name: str | None = None
+    recipe: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    grid: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ArmConfig:
+    """One way to train all steps, such as with or without the algorithms that reuse earlier runs.
+
+    Attributes:
+        recipe: as in :class:`SequenceConfig`.
+        overrides: likewise, for this arm only.
+        tags: likewise.
+        first: the arm's first step, which has no prior runs; null where it is trained as the others are.
+        grid: this arm's own grid in place of the sequence's; null for the sequence's.
+        steps: this arm's own steps in place of the sequence's; null for the sequence's.
+    """
+
+    recipe: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    first: FirstConfig | None = None
+    grid: dict[str, Any] | None = None
+    steps: list[StepConfig] | None = None
+
+
+@dataclass
+class SequenceConfig:
+    r"""All keys of a sequence file.
+
+    A step's recipe is read, then ``overrides`` are merged into it: those of the sequence, of the arm, of the step, and
+    the values of the grid, later ones winning. ``overrides`` has the recipe's own keys; a section is merged key by key,
+    and ``algorithms: {mixup: false}`` switches one off. ``${name}`` and the like take their values from the sequence
+    file; ``\${seed}`` is left to the recipe.
+
+    Every step's run gets the tags ``sequence``, ``arm`` and ``step``, so that an algorithm's query for the runs of the
+    steps before is ``runs: {tags: {sequence: ${name}, arm: reuse}, order: latest, limit: 1}``. The tags ``study`` and
+    ``method`` are the sequence's and the arm's name unless ``tags`` say otherwise, for ``reuse-algos compare``.
+
+    Attributes:
+        name: of the sequence: letters, digits and ``._-``. Its runs are known by it.
+        archive: folder or URL of the archive.
+        folder: where the recipes, logs and checkpoints of the steps are kept.
+        recipe: what a step is trained by: the name of a recipe that comes with the library (``digits/baseline``), or a
+            ``.yaml`` file, relative to the sequence file.
+        overrides: changes to the recipe of every step.
+        tags: further tags of every run.
+        ranks: processes per step; more than one go through Composer's launcher.
+        grid: recipe key -> list of values: every combination is a step of its own, the last key changing fastest.
+        steps: the steps, in order; by default one (for each point of the grid).
+        arms: name -> arm. Their first steps are run first, then the second ones, and so on, so that a machine that
+            grows slow slows all arms alike.
+        baseline: the arm that the others are compared with; ``without`` if there is such an arm. null: nothing is
+            compared.
+        search: key of the grid whose best value the report names, for each arm; null where nothing is searched for.
+            Steps that an arm's ``first`` trained do not count, as far as others have the same value.
+        metric: by which steps are judged; null is the metric that the runs themselves monitor.
+    """
+
+    name: str = MISSING
+    archive: str = "./archive"
+    folder: str = "./sequences/${name}"
+    recipe: str | None = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    ranks: int = 1
+    grid: dict[str, Any] = field(default_factory=dict)
+    steps: list[StepConfig] = field(default_factory=lambda: [StepConfig()])
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    baseline: str | None = None
+    search: str | None = None
+    metric: str | None = None
+
+    # Where the file is: recipes are looked up relative to its folder, and errors name it.
+    source: str = field(default="sequence", metadata={"written": False})
+
+
+def load_sequence(path: str | Path, overrides: Iterable[str] = ()) -> SequenceConfig:
+    """Read a sequence file.
+
+    Args:
+        path: the YAML file.
+        overrides: ``dotted.key=value`` texts that change the sequence file's values, as in recipes:
+            ``grid.seed=[1,2]``, ``overrides.max_duration=5ep``.
+
+    Raises:
+        RecipeError: with all faults, one per line. The recipes that it names are not read yet.
+    """
+    faults = Faults(str(path))
+    text = read_text(path, faults)
+    raw = None if text is None else parse_yaml(text, faults)
+    if raw is not None and not isinstance(raw, dict):
+        faults.add("", "a sequence must be a mapping of keys, such as name: five-seeds")
+    faults.raise_if_any()
+    raw = raw or {}
+    _nest_all(raw)
+    apply_overrides(raw, overrides, faults)
+    _nest_all(raw)
+    for name, default in (("archive", "./archive"), ("folder", "./sequences/${name}")):
+        raw[name] = default if raw.get(name) is None else raw[name]
+    if raw.get("name") is None:
+        faults.add("name", "missing. Write for example name: five-seeds")
+        raw["name"] = "nameless"
+    # Texts from the environment may be secrets: they stay references, for the recipe to resolve.
+    resolved = resolve(raw, faults)
+    shown = {key: BROKEN if resolved.values[key] is BROKEN else value for key, value in resolved.shown.items()}
+    for name in ("name", "archive", "folder"):
+        shown[name] = resolved.values[name]
+    config = _fitted(shown, faults)
+    config.source = str(path)
+    _check(config, faults)
+    faults.raise_if_any()
+    return config
+
+
+def _nest_all(raw: dict[str, Any]) -> None:
+    """Write ``optimizer.lr: 0.1`` as sections in every ``overrides`` and ``grid``, so that ``key=value`` finds it."""
+    arms = raw.get("arms")
+    holders: list[Any] = [raw, *_dicts(raw.get("steps"))]
+    for arm in arms.values() if isinstance(arms, dict) else []:
+        if isinstance(arm, dict):
+            holders += [arm, arm.get("first"), *_dicts(arm.get("steps"))]
+    for holder in holders:
+        if isinstance(holder, dict):
+            for key in ("overrides", "grid"):
+                if isinstance(section := holder.get(key), dict):
+                    holder[key] = _nested(section)
+
+
+def _dicts(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _nested(section: dict[str, Any]) -> dict[str, Any]:
+    """Keys with dots, at the top of ``section`` only: a pattern further down is somebody's own key."""
+    nested: dict[str, Any] = {}
+    for path, value in section.items():
+        *parents, last = str(path).split(".")
+        here = nested
+        for parent in parents:
+            child = here.get(parent)
+            here[parent] = here = child if isinstance(child, dict) else {}
+        both = isinstance(here.get(last), dict) and isinstance(value, dict)
+        here[last] = {**here[last], **value} if both else value
+    return nested
+
+
+def _fitted(values: dict[str, Any], faults: Faults) -> SequenceConfig:
+    plain = {key: value for key, value in values.items() if key not in ("steps", "arms")}
+    unwritten = {f.name for f in dataclasses.fields(SequenceConfig) if not f.metadata.get("written", True)}
+    for key in unwritten & plain.keys():
+        faults.add(key, f"there is no such key.{nearest(key, _keys(SequenceConfig))}")
+        del plain[key]
+    config = SequenceConfig(**_fit(plain, SequenceConfig, "", faults))
+    if values.get("steps") is not None:
+        config.steps = _steps(values["steps"], "steps", faults)
+    arms = values.get("arms")
+    if isinstance(arms, dict):
+        config.arms = {str(name): _arm(arm, join("arms", name), faults) for name, arm in arms.items()}
+    elif arms is not None and arms is not BROKEN:
+        faults.add("arms", "must be a section: the name of each arm, and what is special about it")
+    return config
+
+
+def _keys(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls) if f.metadata.get("written", True)]
+
+
+def _fit(values: Any, cls: type, path: str, faults: Faults) -> dict[str, Any]:
+    """Fields of a section; what is null where null says nothing counts as left out."""
+    if isinstance(values, dict):
+        values = {key: value for key, value in values.items() if value is not None or key not in _keys(cls)}
+    return fit_fields(values, cls, path, faults)
+
+
+def _steps(values: Any, path: str, faults: Faults) -> list[StepConfig]:
+    if not isinstance(values, list) or not values:
+        if values is not BROKEN:
+            faults.add(path, "must be a list of steps, with at least one")
+        return []
+    return [StepConfig(**_fit(value or {}, StepConfig, join(path, i), faults)) for i, value in enumerate(values)]
+
+
+def _arm(value: Any, path: str, faults: Faults) -> ArmConfig:
+    value = {} if value is None else value
+    if not isinstance(value, dict):
+        if value is not BROKEN:
+            faults.add(path, f"must be a section of keys, not {value!r}")
+        return ArmConfig()
+    inner = {key: value[key] for key in ("first", "steps") if key in value}
+    arm = ArmConfig(**_fit({key: v for key, v in value.items() if key not in inner}, ArmConfig, path, faults))
+    if inner.get("first") is not None:
+        arm.first = FirstConfig(**_fit(inner["first"], FirstConfig, join(path, "first"), faults))
+    if inner.get("steps") is not None:
+        arm.steps = _steps(inner["steps"], join(path, "steps"), faults)
+    return arm
+
+
+def _check(config: SequenceConfig, faults: Faults) -> None:
+    if not is_safe_name(config.name):
+        faults.add(
+            "name", f"must be letters, digits and ._- only, beginning with a letter or digit, not {config.name!r}"
+        )
+    if not 1 <= config.ranks <= _MAX_RANKS:
+        faults.add("ranks", f"must be between 1 and {_MAX_RANKS}, not {config.ranks}")
+    if not config.arms and not len(faults):
+        faults.add("arms", "missing. Write for example arms: {without: {}, reuse: {overrides: {...}}}")
+    for arm in config.arms:
+        if not is_safe_name(arm):
+            faults.add(join("arms", arm), "must be letters, digits and ._- only, beginning with a letter or digit")
+    if config.baseline is not None and config.baseline not in config.arms:
+        faults.add("baseline", f"there is no arm {config.baseline!r}.{nearest(config.baseline, config.arms)}")
+    if config.baseline is None and "without" in config.arms:
+        config.baseline = "without"

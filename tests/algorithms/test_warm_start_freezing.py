@@ -1,0 +1,268 @@
+"""What trains, how fast and from when on: freezing, groups of the optimizer, two ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import Algorithm, Event, State, Trainer
+from composer.algorithms import BlurPool
+from composer.models import ComposerClassifier
+from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledSGDW, MultiStepScheduler
+from torch import nn
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader
+
+from reuse_algos.algorithms.prior_run_warm_start import TrainablePart
+from reuse_algos.archive import RunArchive
+from reuse_algos.errors import ModelError
+from toy import blobs, checkpointed, epoch_loader, mlp, trainer
+from warming import Named, Stop, Weights, archived, fit, same, warm
+
+HEAD = {"module.3.weight", "module.3.bias"}
+IDLE = "module.0.bias"  # what it adds, batch norm subtracts again: its gradient is 0 and it need not move
+COMPILED = {"compile_config": {"backend": "aot_eager"}}
+
+
+def _moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def trainer_with(optimizer: Any, model: Any, algorithms: list[Any], callbacks: list[Any], **arguments: Any) -> Any:
+    return Trainer(
+        model=model,
+        train_dataloader=epoch_loader(Named()),
+        eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
+        optimizers=optimizer,
+        algorithms=algorithms,
+        callbacks=callbacks,
+        **{"max_duration": "2ep", **arguments},
+        device="cpu",
+        seed=17,
+        progress_bar=False,
+        auto_log_hparams=False,
+    )
+
+
+@pytest.mark.parametrize("arguments", [{}, COMPILED], ids=["eager", "compiled"])
+def test_a_frozen_backbone_does_not_move_at_all(archive: RunArchive, arguments: Any) -> None:
+    # Weight decay and momentum would move what is in the optimizer; train mode would move the statistics.
+    model = mlp(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    seen = Weights()
+    one = trainer_with(optimizer, model, [warm(archive, freeze="backbone")], [seen], **arguments)
+    one.fit()
+    for later in seen.later:
+        assert _moved(seen.first, later) == HEAD
+    assert seen.with_gradient == [HEAD] * len(seen.later)
+    inside = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert inside == {id(p) for name, p in model.named_parameters() if name in HEAD}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == HEAD
+
+
+def test_evaluation_between_batches_does_not_thaw_the_statistics(archive: RunArchive) -> None:
+    model, seen = mlp(5), Weights()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    one = trainer_with(optimizer, model, [warm(archive, freeze=["0.*", "1.*"])], [seen], eval_interval="1ba")
+    one.fit()
+    assert _moved(seen.first, seen.later[-1]) == HEAD
+    model.train()
+    assert all(module.training for module in model.modules()), "an ordinary train() is not tampered with"
+
+
+def test_a_layer_of_which_only_a_part_is_frozen_keeps_its_statistics_moving(archive: RunArchive) -> None:
+    _, seen, _ = fit([warm(archive, freeze="1.weight")], max_duration="2ba")
+    assert set(seen.first) - _moved(seen.first, seen.later[-1]) == {"module.1.weight", IDLE}
+
+
+def test_statistics_without_parameters_belong_to_the_backbone() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4))
+    model = ComposerClassifier(net, num_classes=4)
+
+    class Freeze(Algorithm):
+        """The part by itself, without any archive."""
+
+        part = TrainablePart(freeze="backbone")
+
+        def match(self, event: Event, state: State) -> bool:
+            return event in (Event.INIT, Event.FIT_START, Event.BEFORE_FORWARD)
+
+        def apply(self, event: Event, state: State, logger: Any) -> None:
+            {
+                Event.INIT: self.part.arrange,
+                Event.FIT_START: self.part.hold,
+                Event.BEFORE_FORWARD: self.part.keep_statistics,
+            }[event](state)
+
+    # No parameter is in the backbone here, so a pattern that also names the statistics would be needed.
+    with pytest.raises(ModelError, match="freeze: 'backbone' matches nothing"):
+        fit([Freeze()], model)
+    deeper = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 4))
+    Freeze.part = TrainablePart(freeze="backbone")
+    _, seen, _ = fit([Freeze()], ComposerClassifier(deeper, num_classes=4), max_duration="2ba")
+    assert _moved(seen.first, seen.later[-1]) == {"module.2.weight", "module.2.bias"}
+
+
+def _schedule(kind: str) -> Any:
+    return {
+        "steps": MultiStepScheduler(milestones=["4ba"], gamma=0.1),
+        "cosine": CosineAnnealingWithWarmupScheduler(t_warmup="2ba"),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["steps", "cosine"])
+def test_rates_of_parts_follow_composer_s_schedules(archive: RunArchive, kind: str) -> None:
+    _, plain, _ = fit([], schedulers=_schedule(kind))
+    rates = {"head": 1.0, "0.*": 0.1, "backbone": 0.5}
+    one, seen, _ = fit([warm(archive, learning_rates=rates)], schedulers=_schedule(kind))
+    names = {id(p): name for name, p in one.state.model.named_parameters()}
+    groups = [sorted(names[id(p)] for p in group["params"]) for group in one.state.optimizers[0].param_groups]
+    assert groups == [
+        ["module.0.bias", "module.0.weight"],
+        ["module.1.bias", "module.1.weight"],
+        ["module.3.bias", "module.3.weight"],
+    ]
+    assert len(plain.rates) == len(seen.rates) == 8
+    assert len({rate for (rate,) in plain.rates}) > 1
+    for (rate,), found in zip(plain.rates, seen.rates, strict=True):
+        assert found == pytest.approx([0.1 * rate, 0.5 * rate, rate], rel=1e-12)
+
+
+def test_a_rate_is_what_the_update_is_multiplied_by(archive: RunArchive) -> None:
+    # The first step of momentum SGD is rate * gradient, so the steps of two runs compare exactly.
+    steps = []
+    for factor in (1.0, 0.25):
+        _, seen, _ = fit([warm(archive, learning_rates={"0.*": factor})], max_duration="1ba")
+        steps.append({name: seen.later[0][name] - seen.first[name] for name in seen.first})
+    torch.testing.assert_close(steps[1]["module.0.weight"], 0.25 * steps[0]["module.0.weight"], rtol=1e-3, atol=1e-7)
+    assert torch.equal(steps[1]["module.3.weight"], steps[0]["module.3.weight"])
+
+
+def test_decoupled_weight_decay_reckons_from_the_part_s_own_rate(archive: RunArchive) -> None:
+    model, seen = mlp(5), Weights()
+    optimizer = DecoupledSGDW(model.parameters(), lr=0.1, weight_decay=0.01)
+    algorithm = warm(archive, learning_rates={"0.*": 0.1})
+    trainer_with(optimizer, model, [algorithm], [seen], max_duration="1ba").fit()
+    assert [(group["lr"], group["initial_lr"]) for group in optimizer.param_groups] == [
+        (pytest.approx(0.01), pytest.approx(0.01)),
+        (0.1, 0.1),
+    ]
+
+
+@pytest.mark.parametrize("arguments", [{}, COMPILED], ids=["eager", "compiled"])
+def test_unfreezing(archive: RunArchive, arguments: Any) -> None:
+    algorithm = warm(archive, freeze="backbone", learning_rates={"backbone": 0.5}, unfreeze_at="4ba")
+    one, seen, log = fit([algorithm], schedulers=_schedule("steps"), **arguments)
+    everything = {name for name, _ in mlp().named_parameters()}
+    assert seen.with_gradient == [HEAD] * 4 + [everything] * 4
+    assert _moved(seen.first, seen.later[3]) == HEAD
+    assert _moved(seen.later[3], seen.later[4]) == set(seen.first) - {IDLE}
+    _, plain, _ = fit([], schedulers=_schedule("steps"))
+    rates = [rate for (rate,) in plain.rates]
+    assert rates[4] == 0.1, "Composer takes the step of 4ba one batch later"
+    assert rates[5] == pytest.approx(0.01)
+    for batch, found in enumerate(seen.rates):
+        assert found == pytest.approx([rates[batch]] if batch < 4 else [rates[batch], 0.5 * rates[batch]]), batch
+    inside = [id(p) for group in one.state.optimizers[0].param_groups for p in group["params"]]
+    assert sorted(inside) == sorted(id(p) for p in one.state.model.parameters())
+    frozen = [float(value) for _, value in log.data["reuse/warm_start/frozen"]]
+    assert frozen == [pytest.approx(144 / 212), 0.0]
+
+
+def _resumable(archive: RunArchive, folder: Path, stop: int | None, optimizer: str) -> Weights:
+    weights, model = Weights(), mlp(5)
+    settings = {"freeze": "backbone", "learning_rates": {"1.*": 0.3}, "unfreeze_at": "3ba"}
+    stops = [] if stop is None else [Stop(stop)]
+    made: Any = {
+        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3),
+        "plain sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.1),
+        "adamw": lambda: torch.optim.AdamW(model.parameters(), lr=0.01),
+    }[optimizer]()
+    one = trainer_with(
+        made,
+        model,
+        [warm(archive, **settings), *stops],
+        [weights],
+        schedulers=_schedule("cosine"),
+        **checkpointed(folder, save_interval="1ba"),
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        one.fit()
+    one.close()
+    return weights
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "plain sgd", "adamw"])
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_resumes_bit_equal_on_both_sides_of_unfreezing(
+    archive: RunArchive, tmp_path: Path, stop: int, optimizer: str
+) -> None:
+    straight = _resumable(archive, tmp_path / "straight", None, optimizer)
+    _resumable(archive, tmp_path / "stopped", stop, optimizer)
+    later = _resumable(archive, tmp_path / "stopped", None, optimizer)
+    assert len(later.later) == 8 - stop
+    assert later.rates == straight.rates[stop:]
+    assert all(same(a, b) for a, b in zip(later.later, straight.later[stop:], strict=True))
+
+
+def test_what_would_not_work_is_refused_early(archive: RunArchive) -> None:
+    model = mlp(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    algorithm = warm(archive, freeze="backbone", unfreeze_at="1ep")
+    one = trainer_with(optimizer, model, [algorithm], [], schedulers=StepLR(optimizer, 1))
+    with pytest.raises(ModelError, match="cannot take them in"):
+        one.fit()
+    with pytest.raises(ModelError, match="nothing to train"):
+        fit([warm(archive, freeze="*")])
+    headless = ComposerClassifier(nn.Sequential(nn.Linear(6, 9)), num_classes=4)
+    with pytest.raises(ModelError, match="with 4 outputs, so its head cannot be found. Name it: head_pattern"):
+        fit([warm(archive, freeze="backbone")], headless)
+
+
+@pytest.mark.filterwarnings("ignore:.*BlurPool.*", "ignore:.*blurpool.*")
+def test_surgery_after_the_groups_were_made_is_refused(archive: RunArchive) -> None:
+    def net() -> ComposerClassifier:
+        layers = nn.Sequential(nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(256, 4))
+        return ComposerClassifier(layers, num_classes=4)
+
+    images = torch.utils.data.TensorDataset(torch.randn(16, 16, 8, 8), torch.arange(16) % 4)
+    surgery = BlurPool(replace_convs=True, replace_maxpools=False, min_channels=1)
+    with pytest.raises(ModelError, match="another algorithm changed the model's parameters"):
+        trainer(epoch_loader(images), net(), algorithms=[warm(archive, learning_rates={"head": 2.0}), surgery]).fit()
+
+
+@pytest.mark.ranks
+def test_two_ranks(archive: RunArchive, tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "ranks" / "start_warm.py"
+    location = str(archive.location)
+    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), location, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    old = archived(archive)
+    everything = {name for name, _ in mlp().named_parameters()}
+    for case, first in parts[0].items():
+        assert same(first["first"], parts[1][case]["first"]), case
+        # Statistics of batch norm are each rank's own until the next forward pass; parameters never differ.
+        for name in everything:
+            assert torch.equal(first["last"][name], parts[1][case]["last"][name]), (case, name)
+    assert same(parts[0]["plain"]["first"], old)
+    assert facts["plain"] == [sorted(everything)] * 2
+    assert same(
+        {n: v for n, v in parts[0]["frozen"]["last"].items() if n not in HEAD},
+        {n: v for n, v in old.items() if n not in HEAD},
+    )
+    assert facts["frozen"] == [sorted(HEAD)] * 2
+    assert facts["thawed"] == [sorted(HEAD)] * 3 + [sorted(everything)] * 5
+    assert facts["resumed"] is True
+    # Every rank gets the same fresh rows and the same noise.
+    _, seen, _ = fit([warm(archive, head="reset", perturb=0.2, shrink=0.5)], max_duration="1ba")
+    for name, value in parts[0]["perturbed"]["first"].items():
+        assert torch.equal(value, seen.first[name]), name
