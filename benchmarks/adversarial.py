@@ -38,9 +38,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -52,6 +50,7 @@ import torch
 from adversarial_online import OnlineAdvProp
 from adversarial_steps import BATCH, VARIANTS, Setting, measure, summarise
 from composer import Trainer
+from job_runner import append, command_line, run_apart
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
@@ -136,16 +135,11 @@ class Study:
         job = {**self.common, "method": method, "seed": seed}
         job |= {"threads": max(1, (os.cpu_count() or 1) // self.options.jobs), "npz": self.options.npz}
         job |= {"archive": self.options.archive}
-        with tempfile.TemporaryDirectory() as folder:
-            result = Path(folder) / "result.json"
-            command = [sys.executable, __file__, "--one", json.dumps(job), "--out", str(result)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                self.failed += 1
-                print(f"{method} seed {seed} failed:\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
-                return
-            record = json.loads(result.read_text())
-        record["command"] = command_line()
+        record = run_apart(__file__, job, f"{method} seed {seed}")
+        if record is None:
+            self.failed += 1
+            return
+        record["command"] = command_line(__file__)
         with self.lock:
             append(self.out, record)
         measured = ", ".join(f"{name} {record[name]:.3f}" for name in MEASURES)
@@ -230,18 +224,6 @@ def _difference(own: dict[int, float], other: dict[int, float]) -> str:
     if not both or own == other:
         return "-"
     return "difference " + _shown(paired_interval([own[s] for s in both], [other[s] for s in both]))
-
-
-def append(out: Path, record: dict[str, Any]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
-
-
-def command_line() -> str:
-    """Where the files lay says nothing about the result."""
-    arguments = [Path(one).name if os.sep in one else one for one in sys.argv[1:]]
-    return " ".join(["python", "benchmarks/adversarial.py", *arguments])
 
 
 def surroundings() -> dict[str, Any]:
@@ -344,7 +326,7 @@ def run_steps(options: argparse.Namespace) -> int:
     summary = summarise(seconds)
     record = {"model": options.model, "batch": BATCH, "autocast": options.autocast, "threads": options.threads}
     record |= {"summary": summary, "seconds": {name: [round(one, 6) for one in seconds[name]] for name in names}}
-    append(Path(options.steps_out), {**record, **surroundings(), "command": command_line()})
+    append(Path(options.steps_out), {**record, **surroundings(), "command": command_line(__file__)})
     return 0
 
 

@@ -34,9 +34,7 @@ import argparse
 import json
 import math
 import os
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +43,7 @@ from typing import Any
 
 import torch
 from composer import Trainer
+from job_runner import append, command_line, run_apart
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
@@ -132,22 +131,13 @@ class Benchmark:
         job = self.job(method, seed)
         job |= {"threads": max(1, (os.cpu_count() or 1) // self.options.jobs), "npz": self.options.npz}
         job |= {"archive": self.options.archive, "autocast": self.options.autocast}
-        with tempfile.TemporaryDirectory() as folder:
-            result = Path(folder) / "result.json"
-            command = [sys.executable, __file__, "--one", json.dumps(job), "--out", str(result)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                self.failed += 1
-                print(f"{method} seed {seed} failed:\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
-                return
-            record = json.loads(result.read_text())
-        # Where the files lay says nothing about the result.
-        arguments = [Path(one).name if "/" in one else one for one in sys.argv[1:]]
-        record["command"] = " ".join(["python", "benchmarks/curriculum.py", *arguments])
+        record = run_apart(__file__, job, f"{method} seed {seed}")
+        if record is None:
+            self.failed += 1
+            return
+        record["command"] = command_line(__file__)
         with self.lock:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            with self.out.open("a") as lines:
-                lines.write(json.dumps(record) + "\n")
+            append(self.out, record)
         print(
             f"{method:24} seed {seed}: accuracy {record['accuracy']:.4f}, {record['examples']} examples, "
             f"{record['steps']} steps, {record['cost_seconds']:.0f} s",
