@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append", "command_line", "run_apart"]
+__all__ = ["ResultsFile", "append", "command_line", "run_apart"]
 
 
 def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | None:
@@ -32,6 +32,28 @@ def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | 
             print(f"{label} failed:\n{done.stderr[-2000:]}", file=sys.stderr, flush=True)
             return None
         return json.loads(result.read_text())
+
+
+class ResultsFile:
+    """A file of JSON lines that only grows.
+
+    Args:
+        path: where it is, or is to be.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def records(self, **wanted: Any) -> list[dict[str, Any]]:
+        """All lines that have these values, oldest first."""
+        if not self.path.exists():
+            return []
+        records = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+        return [one for one in records if all(one.get(key) == value for key, value in wanted.items())]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line."""
+        append(self.path, record)
 
 
 def append(out: Path, record: dict[str, Any]) -> None:

@@ -44,9 +44,9 @@ def planned(here: Path, *overrides: str, **keys: Any) -> Plan:
     return plan_sequence(load_sequence(sequence(here, **keys), overrides))
 
 
-def in_process(step: PlannedStep, ranks: int, lock: int) -> int:
+def in_process(step: PlannedStep, ranks: int, lock: int, **options: Any) -> int:
     """Trains a step as its own process would."""
-    del ranks, lock
+    del ranks, lock, options
     return train.main([str(step.folder / RECIPE)])
 
 

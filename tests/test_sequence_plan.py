@@ -197,3 +197,32 @@ def test_fingerprint_is_of_the_training_only(tmp_path: Path) -> None:
     assert len(set(same)) == 2
     slower = planned(tmp_path, "overrides.optimizer.lr=0.05")
     assert not {fingerprint(step.recipe.record) for step in slower.of_arm("without")} & set(same)
+
+
+def _prior_and_method(tmp_path: Path, runs: object) -> list[str]:
+    reuse = {"overrides": {"algorithms": {"prior_run_distillation": {"runs": runs, "loss": "mse", "weight": 0.5}}}}
+    arms = {"method": reuse, "plain": {}, "prior": {"grid": {"seed": [7, 8]}}}
+    return [step.title for step in planned(tmp_path, arms=arms).steps]
+
+
+def test_runs_of_another_arm_come_before_what_reuses_them(tmp_path: Path) -> None:
+    method, plain = ["method/seed-1", "method/seed-2"], ["plain/seed-1", "plain/seed-2"]
+    all_of_it = _prior_and_method(tmp_path, {"tags": {"sequence": "${name}", "arm": "prior"}})
+    assert all_of_it == ["prior/seed-7", "prior/seed-8", method[0], plain[0], method[1], plain[1]]
+    one_each = _prior_and_method(tmp_path, {"run_name": "${name}-prior-seed-8"})
+    assert one_each == ["prior/seed-8", method[0], plain[0], "prior/seed-7", method[1], plain[1]]
+    by_name = _prior_and_method(tmp_path, "${name}-prior-seed-8")
+    assert by_name == one_each
+    # One that fits its own arm as well means those before it.
+    history = _prior_and_method(tmp_path, {"tags": {"study": "${name}"}})
+    assert history == [method[0], plain[0], "prior/seed-7", method[1], plain[1], "prior/seed-8"]
+
+
+def test_the_same_seed_of_another_arm_is_named_by_the_recipes_own_seed(tmp_path: Path) -> None:
+    titles = _prior_and_method(tmp_path, {"run_name": "${name}-prior-seed-1\\${seed}"})
+    assert titles[:3] == ["method/seed-1", "plain/seed-1", "prior/seed-7"]
+    runs = {"run_name": "${name}-prior-seed-\\${seed}"}
+    reuse = {"overrides": {"algorithms": {"prior_run_distillation": {"runs": runs, "loss": "mse", "weight": 0.5}}}}
+    arms = {"method": reuse, "prior": {"grid": {"seed": [2, 1]}}}
+    steps = [step.title for step in planned(tmp_path, arms=arms).steps]
+    assert steps == ["prior/seed-1", "method/seed-1", "prior/seed-2", "method/seed-2"]

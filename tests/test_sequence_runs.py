@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import safetensors.torch
 import torch
 from composer import Callback
 
+from compare.synthetic_runs import write_run
 from reuse_algos import train
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
@@ -29,7 +31,7 @@ from reuse_algos.sequence import (
     sequence_report,
 )
 from reuse_algos.sequence.progress import CHECKPOINTS, RECIPE, open_for_reading
-from reuse_algos.sequence.running import LOG, step_process
+from reuse_algos.sequence.running import LOG, Halt, step_process
 from sequences import in_process, planned, sequence
 
 # Both are Composer's, on resuming behind the last batch of an epoch.
@@ -245,7 +247,7 @@ def test_killed_and_restarted_gives_the_same_table(tmp_path: Path) -> None:
     while not list(checkpoints.rglob("*.pt")) and time.monotonic() < until:
         assert first.poll() is None
         time.sleep(0.02)
-    children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    children = " ".join(one.read_text() for one in Path(f"/proc/{first.pid}/task").glob("*/children")).split()
     assert len(children) == 1
     os.kill(first.pid, signal.SIGKILL)
     first.wait()
@@ -355,3 +357,86 @@ def test_growing_data_goes_on_from_the_weights_of_the_step_before(tmp_path: Path
     sizes = [found.run.manifest.dataset for found in states if found.run is not None]
     numbers = [size.num_examples for size in sizes if size is not None]
     assert numbers[2] == pytest.approx(2 * numbers[0], abs=10)
+
+
+def test_jobs_side_by_side_keep_the_order_of_what_is_reused(tmp_path: Path) -> None:
+    """Plain steps fill the second place; a step starts only behind those it learns from, and before none that it is
+    not to see."""
+    lock, going, seen = threading.Lock(), set[str](), list[tuple[str, frozenset[str]]]()
+    archive_steps: dict[str, set[str]] = {}
+    barrier = threading.Barrier(2)
+
+    def recorded(step: PlannedStep, ranks: int, lock_descriptor: int) -> int:
+        with lock:
+            going.add(step.title)
+            seen.append((step.title, frozenset(going)))
+            runs = RunArchive(tmp_path / "archive").runs()
+            archive_steps[step.title] = {f"{run.tags['arm']}/{run.tags['step']}" for run in runs}
+        if step.title in ("without/seed-1", "reuse/seed-1"):
+            barrier.wait(60)  # both must be there at once
+        with lock:
+            done = write_run(
+                RunArchive(tmp_path / "archive"), None, step.recipe.settings.seed, [0.5], tags=step.tags,
+                recipe=step.recipe.record,
+            )  # fmt: skip
+            assert done is not None
+            going.remove(step.title)
+        return 0
+
+    plan = planned(tmp_path, "grid.seed=[1,2,3]")
+    told: list[str] = []
+    states = run_sequence(
+        plan, jobs=2, say=lambda line: None, finished=lambda found: told.append(found.step.title), runner=recorded
+    )
+    assert max(len(others) for _, others in seen) == 2
+    assert all(found.run is not None for found in states)
+    assert sorted(told) == sorted(step.title for step in plan.steps)
+    for number in (1, 2, 3):
+        before = {title for title in archive_steps[f"reuse/seed-{number}"] if title.startswith("reuse")}
+        assert before == {f"reuse/seed-{other}" for other in range(1, number)}
+
+
+def test_time_is_up_and_the_next_call_goes_on(tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def slow(step: PlannedStep, ranks: int, lock: int) -> int:
+        calls.append(step.title)
+        if len(calls) == 2:
+            time.sleep(1.0)
+            return 143  # as of a process that was ended
+        return in_process(step, ranks, lock)
+
+    plan = planned(tmp_path, "grid.seed=[1]")
+    said: list[str] = []
+    states = run_sequence(plan, time_limit=0.0, say=said.append, runner=slow)
+    assert (calls, said, [found.state for found in states]) == ([], [], ["to do", "to do"])
+    states = run_sequence(plan, arms=["without"], say=said.append, runner=slow)
+    assert [found.state for found in states] == ["finished", "to do"]
+    states = run_sequence(plan, time_limit=0.5, say=said.append, runner=slow)
+    assert [found.state for found in states] == ["finished", "interrupted"]
+    assert said[-1] == "[2/2] reuse/seed-1: interrupted, as the time is up"
+    states = run_sequence(plan, say=said.append, runner=slow)
+    assert [found.state for found in states] == ["finished", "finished"]
+    assert calls == ["without/seed-1", "reuse/seed-1", "reuse/seed-1"]
+
+
+def test_a_process_is_ended_when_the_time_is_up() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
+        assert Halt(0.3).wait(process) is None
+        process.kill()
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(5)"]) as process:
+        assert Halt(60.0).wait(process) == 5
+
+
+def test_arms_that_are_chosen_bring_what_they_reuse(tmp_path: Path) -> None:
+    query = {"run_name": "${name}-prior-seed-1\\${seed}"}
+    teach = {"algorithms": {"prior_run_distillation": {"runs": query, "source": "live", "loss": "mse", "weight": 0.5}}}
+    arms = {"taught": {"overrides": teach}, "without": {}, "prior": {"grid": {"seed": [11, 12, 13]}}}
+    plan = planned(tmp_path, arms=arms)
+    states = run_sequence(plan, arms=["taught"], say=lambda line: None, runner=in_process)
+    titles = [found.step.title for found in states if found.run is not None]
+    assert titles == ["prior/seed-11", "taught/seed-1", "prior/seed-12", "taught/seed-2"]
+    with pytest.raises(SequenceError, match=r"has no arm tought.*taught"):
+        run_sequence(plan, arms=["tought"], say=lambda line: None, runner=in_process)
+    with pytest.raises(SequenceError, match="jobs must be at least 1, not 0"):
+        run_sequence(plan, jobs=0, runner=in_process)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reuse_algos.cli import main
+from reuse_algos.commands.common import seconds_of
 from sequences import in_process, sequence
 
 
@@ -74,6 +75,21 @@ def test_bad_input_is_two_with_one_message(tmp_path: Path, capsys: pytest.Captur
         assert (code, out) == (2, ""), argv
         assert message in err
         assert "Traceback" not in err
+
+
+@pytest.mark.usefixtures("quick")
+def test_time_limit_says_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(sequence(tmp_path))
+    code, out, _ = call(capsys, path, "--time-limit", "0s")
+    assert (code, out) == (3, "4 of 4 steps are left; the same command goes on with them\n")
+    code, _, err = call(capsys, path, "--time-limit", "9 weeks")
+    assert code == 2
+    assert "'9 weeks' is no time: write for example 90s, 9m or 1.5h" in err
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("9m", 540.0), ("1.5h", 5400.0)])
+def test_times(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
 
 
 def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "positive",
     "print_json",
     "printable",
+    "seconds_of",
     "tags_of",
 ]
 
@@ -152,6 +153,18 @@ def tags_of(args: argparse.Namespace) -> dict[str, list[str]] | None:
             raise UsageError(f"--tag needs KEY=VALUE, got {text!r} (arguments such as ARCHIVE come before --tag)")
         tags.setdefault(key, []).append(value)
     return tags or None
+
+
+def seconds_of(text: str) -> float:
+    """``90``, ``90s``, ``9m`` or ``1.5h`` in seconds, for ``argparse``.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time: write for example 90s, 9m or 1.5h")
+    return float(found[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
 
 
 def positive(text: str) -> int:

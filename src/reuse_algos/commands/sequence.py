@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from reuse_algos.commands.common import Subparsers, add_command, add_json, console, print_json, printable
+from reuse_algos.commands.common import (
+    Subparsers,
+    add_command,
+    add_json,
+    console,
+    positive,
+    print_json,
+    printable,
+    seconds_of,
+)
 
 __all__ = ["add_parser", "run"]
 
@@ -17,7 +26,13 @@ key=value, which come right after FILE.
 
 Each step is a process of its own, which sees the archive of those before it. Whatever is killed can
 be started again with the same command: finished steps are not trained again, an interrupted one
-goes on from its checkpoint. When all are finished, it prints the report and trains nothing."""
+goes on from its checkpoint. When all are finished, it prints the report and trains nothing.
+
+With --jobs, steps that do not reuse each other are trained side by side; they share the machine, so
+their seconds tell less. When a --time-limit is up, the steps that are being trained are ended, and
+the exit code is 3: the same command goes on with what is left."""
+
+_LEFT = 3
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,18 +46,21 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos sequence yamls/sequences/five_seeds.yaml --dry-run
         reuse-algos sequence sequences/five_seeds grid.seed=[1,2] --archive /tmp/archive
         reuse-algos sequence mine.yaml overrides.max_duration=5ep --json
+        reuse-algos sequence mine.yaml --jobs 2 --time-limit 50m
         """,
     )
     parser.add_argument("file", metavar="FILE", help="file of the sequence")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the file")
     parser.add_argument("--archive", metavar="DIR", help="folder or URL of the archive, in place of the file's")
     parser.add_argument("--dry-run", action="store_true", help="check every recipe and list the steps; train nothing")
+    parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="steps trained side by side (default: 1)")
+    parser.add_argument("--time-limit", type=seconds_of, metavar="TIME", help="such as 90s, 9m or 1.5h")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, or go on with, a sequence; 0 when all of it is finished."""
+    """Run, or go on with, a sequence; 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
     from reuse_algos.recipe.shipped import shipped_recipe
     from reuse_algos.sequence import (
@@ -70,7 +88,16 @@ def run(args: argparse.Namespace) -> int:
             print_plan(states, console())
         return 0
     progress = sys.stderr if args.json else sys.stdout
-    states = run_sequence(plan, say=lambda line: print(printable(line), file=progress, flush=True))
+    states = run_sequence(
+        plan,
+        jobs=args.jobs,
+        time_limit=args.time_limit,
+        say=lambda line: print(printable(line), file=progress, flush=True),
+    )
+    left = sum(found.run is None for found in states)
+    if left:
+        print(f"{left} of {len(states)} steps are left; the same command goes on with them", file=progress, flush=True)
+        return _LEFT
     report = sequence_report(config, states, RunArchive(config.archive, create=False, read_only=True))
     if args.json:
         print_json(report.to_dict())

@@ -20,7 +20,7 @@ from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.recipe.source import parse_yaml, read_text
 from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 
-__all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence", "reuses", "trained_by"]
+__all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence", "reuses", "trained_by", "waits_for"]
 
 _OWN_TAGS = ("sequence", "arm", "step")
 _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite")
@@ -87,7 +87,8 @@ class Plan:
 
     Attributes:
         config: the sequence file.
-        steps: of all arms: the first step of each arm, then the second of each, and so on.
+        steps: of all arms: the first step of each arm, then the second of each, and so on; but where a step asks for
+            runs of other arms only, and not of its own, these come before it.
     """
 
     config: SequenceConfig
@@ -109,6 +110,7 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     arms = [list(_planned_arm(config, name, arm, faults)) for name, arm in config.arms.items()]
     steps = [step for row in itertools.zip_longest(*arms) for step in row if step is not None]
     _check_search(config, arms, faults)
+    steps = _other_arms_first(steps)
     for index, step in enumerate(steps):
         _check_prior_runs(config, steps[:index], step, faults)
     if len(faults):
@@ -315,13 +317,48 @@ def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], ste
         faults.add(step.title, what + advice)
 
 
+def _other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
+    """The steps in their order, except that one whose query is for runs of other arms comes after all of these.
+
+    A query that also fits steps of its own arm means those before it, whatever comes later.
+    """
+    asked: dict[str, list[PlannedStep]] = {}
+    ordered: list[PlannedStep] = []
+    entered: set[int] = set()
+
+    def matches(query: Mapping[str, Any]) -> list[PlannedStep]:
+        key = json.dumps([query["tags"], query.get("run_name")], sort_keys=True, default=str)
+        if key not in asked:
+            asked[key] = [other for other in steps if _fits(query, other)]
+        return asked[key]
+
+    def add(step: PlannedStep) -> None:
+        if id(step) in entered:
+            return
+        entered.add(id(step))
+        for _, query in _queries(step):
+            found = matches(query)
+            own = any(other.arm == step.arm for other in found)
+            for other in found:
+                if not own or (other.arm == step.arm and other.position < step.position):
+                    add(other)
+        ordered.append(step)
+
+    for step in steps:
+        add(step)
+    return ordered
+
+
 def _queries(step: PlannedStep) -> list[tuple[str, dict[str, Any]]]:
     """Where a step's algorithms ask for prior runs, and for which."""
     found = []
     for name, options in step.recipe.settings.algorithms.items():
-        query = options.get("runs")
-        if isinstance(query, dict):
-            found.append((f"algorithms.{name}.runs", {**query, "tags": query.get("tags") or {}}))
+        asked = options.get("runs")
+        for query in asked if isinstance(asked, list) else [asked]:
+            if isinstance(query, str):
+                query = {"run_name": query}
+            if isinstance(query, dict):
+                found.append((f"algorithms.{name}.runs", {**query, "tags": query.get("tags") or {}}))
     return found
 
 
@@ -333,6 +370,14 @@ def _fits(query: Mapping[str, Any], other: PlannedStep) -> bool:
 def reuses(step: PlannedStep, other: PlannedStep) -> bool:
     """Whether the run of ``other`` is among those that an algorithm of ``step`` asks for."""
     return any(_fits(query, other) for _, query in _queries(step))
+
+
+def waits_for(step: PlannedStep, other: PlannedStep) -> bool:
+    """Whether ``step`` must not be trained at the same time as ``other``, which comes before it in the plan.
+
+    It reuses the run of ``other``, or its own run, if it were there too early, would be reused by it.
+    """
+    return reuses(step, other) or reuses(other, step)
 
 
 def trained_by(record: Mapping[str, Any]) -> dict[str, Any]:

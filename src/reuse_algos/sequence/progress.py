@@ -10,7 +10,7 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.store import open_store
 from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
-from reuse_algos.sequence.plan import Plan, PlannedStep, differences, reuses
+from reuse_algos.sequence.plan import Plan, PlannedStep, differences, waits_for
 
 __all__ = ["CHECKPOINTS", "RECIPE", "StepState", "look_up_states", "open_for_reading"]
 
@@ -124,9 +124,7 @@ def _out_of_order(states: Sequence[StepState]) -> list[str]:
         if missing.state == "finished":
             continue
         later = [
-            other
-            for other in states[index + 1 :]
-            if other.state == "finished" and (reuses(missing.step, other.step) or reuses(other.step, missing.step))
+            other for other in states[index + 1 :] if other.state == "finished" and waits_for(other.step, missing.step)
         ]
         if later:
             runs = ", ".join(other.run.id for other in later if other.run is not None)
