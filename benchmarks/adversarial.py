@@ -37,12 +37,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +47,7 @@ import torch
 from adversarial_online import OnlineAdvProp
 from adversarial_steps import BATCH, VARIANTS, Setting, measure, summarise
 from composer import Trainer
-from job_runner import append, command_line, run_apart
+from job_runner import ResultsFile, RunQueue, command_line
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
@@ -94,7 +91,7 @@ class Study:
         self.options = options
         full = STUDIES[options.study][1]
         self.epochs = full if options.epochs is None else options.epochs
-        self.out = Path(options.out)
+        self.out = ResultsFile(options.out)
         self.seeds = [int(seed) for seed in options.seeds.split(",")]
         self.methods = options.methods.split(",") if options.methods else list(METHODS)
         self.prior_seeds = [FIRST_PRIOR_SEED + number for number in range(options.priors)]
@@ -106,48 +103,20 @@ class Study:
             "autocast": options.autocast,
             "priors": options.priors,
         }
-        self.began = time.monotonic()
-        self.lock = threading.Lock()
-        self.failed = 0
+        self.queue = RunQueue(__file__, self.out, jobs=options.jobs, time_limit=options.time_limit, describe=_described)
 
     def find(self, method: str, seed: int) -> dict[str, Any] | None:
         """The record of one run."""
-        if not self.out.exists():
-            return None
-        records = [json.loads(line) for line in self.out.read_text().splitlines() if line.strip()]
         # A prior run serves whatever number of them is asked for.
         keys = [key for key in self.common if not (method == "prior" and key == "priors")]
-        wanted = {**{key: self.common[key] for key in keys}, "method": method, "seed": seed}
-        found = [one for one in records if all(one.get(key) == value for key, value in wanted.items())]
+        found = self.out.records(**{key: self.common[key] for key in keys}, method=method, seed=seed)
         return found[-1] if found else None
 
     def run_all(self, jobs: Sequence[tuple[str, int]]) -> None:
         """Those that are not done yet, several at a time, until the time is up."""
+        places = {"npz": self.options.npz, "archive": self.options.archive}
         todo = [(method, seed) for method, seed in jobs if self.find(method, seed) is None]
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            list(pool.map(lambda pair: self.run(*pair), todo))
-
-    def run(self, method: str, seed: int) -> None:
-        """One run in a process of its own; its record goes to the end of the file."""
-        limit = self.options.time_limit
-        if limit is not None and time.monotonic() - self.began > limit:
-            return
-        job = {**self.common, "method": method, "seed": seed}
-        job |= {"threads": max(1, (os.cpu_count() or 1) // self.options.jobs), "npz": self.options.npz}
-        job |= {"archive": self.options.archive}
-        record = run_apart(__file__, job, f"{method} seed {seed}")
-        if record is None:
-            self.failed += 1
-            return
-        record["command"] = command_line(__file__)
-        with self.lock:
-            append(self.out, record)
-        measured = ", ".join(f"{name} {record[name]:.3f}" for name in MEASURES)
-        print(
-            f"{method:14} seed {seed}: clean {record['accuracy']:.4f}, {measured}; {record['train_seconds']:.0f} s of "
-            f"training",
-            flush=True,
-        )
+        self.queue.run_all([{**self.common, **places, "method": method, "seed": seed} for method, seed in todo])
 
     def main(self) -> int:
         """Prior runs, then the methods, then the summary."""
@@ -164,7 +133,7 @@ class Study:
             # Seeds in turn, so that whatever the time allows is balanced over the methods.
             self.run_all([(method, seed) for seed in self.seeds for method in self.methods])
         self.summarise()
-        return 1 if self.failed else 0
+        return 1 if self.queue.failed else 0
 
     # Summary --------------------------------------------------------------------------------------------------------
 
@@ -213,6 +182,11 @@ class Study:
         fooling = [own["fooling"] for own, _ in known if own["fooling"] is not None]
         stale = f"{sum(fooling) / len(fooling):.3f}" if fooling else "-"
         print(f"  {method:14} {cells[0]:>8}  {cells[1]:>12}  {cells[2]:>11}  {stale:>8}")
+
+
+def _described(record: dict[str, Any]) -> str:
+    measured = ", ".join(f"{name} {record[name]:.3f}" for name in MEASURES)
+    return f"clean {record['accuracy']:.4f}, {measured}; {record['train_seconds']:.0f} s of training"
 
 
 def _shown(interval: Interval) -> str:
@@ -326,7 +300,7 @@ def run_steps(options: argparse.Namespace) -> int:
     summary = summarise(seconds)
     record = {"model": options.model, "batch": BATCH, "autocast": options.autocast, "threads": options.threads}
     record |= {"summary": summary, "seconds": {name: [round(one, 6) for one in seconds[name]] for name in names}}
-    append(Path(options.steps_out), {**record, **surroundings(), "command": command_line(__file__)})
+    ResultsFile(options.steps_out).append({**record, **surroundings(), "command": command_line(__file__)})
     return 0
 
 

@@ -33,17 +33,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
-from job_runner import append, command_line, run_apart
+from job_runner import ResultsFile, RunQueue
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
@@ -86,10 +83,8 @@ class Benchmark:
         self.options = options
         self.recipe, full = STUDIES[options.study]
         self.epochs = full if options.epochs is None else options.epochs
-        self.out = Path(options.out)
-        self.began = time.monotonic()
-        self.lock = threading.Lock()
-        self.failed = 0
+        self.out = ResultsFile(options.out)
+        self.queue = RunQueue(__file__, self.out, jobs=options.jobs, time_limit=options.time_limit, describe=_described)
 
     # Jobs -----------------------------------------------------------------------------------------------------------
 
@@ -97,6 +92,7 @@ class Benchmark:
         """What a run needs."""
         base = method.removesuffix(".shuffled").removesuffix(".random")
         job: dict[str, Any] = {"study": self.options.study, "epochs": self.epochs, "method": method, "seed": seed}
+        job |= {"npz": self.options.npz, "archive": self.options.archive, "autocast": self.options.autocast}
         if method == "plain" or method == "prior":
             return job | {"max_duration": f"{self.epochs}ep", "settings": None}
         if method.startswith("plain."):
@@ -105,44 +101,14 @@ class Benchmark:
         settings = {**settings, **(CONTROLS[method.removeprefix(base)] if method != base else {})}
         return job | {"max_duration": f"{max(1, round(share * self.epochs))}ep", "settings": settings}
 
-    def records(self) -> list[dict[str, Any]]:
-        """All lines of the results file that belong to this study and length."""
-        if not self.out.exists():
-            return []
-        lines = [json.loads(line) for line in self.out.read_text().splitlines() if line.strip()]
-        return [one for one in lines if (one["study"], one["epochs"]) == (self.options.study, self.epochs)]
-
     def find(self, method: str, seed: int) -> dict[str, Any] | None:
         """The record of one run."""
-        found = [one for one in self.records() if (one["method"], one["seed"]) == (method, seed)]
+        found = self.out.records(study=self.options.study, epochs=self.epochs, method=method, seed=seed)
         return found[-1] if found else None
 
     def run_all(self, jobs: list[tuple[str, int]]) -> None:
         """Those that are not done yet, several at a time, until the time is up."""
-        todo = [(method, seed) for method, seed in jobs if self.find(method, seed) is None]
-        with ThreadPoolExecutor(self.options.jobs) as pool:
-            list(pool.map(lambda pair: self.run(*pair), todo))
-
-    def run(self, method: str, seed: int) -> None:
-        """One run in a process of its own; its record goes to the end of the file."""
-        limit = self.options.time_limit
-        if limit is not None and time.monotonic() - self.began > limit:
-            return
-        job = self.job(method, seed)
-        job |= {"threads": max(1, (os.cpu_count() or 1) // self.options.jobs), "npz": self.options.npz}
-        job |= {"archive": self.options.archive, "autocast": self.options.autocast}
-        record = run_apart(__file__, job, f"{method} seed {seed}")
-        if record is None:
-            self.failed += 1
-            return
-        record["command"] = command_line(__file__)
-        with self.lock:
-            append(self.out, record)
-        print(
-            f"{method:24} seed {seed}: accuracy {record['accuracy']:.4f}, {record['examples']} examples, "
-            f"{record['steps']} steps, {record['cost_seconds']:.0f} s",
-            flush=True,
-        )
+        self.queue.run_all([self.job(method, seed) for method, seed in jobs if self.find(method, seed) is None])
 
     def main(self) -> int:
         """Prior runs, then the methods, then plain runs at their numbers of steps, then the summary."""
@@ -167,7 +133,7 @@ class Benchmark:
                         matched.append((f"plain.{record['steps']}", seed))
             self.run_all(list(dict.fromkeys(matched)))
         self.summarise(methods, seeds)
-        return 1 if self.failed else 0
+        return 1 if self.queue.failed else 0
 
     # Summary --------------------------------------------------------------------------------------------------------
 
@@ -244,6 +210,11 @@ class Benchmark:
             f"dynamic_prune saves {100 * sum(saved) / len(saved):.1f} % of the examples ({goal}) and differs by "
             f"{_shown(difference, 100)} points from plain: {verdict}."
         )
+
+
+def _described(record: dict[str, Any]) -> str:
+    examples, seconds = record["examples"], record["cost_seconds"]
+    return f"accuracy {record['accuracy']:.4f}, {examples} examples, {record['steps']} steps, {seconds:.0f} s"
 
 
 def _shown(interval: Interval, scale: float = 1.0) -> str:

@@ -7,10 +7,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ResultsFile", "append", "command_line", "run_apart"]
+__all__ = ["ResultsFile", "RunQueue", "command_line", "run_apart"]
 
 
 def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | None:
@@ -53,14 +57,56 @@ class ResultsFile:
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line."""
-        append(self.path, record)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
 
 
-def append(out: Path, record: dict[str, Any]) -> None:
-    """Add a line to a results file."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")
+class RunQueue:
+    """Runs a benchmark's jobs, each in a process of its own, and appends their records to its results file.
+
+    Args:
+        script: the benchmark's file, as for :func:`run_apart`.
+        out: the results file.
+        jobs: how many runs at a time; they share the cores.
+        time_limit: seconds after which no further run starts; None for no limit.
+        describe: a record in words, for the line that is printed.
+    """
+
+    def __init__(
+        self,
+        script: str,
+        out: ResultsFile,
+        *,
+        jobs: int,
+        time_limit: float | None,
+        describe: Callable[[dict[str, Any]], str],
+    ) -> None:
+        self.failed = 0
+        self._script = script
+        self._out = out
+        self._jobs = jobs
+        self._until = None if time_limit is None else time.monotonic() + time_limit
+        self._describe = describe
+        self._lock = threading.Lock()
+
+    def run_all(self, jobs: Sequence[dict[str, Any]]) -> None:
+        """Run jobs, each with a ``method`` and a ``seed``, until the time is up; those that fail are counted."""
+        with ThreadPoolExecutor(self._jobs) as pool:
+            list(pool.map(self._run, jobs))
+
+    def _run(self, job: dict[str, Any]) -> None:
+        if self._until is not None and time.monotonic() > self._until:
+            return
+        name = f"{job['method']:24} seed {job['seed']}"
+        threads = max(1, (os.cpu_count() or 1) // self._jobs)
+        record = run_apart(self._script, {**job, "threads": threads}, name)
+        with self._lock:
+            if record is None:
+                self.failed += 1
+                return
+            self._out.append({**record, "command": command_line(self._script)})
+            print(f"{name}: {self._describe(record)}", flush=True)
 
 
 def command_line(script: str) -> str:
