@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import random
 import statistics
 import tempfile
-import threading
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from adversarial_online import OnlineAdvProp
-from composer import Callback, State, Trainer
+from composer import Trainer
 from composer.algorithms import ChannelsLast
+from step_clock import StepClock, epochs_by_turns, ratios
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.attacks import Attack
@@ -63,43 +60,12 @@ class Setting:
     threads: int
 
 
-class StepClock(Callback):
-    """Times each step up to the start of the next one of the same epoch, and lets the next trainer make its step then.
-
-    Every trainer runs in a thread of its own and a baton goes round, so that whatever else the machine does meets all.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.baton = threading.Semaphore(0)
-        self.next: StepClock | None = None
-        self._began: float | None = None
-
-    def epoch_start(self, state: State, logger: Any) -> None:
-        """The first step of an epoch has no predecessor in it."""
-        del state, logger
-        self._began = None
-
-    def batch_start(self, state: State, logger: Any) -> None:
-        """End of one step, start of the next."""
-        del state, logger
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        if self._began is not None:
-            self.seconds.append(now - self._began)
-        if self.next is not None and self.next is not self:
-            self.next.baton.release()
-            self.baton.acquire()
-        self._began = time.perf_counter()
-
-
-def images(count: int, device: str) -> DeviceImages:
+def images(count: int, device: str, classes: int = CLASSES) -> DeviceImages:
     """Random images of CIFAR's shape, augmented in numbered views as in the recipes."""
     generator = torch.Generator().manual_seed(0)
     return DeviceImages(
         torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8),
-        torch.randint(0, CLASSES, (count,), generator=generator),
+        torch.randint(0, classes, (count,), generator=generator),
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
         augmentation=Augmentation("crop_flip"),
@@ -115,7 +81,7 @@ class Training:
         self, dataset: DeviceImages, setting: Setting, algorithms: list[Any], recorder: RunRecorder | None = None
     ) -> None:
         torch.manual_seed(0)
-        self.clock, self.threads = StepClock(), setting.threads
+        self.clock = StepClock()
         config = {"name": setting.model, "autocast": setting.autocast}
         model = build_model(config, num_classes=CLASSES, image_shape=(3, 32, 32))
         sampler = EpochSampler(len(dataset), seed=0)
@@ -132,14 +98,8 @@ class Training:
         )
 
     def epoch(self) -> None:
-        """Train one more epoch, holding the baton only."""
-        self.clock.baton.acquire()
-        try:
-            torch.set_num_threads(self.threads)  # each thread of Python has a number of its own
-            self.trainer.fit(duration="1ep")
-        finally:
-            if self.clock.next is not None:
-                self.clock.next.baton.release(1 << 20)  # it may go on without waiting, and pass that on
+        """Train one more epoch."""
+        self.trainer.fit(duration="1ep")
 
 
 def measure(names: list[str], setting: Setting) -> dict[str, list[float]]:
@@ -155,12 +115,7 @@ def measure(names: list[str], setting: Setting) -> dict[str, list[float]]:
         quick = Attack(method="fgsm")  # its quality does not matter here
         harvest(archive, recorder.run_id, signals=("adversarial",), attack=quick, dataset=dataset, progress=False)
         trainings = {name: Training(dataset, setting, _algorithms(name, archive)) for name in names}
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        order = list(names)
-        for number in range(setting.epochs + 1):
-            random.Random(number).shuffle(order)  # who comes after whom changes
-            for name, times in _epoch_by_turns([trainings[one] for one in order], order).items():
-                seconds[name] += times if number else []
+        seconds = epochs_by_turns(trainings, setting.epochs, setting.threads)
         for training in trainings.values():
             training.trainer.close()
     return seconds
@@ -174,25 +129,11 @@ def _algorithms(name: str, archive: Path) -> list[Any]:
     return [replay if steps is None else OnlineAdvProp.instead_of(replay, Attack(steps=steps))]
 
 
-def _epoch_by_turns(trainings: list[Training], names: list[str]) -> dict[str, list[float]]:
-    for training, after in zip(trainings, [*trainings[1:], trainings[0]], strict=True):
-        training.clock.seconds.clear()
-        training.clock.baton = threading.Semaphore(0)
-        training.clock.next = after.clock
-    with ThreadPoolExecutor(len(trainings)) as threads:
-        ends = [threads.submit(training.epoch) for training in trainings]
-        trainings[0].clock.baton.release()
-        for end in ends:
-            end.result()
-    return {name: list(one.clock.seconds) for name, one in zip(names, trainings, strict=True)}
-
-
 def summarise(seconds: dict[str, list[float]], show: Callable[[str], None] = print) -> dict[str, dict[str, float]]:
     """Median of each variant's steps against the plain step of the same round, with the middle half of the rounds."""
     summary = {}
     for name, times in seconds.items():
-        ratios = sorted(own / plain for own, plain in zip(times, seconds["plain"], strict=True))
-        low, middle, high = statistics.quantiles(ratios, n=4)
+        low, middle, high = ratios(times, seconds["plain"])
         median = statistics.median(times)
         summary[name] = {"median_seconds": median, "ratio": middle, "ratio_25": low, "ratio_75": high}
         goal = GOALS.get(name)

@@ -196,7 +196,7 @@ def measure_steps(folder: Path, quick: bool, emit: Emit) -> None:
     images = Images(128 * steps)
     on, off = Training(images, folder / "archive"), Training(images, None)
     epoch_pairs = turns(on.epoch, off.epoch, epochs)
-    step_pairs = steps_by_turns(on, off, epochs, steps)
+    step_pairs = steps_by_turns(on, off, epochs)
     where = {"model": "resnet_small", "batch": 128, "steps_per_epoch": steps, "image": [3, 32, 32], "classes": CLASSES}
     emit(ratios("step, recorder on / off", step_pairs, 1.02, **where))
     name = f"fit of one epoch of {steps} steps with signals written, weights, commit and end, on / off"

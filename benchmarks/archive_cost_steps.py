@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Callback, State, Trainer
+from composer import Trainer
+from step_clock import StepClock, epoch_by_turns
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -38,35 +36,6 @@ class Images(Dataset):
         return self.images[indices], self.labels[indices]
 
 
-class StepClock(Callback):
-    """Times each step, up to the start of the next one of the same epoch, and lets another trainer make its step then.
-
-    Two trainers run in a thread each and hand a baton to and fro, so that whatever else the machine does meets both.
-    """
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.baton = threading.Semaphore(0)
-        self.other: StepClock | None = None
-        self._began: float | None = None
-
-    def epoch_start(self, state: State, logger: Any) -> None:
-        """The first step of an epoch has no predecessor in it."""
-        del state, logger
-        self._began = None
-
-    def batch_start(self, state: State, logger: Any) -> None:
-        """End of one step, start of the next."""
-        del state, logger
-        now = time.perf_counter()
-        if self._began is not None:
-            self.seconds.append(now - self._began)
-        if self.other is not None:
-            self.other.baton.release()
-            self.baton.acquire()
-        self._began = time.perf_counter()
-
-
 class Training:
     """A trainer that goes on by one epoch at a time, with or without a recorder."""
 
@@ -93,34 +62,16 @@ class Training:
         """Train one more epoch, and let the recorder write it, commit it and mark the run as ended."""
         self.trainer.fit(duration="1ep")
 
-    def epoch_by_turns(self, other: Training, steps: int) -> None:
-        """The same in a thread of its own, step by step in turn with another trainer."""
-        self.clock.other = other.clock
-        self.clock.baton.acquire()
-        try:
-            self.epoch()
-        finally:
-            self.clock.other = None
-            other.clock.baton.release(2 * steps)  # it may go on without waiting
-
 
 def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def steps_by_turns(on: Training, off: Training, epochs: int, steps: int) -> list[tuple[float, float]]:
+def steps_by_turns(on: Training, off: Training, epochs: int) -> list[tuple[float, float]]:
     """Seconds of the steps of both, made one after the other; which comes first changes with the epoch."""
     pairs: list[tuple[float, float]] = []
-    with ThreadPoolExecutor(2) as threads:
-        for number in range(epochs):
-            for training in (on, off):
-                training.clock.seconds.clear()
-                training.clock.baton = threading.Semaphore(0)
-            first, second = (on, off) if number % 2 else (off, on)
-            order = ((first, second), (second, first))
-            ends = [threads.submit(training.epoch_by_turns, other, steps) for training, other in order]
-            first.clock.baton.release()
-            for end in ends:
-                end.result()
-            pairs += zip(on.clock.seconds, off.clock.seconds, strict=True)
+    for number in range(epochs):
+        order = {"on": on, "off": off} if number % 2 else {"off": off, "on": on}
+        seconds = epoch_by_turns(order)
+        pairs += zip(seconds["on"], seconds["off"], strict=True)
     return pairs

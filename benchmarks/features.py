@@ -23,18 +23,16 @@ import argparse
 import json
 import math
 import os
-import random
 import statistics
 import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from adversarial_steps import CLASSES, StepClock, images
+from adversarial_steps import CLASSES, images
 from composer import Callback, State, Trainer
+from step_clock import StepClock, epochs_by_turns, ratios
 
 from reuse_algos.algorithms import PriorRunWarmStart
 from reuse_algos.callbacks import RunRecorder
@@ -62,11 +60,11 @@ class Losses(Callback):
 
 
 class Training:
-    """A trainer that goes on by one epoch at a time, holding the baton only."""
+    """A trainer that goes on by one epoch at a time."""
 
-    def __init__(self, name: str, dataset: DeviceImages, batch: int, threads: int, *parts: Any) -> None:
+    def __init__(self, name: str, dataset: DeviceImages, batch: int, *parts: Any) -> None:
         torch.manual_seed(0)
-        self.clock, self.losses, self.threads = StepClock(), Losses(), threads
+        self.clock, self.losses = StepClock(), Losses()
         model = build_model(name, num_classes=CLASSES, image_shape=(3, 32, 32))
         callbacks = [part for part in parts if isinstance(part, Callback)]
         self.trainer = Trainer(
@@ -82,14 +80,8 @@ class Training:
         )
 
     def epoch(self) -> None:
-        """Train one more epoch, when its turn has come."""
-        self.clock.baton.acquire()
-        try:
-            torch.set_num_threads(self.threads)  # each thread of Python has a number of its own
-            self.trainer.fit(duration="1ep")
-        finally:
-            if self.clock.next is not None:
-                self.clock.next.baton.release(1 << 20)  # it may go on without waiting, and pass that on
+        """Train one more epoch."""
+        self.trainer.fit(duration="1ep")
 
 
 def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> dict[str, Any]:
@@ -99,7 +91,7 @@ def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> 
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"
         recorder = RunRecorder(archive, run_name="prior")
-        prior = Training(name, dataset, batch, threads, recorder)
+        prior = Training(name, dataset, batch, recorder)
         prior.trainer.fit(duration="1ep")
         prior.trainer.close()
         began = time.perf_counter()
@@ -107,17 +99,10 @@ def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> 
         harvest_seconds = time.perf_counter() - began
         settings: dict[str, Any] = {"head": "reset", "freeze": "backbone"}
         trainings = {
-            source: Training(
-                name, dataset, batch, threads, PriorRunWarmStart(archive, "prior", source=source, **settings)
-            )
+            source: Training(name, dataset, batch, PriorRunWarmStart(archive, "prior", source=source, **settings))
             for source in SOURCES
         }
-        seconds: dict[str, list[float]] = {source: [] for source in SOURCES}
-        order = list(SOURCES)
-        for number in range(epochs + 1):
-            random.Random(number).shuffle(order)
-            for source, times in _epoch_by_turns({one: trainings[one] for one in order}).items():
-                seconds[source] += times if number else []
+        seconds = epochs_by_turns(trainings, epochs, threads)
         losses = {source: torch.stack(one.losses.values).cpu() for source, one in trainings.items()}
         for training in trainings.values():
             training.trainer.close()
@@ -132,25 +117,10 @@ def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> 
     }
 
 
-def _epoch_by_turns(trainings: dict[str, Training]) -> dict[str, list[float]]:
-    ones = list(trainings.values())
-    for training, after in zip(ones, [*ones[1:], ones[0]], strict=True):
-        training.clock.seconds.clear()
-        training.clock.baton = threading.Semaphore(0)
-        training.clock.next = after.clock
-    with ThreadPoolExecutor(len(ones)) as threads:
-        ends = [threads.submit(training.epoch) for training in ones]
-        ones[0].clock.baton.release()
-        for end in ends:
-            end.result()
-    return {source: list(one.clock.seconds) for source, one in trainings.items()}
-
-
 def summarise(row: dict[str, Any]) -> dict[str, float]:
     """Medians, the ratio of each round with its middle half, and the steps that pay for the harvest."""
     live, cached = (row["seconds"][source] for source in SOURCES)
-    ratios = sorted(fast / slow for fast, slow in zip(cached, live, strict=True))
-    low, middle, high = statistics.quantiles(ratios, n=4)
+    low, middle, high = ratios(cached, live)
     saved = statistics.median(live) - statistics.median(cached)
     return {
         "live_median_seconds": statistics.median(live),

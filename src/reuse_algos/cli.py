@@ -10,13 +10,27 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import compare, copy, demo, gc, harvest, rm, runs, scores, sequence, show, train, verify
+from reuse_algos.commands import (
+    compare,
+    copy,
+    demo,
+    gc,
+    harvest,
+    recommend,
+    rm,
+    runs,
+    scores,
+    sequence,
+    show,
+    train,
+    verify,
+)
 from reuse_algos.commands.common import ARCHIVE_HELP, printable
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
-_COMMANDS = (train, sequence, runs, show, compare, harvest, scores, verify, copy, gc, rm, demo)
+_COMMANDS = (train, sequence, runs, show, compare, recommend, harvest, scores, verify, copy, gc, rm, demo)
 
 _EPILOG = f"""\
 {ARCHIVE_HELP}

@@ -101,11 +101,13 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("train", "runs", "show", "verify", "harvest", "scores", "compare", "demo"):
-        assert f"\n    {command} " in done.stdout
+    for command in ("train", "runs", "show", "verify", "harvest", "scores", "compare", "recommend", "demo"):
+        assert f"\n    {command}" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "runs", "show", "verify", "harvest", "scores", "compare", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "runs", "show", "verify", "harvest", "scores", "compare", "recommend", "demo"]
+)
 def test_every_command_explains_itself_with_examples(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, command, "--help")
     assert code == 0

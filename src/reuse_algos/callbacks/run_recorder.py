@@ -33,6 +33,7 @@ from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
 from reuse_algos.callbacks.spool import Spool
 from reuse_algos.callbacks.state_facts import dataset_record, evaluated_weights, info_of, num_epochs, scalar
+from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_train_seconds
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError, RunNotFoundError
@@ -49,6 +50,9 @@ class RunRecorder(Callback):
     Signals are taken from the forward pass that happens anyway, kept on the training device and written when an epoch
     ends. The record is committed whenever Composer saves a checkpoint (checkpoint and record then agree, so a resumed
     run goes on bit-equal) and when training ends. A run that was interrupted stays marked as unfinished.
+
+    The run's loggers (W&B and others) are told run id, archive and prior runs, ``time/train_seconds`` at every step as
+    an x axis, and in the end ``reuse/cost/...`` (:mod:`reuse_algos.callbacks.tracker_facts`).
 
     Args:
         archive: a :class:`~reuse_algos.archive.RunArchive` or a path; an archive is made where there is none.
@@ -146,7 +150,6 @@ class RunRecorder(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open a new run, or go on with the one of the checkpoint."""
-        del logger
         self._state, self._ended = state, False
         earlier, self._info = self._info, self.dataset or info_of(state)
         if self._record is not None:
@@ -169,6 +172,7 @@ class RunRecorder(Callback):
             on_every_rank(lambda: self._take_back(resume))
         else:
             self._record = RunRecord.start(self.archive, self.run_name or state.run_name)
+        log_identity(self, state, logger)
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Complete a record whose process died after its last checkpoint: Composer will not train it any further."""
@@ -273,7 +277,7 @@ class RunRecorder(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the batch to the epoch's means."""
-        del logger
+        log_train_seconds(state, logger)
         values = dict(state.total_loss_dict) if state.total_loss_dict else {}
         for name, metric in (state.train_metrics or {}).items():
             if (value := scalar(metric)) is not None:
@@ -318,10 +322,10 @@ class RunRecorder(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Keep the metrics of this evaluator, and the weights where they are the best so far."""
-        del logger
         label = state.dataloader_label
         if self._standalone or self._record is None or label not in state.eval_metrics:
             return
+        log_train_seconds(state, logger)
         for name, metric in state.eval_metrics[label].items():
             if (value := scalar(metric)) is not None:
                 self._log.add(f"metrics/{label}/{name}", value, state)
@@ -357,10 +361,12 @@ class RunRecorder(Callback):
 
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last weights, commit, and mark the run as ended by itself."""
-        del logger
         self._log.end_epoch(state)
         self._ended = True
         self._finish(state)
+        assert self._record is not None
+        assert self._record.manifest is not None
+        log_cost(self._record.manifest, logger)
 
     def _finish(self, state: State) -> None:
         assert self._record is not None

@@ -8,15 +8,18 @@ from pathlib import Path
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
     Subparsers,
+    UsageError,
     add_archive,
     add_command,
     add_json,
     add_tags,
     console,
     open_archive,
+    positive,
     print_json,
     tags_of,
 )
+from reuse_algos.commands.wandb_options import add_wandb, send_to_wandb, wandb_target
 
 __all__ = ["add_parser", "run"]
 
@@ -28,7 +31,10 @@ Cost in seconds is training + set-up + the used harvests. Intervals are at 95 %.
 runs in a group the verdict is "not enough runs"; a claim needs 3, better 5.
 
 A budget of training is part of a method: group by it as well where one group has several
-(--group-by tags.method,recipe.max_duration --baseline "baseline / 20ep")."""
+(--group-by tags.method,recipe.max_duration --baseline "baseline / 20ep"), or better, compare the
+budget-accuracy curves: --budgets reads the last value of each run only, joins the budgets of each
+group by lines, and reports how much less it spends to be as good as the baseline at its largest
+budget. It also counts FLOPs, dollars and the harvest shared among later runs."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -42,6 +48,8 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos compare ./archive --group-by tags.method --baseline baseline
         reuse-algos compare ./archive --target 0.70 --metric MulticlassAccuracy --plot curves.png
         reuse-algos compare ./archive --tag study=cifar100 --json
+        reuse-algos compare ./archive --budgets --price-per-hour 2.5 --later-runs 5
+        reuse-algos compare ./archive --html report.html
         """,
     )
     add_archive(parser)
@@ -65,30 +73,90 @@ def add_parser(subparsers: Subparsers) -> None:
         help="auto pairs by seed where both groups have the same seeds (default: auto)",
     )
     add_tags(parser)
+    budgets = parser.add_argument_group("budgets")
+    budgets.add_argument(
+        "--budgets",
+        action="store_true",
+        help="compare groups over several budgets each (recipe.max_duration, or the number of steps)",
+    )
+    budgets.add_argument("--price-per-hour", type=float, metavar="X", help="dollars for an hour of the hardware")
+    budgets.add_argument(
+        "--later-runs",
+        type=positive,
+        default=5,
+        metavar="K",
+        help="among how many later runs the harvest is shared on the axis of shared seconds (default: 5)",
+    )
+    budgets.add_argument(
+        "--count-prior-training",
+        action="store_true",
+        help="share the training of the prior runs as well: it was done only for this",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot: .png, .pdf or .svg")
+    parser.add_argument(
+        "--html", type=Path, metavar="FILE", help="also write a self-contained report for a browser: .html"
+    )
+    add_wandb(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Compare; 0, whatever the verdict."""
-    from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, select_outcomes
+    from reuse_algos.compare import (
+        budget_comparison_table,
+        compare_archive_budgets,
+        compare_runs,
+        comparison_table,
+        plot_comparison,
+        select_outcomes,
+    )
+    from reuse_algos.compare.html import check_report_path, report_page, write_report
     from reuse_algos.compare.plot import check_plot_path
 
+    _check(args)
+    tracked = wandb_target(args)
     if args.plot is not None:
         check_plot_path(args.plot)
+    if args.html is not None:
+        check_report_path(args.html)
     archive = open_archive(args)
     selection = select_outcomes(archive, group_by=args.group_by, metric=args.metric, mode=args.mode, tags=tags_of(args))
-    comparison = compare_runs(
-        archive, baseline=args.baseline, target=args.target, pairing=args.pairing, selection=selection
-    )
-    if args.plot is not None:
-        plot_comparison(comparison, selection.groups, args.plot)
+    asked = {"baseline": args.baseline, "target": args.target, "pairing": args.pairing, "selection": selection}
+    if args.budgets:
+        comparison = compare_archive_budgets(
+            archive,
+            **asked,
+            price_per_hour=args.price_per_hour,
+            later_runs=args.later_runs,
+            count_prior_training=args.count_prior_training,
+        )
+        table = budget_comparison_table(comparison)
+    else:
+        comparison = compare_runs(archive, **asked)
+        table = comparison_table(comparison)
+        if args.plot is not None:
+            plot_comparison(comparison, selection.groups, args.plot)
+    if args.html is not None:
+        write_report(report_page(comparison, selection), args.html)
     if args.json:
         print_json(comparison.to_dict())
+        send_to_wandb(tracked, comparison, selection)
         return 0
     out = console()
-    out.print(comparison_table(comparison))
+    out.print(table)
     if args.plot is not None:
         out.print(f"plot: {args.plot}", soft_wrap=True)
+    if args.html is not None:
+        out.print(f"report: {args.html}", soft_wrap=True)
+    if (place := send_to_wandb(tracked, comparison, selection)) is not None:
+        out.print(f"W&B: {place}", soft_wrap=True)
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together, before any work is done."""
+    if args.budgets and args.plot is not None:
+        raise UsageError("--plot draws single runs over time, which --budgets does not read: leave one of them out")
+    if not args.budgets and (args.price_per_hour is not None or args.count_prior_training):
+        raise UsageError("--price-per-hour and --count-prior-training need --budgets")

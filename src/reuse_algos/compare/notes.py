@@ -12,7 +12,7 @@ from reuse_algos.compare.outcomes import RunOutcome
 from reuse_algos.compare.results import GroupResult
 from reuse_algos.compare.statistics import MIN_RUNS
 
-__all__ = ["comparison_notes"]
+__all__ = ["comparison_notes", "differences", "ids", "left_out"]
 
 _RUNS_FOR_A_CLAIM = 3
 
@@ -36,30 +36,32 @@ def comparison_notes(
         unfinished: runs left out because they have not ended by themselves.
         without_key: runs left out because they lack the grouping key.
     """
-    notes = [*_left_out(unfinished, without_key), *_too_few(groups), *_diverged(groups), *_repeated_seeds(groups)]
+    notes = [*left_out(unfinished, without_key), *_too_few(groups), *_diverged(groups), *_repeated_seeds(groups)]
     notes += _baseline_reading(groups[0], question)
     notes += _not_reached(groups[1:], question)
     for group in groups[1:]:
         notes += _group_reading(group, groups[0], question)
     if len(groups) > 3:
         notes.append(f"{len(groups) - 1} groups are compared: each interval holds by itself, not all of them at once.")
-    notes += _differences(groups[0].name, outcomes)
+    notes += differences(groups[0].name, outcomes)
     return notes
 
 
-def _ids(run_ids: Sequence[str]) -> str:
+def ids(run_ids: Sequence[str]) -> str:
+    """The first five, and how many more."""
     return ", ".join(run_ids[:5]) + (f" and {len(run_ids) - 5} more" if len(run_ids) > 5 else "")
 
 
-def _left_out(unfinished: Sequence[str], without_key: Sequence[str]) -> list[str]:
+def left_out(unfinished: Sequence[str], without_key: Sequence[str]) -> list[str]:
+    """Which runs take no part, and why."""
     notes = []
     if unfinished:
         notes.append(
-            f"Left out, because unfinished: {_ids(unfinished)}. If they died of what is compared here, the comparison "
+            f"Left out, because unfinished: {ids(unfinished)}. If they died of what is compared here, the comparison "
             "flatters their group."
         )
     if without_key:
-        notes.append(f"Left out, because the grouping key is missing: {_ids(without_key)}.")
+        notes.append(f"Left out, because the grouping key is missing: {ids(without_key)}.")
     return notes
 
 
@@ -78,7 +80,7 @@ def _diverged(groups: Sequence[GroupResult]) -> list[str]:
     for group in groups:
         bad = [run.run_id for run in group.runs if run.health == "diverged"]
         if bad:
-            notes.append(f"{group.name}: {len(bad)} of {group.n} diverged ({_ids(bad)}); they stay in the comparison.")
+            notes.append(f"{group.name}: {len(bad)} of {group.n} diverged ({ids(bad)}); they stay in the comparison.")
     return notes
 
 
@@ -173,7 +175,7 @@ _MEANING = {
 }
 
 
-def _differences(baseline: str, outcomes: Outcomes) -> list[str]:
+def differences(baseline: str, outcomes: Outcomes) -> list[str]:
     """Facts that are not the same in all runs, though a fair comparison wants them to be."""
     notes = []
     for fact, get in _FACTS.items():

@@ -11,13 +11,22 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from reuse_algos.compare.results import Comparison, CostToTarget, GroupResult
+from reuse_algos.compare.results import BreakEven, Comparison, CostToTarget, GroupResult
 from reuse_algos.compare.statistics import Interval, Speedup
 
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = ["comparison_table", "format_seconds", "format_speedup", "run_state", "runs_table"]
+__all__ = [
+    "comparison_table",
+    "format_number",
+    "format_seconds",
+    "format_speedup",
+    "payback_line",
+    "run_state",
+    "runs_table",
+    "verdict_text",
+]
 
 _VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "yellow", "not enough runs": "yellow"}
 
@@ -32,7 +41,8 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds * 1000:.3g} ms" if seconds > 0 else "0 s"
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """A value of a metric: four decimals, or four digits where it is large."""
     return f"{value:.4f}" if math.isfinite(value) and abs(value) < 1000 else f"{value:.4g}"
 
 
@@ -43,8 +53,8 @@ def _limits(low: float, high: float, form: str) -> str:
 
 def _interval(interval: Interval) -> str:
     if not math.isfinite(interval.low) and not math.isfinite(interval.high):
-        return _number(interval.estimate)
-    return f"{_number(interval.estimate)}\n[{_number(interval.low)}, {_number(interval.high)}]"
+        return format_number(interval.estimate)
+    return f"{format_number(interval.estimate)}\n[{format_number(interval.low)}, {format_number(interval.high)}]"
 
 
 def format_speedup(speedup: Speedup | None) -> str:
@@ -79,8 +89,13 @@ def _row(group: GroupResult) -> list[RenderableType]:
     ]
 
 
+def verdict_text(verdict: str) -> Text:
+    """A verdict in its colour."""
+    return Text(verdict, style=_VERDICT_STYLE.get(verdict, ""))
+
+
 def _verdict(group: GroupResult) -> Text:
-    text = Text(group.verdict, style=_VERDICT_STYLE.get(group.verdict, ""))
+    text = verdict_text(group.verdict)
     if not group.to_target.reached:
         text.append("\ntarget not reached", style="default")
     if group.speedup_steps is not None and group.speedup_steps.verdict != group.verdict:
@@ -132,24 +147,23 @@ def _pairing(comparison: Comparison) -> str:
 
 
 def _break_even_lines(comparison: Comparison) -> list[str]:
-    lines = []
-    for group in comparison.groups:
-        known = group.break_even
-        if known is None or math.isnan(known.harvest_runs):
-            continue
-        parts = []
-        if known.harvest_seconds > 0:
-            parts.append(
-                f"its harvest ({format_seconds(known.harvest_seconds)} per run) after {_runs(known.harvest_runs)}"
-            )
-        if not math.isnan(known.prior_training_runs):
-            spent = format_seconds(known.prior_training_seconds)
-            parts.append(
-                f"the prior runs as well ({spent}), if trained only for this, after {_runs(known.prior_training_runs)}"
-            )
-        if parts:
-            lines.append(f"Pays back, {group.name}: {'; '.join(parts)}.")
-    return lines
+    lines = [payback_line(group.name, group.break_even) for group in comparison.groups]
+    return [line for line in lines if line]
+
+
+def payback_line(name: str, known: BreakEven | None) -> str:
+    """After how many later runs a group's harvest and prior runs are paid back; empty where nothing is known."""
+    if known is None or math.isnan(known.harvest_runs):
+        return ""
+    parts = []
+    if known.harvest_seconds > 0:
+        parts.append(f"its harvest ({format_seconds(known.harvest_seconds)} per run) after {_runs(known.harvest_runs)}")
+    if not math.isnan(known.prior_training_runs):
+        spent = format_seconds(known.prior_training_seconds)
+        parts.append(
+            f"the prior runs as well ({spent}), if trained only for this, after {_runs(known.prior_training_runs)}"
+        )
+    return f"Pays back, {name}: {'; '.join(parts)}." if parts else ""
 
 
 def _runs(number: float) -> str:
@@ -180,7 +194,7 @@ def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric:
         table.add_row(
             Text(run.id),
             run_state(run),
-            "-" if value is None else _number(value),
+            "-" if value is None else format_number(value),
             "-" if manifest.seed is None else str(manifest.seed),
             str(manifest.progress.epoch),
             format_seconds(manifest.cost.train_seconds),

@@ -1,0 +1,171 @@
+"""What does a training step cost with each way of reuse, against plain cross entropy in Composer?
+
+All variants train the same network on the same random images of CIFAR's shape, at the same batch size. They make their
+steps in turn, in one process, so whatever else the machine does meets all of them; ratios are taken round by round, and
+their median and middle half are reported. The first epoch warms up and does not count. A step is everything from the
+start of one batch to the start of the next one of the same epoch, loading included; what happens at the end of an epoch
+(writing signals, evaluation) and before the first step is not in it: ``archive_cost.py`` and the runs' own records
+count that.
+
+    plain                Composer, cross entropy, channels_last; the reference
+    raw                  a loop of PyTorch: forward, cross entropy, backward, SGD; no metrics, no Trainer
+    recipe               plain with the recorder as in yamls/cifar100/resnet56/baseline.yaml (goal: at most 1.05 of raw)
+    recorder             plain with the recorder on and the logits of all examples captured
+    cached_1, cached_5   archived logits of one and of five earlier runs as teachers (goal: at most 1.02 of plain)
+    live_1, live_5       the archived models themselves as teachers
+    live_1_every_10      one live teacher at every 10th batch: (its step there + 9 others) / 10, by their medians
+    curriculum           the order of the examples by an archived score
+    weighted             examples weighted by an archived score (active bias): the loss is computed per example, too
+    replay_replace       archived perturbations on a part of the batch
+    replay_append        the same rows in addition to the whole batch
+    timm_1               timm's LogitDistillationTask with one live teacher, in a loop of PyTorch
+    torchdistill_1       torchdistill's DistillationBox with KDLoss and one live teacher, in a loop of PyTorch
+
+The last two are left out where timm and torchdistill cannot be imported. timm comes with ``pip install
+'reuse-algos[peers]'``. torchdistill asks for another torch than mosaicml, and works with it all the same: ``pip install
+--no-deps --target FOLDER torchdistill`` and ``--peers FOLDER``.
+
+Every measurement is one JSON line in ``--out``: all raw step times, ratios, settings, versions and hardware.
+
+    python benchmarks/overhead.py --peers ./peers                                 # about five minutes on two CPU cores
+    python benchmarks/overhead.py --batch 128 --epochs 20 --autocast bfloat16     # on a GPU
+    python benchmarks/overhead.py --model resnet20 --variants plain cached_1 cached_5
+    python benchmarks/overhead.py --summary
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import torch
+from overhead_variants import VARIANTS, Setting, build, prepare
+from step_clock import epochs_by_turns, ratios
+
+from reuse_algos.callbacks.provenance import environment
+
+OUT = Path(__file__).parent / "results" / "overhead.jsonl"
+EVERY = 10
+# Variant -> (reference, at most).
+GOALS = {"cached_1": ("plain", 1.02), "cached_5": ("plain", 1.02), "recipe": ("raw", 1.05)}
+
+
+def measure(names: list[str], setting: Setting, *, epochs: int, threads: int) -> dict[str, list[float]]:
+    """Seconds of each step by variant, all of them of equal number and made in turn."""
+    torch.set_num_threads(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = prepare(Path(folder), names, setting)
+        trainings = {name: build(name, Path(folder), dataset, setting) for name in names}
+        seconds = epochs_by_turns(trainings, epochs, threads)
+        for training in trainings.values():
+            training.close()
+    return seconds
+
+
+def summarise(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Median of each variant's steps, and its ratio to plain (for ``recipe`` also to raw) with the middle half."""
+    seconds, found = row["seconds"], {}
+    for name, times in seconds.items():
+        result: dict[str, Any] = {"median_seconds": statistics.median(times)}
+        for reference in ("plain", "raw"):
+            if reference in seconds and (reference == "plain" or name in ("plain", "recipe")):
+                low, middle, high = ratios(times, seconds[reference])
+                if name.endswith(f"_every_{EVERY}"):
+                    middle = _over_a_cycle(times, seconds[reference], row["batches"] - 1)
+                result[f"to_{reference}"] = {"ratio": middle, "ratio_25": low, "ratio_75": high}
+        if name in GOALS and f"to_{GOALS[name][0]}" in result:
+            reference, goal = GOALS[name]
+            result["goal"] = {"to": reference, "at_most": goal, "met": result[f"to_{reference}"]["ratio"] <= goal}
+        found[name] = result
+    return found
+
+
+def _over_a_cycle(own: list[float], reference: list[float], timed: int) -> float:
+    """Mean of a cycle of :data:`EVERY` steps, the first of which is the dear one; ``timed`` steps count of an epoch."""
+    dear, cheap = [], []
+    for number, (x, y) in enumerate(zip(own, reference, strict=True)):
+        (cheap if number % timed % EVERY else dear).append(x / y)
+    return (statistics.median(dear) + (EVERY - 1) * statistics.median(cheap)) / EVERY
+
+
+def show(row: dict[str, Any]) -> None:
+    setting = row["setting"]
+    rounds = len(row["seconds"]["plain"])
+    print(
+        f"{setting['model']}, batch {setting['batch']}, {row['hardware']['name']}, {rounds} rounds; ratio [middle half]"
+    )
+    for name, result in row["summary"].items():
+        words = f"{name:16} {1000 * result['median_seconds']:9.2f} ms"
+        for reference in ("plain", "raw"):
+            if (ratio := result.get(f"to_{reference}")) is not None:
+                words += f"   {ratio['ratio']:.3f} x {reference} [{ratio['ratio_25']:.3f}, {ratio['ratio_75']:.3f}]"
+        if (goal := result.get("goal")) is not None:
+            words += f"   goal at most {goal['at_most']} x {goal['to']}: {'met' if goal['met'] else 'not met'}"
+        print(words)
+
+
+def versions_of_peers() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("timm", "torchdistill") if util.find_spec(name) is not None}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet56")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="plain is always among them")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batches", type=int, default=10, help="of an epoch, a multiple of 10; all but one are timed")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs that count")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--autocast", choices=("bfloat16", "float16"), help="of the network's forward pass")
+    parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where timm and torchdistill were installed")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--summary", action="store_true", help="show what the file has")
+    args = parser.parse_args()
+    if args.summary:
+        for line in args.out.read_text().splitlines():
+            show(json.loads(line))
+        return
+    if args.batches < EVERY or args.batches % EVERY:
+        parser.error(f"--batches must be a multiple of {EVERY}, got {args.batches}")
+    if args.peers is not None:
+        sys.path.append(str(args.peers))
+    wanted = args.variants or [name for name, needs in VARIANTS.items() if needs is None or util.find_spec(needs)]
+    missing = {needs for name in wanted if (needs := VARIANTS[name]) is not None and not util.find_spec(needs)}
+    if missing:
+        parser.error(f"{', '.join(sorted(missing))} cannot be imported: see --peers")
+    names = ["plain", *(name for name in wanted if name != "plain")]
+    for name in set(VARIANTS) - set(names):
+        print(f"left out: {name}")
+    setting = Setting(args.model, args.batch, args.batches, args.autocast)
+    where = environment()
+    row: dict[str, Any] = {
+        "setting": vars(setting),
+        "batches": args.batches,
+        "epochs": args.epochs,
+        "threads": args.threads,
+        "seconds": measure(names, setting, epochs=args.epochs, threads=args.threads),
+        "load_average": os.getloadavg()[0],
+        "versions": {**where.versions, **versions_of_peers()},
+        "hardware": where.hardware,
+        "git_commit": where.git_commit,
+        "command": f"python benchmarks/overhead.py --model {args.model} --batch {args.batch} --batches {args.batches} "
+        f"--epochs {args.epochs} --threads {args.threads}"
+        + (f" --autocast {args.autocast}" if args.autocast else "")
+        + (f" --variants {' '.join(args.variants)}" if args.variants else ""),
+    }
+    row["summary"] = summarise(row)
+    show(row)
+    args.out.parent.mkdir(exist_ok=True)
+    with args.out.open("a") as lines:
+        lines.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""``reuse-algos recommend``: what should the next run be?"""
+
+from __future__ import annotations
+
+import argparse
+
+from reuse_algos.commands.common import (
+    ARCHIVE_HELP,
+    Subparsers,
+    add_archive,
+    add_command,
+    add_json,
+    add_tags,
+    console,
+    open_archive,
+    positive,
+    print_json,
+    tags_of,
+)
+
+__all__ = ["add_parser", "run"]
+
+_DETAILS = """\
+From the runs in the archive, each trained to the end of its own schedule at one of several budgets
+(recipe.max_duration, or the number of steps): where each technique's mean curve reaches the target,
+what that costs, and how sure it is. A technique is recommended if the target was measured (nothing
+is extrapolated), with at least 3 seeds at each budget that counts, and if it is surely cheaper than
+the baseline, with a stricter limit the more techniques there are. Otherwise the answer is "not
+enough evidence", which is no error. Controls (tag control_of) are never recommended."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "recommend",
+        "which technique, at what budget, is predicted to reach a target at the least cost",
+        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        """
+        reuse-algos recommend ./archive --target 0.70
+        reuse-algos recommend ./archive --target 0.70 --later-runs 5 --price-per-hour 2.5
+        reuse-algos recommend ./archive --target 0.70 --tag study=cifar100 --json
+        """,
+    )
+    add_archive(parser)
+    parser.add_argument("--target", type=float, required=True, metavar="X", help="metric value to reach")
+    parser.add_argument("--metric", metavar="NAME", help="metric to go by (default: the runs' monitor)")
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: as recorded)")
+    parser.add_argument(
+        "--group-by", default="tags.method", metavar="KEY", help="what a technique is (default: tags.method)"
+    )
+    parser.add_argument("--baseline", default="baseline", metavar="NAME", help="the group to beat (default: baseline)")
+    parser.add_argument("--price-per-hour", type=float, metavar="X", help="dollars for an hour of the hardware")
+    parser.add_argument(
+        "--later-runs",
+        type=positive,
+        default=1,
+        metavar="K",
+        help="share harvests among so many runs (default: 1, the next run bears all of its own)",
+    )
+    parser.add_argument(
+        "--count-prior-training", action="store_true", help="share the training of the prior runs among them as well"
+    )
+    add_tags(parser)
+    add_json(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Recommend; 0, whatever the answer."""
+    from reuse_algos.compare import recommend_from_archive, recommendation_table
+
+    found = recommend_from_archive(
+        open_archive(args),
+        target=args.target,
+        group_by=args.group_by,
+        baseline=args.baseline,
+        metric=args.metric,
+        mode=args.mode,
+        tags=tags_of(args),
+        price_per_hour=args.price_per_hour,
+        later_runs=args.later_runs,
+        count_prior_training=args.count_prior_training,
+    )
+    if args.json:
+        print_json(found.to_dict())
+    else:
+        console().print(recommendation_table(found))
+    return 0

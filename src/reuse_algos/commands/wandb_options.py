@@ -1,0 +1,74 @@
+"""The options of ``reuse-algos compare`` that send the comparison to Weights & Biases."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from reuse_algos.commands.common import UsageError
+
+if TYPE_CHECKING:
+    from reuse_algos.compare.budgets import BudgetComparison
+    from reuse_algos.compare.results import Comparison
+    from reuse_algos.compare.table import Selection
+    from reuse_algos.compare.wandb_report import WandbTarget
+
+__all__ = ["add_wandb", "send_to_wandb", "wandb_target"]
+
+
+def add_wandb(parser: argparse.ArgumentParser) -> None:
+    """Add --wandb, --wandb-entity and --wandb-name."""
+    parser.add_argument(
+        "--wandb",
+        metavar="PROJECT",
+        help="also log the comparison to W&B, as a run of this project with tables, curves, bars and the report",
+    )
+    parser.add_argument("--wandb-entity", metavar="NAME", help="W&B user or team (default: that of the login)")
+    parser.add_argument("--wandb-name", metavar="NAME", help="name of the W&B run (default: comparison of <metric>)")
+
+
+def wandb_target(args: argparse.Namespace) -> WandbTarget | None:
+    """Where to send the comparison, or None; checked before any work is done.
+
+    Raises:
+        UsageError: a name or an entity without a project.
+        CompareError: W&B cannot be used here.
+    """
+    if args.wandb is None:
+        if args.wandb_entity is not None or args.wandb_name is not None:
+            raise UsageError("--wandb-entity and --wandb-name need --wandb PROJECT")
+        return None
+    from reuse_algos.compare.wandb_report import WandbTarget, check_wandb
+
+    check_wandb()
+    return WandbTarget(args.wandb, args.wandb_entity, args.wandb_name)
+
+
+def send_to_wandb(
+    target: WandbTarget | None, comparison: Comparison | BudgetComparison, selection: Selection
+) -> str | None:
+    """Log a comparison and its HTML report.
+
+    Args:
+        target: from :func:`wandb_target`; None does nothing.
+        comparison: of either kind.
+        selection: the runs that it was made from.
+
+    Returns:
+        Where it is, in words; None where nothing was asked for.
+
+    Raises:
+        CompareError: nobody is logged in, or W&B cannot be reached.
+    """
+    if target is None:
+        return None
+    from reuse_algos.compare.budgets import BudgetComparison
+    from reuse_algos.compare.dashboard import budget_dashboard, comparison_dashboard
+    from reuse_algos.compare.html import report_page
+    from reuse_algos.compare.wandb_report import log_to_wandb
+
+    if isinstance(comparison, BudgetComparison):
+        shown = budget_dashboard(comparison)
+    else:
+        shown = comparison_dashboard(comparison, selection.groups)
+    return log_to_wandb(shown, target, html=report_page(comparison, selection))

@@ -1,0 +1,134 @@
+"""What a position on a budget curve costs, and the speed-up between two curves.
+
+Costs between two budgets are linear in steps, as they are for runs with a fixed set-up and a fixed time per step. A
+group's cost at a position is the geometric mean over its runs. Steps are exact; seconds are noisy: the log ratio of two
+costs has a Welch interval over the runs, and it is combined with the limits of the crossings by square-and-add (MOVER:
+Zou and Donner, "Construction of confidence limits about effect measures", Statistics in Medicine 27, 2008).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from reuse_algos.compare.budget_curves import BudgetCrossing, Sample, sum_of_means
+from reuse_algos.compare.statistics import CONFIDENCE, MIN_RUNS, Bound, FloatArray, Interval, Speedup, verdict_of
+
+__all__ = ["CostCurve", "cost_interval", "speedup_of_budgets"]
+
+
+@dataclass(frozen=True)
+class CostCurve:
+    """What the runs of one group cost on one axis: mean steps [M], ascending, and positive costs at each budget."""
+
+    steps_M: FloatArray
+    samples: tuple[Sample, ...]
+
+    def __post_init__(self) -> None:
+        good = self.steps_M.shape == (len(self.samples),) and len(self.samples) > 0
+        if not good or not all(np.isfinite(s.values).all() and (s.values > 0).all() for s in self.samples):
+            raise ValueError("costs must be positive and finite, with one sample for each number of steps")
+
+    def at(self, position: float) -> tuple[float, list[FloatArray]]:
+        """Log cost at a position, and the samples [n, 1] whose means it is the sum of, for its noise."""
+        m = min(int(position), len(self.samples) - 1)
+        part = position - m
+        logs = [np.log(sample.values) for sample in self.samples[m : m + 2]]
+        first = float(logs[0].mean())
+        if part == 0.0:
+            return first, [logs[0][:, None]]
+        second = float(logs[1].mean())
+        grown = math.expm1(part * math.log(self.steps_M[m + 1] / self.steps_M[m]))
+        share = grown / (self.steps_M[m + 1] / self.steps_M[m] - 1.0)
+        log_cost = math.log((1.0 - share) * math.exp(first) + share * math.exp(second))
+        # The same cost as a mean of logs, so that the noise of both budgets is weighed rightly.
+        weight = (log_cost - first) / (second - first) if abs(second - first) > 1e-9 else share
+        ours, theirs = self.samples[m].by_seed, self.samples[m + 1].by_seed
+        common = sorted(ours.keys() & theirs.keys())
+        if len(common) >= MIN_RUNS:
+            rows = [(1.0 - weight) * math.log(ours[seed]) + weight * math.log(theirs[seed]) for seed in common]
+            return log_cost, [np.array(rows)[:, None]]
+        return log_cost, [(1.0 - weight) * logs[0][:, None], weight * logs[1][:, None]]
+
+
+def _half(components: list[FloatArray], confidence: float) -> float:
+    return float(sum_of_means(components, confidence, without_spread=0.0)[1].max())
+
+
+def cost_interval(found: BudgetCrossing, costs: CostCurve, confidence: float = CONFIDENCE) -> Interval:
+    """Cost at a crossing, with limits that count where the crossing may be and the noise of the costs.
+
+    The limits are 0 and ``inf`` where the crossing has none.
+    """
+    centre, components = costs.at(found.estimate)
+    low, high = 0.0, math.inf
+    if found.low is not None:
+        edge, others = costs.at(found.low)
+        noise = max(_half(components, confidence), _half(others, confidence))
+        low = _exp(centre - math.hypot(noise, max(0.0, centre - edge)))
+    if found.high is not None:
+        edge, others = costs.at(found.high)
+        noise = max(_half(components, confidence), _half(others, confidence))
+        high = _exp(centre + math.hypot(noise, max(0.0, edge - centre)))
+    return Interval(_exp(centre), low, high)
+
+
+def speedup_of_budgets(
+    baseline: BudgetCrossing,
+    baseline_costs: CostCurve,
+    group: BudgetCrossing,
+    group_costs: CostCurve,
+    *,
+    own_level: bool,
+    confidence: float = CONFIDENCE,
+) -> Speedup:
+    """Cost of the baseline divided by cost of the group, each where its mean curve reaches the target.
+
+    Args:
+        baseline: its crossing.
+        baseline_costs: on the axis that is asked for.
+        group: its crossing.
+        group_costs: on the same axis.
+        own_level: the target is the baseline's level at its largest budget. The limits of its crossing are then not
+            noise but readings (see :func:`~reuse_algos.compare.budget_curves.own_level`), and count in full.
+        confidence: two-sided.
+    """
+
+    def log_ratio(at_baseline: float, at_group: float) -> tuple[float, float]:
+        top, ours = baseline_costs.at(at_baseline)
+        bottom, theirs = group_costs.at(at_group)
+        return top - bottom, _half([*ours, *(-rows for rows in theirs)], confidence)
+
+    centre, noise = log_ratio(baseline.estimate, group.estimate)
+
+    def limit(at_baseline: float, at_group: float, sign: float) -> float:
+        by_baseline = max(0.0, sign * (log_ratio(at_baseline, group.estimate)[0] - centre))
+        by_group = max(0.0, sign * (log_ratio(baseline.estimate, at_group)[0] - centre))
+        noises = max(noise, log_ratio(at_baseline, at_group)[1])
+        if own_level:
+            return _exp(centre + sign * (by_baseline + math.hypot(noises, by_group)))
+        return _exp(centre + sign * math.hypot(noises, by_baseline, by_group))
+
+    low = limit(baseline.low, group.high, -1.0) if baseline.low is not None and group.high is not None else 0.0
+    high = limit(baseline.high, group.low, 1.0) if baseline.high is not None and group.low is not None else math.inf
+    n_baseline, n_group = (min(len(s.values) for s in costs.samples) for costs in (baseline_costs, group_costs))
+    verdict = verdict_of(low, high, n_baseline, n_group)
+    return Speedup(_exp(centre), low, high, _RATIO_BOUNDS.get((baseline.bound, group.bound), "?"), verdict)
+
+
+# Which side of the true ratio the estimate is on, where the cost of the baseline, or of the group, is only a limit.
+_RATIO_BOUNDS: dict[tuple[Bound, Bound], Bound] = {
+    ("", ""): "",
+    ("", "<="): ">=",
+    ("", ">="): "<=",
+    ("<=", ""): "<=",
+    (">=", ""): ">=",
+    ("<=", ">="): "<=",
+    (">=", "<="): ">=",
+}
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700.0 else math.inf

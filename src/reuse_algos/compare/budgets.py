@@ -1,0 +1,166 @@
+"""A budget comparison as plain data: groups of runs, each trained at several budgets.
+
+Every run has a schedule of its own that is fully decayed at the end of its budget, and only its **last** value counts:
+one long run that is read early says nothing about a shorter one. The speed-up is the horizontal distance between the
+budget-accuracy curves of two groups. How it is computed is in :mod:`reuse_algos.compare.budget_curves`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from reuse_algos.compare.outcomes import Mode
+from reuse_algos.compare.results import BreakEven, json_safe
+from reuse_algos.compare.statistics import Bound, Interval, Speedup
+
+__all__ = ["AXES", "AXIS_WORDS", "Axis", "BudgetComparison", "BudgetGroup", "BudgetPoint"]
+
+Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars"]
+"""A way to count cost.
+
+* ``steps``, ``samples``: batches and examples trained.
+* ``train_seconds``: training only, evaluation excluded.
+* ``cost_seconds``: training, set-up, and all of the harvests that the run used.
+* ``amortised_seconds``: the same with the harvests (and, if asked for, the training of its prior runs) shared among
+  :attr:`BudgetComparison.later_runs` runs.
+* ``flops``: 3 x forward pass x examples (a backward pass costs about two forward passes), as archived. Not in it: live
+  teachers, replayed rows, attacks and harvests, none of which an archive counts in FLOPs; they are in the seconds.
+* ``dollars``: ``cost_seconds`` at :attr:`BudgetComparison.price_per_hour`.
+"""
+
+AXES: tuple[Axis, ...] = (
+    "steps",
+    "samples",
+    "train_seconds",
+    "cost_seconds",
+    "amortised_seconds",
+    "flops",
+    "dollars",
+)
+"""All axes, in the order in which they are shown."""
+
+AXIS_WORDS: dict[Axis, str] = {
+    "steps": "steps",
+    "samples": "examples",
+    "train_seconds": "train seconds",
+    "cost_seconds": "seconds, all costs",
+    "amortised_seconds": "seconds, harvest shared",
+    "flops": "FLOPs",
+    "dollars": "dollars",
+}
+"""What to call them in a heading."""
+
+
+@dataclass(frozen=True)
+class BudgetPoint:
+    """One group at one budget.
+
+    Attributes:
+        budget: label, ``recipe.max_duration`` where it is recorded ("5ep"), else the number of batches ("400ba").
+        steps: mean number of batches.
+        n: number of runs.
+        seeds: of the runs, ascending; None where a run has none.
+        run_ids: of the runs, in the order of ``seeds``.
+        values: final metric of each run as it was recorded, in the order of ``seeds``; NaN for a diverged run.
+        final: mean of ``values`` with its t interval.
+        costs: mean cost per run on each axis; None where it is not known for all of them.
+        on_pareto_front: for each axis, whether no other point of any group is at least as cheap and at least as good,
+            and better in one of the two; False where the cost or the mean is not known.
+    """
+
+    budget: str
+    steps: float
+    n: int
+    seeds: list[int | None]
+    run_ids: list[str]
+    values: list[float]
+    final: Interval
+    costs: dict[Axis, float | None]
+    on_pareto_front: dict[Axis, bool]
+
+
+@dataclass(frozen=True)
+class BudgetGroup:
+    """One group over its budgets.
+
+    Attributes:
+        name: value of the grouping key.
+        is_baseline: whether this is the baseline itself.
+        control_of: name of the group that this one is a control of (the tag ``control_of`` of its runs), or None.
+        points: its budgets, by ascending number of steps.
+        paired: whether its seeds were paired with the baseline's; None for the baseline.
+        cost_to_target: on each axis, where its mean curve reaches the target, with limits (0 and ``inf`` where nothing
+            is known); None where the cost is not known. With a ``target_bound`` the estimate is only a limit.
+        target_bound: ``""`` it reaches the target between its budgets, or exactly at one; ``"<="`` it is there at its
+            smallest budget already, so its cost is at most the estimate; ``">="`` it is not there at its largest, so
+            its cost is at least the estimate.
+        speedups: on each axis where both costs are known, the baseline's cost divided by this group's; empty for the
+            baseline.
+        verdict: of ``cost_seconds`` (of ``steps`` where seconds are not known); ``"baseline"`` for the baseline.
+        sentence: the verdict in words, with n and interval.
+        break_even: after how many later runs the harvest, and the prior runs, are paid back. ``prior_training_seconds``
+            is the mean over runs of what their own prior runs took. None for the baseline and for groups that used no
+            prior run.
+    """
+
+    name: str
+    is_baseline: bool
+    control_of: str | None
+    points: list[BudgetPoint]
+    paired: bool | None
+    cost_to_target: dict[Axis, Interval | None]
+    target_bound: Bound
+    speedups: dict[Axis, Speedup]
+    verdict: str
+    sentence: str
+    break_even: BreakEven | None
+
+
+@dataclass(frozen=True)
+class BudgetComparison:
+    """A finished budget comparison.
+
+    Attributes:
+        archive: where the runs are.
+        archive_id: identity of that archive; empty where the runs are not from one.
+        group_by: the grouping key.
+        baseline: name of the baseline group.
+        metric: full name of the metric.
+        mode: whether more or less of it is better.
+        target: value that counts as reached.
+        target_source: ``"given"``, or ``"baseline mean final"``: the baseline's mean at its largest budget.
+        confidence: of every interval, two-sided.
+        price_per_hour: dollars for an hour of the hardware, or None.
+        later_runs: among how many runs ``amortised_seconds`` shares the harvests.
+        count_prior_training: whether ``amortised_seconds`` also shares the training of the prior runs.
+        groups: the baseline first, then the others by name, each control right after its technique.
+        notes: what a reader must know before believing the numbers.
+    """
+
+    archive: str
+    archive_id: str
+    group_by: str
+    baseline: str
+    metric: str
+    mode: Mode
+    target: float
+    target_source: str
+    confidence: float
+    price_per_hour: float | None
+    later_runs: int
+    count_prior_training: bool
+    groups: list[BudgetGroup]
+    notes: list[str]
+
+    def group(self, name: str) -> BudgetGroup:
+        """The group of this name; KeyError if there is none."""
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise KeyError(name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as JSON can hold it; numbers that are not finite (NaN, no limit) become None."""
+        return json_safe(dataclasses.asdict(self))

@@ -1,0 +1,189 @@
+"""One technique as a candidate for the next run: what it is predicted to cost, and whether the evidence is enough."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from reuse_algos.compare.budget_costs import cost_interval, speedup_of_budgets
+from reuse_algos.compare.budget_curves import BudgetCrossing, crossing
+from reuse_algos.compare.budget_groups import Member, label_of
+from reuse_algos.compare.budgets import Axis
+from reuse_algos.compare.statistics import Bound, Interval, Speedup
+
+__all__ = ["SEEDS_NEEDED", "Candidate", "Case", "Evidence"]
+
+SEEDS_NEEDED = 3
+"""Different seeds at every budget that a recommendation rests on."""
+
+Standing = Literal["recommended", "cheaper than the baseline", "baseline", "not enough evidence"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One budget that a prediction rests on: its label, mean steps, seeds and ids of its runs, and their mean."""
+
+    budget: str
+    steps: float
+    n: int
+    seeds: list[int | None]
+    run_ids: list[str]
+    mean: float
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One technique (or the baseline).
+
+    Attributes:
+        name: of the group.
+        standing: ``"recommended"``; ``"cheaper than the baseline"``, but not the cheapest; ``"baseline"``; or ``"not
+            enough evidence"``.
+        lacking: why there is not enough evidence, as sentences; empty otherwise.
+        steps: how long to train, with limits; with a ``bound`` the estimate is only a limit.
+        cost: predicted cost of the next run on the axis of the recommendation, with limits; None if not known.
+        dollars: the same in dollars; None without a price, or where seconds are not known.
+        bound: ``"<="`` the target is reached with the smallest measured budget already, ``">="`` not with the largest.
+        sure_budget: the smallest measured budget from which on the mean is surely at or beyond the target, or None.
+        speedup: against the baseline; None for the baseline and where a cost is not known.
+        evidence: the budgets around the crossing.
+    """
+
+    name: str
+    standing: Standing
+    lacking: list[str]
+    steps: Interval
+    cost: Interval | None
+    dollars: Interval | None
+    bound: Bound
+    sure_budget: str | None
+    speedup: Speedup | None
+    evidence: list[Evidence]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is asked of every group.
+
+    Attributes:
+        baseline: the group that a technique must beat.
+        level: the target, larger being better.
+        axis: how cost is counted.
+        confidence: of the intervals shown.
+        decision: confidence of the intervals that decide.
+        price_per_hour: dollars for an hour, or None.
+    """
+
+    baseline: Member
+    level: float
+    axis: Axis
+    confidence: float
+    decision: float
+    price_per_hour: float | None
+
+    def candidate(self, member: Member) -> Candidate:
+        """The group with its prediction; at best ``"cheaper than the baseline"``, as others may be cheaper still."""
+        found = crossing(member.curve, self.level, confidence=self.confidence)
+        cost = cost_interval(found, member.costs[self.axis], self.confidence) if self.axis in member.costs else None
+        price = self.price_per_hour
+        dollars = None
+        if price is not None and cost is not None and self.axis == "amortised_seconds":
+            dollars = Interval(*(value / 3600.0 * price for value in (cost.estimate, cost.low, cost.high)))
+        sure = self._sure_budget(member)
+        is_baseline = member is self.baseline
+        lacking = self._lacking(member, found)
+        if not is_baseline:
+            lacking += [f"Of the baseline: {reason}" for reason in self._lacking_of_baseline()]
+            if not lacking and not self.cheaper(self.baseline, member):
+                lacking.append(
+                    f"{member.name} is not clearly cheaper than {self.baseline.name} (at a confidence of "
+                    f"{100 * self.decision:.3g} %, as the best of several is picked)."
+                )
+        return Candidate(
+            name=member.name,
+            standing="baseline" if is_baseline else "not enough evidence" if lacking else "cheaper than the baseline",
+            lacking=lacking,
+            steps=cost_interval(found, member.costs["steps"], self.confidence),
+            cost=cost,
+            dollars=dollars,
+            bound=found.bound,
+            sure_budget=sure,
+            speedup=None if is_baseline else self._speedup(self.baseline, member, self.confidence),
+            evidence=[_evidence(member, m) for m in _around(member, found)],
+        )
+
+    def cheaper(self, other: Member, member: Member) -> bool:
+        """Whether ``member`` surely reaches the target at less cost than ``other``."""
+        speedup = self._speedup(other, member, self.decision)
+        return speedup is not None and speedup.verdict == "faster"
+
+    def _speedup(self, other: Member, member: Member, confidence: float) -> Speedup | None:
+        if self.axis not in other.costs or self.axis not in member.costs:
+            return None
+        return speedup_of_budgets(
+            crossing(other.curve, self.level, confidence=confidence),
+            other.costs[self.axis],
+            crossing(member.curve, self.level, confidence=confidence),
+            member.costs[self.axis],
+            own_level=False,
+            confidence=confidence,
+        )
+
+    def _sure_budget(self, member: Member) -> str | None:
+        high = crossing(member.curve, self.level, confidence=self.confidence).high
+        return None if high is None else member.labels[math.ceil(high - 1e-9)]
+
+    def _lacking_of_baseline(self) -> list[str]:
+        found = crossing(self.baseline.curve, self.level, confidence=self.confidence)
+        if found.bound == ">=":  # a lower limit of its cost is enough to be cheaper than it
+            return _too_few_seeds(self.baseline, found)
+        return self._lacking(self.baseline, found)
+
+    def _lacking(self, member: Member, found: BudgetCrossing) -> list[str]:
+        reasons = _too_few_seeds(member, found)
+        if found.bound == ">=":
+            best = float(np.max(member.curve.mean_M))
+            reasons.append(
+                f"{member.name} does not reach the target at any of its budgets"
+                + (f" (its best mean misses it by {self.level - best:.4g})" if math.isfinite(best) else "")
+                + ", and nothing is extrapolated."
+            )
+        elif found.high is None:
+            reasons.append(
+                f"{member.name} reaches the target in the mean, but not clearly so at its largest budget "
+                f"({member.labels[-1]})."
+            )
+        return reasons
+
+
+def _around(member: Member, found: BudgetCrossing) -> list[int]:
+    """Budgets that a crossing lies between, or the only one that it is at."""
+    low, high = math.floor(found.estimate), math.ceil(found.estimate)
+    return sorted({low, min(high, member.curve.last)})
+
+
+def _too_few_seeds(member: Member, found: BudgetCrossing) -> list[str]:
+    short = []
+    for m in _around(member, found):
+        seeds = {seed for seed in member.curve.samples[m].seeds if seed is not None}
+        if len(seeds) < SEEDS_NEEDED:
+            short.append(f"{len(seeds)} at {member.labels[m]}")
+    if not short:
+        return []
+    return [f"{member.name} has too few different seeds ({', '.join(short)}; {SEEDS_NEEDED} are needed)."]
+
+
+def _evidence(member: Member, m: int) -> Evidence:
+    runs = next(point for point in member.points if label_of(point) == member.labels[m])
+    finals = [run.final for run in runs]
+    return Evidence(
+        budget=member.labels[m],
+        steps=float(member.curve.steps_M[m]),
+        n=len(runs),
+        seeds=[run.seed for run in runs],
+        run_ids=[run.run_id for run in runs],
+        mean=float(np.mean(finals)) if np.isfinite(finals).all() else math.nan,
+    )

@@ -1,0 +1,276 @@
+"""Budget comparisons of records and of real archives of made-up runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scipy import stats
+
+from compare.budget_records import FLOPS, level, records, study
+from compare.synthetic_runs import METRIC, write_run
+from reuse_algos.archive import RunArchive
+from reuse_algos.compare import BudgetComparison, budget_comparison_table, compare_archive_budgets, compare_budgets
+from reuse_algos.compare.budget_render import format_cost
+from reuse_algos.errors import CompareError
+
+BASELINE = records("baseline", (10, 20, 40, 80))
+QUICK = records("quick", (5, 10, 20, 40), 2.0)
+
+
+def compare(*groups, **options) -> BudgetComparison:
+    return compare_budgets([run for group in groups for run in group], metric=METRIC, mode="max", **options)
+
+
+def text_of(comparison: BudgetComparison) -> str:
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False, markup=False).print(budget_comparison_table(comparison))
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
+    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive")
+    study(archive)
+    return archive
+
+
+@pytest.fixture(scope="module")
+def comparison(archive: RunArchive) -> BudgetComparison:
+    return compare_archive_budgets(archive, price_per_hour=3.6)
+
+
+def test_a_known_speedup_is_recovered_exactly_at_a_budget() -> None:
+    """Twice as quick: 40 epochs of it are as good as 80 plain ones."""
+    comparison = compare(BASELINE, records("quick", (10, 20, 40, 80), 2.0))
+    baseline, quick = comparison.groups
+    assert comparison.target == pytest.approx(level(80))
+    assert comparison.target_source == "baseline mean final"
+    assert quick.paired
+    assert [point.budget for point in quick.points] == ["10ep", "20ep", "40ep", "80ep"]
+    for axis in ("steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds"):
+        speedup = quick.speedups[axis]
+        assert speedup.estimate == pytest.approx(2.0)
+        assert 1.5 < speedup.low < 2.0 < speedup.high < 2.5
+    assert baseline.speedups == {}
+    assert (baseline.verdict, baseline.paired) == ("baseline", None)
+    cost = baseline.cost_to_target["cost_seconds"]
+    assert cost is not None
+    assert cost.estimate == pytest.approx(160.0)
+    assert "dollars" not in quick.speedups  # no price
+    assert "flops" not in quick.speedups  # not recorded
+
+
+def test_values_and_intervals_of_points(comparison: BudgetComparison) -> None:
+    for group in comparison.groups:
+        for point in group.points:
+            assert (point.n, len(point.values), point.seeds) == (3, 3, [0, 1, 2])
+            test = stats.ttest_1samp(point.values, 0.0).confidence_interval(0.95)
+            assert (point.final.low, point.final.high) == pytest.approx((test.low, test.high))
+            assert point.final.estimate == pytest.approx(np.mean(point.values))
+
+
+def test_costs_of_an_archive(archive: RunArchive, comparison: BudgetComparison) -> None:
+    distilled = comparison.group("distilled")
+    point = distilled.points[1]
+    runs = [archive.run(run_id).manifest for run_id in point.run_ids]
+    trained = np.mean([run.cost.train_seconds for run in runs])
+    assert point.budget == "10ep"
+    assert point.costs["steps"] == 200
+    assert point.costs["samples"] == 6400
+    assert point.costs["train_seconds"] == pytest.approx(trained)
+    assert point.costs["cost_seconds"] == pytest.approx(trained + 1.0 + 20.0)
+    assert point.costs["amortised_seconds"] == pytest.approx(trained + 1.0 + 20.0 / 5)
+    assert point.costs["flops"] == pytest.approx(3 * FLOPS * 6400)
+    assert point.costs["dollars"] == pytest.approx((trained + 21.0) / 1000)  # $3.6 an hour
+    dollars, seconds = (distilled.speedups[axis] for axis in ("dollars", "cost_seconds"))
+    assert (dollars.estimate, dollars.low, dollars.high) == pytest.approx((seconds.estimate, seconds.low, seconds.high))
+    assert 2.0 < distilled.speedups["steps"].estimate < 2.8
+    assert distilled.verdict == "faster"
+
+
+def test_prior_training_is_counted_if_asked_for(archive: RunArchive, comparison: BudgetComparison) -> None:
+    counted = compare_archive_budgets(archive, count_prior_training=True, later_runs=4)
+    point = counted.group("distilled").points[0]
+    prior = archive.run(next(iter(archive.run(point.run_ids[0]).manifest.prior_runs)).run_id).manifest.cost
+    without = point.costs["cost_seconds"]
+    assert without is not None
+    assert point.costs["amortised_seconds"] == pytest.approx(without - 20.0 + (20.0 + prior.train_seconds) / 4)
+    even = comparison.group("distilled").break_even
+    assert even is not None
+    ours, theirs = (comparison.group(name).cost_to_target["cost_seconds"] for name in ("distilled", "baseline"))
+    assert ours is not None
+    assert theirs is not None
+    saved = theirs.estimate - (ours.estimate - 20.0)
+    assert even.harvest_runs == pytest.approx(20.0 / saved)
+    assert even.prior_training_runs == pytest.approx((20.0 + prior.train_seconds) / saved)
+
+
+def test_each_control_stands_after_its_technique(comparison: BudgetComparison) -> None:
+    assert [group.name for group in comparison.groups] == ["baseline", "distilled", "a smooth teacher"]
+    assert comparison.group("a smooth teacher").control_of == "distilled"
+    assert comparison.group("a smooth teacher").verdict != "faster"
+    loops = [records(name, (10,), control_of=of) for name, of in (("a", "b"), ("b", "a"), ("c", "nothing"))]
+    assert [group.name for group in compare(BASELINE, *loops).groups] == ["baseline", "c", "a", "b"]
+
+
+def test_pareto_front() -> None:
+    comparison = compare(BASELINE, QUICK)
+    fronts = {g.name: [p.on_pareto_front["steps"] for p in g.points] for g in comparison.groups}
+    # 10, 20 and 40 epochs of "quick" beat plain training of as many; its 40 are as good as 80 plain ones and cheaper.
+    assert fronts == {"baseline": [False] * 4, "quick": [True] * 4}
+    assert not comparison.groups[1].points[0].on_pareto_front["dollars"]
+    dear = [dataclasses.replace(run, harvest_seconds=1000.0) for run in QUICK]
+    fronts = {g.name: [p.on_pareto_front["cost_seconds"] for p in g.points] for g in compare(BASELINE, dear).groups}
+    assert fronts == {"baseline": [True] * 4, "quick": [False] * 4}
+    twins = compare(BASELINE, [dataclasses.replace(run, group="twin") for run in BASELINE])
+    assert all(point.on_pareto_front["steps"] for group in twins.groups for point in group.points)
+
+
+def test_less_is_better() -> None:
+    loss = [dataclasses.replace(run, final=-run.final) for run in (*BASELINE, *QUICK)]
+    mirrored = compare_budgets(loss, metric="loss", mode="min")
+    straight = compare(BASELINE, QUICK)
+    assert mirrored.target == -straight.target
+    assert mirrored.group("quick").speedups == straight.group("quick").speedups
+    assert mirrored.group("quick").points[0].on_pareto_front == straight.group("quick").points[0].on_pareto_front
+
+
+def test_a_given_target() -> None:
+    comparison = compare(BASELINE, QUICK, target=level(20))
+    assert comparison.target_source == "given"
+    assert comparison.group("quick").paired is False
+    assert comparison.group("quick").speedups["steps"].estimate == pytest.approx(2.0)
+    assert comparison.groups[0].target_bound == ""
+    beyond = compare(BASELINE, QUICK, target=0.99)
+    assert [group.target_bound for group in beyond.groups] == [">=", ">="]
+    assert beyond.group("quick").speedups["steps"].bound == "?"
+    assert "Nothing can be said" in beyond.group("quick").sentence
+
+
+def test_sentences_say_verdict_n_and_interval() -> None:
+    comparison = compare(BASELINE, records("quick", (5, 10, 20, 40), 2.6), records("slow", (10, 20, 40, 80), 0.5))
+    quick, slow = comparison.group("quick"), comparison.group("slow")
+    assert quick.sentence.startswith("quick needs 2.")
+    assert "times less cost in seconds than baseline to be as good as baseline (95 % interval from " in quick.sentence
+    assert quick.sentence.endswith("n = 3, paired by seed).")
+    assert slow.verdict == "slower"
+    assert "slow needs more cost in seconds" in slow.sentence
+    assert "below 1" in slow.sentence
+    alone = compare(records("baseline", (10, 20), seeds=(0,)), records("quick", (10, 20), seeds=(0,)))
+    assert alone.group("quick").verdict == "not enough runs"
+    assert alone.group("quick").sentence.startswith("Not enough runs to say whether quick")
+
+
+def test_runs_without_seconds_are_compared_by_steps() -> None:
+    runs = [dataclasses.replace(run, train_seconds=0.0) for run in (*BASELINE, *QUICK)]
+    comparison = compare(runs, price_per_hour=1.0)
+    quick = comparison.group("quick")
+    assert set(quick.speedups) == {"steps", "samples"}
+    assert quick.verdict == quick.speedups["steps"].verdict
+    assert quick.cost_to_target["dollars"] is None
+    assert any("seconds are not recorded" in note for note in comparison.notes)
+    assert "?" in text_of(comparison)
+
+
+def test_notes() -> None:
+    def notes(*groups, **options) -> str:
+        return "\n".join(compare(*groups, **options).notes)
+
+    assert "one budget only" in notes(BASELINE[-3:], QUICK)
+    assert "single run" in notes(BASELINE, [*QUICK, *records("quick", (80,), 2.0, seeds=(0,))])
+    assert "diverged (quick-10-1)" in notes(
+        BASELINE, [dataclasses.replace(run, final=math.nan) if run.run_id == "quick-10-1" else run for run in QUICK]
+    )
+    assert "missing: 2 at 10ep" in notes(BASELINE, [run for run in QUICK if run.run_id != "quick-10-2"])
+    assert "different seeds" in notes(BASELINE, [dataclasses.replace(run, seed=1) for run in QUICK])
+    assert "Too few runs for a claim: quick at 5ep (n=2)" in notes(BASELINE, [r for r in QUICK if r.seed != 1])
+    assert "no partner" in notes(BASELINE, records("quick", (5, 10, 20, 40), 2.0, seeds=(0, 1, 2, 3, 4)))
+    flat = [
+        dataclasses.replace(run, final=0.6 + (run.seed or 0) * 1e-3 + run.steps * 1e-7) if run.steps > 300 else run
+        for run in BASELINE
+    ]
+    assert "may have been flat by then" in notes(flat, QUICK)
+    assert "at most what is shown" in notes(BASELINE, records("slow", (10, 20), 0.5))
+    assert "at least what is shown" in notes(BASELINE, records("quick", (40,), 9.0))
+    used = [dataclasses.replace(run, prior_run_ids=("gone",)) for run in QUICK]
+    assert "cannot be read" in notes(BASELINE, used, count_prior_training=True)
+
+
+def test_a_budget_with_a_single_run_changes_nothing_else() -> None:
+    more = [*QUICK, *records("quick", (80,), 2.0, seeds=(0,))]
+    with_it, without = compare(BASELINE, more).group("quick"), compare(BASELINE, QUICK).group("quick")
+    assert with_it.speedups == without.speedups
+    assert len(with_it.points) == len(without.points) + 1
+
+
+def test_budgets_by_steps_where_no_recipe_says_more(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    for method, speed in (("baseline", 1.0), ("quick", 2.0)):
+        for epochs in (10, 20):
+            for seed in range(2):
+                write_run(archive, method, seed, [level(speed * epochs) + seed * 0.001], every=epochs * 20)
+    comparison = compare_archive_budgets(archive)
+    assert [point.budget for point in comparison.group("quick").points] == ["200ba", "400ba"]
+
+
+def test_two_names_of_one_number_of_steps_are_one_point() -> None:
+    renamed = [
+        dataclasses.replace(run, budget="1600ba") if (run.seed, run.steps) == (0, 1600) else run for run in BASELINE
+    ]
+    points = compare(renamed, QUICK).groups[0].points
+    assert [point.n for point in points] == [3, 3, 3, 3]
+    assert points[-1].budget in ("1600ba = 80ep", "80ep = 1600ba")
+
+
+def test_errors() -> None:
+    with pytest.raises(CompareError, match="Did you mean 'baseline'"):
+        compare(BASELINE, QUICK, baseline="basline")
+    with pytest.raises(CompareError, match="not finite"):
+        compare([dataclasses.replace(run, final=math.nan) for run in BASELINE], QUICK)
+    with pytest.raises(CompareError, match="must be a number"):
+        compare(BASELINE, QUICK, target=math.nan)
+    with pytest.raises(CompareError, match="confidence"):
+        compare(BASELINE, QUICK, confidence=1.0)
+    with pytest.raises(CompareError, match="price"):
+        compare(BASELINE, QUICK, price_per_hour=-1.0)
+    with pytest.raises(CompareError, match="later run"):
+        compare(BASELINE, QUICK, later_runs=0)
+    with pytest.raises(CompareError, match="do not pair by seed"):
+        compare(BASELINE, [dataclasses.replace(run, seed=(run.seed or 0) + 7) for run in QUICK], pairing="seed")
+    with pytest.raises(CompareError, match="0 steps"):
+        compare(BASELINE, [dataclasses.replace(QUICK[0], steps=0)])
+    assert compare(BASELINE, QUICK, pairing="none").group("quick").paired is False
+
+
+def test_json_holds_everything(comparison: BudgetComparison) -> None:
+    found = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert found["groups"][1]["name"] == "distilled"
+    assert found["groups"][1]["speedups"]["cost_seconds"]["verdict"] == "faster"
+    assert found["groups"][2]["speedups"]["steps"]["low"] == 0.0
+    assert found["groups"][2]["cost_to_target"]["steps"]["high"] is None
+    assert found["price_per_hour"] == 3.6
+
+
+def test_the_table_fits_and_says_it_all(comparison: BudgetComparison) -> None:
+    text = text_of(comparison)
+    assert max(map(len, text.splitlines())) <= 100
+    for word in (
+        "distilled needs",
+        "control of distilled",
+        "FLOPs",
+        "dollars",
+        "Pays back, distilled",
+        "40ep",
+        "Note:",
+    ):
+        assert word in text
+    assert format_cost(0.0456, "dollars") == "$0.046"
+    assert format_cost(1.5e9, "flops") == "1.5e+09"
+    assert format_cost(None, "flops") == "?"

@@ -1,0 +1,176 @@
+"""What is recommended, and when there is not enough evidence for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from compare.budget_records import level, records, study
+from reuse_algos.archive import RunArchive
+from reuse_algos.compare import BudgetRun, Recommendation, recommend_from_archive, recommend_runs, recommendation_table
+from reuse_algos.errors import CompareError
+
+BASELINE = records("baseline", (10, 20, 40, 80))
+QUICK = records("quick", (5, 10, 20, 40), 2.0)
+QUICKER = records("quicker", (5, 10, 20, 40), 4.0)
+
+
+def recommend(*groups, target: float = level(40), **options) -> Recommendation:
+    return recommend_runs(
+        [run for group in groups for run in group], target=target, metric="acc", mode="max", **options
+    )
+
+
+def reasons(found: Recommendation, name: str) -> str:
+    return " ".join(next(c for c in found.candidates if c.name == name).lacking)
+
+
+def test_the_cheapest_is_recommended_with_its_evidence() -> None:
+    found = recommend(BASELINE, QUICK, QUICKER, price_per_hour=36.0)
+    assert found.choice == "quicker"
+    assert [(c.name, c.standing) for c in found.candidates] == [
+        ("quicker", "recommended"),
+        ("quick", "cheaper than the baseline"),
+        ("baseline", "baseline"),
+    ]
+    best = found.candidates[0]
+    assert best.steps.estimate == pytest.approx(200)  # 10 epochs of 20 steps are as good as 40 plain ones
+    assert best.cost is not None
+    assert best.cost.estimate == pytest.approx(20.0)
+    assert best.cost.low < 20.0 < best.cost.high
+    assert best.dollars is not None
+    assert best.dollars.estimate == pytest.approx(0.2)
+    assert best.speedup is not None
+    assert best.speedup.estimate == pytest.approx(4.0)
+    assert best.speedup.low > 1.0
+    assert best.evidence[0].run_ids == ["quicker-10-0", "quicker-10-1", "quicker-10-2"]
+    assert best.evidence[0].seeds == [0, 1, 2]
+    assert best.sure_budget == "20ep"
+    assert found.decision_confidence == pytest.approx(0.975)
+    assert found.sentence.startswith(
+        "Train quicker for 200 steps (10ep): it is predicted to reach acc 0.607698 with 4.00"
+    )
+
+
+def test_controls_are_never_recommended() -> None:
+    control = [dataclasses.replace(run, control_of="quick") for run in QUICKER]
+    found = recommend(BASELINE, QUICK, control)
+    assert found.choice == "quick"
+    assert [c.name for c in found.candidates] == ["quick", "baseline"]
+    assert any("never recommended: quicker" in note for note in found.notes)
+
+
+def test_two_seeds_are_not_enough() -> None:
+    found = recommend(BASELINE, [run for run in QUICK if run.seed != 1])
+    assert (found.choice, found.candidates[1].standing) == (None, "not enough evidence")
+    assert "too few different seeds" in reasons(found, "quick")
+    assert found.sentence.startswith("Not enough evidence")
+    repeated = [dataclasses.replace(run, seed=0) for run in QUICK]
+    assert "1 at 20ep" in reasons(recommend(BASELINE, repeated), "quick")
+    of_baseline = recommend([run for run in BASELINE if run.seed != 1], QUICK)
+    assert "Of the baseline: baseline has too few" in reasons(of_baseline, "quick")
+
+
+def test_nothing_is_extrapolated() -> None:
+    found = recommend(BASELINE, QUICK, target=0.99)
+    assert found.choice is None
+    assert "nothing is extrapolated" in reasons(found, "quick")
+    assert "nothing is extrapolated" in found.sentence
+    # The baseline may fall short: a technique that gets there is cheaper than all that was tried of the baseline.
+    short = recommend(BASELINE[:-3], QUICK, target=level(60))
+    assert short.choice == "quick"
+    assert short.candidates[0].speedup is not None
+    assert short.candidates[0].speedup.bound == ">="
+    assert "at least" in short.sentence
+
+
+def test_a_target_below_the_smallest_budget() -> None:
+    found = recommend(BASELINE, QUICKER, target=level(15))
+    assert found.choice == "quicker"
+    assert found.candidates[0].bound == "<="
+    assert "100 steps (5ep) or fewer" in found.sentence
+    nothing = recommend(BASELINE, QUICK, target=level(5))
+    assert nothing.choice is None
+    assert "Of the baseline" not in reasons(nothing, "quick")
+    assert "not clearly cheaper" in reasons(nothing, "quick")
+
+
+def test_an_interval_that_does_not_separate_from_the_baseline() -> None:
+    twin = [dataclasses.replace(run, group="twin") for run in BASELINE]
+    found = recommend(BASELINE, twin)
+    assert found.choice is None
+    assert "not clearly cheaper than baseline" in reasons(found, "twin")
+    assert "baseline itself is predicted to need 800 steps (40ep)." in found.sentence
+
+
+def test_a_mean_that_gets_there_without_being_sure() -> None:
+    loose = [dataclasses.replace(run, final=run.final + (run.seed or 0) * 0.05 - 0.05) for run in QUICK]
+    assert "not clearly so at its largest budget" in reasons(recommend(BASELINE, loose, target=level(75)), "quick")
+    lost = [dataclasses.replace(run, final=math.nan) if run.seed == 1 else run for run in QUICK]
+    assert "nothing is extrapolated" in reasons(recommend(BASELINE, lost), "quick")
+
+
+def test_harvests_count_and_may_be_shared() -> None:
+    dear = [dataclasses.replace(run, harvest_seconds=60.0) for run in QUICK]
+    assert recommend(BASELINE, dear).choice is None  # 40 + 60 seconds against 80
+    assert recommend(BASELINE, dear, later_runs=10).choice == "quick"  # 40 + 6
+    prior = [dataclasses.replace(run, prior_run_ids=("p",)) for run in QUICK]
+    paid = recommend(BASELINE, prior, prior_seconds={"p": 500.0}, later_runs=10, count_prior_training=True)
+    assert paid.choice is None  # 40 + 50
+    assert recommend(BASELINE, prior, prior_seconds={"p": 500.0}, later_runs=10).choice == "quick"
+
+
+def test_without_seconds_it_goes_by_steps() -> None:
+    found = recommend([dataclasses.replace(run, train_seconds=0.0) for run in (*BASELINE, *QUICK)])
+    assert (found.axis, found.choice) == ("steps", "quick")
+    assert any("counted in steps" in note for note in found.notes)
+
+
+def test_two_that_are_alike_are_said_to_be() -> None:
+    twin = [dataclasses.replace(run, group="twin") for run in QUICK]
+    assert any("take either" in note for note in recommend(BASELINE, QUICK, twin).notes)
+    assert not any("take either" in note for note in recommend(BASELINE, QUICK, QUICKER).notes)
+
+
+def test_errors() -> None:
+    with pytest.raises(CompareError, match="Did you mean 'baseline'"):
+        recommend(BASELINE, QUICK, baseline="basline")
+    with pytest.raises(CompareError, match="must be a number"):
+        recommend(BASELINE, QUICK, target=math.inf)
+    with pytest.raises(CompareError, match="confidence"):
+        recommend(BASELINE, QUICK, confidence=0.0)
+
+
+def test_an_archive_json_and_the_terminal(tmp_path_factory: pytest.TempPathFactory) -> None:
+    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive")
+    study(archive)
+    found = recommend_from_archive(archive, target=0.6, price_per_hour=2.0)
+    assert found.choice == "distilled"
+    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert data["candidates"][0]["evidence"][0]["run_ids"] == found.candidates[0].evidence[0].run_ids
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False, markup=False).print(recommendation_table(found))
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= 100
+    for word in ("Train distilled for about", "recommended", "seeds 0, 1, 2", "about half of all runs", "dollars"):
+        assert word in text
+
+
+def test_picking_the_best_of_many_useless_techniques_finds_none() -> None:
+    rng = np.random.default_rng(5)
+    chosen = 0
+    for _ in range(40):
+        runs = [
+            BudgetRun("baseline" if g == 0 else f"idea {g}", seed, f"{b}ep", b, b, level(b) + rng.normal(0, 0.004), b)
+            for g in range(6)
+            for b in (10, 20, 40)
+            for seed in range(3)
+        ]
+        chosen += recommend(runs, target=level(28)).choice is not None
+    assert chosen <= 3  # 2.5 % are allowed; 3 of 40 or fewer then have a probability of 98 %
