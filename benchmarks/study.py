@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from job_runner import ResultsFile, command_line
+from study_summary import compare_records
 
-from reuse_algos.commands.common import seconds_of
+from reuse_algos.commands.common import console, seconds_of
+from reuse_algos.compare import budget_comparison_table
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.sequence import StepState, load_sequence, look_up_states, plan_sequence, run_sequence
 from reuse_algos.sequence.plan import trained_by
@@ -110,7 +113,16 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
     return 3 if left and (arms is None or any(found.step.arm in arms for found in left)) else 0
 
 
-def main() -> int:
+def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
+    """Print the budget-accuracy curves of the study's methods and the distances between them."""
+    config = load_sequence(options.study, options.overrides)
+    arms = None if options.arms is None else options.arms.split(",")
+    records = out.records(study=config.name)
+    console().print(budget_comparison_table(compare_records(records, config.baseline or "plain", arms)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", help="the study's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of those of the file")
@@ -120,10 +132,13 @@ def main() -> int:
     parser.add_argument("--archive", help="folder or URL of the archive, in place of the file's")
     parser.add_argument("--out", help="results file (default: benchmarks/results/<the file's name>.jsonl)")
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the results file")
-    options = parser.parse_intermixed_args()
+    options = parser.parse_intermixed_args(argv)
     out = ResultsFile(options.out or RESULTS / f"{Path(options.study).stem}.jsonl")
     try:
-        return 0 if options.summary else train(options, out)
+        if not options.summary:
+            return train(options, out)
+        summarise(options, out)
+        return 0
     except ReuseAlgosError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -275,11 +275,12 @@ def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | Non
 
 
 def _merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Write ``overrides`` over ``values``, section by section."""
+    """Write ``overrides`` over ``values``, section by section; one with another ``name`` takes the place of the old."""
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             here = values.get(key)
-            values[key] = here = dict(here) if isinstance(here, dict) else {}
+            same = isinstance(here, dict) and value.get("name", here.get("name")) == here.get("name")
+            values[key] = here = dict(here) if isinstance(here, dict) and same else {}
             _merge(here, value)
         else:
             values[key] = [*value] if isinstance(value, list) else value

@@ -83,8 +83,9 @@ class SequenceConfig:
     r"""All keys of a sequence file.
 
     A step's recipe is read, then ``overrides`` are merged into it: those of the sequence, of the arm, of the step, and
-    the values of the grid, later ones winning. ``overrides`` has the recipe's own keys; a section is merged key by key,
-    and ``algorithms: {mixup: false}`` switches one off. ``${name}`` and the like take their values from the sequence
+    the values of the grid, later ones winning. ``overrides`` has the recipe's own keys; a section is merged key by key
+    (one with another ``name``, such as another scheduler, takes its place), and ``algorithms: {mixup: false}`` switches
+    one off. ``${name}`` and the like take their values from the sequence
     file; ``\${seed}`` is left to the recipe.
 
     Every step's run gets the tags ``sequence``, ``arm`` and ``step``, so that an algorithm's query for the runs of the

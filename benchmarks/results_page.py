@@ -1,0 +1,202 @@
+"""Write RESULTS.md from the raw files in ``results/``: every figure on the page comes from there.
+
+Each section is what the benchmark's own ``--summary`` prints of its raw file, with the hardware, versions, commits and
+commands that the file names. What has no raw file yet has no section.
+
+    python benchmarks/results_page.py            # writes benchmarks/RESULTS.md
+    python benchmarks/results_page.py --check    # exit code 1 where the page is not what the raw files say
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from job_runner import ResultsFile
+
+HERE = Path(__file__).parent
+PAGE = HERE / "RESULTS.md"
+Record = dict[str, Any]
+
+HEAD = """\
+# Results
+
+Built by `python benchmarks/results_page.py` from the raw values in [results](results); no figure is typed by hand.
+Intervals are at 95 % and over seeds; with three seeds they are wide, and each holds by itself. Ratios were measured
+side by side in one process. Where a goal was missed, the line says so.
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One benchmark's part of the page.
+
+    Attributes:
+        title: of the section.
+        file: raw values, in ``results/``.
+        about: one sentence.
+        body: raw records -> text.
+    """
+
+    title: str
+    file: str
+    about: str
+    body: Callable[[Path], str]
+
+
+def summary(script: str, *arguments: str, out: str = "--out") -> Callable[[Path], str]:
+    """What ``script --summary`` prints of the file."""
+
+    def printed(path: Path) -> str:
+        command = [sys.executable, str(HERE / script), *arguments, "--summary", out, str(path)]
+        environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        if done.returncode:
+            raise SystemExit(f"{script} --summary failed:\n{done.stderr[-2000:]}")
+        return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+
+    return printed
+
+
+def step_ratios(path: Path) -> str:
+    """Medians of step times as ratios to a plain step, with the middle half of the rounds; the last record counts."""
+    record = ResultsFile(path).records()[-1]
+    lines = [f"{record['model']}, batch {record['batch']}, {record['threads']} thread(s)"]
+    for name, found in record["summary"].items():
+        count = len(record["seconds"][name])
+        spread = f"[{found['ratio_25']:.3f}, {found['ratio_75']:.3f}]"
+        lines.append(f"{name:26} {1000 * found['median_seconds']:8.1f} ms  {found['ratio']:6.3f} {spread}  n = {count}")
+    return "\n".join(lines)
+
+
+def archive_costs(path: Path) -> str:
+    """A line for each ratio or difference, with its goal."""
+    lines = []
+    for one in ResultsFile(path).records():
+        if "ratio" in one:
+            value = f"{one['ratio']:.3g} times, n = {one['n']}"
+            goal = "" if one["goal"] is None else f"; goal {one['goal']:g}: {'met' if one['met'] else 'NOT met'}"
+        elif "extra_mib" in one:
+            value = f"+{one['extra_mib']:.1f} MiB"
+            goal = f"; goal {one['goal_mib']:g}: {'met' if one['met'] else 'NOT met'}"
+        else:
+            continue
+        lines.append(f"{one['name']}: {value}{goal}")
+    return "\n".join(lines)
+
+
+def torture(path: Path) -> str:
+    """The newest line of each case, and how many older ones found something."""
+    records = [one for one in ResultsFile(path).records() if "case" in one]
+    newest = {(one["row"], one["case"]): one for one in records}
+    lines = [f"{'row':>3}  {'case':50} {'tries':>6} {'lost':>5} {'torn':>5} {'undetected':>10}"]
+    for (row, case), one in sorted(newest.items()):
+        lines.append(f"{row:3}  {case:50} {one['tries']:6} {one['lost']:5} {one['torn']:5} {one['undetected']:10}")
+    found = [one for one in records if one["lost"] or one["torn"] or one["undetected"]]
+    cases = ", ".join(f"row {one['row']}: {one['torn'] + one['lost'] + one['undetected']}" for one in found)
+    lines.append(f"Earlier lines of the file that found something, mended since: {cases or 'none'}.")
+    return "\n".join(lines)
+
+
+SECTIONS = (
+    Section(
+        "Studies: CIFAR-100, 20 superclasses, 10,000 images",
+        "cifar100_small.jsonl",
+        "Every technique and its controls at four budgets, each run with its own fully decayed schedule.",
+        summary("study.py", str(HERE / "studies" / "cifar100_small.yaml")),
+    ),
+    Section(
+        "Warm starts, on the same data and on grown data",
+        "cifar100_small.jsonl",
+        "Arms of the study above, in two comparisons.",
+        summary("warm_start.py"),
+    ),
+    Section(
+        "Curricula and pruning",
+        "curriculum_cifar100_small.jsonl",
+        "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",
+        summary("curriculum.py"),
+    ),
+    Section(
+        "Replayed adversarial examples: accuracy",
+        "adversarial.jsonl",
+        "Replays of an earlier model's perturbations against plain training and online AdvProp.",
+        summary("adversarial.py", "--epochs", "10", "--autocast", "bfloat16"),
+    ),
+    Section(
+        "Replayed adversarial examples: step time",
+        "adversarial_steps.jsonl",
+        "Ratios to the plain step of the same round. Goals: replace at most 1.10, append at most 1.6.",
+        step_ratios,
+    ),
+    Section(
+        "Cached features: step time",
+        "features.jsonl",
+        "A head trained on archived features against one behind the frozen network.",
+        summary("features.py"),
+    ),
+    Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),
+    Section("What the archive withstands", "archive_torture.jsonl", "The newest line of each case.", torture),
+)
+
+
+def provenance(records: Sequence[Record]) -> str:
+    """Hardware, versions, commits and commands of a raw file."""
+
+    def texts(*keys: str) -> list[str]:
+        values = [one[key] for one in records for key in keys if one.get(key)]
+        plain = [json.dumps(one, sort_keys=True) if isinstance(one, dict) else str(one) for one in values]
+        return list(dict.fromkeys(plain))
+
+    def words(key: str) -> str:
+        shown = []
+        for text in texts(key):
+            found = json.loads(text)
+            shown.append(", ".join(f"{name} {value}" for name, value in found.items()))
+        return "; ".join(shown)
+
+    commits = ", ".join(text[:7] for text in texts("commit", "git_commit"))
+    commands = texts("command")
+    shown = [f"`{command}`" for command in commands[:4]]
+    lines = [f"- hardware: {words('hardware')}", f"- versions: {words('versions')}", f"- commits: {commits}"]
+    return "\n".join([*lines, f"- made by: {'; '.join(shown)}{'; ...' if len(commands) > 4 else ''}"])
+
+
+def page() -> str:
+    """The whole page."""
+    parts = [HEAD]
+    for section in SECTIONS:
+        path = HERE / "results" / section.file
+        if not path.exists():
+            continue
+        text = section.body(path)
+        parts.append(
+            f"## {section.title}\n\n{section.about} Raw values: [{section.file}](results/{section.file}).\n\n"
+            f"```text\n{text}\n```\n\n{provenance(ResultsFile(path).records())}\n"
+        )
+    return "\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compare with the page instead of writing it")
+    options = parser.parse_args()
+    text = page()
+    if not options.check:
+        PAGE.write_text(text)
+        return 0
+    if PAGE.read_text() == text:
+        return 0
+    print(f"{PAGE} is not what the raw files say: run `python benchmarks/results_page.py`", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""What does a warm start save, on the same data and on data that grew from 50 % to 100 %?
+
+From scratch, warm, shrink-and-perturb, warm + distillation and warm + focus, at budgets of 2.5, 5, 10 and 20 epochs of
+the CPU-sized CIFAR-100, three seeds, each run with a schedule of its own. These are arms of the study
+``studies/cifar100_small.yaml``: this trains them (and what they reuse) by ``study.py``, takes its options, and shows
+two comparisons of budget-accuracy curves. ``plain`` is trained from scratch on all the data in both of them.
+
+On the same data the prior run is at the target before training starts, so what a warm start saves there proves nothing;
+it shows what going on from an earlier run costs or brings (Ash & Adams 2020).
+
+    python benchmarks/warm_start.py --jobs 2 --time-limit 50m overrides.data.name=npz overrides.data.path=cifar100.npz
+    python benchmarks/warm_start.py --summary
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import study
+
+STUDY = Path(__file__).parent / "studies" / "cifar100_small.yaml"
+WAYS = ("warm", "shrunk", "distilled", "focus")
+QUESTIONS = {
+    "The same data": ["warm", *(f"warm-{way}" for way in WAYS[1:])],
+    "Data grown from 50 % to 100 %": [f"grown-{way}" for way in WAYS],
+}
+
+
+def main() -> int:
+    if "--help" in sys.argv or "-h" in sys.argv:
+        print(__doc__)
+    arms = ["plain", *(arm for group in QUESTIONS.values() for arm in group)]
+    given = [str(STUDY), *sys.argv[1:]]
+    status = 0 if "--summary" in given else study.main([*given, "--arms", ",".join(arms)])
+    for title, group in QUESTIONS.items():
+        print(f"\n{title}\n{'=' * len(title)}")
+        shown = [one for one in given if one != "--summary"]
+        status = status or study.main([*shown, "--summary", "--arms", ",".join(["plain", *group])])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
