@@ -75,11 +75,21 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     archive = RunArchive(tmp_path / "demo" / "archive")
     by_method = {run.tags["method"]: run for run in archive.runs()}
-    assert set(by_method) == {"baseline", "short", "distilled", "dynamic-pruned", "adversarial-replay"}
-    for run in by_method.values():
+    arms = {"baseline", "short", "distilled", "warm-start", "dynamic-pruned", "adversarial-replay"}
+    assert set(by_method) == {*arms, "half"}
+    for method, run in by_method.items():
         assert f"accuracy {run.final_metric():.4f} after {run.manifest.progress.epoch} epochs" in printed
+        assert any(line.startswith(method) for line in printed.split("Target:")[1].splitlines()) == (method in arms)
+        if method == "half":
+            continue
         assert f"{run.final_metric('PGDAccuracy'):.4f}" in printed.split("Robustness:")[1]
     assert by_method["short"].manifest.progress == by_method["distilled"].manifest.progress
+    assert by_method["short"].manifest.progress == by_method["warm-start"].manifest.progress
+    (use,) = by_method["warm-start"].manifest.prior_runs
+    assert use.run_id == by_method["half"].id
+    half = by_method["half"].manifest.dataset
+    assert half is not None
+    assert half.num_examples == 250
     for method in ("distilled", "dynamic-pruned", "adversarial-replay"):
         assert [use.run_id for use in by_method[method].manifest.prior_runs] == [by_method["baseline"].id]
     (use,) = by_method["adversarial-replay"].manifest.prior_runs

@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
-from reuse_algos.archive import HarvestRecord, PriorUse
+from reuse_algos.archive import HarvestRecord, ModelRecord, PriorUse
 from reuse_algos.errors import CompareError, SequenceError
 from reuse_algos.sequence import StepState, print_report, sequence_report
 from reuse_algos.sequence.search import search_result
@@ -79,6 +79,28 @@ def test_notes_say_what_is_odd(tmp_path: Path) -> None:
     print_report(report, Console(file=out, width=100))
     assert "reuse/seed-2 (diverged)" in out.getvalue()
     assert max(map(len, out.getvalue().splitlines())) <= 100
+
+
+def test_notes_say_where_totals_and_flops_are_not_what_they_seem(tmp_path: Path) -> None:
+    frozen = {"overrides": {"algorithms": {"freezing": {"freeze": "backbone"}}}}
+    plan = planned(tmp_path, arms={"without": {}, "frozen": frozen, "short": {"steps": [{"name": "only"}], "grid": {}}})
+    teacher = PriorUse(run_id="x-1234567890", algorithm="prior_run_distillation", weights=["last"])
+    counted = {"model": ModelRecord(name="digits_cnn", flops_per_example=1000)}
+    values = {"without": {"seed-1": [0.5], "seed-2": [0.5]}, "short": {"only": [0.5]}}
+    values["frozen"] = values["without"]
+    archive, states = made_up(
+        plan,
+        values,
+        **{f"{arm}/seed-{seed}": counted for arm in ("without", "frozen") for seed in (1, 2)},
+        **{"short/only": {**counted, "prior_runs": [teacher]}},
+    )
+    report = sequence_report(plan.config, states, archive)
+    notes = {note for note in report.notes if "FLOPs" in note or "unlike" in note}
+    assert notes == {
+        "short has 1 steps and without has 2: totals of unlike amounts of work, so their share is no saving.",
+        "frozen: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not.",
+        "short: FLOPs leave out the forward passes of live teachers; seconds include them.",
+    }
 
 
 def test_an_unfinished_sequence_and_an_unknown_metric_are_refused(tmp_path: Path) -> None:

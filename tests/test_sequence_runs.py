@@ -152,6 +152,9 @@ def test_an_interrupted_step_resumes_and_a_changed_recipe_is_refused(tmp_path: P
     assert "optimizer.lr was 0.1 and is now 0.05" in text
     assert "without/seed-2 was interrupted, and the recipe has changed since: optimizer.lr was 0.1" in text
     assert "reuse/seed-2" not in text
+    # The checkpoint goes with the archive that has the first part of its record.
+    with pytest.raises(SequenceError, match=r"without/seed-2 was interrupted.*archive was .*/archive and is now .*/b"):
+        run_sequence(planned(tmp_path, f"archive={tmp_path}/b"), runner=crashing)
 
     run_sequence(plan, say=lambda line: None, runner=in_process)
     resumed = RunArchive(tmp_path / "archive").runs(tags={"arm": "without", "step": "seed-2"})[0]

@@ -68,8 +68,10 @@ def test_resumes_across_unfreezing_bit_equal(tmp_path: Path) -> None:
 def test_wrong_options_are_listed() -> None:
     with pytest.raises(ValueError, match="nothing to do. Say what to freeze"):
         Freezing()
-    with pytest.raises(ValueError, match=r"(?s)above 0, got 0.*nothing is frozen"):
+    with pytest.raises(ValueError, match=r"(?s)above 0 and finite, got 0.*nothing is frozen"):
         Freezing(learning_rates={"head": 0}, unfreeze_at="1ep")
+    with pytest.raises(ValueError, match="above 0 and finite, got inf"):
+        Freezing(learning_rates={"head": float("inf")})
     with pytest.raises(ModelError, match="'modul.0.*' matches nothing in the model"):
         fitted(Freezing("modul.0.*"))
 

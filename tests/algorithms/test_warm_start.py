@@ -119,6 +119,18 @@ def test_average_of_the_last_checkpoints(archive: RunArchive) -> None:
         fit([warm(archive, weights="average")])
 
 
+def test_average_of_a_run_that_ended_within_an_epoch(tmp_path: Path) -> None:
+    mine = RunArchive(tmp_path)
+    run = record(mine, "mid", weights=("last", "1ep"), max_duration="10ba")
+    algorithm = warm(mine, runs=run, weights="average", last_k=2)
+    _, seen, _ = fit([algorithm], max_duration="1ba")
+    assert algorithm.prior_uses()[0].weights == ["ep0002", "last"]
+    parts = [mine.run(run).weights(name) for name in ("ep0002", "last")]
+    assert not torch.equal(parts[0]["module.0.weight"], parts[1]["module.0.weight"])
+    wanted = (parts[0]["module.0.weight"].double() + parts[1]["module.0.weight"].double()) / 2
+    assert torch.equal(seen.first["module.0.weight"], wanted.float())
+
+
 def test_average_over_runs_of_one_lineage_only(archive: RunArchive, tmp_path: Path) -> None:
     mine = RunArchive(tmp_path)
     first = record(mine, "first", weights=("last", "1ep"))

@@ -177,6 +177,10 @@ def test_groups_are_split_by_rate_and_freed_of_what_is_frozen() -> None:
     found = [(group["params"], group["lr"], group["weight_decay"]) for group in optimizer.param_groups]
     assert found == [([a], 0.05, 0.5), ([c], 0.1, 0.5), ([d], 0.8, 0.0)]
     assert [(group["params"], group["lr"], group["momentum"]) for group in held] == [([b], 0.1, 0.9)]
+    # Arranged once more, a parameter has the factor that is asked for now, not the product.
+    arrange_groups(optimizer, {a: 1.0, c: 3.0, d: 2.0}, [])
+    found = [(group["params"], group["lr"]) for group in optimizer.param_groups]
+    assert found == [([a], pytest.approx(0.1)), ([c], pytest.approx(0.3)), ([d], 0.8)]
     with pytest.raises(ModelError, match="nothing to train"):
         arrange_groups(optimizer, {}, [a, c, d])
 

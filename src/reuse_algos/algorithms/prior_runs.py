@@ -102,7 +102,8 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
         run: the prior run.
         info: the current train data.
         mismatch: ``refuse``, or ``allow``: match examples by key, and leave out those that are new or whose label
-            changed.
+            changed. Where both sides name their classes, labels are compared by name: a class that was added or
+            removed numbers the others anew, and that is no change.
 
     Returns:
         None where the data are the same (row = position), else int64 ``[N]``: the prior position, or -1.
@@ -125,7 +126,7 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
     known = prior_keys[rows] == info.keys
     relabelled = torch.zeros_like(known)
     if prior_labels is not None and info.labels is not None:
-        relabelled = known & (prior_labels[rows] != info.labels)
+        relabelled = known & (_labels_here(prior_labels, record.class_names, info.class_names)[rows] != info.labels)
     common = int((known & ~relabelled).sum())
     difference = (
         f"run {run.id} was trained on {record.name} with {record.num_examples} examples (fingerprint "
@@ -141,3 +142,19 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
     if common == 0:
         raise PriorRunMismatchError(f"{difference}. There is nothing to reuse.")
     return torch.where(known & ~relabelled, rows, torch.full_like(rows, -1))
+
+
+def _labels_here(labels_N: torch.Tensor, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> torch.Tensor:
+    """Labels of a prior run as numbers of the current classes, by name; -1 for classes that there are no more.
+
+    As they are where a side has no names, or not unique ones, or where no name is common: then the classes were
+    renamed, all at once.
+    """
+    if not theirs or not ours or list(theirs) == list(ours) or not set(theirs) & set(ours):
+        return labels_N
+    if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):
+        return labels_N
+    place = {name: number for number, name in enumerate(ours)}
+    numbers_J = torch.tensor([place.get(name, -1) for name in theirs], dtype=labels_N.dtype)
+    named_N = (labels_N >= 0) & (labels_N < len(theirs))
+    return torch.where(named_N, numbers_J[labels_N.clamp(0, len(theirs) - 1).long()], labels_N)

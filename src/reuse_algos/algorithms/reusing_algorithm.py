@@ -127,6 +127,11 @@ class ReusingAlgorithm(Algorithm):
     def prior_uses(self) -> list[PriorUse]:
         """What this run has spent of which prior run, for its own record."""
 
+    def start_afresh(self) -> None:
+        """INIT: forget the runs and counts of another Trainer that this algorithm has served."""
+        self.prior_runs, self._pinned = [], None
+        self.setup_seconds, self.batches_applied, self.latest_metrics = 0.0, 0, {}
+
     def begin(self, state: State) -> None:
         """FIT_START: pin the prior runs and load from them, timed as set-up."""
         began = time.perf_counter()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
@@ -109,12 +110,19 @@ def _changed_while_interrupted(step: PlannedStep) -> list[str]:
     except RecipeError:
         return [f"{step.title} was interrupted, and its recipe cannot be read any more. Remove {step.folder}"]
     changed = differences(then, step.recipe.record)
+    before, now = (str(record.get("archive")) for record in (then, step.recipe.record))
+    if _place(before) != _place(now):
+        changed.append(f"archive was {before} and is now {now}, which has no record of what was trained")
     if not changed:
         return []
     return [
         f"{step.title} was interrupted, and the recipe has changed since: {'; '.join(changed)}. Undo the change, or "
         f"remove {step.folder} to begin the step again"
     ]
+
+
+def _place(location: str) -> str:
+    return location if "://" in location else str(Path(location).resolve())
 
 
 def _out_of_order(states: Sequence[StepState]) -> list[str]:

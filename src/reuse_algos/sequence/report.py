@@ -31,7 +31,7 @@ class Cost:
         steps: batches trained.
         epochs: whole epochs.
         samples: examples trained.
-        train_seconds: training, evaluation excluded.
+        train_seconds: training, evaluation excluded, and what an interrupted attempt trained behind its checkpoint.
         setup_seconds: loading prior runs before the first step.
         harvest_seconds: passes over the data that filled signals afterwards, each counted once, at its first use.
         cost_seconds: the three together.
@@ -303,8 +303,15 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
             "Totals are those of one sequence and have no interval: seconds vary from run to run, and a claim needs "
             "the sequence several times. Intervals of the metric are over the steps."
         )
+    baseline = next((arm for arm in arms if arm.is_baseline), None)
     own = {arm.name: {step.run_id for step in arm.steps} for arm in arms}
     for arm in arms:
+        if baseline is not None and len(arm.steps) != len(baseline.steps):
+            notes.append(
+                f"{arm.name} has {len(arm.steps)} steps and {baseline.name} has {len(baseline.steps)}: totals of "
+                "unlike amounts of work, so their share is no saving."
+            )
+        notes += _uncounted(arm, [pair for pair in pairs if pair[0].arm == arm.name])
         diverged = [step.name for step in arm.steps if step.health != "ok"]
         if diverged:
             notes.append(f"{arm.name}: {', '.join(diverged)} diverged; their cost counts.")
@@ -328,6 +335,23 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
     machines = {_machine(run.manifest.environment) for _, run in pairs}
     if len(machines - {None}) > 1:
         notes.append("The steps ran on different hardware: their seconds are not comparable.")
+    return notes
+
+
+def _uncounted(arm: ArmResult, pairs: Sequence[tuple[PlannedStep, PriorRun]]) -> list[str]:
+    """Where three forward passes per example are not what was computed."""
+    if arm.total.flops is None:
+        return []
+    notes = []
+    settings = [options for step, _ in pairs for options in step.recipe.settings.algorithms.values()]
+    # With cached features the count is the head's, all of which trains.
+    if any(options.get("freeze") and options.get("source") != "cached" for options in settings):
+        notes.append(
+            f"{arm.name}: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not."
+        )
+    uses = [use for _, run in pairs for use in run.manifest.prior_runs]
+    if any(use.algorithm == "prior_run_distillation" and use.weights for use in uses):
+        notes.append(f"{arm.name}: FLOPs leave out the forward passes of live teachers; seconds include them.")
     return notes
 
 

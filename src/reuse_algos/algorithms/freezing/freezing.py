@@ -10,6 +10,7 @@ from composer import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
 from reuse_algos.algorithms.prior_run_warm_start.freezing import TrainablePart
+from reuse_algos.data.example_ids import keep_views
 
 __all__ = ["Freezing"]
 
@@ -73,6 +74,7 @@ class Freezing(Algorithm):
         if event == Event.INIT:
             self.part.arrange(state)
         elif event == Event.FIT_START:
+            keep_views(state)
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:

@@ -24,6 +24,7 @@ from reuse_algos.algorithms.interplay import (
     replayed_outputs,
 )
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
     kl_term,
@@ -37,9 +38,10 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import (
     Teachers,
     missing_from_cache,
     no_images,
+    refuse_top_k,
     signal_name,
 )
-from reuse_algos.algorithms.prior_runs import RunSelection, match_classes, match_examples
+from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
 from reuse_algos.algorithms.schedule import is_on
 from reuse_algos.algorithms.split_batch_norm import restore_batch_norm
@@ -83,8 +85,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         every_n_batches: the term is on at every n-th batch only, and off (the model's own loss alone) at the others.
         stop_when_better: switch off for good once the monitored metric passes the best teacher's.
         monitor: the metric for that. Default: the one that the prior run monitored.
-        mismatch: ``refuse`` prior runs on other data or views; ``allow`` uses examples that match by key (others go
-            without the term) and cached logits of unknown views.
+        mismatch: ``refuse`` prior runs on other data, classes or views; ``allow`` uses examples that match by key
+            (others go without the term), the classes of the same name (the term is over these), and cached logits of
+            unknown views.
         teacher_model: the teachers' architecture, a module or a function that makes one. Default: rebuilt from the
             run's record, or a copy of the student.
         input_key: where the inputs lie in a batch, for teachers that are plain modules.
@@ -173,6 +176,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._sums: list[torch.Tensor] = []
         self._share = 1.0
         self._info: DatasetInfo | None = None
+        self._classes = KnownClasses()
         self._goal: tuple[str, str, float] = ("", "max", 0.0)
 
     # What the engine asks -------------------------------------------------------------------------------------------
@@ -257,15 +261,15 @@ class PriorRunDistillation(ReusingAlgorithm):
             info = try_info(getattr(state.dataloader, "dataset", None))
         self._info = info
         num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
-        for run in self.prior_runs:
-            match_classes(run, num_classes, info and info.class_names)
+        self._classes = find_known_classes(self.prior_runs, num_classes, info, self.mismatch)
         if info is None and source == "cached":
             raise ExampleIdError(
                 "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
             )
         rows = [] if info is None else [match_examples(run, info, self.mismatch) for run in self.prior_runs]
         if source == "cached":
-            self._refuse_top_k_mse()
+            if self.loss == "mse":
+                refuse_top_k(self.prior_runs, self.weights)
             self.teachers = CachedTeachers(
                 self.prior_runs, self.weights, rows, self.ids.view_policy, device_of(state.model)
             )
@@ -308,24 +312,17 @@ class PriorRunDistillation(ReusingAlgorithm):
             raise PriorRunMismatchError(reason)
         return self.source
 
-    def _refuse_top_k_mse(self) -> None:
-        for run in self.prior_runs:
-            for name in self.weights:
-                if self.loss == "mse" and run.signal(signal_name(name)).encoding == "top_k":
-                    raise PriorRunMismatchError(
-                        f"run {run.id} keeps only its largest logits (top_k), and MSE needs all of them. Use loss: kl, "
-                        "source: live, or harvest dense logits."
-                    )
-
     # Each microbatch ------------------------------------------------------------------------------------------------
 
     def _add_term(self, state: State) -> None:
         assert self.teachers is not None
-        student_BC = logits_of(state.outputs, self.output_key)
+        student_BC = self._classes.of_student(logits_of(state.outputs, self.output_key))
         chosen = [int(i) for i in np.flatnonzero(self._combination)]
         with self._stopwatch.running():
             examples = self._positions(self.ids.microbatch) if isinstance(self.teachers, CachedTeachers) else None
             logits, seen_B = self.teachers.targets(state, examples, chosen)
+        known, each = self._classes, len(self.weights)
+        logits = [known.of_teacher(i // each, teacher_BC) for i, teacher_BC in zip(chosen, logits, strict=True)]
         shares = [float(self._combination[i]) for i in chosen]
         weights_B = example_weights(state)
         for index, teacher_BC in zip(chosen, logits, strict=True):
@@ -345,7 +342,7 @@ class PriorRunDistillation(ReusingAlgorithm):
                 # What the teachers say of the clean view is the target of a replayed row, too.
                 seen_R = None if seen_B is None else seen_B[rows_R]
                 weights_R = None if weights_B is None else weights_B[rows_R.cpu()]
-                theirs_RC = logits_of(replayed.outputs, self.output_key)
+                theirs_RC = known.of_student(logits_of(replayed.outputs, self.output_key))
                 term = term + replayed.share * self._term(theirs_RC, target_BC[rows_R], seen_R, weights_R)
         state.loss = self._combined(state.loss, term)
         with torch.no_grad():

@@ -18,9 +18,18 @@ from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import SignalNotFoundError
+from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
 
-__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers", "missing_from_cache", "no_images", "signal_name"]
+__all__ = [
+    "CachedTeachers",
+    "LiveTeachers",
+    "Targets",
+    "Teachers",
+    "missing_from_cache",
+    "no_images",
+    "refuse_top_k",
+    "signal_name",
+]
 
 _RESIDENT_BYTES = 2 << 30
 """Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
@@ -145,6 +154,21 @@ def no_images(algorithm: str, why: str) -> str:
         f"{algorithm} with source: cached trains on features, and live teachers need the images. Teachers must be "
         f"cached beside it: {why}"
     )
+
+
+def refuse_top_k(runs: Sequence[PriorRun], weights: Sequence[str]) -> None:
+    """Make sure that all logits of the teachers are archived, for MSE.
+
+    Raises:
+        PriorRunMismatchError: a run keeps only its largest ones.
+    """
+    for run in runs:
+        for name in weights:
+            if run.signal(signal_name(name)).encoding == "top_k":
+                raise PriorRunMismatchError(
+                    f"run {run.id} keeps only its largest logits (top_k), and MSE needs all of them. Use loss: kl, "
+                    "source: live, or harvest dense logits."
+                )
 
 
 class CachedTeachers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -16,7 +16,17 @@ from reuse_algos.algorithms.prior_run_warm_start.parameter_groups import add_gro
 from reuse_algos.algorithms.schedule import reached
 from reuse_algos.errors import ModelError, nearest
 
-__all__ = ["TrainablePart", "head_of", "matches", "norm_layers", "pattern_faults", "plain_parameters"]
+__all__ = [
+    "TrainablePart",
+    "frozen_at_start",
+    "head_of",
+    "holds",
+    "matches",
+    "norm_layers",
+    "pattern_faults",
+    "plain_parameters",
+    "refuse_torn_ties",
+]
 
 _KEYWORDS = ("backbone", "head")
 
@@ -103,6 +113,56 @@ def norm_layers(model: nn.Module) -> dict[str, _NormBase]:
     }
 
 
+def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> None:
+    """Refuse a set of parameters that has one name of a tied parameter and not the other.
+
+    One layer under two names is not two layers that share a parameter: either name stands for it.
+
+    Args:
+        model: the trainer's model.
+        names: of parameters, or of anything else, which does not matter.
+        what: what they are, for the message.
+
+    Raises:
+        ModelError: a parameter has several names, and some of them are in the set.
+    """
+    owners: dict[int, dict[int, list[str]]] = {}
+    for path, layer in unwrap_model(model).named_modules(remove_duplicate=False):
+        for key, parameter in layer.named_parameters(recurse=False):
+            name = f"{path}.{key}".removeprefix(".").replace("_orig_mod.", "")
+            owners.setdefault(id(parameter), {}).setdefault(id(layer), []).append(name)
+    for by_layer in owners.values():
+        inside = [aliases for aliases in by_layer.values() if not set(names).isdisjoint(aliases)]
+        outside = [aliases[0] for aliases in by_layer.values() if aliases not in inside]
+        if inside and outside:
+            raise ModelError(
+                f"{what} has {inside[0][0]}, which is the same parameter as {', '.join(outside)} outside of it: they "
+                "cannot be treated differently. Untie them, or name all or none."
+            )
+
+
+def holds(name: str, layer: nn.Module, is_frozen: Callable[[str], bool]) -> bool:
+    """Whether a normalisation layer is frozen: all of its parameters, or, where it has none, its statistics."""
+    own = [key for key, _ in layer.named_parameters(recurse=False)] or ["running_mean", "running_var"]
+    return all(is_frozen(f"{name}.{key}") for key in own)
+
+
+def frozen_at_start(state: State) -> Callable[[str], bool]:
+    """Which tensors do not train from the first batch on, whoever froze them.
+
+    Args:
+        state: after INIT.
+
+    Returns:
+        Plain name -> whether an algorithm with a :class:`TrainablePart` freezes it, or it needs no gradient.
+    """
+    parts = [
+        part for part in (getattr(one, "part", None) for one in state.algorithms) if isinstance(part, TrainablePart)
+    ]
+    fixed = {name for name, one in plain_parameters(state.model, tied=True).items() if not one.requires_grad}
+    return lambda name: name in fixed or any(part.is_frozen(name) for part in parts)
+
+
 class TrainablePart:
     """Freezes a part of a model and gives other parts learning rates of their own, for a Composer algorithm.
 
@@ -144,13 +204,18 @@ class TrainablePart:
     def faults(self) -> list[str]:
         """What is wrong with the settings by themselves."""
         found = [
-            f"learning_rates: the factor of {pattern!r} must be above 0, got {factor} (freeze it instead)"
+            f"learning_rates: the factor of {pattern!r} must be above 0 and finite, got {factor} (0: freeze it)"
             for pattern, factor in self.learning_rates.items()
-            if not factor > 0
+            if not 0 < factor < float("inf")
         ]
         if self.unfreeze_at is not None and not self.freeze:
             found.append("unfreeze_at: nothing is frozen. Say what: freeze")
         return found
+
+    @property
+    def patterns(self) -> list[str]:
+        """What is frozen and what has a rate of its own."""
+        return [*self.freeze, *self.learning_rates]
 
     @property
     def changes_while_training(self) -> bool:
@@ -166,25 +231,26 @@ class TrainablePart:
         """Whether the tensor of this name belongs to the part that is frozen at the start."""
         return matches(name, self.freeze, self._head)
 
-    def holds(self, name: str, layer: nn.Module) -> bool:
-        """Whether a normalisation layer is frozen: all of its parameters, or, where it has none, its statistics."""
-        own = [key for key, _ in layer.named_parameters(recurse=False)] or ["running_mean", "running_var"]
-        return all(self.is_frozen(f"{name}.{key}") for key in own)
-
     def arrange(self, state: State) -> None:
         """INIT: split the optimizer's groups, and take frozen parameters out.
 
         Raises:
-            ModelError: a pattern matches nothing, the head cannot be found, or nothing is left to train.
+            ModelError: a pattern matches nothing, the head cannot be found, nothing is left to train, or another
+                algorithm arranges the groups, too.
         """
         self._state = state
-        patterns = [*self.freeze, *self.learning_rates]
+        # An algorithm may have served another Trainer, whose model is none of this one's business.
+        self.unfrozen, self.frozen_share = False, 0.0
+        self._names, self._head, self._frozen, self._norms, self._held = [], [], [], [], []
+        patterns = self.patterns
         if not patterns:
             return
+        self._refuse_another(state)
         parameters = plain_parameters(state.model)
         self._names = list(parameters)
         if self.head_pattern is not None or set(patterns) & set(_KEYWORDS):
             self._head = head_of(state.model, self.head_pattern, None)
+            refuse_torn_ties(state.model, self._head, "the head")
         faults = pattern_faults("freeze", self.freeze, parameters, self._head)
         faults += pattern_faults("learning_rates", self.learning_rates, parameters, self._head)
         if faults:
@@ -196,7 +262,8 @@ class TrainablePart:
             if chosen:
                 factors[parameter] = chosen[0]
         self._held = arrange_groups(state.optimizers[0], factors, self._frozen)
-        self._norms = [layer for name, layer in norm_layers(state.model).items() if self.holds(name, layer)]
+        self._refuse_lost(parameters)
+        self._norms = [layer for name, layer in norm_layers(state.model).items() if holds(name, layer, self.is_frozen)]
         total = sum(parameter.numel() for parameter in parameters.values())
         self.frozen_share = sum(parameter.numel() for parameter in self._frozen) / total
         if not self.changes_while_training:
@@ -243,6 +310,25 @@ class TrainablePart:
         """Bring the optimizer's groups to where they were, which Composer loads after the algorithms."""
         if state["unfrozen"] and not self.unfrozen and self._state is not None:
             self._unfreeze(self._state)
+
+    def _refuse_another(self, state: State) -> None:
+        for one in state.algorithms:
+            part = getattr(one, "part", None)
+            if isinstance(part, TrainablePart) and part is not self and part.patterns:
+                raise ModelError(
+                    f"{type(one).__name__} and another algorithm both have freeze or learning_rates, and would split "
+                    "the optimizer's groups one after the other. Give these options to one of them."
+                )
+
+    def _refuse_lost(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """What comes back has to come back into the optimizer."""
+        held = {id(parameter) for group in self._held for parameter in group["params"]}
+        lost = [name for name, one in parameters.items() if self.is_frozen(name) and id(one) not in held]
+        if lost and self.changes_while_training:
+            raise ModelError(
+                f"unfreeze_at: {', '.join(lost[:3])} would train, and the optimizer does not have all of this. Give it "
+                "all parameters of the model; an optimizer that has served another Trainer may have lost some."
+            )
 
     def _stop_gradients(self) -> None:
         for parameter in self._frozen:

@@ -13,6 +13,9 @@ from reuse_algos.errors import ModelError
 
 __all__ = ["add_groups", "arrange_groups", "check_schedulers"]
 
+_APPLIED = "_reuse_algos_factors"
+"""Attribute of an optimizer: id of a parameter -> factor that its group's rates have been multiplied by."""
+
 
 def arrange_groups(
     optimizer: Optimizer, multipliers: Mapping[Parameter, float], frozen: Collection[Parameter]
@@ -21,7 +24,7 @@ def arrange_groups(
 
     Each group falls into one for every multiplier among its parameters, with the group's other settings. ``initial_lr``
     is multiplied with ``lr``: schedulers and decoupled weight decay reckon from it. Call this before schedulers are
-    made, and before the optimizer has any state.
+    made. An optimizer that was arranged before, for another Trainer, has its rates from then and gets what they lack.
 
     Args:
         optimizer: its groups are replaced.
@@ -35,7 +38,9 @@ def arrange_groups(
         ModelError: nothing is left to train.
     """
     frozen_ids = {id(parameter) for parameter in frozen}
-    factors = {id(parameter): factor for parameter, factor in multipliers.items()}
+    wanted = {id(parameter): factor for parameter, factor in multipliers.items()}
+    applied: dict[int, float] = vars(optimizer).get(_APPLIED, {})
+    factors = {key: wanted.get(key, 1.0) / applied.get(key, 1.0) for key in wanted.keys() | applied.keys()}
     arranged: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
@@ -50,6 +55,7 @@ def arrange_groups(
     if not arranged:
         raise ModelError("freeze leaves the optimizer nothing to train. Freeze less, such as freeze: backbone.")
     optimizer.param_groups[:] = arranged  # in place: wrappers such as SAM share the list
+    vars(optimizer)[_APPLIED] = wanted
     return held
 
 

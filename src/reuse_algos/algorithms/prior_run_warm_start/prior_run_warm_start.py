@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,11 +22,14 @@ from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFe
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
 from reuse_algos.algorithms.prior_run_warm_start.freezing import (
     TrainablePart,
+    frozen_at_start,
     head_of,
+    holds,
     matches,
     norm_layers,
     pattern_faults,
     plain_parameters,
+    refuse_torn_ties,
 )
 from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     Plan,
@@ -41,6 +44,7 @@ from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, cho
 from reuse_algos.algorithms.prior_runs import RunSelection
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import PriorUse, RunArchive, weights_name
+from reuse_algos.data.example_ids import keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 
@@ -58,8 +62,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
     r"""Start from the weights of an earlier run, instead of from random numbers.
 
     Weights are loaded once, at the start of the first ``fit``: neither a resumed run nor a second ``fit`` loads them
-    again. Everything that is loaded becomes ``shrink * weights + perturb * noise`` (Ash & Adams 2020, arXiv 1910.08475,
-    section 4), but for what is frozen, which stays as the earlier run left it. Where weights are shrunk or perturbed,
+    again; another Trainer does. Everything that is loaded becomes ``shrink * weights + perturb * noise`` (Ash & Adams
+    2020, arXiv 1910.08475, section 4), but for what is frozen, here, by ``Freezing`` or by the model's own
+    ``requires_grad``: that stays as the earlier run left it. Where weights are shrunk or perturbed,
     running statistics of batch norm start anew, as in the authors' code: those of the earlier run are of activations
     that are no more.
 
@@ -204,12 +209,15 @@ class PriorRunWarmStart(ReusingAlgorithm):
         """Follow the event."""
         if event == Event.INIT:
             self._refuse_shards(state)
+            self._forget()
             self.part.arrange(state)
         elif event == Event.FIT_START:
             self.part.hold(state)
             if self.cached is not None:
                 self.cached.disconnect(state)  # from a fit that ended by an error
                 self.ids.handle(event, state)
+            else:
+                keep_views(state)
             if not self.loaded:
                 self._refuse_checkpoint(state)
             if not self.loaded or self.cached is not None:
@@ -228,6 +236,13 @@ class PriorRunWarmStart(ReusingAlgorithm):
             self.cached.leave()
             if event == Event.FIT_END:
                 self.cached.disconnect(state)
+
+    def _forget(self) -> None:
+        """INIT: an algorithm that has served another Trainer starts this one's model from the prior run, too."""
+        self.start_afresh()
+        self.loaded, self._uses, self._facts = False, [], {}
+        if self.cached is not None:
+            self.cached = CachedFeatures(self.cached.weights, self.mismatch)
 
     def _refuse_shards(self, state: State) -> None:
         if state.fsdp_config is not None or state.tp_config is not None:
@@ -317,10 +332,12 @@ class PriorRunWarmStart(ReusingAlgorithm):
             anew.update(head)
         elif self.head == "match":
             by_class = {name for name in head if name not in anew and fresh[name].dim()}
+        refuse_torn_ties(state.model, anew | by_class, "what head and reset cover")
         changing: set[str] = set()
         if self.shrink != 1 or self.perturb != 0:
-            changing = {name for name in plain_parameters(state.model) if not self.part.is_frozen(name)}
-            anew |= self._statistics(state)
+            is_frozen = frozen_at_start(state)
+            changing = {name for name in plain_parameters(state.model) if not is_frozen(name)}
+            anew |= _statistics(state, is_frozen)
         rows = self._known_classes(sources, info) if by_class else None
         return Plan(anew, by_class, rows, changing)
 
@@ -360,15 +377,6 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 f"the weights of run {run.id} do not fit this model:\n  " + "\n  ".join(listed) + "\nUse head: match "
                 "or head: reset for the last layer, and reset: [pattern, ...] for others that are to start anew."
             )
-
-    def _statistics(self, state: State) -> set[str]:
-        """Names of the running statistics that shrinking and perturbing make void: those of layers that train."""
-        return {
-            f"{name}.{key}"
-            for name, layer in norm_layers(state.model).items()
-            if not self.part.holds(name, layer)
-            for key, _ in layer.named_buffers(recurse=False)
-        }
 
     def _record(self, sources: Sequence[Source], state: State, loaded: Mapping[str, Tensor], plan: Plan) -> None:
         """What was used, for the run's record and its metrics."""
@@ -418,3 +426,13 @@ class PriorRunWarmStart(ReusingAlgorithm):
         self.part.load_state_dict(state["part"])
         if self.cached is not None and "cached" in state:  # the earlier attempt may have been a live one
             self.cached.load_state_dict(state["cached"])
+
+
+def _statistics(state: State, is_frozen: Callable[[str], bool]) -> set[str]:
+    """Names of the running statistics that shrinking and perturbing make void: those of layers that train."""
+    return {
+        f"{name}.{key}"
+        for name, layer in norm_layers(state.model).items()
+        if not holds(name, layer, is_frozen)
+        for key, _ in layer.named_buffers(recurse=False)
+    }

@@ -90,16 +90,19 @@ def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
 
 
 def _last_checkpoints(run: PriorRun, last_k: int | None) -> list[Source]:
-    """The last k of a run; ``last`` counts where no numbered checkpoint holds the same epoch."""
+    """The last k of a run; ``last`` counts where the newest numbered checkpoint does not hold the same weights."""
     if last_k is None:
         raise PriorRunMismatchError(
             f"weights: average got one run, {run.id}: say over how many of its last checkpoints (last_k: 5), or name "
             "several runs of one lineage."
         )
     numbered = {int(found[1]): name for name in run.weight_names if (found := _EPOCH.fullmatch(name))}
-    if "last" in run.weight_names:
-        numbered.setdefault(run.manifest.progress.epoch, "last")
     names = [numbered[epoch] for epoch in sorted(numbered)]
+    # A run may have ended in the middle of an epoch, behind its newest numbered checkpoint.
+    if "last" in run.weight_names and Source(run, "last").digest not in {
+        Source(run, name).digest for name in names[-1:]
+    }:
+        names.append("last")
     if len(names) < last_k:
         raise SignalNotFoundError(
             f"run {run.id} has {len(names)} checkpoints to average ({', '.join(names) or 'none'}), not {last_k}. "
