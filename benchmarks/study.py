@@ -118,7 +118,8 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     config = load_sequence(options.study, options.overrides)
     arms = None if options.arms is None else options.arms.split(",")
     records = out.records(study=config.name)
-    console().print(budget_comparison_table(compare_records(records, config.baseline or "plain", arms)))
+    comparison = compare_records(records, config.baseline or "plain", arms, judge_by=options.judge_by)
+    console().print(budget_comparison_table(comparison))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--archive", help="folder or URL of the archive, in place of the file's")
     parser.add_argument("--out", help="results file (default: benchmarks/results/<the file's name>.jsonl)")
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the results file")
+    parser.add_argument("--judge-by", default="steps", help="axis of the verdicts (default: steps)")
     options = parser.parse_intermixed_args(argv)
     out = ResultsFile(options.out or RESULTS / f"{Path(options.study).stem}.jsonl")
     try:

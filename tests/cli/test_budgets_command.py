@@ -55,6 +55,8 @@ def test_recommend(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (("compare", "--price-per-hour", "1"), "need --budgets"),
+        (("compare", "--judge-by", "steps"), "need --budgets"),
+        (("compare", "--budgets", "--judge-by", "minutes"), "cannot be judged by 'minutes'"),
         (("compare", "--budgets", "--plot", "x.png"), "leave one of them out"),
         (("compare", "--budgets", "--price-per-hour", "-1"), "price of an hour"),
         (("compare", "--budgets", "--baseline", "basline"), "Did you mean 'baseline'"),

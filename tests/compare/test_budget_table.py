@@ -168,6 +168,24 @@ def test_sentences_say_verdict_n_and_interval() -> None:
     assert alone.group("quick").sentence.startswith("Not enough runs to say whether quick")
 
 
+def test_a_busy_machine_is_judged_by_steps() -> None:
+    """Seconds that vary by a factor of four hide what steps show."""
+    rng = np.random.default_rng(3)
+    runs = [
+        dataclasses.replace(run, train_seconds=run.train_seconds * float(rng.uniform(1.0, 4.0)))
+        for run in (*BASELINE, *records("quick", (5, 10, 20, 40), 2.6))
+    ]
+    in_seconds, in_steps = compare(runs), compare(runs, judge_by="steps")
+    assert (in_seconds.judged_by, in_steps.judged_by) == ("cost_seconds", "steps")
+    assert in_seconds.group("quick").verdict == "no difference"
+    assert in_steps.group("quick").verdict == "faster"
+    assert "times fewer steps than baseline to be as good as baseline" in in_steps.group("quick").sentence
+    assert in_seconds.group("quick").speedups == in_steps.group("quick").speedups
+    for axis, said in (("minutes", "cannot be judged by 'minutes'. Choose one of steps"), ("dollars", "price of an")):
+        with pytest.raises(CompareError, match=said):
+            compare(BASELINE, QUICK, judge_by=axis)
+
+
 def test_runs_without_seconds_are_compared_by_steps() -> None:
     runs = [dataclasses.replace(run, train_seconds=0.0) for run in (*BASELINE, *QUICK)]
     comparison = compare(runs, price_per_hour=1.0)

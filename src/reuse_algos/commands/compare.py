@@ -79,6 +79,12 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="compare groups over several budgets each (recipe.max_duration, or the number of steps)",
     )
+    budgets.add_argument(
+        "--judge-by",
+        metavar="AXIS",
+        help="what the verdict counts: steps, samples, train_seconds, cost_seconds, amortised_seconds, flops or "
+        "dollars (default: cost_seconds; on a machine that is shared with other work, steps tell more)",
+    )
     budgets.add_argument("--price-per-hour", type=float, metavar="X", help="dollars for an hour of the hardware")
     budgets.add_argument(
         "--later-runs",
@@ -130,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
             price_per_hour=args.price_per_hour,
             later_runs=args.later_runs,
             count_prior_training=args.count_prior_training,
+            judge_by=args.judge_by or "cost_seconds",
         )
         table = budget_comparison_table(comparison)
     else:
@@ -158,5 +165,5 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, before any work is done."""
     if args.budgets and args.plot is not None:
         raise UsageError("--plot draws single runs over time, which --budgets does not read: leave one of them out")
-    if not args.budgets and (args.price_per_hour is not None or args.count_prior_training):
-        raise UsageError("--price-per-hour and --count-prior-training need --budgets")
+    if not args.budgets and (args.price_per_hour is not None or args.count_prior_training or args.judge_by):
+        raise UsageError("--price-per-hour, --count-prior-training and --judge-by need --budgets")

@@ -95,6 +95,7 @@ class BudgetQuestion:
         metric: full name of the metric.
         mode: which way it is better.
         terms: how costs are counted.
+        judge_by: the axis of the verdict.
     """
 
     baseline: Member
@@ -104,6 +105,7 @@ class BudgetQuestion:
     metric: str
     mode: Mode
     terms: Terms
+    judge_by: Axis
 
     @property
     def level(self) -> float:
@@ -158,7 +160,7 @@ def group_over_budgets(member: Member, question: BudgetQuestion) -> BudgetGroup:
     if is_baseline:
         verdict, sentence = "baseline", _baseline_sentence(member, question, ours)
     else:
-        decisive: Axis = "cost_seconds" if "cost_seconds" in speedups else "steps"
+        decisive = question.judge_by if question.judge_by in speedups else "steps"
         verdict = speedups[decisive].verdict
         sentence = _sentence(member, question, speedups[decisive], decisive, paired=bool(paired))
     break_even = None
@@ -249,6 +251,7 @@ def _baseline_sentence(member: Member, question: BudgetQuestion, found: BudgetCr
 
 def _sentence(member: Member, question: BudgetQuestion, speedup: Speedup, axis: Axis, *, paired: bool) -> str:
     cost = "cost in seconds" if axis == "cost_seconds" else AXIS_WORDS[axis]
+    less = "fewer" if axis in ("steps", "samples", "flops", "dollars") else "less"
     base = question.baseline.name
     goal = (
         f"to be as good as {base}"
@@ -260,14 +263,14 @@ def _sentence(member: Member, question: BudgetQuestion, speedup: Speedup, axis: 
     about = {"": "", "<=": "at most ", ">=": "at least ", "?": ""}[speedup.bound]
     limits = f"{percent} {_limits(speedup.low, speedup.high)}; {basis}"
     if speedup.verdict == "faster":
-        return f"{member.name} needs {about}{speedup.estimate:.2f} times less {cost} than {base} {goal} ({limits})."
+        return f"{member.name} needs {about}{speedup.estimate:.2f} times {less} {cost} than {base} {goal} ({limits})."
     if speedup.verdict == "slower":
         return (
             f"{member.name} needs more {cost} than {base} {goal}: its speed-up is {about}{speedup.estimate:.2f}, "
             f"below 1 ({limits})."
         )
     if speedup.verdict == "not enough runs":
-        return f"Not enough runs to say whether {member.name} needs less {cost} than {base} {goal} ({basis})."
+        return f"Not enough runs to say whether {member.name} needs {less} {cost} than {base} {goal} ({basis})."
     if speedup.bound == "?" or math.isnan(speedup.estimate):
         found = "neither reached it within its budgets, or both did with the smallest"
         return f"Nothing can be said about the {cost} that {member.name} needs {goal}: {found} ({basis})."

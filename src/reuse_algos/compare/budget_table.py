@@ -37,6 +37,7 @@ def compare_archive_budgets(
     price_per_hour: float | None = None,
     later_runs: int = 5,
     count_prior_training: bool = False,
+    judge_by: Axis = "cost_seconds",
     selection: Selection | None = None,
 ) -> BudgetComparison:
     """Compare all finished runs of an archive over their budgets.
@@ -63,6 +64,7 @@ def compare_archive_budgets(
         price_per_hour=price_per_hour,
         later_runs=later_runs,
         count_prior_training=count_prior_training,
+        judge_by=judge_by,
         prior_seconds=prior_seconds_of(archive, runs),
         notes=[
             *left_out(chosen.unfinished, chosen.without_key),
@@ -86,6 +88,7 @@ def compare_budgets(
     price_per_hour: float | None = None,
     later_runs: int = 5,
     count_prior_training: bool = False,
+    judge_by: Axis = "cost_seconds",
     prior_seconds: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
 ) -> BudgetComparison:
@@ -108,6 +111,8 @@ def compare_budgets(
         price_per_hour: dollars for an hour of the hardware.
         later_runs: among how many runs ``amortised_seconds`` shares harvests.
         count_prior_training: share the training of prior runs among them as well.
+        judge_by: the axis of the verdict and the sentence; ``steps`` where it is not known. On a machine that is shared
+            with other work, seconds tell less than ``steps`` or ``flops``.
         prior_seconds: what each prior run took, by run id.
         notes: to put behind those that are found here.
 
@@ -117,6 +122,10 @@ def compare_budgets(
     """
     if not 0.0 < confidence < 1.0:
         raise CompareError(f"the confidence must be between 0 and 1, got {confidence}")
+    if judge_by not in AXES:
+        raise CompareError(f"runs cannot be judged by {judge_by!r}. Choose one of {', '.join(AXES)}")
+    if judge_by == "dollars" and price_per_hour is None:
+        raise CompareError("runs cannot be judged by dollars without the price of an hour")
     if target is not None and not math.isfinite(target):
         raise CompareError(f"the target must be a number, got {target}")
     terms = Terms(price_per_hour, later_runs, count_prior_training, prior_seconds or {})
@@ -146,6 +155,7 @@ def compare_budgets(
         metric=metric,
         mode=mode,
         terms=terms,
+        judge_by=judge_by,
     )
     order = [baseline, *_by_technique({name: m for name, m in members.items() if name != baseline})]
     groups = _with_fronts([group_over_budgets(members[name], question) for name in order], sign)
@@ -162,6 +172,7 @@ def compare_budgets(
         price_per_hour=price_per_hour,
         later_runs=later_runs,
         count_prior_training=count_prior_training,
+        judged_by=judge_by,
         groups=groups,
         notes=[*budget_notes(groups, question, members), *notes],
     )

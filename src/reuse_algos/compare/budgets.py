@@ -98,7 +98,8 @@ class BudgetGroup:
             its cost is at least the estimate.
         speedups: on each axis where both costs are known, the baseline's cost divided by this group's; empty for the
             baseline.
-        verdict: of ``cost_seconds`` (of ``steps`` where seconds are not known); ``"baseline"`` for the baseline.
+        verdict: of the axis :attr:`BudgetComparison.judged_by` (of ``steps`` where it is not known); ``"baseline"`` for
+            the baseline.
         sentence: the verdict in words, with n and interval.
         break_even: after how many later runs the harvest, and the prior runs, are paid back. ``prior_training_seconds``
             is the mean over runs of what their own prior runs took. None for the baseline and for groups that used no
@@ -135,6 +136,7 @@ class BudgetComparison:
         price_per_hour: dollars for an hour of the hardware, or None.
         later_runs: among how many runs ``amortised_seconds`` shares the harvests.
         count_prior_training: whether ``amortised_seconds`` also shares the training of the prior runs.
+        judged_by: the axis of the verdicts.
         groups: the baseline first, then the others by name, each control right after its technique.
         notes: what a reader must know before believing the numbers.
     """
@@ -151,6 +153,7 @@ class BudgetComparison:
     price_per_hour: float | None
     later_runs: int
     count_prior_training: bool
+    judged_by: Axis
     groups: list[BudgetGroup]
     notes: list[str]
 
