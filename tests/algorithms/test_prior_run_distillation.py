@@ -17,6 +17,7 @@ from distilling import Watch, distil, fit, kl, series, teacher
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers
 from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import (
@@ -318,3 +319,26 @@ def test_channels_last_and_cutmix(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = kl(watch.outputs[0], [module((watch.inputs[0], None))])
     assert series(log, "reuse/distillation/loss")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_another_trainer_chooses_its_teachers_anew(tmp_path: Path) -> None:
+    """A loop over seeds with one algorithm object: each run may learn from those before it, and has its own counts."""
+
+    def recorded(name: str, seed: int, algorithms: list[Any]) -> str:
+        recorder = RunRecorder(tmp_path, run_name=name)
+        one = trainer(
+            epoch_loader(viewed()), mlp(seed), algorithms=algorithms, callbacks=[recorder], max_duration="1ep"
+        )
+        one.fit()
+        one.close()
+        assert recorder.run_id is not None
+        return recorder.run_id
+
+    first = recorded("one", 1, [])
+    algorithm = distil(RunArchive(tmp_path), runs={"order": "latest", "limit": 1}, source="live")
+    second = recorded("two", 2, [algorithm])
+    assert [use.run_id for use in algorithm.prior_uses()] == [first]
+    applied = algorithm.batches_applied
+    recorded("three", 3, [algorithm])
+    assert [use.run_id for use in algorithm.prior_uses()] == [second]
+    assert algorithm.batches_applied == applied

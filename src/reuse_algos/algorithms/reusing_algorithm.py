@@ -211,12 +211,13 @@ class ReusingAlgorithm(Algorithm):
         self.batches_applied = int(state["batches_applied"])
         self.setup_seconds = float(state["setup_seconds"])
 
-    def run_last(self, state: State) -> None:
-        """INIT: move behind all algorithms of others, to see the loss after MixUp and CutMix rewrote it.
+    def take_place(self, state: State) -> None:
+        """INIT: start afresh, and move behind the algorithms of others, to see the loss after MixUp rewrote it.
 
         This library's own stand there by :attr:`place`, whatever their order in the list: a curriculum's weights go
         into the loss first, then replayed rows, then the distillation term.
         """
+        self.start_afresh()
         others = [one for one in state.algorithms if not isinstance(one, ReusingAlgorithm)]
         ours = sorted((one for one in state.algorithms if isinstance(one, ReusingAlgorithm)), key=lambda one: one.place)
         state.algorithms[:] = [*others, *ours]

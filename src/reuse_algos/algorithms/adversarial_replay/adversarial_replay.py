@@ -204,7 +204,7 @@ class AdversarialReplay(ReusingAlgorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
         if event == Event.INIT:
-            self.run_last(state)
+            self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             self.branches.split(state)
         elif event == Event.BEFORE_LOSS:

@@ -230,7 +230,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         """Follow the event."""
         if event == Event.INIT:
             # The last one comes first at AFTER_LOSS, where LabelSmoothing has not put the plain targets back yet.
-            self.run_last(state)
+            self.take_place(state)
         elif event == Event.AFTER_LOSS:
             self._weigh(state)
         elif event == Event.BATCH_END:

@@ -196,7 +196,7 @@ class PriorRunDistillation(ReusingAlgorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
         if event == Event.INIT:
-            self.run_last(state)
+            self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
             if self.source != "cached" and self.teacher_model is None:
