@@ -69,14 +69,20 @@ def test_later_overrides_win_section_by_section(tmp_path: Path) -> None:
     assert [s.seed for s in settings] == [1, 1, 7, 8]
 
 
-def test_a_section_of_another_name_takes_the_place_of_the_old(tmp_path: Path) -> None:
+def test_another_scheduler_takes_the_place_of_the_old(tmp_path: Path) -> None:
     scheduler = {"name": "exponential", "gamma": 0.9}
-    arms = {"without": {}, "other": {"overrides": {"scheduler": scheduler, "optimizer": {"name": "sgd", "lr": 0.3}}}}
+    changes = {
+        "scheduler": scheduler,
+        "optimizer": {"name": "sgd", "lr": 0.3},
+        "data": {"name": "npz", "path": "x.npz"},
+    }
+    arms = {"without": {}, "other": {"overrides": changes}}
     plan = planned(tmp_path, arms=arms, overrides={"scheduler": {"t_warmup": "0.1dur"}, "device": "cpu"})
     plain, other = plan.of_arm("without")[0].recipe.settings, plan.of_arm("other")[0].recipe.settings
     assert plain.scheduler == {"name": "cosine_with_warmup", "t_warmup": "0.1dur"}
     assert other.scheduler == scheduler
     assert other.optimizer == {**plain.optimizer, "lr": 0.3}
+    assert (other.data.name, other.data.path, other.data.batch_size) == ("npz", "x.npz", plain.data.batch_size)
 
 
 def test_recipes_may_lie_beside_the_sequence_and_keep_their_own_interpolations(

@@ -24,6 +24,7 @@ __all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence",
 
 _OWN_TAGS = ("sequence", "arm", "step")
 _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite")
+_OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 120
 _MAX_STEPS = 10_000
@@ -275,12 +276,14 @@ def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | Non
 
 
 def _merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Write ``overrides`` over ``values``, section by section; one with another ``name`` takes the place of the old."""
+    """Write ``overrides`` over ``values``, section by section; another optimizer or scheduler replaces the old one."""
     for key, value in overrides.items():
         if isinstance(value, Mapping):
             here = values.get(key)
-            same = isinstance(here, dict) and value.get("name", here.get("name")) == here.get("name")
-            values[key] = here = dict(here) if isinstance(here, dict) and same else {}
+            here = dict(here) if isinstance(here, dict) else {}
+            if key in _OWN_OPTIONS and value.get("name", here.get("name")) != here.get("name"):
+                here = {}
+            values[key] = here
             _merge(here, value)
         else:
             values[key] = [*value] if isinstance(value, list) else value

@@ -84,7 +84,7 @@ class SequenceConfig:
 
     A step's recipe is read, then ``overrides`` are merged into it: those of the sequence, of the arm, of the step, and
     the values of the grid, later ones winning. ``overrides`` has the recipe's own keys; a section is merged key by key
-    (one with another ``name``, such as another scheduler, takes its place), and ``algorithms: {mixup: false}`` switches
+    (an ``optimizer`` or ``scheduler`` of another ``name`` takes its place), and ``algorithms: {mixup: false}`` switches
     one off. ``${name}`` and the like take their values from the sequence
     file; ``\${seed}`` is left to the recipe.
 
