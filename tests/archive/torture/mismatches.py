@@ -115,7 +115,7 @@ def _refused(archive: RunArchive, run_id: str, other: Other, mismatch: str) -> b
     try:
         _train(archive, run_id, other, mismatch)
     except PriorRunMismatchError as error:
-        return run_id in str(error) or "this run's" in str(error)
+        return run_id in str(error) or "this run" in str(error)
     return False
 
 
