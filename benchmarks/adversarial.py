@@ -38,7 +38,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,12 @@ import torch
 from adversarial_online import OnlineAdvProp
 from adversarial_steps import BATCH, VARIANTS, Setting, measure, summarise
 from composer import Trainer
-from job_runner import ResultsFile, RunQueue, command_line
+from job_runner import ResultsFile, RunQueue, command_line, surroundings
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
 from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RobustEvaluation
-from reuse_algos.callbacks.provenance import environment
 from reuse_algos.compare.statistics import Interval, mean_interval, paired_interval
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe import build_trainer, load_recipe
@@ -198,12 +196,6 @@ def _difference(own: dict[int, float], other: dict[int, float]) -> str:
     if not both or own == other:
         return "-"
     return "difference " + _shown(paired_interval([own[s] for s in both], [other[s] for s in both]))
-
-
-def surroundings() -> dict[str, Any]:
-    where = environment()
-    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return {"hardware": where.hardware, "versions": where.versions, "commit": where.git_commit, "finished": finished}
 
 
 # One run --------------------------------------------------------------------------------------------------------------

@@ -34,17 +34,15 @@ import argparse
 import json
 import math
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from composer import Trainer
-from job_runner import ResultsFile, RunQueue
+from job_runner import ResultsFile, RunQueue, surroundings
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
-from reuse_algos.callbacks.provenance import environment
 from reuse_algos.compare.statistics import Interval, mean_interval, paired_interval
 from reuse_algos.recipe import build_trainer, load_recipe
 
@@ -270,7 +268,6 @@ def run_one(job: dict[str, Any], out: Path) -> None:
 def _record(job: dict[str, Any], trainer: Trainer, overrides: list[str]) -> dict[str, Any]:
     state = trainer.state
     ours = [one for one in state.algorithms if isinstance(one, HistoryCurriculum)]
-    where = environment()
     seconds = state.timestamp.total_wct.total_seconds()
     setup = sum(one.setup_seconds for one in ours)
     uses = [use for one in ours for use in one.prior_uses()]
@@ -294,12 +291,9 @@ def _record(job: dict[str, Any], trainer: Trainer, overrides: list[str]) -> dict
         "harvest_seconds": harvest,
         "cost_seconds": seconds + setup + harvest,
         "prior_runs": [use.run_id for use in uses],
-        "hardware": where.hardware,
         "threads": job["threads"],
-        "versions": where.versions,
-        "commit": where.git_commit,
         "overrides": [line for line in overrides if not line.startswith(("archive=", "data.path="))],
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        **surroundings(),
     }
 
 

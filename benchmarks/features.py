@@ -20,9 +20,7 @@ hardware.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -32,11 +30,11 @@ from typing import Any
 import torch
 from adversarial_steps import CLASSES, images
 from composer import Callback, State, Trainer
+from job_runner import ResultsFile, surroundings
 from step_clock import StepClock, epochs_by_turns, ratios
 
 from reuse_algos.algorithms import PriorRunWarmStart
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.provenance import environment
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.sampler import EpochSampler
@@ -155,26 +153,20 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="show what the file has")
     args = parser.parse_args()
     if args.summary:
-        for line in args.out.read_text().splitlines():
-            show(json.loads(line))
+        for row in ResultsFile(args.out).records():
+            show(row)
         return
-    where = environment()
     for name in args.models:
         row = measure(name, batch=args.batch, steps=args.steps, epochs=args.epochs, threads=args.threads)
         row["summary"] = summarise(row)
         row |= {
             "threads": args.threads,
-            "load_average": os.getloadavg()[0],
-            "versions": where.versions,
-            "hardware": where.hardware,
-            "git_commit": where.git_commit,
+            **surroundings(),
             "command": f"python benchmarks/features.py --models {name} --batch {args.batch} --steps {args.steps} "
             f"--epochs {args.epochs} --threads {args.threads}",
         }
         show(row)
-        args.out.parent.mkdir(exist_ok=True)
-        with args.out.open("a") as lines:
-            lines.write(json.dumps(row) + "\n")
+        ResultsFile(args.out).append(row)
 
 
 if __name__ == "__main__":

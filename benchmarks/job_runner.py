@@ -14,7 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ResultsFile", "RunQueue", "command_line", "run_apart"]
+from reuse_algos.callbacks.provenance import environment
+
+__all__ = ["ResultsFile", "RunQueue", "command_line", "run_apart", "surroundings"]
 
 
 def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | None:
@@ -107,6 +109,18 @@ class RunQueue:
                 return
             self._out.append({**record, "command": command_line(self._script)})
             print(f"{name}: {self._describe(record)}", flush=True)
+
+
+def surroundings() -> dict[str, Any]:
+    """What a record says of where and when it was made."""
+    where = environment()
+    return {
+        "hardware": where.hardware,
+        "versions": where.versions,
+        "commit": where.git_commit,
+        "load_average": os.getloadavg()[0],
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
 
 
 def command_line(script: str) -> str:

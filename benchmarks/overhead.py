@@ -36,8 +36,6 @@ Every measurement is one JSON line in ``--out``: all raw step times, ratios, set
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
@@ -46,10 +44,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from job_runner import ResultsFile, surroundings
 from overhead_variants import VARIANTS, Setting, build, prepare
 from step_clock import epochs_by_turns, ratios
-
-from reuse_algos.callbacks.provenance import environment
 
 OUT = Path(__file__).parent / "results" / "overhead.jsonl"
 EVERY = 10
@@ -129,8 +126,8 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="show what the file has")
     args = parser.parse_args()
     if args.summary:
-        for line in args.out.read_text().splitlines():
-            show(json.loads(line))
+        for row in ResultsFile(args.out).records():
+            show(row)
         return
     if args.batches < EVERY or args.batches % EVERY:
         parser.error(f"--batches must be a multiple of {EVERY}, got {args.batches}")
@@ -144,17 +141,15 @@ def main() -> None:
     for name in set(VARIANTS) - set(names):
         print(f"left out: {name}")
     setting = Setting(args.model, args.batch, args.batches, args.autocast)
-    where = environment()
+    where = surroundings()
     row: dict[str, Any] = {
         "setting": vars(setting),
         "batches": args.batches,
         "epochs": args.epochs,
         "threads": args.threads,
         "seconds": measure(names, setting, epochs=args.epochs, threads=args.threads),
-        "load_average": os.getloadavg()[0],
-        "versions": {**where.versions, **versions_of_peers()},
-        "hardware": where.hardware,
-        "git_commit": where.git_commit,
+        **where,
+        "versions": {**where["versions"], **versions_of_peers()},
         "command": f"python benchmarks/overhead.py --model {args.model} --batch {args.batch} --batches {args.batches} "
         f"--epochs {args.epochs} --threads {args.threads}"
         + (f" --autocast {args.autocast}" if args.autocast else "")
@@ -162,9 +157,7 @@ def main() -> None:
     }
     row["summary"] = summarise(row)
     show(row)
-    args.out.parent.mkdir(exist_ok=True)
-    with args.out.open("a") as lines:
-        lines.write(json.dumps(row) + "\n")
+    ResultsFile(args.out).append(row)
 
 
 if __name__ == "__main__":
