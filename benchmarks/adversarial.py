@@ -296,7 +296,7 @@ def run_steps(options: argparse.Namespace) -> int:
     return 0
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     results = ROOT / "benchmarks" / "results"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", action="store_true", help="measure step times")
@@ -318,7 +318,7 @@ def main() -> int:
     parser.add_argument("--out", default=str(results / "adversarial.jsonl"))
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.one is not None:
         run_one(json.loads(options.one), Path(options.out))
         return 0

@@ -34,6 +34,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -297,7 +298,7 @@ def _record(job: dict[str, Any], trainer: Trainer, overrides: list[str]) -> dict
     }
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", choices=sorted(STUDIES), default="cifar100-small")
     parser.add_argument("--npz", help="the data, one file in Keras' layout; default: the recipe's data")
@@ -311,7 +312,7 @@ def main() -> int:
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "curriculum.jsonl"))
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the file")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     if options.one is not None:
         run_one(json.loads(options.one), Path(options.out))
         return 0

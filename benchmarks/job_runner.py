@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -125,5 +126,5 @@ def surroundings() -> dict[str, Any]:
 
 def command_line(script: str) -> str:
     """How the benchmark was started; where its files lay says nothing about the result."""
-    arguments = [Path(one).name if os.sep in one else one for one in sys.argv[1:]]
+    arguments = [re.sub(r"(^|=)[^=]*/", r"\1", one) for one in sys.argv[1:]]
     return " ".join(["python", f"benchmarks/{Path(script).name}", *arguments])

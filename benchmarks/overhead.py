@@ -39,6 +39,7 @@ import argparse
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def versions_of_peers() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("timm", "torchdistill") if util.find_spec(name) is not None}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet56")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), help="plain is always among them")
@@ -124,7 +125,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where timm and torchdistill were installed")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--summary", action="store_true", help="show what the file has")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.summary:
         for row in ResultsFile(args.out).records():
             show(row)

@@ -10,9 +10,10 @@ commands that the file names. What has no raw file yet has no section.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+import io
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,16 +52,16 @@ class Section:
     body: Callable[[Path], str]
 
 
-def summary(script: str, *arguments: str, out: str = "--out") -> Callable[[Path], str]:
+def summary(script: str, *arguments: str) -> Callable[[Path], str]:
     """What ``script --summary`` prints of the file."""
 
     def printed(path: Path) -> str:
-        command = [sys.executable, str(HERE / script), *arguments, "--summary", out, str(path)]
-        environment = {**os.environ, "COLUMNS": "110", "NO_COLOR": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise SystemExit(f"{script} --summary failed:\n{done.stderr[-2000:]}")
-        return "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            status = importlib.import_module(script).main([*arguments, "--summary", "--out", str(path)])
+        if status:
+            raise SystemExit(f"{script}.py --summary failed with exit code {status}")
+        return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
 
     return printed
 
@@ -105,30 +106,42 @@ def torture(path: Path) -> str:
     return "\n".join(lines)
 
 
+OUTPUTS_ONLY = (
+    "plain",
+    "distilled",
+    "distilled-one",
+    "distilled-kl",
+    "smoothed",
+    "untrained-teacher",
+    "curriculum",
+    "curriculum-shuffled",
+    "distilled-curriculum",
+)
+
 SECTIONS = (
     Section(
-        "Studies: CIFAR-100, 20 superclasses, 10,000 images",
+        "Outputs of earlier runs for independent new models",
         "cifar100_small.jsonl",
-        "Every technique and its controls at four budgets, each run with its own fully decayed schedule.",
-        summary("study.py", str(HERE / "studies" / "cifar100_small.yaml")),
+        "CIFAR-100, 10,000 images, 20 superclasses, a small ResNet; each run with its own fully decayed schedule.",
+        summary("study", str(HERE / "studies" / "cifar100_small.yaml"), "--arms", ",".join(OUTPUTS_ONLY)),
     ),
     Section(
         "Warm starts, on the same data and on grown data",
         "cifar100_small.jsonl",
-        "Arms of the study above, in two comparisons.",
-        summary("warm_start.py"),
+        "Arms of the same study, in two comparisons.",
+        summary("warm_start"),
     ),
     Section(
         "Curricula and pruning",
         "curriculum_cifar100_small.jsonl",
         "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",
-        summary("curriculum.py"),
+        summary("curriculum"),
     ),
     Section(
         "Replayed adversarial examples: accuracy",
         "adversarial.jsonl",
         "Replays of an earlier model's perturbations against plain training and online AdvProp.",
-        summary("adversarial.py", "--epochs", "10", "--autocast", "bfloat16"),
+        summary("adversarial", "--epochs", "10", "--autocast", "bfloat16"),
     ),
     Section(
         "Replayed adversarial examples: step time",
@@ -140,7 +153,13 @@ SECTIONS = (
         "Cached features: step time",
         "features.jsonl",
         "A head trained on archived features against one behind the frozen network.",
-        summary("features.py"),
+        summary("features"),
+    ),
+    Section(
+        "Overhead of a step",
+        "overhead.jsonl",
+        "Every way of reuse against plain cross entropy, and our recipe against a loop of PyTorch.",
+        summary("overhead"),
     ),
     Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),
     Section("What the archive withstands", "archive_torture.jsonl", "The newest line of each case.", torture),

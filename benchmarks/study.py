@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from job_runner import ResultsFile, command_line
-from study_summary import compare_records
+from study_summary import advice, compare_records
 
 from reuse_algos.commands.common import console, seconds_of
 from reuse_algos.compare import budget_comparison_table
@@ -118,8 +118,12 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     config = load_sequence(options.study, options.overrides)
     arms = None if options.arms is None else options.arms.split(",")
     records = out.records(study=config.name)
-    comparison = compare_records(records, config.baseline or "plain", arms, judge_by=options.judge_by)
-    console().print(budget_comparison_table(comparison))
+    baseline = config.baseline or "plain"
+    out_of = console()
+    out_of.print(budget_comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))
+    out_of.print("\nWhat these runs recommend")
+    for line in advice(records, baseline, arms, judge_by=options.judge_by):
+        out_of.print(f"- {line}", markup=False, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

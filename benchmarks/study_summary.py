@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from reuse_algos.compare import BudgetComparison, BudgetRun, compare_budgets
+from reuse_algos.compare import BudgetComparison, BudgetRun, compare_budgets, recommend_runs
+from reuse_algos.compare.budgets import Axis
 from reuse_algos.errors import CompareError
 
+LATER_RUNS = 5
 PASSES = 3  # a backward pass costs about two forward passes
 
 
@@ -25,23 +29,64 @@ def compare_records(
     Raises:
         CompareError: nothing to compare, or the lines have several metrics.
     """
+    chosen = _chosen(records, arms)
+    return compare_budgets(
+        [_run(one) for one in chosen],
+        baseline=baseline,
+        group_by="method",
+        **_metric(chosen),
+        **_spent(records),
+        **options,
+    )
+
+
+def advice(
+    records: Sequence[dict[str, Any]], baseline: str, arms: Collection[str] | None = None, *, judge_by: Axis = "steps"
+) -> list[str]:
+    """What the runs recommend for each level that the baseline reached, one sentence each.
+
+    Args:
+        records: as for :func:`compare_records`.
+        baseline: likewise.
+        arms: likewise.
+        judge_by: ``steps``, or seconds by any other.
+    """
+    chosen = _chosen(records, arms)
+    runs = [_run(one) for one in chosen]
+    if judge_by == "steps":
+        runs = [dataclasses.replace(run, train_seconds=0.0) for run in runs]
+    levels: dict[str, list[float]] = {}
+    for run in sorted(runs, key=lambda run: run.steps):
+        if run.group == baseline:
+            levels.setdefault(run.budget, []).append(run.final)
+    lines = []
+    for budget, finals in levels.items():
+        level = math.fsum(finals) / len(finals)
+        found = recommend_runs(
+            runs, target=level, baseline=baseline, group_by="method", later_runs=LATER_RUNS, **_metric(chosen),
+            **_spent(records),
+        )  # fmt: skip
+        lines.append(f"To be as good as {baseline} after {budget} ({level:.4f}): {found.sentence}")
+    return lines
+
+
+def _chosen(records: Sequence[dict[str, Any]], arms: Collection[str] | None) -> list[dict[str, Any]]:
     chosen = [one for one in records if (one["method"] in arms if arms is not None else one["role"] != "prior")]
     if not chosen:
         raise CompareError("the results file has no run of these methods yet: train them first")
+    return chosen
+
+
+def _metric(chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:
     metrics = {(one["metric"], one["mode"]) for one in chosen}
     if len(metrics) > 1:
         raise CompareError(f"the runs have several metrics: {', '.join(sorted(name for name, _ in metrics))}")
     ((metric, mode),) = metrics
-    spent = {one["run_id"]: one["train_seconds"] + one["setup_seconds"] for one in records}
-    return compare_budgets(
-        [_run(one) for one in chosen],
-        baseline=baseline,
-        metric=metric,
-        mode=mode,
-        group_by="method",
-        prior_seconds=spent,
-        **options,
-    )
+    return {"metric": metric, "mode": mode}
+
+
+def _spent(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"prior_seconds": {one["run_id"]: one["train_seconds"] + one["setup_seconds"] for one in records}}
 
 
 def _run(one: dict[str, Any]) -> BudgetRun:

@@ -15,6 +15,7 @@ it shows what going on from an earlier run costs or brings (Ash & Adams 2020).
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import study
@@ -27,11 +28,13 @@ QUESTIONS = {
 }
 
 
-def main() -> int:
-    if "--help" in sys.argv or "-h" in sys.argv:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, and show both comparisons."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if "--help" in arguments or "-h" in arguments:
         print(__doc__)
     arms = ["plain", *(arm for group in QUESTIONS.values() for arm in group)]
-    given = [str(STUDY), *sys.argv[1:]]
+    given = [str(STUDY), *arguments]
     status = 0 if "--summary" in given else study.main([*given, "--arms", ",".join(arms)])
     for title, group in QUESTIONS.items():
         print(f"\n{title}\n{'=' * len(title)}")

@@ -25,7 +25,7 @@ OF_THE_CLOCK = ("train_seconds", "setup_seconds", "harvest_seconds", "finished",
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import study  # noqa: E402
-from study_summary import compare_records  # noqa: E402
+from study_summary import advice, compare_records  # noqa: E402
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -131,3 +131,41 @@ def test_time_limit_and_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert study.main([*arguments, "--summary"]) == 2
     assert "has no run of these methods yet" in capsys.readouterr().err
     assert not (tmp_path / "results.jsonl").exists()
+
+
+def made_up() -> list[dict[str, Any]]:
+    """Lines of a results file: distilled runs are 2.5 times as quick as plain ones, to within 0.002."""
+    from compare.budget_records import records as quick_as
+
+    lines = []
+    for method, speed in (("plain", 1.0), ("distilled", 2.5)):
+        for run in quick_as(method, (5, 10, 20, 40), speed):
+            lines.append(
+                {
+                    "method": method, "role": None, "metric": "accuracy", "mode": "max", "seed": run.seed,
+                    "budget": run.budget, "steps": run.steps, "samples": run.samples, "final": run.final,
+                    "train_seconds": run.train_seconds, "setup_seconds": 0.0, "harvest_seconds": 0.0,
+                    "flops_per_example": 10, "prior_runs": [], "run_id": run.run_id, "control_of": None, "health": "ok",
+                }
+            )  # fmt: skip
+    return lines
+
+
+def test_summary_recovers_the_speed_up_and_gives_advice_for_each_level() -> None:
+    comparison = compare_records(made_up(), "plain", judge_by="steps")
+    found = comparison.group("distilled").speedups
+    assert found["steps"].low < 2.5 < found["steps"].high
+    assert found["steps"].verdict == "faster"
+    assert found["flops"].estimate == pytest.approx(found["steps"].estimate)
+    assert comparison.groups[0].points[0].costs["flops"] == 3 * 10 * 5 * 20 * 32
+    lines = advice(made_up(), "plain")
+    assert [line.split(" (")[0] for line in lines] == [f"To be as good as plain after {n}ep" for n in (5, 10, 20, 40)]
+    assert "Train distilled for about" in lines[2]
+    assert "times fewer steps than plain" in lines[2]
+    assert [one.name for one in compare_records(made_up(), "plain", ["plain"]).groups] == ["plain"]
+
+
+def test_the_results_page_is_what_the_raw_files_say() -> None:
+    import results_page
+
+    assert results_page.PAGE.read_text() == results_page.page()

@@ -219,14 +219,14 @@ def _by_cost(candidate: Candidate) -> tuple[bool, float, str]:
 
 
 def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: str) -> str:
-    cost = "steps" if axis == "steps" else "cost in seconds"
+    less = "fewer steps" if axis == "steps" else "less cost in seconds"
     if choice is None:
         fallback = (
             f" {baseline.name} itself is predicted to need {_steps(baseline)}."
             if not baseline.lacking
             else f" {' '.join(baseline.lacking)}"
         )
-        return f"Not enough evidence that anything reaches {goal} at less {cost} than {baseline.name}.{fallback}"
+        return f"Not enough evidence that anything reaches {goal} with {less} than {baseline.name}.{fallback}"
     speedup = choice.speedup
     if speedup is None:
         raise ValueError(f"{choice.name} was chosen without a speed-up")
@@ -236,7 +236,7 @@ def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: s
     n = min(point.n for point in choice.evidence)
     return (
         f"Train {choice.name} for {_steps(choice)}: it is predicted to reach {goal} with {about}"
-        f"{speedup.estimate:.2f} times less {cost} than {baseline.name} ({limits}; n = {n})."
+        f"{speedup.estimate:.2f} times {less} than {baseline.name} ({limits}; n = {n})."
     )
 
 
