@@ -87,6 +87,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert by_method["short"].manifest.progress == by_method["warm-start"].manifest.progress
     (use,) = by_method["warm-start"].manifest.prior_runs
     assert use.run_id == by_method["half"].id
+    assert "metrics/eval/robust/PGDAccuracy" in by_method["half"].metric_names  # all runs compare by the same metrics
     half = by_method["half"].manifest.dataset
     assert half is not None
     assert half.num_examples == 250

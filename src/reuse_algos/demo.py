@@ -114,7 +114,7 @@ def _train_on_half(path: Path) -> str:
     """The one run that all warm starts go on from: the plain recipe on half of the images; a line on how it went."""
     if RunArchive(path, create=False).runs(run_name=_HALF):
         return f"  {_HALF} has been trained before"
-    half = ["data.train_examples=250", f"run_name={_HALF}", "tags={study: digits-half, method: half}"]
+    half = [_ROBUST, "data.train_examples=250", f"run_name={_HALF}", "tags={study: digits-half, method: half}"]
     return _train("baseline", 1, path, *half).replace("  seed 1:", f"  {_HALF}, 250 of the 500 images:")
 
 
