@@ -132,6 +132,12 @@ SECTIONS = (
         summary("warm_start"),
     ),
     Section(
+        "Whole sequences with reuse, over those without",
+        "sequence_cost.jsonl",
+        "Digits; every repetition starts from an empty archive, so the prior runs are counted.",
+        summary("sequence_cost"),
+    ),
+    Section(
         "Curricula and pruning",
         "curriculum_cifar100_small.jsonl",
         "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",
