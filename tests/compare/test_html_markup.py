@@ -17,6 +17,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
 from reuse_algos.compare import compare_runs, select_outcomes
 from reuse_algos.compare.html import budget_report, check_report_path, comparison_report, report_page, write_report
+from reuse_algos.compare.html.budget_plots import drawn_axes
 from reuse_algos.compare.html.document import embedded_json
 from reuse_algos.compare.html.markup import el, visible
 from reuse_algos.compare.html.scales import linear_scale, log_scale
@@ -322,3 +323,9 @@ def test_scales() -> None:
     assert log_scale([50.0, 400.0], seconds=True).ticks == (60, 120, 180, 300)
     for low, high in ((1e-3, 1e5), (1.0, 1.1), (3.0, 4.0), (1e12, 3e12)):
         assert 1 <= len(log_scale([low, high]).ticks) <= 8
+
+
+def test_the_axis_of_the_verdicts_comes_first() -> None:
+    comparison, _ = budgets()
+    assert drawn_axes(comparison)[:2] == ["cost_seconds", "steps"]
+    assert drawn_axes(dataclasses.replace(comparison, judged_by="flops"))[:2] == ["flops", "cost_seconds"]

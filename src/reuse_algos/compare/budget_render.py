@@ -93,7 +93,7 @@ def _speedups_table(comparison: BudgetComparison) -> Table:
         if not group.is_baseline:
             label.append("\n").append(verdict_text(group.verdict))
         rows = []
-        for axis in _SHOWN:
+        for axis in sorted(_SHOWN, key=lambda axis: axis != comparison.judged_by):
             if group.cost_to_target[axis] is not None:
                 speedup = format_speedup(group.speedups.get(axis)).replace("\n", " ")
                 rows.append((AXIS_WORDS[axis], _cost_to_target(group, axis), speedup))

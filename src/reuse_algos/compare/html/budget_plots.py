@@ -33,12 +33,12 @@ def points_of(groups: Sequence[BudgetGroup]) -> list[BudgetPoint]:
 
 
 def drawn_axes(comparison: BudgetComparison) -> list[Axis]:
-    """Axes to draw: those that have a cost, and the shared cost only where it says something else than the whole."""
+    """Axes to draw, that of the verdicts first; the shared cost only where it says something else than the whole."""
     points = points_of(comparison.groups)
     known: list[Axis] = [axis for axis in _SHOWN_FIRST if any((point.costs.get(axis) or 0.0) > 0.0 for point in points)]
     if all(point.costs.get("amortised_seconds") == point.costs.get("cost_seconds") for point in points):
         known: list[Axis] = [axis for axis in known if axis != "amortised_seconds"]
-    return known
+    return sorted(known, key=lambda axis: axis != comparison.judged_by)
 
 
 def _title(axis: Axis, comparison: BudgetComparison) -> str:
