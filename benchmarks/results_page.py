@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import functools
+import importlib.util
 import io
 import json
 import sys
@@ -52,13 +53,24 @@ class Section:
     body: Callable[[Path], str]
 
 
+@functools.cache
+def benchmark(name: str) -> Any:
+    """The module of a benchmark, whatever else goes by its name."""
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[f"benchmarks_{name}"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def summary(script: str, *arguments: str) -> Callable[[Path], str]:
     """What ``script --summary`` prints of the file."""
 
     def printed(path: Path) -> str:
         text = io.StringIO()
         with contextlib.redirect_stdout(text):
-            status = importlib.import_module(script).main([*arguments, "--summary", "--out", str(path)])
+            status = benchmark(script).main([*arguments, "--summary", "--out", str(path)])
         if status:
             raise SystemExit(f"{script}.py --summary failed with exit code {status}")
         return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())

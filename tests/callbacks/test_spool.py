@@ -54,17 +54,21 @@ def _moved(source: Path, target: Path) -> Any:
     """An action that moves the archive, between two pushes."""
 
     def move(recorder: RunRecorder) -> None:
-        assert recorder.spool is not None
-        assert recorder.spool.wait(30)
+        _idle(recorder)
         os.rename(source, target)
 
     return move
 
 
-def _stop(recorder: RunRecorder) -> None:
-    """As a preempted process does, but for what is being passed on at this moment."""
+def _idle(recorder: RunRecorder) -> None:
+    """On a slow machine, let the last commit be passed on: the next one is not begun before."""
     assert recorder.spool is not None
     assert recorder.spool.wait(30)
+
+
+def _stop(recorder: RunRecorder) -> None:
+    """As a preempted process does, but for what is being passed on at this moment."""
+    _idle(recorder)
     raise KeyboardInterrupt
 
 
@@ -134,7 +138,7 @@ def test_without_it_the_error_ends_the_training(tmp_path: Path) -> None:
 @pytest.mark.parametrize("spool_lost", [False, True])
 def test_a_resumed_run_goes_on_with_what_is_here_or_there(tmp_path: Path, spool_lost: bool) -> None:
     with pytest.raises(KeyboardInterrupt):
-        _train(tmp_path / "archive", tmp_path, At(3, _stop))
+        _train(tmp_path / "archive", tmp_path, At(2, _idle), At(3, _stop))
     if spool_lost:  # another machine goes on
         os.rename(tmp_path / "spool", tmp_path / "lost")
     recorder = _train(tmp_path / "archive", tmp_path)
