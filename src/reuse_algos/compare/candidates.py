@@ -137,10 +137,8 @@ class Case:
         return None if high is None else member.labels[math.ceil(high - 1e-9)]
 
     def _lacking_of_baseline(self) -> list[str]:
-        found = crossing(self.baseline.curve, self.level, confidence=self.confidence)
-        if found.bound == ">=":  # a lower limit of its cost is enough to be cheaper than it
-            return _too_few_seeds(self.baseline, found)
-        return self._lacking(self.baseline, found)
+        """Only too few seeds: to be cheaper than it takes a lower limit of its cost, which it has without an upper one."""
+        return _too_few_seeds(self.baseline, crossing(self.baseline.curve, self.level, confidence=self.confidence))
 
     def _lacking(self, member: Member, found: BudgetCrossing) -> list[str]:
         reasons = _too_few_seeds(member, found)

@@ -4,7 +4,7 @@ Every group was trained at several budgets; where its mean curve reaches the tar
 cost (:mod:`reuse_algos.compare.budget_curves`). A technique is only recommended if
 
 * there are runs of at least three different seeds (:data:`~reuse_algos.compare.candidates.SEEDS_NEEDED`) at each budget
-  that the prediction rests on, and of the baseline as well;
+  that the prediction rests on, and of the baseline as well, which need not reach the target itself;
 * the target was measured: the mean curve reaches it within the group's budgets, and is surely at or beyond it at the
   largest. Nothing is extrapolated;
 * it is surely cheaper than the baseline: the lower limit of the speed-up is above 1. As the best of K techniques is
