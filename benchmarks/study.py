@@ -80,9 +80,7 @@ def record_of(found: StepState, command: str) -> dict[str, Any]:
 
 def train(options: argparse.Namespace, out: ResultsFile) -> int:
     """Train what the time allows; 3 where runs are left."""
-    config = load_sequence(options.study, options.overrides)
-    if options.archive is not None:
-        config.archive = options.archive
+    config = load_sequence(options.study, options.overrides, archive=options.archive)
     plan = plan_sequence(config)
     arms = None if options.arms is None else options.arms.split(",")
     known = {one["run_id"] for one in out.records(study=config.name)}

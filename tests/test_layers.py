@@ -108,6 +108,7 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
         "AdversarialReplay",
+        "Freezing",
         "HistoryCurriculum",
         "PriorRunDistillation",
         "PriorRunWarmStart",

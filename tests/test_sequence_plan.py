@@ -205,6 +205,13 @@ def test_a_file_that_is_no_sequence(tmp_path: Path) -> None:
         load_sequence(tmp_path / "sequenc.yaml")
 
 
+def test_another_archive_is_another_one_wherever_the_file_names_it(tmp_path: Path) -> None:
+    path = sequence(tmp_path, folder="${archive}/work", tags={"kept_in": "${archive}"})
+    config = load_sequence(path, ["archive=first"], archive="s3://bucket/second")
+    assert (config.archive, config.folder) == ("s3://bucket/second", "s3://bucket/second/work")
+    assert config.tags == {"kept_in": "s3://bucket/second"}
+
+
 def test_fingerprint_is_of_the_training_only(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     moved = plan_sequence(load_sequence(sequence(tmp_path, folder=str(tmp_path / "other"), name="renamed")))

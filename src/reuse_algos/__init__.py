@@ -11,7 +11,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation, PriorRunWarmStart
+    from reuse_algos.algorithms import (
+        AdversarialReplay,
+        Freezing,
+        HistoryCurriculum,
+        PriorRunDistillation,
+        PriorRunWarmStart,
+    )
     from reuse_algos.archive import RunArchive
     from reuse_algos.callbacks import RunRecorder
 
@@ -19,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdversarialReplay",
+    "Freezing",
     "HistoryCurriculum",
     "PriorRunDistillation",
     "PriorRunWarmStart",
@@ -29,6 +36,7 @@ __all__ = [
 
 _HOMES = {
     "AdversarialReplay": "reuse_algos.algorithms",
+    "Freezing": "reuse_algos.algorithms",
     "HistoryCurriculum": "reuse_algos.algorithms",
     "PriorRunDistillation": "reuse_algos.algorithms",
     "PriorRunWarmStart": "reuse_algos.algorithms",

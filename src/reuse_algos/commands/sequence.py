@@ -76,9 +76,7 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.sequence.render import plan_records
 
     path = args.file if args.file.endswith((".yaml", ".yml")) else shipped_recipe(args.file)
-    config = load_sequence(path, args.overrides)
-    if args.archive is not None:
-        config.archive = args.archive
+    config = load_sequence(path, args.overrides, archive=args.archive)
     plan = plan_sequence(config)
     if args.dry_run:
         states = look_up_states(plan, open_for_reading(config.archive))

@@ -130,13 +130,14 @@ class SequenceConfig:
     source: str = field(default="sequence", metadata={"written": False})
 
 
-def load_sequence(path: str | Path, overrides: Iterable[str] = ()) -> SequenceConfig:
+def load_sequence(path: str | Path, overrides: Iterable[str] = (), *, archive: str | None = None) -> SequenceConfig:
     """Read a sequence file.
 
     Args:
         path: the YAML file.
         overrides: ``dotted.key=value`` texts that change the sequence file's values, as in recipes:
             ``grid.seed=[1,2]``, ``overrides.max_duration=5ep``.
+        archive: folder or URL in place of the file's, also wherever the file says ``${archive}``.
 
     Raises:
         RecipeError: with all faults, one per line. The recipes that it names are not read yet.
@@ -151,6 +152,8 @@ def load_sequence(path: str | Path, overrides: Iterable[str] = ()) -> SequenceCo
     _nest_all(raw)
     apply_overrides(raw, overrides, faults)
     _nest_all(raw)
+    if archive is not None:
+        raw["archive"] = archive
     for name, default in (("archive", "./archive"), ("folder", "./sequences/${name}")):
         raw[name] = default if raw.get(name) is None else raw[name]
     if raw.get("name") is None:
