@@ -137,7 +137,7 @@ class Case:
         return None if high is None else member.labels[math.ceil(high - 1e-9)]
 
     def _lacking_of_baseline(self) -> list[str]:
-        """Only too few seeds: to be cheaper than it takes a lower limit of its cost, which it has without an upper one."""
+        """Only too few seeds: a lower limit of its cost is enough to be cheaper than it."""
         return _too_few_seeds(self.baseline, crossing(self.baseline.curve, self.level, confidence=self.confidence))
 
     def _lacking(self, member: Member, found: BudgetCrossing) -> list[str]:
