@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
+from reuse_algos.algorithms.archived_model import archived_model
+from reuse_algos.archive import RunArchive
 from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
@@ -89,7 +90,7 @@ class ComposerTraining:
 
     def __init__(self, dataset: DeviceImages, setting: Setting, *parts: Any, seed: int = 0) -> None:
         self.clock = StepClock()
-        model = setting.network(seed)
+        self.student = model = setting.network(seed)
         recorders = [part for part in parts if isinstance(part, RunRecorder)]
         self.trainer = Trainer(
             model=model,
@@ -118,13 +119,15 @@ Step = Callable[[Tensor, Tensor], None]
 class LoopTraining:
     """A loop of PyTorch over the same loader: one call of ``step`` with images and labels for each batch."""
 
-    def __init__(self, dataset: DeviceImages, setting: Setting, step: Step) -> None:
+    def __init__(self, dataset: DeviceImages, setting: Setting, student: nn.Module, step: Step) -> None:
         self.clock, self.loader, self.step = StepClock(), setting.loader(dataset), step
+        self.student = student
         self.epochs = 0
 
     def epoch(self) -> None:
         """Train one more epoch."""
         self.loader.sampler.set_epoch(self.epochs)  # type: ignore[attr-defined]
+        self.loader.dataset.set_epoch(self.epochs)  # type: ignore[attr-defined]  # the views of this epoch
         self.epochs += 1
         self.clock.restart()
         for inputs, labels in self.loader:
@@ -175,11 +178,11 @@ def prepare(folder: Path, names: list[str], setting: Setting) -> DeviceImages:
 def build(name: str, folder: Path, dataset: DeviceImages, setting: Setting) -> ComposerTraining | LoopTraining:
     """One variant, ready to train."""
     if name == "raw":
-        return LoopTraining(dataset, setting, _plain_step(setting))
+        return LoopTraining(dataset, setting, *_plain_step(setting))
     if name == "timm_1":
-        return LoopTraining(dataset, setting, _timm_step(setting))
+        return LoopTraining(dataset, setting, *_timm_step(setting, folder))
     if name == "torchdistill_1":
-        return LoopTraining(dataset, setting, _torchdistill_step(setting))
+        return LoopTraining(dataset, setting, *_torchdistill_step(setting, folder))
     return ComposerTraining(dataset, setting, *_parts(name, folder))
 
 
@@ -207,7 +210,7 @@ def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
 
 
-def _plain_step(setting: Setting) -> Step:
+def _plain_step(setting: Setting) -> tuple[nn.Module, Step]:
     student = OfImages(setting.network()).train()
     optimizer = _optimizer(student)
 
@@ -216,18 +219,21 @@ def _plain_step(setting: Setting) -> Step:
         F.cross_entropy(student(inputs), labels).backward()
         optimizer.step()
 
-    return step
+    return student, step
 
 
-def _student_and_teacher(setting: Setting) -> tuple[OfImages, OfImages]:
-    teacher = copy.deepcopy(OfImages(setting.network(1))).eval().requires_grad_(False)
-    return OfImages(setting.network()).train(), teacher
+def _student_and_teacher(setting: Setting, folder: Path) -> tuple[OfImages, OfImages]:
+    """The peers' teacher is the prior run that teaches ``live_1``."""
+    teacher = archived_model(RunArchive(folder / "archive").run("prior-0"), "last")
+    return OfImages(setting.network()).train(), OfImages(
+        teacher.to(device=_device(), memory_format=torch.channels_last)
+    ).eval()
 
 
-def _timm_step(setting: Setting) -> Step:
+def _timm_step(setting: Setting, folder: Path) -> tuple[nn.Module, Step]:
     from timm.task import DistillationTeacher, LogitDistillationTask
 
-    student, teacher = _student_and_teacher(setting)
+    student, teacher = _student_and_teacher(setting, folder)
     task = LogitDistillationTask(
         student_model=student,
         teacher_model=DistillationTeacher(teacher, device=torch.device(_device())),
@@ -244,13 +250,13 @@ def _timm_step(setting: Setting) -> Step:
         task(inputs, labels)["loss"].backward()
         optimizer.step()
 
-    return step
+    return student, step
 
 
-def _torchdistill_step(setting: Setting) -> Step:
+def _torchdistill_step(setting: Setting, folder: Path) -> tuple[nn.Module, Step]:
     from torchdistill.core.distillation import DistillationBox
 
-    student, teacher = _student_and_teacher(setting)
+    student, teacher = _student_and_teacher(setting, folder)
     logits = {f"{one}_module_{what}": value for one in ("student", "teacher") for what, value in _OUTPUT.items()}
     kd = {"key": "KDLoss", "kwargs": {**logits, "temperature": TEMPERATURE, "alpha": 1.0 - WEIGHT}}
     config = {
@@ -269,7 +275,7 @@ def _torchdistill_step(setting: Setting) -> Step:
         loss = box.forward_process(inputs, labels, None)
         box.post_forward_process(loss)
 
-    return step
+    return student, step
 
 
 _OUTPUT = {"path": ".", "io": "output"}
