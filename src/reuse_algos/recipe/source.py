@@ -7,7 +7,7 @@ other than text, numbers, booleans, null, lists and mappings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ import yaml
 from reuse_algos.errors import nearest
 from reuse_algos.recipe.faults import Faults, join
 
-__all__ = ["apply_overrides", "parse_yaml", "read_text"]
+__all__ = ["apply_overrides", "merge_sections", "parse_yaml", "read_text"]
 
 _MAX_NODES = 100_000
+_OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
 _SEGMENT = re.compile(r"[^\s.=]+")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
@@ -158,6 +159,28 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str], faults: Fa
             faults.add(repr(override), f"the value is wrong: {line}")
         if not len(own):
             _set(values, keys, value, override, faults)
+
+
+def merge_sections(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Write sections of a recipe over those of ``values``, in place, key by key.
+
+    An ``optimizer`` or ``scheduler`` of another ``name`` takes the old one's place: it has options of its own.
+    """
+    for key, value in overrides.items():
+        here = values.get(key)
+        if key in _OWN_OPTIONS and isinstance(value, Mapping) and isinstance(here, dict):
+            values[key] = here if value.get("name", here.get("name")) == here.get("name") else {}
+    _merge(values, overrides)
+
+
+def _merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
+    for key, value in overrides.items():
+        if isinstance(value, Mapping):
+            here = values.get(key)
+            values[key] = inner = dict(here) if isinstance(here, dict) else {}
+            _merge(inner, value)
+        else:
+            values[key] = [*value] if isinstance(value, list) else value
 
 
 def _set(values: dict[str, Any], keys: list[str], value: Any, override: str, faults: Faults) -> None:

@@ -17,14 +17,13 @@ from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.recipe.shipped import shipped_recipe
-from reuse_algos.recipe.source import parse_yaml, read_text
+from reuse_algos.recipe.source import merge_sections, parse_yaml, read_text
 from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 
 __all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence", "reuses", "trained_by", "waits_for"]
 
 _OWN_TAGS = ("sequence", "arm", "step")
 _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite")
-_OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 120
 _MAX_STEPS = 10_000
@@ -223,9 +222,9 @@ def _planned(
     if values is None:
         return None
     for overrides in (config.overrides, own[1].overrides, step[1].overrides):
-        _merge(values, overrides)
+        merge_sections(values, overrides)
     for key, value in point.items():
-        _merge(values, _as_sections(key, value))
+        merge_sections(values, _as_sections(key, value))
     folder = Path(config.folder) / arm / name
     own_tags = {"sequence": config.name, "arm": arm, "step": name}
     tags = values.get("tags") if isinstance(values.get("tags"), dict) else {}
@@ -273,20 +272,6 @@ def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | Non
     for line in own:
         faults.add(str(path), line)
     return None if len(own) else values or {}
-
-
-def _merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
-    """Write ``overrides`` over ``values``, section by section; another optimizer or scheduler replaces the old one."""
-    for key, value in overrides.items():
-        if isinstance(value, Mapping):
-            here = values.get(key)
-            here = dict(here) if isinstance(here, dict) else {}
-            if key in _OWN_OPTIONS and value.get("name", here.get("name")) != here.get("name"):
-                here = {}
-            values[key] = here
-            _merge(here, value)
-        else:
-            values[key] = [*value] if isinstance(value, list) else value
 
 
 def _as_sections(path: str, value: Any) -> dict[str, Any]:
