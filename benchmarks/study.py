@@ -119,6 +119,8 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     baseline = config.baseline or "plain"
     out_of = console()
     out_of.print(budget_comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))
+    if options.no_advice:
+        return
     out_of.print("\nWhat these runs recommend")
     for line in advice(records, baseline, arms, judge_by=options.judge_by):
         out_of.print(f"- {line}", markup=False, highlight=False)
@@ -135,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--archive", help="folder or URL of the archive, in place of the file's")
     parser.add_argument("--out", help="results file (default: benchmarks/results/<the file's name>.jsonl)")
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the results file")
+    parser.add_argument("--no-advice", action="store_true", help="summarise without what the runs recommend")
     parser.add_argument("--judge-by", default="steps", help="axis of the verdicts (default: steps)")
     options = parser.parse_intermixed_args(argv)
     out = ResultsFile(options.out or RESULTS / f"{Path(options.study).stem}.jsonl")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -49,12 +48,10 @@ def advice(
         records: as for :func:`compare_records`.
         baseline: likewise.
         arms: likewise.
-        judge_by: ``steps``, or seconds by any other.
+        judge_by: how cost is counted.
     """
     chosen = _chosen(records, arms)
     runs = [_run(one) for one in chosen]
-    if judge_by == "steps":
-        runs = [dataclasses.replace(run, train_seconds=0.0) for run in runs]
     levels: dict[str, list[float]] = {}
     for run in sorted(runs, key=lambda run: run.steps):
         if run.group == baseline:
@@ -63,8 +60,8 @@ def advice(
     for budget, finals in levels.items():
         level = math.fsum(finals) / len(finals)
         found = recommend_runs(
-            runs, target=level, baseline=baseline, group_by="method", later_runs=LATER_RUNS, **_metric(chosen),
-            **_spent(records),
+            runs, target=level, baseline=baseline, group_by="method", later_runs=LATER_RUNS, judge_by=judge_by,
+            **_metric(chosen), **_spent(records),
         )  # fmt: skip
         lines.append(f"To be as good as {baseline} after {budget} ({level:.4f}): {found.sentence}")
     return lines
@@ -90,7 +87,7 @@ def _spent(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(one: dict[str, Any]) -> BudgetRun:
-    flops = one["flops_per_example"]
+    flops = None if _has_other_passes(one["recipe"]) else one["flops_per_example"]
     return BudgetRun(
         group=one["method"],
         seed=one["seed"],
@@ -107,3 +104,10 @@ def _run(one: dict[str, Any]) -> BudgetRun:
         control_of=one["control_of"],
         health=one["health"],
     )
+
+
+def _has_other_passes(recipe: dict[str, Any]) -> bool:
+    """Whether live teachers or replayed rows took passes that are not in the FLOPs."""
+    distilled = any(key.startswith("algorithms.prior_run_distillation.") for key in recipe)
+    live = distilled and recipe.get("algorithms.prior_run_distillation.source") != "cached"
+    return live or any(key.startswith("algorithms.adversarial_replay.") for key in recipe)

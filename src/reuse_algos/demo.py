@@ -69,7 +69,7 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
         for seed in range(1, seeds + 1):
             out.print(_train(method, seed, archive_path, *overrides), highlight=False)
     archive = RunArchive(archive_path, create=False)
-    # The run on half of the images is another study: what it ended at is not to be compared with the others.
+    # The run on half of the images is another study, and there to be reused: it is not compared with the others.
     selection = select_outcomes(archive, group_by="tags.method", tags={"study": "digits"})
     comparison = compare_runs(archive, baseline="baseline", selection=selection)
     plot = folder / "compare.png"
@@ -114,7 +114,12 @@ def _train_on_half(path: Path) -> str:
     """The one run that all warm starts go on from: the plain recipe on half of the images; a line on how it went."""
     if RunArchive(path, create=False).runs(run_name=_HALF):
         return f"  {_HALF} has been trained before"
-    half = [_ROBUST, "data.train_examples=250", f"run_name={_HALF}", "tags={study: digits-half, method: half}"]
+    half = [
+        _ROBUST,
+        "data.train_examples=250",
+        f"run_name={_HALF}",
+        "tags={study: digits-half, method: half, role: prior}",
+    ]
     return _train("baseline", 1, path, *half).replace("  seed 1:", f"  {_HALF}, 250 of the 500 images:")
 
 

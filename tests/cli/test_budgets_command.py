@@ -46,6 +46,9 @@ def test_recommend(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads(out)
     assert data["choice"] == "distilled"
     assert data["candidates"][0]["dollars"]["estimate"] > 0
+    code, out, _ = call(capsys, "recommend", path, "--target", "0.6", "--judge-by", "flops")
+    assert "fewer FLOPs" in " ".join(out.split())
+    assert max(map(len, out.splitlines())) <= 100
     code, out, _ = call(capsys, "recommend", path, "--target", "0.9")
     assert code == 0  # an answer, not a failure
     assert out.startswith("Not enough evidence")
@@ -54,8 +57,10 @@ def test_recommend(path: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("compare", "--price-per-hour", "1"), "need --budgets"),
-        (("compare", "--judge-by", "steps"), "need --budgets"),
+        (("compare", "--price-per-hour", "1"), "--price-per-hour: only with --budgets"),
+        (("compare", "--judge-by", "steps", "--later-runs", "9"), "--judge-by, --later-runs: only with --budgets"),
+        (("compare", "--count-prior-training"), "--count-prior-training: only with --budgets"),
+        (("recommend", "--target", "0.6", "--judge-by", "flop"), "cannot be judged by 'flop'"),
         (("compare", "--budgets", "--judge-by", "minutes"), "cannot be judged by 'minutes'"),
         (("compare", "--budgets", "--plot", "x.png"), "leave one of them out"),
         (("compare", "--budgets", "--price-per-hour", "-1"), "price of an hour"),

@@ -15,7 +15,7 @@ from scipy import stats
 
 from compare.budget_records import FLOPS, level, records, study
 from compare.synthetic_runs import METRIC, write_run
-from reuse_algos.archive import RunArchive
+from reuse_algos.archive import ModelRecord, PriorUse, RunArchive
 from reuse_algos.compare import BudgetComparison, budget_comparison_table, compare_archive_budgets, compare_budgets
 from reuse_algos.compare.budget_render import format_cost
 from reuse_algos.errors import CompareError
@@ -80,15 +80,15 @@ def test_costs_of_an_archive(archive: RunArchive, comparison: BudgetComparison) 
     distilled = comparison.group("distilled")
     point = distilled.points[1]
     runs = [archive.run(run_id).manifest for run_id in point.run_ids]
-    trained = np.mean([run.cost.train_seconds for run in runs])
+    trained = np.array([run.cost.train_seconds for run in runs])
     assert point.budget == "10ep"
     assert point.costs["steps"] == 200
     assert point.costs["samples"] == 6400
-    assert point.costs["train_seconds"] == pytest.approx(trained)
-    assert point.costs["cost_seconds"] == pytest.approx(trained + 1.0 + 20.0)
-    assert point.costs["amortised_seconds"] == pytest.approx(trained + 1.0 + 20.0 / 5)
+    assert point.costs["train_seconds"] == pytest.approx(stats.gmean(trained))
+    assert point.costs["cost_seconds"] == pytest.approx(stats.gmean(trained + 1.0 + 20.0))
+    assert point.costs["amortised_seconds"] == pytest.approx(stats.gmean(trained + 1.0 + 20.0 / 5))
     assert point.costs["flops"] == pytest.approx(3 * FLOPS * 6400)
-    assert point.costs["dollars"] == pytest.approx((trained + 21.0) / 1000)  # $3.6 an hour
+    assert point.costs["dollars"] == pytest.approx(stats.gmean(trained + 21.0) / 1000)  # $3.6 an hour
     dollars, seconds = (distilled.speedups[axis] for axis in ("dollars", "cost_seconds"))
     assert (dollars.estimate, dollars.low, dollars.high) == pytest.approx((seconds.estimate, seconds.low, seconds.high))
     assert 2.0 < distilled.speedups["steps"].estimate < 2.8
@@ -202,7 +202,7 @@ def test_notes() -> None:
         return "\n".join(compare(*groups, **options).notes)
 
     assert "one budget only" in notes(BASELINE[-3:], QUICK)
-    assert "single run" in notes(BASELINE, [*QUICK, *records("quick", (80,), 2.0, seeds=(0,))])
+    assert "too few runs at 80ep (n=1)" in notes(BASELINE, [*QUICK, *records("quick", (80,), 2.0, seeds=(0,))])
     assert "diverged (quick-10-1)" in notes(
         BASELINE, [dataclasses.replace(run, final=math.nan) if run.run_id == "quick-10-1" else run for run in QUICK]
     )
@@ -221,11 +221,105 @@ def test_notes() -> None:
     assert "cannot be read" in notes(BASELINE, used, count_prior_training=True)
 
 
-def test_a_budget_with_a_single_run_changes_nothing_else() -> None:
-    more = [*QUICK, *records("quick", (80,), 2.0, seeds=(0,))]
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_thin_budget_changes_nothing_else(seeds: tuple[int, ...]) -> None:
+    """However good it is: its limits would be so wide that the group could not be sure of the target any more."""
+    more = [*QUICK, *records("quick", (80,), 8.0, seeds=seeds)]
     with_it, without = compare(BASELINE, more).group("quick"), compare(BASELINE, QUICK).group("quick")
     assert with_it.speedups == without.speedups
-    assert len(with_it.points) == len(without.points) + 1
+    assert with_it.paired
+    assert [(point.budget, point.used) for point in with_it.points[-2:]] == [("40ep", True), ("80ep", False)]
+    assert not any(with_it.points[-1].on_pareto_front.values())
+    assert with_it.points[-2].on_pareto_front == without.points[-1].on_pareto_front
+
+
+def test_a_thin_budget_of_the_baseline_is_not_the_target() -> None:
+    comparison = compare([*BASELINE, *records("baseline", (160,), seeds=(0, 1))], QUICK)
+    assert comparison.target == pytest.approx(level(80))
+    assert "with its largest budget with 3 or more runs (80ep)" in comparison.groups[0].sentence
+    assert "mean of baseline at 80ep" in " ".join(text_of(comparison).split())
+
+
+def test_a_budget_and_a_crossing_at_it_cost_the_same() -> None:
+    noisy = [dataclasses.replace(run, train_seconds=run.train_seconds * (1 + (run.seed or 0))) for run in BASELINE]
+    baseline = compare(noisy, QUICK).groups[0]
+    cost = baseline.cost_to_target["cost_seconds"]
+    assert cost is not None
+    assert baseline.points[-1].costs["cost_seconds"] == pytest.approx(cost.estimate)
+    assert cost.estimate == pytest.approx(160 * 6 ** (1 / 3))
+
+
+def test_runs_that_diverged_early_do_not_move_their_budget() -> None:
+    broken = [
+        dataclasses.replace(run, steps=10, final=math.nan, health="diverged") if run.run_id != "quick-40-2" else run
+        for run in records("quick", (40,), 2.0)
+    ]
+    quick = compare(BASELINE, [*QUICK[:-3], *broken]).group("quick")
+    assert [(point.budget, point.steps) for point in quick.points] == [
+        ("5ep", 100),
+        ("10ep", 200),
+        ("20ep", 400),
+        ("40ep", 800),
+    ]
+    lost = [
+        dataclasses.replace(run, steps=10, final=math.nan) if run.budget == "80ep" else run for run in BASELINE[:-1]
+    ]
+    with pytest.raises(CompareError, match=r"at its largest budget \(80ep\).*not finite"):
+        compare([*lost, BASELINE[-1]], QUICK)
+
+
+def test_what_is_paid_back_is_said_to_be_shown_or_not() -> None:
+    quick = [*QUICK, *records("quick", (80,), 2.0)]
+    used = [dataclasses.replace(run, prior_run_ids=("prior",)) for run in quick]
+    options = {"prior_seconds": {"prior": 100.0}}
+    shown = compare(BASELINE, used, **options)
+    assert shown.group("quick").break_even.saving_shown
+    assert "Pays back, quick: the prior runs as well (100 s)" in " ".join(text_of(shown).split())
+    vague = [dataclasses.replace(run, train_seconds=run.train_seconds * 30.0 ** ((run.seed or 0) - 1)) for run in used]
+    comparison = compare(BASELINE, vague, **options)
+    assert comparison.group("quick").speedups["cost_seconds"].verdict == "no difference"
+    assert "May pay back, quick (its saving is not shown):" in " ".join(text_of(comparison).split())
+
+
+def test_why_nothing_can_be_said() -> None:
+    def said(target: float) -> str:
+        return compare(BASELINE, QUICK, target=target).group("quick").sentence
+
+    assert "neither reaches it within its budgets" in said(0.9)
+    assert "both are there with their smallest budget already" in said(0.1)
+
+
+def test_flops_are_not_known_with_live_teachers_or_replays(tmp_path: Path) -> None:
+    uses = {
+        "cached": PriorUse(run_id="p", algorithm="prior_run_distillation", signals=["logits"]),
+        "live": PriorUse(run_id="p", algorithm="prior_run_distillation", weights=["last"]),
+        "replayed": PriorUse(run_id="p", algorithm="adversarial_replay", signals=["adversarial"]),
+    }
+    archive = RunArchive(tmp_path / "archive")
+    model = ModelRecord(name="resnet20", flops_per_example=1000)
+    for method in ("baseline", *uses):
+        for seed in range(2):
+            prior_runs = [uses[method]] if method in uses else []
+            write_run(archive, method, seed, [0.5, 0.6 + 0.01 * seed], model=model, prior_runs=prior_runs)
+    comparison = compare_archive_budgets(archive)
+    known = {group.name: group.points[0].costs["flops"] is not None for group in comparison.groups}
+    assert known == {"baseline": True, "cached": True, "live": False, "replayed": False}
+
+
+def test_runs_that_are_there_to_be_reused_are_not_compared(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    for method in ("baseline", "prior"):
+        for seed in range(2):
+            write_run(
+                archive, method, seed, [0.5, 0.6 + 0.01 * seed], tags={"role": "prior"} if method == "prior" else {}
+            )
+    comparison = compare_archive_budgets(archive)
+    assert [group.name for group in comparison.groups] == ["baseline"]
+    assert any("trained to be reused (role: prior): prior-" in note for note in comparison.notes)
+    asked = compare_archive_budgets(archive, tags={"role": "prior"}, baseline="prior")
+    assert [group.name for group in asked.groups] == ["prior"]
+    with pytest.raises(CompareError, match=r"no finished runs.*2 with the tag role: prior are left out"):
+        compare_archive_budgets(archive, tags={"method": "prior"})
 
 
 def test_budgets_by_steps_where_no_recipe_says_more(tmp_path: Path) -> None:

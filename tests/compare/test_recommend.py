@@ -14,6 +14,7 @@ from rich.console import Console
 from compare.budget_records import level, records, study
 from reuse_algos.archive import RunArchive
 from reuse_algos.compare import BudgetRun, Recommendation, recommend_from_archive, recommend_runs, recommendation_table
+from reuse_algos.compare.budgets import Axis
 from reuse_algos.errors import CompareError
 
 BASELINE = records("baseline", (10, 20, 40, 80))
@@ -145,8 +146,45 @@ def test_without_seconds_it_goes_by_steps() -> None:
 
 def test_two_that_are_alike_are_said_to_be() -> None:
     twin = [dataclasses.replace(run, group="twin") for run in QUICK]
-    assert any("take either" in note for note in recommend(BASELINE, QUICK, twin).notes)
-    assert not any("take either" in note for note in recommend(BASELINE, QUICK, QUICKER).notes)
+    assert recommend(BASELINE, QUICK, twin).sentence.endswith(" Not clearly dearer: twin.")
+    assert "dearer" not in recommend(BASELINE, QUICK, QUICKER).sentence
+
+
+def test_of_two_that_cost_the_same_the_better_comes_first() -> None:
+    """Both are at the target with their smallest budget, which is all that is known of their cost."""
+    best = [dataclasses.replace(run, group="zz best", final=run.final + 0.05) for run in QUICK]
+    baseline = records("baseline", (5, 10, 20, 40))
+    found = recommend(baseline, QUICK, best, target=level(9))
+    assert found.choice == "zz best"
+    assert "Not clearly dearer: quick." in found.sentence
+    worse = [dataclasses.replace(run, group="a worse", final=run.final - 0.001) for run in QUICK]
+    losses = [dataclasses.replace(run, final=-run.final) for run in (*baseline, *QUICK, *worse)]
+    assert recommend_runs(losses, target=-level(9), metric="loss", mode="min").choice == "quick"
+
+
+@pytest.mark.parametrize(
+    ("axis", "word"), [("steps", "fewer steps"), ("dollars", "fewer dollars"), ("samples", "examples")]
+)
+def test_the_axis_can_be_chosen(axis: Axis, word: str) -> None:
+    dear = [dataclasses.replace(run, harvest_seconds=60.0) for run in QUICK]
+    found = recommend(BASELINE, dear, judge_by=axis, price_per_hour=3600.0)
+    assert found.axis == axis
+    assert word in found.sentence
+    assert found.choice == (None if axis == "dollars" else "quick")  # 40 + 60 seconds against 80
+    assert not any("counted in steps" in note for note in found.notes)
+
+
+def test_an_axis_that_is_not_known() -> None:
+    known = [dataclasses.replace(run, flops=1e9 * run.steps) for run in BASELINE]
+    found = recommend(known, QUICK, judge_by="flops")
+    assert (found.choice, found.axis) == (None, "flops")
+    assert "What quick costs in FLOPs is not known." in reasons(found, "quick")
+    with pytest.raises(CompareError, match="FLOPs is not known: judge by steps"):
+        recommend(BASELINE, QUICK, judge_by="flops")
+    with pytest.raises(CompareError, match="dollars is not known: say the price of an hour"):
+        recommend(BASELINE, QUICK, judge_by="dollars")
+    with pytest.raises(CompareError, match="cannot be judged by 'minutes'"):
+        recommend(BASELINE, QUICK, judge_by="minutes")
 
 
 def test_errors() -> None:

@@ -12,23 +12,26 @@ from reuse_algos.commands.common import (
     add_archive,
     add_command,
     add_json,
-    add_tags,
     console,
     open_archive,
-    positive,
     print_json,
     tags_of,
 )
+from reuse_algos.commands.comparing import add_costs, add_groups
 from reuse_algos.commands.wandb_options import add_wandb, send_to_wandb, wandb_target
 
 __all__ = ["add_parser", "run"]
+
+_LATER_RUNS = 5
+_OF_BUDGETS = ("judge_by", "price_per_hour", "later_runs", "count_prior_training")
 
 _DETAILS = """\
 Without --target, groups are compared by their mean curves at the baseline's mean final metric.
 With it, by each run's own cost to the target, which must have been fixed before the runs were seen:
 a run that never reaches it stays in at its total cost, and its group is then never called faster.
 Cost in seconds is training + set-up + the used harvests. Intervals are at 95 %. With fewer than 2
-runs in a group the verdict is "not enough runs"; a claim needs 3, better 5.
+runs in a group the verdict is "not enough runs"; a claim needs 3, better 5. Runs with the tag
+role=prior were trained to be reused, and are left out (--tag role=prior asks for them).
 
 A budget of training is part of a method: group by it as well where one group has several
 (--group-by tags.method,recipe.max_duration --baseline "baseline / 20ep"), or better, compare the
@@ -53,51 +56,21 @@ def add_parser(subparsers: Subparsers) -> None:
         """,
     )
     add_archive(parser)
-    parser.add_argument(
-        "--group-by",
-        default="tags.method",
-        metavar="KEY",
-        help="tags.<key>, run_name, model.name, dataset.name, seed, recipe.<dotted path>, or several joined by commas "
-        "(default: tags.method)",
-    )
-    parser.add_argument(
-        "--baseline", default="baseline", metavar="NAME", help="the group to compare with (default: baseline)"
-    )
+    add_groups(parser)
     parser.add_argument("--target", type=float, metavar="X", help="metric value that counts as reached")
-    parser.add_argument("--metric", metavar="NAME", help="metric to compare by (default: the runs' monitor)")
-    parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: as recorded)")
     parser.add_argument(
         "--pairing",
         choices=("auto", "seed", "none"),
         default="auto",
         help="auto pairs by seed where both groups have the same seeds (default: auto)",
     )
-    add_tags(parser)
     budgets = parser.add_argument_group("budgets")
     budgets.add_argument(
         "--budgets",
         action="store_true",
         help="compare groups over several budgets each (recipe.max_duration, or the number of steps)",
     )
-    budgets.add_argument(
-        "--judge-by",
-        metavar="AXIS",
-        help="what the verdict counts: steps, samples, train_seconds, cost_seconds, amortised_seconds, flops or "
-        "dollars (default: cost_seconds; on a machine that is shared with other work, steps tell more)",
-    )
-    budgets.add_argument("--price-per-hour", type=float, metavar="X", help="dollars for an hour of the hardware")
-    budgets.add_argument(
-        "--later-runs",
-        type=positive,
-        default=5,
-        metavar="K",
-        help="among how many later runs the harvest is shared on the axis of shared seconds (default: 5)",
-    )
-    budgets.add_argument(
-        "--count-prior-training",
-        action="store_true",
-        help="share the training of the prior runs as well: it was done only for this",
-    )
+    add_costs(budgets, later_runs=_LATER_RUNS, axis="cost_seconds")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot: .png, .pdf or .svg")
     parser.add_argument(
         "--html", type=Path, metavar="FILE", help="also write a self-contained report for a browser: .html"
@@ -134,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
             archive,
             **asked,
             price_per_hour=args.price_per_hour,
-            later_runs=args.later_runs,
+            later_runs=args.later_runs or _LATER_RUNS,
             count_prior_training=args.count_prior_training,
             judge_by=args.judge_by or "cost_seconds",
         )
@@ -165,5 +138,6 @@ def _check(args: argparse.Namespace) -> None:
     """Refuse options that do not go together, before any work is done."""
     if args.budgets and args.plot is not None:
         raise UsageError("--plot draws single runs over time, which --budgets does not read: leave one of them out")
-    if not args.budgets and (args.price_per_hour is not None or args.count_prior_training or args.judge_by):
-        raise UsageError("--price-per-hour, --count-prior-training and --judge-by need --budgets")
+    given = [name for name in _OF_BUDGETS if getattr(args, name) not in (None, False)]
+    if given and not args.budgets:
+        raise UsageError(f"--{', --'.join(given).replace('_', '-')}: only with --budgets")

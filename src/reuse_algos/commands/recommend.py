@@ -10,15 +10,16 @@ from reuse_algos.commands.common import (
     add_archive,
     add_command,
     add_json,
-    add_tags,
     console,
     open_archive,
-    positive,
     print_json,
     tags_of,
 )
+from reuse_algos.commands.comparing import add_costs, add_groups
 
 __all__ = ["add_parser", "run"]
+
+_LATER_RUNS = 1  # the next run bears all of its own harvest
 
 _DETAILS = """\
 From the runs in the archive, each trained to the end of its own schedule at one of several budgets
@@ -26,7 +27,8 @@ From the runs in the archive, each trained to the end of its own schedule at one
 what that costs, and how sure it is. A technique is recommended if the target was measured (nothing
 is extrapolated), with at least 3 seeds at each budget that counts, and if it is surely cheaper than
 the baseline, with a stricter limit the more techniques there are. Otherwise the answer is "not
-enough evidence", which is no error. Controls (tag control_of) are never recommended."""
+enough evidence", which is no error. Controls (tag control_of) are never recommended. Runs with the
+tag role=prior were trained to be reused, and take no part."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -44,24 +46,8 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_archive(parser)
     parser.add_argument("--target", type=float, required=True, metavar="X", help="metric value to reach")
-    parser.add_argument("--metric", metavar="NAME", help="metric to go by (default: the runs' monitor)")
-    parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: as recorded)")
-    parser.add_argument(
-        "--group-by", default="tags.method", metavar="KEY", help="what a technique is (default: tags.method)"
-    )
-    parser.add_argument("--baseline", default="baseline", metavar="NAME", help="the group to beat (default: baseline)")
-    parser.add_argument("--price-per-hour", type=float, metavar="X", help="dollars for an hour of the hardware")
-    parser.add_argument(
-        "--later-runs",
-        type=positive,
-        default=1,
-        metavar="K",
-        help="share harvests among so many runs (default: 1, the next run bears all of its own)",
-    )
-    parser.add_argument(
-        "--count-prior-training", action="store_true", help="share the training of the prior runs among them as well"
-    )
-    add_tags(parser)
+    add_groups(parser)
+    add_costs(parser, later_runs=_LATER_RUNS, axis="amortised_seconds")
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -79,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
         mode=args.mode,
         tags=tags_of(args),
         price_per_hour=args.price_per_hour,
-        later_runs=args.later_runs,
+        later_runs=args.later_runs or _LATER_RUNS,
         count_prior_training=args.count_prior_training,
+        judge_by=args.judge_by,
     )
     if args.json:
         print_json(found.to_dict())

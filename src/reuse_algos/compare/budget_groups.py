@@ -10,8 +10,8 @@ import numpy as np
 
 from reuse_algos.compare.budget_costs import CostCurve, cost_interval, speedup_of_budgets
 from reuse_algos.compare.budget_curves import BudgetCrossing, Curve, Sample, crossing, own_level
-from reuse_algos.compare.budget_runs import BudgetRun, Terms, costs_of, points_of
-from reuse_algos.compare.budgets import AXES, AXIS_WORDS, Axis, BudgetGroup, BudgetPoint
+from reuse_algos.compare.budget_runs import BudgetRun, Terms, costs_of, points_of, steps_of, used_points
+from reuse_algos.compare.budgets import AXES, Axis, BudgetGroup, BudgetPoint, cost_words, less_of
 from reuse_algos.compare.outcomes import Mode
 from reuse_algos.compare.results import BreakEven
 from reuse_algos.compare.statistics import MIN_RUNS, Speedup, mean_interval
@@ -30,8 +30,8 @@ class Member:
     Attributes:
         name: of the group.
         points: its runs by budget, ascending in steps.
-        curve: the metric, larger being better, at the budgets that are used: those with :data:`MIN_RUNS` runs, all if
-            there are none.
+        curve: the metric, larger being better, at the budgets that are used
+            (:func:`~reuse_algos.compare.budget_runs.used_points`).
         labels: of these budgets.
         costs: at these budgets, on each axis on which the cost of all runs there is known.
         terms: how costs are counted.
@@ -52,9 +52,8 @@ class Member:
             CompareError: a run has trained for no steps.
         """
         points = points_of(runs)
-        # A budget with a single run has no spread: where others have more, it is shown and not used.
-        used = [point for point in points if len(point) >= MIN_RUNS] or points
-        steps_M = np.array([np.mean([run.steps for run in point]) for point in used], dtype=np.float64)
+        used = used_points(points)
+        steps_M = np.array([steps_of(point) for point in used], dtype=np.float64)
         sign = 1.0 if mode == "max" else -1.0
 
         def samples(values: Sequence[Sequence[float]]) -> tuple[Sample, ...]:
@@ -75,6 +74,15 @@ class Member:
     def runs(self) -> list[BudgetRun]:
         """All runs, those of small budgets first."""
         return [run for point in self.points for run in point]
+
+    @property
+    def largest(self) -> str:
+        """Its largest budget that is used, in words."""
+        last = self.labels[-1]
+        if last == label_of(self.points[-1]):
+            return f"its largest budget ({last})"
+        n = min(len(sample.values) for sample in self.curve.samples)
+        return f"its largest budget with {n} or more runs ({last})"
 
     @property
     def control_of(self) -> str | None:
@@ -162,19 +170,24 @@ def group_over_budgets(member: Member, question: BudgetQuestion) -> BudgetGroup:
     else:
         decisive = question.judge_by if question.judge_by in speedups else "steps"
         verdict = speedups[decisive].verdict
-        sentence = _sentence(member, question, speedups[decisive], decisive, paired=bool(paired))
+        why_unknown = (
+            "both are there with their smallest budget already"
+            if ours.bound == "<="
+            else "neither reaches it within its budgets"
+        )
+        sentence = _sentence(member, question, speedups[decisive], decisive, why_unknown, paired=bool(paired))
     break_even = None
     if not is_baseline and any(run.prior_run_ids for run in member.runs):
         saved = math.nan
         if ours.bound == theirs.bound == "" and "cost_seconds" in speedups:
             at_baseline = cost_interval(theirs, first.costs["cost_seconds"], question.confidence)
             saved = at_baseline.estimate - costs["cost_seconds"].estimate
-        break_even = _break_even(member, saved)
+        break_even = _break_even(member, saved, speedups.get("cost_seconds"))
     return BudgetGroup(
         name=member.name,
         is_baseline=is_baseline,
         control_of=member.control_of,
-        points=[_point(point, member.terms, question.confidence) for point in member.points],
+        points=[_point(point, member, question.confidence) for point in member.points],
         paired=paired,
         cost_to_target={axis: costs.get(axis) for axis in AXES},
         target_bound=ours.bound,
@@ -190,15 +203,15 @@ def label_of(runs: Sequence[BudgetRun]) -> str:
     return " = ".join(dict.fromkeys(run.budget for run in runs))
 
 
-def _point(runs: Sequence[BudgetRun], terms: Terms, confidence: float) -> BudgetPoint:
+def _point(runs: Sequence[BudgetRun], member: Member, confidence: float) -> BudgetPoint:
     means: dict[Axis, float | None] = {}
     for axis in AXES:
-        costs = [costs_of(run, terms)[axis] for run in runs]
+        costs = [costs_of(run, member.terms)[axis] for run in runs]
         known = [cost for cost in costs if cost is not None]
-        means[axis] = float(np.mean(known)) if known == costs else None
+        means[axis] = _geometric_mean(known) if known == costs else None
     return BudgetPoint(
         budget=label_of(runs),
-        steps=float(np.mean([run.steps for run in runs])),
+        steps=steps_of(runs),
         n=len(runs),
         seeds=[run.seed for run in runs],
         run_ids=[run.run_id for run in runs],
@@ -206,23 +219,20 @@ def _point(runs: Sequence[BudgetRun], terms: Terms, confidence: float) -> Budget
         final=mean_interval([run.final for run in runs], confidence),
         costs=means,
         on_pareto_front=dict.fromkeys(AXES, False),
+        used=label_of(runs) in member.labels,
     )
 
 
-def _break_even(member: Member, saved: float) -> BreakEven:
+def _geometric_mean(values: Sequence[float]) -> float:
+    return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
+
+
+def _break_even(member: Member, saved: float, in_seconds: Speedup | None) -> BreakEven:
     """After how many runs what was spent once is paid back; ``saved`` is what one run saves that bears its harvest."""
     harvest = float(np.mean([run.harvest_seconds for run in member.runs]))
     prior = float(np.mean([member.terms.prior_training(run) for run in member.runs]))
-    per_run = saved + harvest
-
-    def runs_until_paid(spent: float) -> float:
-        if math.isnan(spent) or math.isnan(per_run):
-            return math.nan
-        if spent <= 0:
-            return 0.0
-        return spent / per_run if per_run > 0 else math.inf
-
-    return BreakEven(harvest, runs_until_paid(harvest), prior, runs_until_paid(harvest + prior))
+    shown = in_seconds is not None and in_seconds.verdict == "faster"
+    return BreakEven.of(harvest, prior, saved + harvest, saving_shown=shown)
 
 
 def _numbers(member: Member, question: BudgetQuestion, *, paired: bool = False) -> str:
@@ -235,23 +245,23 @@ def _numbers(member: Member, question: BudgetQuestion, *, paired: bool = False) 
 
 
 def _baseline_sentence(member: Member, question: BudgetQuestion, found: BudgetCrossing) -> str:
-    budget = member.labels[-1]
     if isinstance(question.target, Sample):
         return (
-            f"{member.name} ends at a mean {_short(question.metric)} of {question.level:.4g} with its largest budget "
-            f"({budget}, {_numbers(member, question)}); the others are measured by what they spend to get there."
+            f"{member.name} ends at a mean {_short(question.metric)} of {question.level:.4g} with {member.largest}; "
+            f"{_numbers(member, question)}. The others are measured by what they spend to get there."
         )
     how = {
         "": "reaches the target within its budgets",
         "<=": "is at the target with its smallest budget already",
-        ">=": f"does not reach the target within its budgets (the largest is {budget})",
+        ">=": f"does not reach the target within its budgets (the largest is {member.labels[-1]})",
     }[found.bound if found.bound != "?" else ""]
     return f"{member.name} ({_numbers(member, question)}) {how}."
 
 
-def _sentence(member: Member, question: BudgetQuestion, speedup: Speedup, axis: Axis, *, paired: bool) -> str:
-    cost = "cost in seconds" if axis == "cost_seconds" else AXIS_WORDS[axis]
-    less = "fewer" if axis in ("steps", "samples", "flops", "dollars") else "less"
+def _sentence(
+    member: Member, question: BudgetQuestion, speedup: Speedup, axis: Axis, why_unknown: str, *, paired: bool
+) -> str:
+    cost, less = cost_words(axis), less_of(axis)
     base = question.baseline.name
     goal = (
         f"to be as good as {base}"
@@ -263,17 +273,16 @@ def _sentence(member: Member, question: BudgetQuestion, speedup: Speedup, axis: 
     about = {"": "", "<=": "at most ", ">=": "at least ", "?": ""}[speedup.bound]
     limits = f"{percent} {_limits(speedup.low, speedup.high)}; {basis}"
     if speedup.verdict == "faster":
-        return f"{member.name} needs {about}{speedup.estimate:.2f} times {less} {cost} than {base} {goal} ({limits})."
+        return f"{member.name} needs {about}{speedup.estimate:.2f} times {less} than {base} {goal} ({limits})."
     if speedup.verdict == "slower":
         return (
             f"{member.name} needs more {cost} than {base} {goal}: its speed-up is {about}{speedup.estimate:.2f}, "
             f"below 1 ({limits})."
         )
     if speedup.verdict == "not enough runs":
-        return f"Not enough runs to say whether {member.name} needs {less} {cost} than {base} {goal} ({basis})."
+        return f"Not enough runs to say whether {member.name} needs {less} than {base} {goal} ({basis})."
     if speedup.bound == "?" or math.isnan(speedup.estimate):
-        found = "neither reached it within its budgets, or both did with the smallest"
-        return f"Nothing can be said about the {cost} that {member.name} needs {goal}: {found} ({basis})."
+        return f"Nothing can be said about the {cost} that {member.name} needs {goal}: {why_unknown} ({basis})."
     return (
         f"No difference was shown in the {cost} that {member.name} and {base} need {goal}: speed-up "
         f"{about}{speedup.estimate:.2f} ({limits})."

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from reuse_algos.compare.budget_curves import Sample
-from reuse_algos.compare.budget_groups import BudgetQuestion, Member, label_of
+from reuse_algos.compare.budget_groups import BudgetQuestion, Member
 from reuse_algos.compare.budgets import BudgetGroup
 from reuse_algos.compare.notes import ids
 from reuse_algos.compare.statistics import MIN_RUNS
@@ -24,7 +24,7 @@ def budget_notes(groups: Sequence[BudgetGroup], question: BudgetQuestion, member
         question: what was asked of them.
         members: their runs, by name.
     """
-    notes = [*_too_few(groups), *_single(groups)]
+    notes = [*_too_few(groups), *_thin(groups)]
     for group in groups:
         notes += _runs(group, members[group.name])
     notes += _baseline(groups[0], question)
@@ -50,15 +50,14 @@ def _too_few(groups: Sequence[BudgetGroup]) -> list[str]:
     ]
 
 
-def _single(groups: Sequence[BudgetGroup]) -> list[str]:
+def _thin(groups: Sequence[BudgetGroup]) -> list[str]:
     notes = []
     for group in groups:
-        counts = {point.budget: point.n for point in group.points}
-        alone = [budget for budget, n in counts.items() if n < MIN_RUNS]
-        if alone and max(counts.values()) >= MIN_RUNS:
+        thin = [f"{point.budget} (n={point.n})" for point in group.points if not point.used]
+        if thin:
             notes.append(
-                f"{group.name}: the budget {', '.join(alone)} has a single run, which tells nothing about the spread. "
-                "It is shown, and left out of intervals and crossings."
+                f"{group.name}: too few runs at {', '.join(thin)}, beside those at its other budgets. They are shown, "
+                "and left out of curves, intervals and fronts."
             )
     return notes
 
@@ -125,7 +124,7 @@ def _baseline(baseline: BudgetGroup, question: BudgetQuestion) -> list[str]:
 
 def _reading(group: BudgetGroup, question: BudgetQuestion, member: Member) -> list[str]:
     notes = []
-    largest, smallest = label_of(member.points[-1]), label_of(member.points[0])
+    largest, smallest = member.labels[-1], member.labels[0]
     if group.target_bound == ">=":
         notes.append(
             f"{group.name} does not reach the target within its budgets (the largest is {largest}): its speed-up is at "

@@ -106,7 +106,8 @@ def budget_comparison_table(comparison: BudgetComparison) -> RenderableType:
     """The comparison: verdicts in words, speed-ups, every budget of every group, and what to beware of."""
     word = "at least" if comparison.mode == "max" else "at most"
     given = comparison.target_source == "given"
-    source = "given" if given else f"mean of {comparison.baseline} at its largest budget"
+    largest = [point.budget for point in comparison.groups[0].points if point.used][-1]
+    source = "given" if given else f"mean of {comparison.baseline} at {largest}"
     percent = f"{100 * comparison.confidence:g} %"
     head = f"Target: {comparison.metric} {word} {comparison.target:.6g} ({source}). In brackets: {percent} intervals."
     shared = f"Shared: the harvest{' and the prior runs' if comparison.count_prior_training else ''}"

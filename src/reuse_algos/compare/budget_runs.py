@@ -11,14 +11,27 @@ import numpy as np
 
 from reuse_algos.compare.budgets import AXES, Axis
 from reuse_algos.compare.outcomes import RunOutcome
+from reuse_algos.compare.table import no_baseline
 from reuse_algos.errors import CompareError, ReuseAlgosError
 
 if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
+    from reuse_algos.archive.manifest import Manifest
 
-__all__ = ["BudgetRun", "Terms", "budget_runs", "costs_of", "points_of", "prior_seconds_of"]
+__all__ = [
+    "BudgetRun",
+    "Terms",
+    "budget_runs",
+    "by_group",
+    "costs_of",
+    "points_of",
+    "prior_seconds_of",
+    "steps_of",
+    "used_points",
+]
 
 _PASSES = 3  # a backward pass costs about two forward passes
+_RUNS_FOR_A_CLAIM = 3
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,8 @@ class BudgetRun:
         train_seconds: training, evaluation excluded; 0 where not known.
         setup_seconds: before the first step.
         harvest_seconds: of the harvests that this run used, in full.
-        flops: 3 x forward pass x examples, and what else the caller has counted; None where not known.
+        flops: 3 x forward pass x examples, and what else the caller has counted; None where not known, as for live
+            teachers and replayed rows, whose passes are not recorded.
         prior_run_ids: the runs that it used.
         run_id: of itself.
         control_of: name of the group that its group is a control of.
@@ -103,6 +117,36 @@ def costs_of(run: BudgetRun, terms: Terms) -> dict[Axis, float | None]:
     return {axis: costs[axis] if math.isfinite(costs[axis]) and costs[axis] > 0 else None for axis in AXES}
 
 
+def by_group(runs: Sequence[BudgetRun], baseline: str, group_by: str) -> dict[str, list[BudgetRun]]:
+    """The runs of each group.
+
+    Raises:
+        CompareError: none is in the baseline group.
+    """
+    groups: dict[str, list[BudgetRun]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    if baseline not in groups:
+        raise no_baseline(baseline, groups, group_by)
+    return groups
+
+
+def steps_of(runs: Sequence[BudgetRun]) -> float:
+    """Mean number of steps at one budget, without runs that diverged, since these may have stopped early."""
+    whole = [run.steps for run in runs if math.isfinite(run.final) and run.health != "diverged"]
+    return float(np.mean(whole or [max(run.steps for run in runs)]))
+
+
+def used_points(points: Sequence[list[BudgetRun]]) -> list[list[BudgetRun]]:
+    """The budgets that count: those with three runs, or as many as the one with most has if that is fewer.
+
+    One or two runs at one more budget would say next to nothing and, with limits as wide as theirs, take away what the
+    others say.
+    """
+    needed = min(_RUNS_FOR_A_CLAIM, max(len(point) for point in points))
+    return [point for point in points if len(point) >= needed]
+
+
 def points_of(runs: Sequence[BudgetRun]) -> list[list[BudgetRun]]:
     """The runs of one group by budget, ascending in steps, each point sorted by seed and run id.
 
@@ -119,7 +163,7 @@ def points_of(runs: Sequence[BudgetRun]) -> list[list[BudgetRun]]:
         by_label.setdefault(run.budget, []).append(run)
     by_steps: dict[float, list[BudgetRun]] = {}
     for members in by_label.values():
-        by_steps.setdefault(float(np.mean([run.steps for run in members])), []).extend(members)
+        by_steps.setdefault(steps_of(members), []).extend(members)
     points = [members for _, members in sorted(by_steps.items())]
     for members in points:
         members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.run_id))
@@ -146,11 +190,19 @@ def _budget_run(group: str, outcome: RunOutcome) -> BudgetRun:
         train_seconds=float(outcome.train_seconds[-1]),
         setup_seconds=outcome.setup_seconds,
         harvest_seconds=outcome.harvest_seconds,
-        flops=None if forward is None else _PASSES * float(forward) * samples,
+        flops=None if forward is None or _has_other_passes(manifest) else _PASSES * float(forward) * samples,
         prior_run_ids=outcome.prior_run_ids,
         run_id=outcome.run_id,
         control_of=manifest.tags.get("control_of"),
         health=outcome.health,
+    )
+
+
+def _has_other_passes(manifest: Manifest) -> bool:
+    """Whether live teachers or replayed rows took passes that no record counts."""
+    return any(
+        use.algorithm == "adversarial_replay" or (use.algorithm == "prior_run_distillation" and use.weights)
+        for use in manifest.prior_runs
     )
 
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from reuse_algos.compare.budget_groups import BudgetQuestion, Member, group_over_budgets
 from reuse_algos.compare.budget_notes import budget_notes
-from reuse_algos.compare.budget_runs import BudgetRun, Terms, budget_runs, prior_seconds_of
+from reuse_algos.compare.budget_runs import BudgetRun, Terms, budget_runs, by_group, prior_seconds_of
 from reuse_algos.compare.budgets import AXES, Axis, BudgetComparison, BudgetGroup
 from reuse_algos.compare.notes import differences, left_out
 from reuse_algos.compare.outcomes import Mode
 from reuse_algos.compare.statistics import CONFIDENCE
 from reuse_algos.compare.table import Pairing, Selection, select_outcomes
-from reuse_algos.errors import CompareError, nearest
+from reuse_algos.errors import CompareError
 
 if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
@@ -67,7 +67,7 @@ def compare_archive_budgets(
         judge_by=judge_by,
         prior_seconds=prior_seconds_of(archive, runs),
         notes=[
-            *left_out(chosen.unfinished, chosen.without_key),
+            *left_out(chosen.unfinished, chosen.without_key, chosen.reused),
             *(differences(baseline, chosen.groups) if baseline in chosen.groups else ()),
         ],
     )
@@ -129,20 +129,12 @@ def compare_budgets(
     if target is not None and not math.isfinite(target):
         raise CompareError(f"the target must be a number, got {target}")
     terms = Terms(price_per_hour, later_runs, count_prior_training, prior_seconds or {})
-    by_name: dict[str, list[BudgetRun]] = {}
-    for run in runs:
-        by_name.setdefault(run.group, []).append(run)
-    if baseline not in by_name:
-        known = ", ".join(sorted(by_name)) or "none"
-        raise CompareError(
-            f"no run is in the baseline group {baseline!r}. Groups by {group_by}: {known}."
-            f"{nearest(baseline, by_name) if len(by_name) > 1 else ''}"
-        )
+    by_name = by_group(runs, baseline, group_by)
     members = {name: Member.of(name, by_name[name], terms, mode) for name in by_name}
     first = members[baseline]
     if target is None and not math.isfinite(first.curve.samples[-1].mean):
         raise CompareError(
-            f"the baseline has no mean final {metric} at its largest budget: a run of it ended with a value that is "
+            f"the baseline has no mean final {metric} at {first.largest}: a run of it ended with a value that is "
             "not finite. Declare a target."
         )
     sign = 1.0 if mode == "max" else -1.0
@@ -201,7 +193,7 @@ def _by_technique(members: Mapping[str, Member]) -> list[str]:
 
 def _with_fronts(groups: Sequence[BudgetGroup], sign: float) -> list[BudgetGroup]:
     """The groups with each point's place on the Pareto fronts; ``sign`` is -1 where less of the metric is better."""
-    points = [point for group in groups for point in group.points]
+    points = [point for group in groups for point in group.points if point.used]
     fronts: dict[Axis, set[int]] = {}
     for axis in AXES:
         known: list[tuple[float, float, int]] = []

@@ -15,7 +15,7 @@ from reuse_algos.compare.outcomes import Mode
 from reuse_algos.compare.results import BreakEven, json_safe
 from reuse_algos.compare.statistics import Bound, Interval, Speedup
 
-__all__ = ["AXES", "AXIS_WORDS", "Axis", "BudgetComparison", "BudgetGroup", "BudgetPoint"]
+__all__ = ["AXES", "AXIS_WORDS", "Axis", "BudgetComparison", "BudgetGroup", "BudgetPoint", "cost_words", "less_of"]
 
 Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars"]
 """A way to count cost.
@@ -25,8 +25,8 @@ Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_s
 * ``cost_seconds``: training, set-up, and all of the harvests that the run used.
 * ``amortised_seconds``: the same with the harvests (and, if asked for, the training of its prior runs) shared among
   :attr:`BudgetComparison.later_runs` runs.
-* ``flops``: 3 x forward pass x examples (a backward pass costs about two forward passes), as archived. Not in it: live
-  teachers, replayed rows, attacks and harvests, none of which an archive counts in FLOPs; they are in the seconds.
+* ``flops``: 3 x forward pass x examples (a backward pass costs about two forward passes), as archived. Harvests are
+  not in it, only in the seconds. Not known for runs with live teachers or replayed rows, whose passes no record counts.
 * ``dollars``: ``cost_seconds`` at :attr:`BudgetComparison.price_per_hour`.
 """
 
@@ -53,6 +53,18 @@ AXIS_WORDS: dict[Axis, str] = {
 """What to call them in a heading."""
 
 
+def cost_words(axis: Axis) -> str:
+    """An axis in a sentence: ``steps``, ``cost in seconds``, ``FLOPs``."""
+    return {"cost_seconds": "cost in seconds", "amortised_seconds": "shared cost in seconds"}.get(
+        axis, AXIS_WORDS[axis]
+    )
+
+
+def less_of(axis: Axis) -> str:
+    """Less of it: ``fewer steps``, ``less cost in seconds``."""
+    return f"{'less' if axis in ('cost_seconds', 'amortised_seconds') else 'fewer'} {cost_words(axis)}"
+
+
 @dataclass(frozen=True)
 class BudgetPoint:
     """One group at one budget.
@@ -65,9 +77,13 @@ class BudgetPoint:
         run_ids: of the runs, in the order of ``seeds``.
         values: final metric of each run as it was recorded, in the order of ``seeds``; NaN for a diverged run.
         final: mean of ``values`` with its t interval.
-        costs: mean cost per run on each axis; None where it is not known for all of them.
+        costs: cost of a run on each axis, the geometric mean as in :attr:`BudgetGroup.cost_to_target`; None where it is
+            not known for all of them.
         on_pareto_front: for each axis, whether no other point of any group is at least as cheap and at least as good,
-            and better in one of the two; False where the cost or the mean is not known.
+            and better in one of the two; False where the cost or the mean is not known, and for a point that is not
+            used.
+        used: whether it counts in curves and fronts: with fewer than three runs it does not where the group has three
+            or more at another budget, nor does a single run where there are two at another.
     """
 
     budget: str
@@ -79,6 +95,7 @@ class BudgetPoint:
     final: Interval
     costs: dict[Axis, float | None]
     on_pareto_front: dict[Axis, bool]
+    used: bool
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from reuse_algos.compare.budget_costs import cost_interval, speedup_of_budgets
 from reuse_algos.compare.budget_curves import BudgetCrossing, crossing
 from reuse_algos.compare.budget_groups import Member, label_of
-from reuse_algos.compare.budgets import Axis
+from reuse_algos.compare.budgets import AXIS_WORDS, Axis
 from reuse_algos.compare.statistics import Bound, Interval, Speedup
 
 __all__ = ["SEEDS_NEEDED", "Candidate", "Case", "Evidence"]
@@ -90,11 +90,15 @@ class Case:
         cost = cost_interval(found, member.costs[self.axis], self.confidence) if self.axis in member.costs else None
         price = self.price_per_hour
         dollars = None
-        if price is not None and cost is not None and self.axis == "amortised_seconds":
+        if self.axis == "dollars":
+            dollars = cost
+        elif price is not None and cost is not None and self.axis == "amortised_seconds":
             dollars = Interval(*(value / 3600.0 * price for value in (cost.estimate, cost.low, cost.high)))
         sure = self._sure_budget(member)
         is_baseline = member is self.baseline
         lacking = self._lacking(member, found)
+        if self.axis not in member.costs:
+            lacking.append(f"What {member.name} costs in {AXIS_WORDS[self.axis]} is not known.")
         if not is_baseline:
             lacking += [f"Of the baseline: {reason}" for reason in self._lacking_of_baseline()]
             if not lacking and not self.cheaper(self.baseline, member):

@@ -123,7 +123,7 @@ def group_result(
         in_seconds = _speedup(baseline, group, "cost", question, paired=paired)
     break_even = None
     if any(outcome.prior_run_ids for outcome in group):
-        break_even = _break_even(archive, group, to_target, baseline_row.to_target, known=in_seconds is not None)
+        break_even = _break_even(archive, group, to_target, baseline_row.to_target, in_seconds)
     reached = sum(run.to_target.reached for run in runs)
     return GroupResult(
         name=name,
@@ -214,7 +214,11 @@ def _crossing(group: Sequence[RunOutcome], baseline: Sequence[RunOutcome], mode:
 
 
 def _break_even(
-    archive: RunArchive, group: Sequence[RunOutcome], ours: CostToTarget, theirs: CostToTarget, *, known: bool
+    archive: RunArchive,
+    group: Sequence[RunOutcome],
+    ours: CostToTarget,
+    theirs: CostToTarget,
+    in_seconds: Speedup | None,
 ) -> BreakEven:
     harvest = float(np.mean([outcome.harvest_seconds for outcome in group]))
     prior = 0.0
@@ -226,14 +230,7 @@ def _break_even(
             break
         prior += cost.train_seconds + cost.setup_seconds
     saved = theirs.cost_seconds - (ours.cost_seconds - harvest)
-    if not (known and ours.reached and theirs.reached):
+    if in_seconds is None or not (ours.reached and theirs.reached):
         saved = math.nan
-
-    def runs_until_paid(spent: float) -> float:
-        if math.isnan(spent) or math.isnan(saved):
-            return math.nan
-        if spent <= 0:
-            return 0.0
-        return spent / saved if saved > 0 else math.inf
-
-    return BreakEven(harvest, runs_until_paid(harvest), prior, runs_until_paid(harvest + prior))
+    shown = in_seconds is not None and in_seconds.verdict == "faster"
+    return BreakEven.of(harvest, prior, saved, saving_shown=shown)

@@ -23,9 +23,7 @@ def comparison_notes(
     groups: Sequence[GroupResult],
     outcomes: Outcomes,
     question: Question,
-    *,
-    unfinished: Sequence[str],
-    without_key: Sequence[str],
+    first: Sequence[str] = (),
 ) -> list[str]:
     """All notes on a comparison.
 
@@ -33,10 +31,9 @@ def comparison_notes(
         groups: the baseline first.
         outcomes: the runs of each group.
         question: the target and the method.
-        unfinished: runs left out because they have not ended by themselves.
-        without_key: runs left out because they lack the grouping key.
+        first: notes to put before those that are found here.
     """
-    notes = [*left_out(unfinished, without_key), *_too_few(groups), *_diverged(groups), *_repeated_seeds(groups)]
+    notes = [*first, *_too_few(groups), *_diverged(groups), *_repeated_seeds(groups)]
     notes += _baseline_reading(groups[0], question)
     notes += _not_reached(groups[1:], question)
     for group in groups[1:]:
@@ -52,8 +49,8 @@ def ids(run_ids: Sequence[str]) -> str:
     return ", ".join(run_ids[:5]) + (f" and {len(run_ids) - 5} more" if len(run_ids) > 5 else "")
 
 
-def left_out(unfinished: Sequence[str], without_key: Sequence[str]) -> list[str]:
-    """Which runs take no part, and why."""
+def left_out(unfinished: Sequence[str], without_key: Sequence[str], reused: Sequence[str]) -> list[str]:
+    """Which runs take no part, and why: they are not finished, lack the grouping key, or are there to be reused."""
     notes = []
     if unfinished:
         notes.append(
@@ -62,6 +59,8 @@ def left_out(unfinished: Sequence[str], without_key: Sequence[str]) -> list[str]
         )
     if without_key:
         notes.append(f"Left out, because the grouping key is missing: {ids(without_key)}.")
+    if reused:
+        notes.append(f"Left out, because they were trained to be reused (role: prior): {ids(reused)}.")
     return notes
 
 

@@ -23,15 +23,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.compare.budget_groups import Member
-from reuse_algos.compare.budget_runs import BudgetRun, Terms, budget_runs, prior_seconds_of
-from reuse_algos.compare.budgets import Axis
+from reuse_algos.compare.budget_runs import BudgetRun, Terms, budget_runs, by_group, prior_seconds_of
+from reuse_algos.compare.budgets import AXES, AXIS_WORDS, Axis, less_of
 from reuse_algos.compare.candidates import SEEDS_NEEDED, Candidate, Case, Evidence
 from reuse_algos.compare.notes import differences, left_out
 from reuse_algos.compare.outcomes import Mode
 from reuse_algos.compare.results import json_safe
 from reuse_algos.compare.statistics import CONFIDENCE
 from reuse_algos.compare.table import Selection, select_outcomes
-from reuse_algos.errors import CompareError, nearest
+from reuse_algos.errors import CompareError
 
 if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
@@ -50,7 +50,8 @@ class Recommendation:
         metric: full name of the metric.
         mode: whether more or less of it is better.
         target: value to reach.
-        axis: how cost is counted: ``amortised_seconds``, or ``steps`` where seconds are not known for all runs.
+        axis: how cost is counted: as was asked for, else by ``amortised_seconds``, or by ``steps`` where seconds are
+            not known for all runs.
         confidence: of the intervals shown, two-sided.
         decision_confidence: of the intervals that decide.
         later_runs: among how many runs the harvests are shared.
@@ -95,12 +96,13 @@ def recommend_from_archive(
     price_per_hour: float | None = None,
     later_runs: int = 1,
     count_prior_training: bool = False,
+    judge_by: Axis | None = None,
     selection: Selection | None = None,
 ) -> Recommendation:
     """:func:`recommend_runs` from an archive's finished runs, selected by the other arguments as in a comparison."""
     chosen = selection or select_outcomes(archive, group_by=group_by, metric=metric, mode=mode, tags=tags)
     runs = budget_runs(chosen.groups)
-    notes = left_out(chosen.unfinished, chosen.without_key)
+    notes = left_out(chosen.unfinished, chosen.without_key, chosen.reused)
     if baseline in chosen.groups:
         notes += differences(baseline, chosen.groups)
     return recommend_runs(
@@ -115,6 +117,7 @@ def recommend_from_archive(
         price_per_hour=price_per_hour,
         later_runs=later_runs,
         count_prior_training=count_prior_training,
+        judge_by=judge_by,
         prior_seconds=prior_seconds_of(archive, runs),
         notes=notes,
     )
@@ -133,6 +136,7 @@ def recommend_runs(
     price_per_hour: float | None = None,
     later_runs: int = 1,
     count_prior_training: bool = False,
+    judge_by: Axis | None = None,
     prior_seconds: Mapping[str, float] | None = None,
     notes: Sequence[str] = (),
 ) -> Recommendation:
@@ -150,50 +154,54 @@ def recommend_runs(
         price_per_hour: dollars for an hour of the hardware.
         later_runs: among how many runs harvests are shared; with 1 the next run bears all of its own.
         count_prior_training: share the training of prior runs as well.
+        judge_by: how cost is counted; None: by ``amortised_seconds`` where they are known for all runs, else by
+            ``steps``. On a machine that is shared with other work, seconds tell less than ``steps`` or ``flops``.
         prior_seconds: what each prior run took, by run id.
         notes: to put behind those that are found here.
 
     Raises:
-        CompareError: no such baseline, a target that is no number, a price or number of runs that makes no sense.
+        CompareError: no such baseline, a target that is no number, a price or number of runs that makes no sense, an
+            axis on which the cost of the baseline is not known.
     """
     if not math.isfinite(target):
         raise CompareError(f"the target must be a number, got {target}")
     if not 0.0 < confidence < 1.0:
         raise CompareError(f"the confidence must be between 0 and 1, got {confidence}")
     terms = Terms(price_per_hour, later_runs, count_prior_training, prior_seconds or {})
-    by_name: dict[str, list[BudgetRun]] = {}
-    for run in runs:
-        by_name.setdefault(run.group, []).append(run)
-    if baseline not in by_name:
-        known = ", ".join(sorted(by_name)) or "none"
-        raise CompareError(
-            f"no run is in the baseline group {baseline!r}. Groups by {group_by}: {known}.{nearest(baseline, by_name)}"
-        )
+    by_name = by_group(runs, baseline, group_by)
     members = {name: Member.of(name, by_name[name], terms, mode) for name in sorted(by_name)}
     controls = [name for name, member in members.items() if member.control_of is not None and name != baseline]
     techniques = [name for name in members if name != baseline and name not in controls]
     seconds = all("amortised_seconds" in members[name].costs for name in (baseline, *techniques))
+    axis = judge_by or ("amortised_seconds" if seconds else "steps")
+    _check_axis(axis, members[baseline])
     case = Case(
         baseline=members[baseline],
         level=target if mode == "max" else -target,
-        axis="amortised_seconds" if seconds else "steps",
+        axis=axis,
         confidence=confidence,
         decision=1.0 - (1.0 - confidence) / max(len(techniques), 1),
         price_per_hour=price_per_hour,
     )
     found = [case.candidate(members[name]) for name in techniques]
-    good = sorted((c for c in found if not c.lacking), key=_by_cost)
+
+    def rank(candidate: Candidate) -> tuple[bool, float, float, str]:
+        """By cost; of what costs the same, the better first."""
+        cost = candidate.cost.estimate if candidate.cost is not None else math.inf
+        reached = candidate.evidence[0].mean if mode == "min" else -candidate.evidence[0].mean
+        return candidate.bound == ">=", cost, reached, candidate.name
+
+    good = sorted((c for c in found if not c.lacking), key=rank)
     if good:
         good[0] = dataclasses.replace(good[0], standing="recommended")
     first = case.candidate(members[baseline])
-    rest = sorted((c for c in found if c.lacking), key=_by_cost)
+    rest = sorted((c for c in found if c.lacking), key=rank)
+    alike = [c.name for c in good[1:] if not case.cheaper(members[c.name], members[good[0].name])]
     extra = []
-    if not seconds:
+    if judge_by is None and not seconds:
         extra.append("Train seconds are not known for all runs: cost is counted in steps.")
     if controls:
         extra.append(f"Controls are never recommended: {', '.join(controls)}.")
-    if len(good) > 1 and not case.cheaper(members[good[1].name], members[good[0].name]):
-        extra.append(f"{good[0].name} is not clearly cheaper than {good[1].name}: take either.")
     return Recommendation(
         archive=archive,
         group_by=group_by,
@@ -201,25 +209,29 @@ def recommend_runs(
         metric=metric,
         mode=mode,
         target=float(target),
-        axis=case.axis,
+        axis=axis,
         confidence=confidence,
         decision_confidence=case.decision,
         later_runs=later_runs,
         price_per_hour=price_per_hour,
         choice=good[0].name if good else None,
-        sentence=_sentence(good[0] if good else None, first, case.axis, f"{metric.rsplit('/', 1)[-1]} {target:.6g}"),
+        sentence=_sentence(good[0] if good else None, first, axis, f"{metric.rsplit('/', 1)[-1]} {target:.6g}")
+        + (f" Not clearly dearer: {', '.join(alike)}." if alike else ""),
         candidates=[*good, first, *rest],
         notes=[*extra, *notes],
     )
 
 
-def _by_cost(candidate: Candidate) -> tuple[bool, float, str]:
-    cost = candidate.cost.estimate if candidate.cost is not None else math.inf
-    return candidate.bound == ">=", cost, candidate.name
+def _check_axis(axis: Axis, baseline: Member) -> None:
+    if axis not in AXES:
+        raise CompareError(f"runs cannot be judged by {axis!r}. Choose one of {', '.join(AXES)}")
+    if axis not in baseline.costs:
+        why = "say the price of an hour" if axis == "dollars" else "judge by steps"
+        raise CompareError(f"what the runs of {baseline.name} cost in {AXIS_WORDS[axis]} is not known: {why}")
 
 
 def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: str) -> str:
-    less = "fewer steps" if axis == "steps" else "less cost in seconds"
+    less = less_of(axis)
     if choice is None:
         fallback = (
             f" {baseline.name} itself is predicted to need {_steps(baseline)}."

@@ -18,6 +18,8 @@ from reuse_algos.compare.statistics import Bound, Interval
 
 __all__ = ["recommendation_table"]
 
+_SHOWN_ELSEWHERE = ("steps", "dollars")
+_HEADS: dict[Axis, str] = {**dict.fromkeys(_SHOWN_ELSEWHERE, ""), "flops": "FLOPs", "samples": "examples"}
 _STYLE = {"recommended": "bold green", "cheaper than the baseline": "green", "not enough evidence": "yellow"}
 
 
@@ -35,11 +37,14 @@ def recommendation_table(found: Recommendation) -> RenderableType:
     parts.append(Text(""))
     parts += [Text(f"- {reason}") for candidate in found.candidates for reason in candidate.lacking]
     parts += [Text(f"Note: {note}") for note in found.notes]
-    shared = f", harvests shared among {found.later_runs} runs" if found.later_runs > 1 else ""
+    axis: Axis = "cost_seconds" if found.axis == "amortised_seconds" else found.axis
+    shared = (
+        f", harvests shared among {found.later_runs} runs" if axis == "cost_seconds" and found.later_runs > 1 else ""
+    )
     parts.append(
         Text(
             "The prediction is of the mean: about half of all runs trained for so long end below the target. From the "
-            f"sure budget on, the mean is surely there. Cost: {AXIS_WORDS['cost_seconds']}{shared}.",
+            f"sure budget on, the mean is surely there. Cost: {AXIS_WORDS[axis]}{shared}.",
             style="dim",
         )
     )
@@ -51,7 +56,7 @@ def _ranking(found: Recommendation) -> Table:
         (escape(found.group_by), False),
         ("train for, in steps", True),
         ("sure\nbudget", True),
-        ("cost" if found.axis != "steps" else "", True),
+        (_HEADS.get(found.axis, "cost"), True),
         *([("dollars", True)] if found.price_per_hour is not None else []),
         ("speed-up", True),
     )
@@ -63,7 +68,7 @@ def _ranking(found: Recommendation) -> Table:
         cells = [
             _two_lines(candidate.steps, "steps", candidate.bound),
             candidate.sure_budget or "-",
-            "" if found.axis == "steps" else _two_lines(candidate.cost, found.axis, candidate.bound),
+            "" if found.axis in _SHOWN_ELSEWHERE else _two_lines(candidate.cost, found.axis, candidate.bound),
         ]
         if found.price_per_hour is not None:
             cells.append(_two_lines(candidate.dollars, "dollars", candidate.bound))

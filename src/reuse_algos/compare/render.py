@@ -163,7 +163,10 @@ def payback_line(name: str, known: BreakEven | None) -> str:
         parts.append(
             f"the prior runs as well ({spent}), if trained only for this, after {_runs(known.prior_training_runs)}"
         )
-    return f"Pays back, {name}: {'; '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    head = f"Pays back, {name}" if known.saving_shown else f"May pay back, {name} (its saving is not shown)"
+    return f"{head}: {'; '.join(parts)}."
 
 
 def _runs(number: float) -> str:

@@ -57,6 +57,7 @@ class BreakEven:
 
     Each number is what was spent once, divided by what one later run saves against the baseline when it gets that work
     for free. It is ``inf`` where nothing is saved, NaN where the target was not reached or the cost is not known.
+    These are estimates, as good as that of the saving.
 
     Attributes:
         harvest_seconds: mean seconds of harvest that a run used.
@@ -65,12 +66,27 @@ class BreakEven:
             read.
         prior_training_runs: later runs until harvest and prior runs are paid back: counts if the prior runs were
             trained only for this.
+        saving_shown: whether the group is "faster" in seconds of all costs; otherwise it may pay nothing back at all.
     """
 
     harvest_seconds: float
     harvest_runs: float
     prior_training_seconds: float
     prior_training_runs: float
+    saving_shown: bool
+
+    @staticmethod
+    def of(harvest: float, prior: float, saved: float, *, saving_shown: bool) -> BreakEven:
+        """From seconds of harvest and prior training, and what a later run that bears neither of them saves."""
+
+        def runs_until_paid(spent: float) -> float:
+            if math.isnan(spent) or math.isnan(saved):
+                return math.nan
+            if spent <= 0:
+                return 0.0
+            return spent / saved if saved > 0 else math.inf
+
+        return BreakEven(harvest, runs_until_paid(harvest), prior, runs_until_paid(harvest + prior), saving_shown)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from reuse_algos.archive.metrics import infer_mode
 from reuse_algos.compare.groups import Question, baseline_result, group_result
-from reuse_algos.compare.notes import comparison_notes
+from reuse_algos.compare.notes import comparison_notes, left_out
 from reuse_algos.compare.outcomes import Mode, RunOutcome, choose_metric, group_of, read_outcome
 from reuse_algos.compare.results import Comparison
 from reuse_algos.compare.statistics import CONFIDENCE
@@ -20,7 +20,7 @@ from reuse_algos.errors import CompareError, nearest
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun, RunArchive
 
-__all__ = ["Pairing", "Selection", "compare_runs", "select_outcomes"]
+__all__ = ["Pairing", "Selection", "compare_runs", "no_baseline", "select_outcomes"]
 
 Pairing = Literal["auto", "seed", "none"]
 
@@ -36,6 +36,7 @@ class Selection:
         groups: outcomes by group, each sorted by seed and run id.
         unfinished: ids of runs left out because they are still going or died.
         without_key: ids of runs left out because they lack the grouping key.
+        reused: ids of runs left out because of their tag ``role: prior``.
     """
 
     group_by: str
@@ -44,6 +45,7 @@ class Selection:
     groups: dict[str, list[RunOutcome]]
     unfinished: list[str]
     without_key: list[str]
+    reused: list[str]
 
 
 def select_outcomes(
@@ -56,25 +58,37 @@ def select_outcomes(
 ) -> Selection:
     """Read all finished runs of an archive in groups; diverged ones take part. Arguments as for :func:`compare_runs`.
 
+    Runs with the tag ``role: prior`` were trained to be reused, and are no method to compare: they are left out, unless
+    ``tags`` or the grouping key ask for the role.
+
     Raises:
         CompareError: no runs; an unknown metric or grouping key; a run without the metric.
     """
     found = archive.runs(tags=tags, order="first", unfinished=True, unhealthy=True)
     unfinished = [run.id for run in found if not run.finished]
     groups: dict[str, list[PriorRun]] = {}
-    without_key = []
+    without_key, reused = [], []
+    by_role = "role" in (tags or {}) or "tags.role" in group_by
     for run in (run for run in found if run.finished):
         name = group_of(run, group_by)
-        if name is None:
+        if run.tags.get("role") == "prior" and not by_role:
+            reused.append(run.id)
+        elif name is None:
             without_key.append(run.id)
         else:
             groups.setdefault(name, []).append(run)
     if not groups:
-        raise CompareError(_nothing(archive, group_by, tags, unfinished, without_key))
+        raise CompareError(_nothing(archive, group_by, tags, unfinished, without_key, reused))
     members = [run for group in groups.values() for run in group]
     metric = choose_metric(members, metric)
     return Selection(
-        group_by, metric, mode or _recorded_mode(members, metric), _read(groups, metric), unfinished, without_key
+        group_by,
+        metric,
+        mode or _recorded_mode(members, metric),
+        _read(groups, metric),
+        unfinished,
+        without_key,
+        reused,
     )
 
 
@@ -126,10 +140,7 @@ def compare_runs(
     chosen = selection or select_outcomes(archive, group_by=group_by, metric=metric, mode=mode, tags=tags)
     outcomes, group_by = chosen.groups, chosen.group_by
     if baseline not in outcomes:
-        raise CompareError(
-            f"no run is in the baseline group {baseline!r}. Groups by {group_by}: {', '.join(sorted(outcomes))}."
-            f"{nearest(baseline, outcomes) if len(outcomes) > 1 else ''}"
-        )
+        raise no_baseline(baseline, outcomes, group_by)
     if not 0.0 < confidence < 1.0:
         raise CompareError(f"the confidence must be between 0 and 1, got {confidence}")
     if target is None:
@@ -162,17 +173,28 @@ def compare_runs(
         confidence=confidence,
         groups=[first, *others],
         notes=comparison_notes(
-            [first, *others], outcomes, question, unfinished=chosen.unfinished, without_key=chosen.without_key
+            [first, *others], outcomes, question, [*left_out(chosen.unfinished, chosen.without_key, chosen.reused)]
         ),
     )
 
 
-def _nothing(archive: RunArchive, group_by: str, tags: Any, unfinished: list[str], without_key: list[str]) -> str:
+def no_baseline(baseline: str, groups: Collection[str], group_by: str) -> CompareError:
+    """The error where no run is in the baseline group."""
+    known = "" if len(groups) > 1 else f" The only group is {next(iter(groups))}." if groups else " There is no group."
+    return CompareError(
+        f"no run is in the baseline group {baseline!r}, with groups by {group_by}.{known or nearest(baseline, groups)}"
+    )
+
+
+def _nothing(
+    archive: RunArchive, group_by: str, tags: Any, unfinished: list[str], without_key: list[str], reused: list[str]
+) -> str:
     which = f" with the tags {dict(tags)}" if tags else ""
     if without_key:
         runs = f"{len(without_key)} finished runs{which}"
         return f"none of the {runs} in {archive.location} has {group_by}: group by another key"
     hint = f" ({len(unfinished)} are not finished)" if unfinished else ""
+    hint += f" ({len(reused)} with the tag role: prior are left out)" if reused else ""
     return f"there are no finished runs{which} in {archive.location}{hint}; `reuse-algos runs --all` lists every run"
 
 
