@@ -1,0 +1,122 @@
+"""The headline goals, and how far the runs in ``results/`` are from each: nothing is typed by hand.
+
+Each goal is a ratio of what training costs with reuse and without, to be as good as training from scratch with its full
+budget. They were set for ResNet-56 on full CIFAR-100; what is shown here is of the CPU-sized study, and says so. Its
+runs shared a machine, so they are counted in steps; a sequence is counted in steps and in seconds.
+
+    python benchmarks/goals.py
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from job_runner import ResultsFile
+from study_summary import compare_records
+
+from reuse_algos.compare import Speedup
+from reuse_algos.compare.statistics import mean_interval
+
+RESULTS = Path(__file__).parent / "results"
+STUDY = "cifar100-small"
+BASELINE = "plain"
+OUTPUTS_ONLY = ("distilled", "distilled-one", "distilled-kl", "curriculum", "distilled-curriculum")
+GROWN = ("grown-warm", "grown-shrunk", "grown-distilled", "grown-focus")
+OTHER_ARCHITECTURE: tuple[str, ...] = ()
+SEARCH = "sequences/learning_rate_search"
+SEARCH_RUNS = 8
+
+
+def goals(folder: Path = RESULTS) -> list[str]:
+    """A paragraph for each goal: the goal, then what was measured, one line each."""
+    study = [one for one in ResultsFile(folder / "cifar100_small.jsonl").records() if one["study"] == STUDY]
+    searches = [one for one in ResultsFile(folder / "sequence_cost.jsonl").records() if one["sequence"] == SEARCH]
+    parts = [
+        (
+            "(a) the same data, nothing but outputs of prior runs: at least 3 times less",
+            _speedups(study, OUTPUTS_ONLY, 3),
+        ),
+        ("(b) data grown from 50 % to 100 %, warm start allowed: at least 4 times less", _speedups(study, GROWN, 4)),
+        ("(c) runs of another architecture: at least 2 times less", _speedups(study, OTHER_ARCHITECTURE, 2)),
+        (
+            "(d) a learning-rate search of eight runs, as good a choice: at most 0.45 of the cost",
+            _search(searches, 0.45),
+        ),
+    ]
+    return ["\n".join([title, *(f"    {line}" for line in lines or ["not measured"])]) for title, lines in parts]
+
+
+def _speedups(records: Sequence[dict[str, Any]], arms: Sequence[str], goal: float) -> list[str]:
+    known = {one["method"] for one in records}
+    shown = [arm for arm in arms if arm in known]
+    if BASELINE not in known or not shown:
+        return []
+    comparison = compare_records(records, BASELINE, [BASELINE, *shown], judge_by="steps")
+    found = [(group.name, group.speedups["steps"]) for group in comparison.groups if not group.is_baseline]
+    found.sort(key=lambda pair: -pair[1].estimate)
+    return [f"{name}: {_words(speedup)} times fewer steps: {_standing(speedup, goal)}" for name, speedup in found]
+
+
+def _words(speedup: Speedup) -> str:
+    about = {"": "", "<=": "at most ", ">=": "at least ", "?": "not known, "}[speedup.bound]
+    high = "no upper limit" if math.isinf(speedup.high) else f"{speedup.high:.2f}"
+    return f"{about}{speedup.estimate:.2f} [{speedup.low:.2f}, {high}]"
+
+
+def _standing(speedup: Speedup, goal: float) -> str:
+    if speedup.low >= goal:
+        return "met"
+    if speedup.high < goal or (speedup.bound == "<=" and speedup.estimate < goal):
+        return f"MISSED, {goal / speedup.estimate:.2f} times short"
+    return "not decided: the goal lies within the limits"
+
+
+def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
+    """Searches of one kind, repeated with other seeds: what they cost, and what their choices are worth."""
+    lines = []
+    for overrides in dict.fromkeys(tuple(one["overrides"]) for one in records):
+        reports = [one["report"] for one in records if tuple(one["overrides"]) == overrides]
+        for place, arm in enumerate(reports[0]["arms"]):
+            if not arm["share"] or len(arm["steps"]) != SEARCH_RUNS:
+                continue
+            for share, words in (("steps", "steps"), ("cost_seconds", "seconds, all costs")):
+                found = mean_interval([report["arms"][place]["share"][share] for report in reports])
+                met = "met" if found.high <= goal else "MISSED" if found.low > goal else "not decided"
+                limits = f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+                lines.append(f"{arm['name']}: {limits} of the {words}, {len(reports)} searches: {met}")
+            lines.append(_choices([report["search"]["arms"] for report in reports], arm["name"]))
+    return lines
+
+
+def _choices(searches: Sequence[Sequence[dict[str, Any]]], name: str) -> str:
+    """How much worse the chosen values are, by the mean of all runs without reuse that have them."""
+    baselines, others = zip(
+        *((arms[0], next(arm for arm in arms if arm["arm"] == name)) for arms in searches), strict=True
+    )
+    finals: dict[str, list[float]] = {}
+    for arm in baselines:
+        for candidate in arm["candidates"]:
+            finals.setdefault(str(candidate["value"]), []).append(candidate["final"]["estimate"])
+    means = {value: math.fsum(ends) / len(ends) for value, ends in finals.items()}
+    pairs = [(str(ours["winner"]), str(theirs["winner"])) for ours, theirs in zip(baselines, others, strict=True)]
+    lost = mean_interval([means[ours] - means[theirs] for ours, theirs in pairs])
+    same = sum(ours == theirs for ours, theirs in pairs)
+    verdict = "as good a choice" if lost.low <= 0.0 <= lost.high or lost.estimate <= 0.0 else "a WORSE choice"
+    chosen = ", ".join(f"{ours} and {theirs}" for ours, theirs in pairs)
+    return (
+        f"{name}: {same} of {len(pairs)} chose the same rate (without and with reuse: {chosen}); what it chose loses "
+        f"{100 * lost.estimate:.2f} [{100 * lost.low:.2f}, {100 * lost.high:.2f}] points: {verdict}"
+    )
+
+
+def main() -> int:
+    print("\n\n".join(goals()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

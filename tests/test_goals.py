@@ -1,0 +1,87 @@
+"""``benchmarks/goals.py``: what is said of a goal follows from the raw values."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare.budget_records import records
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+import goals
+
+
+def write_study(folder: Path, speeds: dict[str, float]) -> None:
+    """A study in which each method is so many times as quick as plain training, exactly in the mean."""
+    lines = []
+    for method, speed in speeds.items():
+        for run in records(method, (5, 10, 20, 40), speed):
+            lines.append(
+                {
+                    "study": goals.STUDY, "method": method, "role": None, "control_of": None, "metric": "accuracy",
+                    "mode": "max", "seed": run.seed, "budget": run.budget, "steps": run.steps, "samples": run.samples,
+                    "final": run.final, "train_seconds": run.train_seconds, "setup_seconds": 0.0, "recipe": {},
+                    "harvest_seconds": 0.0, "flops_per_example": None, "prior_runs": [], "run_id": run.run_id,
+                    "health": "ok",
+                }
+            )  # fmt: skip
+    (folder / "cifar100_small.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def search(rate: dict[str, float], chosen: str, share: float) -> dict[str, Any]:
+    """One search of eight runs: final values by rate without reuse, and what was chosen with it."""
+    best = max(rate, key=lambda key: rate[key])
+    candidates = [{"value": key, "final": {"estimate": value}} for key, value in rate.items()]
+    arms = [{"arm": "without", "candidates": candidates, "winner": best}, {"arm": "reuse", "winner": chosen}]
+    shares = {"steps": share, "cost_seconds": share + 0.05}
+    report = {
+        "arms": [{"name": "without", "share": None}, {"name": "reuse", "share": shares, "steps": [{}] * 8}],
+        "search": {"arms": arms},
+    }
+    return {"sequence": goals.SEARCH, "overrides": [], "report": report}
+
+
+def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
+    write_study(tmp_path, {"plain": 1.0, "distilled": 3.9, "distilled-kl": 1.5, "grown-warm": 2.0})
+    same, grown, other, searched = goals.goals(tmp_path)
+    lines = same.splitlines()
+    assert lines[0].startswith("(a)")
+    assert lines[1].startswith("    distilled: 3.88 [")
+    assert lines[1].endswith("times fewer steps: met")
+    assert "distilled-kl: 1.5" in lines[2]
+    assert lines[2].endswith("MISSED, 2.00 times short")
+    assert grown.splitlines()[1].endswith("MISSED, 2.00 times short")
+    assert "not measured" in other
+    assert "not measured" in searched
+
+
+def test_a_goal_within_the_limits_is_not_decided(tmp_path: Path) -> None:
+    write_study(tmp_path, {"plain": 1.0, "distilled": 3.02})
+    assert goals.goals(tmp_path)[0].endswith("not decided: the goal lies within the limits")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "shares", "said"),
+    [
+        (
+            ["0.1", "0.1", "0.1"],
+            [0.40, 0.41, 0.42],
+            ["0.410", "of the steps, 3 searches: met", "3 of 3 chose the same"],
+        ),
+        (["0.01", "0.01", "0.01"], [0.5, 0.51, 0.52], ["of the steps, 3 searches: MISSED", "a WORSE choice"]),
+        (["0.1", "0.03", "0.1"], [0.44, 0.45, 0.46], ["not decided", "as good a choice", "0.1 and 0.03"]),
+    ],
+)
+def test_searches(tmp_path: Path, chosen: list[str], shares: list[float], said: list[str]) -> None:
+    rates = [{"0.1": 0.95, "0.03": 0.94 + noise, "0.01": 0.80 + noise} for noise in (0.0, 0.001, 0.002)]
+    lines = [search(rate, one, share) for rate, one, share in zip(rates, chosen, shares, strict=True)]
+    (tmp_path / "sequence_cost.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = goals.goals(tmp_path)[3]
+    for words in said:
+        assert words in text
+    if "a WORSE choice" in said:
+        assert "loses 14.90" in text  # 0.95 - (0.80 + 0.001)
