@@ -46,14 +46,14 @@ def search(rate: dict[str, float], chosen: str, share: float) -> dict[str, Any]:
 
 
 def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
-    write_study(tmp_path, {"plain": 1.0, "distilled": 3.9, "distilled-kl": 1.5, "grown-warm": 2.0})
+    write_study(tmp_path, {"plain": 1.0, "distilled": 3.9, "distilled-kl": 2.0, "grown-warm": 2.0})
     same, grown, other, searched = goals.goals(tmp_path)
     lines = same.splitlines()
     assert lines[0].startswith("(a)")
     assert lines[1].startswith("    distilled: 3.88 [")
     assert lines[1].endswith("times fewer steps: met")
-    assert "distilled-kl: 1.5" in lines[2]
-    assert lines[2].endswith("MISSED, 2.00 times short")
+    assert "distilled-kl: 2.00" in lines[2]
+    assert lines[2].endswith("MISSED, 1.50 times short")
     assert grown.splitlines()[1].endswith("MISSED, 2.00 times short")
     assert "not measured" in other
     assert "not measured" in searched
