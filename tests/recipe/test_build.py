@@ -1,6 +1,7 @@
 """From recipe to Trainer: loaders, seeds, ranks, archive, loggers."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -224,7 +225,8 @@ def test_wandb_logger_gets_name_group_tags_and_config(build, monkeypatch, tmp_pa
     settings = values(tags={"study": "s", "method": "m"}, loggers={"wandb": {"project": "reuse"}}, run_name="r-${seed}")
     build(settings)
     run = wandb.run
-    assert (run.name, run.group, run.project) == ("r-17", "s-m", "reuse")
+    assert (run.name, run.project) == ("r-17", "reuse")
+    assert re.fullmatch("s-m-1ep-[0-9a-f]{6}", run.group)
     assert set(run.tags) == {"study:s", "method:m"}
     assert run.config["optimizer"] == {"name": "sgd", "lr": 0.1}
     assert (tmp_path / "wandb").is_dir()
@@ -234,7 +236,7 @@ def test_wandb_settings_of_the_user_win():
     from reuse_algos.recipe.build import _wandb_options
 
     recipe = compose_recipe(values())
-    assert _wandb_options({}, recipe)["group"] == "digits-digits_cnn"
+    assert _wandb_options({}, recipe)["group"].startswith("digits-digits_cnn-1ep-")
     options = _wandb_options(
         {"name": "n", "group": "g", "tags": ["t"], "init_kwargs": {"config": {}, "job_type": "j"}}, recipe
     )

@@ -47,7 +47,8 @@ class Lines:
 class Bars:
     """Horizontal bars: a table whose column ``label`` names each and whose column ``value`` is its length.
 
-    Limits of the confidence interval stand in the label and in the columns ``low`` and ``high`` (None: not known).
+    Limits of the confidence interval stand in the label and in the columns ``low`` and ``high`` (None: not known). A
+    speed-up of which nothing is known has the value None, so no bar, and says so in its label.
     """
 
     title: str
@@ -224,11 +225,24 @@ def _speedup_values(name: str, speedup: Speedup | None) -> dict[str, float | str
     if speedup is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_bound"))
     return {
-        name: speedup.estimate,
+        name: _known_estimate(speedup),
         f"{name}_low": speedup.low,
         f"{name}_high": speedup.high,
         f"{name}_bound": speedup.bound,
     }
+
+
+def _known_estimate(speedup: Speedup) -> float | None:
+    """None where both costs are only limits, whose ratio says nothing, and where there is no ratio."""
+    return None if speedup.bound == "?" or math.isnan(speedup.estimate) else speedup.estimate
+
+
+def _bar_label(name: str, speedup: Speedup) -> str:
+    """``name: at most 0.80x [0, 0.95]``, or ``name: not known``."""
+    words = "not known"
+    if _known_estimate(speedup) is not None:
+        words = format_speedup(speedup).replace("<=", "at most").replace(">=", "at least")
+    return f"{name}: {words}".replace("\n", " ")
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> Table:
@@ -289,8 +303,8 @@ def _with_target(series: dict[str, list[tuple[float, float]]], target: float) ->
 def _bars(title: str, speedups: Iterable[tuple[str, Speedup]]) -> Bars:
     rows = [
         {
-            "label": f"{name}: {format_speedup(speedup)}".replace("\n", " "),
-            "value": speedup.estimate,
+            "label": _bar_label(name, speedup),
+            "value": _known_estimate(speedup),
             "low": speedup.low,
             "high": speedup.high,
             "group": name,

@@ -22,6 +22,7 @@ from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.fitting import fit_options
+from reuse_algos.recipe.grouping import group_of
 from reuse_algos.recipe.registry import Kind, Listed, find
 from reuse_algos.recipe.schema import Settings
 
@@ -30,7 +31,6 @@ __all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]
 log = logging.getLogger(__name__)
 
 _WANDB_TAG_LENGTH = 64
-_WANDB_GROUP_LENGTH = 128
 _PASSED_ON = (
     "run_name",
     "seed",
@@ -247,11 +247,10 @@ def _our_arguments(
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """W&B's name, group, tags and config, where the recipe gives none.
 
-    Runs that differ in nothing but the seed share their tags and so fall into one group, which W&B can average over.
+    Runs that differ in nothing but the seed fall into one group, which W&B can average over.
     """
     settings = recipe.settings
     tags = [f"{key}:{value}"[:_WANDB_TAG_LENGTH] for key, value in settings.tags.items()]
-    group = "-".join(settings.tags.values()) or f"{settings.data.name}-{settings.model.name}"
-    filled = {"name": settings.run_name, "group": group[:_WANDB_GROUP_LENGTH], "tags": tags, **options}
+    filled = {"name": settings.run_name, "group": group_of(recipe), "tags": tags, **options}
     filled["init_kwargs"] = {"config": recipe.record, **(options.get("init_kwargs") or {})}
     return filled

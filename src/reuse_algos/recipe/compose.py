@@ -41,11 +41,13 @@ class Recipe:
         record: the same as plain JSON-able data, to print and to archive. Texts that come from the environment stand
             there as ``${oc.env:NAME}``, because they may be secrets.
         source: where it was read.
+        written: the values as they were written, with overrides and defaults, before ``${...}`` was resolved.
     """
 
     settings: Settings
     record: dict[str, Any]
     source: str
+    written: dict[str, Any]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -102,7 +104,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
         _check_archive_unneeded(settings, faults)
     faults.raise_if_any()
     record = _record(dataclasses.asdict(settings), resolved.shown)
-    return Recipe(settings, record, faults.source)
+    return Recipe(settings, record, faults.source, raw)
 
 
 def _fill_defaults(raw: dict[str, Any]) -> None:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reuse_algos.compare.html.markup import Child, Html, el
 from reuse_algos.compare.html.scales import Scale, log_scale
+from reuse_algos.compare.html.sections import Look
 from reuse_algos.compare.html.signs import colour_class, mark_element, percent, shape_of, swatch
-from reuse_algos.compare.html.values import Value, format_ratio
+from reuse_algos.compare.html.values import Numbers, Value, format_ratio, is_known, speedup_words
+from reuse_algos.compare.statistics import Speedup
 
-__all__ = ["Bar", "bar_plot"]
+__all__ = ["HOW_TO_READ", "Bar", "bar_plot", "speedup_bar"]
+
+HOW_TO_READ = (
+    "To the right of the line a group needs less than the baseline. An arrow is a limit not known; a line without a "
+    "bar is a speed-up of which nothing is known."
+)
+"""What to say above speed-ups."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +29,7 @@ class Bar:
         name: of the group.
         colour: number of its colour.
         control: hollow, in the colour of its technique.
-        value: the ratio; NaN where it is not known.
+        value: the ratio; None where it is not known, so that only its limits are drawn.
         low: lower limit, 0 where there is none.
         high: upper limit, infinite where there is none.
         shown: the same in words, with its places in the JSON.
@@ -32,11 +39,33 @@ class Bar:
     name: str
     colour: int
     control: bool
-    value: Value
+    value: Value | None
     low: float
     high: float
     shown: Child
     label: str
+
+
+def speedup_bar(look: Look, words: str, numbers: Numbers, *path: str | int) -> Bar:
+    """The bar of one speed-up.
+
+    Args:
+        look: of its group.
+        words: what it is counted in.
+        numbers: that hold it.
+        path: of the ``Speedup`` in them.
+    """
+    speedup: Speedup = numbers.record(*path)
+    return Bar(
+        name=look.name,
+        colour=look.colour,
+        control=look.control,
+        value=numbers.at(*path, "estimate") if is_known(speedup) else None,
+        low=speedup.low,
+        high=speedup.high,
+        shown=numbers.speedup(*path),
+        label=f"{look.name}\nspeed-up in {words}: {speedup_words(speedup)}",
+    )
 
 
 def bar_plot(name: str, bars: Sequence[Bar], axis_title: str) -> Html:
@@ -49,7 +78,8 @@ def bar_plot(name: str, bars: Sequence[Bar], axis_title: str) -> Html:
         bars: from top to bottom.
         axis_title: what the ratios are.
     """
-    limits = [limit for bar in bars for limit in (bar.value.number, bar.low, bar.high)]
+    limits = [limit for bar in bars for limit in (bar.low, bar.high)]
+    limits += [bar.value.number for bar in bars if bar.value is not None]
     scale = log_scale(limits, around=1.0, most=32.0)
     rows = []
     for bar in bars:
@@ -91,9 +121,8 @@ def _vertical(scale: Scale, value: float, kind: str) -> Html:
 def _bar(bar: Bar, scale: Scale) -> list[Html]:
     parts = []
     one, low, high = scale.place(1.0), scale.place(bar.low), scale.place(bar.high)
-    known = not math.isnan(bar.value.number)
-    at = scale.place(bar.value.number) if known else one
-    if known:
+    if bar.value is not None:
+        at = scale.place(bar.value.number)
         parts.append(el("rect", x=percent(min(one, at)), width=percent(abs(at - one)), y=8, height=12, class_="fill"))
     parts.append(el("line", x1=percent(low), x2=percent(high), y1=14, y2=14, class_="whisker"))
     for limit, place, inside in ((bar.low, low, bar.low > scale.low), (bar.high, high, bar.high < scale.high)):
@@ -101,6 +130,7 @@ def _bar(bar: Bar, scale: Scale) -> list[Html]:
         arrow = "M-7,-5L0,0L-7,5" if limit > 1.0 else "M7,-5L0,0L7,5"
         end = el("path", d="M0,-6V6" if inside else arrow, class_="whisker")
         parts.append(el("svg", end, x=percent(place), y=14, overflow="visible"))
-    if known:
+    if bar.value is not None:
+        at = scale.place(bar.value.number)
         parts.append(mark_element(bar.label, at, 0.5, bar.value, shape_of(bar.colour), ""))
     return parts

@@ -50,7 +50,8 @@ def budget_report(comparison: BudgetComparison, manifests: Mapping[str, Manifest
     data = {
         "comparison": comparison,
         "amortisation": amortisation_data(
-            [s for s in spent if groups[s.look.index].target_bound == ""],
+            # The cost of a side that is only a limit says nothing about what is paid back.
+            [s for s in spent if groups[0].target_bound == groups[s.look.index].target_bound == ""],
             math.nan if baseline_cost is None else baseline_cost.estimate,
         ),
         "runs": facts,
@@ -147,8 +148,10 @@ def _reading(comparison: BudgetComparison) -> list[Child]:
     prior = "and the training of the prior runs " if comparison.count_prior_training else ""
     reading: list[Child] = [
         "Each run was trained for its own budget with a fully decayed schedule, and only its last value counts. The "
-        "mean values of a group are joined by straight lines over the logarithm of the cost; its cost to the target is "
-        "where that line first reaches it. Nothing is read beyond the budgets that were trained.",
+        "mean values of a group are joined by straight lines over the logarithm of its steps, whatever the cost is "
+        "counted in; where that line first reaches the target, the steps to it are read. What they cost is linear in "
+        "steps between two budgets. Nothing is read beyond the budgets that were trained. In the plots the points are "
+        "joined by straight lines for the eye only.",
         "Cost in seconds is training, set-up (loading teachers and caches) and all of the used harvests; evaluation is "
         f"left out. Where harvests are shared, their seconds {prior}are divided among {comparison.later_runs} later "
         "runs.",

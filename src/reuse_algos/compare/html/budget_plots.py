@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 
 from reuse_algos.compare.budgets import AXIS_WORDS, Axis, BudgetComparison, BudgetGroup, BudgetPoint
-from reuse_algos.compare.html.bars import Bar, bar_plot
+from reuse_algos.compare.html.bars import HOW_TO_READ, bar_plot, speedup_bar
 from reuse_algos.compare.html.document import Section
 from reuse_algos.compare.html.markup import Html, el, join, scroll_table
 from reuse_algos.compare.html.plots import Mark, Series, curve_plot
 from reuse_algos.compare.html.sections import Look, panels
-from reuse_algos.compare.html.values import Numbers, format_amount, format_number, format_ratio, format_times
+from reuse_algos.compare.html.values import Numbers, format_amount, format_number
 
 __all__ = ["curves_section", "drawn_axes", "pareto_section", "points_of", "speedup_section"]
 
@@ -53,23 +53,17 @@ def speedup_section(
     for axis in axes:
         bars = []
         for look in looks:
-            speedup = comparison.groups[look.index].speedups.get(axis)
-            if speedup is None:
+            if axis not in comparison.groups[look.index].speedups:
                 continue
             path = ("comparison", "groups", look.index, "speedups", axis)
-            limits = f"[{format_times(speedup.low)}, {format_times(speedup.high)}]"
-            label = f"{look.name}\nspeed-up in {AXIS_WORDS[axis]}: {format_ratio(speedup.estimate)}\n{limits}"
-            shown = numbers.speedup(*path)
-            value = numbers.at(*path, "estimate")
-            bars.append(Bar(look.name, look.colour, look.control, value, speedup.low, speedup.high, shown, label))
+            bars.append(speedup_bar(look, AXIS_WORDS[axis], numbers, *path))
         if bars:
             words = AXIS_WORDS[axis]
             plot = bar_plot(f"Speed-ups in {words}", bars, f"times less than {comparison.baseline} ({words})")
             parts.append((axis, _tab(axis), join([plot, _to_target(looks, comparison, axis, numbers)])))
     if not parts:
         return None
-    lead = el("p", "To the right of the line a group needs less than the baseline. An arrow is a limit not known.")
-    return Section("speedup", "Speed-up", join([lead, panels("Speed-up counted in", parts)]))
+    return Section("speedup", "Speed-up", join([el("p", HOW_TO_READ), panels("Speed-up counted in", parts)]))
 
 
 def _to_target(looks: Sequence[Look], comparison: BudgetComparison, axis: Axis, numbers: Numbers) -> Html:

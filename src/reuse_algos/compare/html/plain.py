@@ -25,6 +25,7 @@ from reuse_algos.compare.html.sections import (
 from reuse_algos.compare.html.values import Numbers
 from reuse_algos.compare.outcomes import RunOutcome
 from reuse_algos.compare.results import Comparison, GroupResult
+from reuse_algos.compare.statistics import Speedup
 from reuse_algos.compare.table import Selection
 
 __all__ = ["comparison_report"]
@@ -56,7 +57,7 @@ def comparison_report(comparison: Comparison, selection: Selection) -> str:
             for axis in axes
         },
         "amortisation": amortisation_data(
-            [s for s in spent if comparison.groups[s.look.index].to_target.reached],
+            [s for s in spent if all(comparison.groups[k].to_target.reached for k in (0, s.look.index))],
             comparison.groups[0].to_target.cost_seconds,
         ),
         "runs": {o.run_id: run_facts(o.manifest) for group in outcomes.values() for o in group},
@@ -120,6 +121,7 @@ def _sentence(comparison: Comparison, look: Look, numbers: Numbers) -> Child:
     what = "steps" if group.speedup_cost is None else "cost"
     pairing = "paired by seed" if group.paired else "unpaired"
     how = f"{group.n} run{'s' * (group.n != 1)} against {baseline.n}, {pairing}"
+    speedup: Speedup = numbers.record(*path, key)
     ratio = numbers.speedup(*path, key)
     if group.verdict == "faster":
         less = "cheaper" if what == "cost" else "fewer steps"
@@ -128,6 +130,8 @@ def _sentence(comparison: Comparison, look: Look, numbers: Numbers) -> Child:
         said = ["It needs more ", what, " to be as good: speed-up ", ratio, f" ({how})."]
     elif group.verdict == "not enough runs":
         said = ["Too few runs to tell (", how, "); 3 in each group are needed for a claim, 5 for a headline."]
+    elif speedup.bound == "?":
+        said = [f"The speed-up in {what} is ", ratio, f": in neither group all runs reached the target ({how})."]
     else:
         said = [f"The speed-up in {what} is ", ratio, f", an interval that does not exclude 1 ({how})."]
     if math.isfinite(group.final.estimate):

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from reuse_algos.compare.groups import shared_steps
-from reuse_algos.compare.html.bars import Bar, bar_plot
+from reuse_algos.compare.html.bars import HOW_TO_READ, bar_plot, speedup_bar
 from reuse_algos.compare.html.document import Section
 from reuse_algos.compare.html.markup import el, join, scroll_table
 from reuse_algos.compare.html.plots import Mark, Series, curve_plot
 from reuse_algos.compare.html.sections import Look, panels
-from reuse_algos.compare.html.values import Numbers, format_count, format_number, format_ratio, format_times
+from reuse_algos.compare.html.values import Numbers, format_count, format_number
 from reuse_algos.compare.outcomes import RunOutcome
 from reuse_algos.compare.render import format_seconds
 from reuse_algos.compare.results import Comparison
@@ -38,29 +38,14 @@ def speedup_section(
     parts = []
     for axis in axes:
         field, words, _ = _AXES[axis]
-        bars = []
-        for look in looks[1:]:
-            speedup = getattr(comparison.groups[look.index], field)
-            path = ("comparison", "groups", look.index, field)
-            value = numbers.at(*path, "estimate")
-            low, high = format_times(speedup.low), format_times(speedup.high)
-            label = f"{look.name}\nspeed-up {words}: {format_ratio(speedup.estimate)}\n[{low}, {high}]"
-            bars.append(
-                Bar(
-                    look.name,
-                    look.colour,
-                    look.control,
-                    value,
-                    speedup.low,
-                    speedup.high,
-                    numbers.speedup(*path),
-                    label,
-                )
-            )
+        bars = [
+            speedup_bar(look, words.removeprefix("in "), numbers, "comparison", "groups", look.index, field)
+            for look in looks[1:]
+            if getattr(comparison.groups[look.index], field) is not None
+        ]
         plot = bar_plot(f"Speed-ups {words}", bars, f"times less {words[3:]} than {comparison.baseline}")
         parts.append((axis, words.capitalize(), plot))
-    lead = el("p", "To the right of the line a group needs less than the baseline. An arrow is a limit not known.")
-    return Section("speedup", "Speed-up", join([lead, panels("Speed-up", parts)]))
+    return Section("speedup", "Speed-up", join([el("p", HOW_TO_READ), panels("Speed-up", parts)]))
 
 
 def curve_data(name: str, group: Sequence[RunOutcome], axis: str, confidence: float) -> dict[str, Any]:

@@ -11,8 +11,28 @@ from typing import Any
 from reuse_algos.compare.html.markup import Html, el, join
 from reuse_algos.compare.render import format_seconds
 from reuse_algos.compare.results import json_safe
+from reuse_algos.compare.statistics import Bound, Speedup
 
-__all__ = ["Numbers", "Value", "format_amount", "format_count", "format_number", "format_ratio", "format_times"]
+__all__ = [
+    "BOUND_WORDS",
+    "Numbers",
+    "Value",
+    "format_amount",
+    "format_count",
+    "format_number",
+    "format_ratio",
+    "format_times",
+    "is_known",
+    "speedup_words",
+]
+
+BOUND_WORDS: dict[Bound, str] = {"": "", "<=": "at most ", ">=": "at least ", "?": ""}
+"""What stands in front of a speed-up that is only a limit."""
+
+
+def is_known(speedup: Speedup) -> bool:
+    """Whether its estimate says anything: not where both costs are limits, whose ratio is none."""
+    return speedup.bound != "?" and not math.isnan(speedup.estimate)
 
 
 def format_number(value: float) -> str:
@@ -43,6 +63,15 @@ def format_times(value: float) -> str:
 def format_ratio(value: float, digits: int = 2) -> str:
     """A ratio with its sign of multiplication; ``digits`` 0 for as few as it needs."""
     return f"{format_times(value) if digits else format(value, 'g')}\u00d7"
+
+
+def speedup_words(speedup: Speedup) -> str:
+    """A speed-up in a line of plain text: ``at most 0.80x [0, 0.95]``, or ``not known``."""
+    if not is_known(speedup):
+        return "not known"
+    limits = f" [{format_times(speedup.low)}, {format_times(speedup.high)}]"
+    bare = speedup.low == 0.0 and speedup.high == math.inf
+    return f"{BOUND_WORDS[speedup.bound]}{format_ratio(speedup.estimate)}{'' if bare else limits}"
 
 
 def format_amount(axis: str, value: float) -> str:
@@ -146,13 +175,12 @@ class Numbers:
         return join(shown)
 
     def speedup(self, *path: str | int) -> Html:
-        """``1.67x [1.20, 3.35]`` of a ``Speedup``; ``?`` where neither side reached the target."""
+        """``1.67x [1.20, 3.35]`` of a ``Speedup``; ``not known`` where neither side's cost to the target is."""
         estimate, low, high = (self.at(*path, name) for name in ("estimate", "low", "high"))
-        bound = str(self.at(*path, "bound").raw or "")
-        if bound == "?" or math.isnan(estimate.number):
+        speedup: Speedup = self.record(*path)
+        if not is_known(speedup):
             return el("span", "not known", class_="quiet")
-        words = {"<=": "at most ", ">=": "at least "}.get(bound, "")
-        shown = [join([words, estimate.show(format_ratio(estimate.number))])]
+        shown = [join([BOUND_WORDS[speedup.bound], estimate.show(format_ratio(estimate.number))])]
         if not (low.number == 0.0 and high.number == math.inf):
             pair = [low.show(format_times(low.number)), high.show(format_times(high.number))]
             shown += [el("span", " [", pair[0], ", ", pair[1], "]", class_="limits")]

@@ -1,0 +1,110 @@
+"""Which runs belong together: those whose recipes differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from reuse_algos.recipe.compose import Recipe
+from reuse_algos.recipe.faults import Faults, join
+from reuse_algos.recipe.interpolation import BROKEN, resolve
+from reuse_algos.recipe.schema import Settings
+
+__all__ = ["NOT_TRAINED_BY", "group_of", "trained_by", "without_seed"]
+
+NOT_TRAINED_BY = {
+    "archive",
+    "run_name",
+    "tags",
+    "loggers",
+    "save_folder",
+    "save_interval",
+    "save_num_checkpoints_to_keep",
+    "save_overwrite",
+    "autoresume",
+    "progress_bar",
+    "log_to_console",
+    "console_log_interval",
+    "python_log_level",
+    "dist_timeout",
+}
+"""Keys of a recipe that say where a run goes and what is shown of it, and nothing of what is trained."""
+
+_SEED = "<seed>"
+_DIGITS = 6
+_GROUP_LENGTH = 128  # of W&B
+
+
+def group_of(recipe: Recipe) -> str:
+    """A name that recipes share if they differ in nothing but the seed, such as ``cifar100-distilled-5ep-3f9a1c``.
+
+    It is made of the values of the tags (each once), the duration, and a few digits that change with whatever else is
+    trained, so that two learning rates are two groups. Tags whose text holds ``${seed}`` are left out, and so is the
+    tag ``step`` of a sequence's runs: it names one run. Without tags, data and model take their place.
+    """
+    record = without_seed(recipe)
+    tags = {
+        key: str(value)
+        for key, value in record["tags"].items()
+        if _SEED not in str(value) and not (key == "step" and "sequence" in record["tags"])
+    }
+    settings = recipe.settings
+    duration = settings.max_duration if isinstance(settings.max_duration, str) else f"{settings.max_duration}ep"
+    said = tags.values() or (settings.data.name, settings.model.name)
+    words = "-".join(word for word in dict.fromkeys(said) if word != duration)
+    content = json.dumps([tags, duration, trained_by(record | {"max_duration": duration})], sort_keys=True)
+    end = f"{duration}-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
+    words = words[: _GROUP_LENGTH - len(end) - 1]
+    return f"{words}-{end}" if words else end
+
+
+def without_seed(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's record with ``<seed>`` for its seed, and wherever ``${seed}`` was written."""
+    quiet = Faults(recipe.source)
+    shown = resolve(recipe.written, quiet).shown
+    other = resolve(recipe.written | {"seed": _SEED}, quiet).shown
+    return _where_equal(recipe.record, shown, other)
+
+
+def _where_equal(value: Any, shown: Any, other: Any) -> Any:
+    """``value`` where ``shown`` and ``other`` are the same, else what ``other`` has there."""
+    if isinstance(value, dict) and isinstance(shown, dict) and isinstance(other, dict):
+        return {key: _where_equal(child, shown.get(key), other.get(key)) for key, child in value.items()}
+    lists = all(isinstance(one, list) for one in (value, shown, other))
+    if lists and len(value) == len(shown) == len(other):
+        return [_where_equal(*children) for children in zip(value, shown, other, strict=True)]
+    if shown == other:
+        return value
+    return _SEED if other is BROKEN else other
+
+
+def trained_by(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe's record says of the training: dotted key -> value, without defaults.
+
+    Records of earlier versions of the library can be compared too, since a key that has its default is left out.
+    """
+    defaults = dict(_leaves(asdict(Settings())))
+    kept = {key: value for key, value in record.items() if key not in NOT_TRAINED_BY}
+    plain = json.loads(json.dumps(_without_numbers_of_no_json(kept)))
+    return {key: value for key, value in _leaves(plain) if key not in defaults or defaults[key] != value}
+
+
+def _without_numbers_of_no_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _without_numbers_of_no_json(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_numbers_of_no_json(child) for child in value]
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        return ".inf" if value > 0 else "-.inf"  # as the archive spells it
+    return ".nan" if isinstance(value, float) and value != value else value
+
+
+def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, join(path, key))
+        else:
+            yield join(path, key), value

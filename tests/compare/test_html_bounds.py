@@ -1,0 +1,191 @@
+"""Where a side does not reach the target, pages and W&B say "at most", "at least" or "not known", as the tables do."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from compare.budget_records import records
+from compare.synthetic_runs import METRIC, write_run
+from reuse_algos.archive import PriorUse, RunArchive
+from reuse_algos.compare.budget_table import compare_budgets
+from reuse_algos.compare.budgets import BudgetComparison
+from reuse_algos.compare.dashboard import Bars, budget_dashboard, comparison_dashboard
+from reuse_algos.compare.html import budget_report, comparison_report
+from reuse_algos.compare.table import compare_runs, select_outcomes
+
+BUDGETS = (10, 20, 40)
+
+
+def over_budgets(target: float | None = None) -> BudgetComparison:
+    """Plain training, a group 2.5 times as quick with a harvest and a prior run of 60 s, and one 0.8 times as quick."""
+    quick = records("quick", BUDGETS, 2.5, prior_run_ids=("prior",), harvest_seconds=9.0)
+    return compare_budgets(
+        [*records("baseline", BUDGETS), *quick, *records("tardy", BUDGETS, 0.8)],
+        metric=METRIC,
+        mode="max",
+        group_by="tags.method",
+        archive="made up",
+        target=target,
+        prior_seconds={"prior": 60.0},
+    )
+
+
+def data_of(page: str) -> dict[str, Any]:
+    found = re.search(r'id="report-data"[^>]*>(.*?)</script>', page, flags=re.S)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def words_of(markup: str) -> str:
+    return " ".join(unescape(re.sub(r"<[^>]*>", "", markup)).split())
+
+
+def bars_of(page: str, title: str) -> list[tuple[str, str | None, int]]:
+    """For each bar of a plot its name with the words beside it, what its mark says, and how many bars are drawn."""
+    (plot,) = re.findall(rf'aria-label="{title}"><ul class="bars">(.*?)</ul>', page, flags=re.S)
+    found = []
+    for row in re.findall(r"<li .*?</li>", plot, flags=re.S):
+        label = re.search(r"<title>(.*?)</title>", row, flags=re.S)
+        (beside,) = re.findall(r'<div class="bar-words">(.*?)</div>', row, flags=re.S)
+        beside = words_of(beside.replace("<span", " <span"))
+        found.append((beside, label and unescape(label[1]), row.count('class="fill"')))
+    return found
+
+
+def rows_of(page: str, caption: str) -> dict[str, list[str]]:
+    """The cells of a table by the name of the row."""
+    (table,) = re.findall(rf"<caption>{caption}</caption>.*?<tbody>(.*?)</tbody>", page, flags=re.S)
+    rows = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, flags=re.S) for row in re.findall(r"<tr>.*?</tr>", table)]
+    return {words_of(first): [words_of(cell) for cell in cells] for first, *cells in rows}
+
+
+def by_group(bars: Bars) -> dict[str, dict[str, Any]]:
+    rows = [dict(zip(bars.table.columns, row, strict=True)) for row in bars.table.rows]
+    return {row["group"]: row for row in rows}
+
+
+def test_a_ratio_of_two_limits_is_no_speed_up_and_one_of_one_limit_is_called_that() -> None:
+    """The baseline and the tardy group do not reach 0.63: 40 epochs, 800 steps are less than each of them needs."""
+    comparison = over_budgets(0.63)
+    quick, tardy = (comparison.group(name).speedups["steps"] for name in ("quick", "tardy"))
+    assert (quick.bound, tardy.bound, tardy.estimate) == (">=", "?", 1.0)
+    # By hand: the line from 20 to 40 epochs, over log steps, reaches the target after 400 x 2 ** part steps.
+    low, high = (0.75 - 0.9 * (2.5 * epochs) ** -0.5 for epochs in (20, 40))
+    ratio = 800 / (400 * 2 ** ((0.63 - low) / (high - low)))
+    assert quick.estimate == pytest.approx(ratio)
+    limits = f"[{quick.low:.2f}, \u221e]"
+
+    page = budget_report(comparison, {})
+    assert bars_of(page, "Speed-ups in steps") == [
+        (
+            f"quick at least {ratio:.2f}\u00d7 {limits}",
+            f"quick\nspeed-up in steps: at least {ratio:.2f}\u00d7 {limits}",
+            1,
+        ),
+        ("tardy not known", None, 0),
+    ]
+    rows = rows_of(page, "Cost to reach the target, in steps")
+    assert rows["quick"][::2] == ["faster", f"at least {ratio:.2f}\u00d7 {limits}"]
+    assert rows["tardy"] == ["no difference", "more than 800 [800, \u221e]", "not known"]
+    assert 'data-json="/comparison/groups/2/speedups/steps/estimate"' not in page
+    assert data_of(page)["comparison"]["groups"][2]["speedups"]["steps"]["estimate"] == 1.0
+
+    shown = budget_dashboard(comparison)
+    bars = by_group(shown.bars["speedup/steps"])
+    assert (bars["tardy"]["value"], bars["tardy"]["bound"], bars["tardy"]["label"]) == (None, "?", "tardy: not known")
+    assert bars["quick"]["value"] == quick.estimate
+    assert bars["quick"]["label"] == f"quick: at least {ratio:.2f}x [{quick.low:.2f}, inf]"
+    assert shown.summary["tardy/speedup_steps"] is None
+    assert shown.summary["tardy/speedup_steps_bound"] == "?"
+    assert shown.summary["quick/speedup_steps"] == quick.estimate
+    groups = {
+        row[0]: dict(zip(shown.tables["groups"].columns, row, strict=True)) for row in shown.tables["groups"].rows
+    }
+    assert [groups[name]["speedup_steps"] for name in ("baseline", "quick", "tardy")] == [None, quick.estimate, None]
+
+
+def test_a_group_that_falls_short_of_the_baseline_is_at_most_that_fast() -> None:
+    comparison = over_budgets()
+    assert comparison.group("tardy").speedups["steps"].bound == "<="
+    (_, tardy) = bars_of(budget_report(comparison, {}), "Speed-ups in steps")
+    words = "at most 1.00\u00d7 [0, 1.00]"
+    assert tardy == (f"tardy {words}", f"tardy\nspeed-up in steps: {words}", 1)
+    bars = by_group(budget_dashboard(comparison).bars["speedup/steps"])
+    assert bars["tardy"]["label"] == "tardy: at most 1.00x [0, 1.00]"
+
+
+@pytest.mark.parametrize("target", [None, 0.6, 0.63, 0.2])
+def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: float | None) -> None:
+    """A target that the baseline does not reach (0.63), or that is reached at once (0.2), gives no cost to compare."""
+    comparison = over_budgets(target)
+    quick = comparison.group("quick")
+    page = budget_report(comparison, {})
+    records = data_of(page)["amortisation"]
+    told = rows_of(page, "Work done beforehand, in mean seconds per run, and when it is paid back")["quick"]
+    assert quick.break_even is not None
+    if target in (0.63, 0.2):
+        assert data_of(page)["comparison"]["groups"][1]["break_even"]["prior_training_runs"] is None
+        assert records == []
+        assert told == ["9 s", "not known", "60 s", "not known"]
+        assert "as a share of plain runs" not in page
+        return
+    harvest, both = records
+    assert (harvest["counted"], both["counted"]) == ("harvest", "harvest and prior runs")
+    assert told == ["9 s", "1 later run", "60 s", "2 later runs"]
+    # The curve crosses 1 where the table says that it is paid back.
+    for record, runs in ((harvest, quick.break_even.harvest_runs), (both, quick.break_even.prior_training_runs)):
+        for k, share in zip(record["later_runs"], record["share"], strict=True):
+            assert (share <= 1.0) == (k >= runs), k
+
+
+def test_the_plain_report_and_dashboard_say_the_same(tmp_path: Path) -> None:
+    """Target 0.75: the baseline and the slow group end at 0.7 and 0.6, the technique gets there."""
+    archive = RunArchive(tmp_path / "archive")
+    prior = write_run(archive, None, 9, [0.5, 0.7])
+    use = PriorUse(run_id=prior, algorithm="distillation", harvest_seconds=4.0)
+    for seed in (1, 2, 3):
+        write_run(archive, "baseline", seed, [0.5, 0.6, 0.7 + 0.001 * seed])
+        write_run(archive, "quick", seed, [0.6, 0.8, 0.8 + 0.001 * seed], prior_runs=[use])
+        write_run(archive, "slow", seed, [0.4, 0.6 + 0.001 * seed])
+    selection = select_outcomes(archive)
+    comparison = compare_runs(archive, selection=selection, target=0.75)
+    quick, slow = comparison.group("quick"), comparison.group("slow")
+    assert quick.speedup_steps is not None
+    assert slow.speedup_steps is not None
+    # Every baseline run spends its 300 steps and is not there; every quick run is, after 200.
+    assert (quick.speedup_steps.bound, quick.speedup_steps.estimate) == (">=", pytest.approx(1.5))
+    assert (slow.speedup_steps.bound, slow.speedup_steps.estimate) == ("?", pytest.approx(1.5))
+
+    page = comparison_report(comparison, selection)
+    at_least, not_known = bars_of(page, "Speed-ups in steps")
+    assert at_least[1] == "quick\nspeed-up in steps: at least 1.50\u00d7 [1.50, \u221e]"
+    assert at_least[2] == 1
+    assert not_known == ("slow not known", None, 0)
+    assert rows_of(page, "Each group: how good it ends.*?")["slow"][-2:] == ["not known", "not known"]
+    assert "The speed-up in cost is not known: in neither group all runs reached the target (3 runs" in words_of(page)
+
+    # The baseline's cost is only a limit, so there is nothing to pay back against.
+    assert quick.break_even is not None
+    assert data_of(page)["comparison"]["groups"][1]["break_even"]["harvest_runs"] is None
+    assert data_of(page)["amortisation"] == []
+
+    shown = comparison_dashboard(comparison, selection.groups)
+    bars = by_group(shown.bars["speedup/steps"])
+    assert (bars["slow"]["value"], bars["slow"]["label"]) == (None, "slow: not known")
+    assert bars["quick"]["label"] == "quick: at least 1.50x [1.50, inf]"
+    assert shown.summary["slow/speedup_steps"] is None
+    assert shown.summary["slow/speedup_cost"] is None
+    assert shown.summary["quick/speedup_steps"] == quick.speedup_steps.estimate
+
+
+def test_the_page_says_how_costs_between_budgets_are_read() -> None:
+    words = words_of(budget_report(over_budgets(), {}))
+    assert "joined by straight lines over the logarithm of its steps" in words
+    assert "is linear in steps between two budgets" in words
+    assert "logarithm of the cost" not in words
