@@ -56,10 +56,11 @@ def test_record_is_json_and_makes_the_same_recipe_again():
     assert again.settings == recipe.settings
 
 
-def test_texts_from_the_environment_are_not_recorded(monkeypatch):
+@pytest.mark.parametrize("logger", ["wandb", "wandb_logger"])  # one name of it and the other
+def test_texts_from_the_environment_are_not_recorded(monkeypatch, logger):
     monkeypatch.setenv("RECIPE_PROJECT", "secret-project")
     monkeypatch.setenv("RECIPE_SEED", "23")
-    values = {**GOOD, "seed": "${oc.env:RECIPE_SEED}", "loggers": {"wandb": {"project": "${oc.env:RECIPE_PROJECT}"}}}
+    values = {**GOOD, "seed": "${oc.env:RECIPE_SEED}", "loggers": {logger: {"project": "${oc.env:RECIPE_PROJECT}"}}}
     recipe = compose_recipe(values)
     assert recipe.settings.loggers["wandb"]["project"] == "secret-project"
     assert recipe.record["loggers"]["wandb"]["project"] == "${oc.env:RECIPE_PROJECT}"

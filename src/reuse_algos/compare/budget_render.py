@@ -106,8 +106,7 @@ def budget_comparison_table(comparison: BudgetComparison) -> RenderableType:
     """The comparison: verdicts in words, speed-ups, every budget of every group, and what to beware of."""
     word = "at least" if comparison.mode == "max" else "at most"
     given = comparison.target_source == "given"
-    largest = [point.budget for point in comparison.groups[0].points if point.used][-1]
-    source = "given" if given else f"mean of {comparison.baseline} at {largest}"
+    source = "given" if given else f"mean of {comparison.baseline} at {comparison.groups[0].largest_budget}"
     percent = f"{100 * comparison.confidence:g} %"
     head = f"Target: {comparison.metric} {word} {comparison.target:.6g} ({source}). In brackets: {percent} intervals."
     shared = f"Shared: the harvest{' and the prior runs' if comparison.count_prior_training else ''}"

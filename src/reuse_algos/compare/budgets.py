@@ -135,6 +135,11 @@ class BudgetGroup:
     sentence: str
     break_even: BreakEven | None
 
+    @property
+    def largest_budget(self) -> str:
+        """Label of the largest budget that is used."""
+        return [point.budget for point in self.points if point.used][-1]
+
 
 @dataclass(frozen=True)
 class BudgetComparison:

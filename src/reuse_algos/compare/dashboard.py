@@ -112,6 +112,7 @@ def comparison_dashboard(comparison: Comparison, outcomes: Mapping[str, Sequence
                 "harvest_seconds": group.harvest_seconds,
                 "pays_back_harvest_after_runs": group.break_even and group.break_even.harvest_runs,
                 "pays_back_prior_runs_after_runs": group.break_even and group.break_even.prior_training_runs,
+                "saving_shown": group.break_even and group.break_even.saving_shown,
             }
         )
         runs += [
@@ -180,6 +181,7 @@ def budget_dashboard(comparison: BudgetComparison) -> Dashboard:
             summary |= _speedup_values(f"{group.name}/speedup_{axis}", speedup)
         row["pays_back_harvest_after_runs"] = group.break_even and group.break_even.harvest_runs
         row["pays_back_prior_runs_after_runs"] = group.break_even and group.break_even.prior_training_runs
+        row["saving_shown"] = group.break_even and group.break_even.saving_shown
         groups.append(row)
     axes: list[Axis] = [
         axis for axis in AXES if any(p.costs.get(axis) is not None for g in comparison.groups for p in g.points)
@@ -325,6 +327,7 @@ def _points(comparison: BudgetComparison, axes: Sequence[Axis]) -> list[dict[str
                     "group": group.name,
                     "budget": point.budget,
                     "n": point.n,
+                    "used": point.used,
                     **_interval_values("final", point.final),
                     **{axis: point.costs.get(axis) for axis in axes},
                     **{f"pareto_{axis}": point.on_pareto_front.get(axis) for axis in axes},
@@ -347,7 +350,7 @@ def _budget_lines(comparison: BudgetComparison, axis: Axis) -> Lines:
     for group in comparison.groups:
         points: list[tuple[float, float]] = []
         for point in group.points:
-            cost = point.costs.get(axis)
+            cost = point.costs.get(axis) if point.used else None
             if cost is not None and math.isfinite(cost) and math.isfinite(point.final.estimate):
                 points.append((cost, point.final.estimate))
         series[group.name] = sorted(points)

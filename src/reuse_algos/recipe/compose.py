@@ -23,7 +23,7 @@ from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.recipe.schema import Settings, check_settings
 from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
 
-__all__ = ["Recipe", "compose_recipe", "load_recipe"]
+__all__ = ["Recipe", "compose_recipe", "load_recipe", "under_main_names"]
 
 _COMPONENTS: tuple[tuple[Kind, str], ...] = (
     ("algorithm", "algorithms"),
@@ -103,7 +103,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     if resolved.values["archive"] is None:
         _check_archive_unneeded(settings, faults)
     faults.raise_if_any()
-    record = _record(dataclasses.asdict(settings), resolved.shown)
+    record = _record(dataclasses.asdict(settings), under_main_names(resolved.shown))
     return Recipe(settings, record, faults.source, raw)
 
 
@@ -216,6 +216,19 @@ def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
             parse_signals(signals)
         except (ValueError, TypeError) as error:
             faults.add(join(path, "signals"), str(error))
+
+
+def under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
+    """The sections of algorithms, callbacks and loggers with each entry under the name that the settings have it by."""
+    renamed = dict(shown)
+    for kind, path in _COMPONENTS:
+        if isinstance(section := shown.get(path), dict):
+            renamed[path] = {
+                (listed.name if (listed := find(kind, name)) is not None else name): options
+                for name, options in section.items()
+                if options is not False
+            }
+    return renamed
 
 
 def _record(value: Any, shown: Any) -> Any:

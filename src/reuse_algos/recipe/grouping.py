@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from reuse_algos.recipe.compose import Recipe
+from reuse_algos.recipe.compose import Recipe, under_main_names
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.interpolation import BROKEN, resolve
 from reuse_algos.recipe.schema import Settings
@@ -64,8 +64,8 @@ def group_of(recipe: Recipe) -> str:
 def without_seed(recipe: Recipe) -> dict[str, Any]:
     """The recipe's record with ``<seed>`` for its seed, and wherever ``${seed}`` was written."""
     quiet = Faults(recipe.source)
-    shown = resolve(recipe.written, quiet).shown
-    other = resolve(recipe.written | {"seed": _SEED}, quiet).shown
+    shown = under_main_names(resolve(recipe.written, quiet).shown)
+    other = under_main_names(resolve(recipe.written | {"seed": _SEED}, quiet).shown)
     return _where_equal(recipe.record, shown, other)
 
 

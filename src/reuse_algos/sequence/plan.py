@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from reuse_algos.archive.selection import tags_match
 from reuse_algos.errors import RecipeError, nearest
 from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.faults import Faults, join
-from reuse_algos.recipe.schema import Settings
+from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.recipe.source import merge_sections, parse_yaml, read_text
 from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
@@ -27,23 +27,6 @@ _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 120
 _MAX_STEPS = 10_000
-_NOT_TRAINED_BY = {
-    "archive",
-    "run_name",
-    "tags",
-    "loggers",
-    "save_folder",
-    "save_interval",
-    "save_num_checkpoints_to_keep",
-    "save_overwrite",
-    "autoresume",
-    "progress_bar",
-    "log_to_console",
-    "console_log_interval",
-    "python_log_level",
-    "dist_timeout",
-}
-"""Keys of a recipe that say where a run goes and what is shown of it, and nothing of what is trained."""
 
 
 @dataclass(frozen=True)
@@ -367,27 +350,6 @@ def waits_for(step: PlannedStep, other: PlannedStep) -> bool:
     It reuses the run of ``other``, or its own run, if it were there too early, would be reused by it.
     """
     return reuses(step, other) or reuses(other, step)
-
-
-def trained_by(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe's record says of the training: dotted key -> value, without defaults.
-
-    Records of earlier versions of the library can be compared too, since a key that has its default is left out.
-    """
-    defaults = dict(_leaves(asdict(Settings())))
-    kept = {key: value for key, value in record.items() if key not in _NOT_TRAINED_BY}
-    plain = json.loads(json.dumps(_without_numbers_of_no_json(kept)))
-    return {key: value for key, value in _leaves(plain) if key not in defaults or defaults[key] != value}
-
-
-def _without_numbers_of_no_json(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _without_numbers_of_no_json(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_numbers_of_no_json(child) for child in value]
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        return ".inf" if value > 0 else "-.inf"  # as the archive spells it
-    return ".nan" if isinstance(value, float) and value != value else value
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:

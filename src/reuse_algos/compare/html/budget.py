@@ -71,7 +71,7 @@ def budget_report(comparison: BudgetComparison, manifests: Mapping[str, Manifest
     ]
     word = "at least" if comparison.mode == "max" else "at most"
     given = comparison.target_source == "given"
-    source = "declared in advance" if given else f"mean of {comparison.baseline} at its largest budget"
+    source = "declared in advance" if given else f"mean of {comparison.baseline} at {groups[0].largest_budget}"
     lead = el(
         "p",
         "How much less must be spent to be as good as ", el("strong", comparison.baseline), "? Every point is trained "
@@ -101,6 +101,7 @@ def _spending(look: Look, group: BudgetGroup) -> Spending | None:
         cost.estimate,
         group.break_even.harvest_seconds,
         group.break_even.prior_training_seconds,
+        group.break_even.saving_shown,
         ("comparison", "groups", look.index, "break_even"),
     )
 
@@ -115,15 +116,18 @@ def _table(looks: Sequence[Look], comparison: BudgetComparison, numbers: Numbers
             here = (*path, "points", k)
             fronts = ", ".join(AXIS_WORDS[axis] for axis in axes if point.on_pareto_front.get(axis))
             costs = [numbers.amount(axis, *here, "costs", axis) for axis in axes]
+            budget = point.budget if point.used else f"{point.budget} (too few runs, not used)"
             rows.append(
                 [
-                    look.sign, point.budget, numbers.count(*here, "n"), numbers.interval(*here, "final"), *costs,
+                    look.sign, budget, numbers.count(*here, "n"), numbers.interval(*here, "final"), *costs,
                     fronts or "no",
                 ]
             )  # fmt: skip
     head = [comparison.group_by, "budget", "n", f"final {comparison.metric.rsplit('/', 1)[-1]}",
             *(AXIS_WORDS[axis] for axis in axes), "on the Pareto front in"]  # fmt: skip
-    return scroll_table("Every group at every budget: final value, and mean costs per run", head, rows, words=2)
+    return scroll_table(
+        "Every group at every budget: mean final value, and cost of a run (geometric mean)", head, rows, words=2
+    )
 
 
 def _runs(looks: Sequence[Look], comparison: BudgetComparison, facts: Mapping[str, Any], numbers: Numbers) -> Section:
@@ -155,8 +159,8 @@ def _reading(comparison: BudgetComparison) -> list[Child]:
         "Cost in seconds is training, set-up (loading teachers and caches) and all of the used harvests; evaluation is "
         f"left out. Where harvests are shared, their seconds {prior}are divided among {comparison.later_runs} later "
         "runs.",
-        "FLOPs count the run's own forward and backward passes: three forward passes for each example. Live teachers, "
-        "replayed rows, attacks and harvests are in the seconds only.",
+        "FLOPs count the run's own forward and backward passes: three forward passes for each example. Harvests are in "
+        "the seconds only. With live teachers or replayed rows FLOPs are not known.",
         "Faster: the whole interval of the speed-up is above 1. Slower: all of it is below. No difference: it holds 1, "
         "so none was shown, which is not to say that there is none. ∞: no upper limit is known.",
     ]

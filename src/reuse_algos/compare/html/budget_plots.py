@@ -112,7 +112,7 @@ def curves_section(
         series = []
         for look in looks:
             marks = _marks(look, comparison.groups[look.index], axis, numbers, front=False)
-            line = [(mark.x.number, mark.y.number) for mark in marks]
+            line = _line(comparison.groups[look.index], axis)
             series.append(Series(look.name, look.colour, look.control, marks, line=line, whiskers=True))
         plot = curve_plot(
             f"{metric} against {_title(axis, comparison)}",
@@ -133,6 +133,12 @@ def curves_section(
         "left of the baseline's end. The numbers are in the table of all budgets.",
     )
     return Section("curves", "Budget and result", join([lead, panels("Cost counted in", parts)]))
+
+
+def _line(group: BudgetGroup, axis: Axis) -> list[tuple[float, float]]:
+    """Through the budgets that count, of those that have a cost."""
+    costs = [(point.costs.get(axis), point.final.estimate) for point in group.points if point.used]
+    return [(cost, mean) for cost, mean in costs if cost is not None and math.isfinite(mean)]
 
 
 def _tab(axis: Axis) -> str:

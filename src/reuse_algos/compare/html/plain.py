@@ -108,6 +108,7 @@ def _spending(look: Look, group: GroupResult) -> Spending | None:
         group.to_target.cost_seconds,
         group.break_even.harvest_seconds,
         group.break_even.prior_training_seconds,
+        group.break_even.saving_shown,
         ("comparison", "groups", look.index, "break_even"),
     )
 

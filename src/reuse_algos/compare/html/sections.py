@@ -174,6 +174,7 @@ class Spending:
         cost_seconds: of one run until the target, with all of its harvests.
         harvest_seconds: of them, the harvests.
         prior_seconds: training of the prior runs; NaN where it is not known.
+        saving_shown: whether it is surely less than that of the baseline.
         where: path of its break-even record in the data.
     """
 
@@ -181,6 +182,7 @@ class Spending:
     cost_seconds: float
     harvest_seconds: float
     prior_seconds: float
+    saving_shown: bool
     where: tuple[str | int, ...]
 
 
@@ -217,7 +219,7 @@ def amortisation_section(
         path = spending.where
         rows.append(
             [
-                spending.look.sign,
+                join([spending.look.sign, "" if spending.saving_shown else " (its saving is not shown)"]),
                 numbers.seconds(*path, "harvest_seconds"),
                 _until_paid(numbers, (*path, "harvest_runs")),
                 numbers.seconds(*path, "prior_training_seconds"),
@@ -254,7 +256,7 @@ def amortisation_section(
         )
     lead = (
         "Below the dashed line, reuse has paid back what was spent once. The prior runs are counted apart: most are "
-        "trained anyway."
+        "trained anyway. Where the saving itself is not shown, nothing may be paid back at all."
     )
     return Section("amortisation", "Amortisation", join([el("p", lead), plot, table]))
 
