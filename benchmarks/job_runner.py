@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -16,8 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from reuse_algos.callbacks.provenance import environment
+from reuse_algos.errors import ReuseAlgosError
 
-__all__ = ["ResultsFile", "RunQueue", "command_line", "run_apart", "surroundings"]
+__all__ = ["ResultsFile", "ResultsFileError", "RunQueue", "command_line", "run_apart", "surroundings", "without_places"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class ResultsFileError(ReuseAlgosError, ValueError):
+    """A results file is damaged, or is not one for these results."""
 
 
 def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | None:
@@ -42,7 +51,10 @@ def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | 
 
 
 class ResultsFile:
-    """A file of JSON lines that only grows.
+    """A file of JSON lines that only grows; every record is an object.
+
+    A last line that has no newline and is no whole record was torn by the end of its writer. It is left out when the
+    file is read, with a warning, and cut off by the next :meth:`append`.
 
     Args:
         path: where it is, or is to be.
@@ -50,19 +62,55 @@ class ResultsFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._warned = False
 
     def records(self, **wanted: Any) -> list[dict[str, Any]]:
-        """All lines that have these values, oldest first."""
+        """All lines that have these values, oldest first.
+
+        Raises:
+            ResultsFileError: a line other than a torn last one is no record.
+        """
         if not self.path.exists():
             return []
-        records = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
+        *lines, tail = self.path.read_bytes().split(b"\n")
+        records = [self._record(line, number) for number, line in enumerate(lines, start=1) if line.strip()]
+        if tail.strip() and (last := _parsed(tail)) is not None:
+            records.append(last)
+        elif tail.strip() and not self._warned:
+            self._warned = True
+            print(f"warning: {self.path} ends in a torn line of {len(tail)} bytes; left out", file=sys.stderr)
         return [one for one in records if all(one.get(key) == value for key, value in wanted.items())]
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line."""
+        """Add a line, in place of a torn last one."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as lines:
-            lines.write(json.dumps(record) + "\n")
+        with self.path.open("a+b", buffering=0) as lines:
+            fcntl.flock(lines, fcntl.LOCK_EX)  # what looks torn may be what another process is writing
+            lines.seek(0)
+            data = lines.read()
+            tail = data.rpartition(b"\n")[2]
+            whole = not tail.strip() or _parsed(tail) is not None
+            if not whole:
+                lines.truncate(len(data) - len(tail))
+            newline = b"\n" if tail and whole else b""
+            lines.write(newline + json.dumps(record).encode() + b"\n")
+
+    def _record(self, line: bytes, number: int) -> dict[str, Any]:
+        record = _parsed(line)
+        if record is None:
+            raise ResultsFileError(
+                f"{self.path}, line {number}: no JSON object, but {line[:60]!r}. Repair the line, or take it out"
+            )
+        return record
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is no JSON object."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 class RunQueue:
@@ -125,6 +173,57 @@ def surroundings() -> dict[str, Any]:
 
 
 def command_line(script: str) -> str:
-    """How the benchmark was started; where its files lay says nothing about the result."""
-    arguments = [re.sub(r"(^|=)[^=]*/", r"\1", one) for one in sys.argv[1:]]
-    return " ".join(["python", f"benchmarks/{Path(script).name}", *arguments])
+    """How the benchmark was started, as it can be started again from the root of the repository.
+
+    Paths inside the repository are written relative to its root. Of those outside, only the last part is kept, since
+    where files lie on a machine says nothing about the result.
+    """
+    arguments = [without_places(one) for one in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *arguments])
+
+
+_ABSOLUTE = re.compile(r"(?:~[^/]*|[A-Za-z][\w+.-]*:/)?/")  # beginning of a path or a URL
+_KEY_AND_VALUE = re.compile(r"([^/=]*=)?(.*)", re.DOTALL)
+_PARTS = re.compile(r"""("[^"]*"|'[^']*')|((?!\w+:/)[^\s,\[\]{}()='"/:]*:)?([^\s,\[\]{}()='"]+)""")
+
+
+def without_places(argument: str) -> str:
+    """An argument of a command, the paths in it as :func:`command_line` writes them.
+
+    A path may be the whole argument, the value of ``key=value``, or part of a list or a mapping there.
+    """
+    found = _KEY_AND_VALUE.fullmatch(argument)
+    assert found is not None
+    key, value = found[1] or "", found[2]
+    return key + (_without_place(value) if _is_path(value) else _PARTS.sub(_part_without_place, value))
+
+
+def _part_without_place(found: re.Match[str]) -> str:
+    quoted, key, text = found.groups()
+    if quoted:
+        return quoted[0] + _without_place(quoted[1:-1]) + quoted[0]
+    return (key or "") + _without_place(text)
+
+
+def _without_place(text: str) -> str:
+    if not _is_path(text):
+        return text
+    if "://" not in text and not text.startswith("~"):
+        for path in (Path(os.path.abspath(text)), Path(os.path.realpath(text))):
+            if path.is_relative_to(ROOT):
+                return str(path.relative_to(ROOT))
+    return Path(text).name if _ABSOLUTE.match(text) or ".." in Path(text).parts else text
+
+
+def _is_path(text: str) -> bool:
+    """Whether it is absolute, or names what is there or a file of a folder that is there: other words stay as is."""
+    if _ABSOLUTE.match(text) or ".." in Path(text).parts:
+        return True
+    try:
+        return bool(text) and (Path(text).exists() or _could_be_made(Path(text)))
+    except (OSError, ValueError):  # too long for a path, or a character that none has
+        return False
+
+
+def _could_be_made(path: Path) -> bool:
+    return len(path.parts) > 1 and bool(path.suffix) and path.parent.is_dir()

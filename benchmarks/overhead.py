@@ -7,13 +7,14 @@ start of one batch to the start of the next one of the same epoch, loading inclu
 (writing signals, evaluation) and before the first step is not in it: ``archive_cost.py`` and the runs' own records
 count that.
 
-    plain                Composer, cross entropy, channels_last; the reference
+    plain                Composer alone, cross entropy, channels_last; the reference. What tells an algorithm which
+                         examples it sees is only in the variants that need it, so its cost is in their ratios
     raw                  a loop of PyTorch: forward, cross entropy, backward, SGD; no metrics, no Trainer
     recipe               plain with the recorder as in yamls/cifar100/resnet56/baseline.yaml (goal: at most 1.05 of raw)
     recorder             plain with the recorder on and the logits of all examples captured
     cached_1, cached_5   archived logits of one and of five earlier runs as teachers (goal: at most 1.02 of plain)
     live_1, live_5       the archived models themselves as teachers
-    live_1_every_10      one live teacher at every 10th batch: (its step there + 9 others) / 10, by their medians
+    live_1_every_10      one live teacher at every 10th batch: time and ratio are of whole cycles, see below
     curriculum           the order of the examples by an archived score
     weighted             examples weighted by an archived score (active bias): the loss is computed per example, too
     replay_replace       archived perturbations on a part of the batch
@@ -21,7 +22,11 @@ count that.
     timm_1               timm's LogitDistillationTask with one live teacher, in a loop of PyTorch
     torchdistill_1       torchdistill's DistillationBox with KDLoss and one live teacher, in a loop of PyTorch
 
-The last two are left out where timm and torchdistill cannot be imported. timm comes with ``pip install
+A cycle is the batch at which the teacher is on and the nine after it; what is compared is its sum, with the sum of the
+same rounds of plain, and the median and middle half are over all cycles. The last batch of an epoch is not timed: in an
+epoch's last cycle the mean of the other eight batches without the teacher stands for it, on both sides.
+
+The last two variants are left out where timm and torchdistill cannot be imported. timm comes with ``pip install
 'reuse-algos[peers]'``. torchdistill asks for another torch than mosaicml, and works with it all the same: ``pip install
 --no-deps --target FOLDER torchdistill`` and ``--peers FOLDER``.
 
@@ -36,6 +41,7 @@ Every measurement is one JSON line in ``--out``: all raw step times, ratios, set
 from __future__ import annotations
 
 import argparse
+import shlex
 import statistics
 import sys
 import tempfile
@@ -45,7 +51,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from job_runner import ResultsFile, surroundings
+from job_runner import ResultsFile, surroundings, without_places
 from overhead_variants import VARIANTS, Setting, build, prepare
 from step_clock import epochs_by_turns, ratios
 
@@ -68,15 +74,21 @@ def measure(names: list[str], setting: Setting, *, epochs: int, threads: int) ->
 
 
 def summarise(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Median of each variant's steps, and its ratio to plain (for ``recipe`` also to raw) with the middle half."""
+    """Median of each variant's steps, and its ratio to plain (for ``recipe`` also to raw) with the middle half.
+
+    For a variant that is on at every :data:`EVERY`-th batch only, these are of whole cycles, ``cycles`` many.
+    """
     seconds, found = row["seconds"], {}
     for name, times in seconds.items():
-        result: dict[str, Any] = {"median_seconds": statistics.median(times)}
+        in_cycles = name.endswith(f"_every_{EVERY}")
+        own = cycles(times, row["batches"]) if in_cycles else times
+        result: dict[str, Any] = {"median_seconds": statistics.median(own)}
+        if in_cycles:
+            result["cycles"] = len(own)
         for reference in ("plain", "raw"):
             if reference in seconds and (reference == "plain" or name in ("plain", "recipe")):
-                low, middle, high = ratios(times, seconds[reference])
-                if name.endswith(f"_every_{EVERY}"):
-                    middle = _over_a_cycle(times, seconds[reference], row["batches"] - 1)
+                other = cycles(seconds[reference], row["batches"]) if in_cycles else seconds[reference]
+                low, middle, high = ratios(own, other)
                 result[f"to_{reference}"] = {"ratio": middle, "ratio_25": low, "ratio_75": high}
         if name in GOALS and f"to_{GOALS[name][0]}" in result:
             reference, goal = GOALS[name]
@@ -85,12 +97,22 @@ def summarise(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _over_a_cycle(own: list[float], reference: list[float], timed: int) -> float:
-    """Mean of a cycle of :data:`EVERY` steps, the first of which is the dear one; ``timed`` steps count of an epoch."""
-    dear, cheap = [], []
-    for number, (x, y) in enumerate(zip(own, reference, strict=True)):
-        (cheap if number % timed % EVERY else dear).append(x / y)
-    return (statistics.median(dear) + (EVERY - 1) * statistics.median(cheap)) / EVERY
+def cycles(times: Sequence[float], batches: int) -> list[float]:
+    """Mean seconds of a step over each cycle of :data:`EVERY` batches.
+
+    An epoch's last batch is not timed; the mean of its cycle's other batches but the first stands for it.
+
+    Args:
+        times: of all timed steps, ``batches - 1`` of each epoch.
+        batches: of an epoch, a multiple of :data:`EVERY`.
+    """
+    timed = batches - 1
+    found = []
+    for epoch in range(0, len(times), timed):
+        for first in range(epoch, epoch + timed, EVERY):
+            dear, *cheap = times[first : min(first + EVERY, epoch + timed)]
+            found.append((dear + (EVERY - 1) * statistics.fmean(cheap)) / EVERY)
+    return found
 
 
 def show(row: dict[str, Any]) -> None:
@@ -104,6 +126,8 @@ def show(row: dict[str, Any]) -> None:
         for reference in ("plain", "raw"):
             if (ratio := result.get(f"to_{reference}")) is not None:
                 words += f"   {ratio['ratio']:.3f} x {reference} [{ratio['ratio_25']:.3f}, {ratio['ratio_75']:.3f}]"
+        if "cycles" in result:
+            words += f"   over {result['cycles']} cycles of {EVERY} batches"
         if (goal := result.get("goal")) is not None:
             words += f"   goal at most {goal['at_most']} x {goal['to']}: {'met' if goal['met'] else 'not met'}"
         print(words)
@@ -111,6 +135,17 @@ def show(row: dict[str, Any]) -> None:
 
 def versions_of_peers() -> dict[str, str]:
     return {name: metadata.version(name) for name in ("timm", "torchdistill") if util.find_spec(name) is not None}
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The command that measures the same, defaults written out; of the peers' folder as in ``command_line``."""
+    words = ["python", "benchmarks/overhead.py"]
+    for name in ("model", "batch", "batches", "epochs", "threads", "autocast"):
+        if (value := getattr(args, name)) is not None:
+            words += [f"--{name}", str(value)]
+    words += ["--peers", without_places(str(args.peers))] if args.peers is not None else []
+    words += ["--variants", *args.variants] if args.variants else []
+    return shlex.join(words)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -128,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.summary:
         for row in ResultsFile(args.out).records():
-            show(row)
+            show({**row, "summary": summarise(row)})
         return
     if args.batches < EVERY or args.batches % EVERY:
         parser.error(f"--batches must be a multiple of {EVERY}, got {args.batches}")
@@ -141,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ["plain", *(name for name in wanted if name != "plain")]
     for name in set(VARIANTS) - set(names):
         print(f"left out: {name}")
+    if args.epochs * args.batches < 2 * EVERY and any(name.endswith(f"_every_{EVERY}") for name in names):
+        parser.error(f"a ratio over cycles of {EVERY} batches needs two of them: more --batches or --epochs")
     setting = Setting(args.model, args.batch, args.batches, args.autocast)
     where = surroundings()
     row: dict[str, Any] = {
@@ -151,10 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "seconds": measure(names, setting, epochs=args.epochs, threads=args.threads),
         **where,
         "versions": {**where["versions"], **versions_of_peers()},
-        "command": f"python benchmarks/overhead.py --model {args.model} --batch {args.batch} --batches {args.batches} "
-        f"--epochs {args.epochs} --threads {args.threads}"
-        + (f" --autocast {args.autocast}" if args.autocast else "")
-        + (f" --variants {' '.join(args.variants)}" if args.variants else ""),
+        "command": command_of(args),
     }
     row["summary"] = summarise(row)
     show(row)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from adversarial_steps import VIEWS, images
-from composer import Trainer
+from composer import Callback, Trainer
 from composer.algorithms import ChannelsLast
 from step_clock import StepClock
 from torch import Tensor, nn
@@ -86,26 +86,36 @@ def _device() -> str:
 
 
 class ComposerTraining:
-    """A Trainer that goes on by one epoch at a time."""
+    """A Trainer that goes on by one epoch at a time.
+
+    Args:
+        dataset: what it trains on.
+        setting: how.
+        parts: algorithms and callbacks. Those of them that need to know the examples of a batch track the loader
+            themselves, as in a user's own Trainer; nothing else does.
+        seed: of the network.
+    """
 
     def __init__(self, dataset: DeviceImages, setting: Setting, *parts: Any, seed: int = 0) -> None:
         self.clock = StepClock()
         self.student = model = setting.network(seed)
-        recorders = [part for part in parts if isinstance(part, RunRecorder)]
+        self.dataset = dataset
+        callbacks = [part for part in parts if isinstance(part, Callback)]
         self.trainer = Trainer(
             model=model,
             train_dataloader=setting.loader(dataset),
             optimizers=torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM),
             max_duration="0ep",
             device="gpu" if torch.cuda.is_available() else "cpu",
-            algorithms=[ChannelsLast(), *(part for part in parts if part not in recorders)],
-            callbacks=[self.clock, TrackExamples(), *recorders],
+            algorithms=[ChannelsLast(), *(part for part in parts if part not in callbacks)],
+            callbacks=[self.clock, *callbacks],
             progress_bar=False,
             auto_log_hparams=False,
         )
 
     def epoch(self) -> None:
         """Train one more epoch."""
+        self.dataset.set_epoch(int(self.trainer.state.timestamp.epoch))  # the views of this epoch, tracked or not
         self.trainer.fit(duration="1ep")
 
     def close(self) -> None:
@@ -190,7 +200,8 @@ def _parts(name: str, folder: Path) -> list[Any]:
     archive = folder / "archive"
     if name in ("recipe", "recorder"):
         signals: dict[str, Any] | None = {"logits": {}} if name == "recorder" else None
-        return [RunRecorder(folder / "recorded", run_name=name, signals=signals)]
+        recorder = RunRecorder(folder / "recorded", run_name=name, signals=signals)
+        return [recorder, TrackExamples()] if name == "recipe" else [recorder]  # as build_trainer has it
     if name in _TEACHERS:
         source, every = name.split("_")[0], 10 if name.endswith("_every_10") else 1
         runs = [f"prior-{number}" for number in range(_TEACHERS[name])]

@@ -3,7 +3,7 @@
 Trains a sequence file several times, each time from an empty archive and with seeds of its own (those of the file, plus
 100 for each repetition), one step after the other, and sums what each arm took: steps, FLOPs, seconds of training,
 set-up and harvests. The share is taken within a repetition, so whatever else the machine does meets both arms; its
-interval is over the repetitions (Student's t).
+interval is over the repetitions (Student's t). Repetitions with other overrides are another measurement.
 
 Every repetition is one JSON line in ``--out``: the sequence's whole report, hardware, versions and commit. Those that
 are in the file are not repeated.
@@ -26,6 +26,7 @@ from job_runner import ResultsFile, command_line, surroundings
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.compare.statistics import mean_interval
+from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, sequence_report
 
@@ -48,12 +49,17 @@ def measure(name: str, overrides: Sequence[str], repetition: int) -> dict[str, A
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> None:
-    """Print, for each sequence, the mean share of each arm and what its runs ended at."""
-    for name in dict.fromkeys(one["sequence"] for one in records):
-        chosen = [one["report"] for one in records if one["sequence"] == name]
+    """Print, for each sequence and its overrides, the mean share of each arm and what its runs ended at."""
+    measured: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for one in records:
+        measured.setdefault((one["sequence"], *one["overrides"]), []).append(one["report"])
+    for words, chosen in measured.items():
         first = chosen[0]
         count = len(first["arms"][0]["steps"])
-        print(f"{name}: {count} steps in each arm, {len(chosen)} repetitions; in brackets: 95 % intervals over these")
+        print(
+            f"{' '.join(words)}: {count} steps in each arm, {len(chosen)} repetitions; in brackets: 95 % intervals "
+            "over these"
+        )
         for place, arm in enumerate(first["arms"]):
             finals = [report["arms"][place]["final"]["estimate"] for report in chosen]
             print(f"  {arm['name']:10} mean final {_shown(finals)}")
@@ -83,7 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default=str(OUT))
     parser.add_argument("--summary", action="store_true", help="only show what is in the file")
     options = parser.parse_intermixed_args(argv)
-    out = ResultsFile(options.out)
+    try:
+        return _measure_and_summarise(options, ResultsFile(options.out))
+    except ReuseAlgosError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _measure_and_summarise(options: argparse.Namespace, out: ResultsFile) -> int:
     done = {one["repetition"] for one in out.records(sequence=options.sequence, overrides=options.overrides)}
     for repetition in range(0 if options.summary else options.repeat):
         if repetition in done:

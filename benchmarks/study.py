@@ -7,12 +7,14 @@ and only its last evaluation counts. Runs that others reuse come first.
 Whatever is stopped or killed goes on where it was with the same command: finished runs are in the archive and are not
 trained again, an interrupted one goes on from its Composer checkpoint. Each finished run is one JSON line at the end of
 ``--out``, with everything that is needed to judge it: final metric, every cost, prior runs, recipe, hardware, versions,
-commit, command.
+commit, archive, command. A file takes the runs of one archive: to train a study again that has a results file in the
+repository, name another file.
 
-    python benchmarks/study.py benchmarks/studies/cifar100_small.yaml --jobs 2 --time-limit 50m
+    python benchmarks/study.py benchmarks/studies/cifar100_small.yaml --jobs 2 --time-limit 50m --out mine.jsonl
     python benchmarks/study.py benchmarks/studies/cifar100_small.yaml overrides.data.name=npz overrides.data.path=c.npz
     python benchmarks/study.py benchmarks/studies/cifar100_small.yaml --arms plain,grown-warm   # and what they reuse
-    python benchmarks/study.py benchmarks/studies/cifar100_small.yaml --summary
+    python benchmarks/study.py benchmarks/studies/cifar100_small.yaml --summary --out mine.jsonl
+    python benchmarks/study.py benchmarks/studies/cifar100_small.yaml --summary   # of the file in the repository
 
 Seconds are only as good as the machine is quiet, and with ``--jobs`` runs share it: what a step costs is for
 ``overhead.py`` to say.
@@ -27,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from job_runner import ResultsFile, command_line
+from study_file import StudyFile
 from study_summary import advice, compare_records
 
+from reuse_algos.archive import RunArchive
 from reuse_algos.commands.common import console, seconds_of
 from reuse_algos.compare import budget_comparison_table
 from reuse_algos.errors import ReuseAlgosError
@@ -40,8 +44,14 @@ RESULTS = Path(__file__).parent / "results"
 _WHERE_DATA_LIES = ("data.path", "data.root", "data.download")
 
 
-def record_of(found: StepState, command: str) -> dict[str, Any]:
-    """A finished run as a line of the results file."""
+def record_of(found: StepState, archive_id: str, command: str) -> dict[str, Any]:
+    """A finished run as a line of the results file.
+
+    Args:
+        found: its step, finished.
+        archive_id: of the archive that holds it.
+        command: that trained it.
+    """
     run = found.run
     assert run is not None
     manifest = run.manifest
@@ -69,6 +79,7 @@ def record_of(found: StepState, command: str) -> dict[str, Any]:
         "flops_per_example": None if manifest.model is None else manifest.model.flops_per_example,
         "prior_runs": sorted({use.run_id for use in manifest.prior_runs}),
         "run_id": run.id,
+        "archive_id": archive_id,
         "recipe": recipe,
         "hardware": None if where is None else where.hardware,
         "versions": None if where is None else where.versions,
@@ -83,13 +94,15 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
     config = load_sequence(options.study, options.overrides, archive=options.archive)
     plan = plan_sequence(config)
     arms = None if options.arms is None else options.arms.split(",")
-    known = {one["run_id"] for one in out.records(study=config.name)}
+    lines = StudyFile(out, config.name)
+    there = lines.records()  # before the archive is looked at: it has a run before the file has its line
+    archive = open_for_reading(config.archive)
+    lines.check(there, plan, look_up_states(plan, archive), archive, arms)
+    archive_id = RunArchive(config.archive).archive_id
     command = command_line(__file__)
 
     def keep(found: StepState) -> None:
-        assert found.run is not None
-        if found.run.id not in known:
-            out.append(record_of(found, command))
+        lines.add(record_of(found, archive_id, command))
 
     try:
         run_sequence(
@@ -115,7 +128,7 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     """Print the budget-accuracy curves of the study's methods and the distances between them."""
     config = load_sequence(options.study, options.overrides)
     arms = None if options.arms is None else options.arms.split(",")
-    records = out.records(study=config.name)
+    records = StudyFile(out, config.name).records()
     baseline = config.baseline or "plain"
     out_of = console()
     out_of.print(budget_comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))

@@ -15,13 +15,16 @@ from typing import Any
 import pytest
 import yaml
 
+from reuse_algos.archive import RunArchive
 from reuse_algos.sequence import load_sequence, plan_sequence
 from sequences import in_process
+from sequences import made_up as fill_in
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "benchmarks/studies").glob("*.yaml"))
 DRIVER = ROOT / "benchmarks/study.py"
-OF_THE_CLOCK = ("train_seconds", "setup_seconds", "harvest_seconds", "finished", "run_id", "prior_runs", "command")
+OF_THE_CLOCK = ("train_seconds", "setup_seconds", "harvest_seconds", "finished", "run_id", "prior_runs",
+                "archive_id", "command")  # fmt: skip
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import study  # noqa: E402
@@ -131,6 +134,117 @@ def test_time_limit_and_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert study.main([*arguments, "--summary"]) == 2
     assert "has no run of these methods yet" in capsys.readouterr().err
     assert not (tmp_path / "results.jsonl").exists()
+
+
+# One file, one archive ------------------------------------------------------------------------------------------------
+
+
+def trained(here: Path, archive: str) -> dict[str, Any]:
+    """The tiny study's finished steps, made up in an archive; arm -> run id."""
+    here.mkdir(exist_ok=True)
+    config = load_sequence(tiny(here)[0], archive=str(here / archive))
+    values = {arm: {step.name: [0.5] for step in plan_sequence(config).of_arm(arm)} for arm in config.arms}
+    _, states = fill_in(plan_sequence(config), values)
+    return {found.step.arm: found.run.id for found in states if found.run is not None}
+
+
+def lines_of(here: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (here / "results.jsonl").read_text().splitlines()]
+
+
+def rewrite(here: Path, lines: list[dict[str, Any]]) -> bytes:
+    (here / "results.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    return (here / "results.jsonl").read_bytes()
+
+
+def in_archive(here: Path, archive: str, *more: str) -> list[str]:
+    """Arguments to train the tiny study in another archive, nothing being trained in this process."""
+    return [*tiny(here), "--archive", str(here / archive), *more]
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> int:
+        raise AssertionError("something is trained")
+
+    monkeypatch.setattr("reuse_algos.sequence.running.step_process", refuse)
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_file_of_another_archive_is_refused_before_anything_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = trained(tmp_path, "one")
+    assert study.main(in_archive(tmp_path, "one")) == 0
+    assert {one["method"]: one["run_id"] for one in lines_of(tmp_path)} == first
+    assert [one["archive_id"] for one in lines_of(tmp_path)] == 3 * [RunArchive(tmp_path / "one").archive_id]
+    before = (tmp_path / "results.jsonl").read_bytes()
+    # An archive that is not there yet, and one with runs of its own.
+    for name in ("none", "two"):
+        if name == "two":
+            trained(tmp_path, "two")
+        capsys.readouterr()
+        assert study.main(in_archive(tmp_path, name)) == 2
+        error = capsys.readouterr().err
+        assert f"from another archive ({RunArchive(tmp_path / 'one').archive_id})" in error
+        assert "--out another.jsonl" in error
+        assert (tmp_path / "results.jsonl").read_bytes() == before
+    assert not (tmp_path / "none").exists()
+    assert study.main(in_archive(tmp_path, "two", "--out", str(tmp_path / "another.jsonl"))) == 0
+    assert len((tmp_path / "another.jsonl").read_text().splitlines()) == 3
+    assert study.main(in_archive(tmp_path, "one")) == 0
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_lines_that_name_no_archive_are_known_by_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(tmp_path, "one")
+    trained(tmp_path, "two")
+    assert study.main(in_archive(tmp_path, "one")) == 0
+    old = [{key: value for key, value in one.items() if key != "archive_id"} for one in lines_of(tmp_path)]
+    # The archive that holds them goes on: what is missing of the file is added, with the archive's name.
+    rewrite(tmp_path, old[:2])
+    assert study.main(in_archive(tmp_path, "one")) == 0
+    assert [one.get("archive_id") for one in lines_of(tmp_path)] == [
+        None,
+        None,
+        RunArchive(tmp_path / "one").archive_id,
+    ]
+    before = rewrite(tmp_path, old)
+    assert study.main(in_archive(tmp_path, "two")) == 2
+    assert "has 3 runs of tiny-study, and the archive at" in (error := capsys.readouterr().err)
+    assert f"none of them (such as {old[0]['run_id']})" in error
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    # Lines of other studies in the file do not matter.
+    rewrite(tmp_path, [{**one, "study": "other"} for one in old])
+    assert study.main(in_archive(tmp_path, "two")) == 0
+    assert len(lines_of(tmp_path)) == 6
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_step_that_has_another_run_in_the_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = trained(tmp_path, "one")
+    assert study.main(in_archive(tmp_path, "one")) == 0
+    lines = lines_of(tmp_path)
+    # The file's run is not the archive's.
+    other = [{**one, "run_id": "elsewhere"} if one["method"] == "plain" else one for one in lines]
+    before = rewrite(tmp_path, other)
+    assert study.main(in_archive(tmp_path, "one")) == 2
+    assert f"run elsewhere of plain/{lines[1]['step']}" in (error := capsys.readouterr().err)
+    assert f"has run {runs['plain']}: " in error
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+    # A step that would be trained again.
+    rewrite(tmp_path, lines)
+    RunArchive(tmp_path / "one").remove_run(runs["plain"], force=True)
+    assert study.main(in_archive(tmp_path, "one")) == 2
+    assert "has no finished run of it" in capsys.readouterr().err
+    # It does not matter to other arms.
+    assert study.main(in_archive(tmp_path, "one", "--arms", "distilled")) == 0
+    # A file that was pooled is not summarised.
+    rewrite(tmp_path, [*lines, *(one for one in other if one["method"] == "plain")])
+    capsys.readouterr()
+    assert study.main([*tiny(tmp_path), "--summary"]) == 2
+    assert f"two runs of plain/{lines[1]['step']}: {runs['plain']} and elsewhere" in capsys.readouterr().err
 
 
 def made_up() -> list[dict[str, Any]]:
