@@ -55,13 +55,6 @@ def test_seeds_share_a_group_that_can_be_read() -> None:
     )
 
 
-def test_a_seed_within_an_option_does_not_part_whatever_the_algorithm_is_called() -> None:
-    for name in ("label_smoothing", "LabelSmoothing"):
-        assert group(algorithms={name: {"smoothing": "${seed}"}}) == group(
-            seed=2, algorithms={name: {"smoothing": "${seed}"}}
-        )
-
-
 @pytest.mark.parametrize(
     "change",
     [
