@@ -259,7 +259,8 @@ def made_up() -> list[dict[str, Any]]:
                     "method": method, "role": None, "metric": "accuracy", "mode": "max", "seed": run.seed,
                     "budget": run.budget, "steps": run.steps, "samples": run.samples, "final": run.final,
                     "train_seconds": run.train_seconds, "setup_seconds": 0.0, "harvest_seconds": 0.0,
-                    "flops_per_example": 10, "prior_runs": [], "run_id": run.run_id, "control_of": None, "health": "ok",
+                    "flops_per_example": 10, "recipe": {}, "prior_runs": [], "run_id": run.run_id, "control_of": None,
+                    "health": "ok",
                 }
             )  # fmt: skip
     return lines
@@ -277,6 +278,23 @@ def test_summary_recovers_the_speed_up_and_gives_advice_for_each_level() -> None
     assert "Train distilled for about" in lines[2]
     assert "times fewer steps than plain" in lines[2]
     assert [one.name for one in compare_records(made_up(), "plain", ["plain"]).groups] == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "known"),
+    [
+        ({"algorithms.prior_run_distillation.source": "cached", "algorithms.prior_run_distillation.loss": "mse"}, True),
+        ({"algorithms.prior_run_distillation.source": "live"}, False),
+        ({"algorithms.prior_run_distillation.loss": "mse"}, False),  # the default looks for itself
+        ({"algorithms.adversarial_replay.mode": "append"}, False),
+        ({"algorithms.label_smoothing.smoothing": 0.1}, True),
+    ],
+)
+def test_flops_of_live_teachers_and_replays_are_not_known(recipe: dict[str, Any], known: bool) -> None:
+    lines = [one | {"recipe": recipe} if one["method"] == "distilled" else one for one in made_up()]
+    distilled = compare_records(lines, "plain").group("distilled")
+    assert (distilled.points[0].costs["flops"] is not None) == known
+    assert ("flops" in distilled.speedups) == known
 
 
 def test_the_results_page_is_what_the_raw_files_say() -> None:
