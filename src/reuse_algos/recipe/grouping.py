@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from reuse_algos.recipe.compose import Recipe, under_main_names
-from reuse_algos.recipe.faults import Faults, join
+from reuse_algos.recipe.faults import Faults
 from reuse_algos.recipe.interpolation import BROKEN, resolve
 from reuse_algos.recipe.schema import Settings
+from reuse_algos.recipe.source import leaves
 
 __all__ = ["NOT_TRAINED_BY", "group_of", "trained_by", "without_seed"]
 
@@ -86,10 +87,10 @@ def trained_by(record: Mapping[str, Any]) -> dict[str, Any]:
 
     Records of earlier versions of the library can be compared too, since a key that has its default is left out.
     """
-    defaults = dict(_leaves(asdict(Settings())))
+    defaults = dict(leaves(asdict(Settings())))
     kept = {key: value for key, value in record.items() if key not in NOT_TRAINED_BY}
     plain = json.loads(json.dumps(_without_numbers_of_no_json(kept)))
-    return {key: value for key, value in _leaves(plain) if key not in defaults or defaults[key] != value}
+    return {key: value for key, value in leaves(plain) if key not in defaults or defaults[key] != value}
 
 
 def _without_numbers_of_no_json(value: Any) -> Any:
@@ -100,11 +101,3 @@ def _without_numbers_of_no_json(value: Any) -> Any:
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         return ".inf" if value > 0 else "-.inf"  # as the archive spells it
     return ".nan" if isinstance(value, float) and value != value else value
-
-
-def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, join(path, key))
-        else:
-            yield join(path, key), value

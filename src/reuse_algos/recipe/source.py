@@ -7,7 +7,7 @@ other than text, numbers, booleans, null, lists and mappings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import yaml
 from reuse_algos.errors import nearest
 from reuse_algos.recipe.faults import Faults, join
 
-__all__ = ["apply_overrides", "merge_sections", "parse_yaml", "read_text"]
+__all__ = ["apply_overrides", "leaves", "merge_sections", "parse_yaml", "read_text"]
 
 _MAX_NODES = 100_000
 _OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
@@ -159,6 +159,15 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str], faults: Fa
             faults.add(repr(override), f"the value is wrong: {line}")
         if not len(own):
             _set(values, keys, value, override, faults)
+
+
+def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of all that is no section, or an empty one."""
+    for key, value in section.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, join(path, key))
+        else:
+            yield join(path, key), value
 
 
 def merge_sections(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:

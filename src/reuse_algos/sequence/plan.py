@@ -17,7 +17,7 @@ from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.recipe.shipped import shipped_recipe
-from reuse_algos.recipe.source import merge_sections, parse_yaml, read_text
+from reuse_algos.recipe.source import leaves, merge_sections, parse_yaml, read_text
 from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 
 __all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence", "reuses", "trained_by", "waits_for"]
@@ -150,7 +150,7 @@ def _points(
     of_arm = (config.grid, "grid") if arm.grid is None else (arm.grid, join(where[0], "grid"))
     axes: dict[str, list[Any]] = {}
     for grid, path in (of_arm, (step.grid, join(where[1], "grid"))):
-        for key, values in _leaves(grid):
+        for key, values in leaves(grid):
             if not isinstance(values, list) or not values:
                 faults.add(join(path, key), f"must be a list of values to try, not {values!r}")
             elif key.split(".")[0] in (*_OWN_KEYS, "tags"):
@@ -160,14 +160,6 @@ def _points(
             else:
                 axes[key] = values
     return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, join(path, key))
-        else:
-            yield join(path, key), value
 
 
 def _step_name(step: StepConfig, point: Mapping[str, Any], index: int) -> str:
