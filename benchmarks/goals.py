@@ -24,7 +24,7 @@ from reuse_algos.compare.statistics import mean_interval
 RESULTS = Path(__file__).parent / "results"
 STUDY = "cifar100-small"
 BASELINE = "plain"
-OUTPUTS_ONLY = ("distilled", "distilled-one", "distilled-kl", "curriculum", "distilled-curriculum")
+OUTPUTS_ONLY = ("distilled", "distilled-half", "distilled-one", "distilled-kl", "curriculum", "distilled-curriculum")
 GROWN = ("grown-warm", "grown-shrunk", "grown-distilled", "grown-focus")
 OTHER_ARCHITECTURE: tuple[str, ...] = ()
 SEARCH = "sequences/learning_rate_search"

@@ -126,6 +126,7 @@ def torture(path: Path) -> str:
 OUTPUTS_ONLY = (
     "plain",
     "distilled",
+    "distilled-half",
     "distilled-one",
     "distilled-kl",
     "smoothed",
