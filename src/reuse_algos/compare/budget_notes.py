@@ -9,11 +9,9 @@ from reuse_algos.compare.budget_curves import Sample
 from reuse_algos.compare.budget_groups import BudgetQuestion, Member
 from reuse_algos.compare.budgets import BudgetGroup
 from reuse_algos.compare.notes import ids
-from reuse_algos.compare.statistics import MIN_RUNS
+from reuse_algos.compare.statistics import MIN_RUNS, RUNS_FOR_A_CLAIM
 
 __all__ = ["budget_notes"]
-
-_RUNS_FOR_A_CLAIM = 3
 
 
 def budget_notes(groups: Sequence[BudgetGroup], question: BudgetQuestion, members: Mapping[str, Member]) -> list[str]:
@@ -40,12 +38,12 @@ def _too_few(groups: Sequence[BudgetGroup]) -> list[str]:
         f"{group.name} at {point.budget} (n={point.n})"
         for group in groups
         for point in group.points
-        if point.n < _RUNS_FOR_A_CLAIM
+        if point.n < RUNS_FOR_A_CLAIM
     ]
     if not few:
         return []
     return [
-        f"Too few runs for a claim: {ids(few)}. {MIN_RUNS} give an interval, {_RUNS_FOR_A_CLAIM} are needed for a "
+        f"Too few runs for a claim: {ids(few)}. {MIN_RUNS} give an interval, {RUNS_FOR_A_CLAIM} are needed for a "
         "claim, 5 for a headline."
     ]
 

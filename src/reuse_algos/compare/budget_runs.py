@@ -11,6 +11,7 @@ import numpy as np
 
 from reuse_algos.compare.budgets import AXES, Axis
 from reuse_algos.compare.outcomes import RunOutcome
+from reuse_algos.compare.statistics import RUNS_FOR_A_CLAIM
 from reuse_algos.compare.table import no_baseline
 from reuse_algos.errors import CompareError, ReuseAlgosError
 
@@ -31,7 +32,6 @@ __all__ = [
 ]
 
 _PASSES = 3  # a backward pass costs about two forward passes
-_RUNS_FOR_A_CLAIM = 3
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def used_points(points: Sequence[list[BudgetRun]]) -> list[list[BudgetRun]]:
     One or two runs at one more budget would say next to nothing and, with limits as wide as theirs, take away what the
     others say.
     """
-    needed = min(_RUNS_FOR_A_CLAIM, max(len(point) for point in points))
+    needed = min(RUNS_FOR_A_CLAIM, max(len(point) for point in points))
     return [point for point in points if len(point) >= needed]
 
 

@@ -10,11 +10,9 @@ import numpy as np
 from reuse_algos.compare.groups import Question
 from reuse_algos.compare.outcomes import RunOutcome
 from reuse_algos.compare.results import GroupResult
-from reuse_algos.compare.statistics import MIN_RUNS
+from reuse_algos.compare.statistics import MIN_RUNS, RUNS_FOR_A_CLAIM
 
 __all__ = ["comparison_notes", "differences", "ids", "left_out"]
-
-_RUNS_FOR_A_CLAIM = 3
 
 Outcomes = Mapping[str, Sequence[RunOutcome]]
 
@@ -65,11 +63,11 @@ def left_out(unfinished: Sequence[str], without_key: Sequence[str], reused: Sequ
 
 
 def _too_few(groups: Sequence[GroupResult]) -> list[str]:
-    few = [f"{group.name} (n={group.n})" for group in groups if group.n < _RUNS_FOR_A_CLAIM]
+    few = [f"{group.name} (n={group.n})" for group in groups if group.n < RUNS_FOR_A_CLAIM]
     if not few:
         return []
     return [
-        f"Too few runs for a claim: {', '.join(few)}. {MIN_RUNS} give an interval, {_RUNS_FOR_A_CLAIM} are needed "
+        f"Too few runs for a claim: {', '.join(few)}. {MIN_RUNS} give an interval, {RUNS_FOR_A_CLAIM} are needed "
         "for a claim, 5 for a headline."
     ]
 

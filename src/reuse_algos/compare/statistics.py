@@ -23,6 +23,7 @@ from scipy.special import stdtrit
 __all__ = [
     "CONFIDENCE",
     "MIN_RUNS",
+    "RUNS_FOR_A_CLAIM",
     "Hit",
     "Interval",
     "Speedup",
@@ -43,6 +44,9 @@ CONFIDENCE = 0.95
 MIN_RUNS = 2
 """Runs per group below which there is no spread and so no verdict. Two are the bare minimum (t is 12.7 with one degree
 of freedom, so the intervals are very wide); three are needed for a claim and five for a headline."""
+
+RUNS_FOR_A_CLAIM = 3
+"""Runs per group that a claim needs."""
 
 Verdict = Literal["faster", "slower", "no difference", "not enough runs"]
 Bound = Literal["", "<=", ">=", "?"]
