@@ -144,6 +144,12 @@ SECTIONS = (
         summary("study", str(HERE / "studies" / "cifar100_small.yaml"), "--arms", ",".join(OUTPUTS_ONLY)),
     ),
     Section(
+        "Runs of another architecture",
+        "cifar100_small_resnet20.jsonl",
+        "The same images and settings; three runs of ResNet-8 serve ResNet-20.",
+        summary("study", str(HERE / "studies" / "cifar100_small_resnet20.yaml")),
+    ),
+    Section(
         "Warm starts, on the same data and on grown data",
         "cifar100_small.jsonl",
         "Arms of the same study, in two comparisons.",

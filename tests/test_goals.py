@@ -15,21 +15,21 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import goals
 
 
-def write_study(folder: Path, speeds: dict[str, float]) -> None:
+def write_study(folder: Path, speeds: dict[str, float], study: str = goals.STUDY) -> None:
     """A study in which each method is so many times as quick as plain training, exactly in the mean."""
     lines = []
     for method, speed in speeds.items():
         for run in records(method, (5, 10, 20, 40), speed):
             lines.append(
                 {
-                    "study": goals.STUDY, "method": method, "role": None, "control_of": None, "metric": "accuracy",
+                    "study": study, "method": method, "role": None, "control_of": None, "metric": "accuracy",
                     "mode": "max", "seed": run.seed, "budget": run.budget, "steps": run.steps, "samples": run.samples,
                     "final": run.final, "train_seconds": run.train_seconds, "setup_seconds": 0.0, "recipe": {},
                     "harvest_seconds": 0.0, "flops_per_example": None, "prior_runs": [], "run_id": run.run_id,
                     "health": "ok",
                 }
             )  # fmt: skip
-    (folder / "cifar100_small.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{study.replace('-', '_')}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def search(rate: dict[str, float], chosen: str, share: float) -> dict[str, Any]:
@@ -57,6 +57,16 @@ def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
     assert grown.splitlines()[1].endswith("MISSED, 2.00 times short")
     assert "not measured" in other
     assert "not measured" in searched
+
+
+def test_another_architecture_has_a_study_and_a_baseline_of_its_own(tmp_path: Path) -> None:
+    write_study(tmp_path, {"plain": 1.0, "distilled": 2.0})
+    write_study(tmp_path, {"plain": 1.0, "distilled-half": 4.0}, goals.OTHER_ARCHITECTURE_STUDY)
+    same, _, other, _ = goals.goals(tmp_path)
+    assert same.endswith("MISSED, 1.50 times short")
+    (line,) = other.splitlines()[1:]
+    assert line.startswith("    distilled-half: 4.00")
+    assert line.endswith("times fewer steps: met")
 
 
 def test_a_goal_within_the_limits_is_not_decided(tmp_path: Path) -> None:
