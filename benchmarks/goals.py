@@ -25,7 +25,8 @@ RESULTS = Path(__file__).parent / "results"
 STUDY = "cifar100-small"
 OTHER_ARCHITECTURE_STUDY = "cifar100-small-resnet20"
 BASELINE = "plain"
-OUTPUTS_ONLY = ("distilled", "distilled-half", "distilled-one", "distilled-kl", "curriculum", "distilled-curriculum")
+OUTPUTS_ONLY = ("distilled", "distilled-half", "distilled-one", "distilled-kl", "curriculum", "distilled-curriculum",
+                "replayed")  # fmt: skip
 GROWN = ("grown-warm", "grown-shrunk", "grown-distilled", "grown-focus")
 OTHER_ARCHITECTURE = ("distilled", "distilled-half")
 SEARCH = "sequences/learning_rate_search"

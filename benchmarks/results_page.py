@@ -134,6 +134,7 @@ OUTPUTS_ONLY = (
     "curriculum",
     "curriculum-shuffled",
     "distilled-curriculum",
+    "replayed",
 )
 
 SECTIONS = (

@@ -114,10 +114,10 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
             finished=keep,
         )
     finally:
-        left = [found for found in look_up_states(plan, open_for_reading(config.archive)) if found.run is None]
+        left = [found for found in look_up_states(plan, open_for_reading(config.archive)) if found.state != "finished"]
         print(f"\n{len(plan.steps) - len(left)} of {len(plan.steps)} runs are finished", flush=True)
         for arm in config.arms:
-            names = [f"{found.step.name}{' (begun)' if found.state == 'interrupted' else ''}" for found in left
+            names = [f"{found.step.name}{' (begun)' if found.state != 'to do' else ''}" for found in left
                      if found.step.arm == arm]  # fmt: skip
             if names:
                 print(f"  left of {arm}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")

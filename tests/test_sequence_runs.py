@@ -30,8 +30,8 @@ from reuse_algos.sequence import (
     run_sequence,
     sequence_report,
 )
+from reuse_algos.sequence.processes import LOG, Halt, step_process
 from reuse_algos.sequence.progress import CHECKPOINTS, RECIPE, open_for_reading
-from reuse_algos.sequence.running import LOG, Halt, step_process
 from sequences import in_process, planned, sequence
 
 # Both are Composer's, on resuming behind the last batch of an epoch.

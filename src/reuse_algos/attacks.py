@@ -23,7 +23,7 @@ from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
 
-__all__ = ["Attack", "Forward", "Perturbed", "ascend", "perturb", "pixel_room", "random_targets"]
+__all__ = ["Attack", "Forward", "Perturbed", "ascend", "perturb", "pixel_room", "pixel_size", "random_targets"]
 
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""
@@ -120,6 +120,22 @@ class Attack:
         parts += ["random target"] if self.targeted == "random" else []
         parts += [f"seed={self.seed}"] if self.targeted == "random" or self.starts_randomly else []
         return f"{self.method}({', '.join(parts)})"
+
+
+def pixel_size(text: str) -> float:
+    """A size in pixel units, written as a number or as a fraction such as ``8/255``.
+
+    Raises:
+        ValueError: It is neither, or not above 0.
+    """
+    above, slash, below = text.partition("/")
+    try:
+        number = float(above) / (float(below) if slash else 1.0)
+    except (ValueError, ZeroDivisionError):
+        number = 0.0
+    if not 0 < number < math.inf:
+        raise ValueError(f"{text!r} is not a number above 0, such as 0.03 or 8/255")
+    return number
 
 
 class Perturbed(NamedTuple):

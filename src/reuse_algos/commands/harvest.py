@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import re
 import sys
 from typing import Any
@@ -125,14 +124,12 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> float:
     """Argument type: a number or a fraction, above 0."""
-    above, slash, below = text.partition("/")
+    from reuse_algos.attacks import pixel_size
+
     try:
-        number = float(above) / (float(below) if slash else 1.0)
-    except (ValueError, ZeroDivisionError):
-        number = 0.0
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0, such as 0.03 or 8/255")
-    return number
+        return pixel_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:

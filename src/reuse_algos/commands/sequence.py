@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         time_limit=args.time_limit,
         say=lambda line: print(printable(line), file=progress, flush=True),
     )
-    left = sum(found.run is None for found in states)
+    left = sum(found.state != "finished" for found in states)
     if left:
         print(f"{left} of {len(states)} steps are left; the same command goes on with them", file=progress, flush=True)
         return _LEFT

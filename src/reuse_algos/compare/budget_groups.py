@@ -281,7 +281,7 @@ def _sentence(
         )
     if speedup.verdict == "not enough runs":
         return f"Not enough runs to say whether {member.name} needs {less} than {base} {goal} ({basis})."
-    if speedup.bound == "?" or math.isnan(speedup.estimate):
+    if not speedup.known:
         return f"Nothing can be said about the {cost} that {member.name} needs {goal}: {why_unknown} ({basis})."
     return (
         f"No difference was shown in the {cost} that {member.name} and {base} need {goal}: speed-up "

@@ -227,22 +227,17 @@ def _speedup_values(name: str, speedup: Speedup | None) -> dict[str, float | str
     if speedup is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_bound"))
     return {
-        name: _known_estimate(speedup),
+        name: speedup.estimate if speedup.known else None,
         f"{name}_low": speedup.low,
         f"{name}_high": speedup.high,
         f"{name}_bound": speedup.bound,
     }
 
 
-def _known_estimate(speedup: Speedup) -> float | None:
-    """None where both costs are only limits, whose ratio says nothing, and where there is no ratio."""
-    return None if speedup.bound == "?" or math.isnan(speedup.estimate) else speedup.estimate
-
-
 def _bar_label(name: str, speedup: Speedup) -> str:
     """``name: at most 0.80x [0, 0.95]``, or ``name: not known``."""
     words = "not known"
-    if _known_estimate(speedup) is not None:
+    if speedup.known:
         words = format_speedup(speedup).replace("<=", "at most").replace(">=", "at least")
     return f"{name}: {words}".replace("\n", " ")
 
@@ -306,7 +301,7 @@ def _bars(title: str, speedups: Iterable[tuple[str, Speedup]]) -> Bars:
     rows = [
         {
             "label": _bar_label(name, speedup),
-            "value": _known_estimate(speedup),
+            "value": speedup.estimate if speedup.known else None,
             "low": speedup.low,
             "high": speedup.high,
             "group": name,

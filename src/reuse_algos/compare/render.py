@@ -61,7 +61,7 @@ def format_speedup(speedup: Speedup | None) -> str:
     """Two lines: ``2.00x`` (or ``<= 2.00x``), and the limits ``[1.70, 2.40]`` if any is known."""
     if speedup is None:
         return "-"
-    if speedup.bound == "?" or math.isnan(speedup.estimate):
+    if not speedup.known:
         return "?"
     estimate = f"{speedup.bound} {speedup.estimate:.2f}x" if speedup.bound else f"{speedup.estimate:.2f}x"
     if speedup.low == 0.0 and speedup.high == math.inf:

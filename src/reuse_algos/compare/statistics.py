@@ -84,6 +84,11 @@ class Speedup:
     bound: Bound
     verdict: Verdict
 
+    @property
+    def known(self) -> bool:
+        """Whether the estimate says anything: not where both costs are only limits, whose ratio is none."""
+        return self.bound != "?" and not math.isnan(self.estimate)
+
 
 @dataclass(frozen=True)
 class Hit:

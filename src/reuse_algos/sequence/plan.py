@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -18,6 +19,7 @@ from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.recipe.source import leaves, merge_sections, parse_yaml, read_text
+from reuse_algos.sequence.harvests import Harvest
 from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 
 __all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence", "reuses", "trained_by", "waits_for"]
@@ -42,6 +44,7 @@ class PlannedStep:
         recipe: the same, checked.
         folder: of its recipe, log and checkpoints.
         special: whether it is trained by the arm's ``first``.
+        harvests: what is harvested of its run.
     """
 
     arm: str
@@ -52,6 +55,7 @@ class PlannedStep:
     recipe: Recipe
     folder: Path
     special: bool
+    harvests: tuple[Harvest, ...] = ()
 
     @property
     def tags(self) -> dict[str, str]:
@@ -127,7 +131,17 @@ def _planned_arm(config: SequenceConfig, name: str, arm: ArmConfig, faults: Faul
             planned = _planned(config, name, here, (place, step), title, position, point, first is not None, faults)
             position += 1
             if planned is not None:
-                yield planned
+                yield dataclasses.replace(planned, harvests=_harvests(arm, planned, join(at, "harvest"), faults))
+
+
+def _harvests(arm: ArmConfig, step: PlannedStep, path: str, faults: Faults) -> tuple[Harvest, ...]:
+    found = []
+    for signal, config in arm.harvest.items():
+        try:
+            found.append(Harvest.planned(signal, config, step.recipe.settings.data))
+        except ValueError as error:
+            faults.add(join(path, signal), f"{error} in {step.title}")
+    return tuple(found)
 
 
 def _check_section(path: str, section: Any, faults: Faults) -> None:

@@ -11,9 +11,10 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.store import open_store
 from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
+from reuse_algos.sequence.harvests import missing_harvests, remade
 from reuse_algos.sequence.plan import Plan, PlannedStep, differences, waits_for
 
-__all__ = ["CHECKPOINTS", "RECIPE", "StepState", "look_up_states", "open_for_reading"]
+__all__ = ["CHECKPOINTS", "RECIPE", "StepState", "look_up_states", "open_for_reading", "trained_state"]
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
@@ -25,12 +26,13 @@ class StepState:
 
     Attributes:
         step: the step.
-        state: ``finished`` (its run is in the archive), ``interrupted`` (it goes on from its checkpoint) or ``to do``.
-        run: its run if it is finished.
+        state: ``finished`` (its run is in the archive, with all that is harvested of it), ``to harvest`` (it is
+            trained), ``interrupted`` (it goes on from its checkpoint) or ``to do``.
+        run: its run if it is trained.
     """
 
     step: PlannedStep
-    state: Literal["finished", "interrupted", "to do"]
+    state: Literal["finished", "to harvest", "interrupted", "to do"]
     run: PriorRun | None = None
 
 
@@ -78,7 +80,13 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
                     f"{'; '.join(changed)}. Undo the change, give the sequence another name, or remove the run to "
                     "train the step again"
                 )
-            states.append(StepState(step, "finished", found[0]))
+            remake = remade(found[0], step.harvests)
+            if remake:
+                faults.append(
+                    f"{step.title} is finished (run {found[0].id}), and what is harvested of it has changed since: "
+                    f"{'; '.join(remake)}. Undo the change, or harvest the run anew (reuse-algos harvest --replace)"
+                )
+            states.append(trained_state(step, found[0]))
         elif _has_checkpoint(step):
             faults += _changed_while_interrupted(step)
             states.append(StepState(step, "interrupted"))
@@ -88,6 +96,11 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
     if faults:
         raise SequenceError("\n  ".join([f"{plan.config.source}: the sequence cannot go on", *faults]))
     return states
+
+
+def trained_state(step: PlannedStep, run: PriorRun) -> StepState:
+    """The state of a step whose run is in the archive."""
+    return StepState(step, "to harvest" if missing_harvests(run, step.harvests) else "finished", run)
 
 
 def _has_checkpoint(step: PlannedStep) -> bool:
@@ -129,10 +142,10 @@ def _out_of_order(states: Sequence[StepState]) -> list[str]:
     """Steps that would see the runs of later ones, or whose run later ones have had to do without."""
     faults = []
     for index, missing in enumerate(states):
-        if missing.state == "finished":
+        if missing.run is not None:
             continue
         later = [
-            other for other in states[index + 1 :] if other.state == "finished" and waits_for(other.step, missing.step)
+            other for other in states[index + 1 :] if other.run is not None and waits_for(other.step, missing.step)
         ]
         if later:
             runs = ", ".join(other.run.id for other in later if other.run is not None)

@@ -33,6 +33,7 @@ def plan_records(states: Sequence[StepState]) -> list[dict[str, Any]]:
             "point": found.step.point,
             "max_duration": found.step.recipe.settings.max_duration,
             "algorithms": list(found.step.recipe.settings.algorithms),
+            "harvests": [harvest.name for harvest in found.step.harvests],
             "folder": str(found.step.folder),
             "fingerprint": fingerprint(found.step.recipe.record),
         }

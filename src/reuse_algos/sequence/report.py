@@ -151,7 +151,7 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
         SequenceError: a step is not finished.
         CompareError: the runs share no metric, or not the one that the file names.
     """
-    missing = [found.step.title for found in states if found.run is None]
+    missing = [found.step.title for found in states if found.state != "finished"]
     if missing:
         raise SequenceError(f"{len(missing)} steps are not finished yet: {', '.join(missing)}")
     pairs = [(found.step, found.run) for found in states if found.run is not None]

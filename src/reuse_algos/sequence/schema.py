@@ -11,13 +11,16 @@ from typing import Any
 from omegaconf import MISSING
 
 from reuse_algos.archive.manifest import is_safe_name
+from reuse_algos.archive.packed import BITS
+from reuse_algos.attacks import Attack, pixel_size
 from reuse_algos.errors import nearest
+from reuse_algos.harvest import HARVESTABLE
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.fitting import fit_fields
 from reuse_algos.recipe.interpolation import BROKEN, resolve
 from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
 
-__all__ = ["ArmConfig", "FirstConfig", "SequenceConfig", "StepConfig", "load_sequence"]
+__all__ = ["ArmConfig", "FirstConfig", "HarvestConfig", "SequenceConfig", "StepConfig", "load_sequence"]
 
 _MAX_RANKS = 1024
 
@@ -58,6 +61,29 @@ class StepConfig:
 
 
 @dataclass
+class HarvestConfig:
+    """How one signal of an arm's runs is harvested: arguments of :func:`reuse_algos.harvest.harvest`.
+
+    Attributes:
+        views: views 0 to views-1 of each example; null: those of the run, for scores the plain one.
+        weights: which archived weights look at the data.
+        top_k: for logits: keep the K largest; null: all.
+        plain: for features: of the examples without augmentation.
+        attack: for adversarial: fields of :class:`reuse_algos.attacks.Attack`; sizes may be fractions (``8/255``).
+        bits: for adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
+        batch_size: examples at once; null: as many as suit the signal.
+    """
+
+    views: int | None = None
+    weights: str = "last"
+    top_k: int | None = None
+    plain: bool = False
+    attack: dict[str, Any] | None = None
+    bits: int | None = None
+    batch_size: int | None = None
+
+
+@dataclass
 class ArmConfig:
     """One way to train all steps, such as with or without the algorithms that reuse earlier runs.
 
@@ -68,6 +94,8 @@ class ArmConfig:
         first: the arm's first step, which has no prior runs; null where it is trained as the others are.
         grid: this arm's own grid in place of the sequence's; null for the sequence's.
         steps: this arm's own steps in place of the sequence's; null for the sequence's.
+        harvest: signal -> how it is harvested of each of the arm's runs, once the run is trained and before a step that
+            reuses it starts: ``{adversarial: {attack: {epsilon: 8/255}}}``.
     """
 
     recipe: str | None = None
@@ -76,6 +104,7 @@ class ArmConfig:
     first: FirstConfig | None = None
     grid: dict[str, Any] | None = None
     steps: list[StepConfig] | None = None
+    harvest: dict[str, HarvestConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -245,13 +274,68 @@ def _arm(value: Any, path: str, faults: Faults) -> ArmConfig:
         if value is not BROKEN:
             faults.add(path, f"must be a section of keys, not {value!r}")
         return ArmConfig()
-    inner = {key: value[key] for key in ("first", "steps") if key in value}
+    inner = {key: value[key] for key in ("first", "steps", "harvest") if key in value}
     arm = ArmConfig(**_fit({key: v for key, v in value.items() if key not in inner}, ArmConfig, path, faults))
     if inner.get("first") is not None:
         arm.first = FirstConfig(**_fit(inner["first"], FirstConfig, join(path, "first"), faults))
     if inner.get("steps") is not None:
         arm.steps = _steps(inner["steps"], join(path, "steps"), faults)
+    if inner.get("harvest") is not None:
+        arm.harvest = _harvest(inner["harvest"], join(path, "harvest"), faults)
     return arm
+
+
+def _harvest(values: Any, path: str, faults: Faults) -> dict[str, HarvestConfig]:
+    if not isinstance(values, dict):
+        if values is not BROKEN:
+            faults.add(path, "must be a section: the name of each signal, and how it is harvested")
+        return {}
+    harvests = {}
+    for signal, value in values.items():
+        here = join(path, signal)
+        if signal not in HARVESTABLE:
+            faults.add(here, f"cannot be harvested.{nearest(str(signal), HARVESTABLE)}")
+            continue
+        config = HarvestConfig(**_fit({} if value is None else value, HarvestConfig, here, faults))
+        _check_harvest(signal, config, here, faults)
+        harvests[signal] = config
+    return harvests
+
+
+def _check_harvest(signal: str, config: HarvestConfig, path: str, faults: Faults) -> None:
+    """What is of another signal, and settings out of range: before hours of training, not after them."""
+    others = {"attack": "adversarial", "bits": "adversarial", "top_k": "logits", "plain": "features"}
+    for key, owner in others.items():
+        if getattr(config, key) not in (None, False) and signal != owner:
+            faults.add(join(path, key), f"belongs to {owner}")
+    if config.plain and config.views is not None:
+        faults.add(join(path, "plain"), "goes without views")
+    for key in ("views", "top_k", "batch_size"):
+        value = getattr(config, key)
+        if isinstance(value, int) and value < 1:
+            faults.add(join(path, key), f"must be at least 1, not {value}")
+    if config.bits is not None and config.bits not in BITS:
+        faults.add(join(path, "bits"), f"must be one of {', '.join(map(str, BITS))}, not {config.bits}")
+    if config.attack is not None:
+        _attack(config.attack, join(path, "attack"), faults)
+
+
+def _attack(values: dict[str, Any], path: str, faults: Faults) -> None:
+    """Check the fields of an attack; fractions become numbers in place."""
+    known = len(faults)
+    for key in ("epsilon", "step_size"):
+        if isinstance(text := values.get(key), str):
+            try:
+                values[key] = pixel_size(text)
+            except ValueError as error:
+                faults.add(join(path, key), str(error))
+                del values[key]
+    values.update(_fit(dict(values), Attack, path, faults))
+    if len(faults) == known:
+        try:
+            Attack(**values)
+        except ValueError as error:
+            faults.add(path, str(error))
 
 
 def _check(config: SequenceConfig, faults: Faults) -> None:

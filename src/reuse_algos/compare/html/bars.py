@@ -9,7 +9,7 @@ from reuse_algos.compare.html.markup import Child, Html, el
 from reuse_algos.compare.html.scales import Scale, log_scale
 from reuse_algos.compare.html.sections import Look
 from reuse_algos.compare.html.signs import colour_class, mark_element, percent, shape_of, swatch
-from reuse_algos.compare.html.values import Numbers, Value, format_ratio, is_known, speedup_words
+from reuse_algos.compare.html.values import Numbers, Value, format_ratio, speedup_words
 from reuse_algos.compare.statistics import Speedup
 
 __all__ = ["HOW_TO_READ", "Bar", "bar_plot", "speedup_bar"]
@@ -60,7 +60,7 @@ def speedup_bar(look: Look, words: str, numbers: Numbers, *path: str | int) -> B
         name=look.name,
         colour=look.colour,
         control=look.control,
-        value=numbers.at(*path, "estimate") if is_known(speedup) else None,
+        value=numbers.at(*path, "estimate") if speedup.known else None,
         low=speedup.low,
         high=speedup.high,
         shown=numbers.speedup(*path),

@@ -22,17 +22,11 @@ __all__ = [
     "format_number",
     "format_ratio",
     "format_times",
-    "is_known",
     "speedup_words",
 ]
 
 BOUND_WORDS: dict[Bound, str] = {"": "", "<=": "at most ", ">=": "at least ", "?": ""}
 """What stands in front of a speed-up that is only a limit."""
-
-
-def is_known(speedup: Speedup) -> bool:
-    """Whether its estimate says anything: not where both costs are limits, whose ratio is none."""
-    return speedup.bound != "?" and not math.isnan(speedup.estimate)
 
 
 def format_number(value: float) -> str:
@@ -67,7 +61,7 @@ def format_ratio(value: float, digits: int = 2) -> str:
 
 def speedup_words(speedup: Speedup) -> str:
     """A speed-up in a line of plain text: ``at most 0.80x [0, 0.95]``, or ``not known``."""
-    if not is_known(speedup):
+    if not speedup.known:
         return "not known"
     limits = f" [{format_times(speedup.low)}, {format_times(speedup.high)}]"
     bare = speedup.low == 0.0 and speedup.high == math.inf
@@ -178,7 +172,7 @@ class Numbers:
         """``1.67x [1.20, 3.35]`` of a ``Speedup``; ``not known`` where neither side's cost to the target is."""
         estimate, low, high = (self.at(*path, name) for name in ("estimate", "low", "high"))
         speedup: Speedup = self.record(*path)
-        if not is_known(speedup):
+        if not speedup.known:
             return el("span", "not known", class_="quiet")
         shown = [join([BOUND_WORDS[speedup.bound], estimate.show(format_ratio(estimate.number))])]
         if not (low.number == 0.0 and high.number == math.inf):

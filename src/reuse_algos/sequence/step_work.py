@@ -1,0 +1,101 @@
+"""What one step of a sequence takes: it is trained, and what its arm says is harvested of its run."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+
+import yaml
+
+from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.errors import SequenceError
+from reuse_algos.sequence.harvests import Harvest, missing_harvests
+from reuse_algos.sequence.plan import Plan, PlannedStep
+from reuse_algos.sequence.processes import LOG, Halt, Harvester, StepRunner
+from reuse_algos.sequence.progress import CHECKPOINTS, RECIPE, StepState, trained_state
+
+__all__ = ["StepWork", "drop_checkpoints"]
+
+_LAST_LINES = 12
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts in quotes, since YAML 1.1, which PyYAML writes, takes other words for numbers than YAML 1.2 does."""
+
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"'))
+
+
+@dataclass
+class StepWork:
+    """What one step takes: a process that trains it, and one for each signal that is harvested of its run."""
+
+    plan: Plan
+    archive: RunArchive
+    lock: int
+    halt: Halt
+    runner: StepRunner
+    harvester: Harvester
+
+    def complete(self, found: StepState) -> StepState:
+        """Train a step unless it is trained, and harvest what its run lacks; unless the time is up before."""
+        if found.run is None:
+            found = self._train(found.step)
+        while found.run is not None and (missing := missing_harvests(found.run, found.step.harvests)):
+            if self.halt.now or not self._harvest(found.step, found.run, missing[0]):
+                break
+            found = trained_state(found.step, self.archive.run(found.run.id))
+        return found
+
+    def _train(self, step: PlannedStep) -> StepState:
+        step.folder.mkdir(parents=True, exist_ok=True)
+        partly = step.folder / f"{RECIPE}.part"
+        partly.write_text(yaml.dump(step.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+        partly.replace(step.folder / RECIPE)
+        status = self.runner(step, self.plan.config.ranks, self.lock)
+        if status and self.halt.now:
+            return StepState(step, "interrupted")
+        if status:
+            raise _failed(step, step.title, status)
+        found = self.archive.runs(tags={key: step.tags[key] for key in ("sequence", "arm", "step")}, unhealthy=True)
+        if not found:
+            raise SequenceError(
+                f"{step.title} ended without an error, but {self.archive.location} has no finished run of it. "
+                f"{_end_of_log(step)}"
+            )
+        drop_checkpoints(step)
+        return trained_state(step, found[0])
+
+    def _harvest(self, step: PlannedStep, run: PriorRun, harvest: Harvest) -> bool:
+        """Harvest one signal; False where the time was up before its end."""
+        step.folder.mkdir(parents=True, exist_ok=True)
+        status = self.harvester(step, run, harvest, self.plan.config.archive, self.lock)
+        if status and self.halt.now:
+            return False
+        what = f"the harvest of {harvest.name} of {step.title}"
+        if status:
+            raise _failed(step, what, status)
+        if missing_harvests(self.archive.run(run.id), [harvest]):
+            raise SequenceError(f"{what} ended without an error and without all views. {_end_of_log(step)}")
+        return True
+
+
+def _failed(step: PlannedStep, what: str, status: int) -> SequenceError:
+    return SequenceError(
+        f"{what} failed (exit status {status}). {_end_of_log(step)}\n"
+        "Once its cause is gone, the same command goes on from here"
+    )
+
+
+def drop_checkpoints(step: PlannedStep) -> None:
+    """Checkpoints of a step serve to finish it; what later runs need of it is in the archive."""
+    shutil.rmtree(step.folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _end_of_log(step: PlannedStep) -> str:
+    path = step.folder / LOG
+    try:
+        lines = path.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+    except OSError:
+        return ""
+    return "\n".join([f"The end of {path}:", *(f"  {line}" for line in lines)])
