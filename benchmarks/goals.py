@@ -2,7 +2,7 @@
 
 Each goal is a ratio of what training costs with reuse and without, to be as good as training from scratch with its full
 budget. They were set for ResNet-56 on full CIFAR-100; what is shown here is of the CPU-sized study, and says so. Its
-runs shared a machine, so they are counted in FLOPs, which do not depend on the size of the batches as steps do; a
+runs shared a machine, so they are counted in examples (times epochs), whatever the batches were; a
 sequence is counted in steps and in seconds.
 
     python benchmarks/goals.py
@@ -66,10 +66,10 @@ def _speedups(records: Sequence[dict[str, Any]], arms: Sequence[str], goal: floa
     shown = [arm for arm in arms if arm in known]
     if BASELINE not in known or not shown:
         return []
-    comparison = compare_records(records, BASELINE, [BASELINE, *shown], judge_by="flops")
-    found = [(group.name, group.speedups["flops"]) for group in comparison.groups if not group.is_baseline]
+    comparison = compare_records(records, BASELINE, [BASELINE, *shown], judge_by="samples")
+    found = [(group.name, group.speedups["samples"]) for group in comparison.groups if not group.is_baseline]
     found.sort(key=lambda pair: -pair[1].estimate)
-    return [f"{name}: {_words(speedup)} times fewer FLOPs: {_standing(speedup, goal)}" for name, speedup in found]
+    return [f"{name}: {_words(speedup)} times fewer examples: {_standing(speedup, goal)}" for name, speedup in found]
 
 
 def _words(speedup: Speedup) -> str:

@@ -37,7 +37,7 @@ side by side in one process. Where a goal was missed, the line says so.
 ## The goals
 
 Set for ResNet-56 on full CIFAR-100, which needs a GPU and has not been run. Below is how far the CPU-sized study is
-from them; its runs shared a machine, so their cost is counted in FLOPs. By `python benchmarks/goals.py`.
+from them; its runs shared a machine, so their cost is counted in examples. By `python benchmarks/goals.py`.
 """
 
 

@@ -25,7 +25,7 @@ def write_study(folder: Path, speeds: dict[str, float], study: str = goals.STUDY
                     "study": study, "method": method, "role": None, "control_of": None, "metric": "accuracy",
                     "mode": "max", "seed": run.seed, "budget": run.budget, "steps": run.steps, "samples": run.samples,
                     "final": run.final, "train_seconds": run.train_seconds, "setup_seconds": 0.0, "recipe": {},
-                    "harvest_seconds": 0.0, "flops_per_example": 1e6, "prior_runs": [], "run_id": run.run_id,
+                    "harvest_seconds": 0.0, "flops_per_example": None, "prior_runs": [], "run_id": run.run_id,
                     "health": "ok",
                 }
             )  # fmt: skip
@@ -51,7 +51,7 @@ def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
     lines = same.splitlines()
     assert lines[0].startswith("(a)")
     assert lines[1].startswith("    distilled: 3.88 [")
-    assert lines[1].endswith("times fewer FLOPs: met")
+    assert lines[1].endswith("times fewer examples: met")
     assert "distilled-kl: 2.00" in lines[2]
     assert lines[2].endswith("MISSED, 1.50 times short")
     assert grown.splitlines()[1].endswith("MISSED, 2.00 times short")
@@ -66,7 +66,7 @@ def test_another_architecture_has_a_study_and_a_baseline_of_its_own(tmp_path: Pa
     assert same.endswith("MISSED, 1.50 times short")
     (line,) = other.splitlines()[1:]
     assert line.startswith("    distilled-half: 4.00")
-    assert line.endswith("times fewer FLOPs: met")
+    assert line.endswith("times fewer examples: met")
 
 
 def test_a_goal_within_the_limits_is_not_decided(tmp_path: Path) -> None:
