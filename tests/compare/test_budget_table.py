@@ -186,6 +186,32 @@ def test_a_busy_machine_is_judged_by_steps() -> None:
             compare(BASELINE, QUICK, judge_by=axis)
 
 
+def test_batches_of_other_sizes_are_compared_by_examples() -> None:
+    """A group that is 2 times as quick in examples, in batches of a quarter: half as quick in steps."""
+    plain = records("baseline", (5, 10, 20, 40))
+    small = [dataclasses.replace(run, steps=4 * run.steps) for run in records("small", (5, 10, 20, 40), 2.0)]
+    last = [dataclasses.replace(run, samples=run.samples - 10) for run in records("last", (5, 10, 20, 40))]
+    comparison = compare_budgets([*plain, *small, *last], metric="accuracy", mode="max", judge_by="samples")
+    group = comparison.group("small")
+    assert group.speedups["samples"].estimate == pytest.approx(2.0)
+    assert group.speedups["steps"].estimate == pytest.approx(0.5)
+    assert (group.verdict, group.batch_size) == ("faster", 8.0)
+    assert comparison.shown_axes[0] == "samples"
+    assert "needs 2.00 times fewer examples than baseline" in group.sentence
+    (note,) = [note for note in comparison.notes if note.startswith("Batches are of other sizes")]
+    assert "those of baseline (32 examples): small (8). A step is not" in note
+    out = io.StringIO()
+    Console(file=out, width=100).print(budget_comparison_table(comparison))
+    assert any(line.split()[:2] == ["small", "examples"] for line in out.getvalue().splitlines())
+
+    # Judged by something else they are shown, too; where all batches are alike they are not.
+    by_steps = compare_budgets([*plain, *small], metric="accuracy", mode="max", judge_by="steps")
+    assert by_steps.shown_axes[:2] == ["steps", "samples"]
+    alike = compare_budgets([*plain, *last], metric="accuracy", mode="max", judge_by="steps")
+    assert "samples" not in alike.shown_axes
+    assert not any("other sizes" in note for note in alike.notes)
+
+
 def test_runs_without_seconds_are_compared_by_steps() -> None:
     runs = [dataclasses.replace(run, train_seconds=0.0) for run in (*BASELINE, *QUICK)]
     comparison = compare(runs, price_per_hour=1.0)

@@ -329,3 +329,5 @@ def test_the_axis_of_the_verdicts_comes_first() -> None:
     comparison, _ = budgets()
     assert drawn_axes(comparison)[:2] == ["cost_seconds", "steps"]
     assert drawn_axes(dataclasses.replace(comparison, judged_by="flops"))[:2] == ["flops", "cost_seconds"]
+    assert "samples" not in drawn_axes(comparison)  # the steps over again
+    assert drawn_axes(dataclasses.replace(comparison, judged_by="samples"))[:2] == ["samples", "cost_seconds"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from reuse_algos.compare.budget_curves import Sample
 from reuse_algos.compare.budget_groups import BudgetQuestion, Member
-from reuse_algos.compare.budgets import BudgetGroup
+from reuse_algos.compare.budgets import BudgetGroup, alike
 from reuse_algos.compare.notes import ids
 from reuse_algos.compare.statistics import MIN_RUNS, RUNS_FOR_A_CLAIM
 
@@ -25,6 +25,7 @@ def budget_notes(groups: Sequence[BudgetGroup], question: BudgetQuestion, member
     notes = [*_too_few(groups), *_thin(groups)]
     for group in groups:
         notes += _runs(group, members[group.name])
+    notes += _batches(groups)
     notes += _baseline(groups[0], question)
     for group in groups[1:]:
         notes += _reading(group, question, members[group.name])
@@ -45,6 +46,17 @@ def _too_few(groups: Sequence[BudgetGroup]) -> list[str]:
     return [
         f"Too few runs for a claim: {ids(few)}. {MIN_RUNS} give an interval, {RUNS_FOR_A_CLAIM} are needed for a "
         "claim, 5 for a headline."
+    ]
+
+
+def _batches(groups: Sequence[BudgetGroup]) -> list[str]:
+    ours = groups[0].batch_size
+    other = [f"{group.name} ({group.batch_size:.0f})" for group in groups if not alike(group.batch_size, ours)]
+    if not other:
+        return []
+    return [
+        f"Batches are of other sizes than those of {groups[0].name} ({ours:.0f} examples): {', '.join(other)}. A step "
+        "is not worth a step there; examples and seconds compare."
     ]
 
 

@@ -16,8 +16,12 @@ from reuse_algos.compare.render import format_number, format_seconds, format_spe
 __all__ = ["budget_comparison_table", "format_cost", "new_table"]
 
 _SECONDS: tuple[Axis, ...] = ("train_seconds", "cost_seconds", "amortised_seconds")
-_SHOWN: tuple[Axis, ...] = ("steps", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars")
-_FRONTS: tuple[tuple[Axis, str], ...] = (("steps", "steps"), ("cost_seconds", "cost"), ("flops", "FLOPs"))
+_FRONTS: tuple[tuple[Axis, str], ...] = (
+    ("steps", "steps"),
+    ("samples", "examples"),
+    ("cost_seconds", "cost"),
+    ("flops", "FLOPs"),
+)
 
 
 def format_cost(value: float | None, axis: Axis) -> str:
@@ -56,6 +60,7 @@ def _points_table(comparison: BudgetComparison) -> Table:
     table = new_table(*heads)
     table.columns[0].overflow = "fold"
     table.columns[0].max_width = 22
+    fronts: list[tuple[Axis, str]] = [(axis, word) for axis, word in _FRONTS if axis in comparison.shown_axes]
     for group in comparison.groups:
         for number, point in enumerate(group.points):
             final = point.final
@@ -72,7 +77,7 @@ def _points_table(comparison: BudgetComparison) -> Table:
             ]
             if money:
                 cells.append(format_cost(point.costs["dollars"], "dollars"))
-            cells.append(", ".join(word for axis, word in _FRONTS if point.on_pareto_front[axis]))
+            cells.append(", ".join(word for axis, word in fronts if point.on_pareto_front[axis]))
             table.add_row(*cells)
         table.add_row()
     return table
@@ -93,7 +98,7 @@ def _speedups_table(comparison: BudgetComparison) -> Table:
         if not group.is_baseline:
             label.append("\n").append(verdict_text(group.verdict))
         rows = []
-        for axis in sorted(_SHOWN, key=lambda axis: axis != comparison.judged_by):
+        for axis in comparison.shown_axes:
             if group.cost_to_target[axis] is not None:
                 speedup = format_speedup(group.speedups.get(axis)).replace("\n", " ")
                 rows.append((AXIS_WORDS[axis], _cost_to_target(group, axis), speedup))

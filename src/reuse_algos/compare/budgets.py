@@ -8,6 +8,7 @@ budget-accuracy curves of two groups. How it is computed is in :mod:`reuse_algos
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,17 @@ from reuse_algos.compare.outcomes import Mode
 from reuse_algos.compare.results import BreakEven, json_safe
 from reuse_algos.compare.statistics import Bound, Interval, Speedup
 
-__all__ = ["AXES", "AXIS_WORDS", "Axis", "BudgetComparison", "BudgetGroup", "BudgetPoint", "cost_words", "less_of"]
+__all__ = [
+    "AXES",
+    "AXIS_WORDS",
+    "Axis",
+    "BudgetComparison",
+    "BudgetGroup",
+    "BudgetPoint",
+    "alike",
+    "cost_words",
+    "less_of",
+]
 
 Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars"]
 """A way to count cost.
@@ -29,6 +40,8 @@ Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_s
   not in it, only in the seconds. Not known for runs with live teachers or replayed rows, whose passes no record counts.
 * ``dollars``: ``cost_seconds`` at :attr:`BudgetComparison.price_per_hour`.
 """
+
+_SMALLER_LAST_BATCHES = 0.1
 
 AXES: tuple[Axis, ...] = (
     "steps",
@@ -51,6 +64,11 @@ AXIS_WORDS: dict[Axis, str] = {
     "dollars": "dollars",
 }
 """What to call them in a heading."""
+
+
+def alike(size: float | None, other: float | None) -> bool:
+    """Whether batches are of one size, but for the smaller last ones of an epoch."""
+    return size is None or other is None or abs(size - other) <= _SMALLER_LAST_BATCHES * max(size, other)
 
 
 def cost_words(axis: Axis) -> str:
@@ -140,6 +158,12 @@ class BudgetGroup:
         """Label of the largest budget that is used."""
         return [point.budget for point in self.points if point.used][-1]
 
+    @property
+    def batch_size(self) -> float | None:
+        """Examples of a step, the mean over its budgets; None where they are not known."""
+        sizes = [samples / point.steps for point in self.points if (samples := point.costs.get("samples")) is not None]
+        return math.fsum(sizes) / len(sizes) if sizes else None
+
 
 @dataclass(frozen=True)
 class BudgetComparison:
@@ -178,6 +202,17 @@ class BudgetComparison:
     judged_by: Axis
     groups: list[BudgetGroup]
     notes: list[str]
+
+    @property
+    def shown_axes(self) -> list[Axis]:
+        """Axes worth showing, that of the verdicts first.
+
+        Examples are the steps over again, unless batches are of different sizes.
+        """
+        sizes = [group.batch_size for group in self.groups]
+        same = self.judged_by != "samples" and all(alike(size, sizes[0]) for size in sizes)
+        shown: list[Axis] = [axis for axis in AXES if axis != "samples" or not same]
+        return sorted(shown, key=lambda axis: axis != self.judged_by)
 
     def group(self, name: str) -> BudgetGroup:
         """The group of this name; KeyError if there is none."""

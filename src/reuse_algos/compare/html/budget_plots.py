@@ -24,7 +24,15 @@ _TITLES: dict[Axis, str] = {
     "flops": "FLOPs",
     "dollars": "dollars",
 }
-_SHOWN_FIRST: tuple[Axis, ...] = ("cost_seconds", "steps", "train_seconds", "amortised_seconds", "flops", "dollars")
+_SHOWN_FIRST: tuple[Axis, ...] = (
+    "cost_seconds",
+    "steps",
+    "samples",
+    "train_seconds",
+    "amortised_seconds",
+    "flops",
+    "dollars",
+)
 
 
 def points_of(groups: Sequence[BudgetGroup]) -> list[BudgetPoint]:
@@ -35,7 +43,8 @@ def points_of(groups: Sequence[BudgetGroup]) -> list[BudgetPoint]:
 def drawn_axes(comparison: BudgetComparison) -> list[Axis]:
     """Axes to draw, that of the verdicts first; the shared cost only where it says something else than the whole."""
     points = points_of(comparison.groups)
-    known: list[Axis] = [axis for axis in _SHOWN_FIRST if any((point.costs.get(axis) or 0.0) > 0.0 for point in points)]
+    shown: list[Axis] = [axis for axis in _SHOWN_FIRST if axis in comparison.shown_axes]
+    known: list[Axis] = [axis for axis in shown if any((point.costs.get(axis) or 0.0) > 0.0 for point in points)]
     if all(point.costs.get("amortised_seconds") == point.costs.get("cost_seconds") for point in points):
         known: list[Axis] = [axis for axis in known if axis != "amortised_seconds"]
     return sorted(known, key=lambda axis: axis != comparison.judged_by)
