@@ -144,13 +144,20 @@ SECTIONS = (
         "Outputs of earlier runs for independent new models",
         "cifar100_small.jsonl",
         "CIFAR-100, 10,000 images, 20 superclasses, a small ResNet; each run with its own fully decayed schedule.",
-        summary("study", str(HERE / "studies" / "cifar100_small.yaml"), "--arms", ",".join(OUTPUTS_ONLY)),
+        summary(
+            "study",
+            str(HERE / "studies" / "cifar100_small.yaml"),
+            "--judge-by",
+            "samples",
+            "--arms",
+            ",".join(OUTPUTS_ONLY),
+        ),
     ),
     Section(
         "Runs of another architecture",
         "cifar100_small_resnet20.jsonl",
         "The same images and settings; three runs of ResNet-8 serve ResNet-20.",
-        summary("study", str(HERE / "studies" / "cifar100_small_resnet20.yaml")),
+        summary("study", str(HERE / "studies" / "cifar100_small_resnet20.yaml"), "--judge-by", "samples"),
     ),
     Section(
         "Warm starts, on the same data and on grown data",

@@ -13,7 +13,6 @@ from job_runner import ResultsFile, ResultsFileError
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.sequence import Plan, StepState
-from reuse_algos.sequence.plan import reuses
 
 __all__ = ["StudyFile"]
 
@@ -88,7 +87,7 @@ class StudyFile:
                 f"{unnamed[0]}), so they are from another one and the summary would pool both. {_ANOTHER_FILE}"
             )
         by_step = {(one["method"], one["step"]): one["run_id"] for one in records}
-        for found in _trained(plan, states, arms):
+        for found in (states[place] for place in plan.needed(arms)):
             then = by_step.get((found.step.arm, found.step.name))
             if then is not None and (found.run is None or found.run.id != then):
                 now = "no finished run of it" if found.run is None else f"run {found.run.id}"
@@ -118,13 +117,3 @@ class StudyFile:
                     f"{record['run_id']} of archive {record['archive_id']}. {_ANOTHER_FILE}"
                 )
         self._out.append(record)
-
-
-def _trained(plan: Plan, states: Sequence[StepState], arms: Collection[str] | None) -> list[StepState]:
-    """Steps of some arms, and of all that they reuse: those that get a line, or have one."""
-    chosen: list[StepState] = []
-    for found in reversed(states):
-        wanted = arms is None or found.step.arm in arms
-        if wanted or any(reuses(later.step, found.step) for later in chosen):
-            chosen.append(found)
-    return chosen[::-1]

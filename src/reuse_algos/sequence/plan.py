@@ -7,13 +7,13 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from reuse_algos.archive.selection import tags_match
-from reuse_algos.errors import RecipeError, nearest
+from reuse_algos.errors import RecipeError, SequenceError, nearest
 from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.grouping import trained_by
@@ -84,6 +84,26 @@ class Plan:
     def of_arm(self, arm: str) -> list[PlannedStep]:
         """The steps of one arm, in order."""
         return [step for step in self.steps if step.arm == arm]
+
+    def needed(self, arms: Collection[str] | None) -> list[int]:
+        """Places of the steps of some arms, and of all that they reuse; of all steps for None.
+
+        Raises:
+            SequenceError: there is no such arm.
+        """
+        if arms is None:
+            return list(range(len(self.steps)))
+        unknown = [arm for arm in arms if arm not in self.config.arms]
+        if unknown:
+            raise SequenceError(
+                f"{self.config.source} has no arm {', '.join(unknown)}.{nearest(unknown[0], self.config.arms)}"
+            )
+        found: list[int] = []
+        for place in reversed(range(len(self.steps))):
+            step = self.steps[place]
+            if step.arm in arms or any(reuses(self.steps[later], step) for later in found):
+                found.append(place)
+        return found[::-1]
 
 
 def plan_sequence(config: SequenceConfig) -> Plan:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.errors import SequenceError, nearest
-from reuse_algos.sequence.plan import Plan, reuses, waits_for
+from reuse_algos.errors import SequenceError
+from reuse_algos.sequence.plan import Plan, waits_for
 from reuse_algos.sequence.processes import Halt, Harvester, StepRunner, harvest_process, step_process
 from reuse_algos.sequence.progress import StepState, look_up_states
 from reuse_algos.sequence.step_work import StepWork, drop_checkpoints
@@ -75,30 +75,13 @@ def run_sequence(
             harvester or functools.partial(harvest_process, **how),
         )  # fmt: skip
         work = _Work(step_work, states, jobs, say, finished or (lambda state: None))
-        work.do(_wanted(plan, arms))
+        work.do(plan.needed(arms))
         return states
 
 
 def _threads(jobs: int) -> int | None:
     """How many threads each of several jobs may use, so that together they use the machine's cores once."""
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-
-
-def _wanted(plan: Plan, arms: Collection[str] | None) -> set[int]:
-    """Places in the plan of the steps of some arms, and of all that they reuse."""
-    if arms is None:
-        return set(range(len(plan.steps)))
-    unknown = [arm for arm in arms if arm not in plan.config.arms]
-    if unknown:
-        raise SequenceError(
-            f"{plan.config.source} has no arm {', '.join(unknown)}.{nearest(unknown[0], plan.config.arms)}"
-        )
-    wanted: set[int] = set()
-    for place in reversed(range(len(plan.steps))):
-        step = plan.steps[place]
-        if step.arm in arms or any(reuses(plan.steps[later], step) for later in wanted):
-            wanted.add(place)
-    return wanted
 
 
 @dataclass
@@ -111,16 +94,16 @@ class _Work:
     say: Callable[[str], None]
     finished: Callable[[StepState], None]
 
-    def do(self, wanted: set[int]) -> None:
+    def do(self, wanted: Sequence[int]) -> None:
         """Train what is wanted, ``jobs`` at a time; the first failure lets the others come to their end."""
-        for place in sorted(wanted):
+        for place in wanted:
             found = self.states[place]
             if found.run is not None:
                 drop_checkpoints(found.step)
             if found.run is not None and found.state == "finished":
                 self.say(f"{self._head(place)}: finished before ({found.run.id})")
                 self.finished(found)
-        waiting = [place for place in sorted(wanted) if self.states[place].state != "finished"]
+        waiting = [place for place in wanted if self.states[place].state != "finished"]
         halt = self.step_work.halt
         going: dict[Future[StepState], int] = {}
         failure: Exception | None = None
