@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.attacks import Attack, pixel_size
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.harvest import harvest
-from reuse_algos.sequence import Plan, PlannedStep, look_up_states, run_sequence
+from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, run_sequence
 from reuse_algos.sequence.harvest_process import harvest_run
 from reuse_algos.sequence.harvests import Harvest
 from reuse_algos.sequence.processes import LOG
@@ -84,6 +86,11 @@ def test_a_harvest_that_is_added_later_is_made_and_a_changed_one_refused(tmp_pat
     plan = planned(tmp_path, "grid.seed=[1]", arms={"prior": prior(el2n={}, logits={"top_k": 3})})
     archive = RunArchive(tmp_path / "archive")
     assert [found.state for found in look_up_states(plan, archive)] == ["to harvest"]
+    shown = io.StringIO()
+    print_plan(look_up_states(plan, archive), Console(file=shown, width=100))
+    text = shown.getvalue()
+    assert "el2n, logits" in text
+    assert text.splitlines()[-1] == "0 of 1 steps are still to be trained, and 1 to be harvested"
     said: list[str] = []
     assert trained(plan, said) == ["finished"]
     assert said[0] == "[1/1] prior/seed-11: is trained, and is harvested"

@@ -43,18 +43,21 @@ def plan_records(states: Sequence[StepState]) -> list[dict[str, Any]]:
 
 def print_plan(states: Sequence[StepState], out: Console) -> None:
     """What would be trained, and what is there already."""
-    table = _table("step", "state", "duration", "algorithms", "recipe")
+    table = _table("step", "state", "duration", "algorithms", "harvested", "recipe")
     for record in plan_records(states):
         table.add_row(
             f"{record['arm']}/{record['step']}",
             record["state"],
             str(record["max_duration"]),
             ", ".join(record["algorithms"]) or "-",
+            ", ".join(record["harvests"]) or "-",
             record["fingerprint"],
         )
     out.print(table)
-    left = sum(found.state != "finished" for found in states)
-    out.print(f"{left} of {len(states)} steps are still to be trained", soft_wrap=True)
+    left = sum(found.run is None for found in states)
+    harvests = sum(found.state == "to harvest" for found in states)
+    more = f", and {harvests} to be harvested" if harvests else ""
+    out.print(f"{left} of {len(states)} steps are still to be trained{more}", soft_wrap=True)
 
 
 def print_report(report: SequenceReport, out: Console) -> None:
