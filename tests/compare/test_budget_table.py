@@ -108,8 +108,8 @@ def test_prior_training_is_counted_if_asked_for(archive: RunArchive, comparison:
     assert ours is not None
     assert theirs is not None
     saved = theirs.estimate - (ours.estimate - 20.0)
-    assert even.harvest_runs == pytest.approx(20.0 / saved)
-    assert even.prior_training_runs == pytest.approx((20.0 + prior.train_seconds) / saved)
+    assert even.harvest_runs.estimate == pytest.approx(20.0 / saved)
+    assert even.prior_training_runs.estimate == pytest.approx((20.0 + prior.train_seconds) / saved)
 
 
 def test_each_control_stands_after_its_technique(comparison: BudgetComparison) -> None:
@@ -300,6 +300,12 @@ def test_what_is_paid_back_is_said_to_be_shown_or_not() -> None:
     options = {"prior_seconds": {"prior": 100.0}}
     shown = compare(BASELINE, used, **options)
     assert shown.group("quick").break_even.saving_shown
+    # As good as 80 epochs (160 s) after 40 (80 s): two runs pay 100 s back. The limits are those of the speed-up.
+    paid, ratio = shown.group("quick").break_even.prior_training_runs, shown.group("quick").speedups["cost_seconds"]
+    assert paid.estimate == pytest.approx(100 / 80)
+    assert paid.low == pytest.approx(100 / (160 - 160 / ratio.high))
+    assert paid.high == pytest.approx(100 / (160 - 160 / ratio.low))
+    assert f"2 later runs [{paid.low:.3g}, {paid.high:.3g}]" in " ".join(text_of(shown).split())
     assert "Pays back, quick: the prior runs as well (100 s)" in " ".join(text_of(shown).split())
     vague = [dataclasses.replace(run, train_seconds=run.train_seconds * 30.0 ** ((run.seed or 0) - 1)) for run in used]
     comparison = compare(BASELINE, vague, **options)

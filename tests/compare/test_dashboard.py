@@ -76,7 +76,9 @@ def test_what_w_and_b_has_is_the_comparison(
     assert groups[fast.name]["speedup_steps_high"] == fast.speedup_steps.high
     assert groups[fast.name]["cost_seconds_to_target"] == fast.to_target.cost_seconds
     assert fast.break_even is not None
-    assert groups[fast.name]["pays_back_harvest_after_runs"] == fast.break_even.harvest_runs
+    row, paid = groups[fast.name], fast.break_even.harvest_runs
+    assert row["pays_back_harvest_after_runs"] == paid.estimate
+    assert (row["pays_back_harvest_after_runs_low"], row["pays_back_harvest_after_runs_high"]) == (paid.low, paid.high)
     assert groups["baseline"]["speedup_cost"] is None
     assert groups["hopeless"]["target_reached"] is False
     runs = run.table("tables/runs")

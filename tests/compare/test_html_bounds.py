@@ -132,16 +132,25 @@ def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: floa
     name = "quick" if quick.break_even.saving_shown else "quick (its saving is not shown)"
     told = rows_of(page, "Work done beforehand, in mean seconds per run, and when it is paid back")[name]
     if target in (0.63, 0.2):
-        assert data_of(page)["comparison"]["groups"][1]["break_even"]["prior_training_runs"] is None
+        assert data_of(page)["comparison"]["groups"][1]["break_even"]["prior_training_runs"]["estimate"] is None
         assert records == []
         assert told == ["9 s", "not known", "60 s", "not known"]
         assert "as a share of plain runs" not in page
         return
     harvest, both = records
     assert (harvest["counted"], both["counted"]) == ("harvest", "harvest and prior runs")
-    assert told == ["9 s", "1 later run", "60 s", "2 later runs"]
+    (harvest_low, harvest_high), (both_low, both_high) = (
+        (found.low, found.high) for found in (quick.break_even.harvest_runs, quick.break_even.prior_training_runs)
+    )
+    assert told == [
+        "9 s", f"1 later run [{harvest_low:.3g}, {harvest_high:.3g}]",
+        "60 s", f"2 later runs [{both_low:.3g}, {both_high:.3g}]",
+    ]  # fmt: skip
     # The curve crosses 1 where the table says that it is paid back.
-    for record, runs in ((harvest, quick.break_even.harvest_runs), (both, quick.break_even.prior_training_runs)):
+    for record, runs in (
+        (harvest, quick.break_even.harvest_runs.estimate),
+        (both, quick.break_even.prior_training_runs.estimate),
+    ):
         for k, share in zip(record["later_runs"], record["share"], strict=True):
             assert (share <= 1.0) == (k >= runs), k
 
@@ -174,7 +183,7 @@ def test_the_plain_report_and_dashboard_say_the_same(tmp_path: Path) -> None:
 
     # The baseline's cost is only a limit, so there is nothing to pay back against.
     assert quick.break_even is not None
-    assert data_of(page)["comparison"]["groups"][1]["break_even"]["harvest_runs"] is None
+    assert data_of(page)["comparison"]["groups"][1]["break_even"]["harvest_runs"]["estimate"] is None
     assert data_of(page)["amortisation"] == []
 
     shown = comparison_dashboard(comparison, selection.groups)

@@ -49,7 +49,7 @@ def test_the_table_fits_a_hundred_columns_and_says_it_all(archive: RunArchive) -
     for expected in (
         "metrics/eval/MulticlassAccuracy at least 0.70", "mean final value of baseline", "95 % intervals", "faster",
         "no difference", "not enough", "target not", "<= 1.00x", "1/1", "3/3", "0/3", "Pays back",
-        "after 1 later run;", "paired by seed", "Welch", "diverged", "Note: Too few runs for a claim: _null (n=1)",
+        "after 1 later run [", "paired by seed", "Welch", "diverged", "Note: Too few runs for a claim: _null (n=1)",
     ):  # fmt: skip
         assert expected in one_line, expected
     assert "$cost$_[bold]" in one_line  # markup in names is shown, not obeyed

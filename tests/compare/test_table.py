@@ -99,9 +99,14 @@ def test_every_cost_counts(archive: RunArchive) -> None:
     # Without its harvest a later run saves 201 - 160 = 41 s: 60 s are paid back after 60 / 41 runs, and the two prior
     # runs (2 x 201 s) as well after 462 / 41.
     assert quick.break_even is not None
-    assert quick.break_even.harvest_runs == pytest.approx(60 / 41)
+    assert quick.break_even.harvest_runs.estimate == pytest.approx(60 / 41)
     assert quick.break_even.prior_training_seconds == pytest.approx(402)
-    assert quick.break_even.prior_training_runs == pytest.approx(462 / 41)
+    assert quick.break_even.prior_training_runs.estimate == pytest.approx(462 / 41)
+    # The limits are those of the speed-up: without its harvest a run saves 201 - 201 / r + 60.
+    for spent, found in ((60, quick.break_even.harvest_runs), (462, quick.break_even.prior_training_runs)):
+        least, most = (201 - 201 / ratio + 60 for ratio in (quick.speedup_cost.low, quick.speedup_cost.high))
+        assert 0 < least < 41 < most
+        assert (found.low, found.high) == (pytest.approx(spent / most), pytest.approx(spent / least))
 
 
 def test_break_even_where_it_never_pays_or_can_not_be_known(archive: RunArchive) -> None:
@@ -114,9 +119,9 @@ def test_break_even_where_it_never_pays_or_can_not_be_known(archive: RunArchive)
     costly, short = comparison.group("costly").break_even, comparison.group("short").break_even
     assert costly is not None
     assert short is not None
-    assert costly.harvest_runs == math.inf
-    assert math.isnan(costly.prior_training_runs)
-    assert math.isnan(short.harvest_runs)  # it did not reach the target
+    assert costly.harvest_runs.estimate == math.inf
+    assert math.isnan(costly.prior_training_runs.estimate)
+    assert math.isnan(short.harvest_runs.estimate)  # it did not reach the target
 
 
 def test_a_declared_target_reads_each_run_and_censors(archive: RunArchive) -> None:

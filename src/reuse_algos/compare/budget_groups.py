@@ -178,11 +178,11 @@ def group_over_budgets(member: Member, question: BudgetQuestion) -> BudgetGroup:
         sentence = _sentence(member, question, speedups[decisive], decisive, why_unknown, paired=bool(paired))
     break_even = None
     if not is_baseline and any(run.prior_run_ids for run in member.runs):
-        saved = math.nan
-        if ours.bound == theirs.bound == "" and "cost_seconds" in speedups:
-            at_baseline = cost_interval(theirs, first.costs["cost_seconds"], question.confidence)
-            saved = at_baseline.estimate - costs["cost_seconds"].estimate
-        break_even = _break_even(member, saved, speedups.get("cost_seconds"))
+        in_seconds = speedups.get("cost_seconds")
+        at_baseline = math.nan
+        if in_seconds is not None:
+            at_baseline = cost_interval(theirs, first.costs["cost_seconds"], question.confidence).estimate
+        break_even = _break_even(member, at_baseline, in_seconds)
     return BudgetGroup(
         name=member.name,
         is_baseline=is_baseline,
@@ -227,12 +227,11 @@ def _geometric_mean(values: Sequence[float]) -> float:
     return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
 
 
-def _break_even(member: Member, saved: float, in_seconds: Speedup | None) -> BreakEven:
-    """After how many runs what was spent once is paid back; ``saved`` is what one run saves that bears its harvest."""
+def _break_even(member: Member, baseline_seconds: float, in_seconds: Speedup | None) -> BreakEven:
+    """After how many runs what was spent once is paid back."""
     harvest = float(np.mean([run.harvest_seconds for run in member.runs]))
     prior = float(np.mean([member.terms.prior_training(run) for run in member.runs]))
-    shown = in_seconds is not None and in_seconds.verdict == "faster"
-    return BreakEven.of(harvest, prior, saved + harvest, saving_shown=shown)
+    return BreakEven.of(harvest, prior, baseline_seconds, in_seconds)
 
 
 def _numbers(member: Member, question: BudgetQuestion, *, paired: bool = False) -> str:

@@ -17,7 +17,7 @@ from reuse_algos.compare.budgets import AXES, AXIS_WORDS, Axis, BudgetComparison
 from reuse_algos.compare.groups import shared_steps
 from reuse_algos.compare.outcomes import RunOutcome
 from reuse_algos.compare.render import format_speedup
-from reuse_algos.compare.results import Comparison, json_safe
+from reuse_algos.compare.results import BreakEven, Comparison, json_safe
 from reuse_algos.compare.statistics import Interval, Speedup, mean_interval
 
 __all__ = ["Bars", "Dashboard", "Lines", "Table", "budget_dashboard", "comparison_dashboard"]
@@ -110,9 +110,7 @@ def comparison_dashboard(comparison: Comparison, outcomes: Mapping[str, Sequence
                 **_speedup_values("speedup_cost", group.speedup_cost),
                 "setup_seconds": group.setup_seconds,
                 "harvest_seconds": group.harvest_seconds,
-                "pays_back_harvest_after_runs": group.break_even and group.break_even.harvest_runs,
-                "pays_back_prior_runs_after_runs": group.break_even and group.break_even.prior_training_runs,
-                "saving_shown": group.break_even and group.break_even.saving_shown,
+                **_payback_values(group.break_even),
             }
         )
         runs += [
@@ -179,9 +177,7 @@ def budget_dashboard(comparison: BudgetComparison) -> Dashboard:
         for axis, speedup in group.speedups.items():
             row |= _speedup_values(f"speedup_{axis}", speedup)
             summary |= _speedup_values(f"{group.name}/speedup_{axis}", speedup)
-        row["pays_back_harvest_after_runs"] = group.break_even and group.break_even.harvest_runs
-        row["pays_back_prior_runs_after_runs"] = group.break_even and group.break_even.prior_training_runs
-        row["saving_shown"] = group.break_even and group.break_even.saving_shown
+        row |= _payback_values(group.break_even)
         groups.append(row)
     axes: list[Axis] = [
         axis for axis in AXES if any(p.costs.get(axis) is not None for g in comparison.groups for p in g.points)
@@ -221,6 +217,14 @@ def _interval_values(name: str, interval: Interval | None) -> dict[str, float | 
     if interval is None:
         return dict.fromkeys((name, f"{name}_low", f"{name}_high"))
     return {name: interval.estimate, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+def _payback_values(found: BreakEven | None) -> dict[str, float | bool | None]:
+    return {
+        **_interval_values("pays_back_harvest_after_runs", found and found.harvest_runs),
+        **_interval_values("pays_back_prior_runs_after_runs", found and found.prior_training_runs),
+        "saving_shown": found and found.saving_shown,
+    }
 
 
 def _speedup_values(name: str, speedup: Speedup | None) -> dict[str, float | str | None]:

@@ -123,7 +123,7 @@ def group_result(
         in_seconds = _speedup(baseline, group, "cost", question, paired=paired)
     break_even = None
     if any(outcome.prior_run_ids for outcome in group):
-        break_even = _break_even(archive, group, to_target, baseline_row.to_target, in_seconds)
+        break_even = _break_even(archive, group, baseline_row.to_target, in_seconds)
     reached = sum(run.to_target.reached for run in runs)
     return GroupResult(
         name=name,
@@ -216,7 +216,6 @@ def _crossing(group: Sequence[RunOutcome], baseline: Sequence[RunOutcome], mode:
 def _break_even(
     archive: RunArchive,
     group: Sequence[RunOutcome],
-    ours: CostToTarget,
     theirs: CostToTarget,
     in_seconds: Speedup | None,
 ) -> BreakEven:
@@ -229,8 +228,4 @@ def _break_even(
             prior = math.nan
             break
         prior += cost.train_seconds + cost.setup_seconds
-    saved = theirs.cost_seconds - (ours.cost_seconds - harvest)
-    if in_seconds is None or not (ours.reached and theirs.reached):
-        saved = math.nan
-    shown = in_seconds is not None and in_seconds.verdict == "faster"
-    return BreakEven.of(harvest, prior, saved, saving_shown=shown)
+    return BreakEven.of(harvest, prior, theirs.cost_seconds, in_seconds)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "comparison_table",
     "format_number",
+    "format_runs",
     "format_seconds",
     "format_speedup",
     "payback_line",
@@ -153,12 +154,12 @@ def _break_even_lines(comparison: Comparison) -> list[str]:
 
 def payback_line(name: str, known: BreakEven | None) -> str:
     """After how many later runs a group's harvest and prior runs are paid back; empty where nothing is known."""
-    if known is None or math.isnan(known.harvest_runs):
+    if known is None or math.isnan(known.harvest_runs.estimate):
         return ""
     parts = []
     if known.harvest_seconds > 0:
         parts.append(f"its harvest ({format_seconds(known.harvest_seconds)} per run) after {_runs(known.harvest_runs)}")
-    if not math.isnan(known.prior_training_runs):
+    if not math.isnan(known.prior_training_runs.estimate):
         spent = format_seconds(known.prior_training_seconds)
         parts.append(
             f"the prior runs as well ({spent}), if trained only for this, after {_runs(known.prior_training_runs)}"
@@ -169,11 +170,17 @@ def payback_line(name: str, known: BreakEven | None) -> str:
     return f"{head}: {'; '.join(parts)}."
 
 
-def _runs(number: float) -> str:
-    if math.isinf(number):
-        return "no number of runs"
-    whole = math.ceil(number - 1e-9)
-    return f"{whole} later run{'' if whole == 1 else 's'}"
+def format_runs(number: float) -> str:
+    """A limit of a number of runs: ``0.061``, ``1.46``, ``12.3``, ``1204``, ``inf``."""
+    return f"{number:.3g}" if number < 1000 or math.isinf(number) else f"{number:.0f}"
+
+
+def _runs(number: Interval) -> str:
+    limits = "" if math.isinf(number.low) else f" [{format_runs(number.low)}, {format_runs(number.high)}]"
+    if math.isinf(number.estimate):
+        return f"no number of runs{limits}"
+    whole = math.ceil(number.estimate - 1e-9)
+    return f"{whole} later run{'' if whole == 1 else 's'}{limits}"
 
 
 def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric: str | None) -> RenderableType:

@@ -56,37 +56,54 @@ class BreakEven:
     """After how many later runs like these the work done beforehand is paid back.
 
     Each number is what was spent once, divided by what one later run saves against the baseline when it gets that work
-    for free. It is ``inf`` where nothing is saved, NaN where the target was not reached or the cost is not known.
-    These are estimates, as good as that of the saving.
+    for free. It is ``inf`` where nothing is saved, NaN where the target was not reached or the cost is not known. Its
+    limits are those of the saving: of the speed-up in all costs, with the baseline's cost taken as it was measured.
 
     Attributes:
         harvest_seconds: mean seconds of harvest that a run used.
-        harvest_runs: later runs until the harvest alone is paid back.
+        harvest_runs: later runs until the harvest alone is paid back, with limits.
         prior_training_seconds: training and set-up of all prior runs that the group used; NaN if one of them cannot be
             read.
-        prior_training_runs: later runs until harvest and prior runs are paid back: counts if the prior runs were
-            trained only for this.
+        prior_training_runs: later runs until harvest and prior runs are paid back, with limits: counts if the prior
+            runs were trained only for this.
         saving_shown: whether the group is "faster" in seconds of all costs; otherwise it may pay nothing back at all.
     """
 
     harvest_seconds: float
-    harvest_runs: float
+    harvest_runs: Interval
     prior_training_seconds: float
-    prior_training_runs: float
+    prior_training_runs: Interval
     saving_shown: bool
 
     @staticmethod
-    def of(harvest: float, prior: float, saved: float, *, saving_shown: bool) -> BreakEven:
-        """From seconds of harvest and prior training, and what a later run that bears neither of them saves."""
+    def of(harvest: float, prior: float, baseline_seconds: float, in_seconds: Speedup | None) -> BreakEven:
+        """From seconds of harvest and prior training, and how much less than the baseline a run costs.
 
-        def runs_until_paid(spent: float) -> float:
-            if math.isnan(spent) or math.isnan(saved):
-                return math.nan
-            if spent <= 0:
-                return 0.0
-            return spent / saved if saved > 0 else math.inf
+        Args:
+            harvest: mean seconds of harvest per run; they are in the run's costs.
+            prior: seconds of all prior runs.
+            baseline_seconds: all costs of the baseline; NaN where they are not known.
+            in_seconds: the speed-up in all costs; None, or a bound, where it is not known.
+        """
+        known = in_seconds is not None and in_seconds.bound == ""
+        ratios = (in_seconds.estimate, in_seconds.low, in_seconds.high) if known and in_seconds else 3 * (math.nan,)
+        saved = [harvest + baseline_seconds * (1.0 - (1.0 / ratio if ratio else math.inf)) for ratio in ratios]
 
-        return BreakEven(harvest, runs_until_paid(harvest), prior, runs_until_paid(harvest + prior), saving_shown)
+        def runs_until_paid(spent: float) -> Interval:
+            middle, most, least = (_quotient(spent, saving) for saving in saved)
+            return Interval(middle, least, most)
+
+        shown = in_seconds is not None and in_seconds.verdict == "faster"
+        return BreakEven(harvest, runs_until_paid(harvest), prior, runs_until_paid(harvest + prior), shown)
+
+
+def _quotient(spent: float, saving: float) -> float:
+    """Runs until ``spent`` is paid back; ``inf`` where nothing is saved."""
+    if math.isnan(spent) or math.isnan(saving):
+        return math.nan
+    if spent <= 0:
+        return 0.0
+    return spent / saving if saving > 0 else math.inf
 
 
 @dataclass(frozen=True)

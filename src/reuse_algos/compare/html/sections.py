@@ -12,6 +12,7 @@ from reuse_algos.compare.html.markup import Child, Html, el, join, scroll_table
 from reuse_algos.compare.html.plots import Mark, Series, curve_plot
 from reuse_algos.compare.html.signs import swatch
 from reuse_algos.compare.html.values import Numbers, format_times
+from reuse_algos.compare.render import format_runs
 
 __all__ = [
     "Look",
@@ -262,13 +263,15 @@ def amortisation_section(
 
 
 def _until_paid(numbers: Numbers, path: tuple[str | int, ...]) -> Html:
-    value = numbers.at(*path)
+    value, *limits = (numbers.at(*path, name) for name in ("estimate", "low", "high"))
     if math.isnan(value.number):
         return value.show("not known")
-    if math.isinf(value.number):
-        return value.show("never")
-    whole = math.ceil(value.number - 1e-9)
-    return value.show("at once" if whole <= 0 else f"{whole} later run{'' if whole == 1 else 's'}")
+    if value.number <= 0.0:
+        return value.show("at once")
+    whole = 0 if math.isinf(value.number) else math.ceil(value.number - 1e-9)
+    words = value.show(f"{whole} later run{'' if whole == 1 else 's'}" if whole else "never")
+    low, high = (limit.show("\u221e" if math.isinf(limit.number) else format_runs(limit.number)) for limit in limits)
+    return join([words, el("span", " [", low, ", ", high, "]", class_="limits")])
 
 
 def notes_section(notes: Sequence[str], reading: Sequence[Child]) -> Section:
