@@ -41,6 +41,7 @@ from reuse_algos.sequence.plan import trained_by
 from reuse_algos.sequence.progress import open_for_reading
 
 RESULTS = Path(__file__).parent / "results"
+_LEFT_STATES = {"to do": "", "interrupted": " (begun)", "to harvest": " (trained, to be harvested)"}
 _WHERE_DATA_LIES = ("data.path", "data.root", "data.download")
 
 
@@ -117,11 +118,12 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
         left = [found for found in look_up_states(plan, open_for_reading(config.archive)) if found.state != "finished"]
         print(f"\n{len(plan.steps) - len(left)} of {len(plan.steps)} runs are finished", flush=True)
         for arm in config.arms:
-            names = [f"{found.step.name}{' (begun)' if found.state != 'to do' else ''}" for found in left
+            names = [f"{found.step.name}{_LEFT_STATES[found.state]}" for found in left
                      if found.step.arm == arm]  # fmt: skip
             if names:
                 print(f"  left of {arm}: {len(names)} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})")
-    return 3 if left and (arms is None or any(found.step.arm in arms for found in left)) else 0
+    needed = {plan.steps[place].title for place in plan.needed(arms)}
+    return 3 if any(found.step.title in needed for found in left) else 0
 
 
 def summarise(options: argparse.Namespace, out: ResultsFile) -> None:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -15,10 +16,11 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.attacks import Attack, pixel_size
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.harvest import harvest
-from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, run_sequence
+from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, run_sequence, sequence_report
 from reuse_algos.sequence.harvest_process import harvest_run
 from reuse_algos.sequence.harvests import Harvest
 from reuse_algos.sequence.processes import LOG
+from reuse_algos.sequence.progress import RECIPE
 from sequences import in_process, planned
 
 ATTACK = {"method": "fgsm", "epsilon": "24/255"}
@@ -40,10 +42,10 @@ def prior(**harvests: Any) -> dict[str, Any]:
     return {"grid": {"seed": [11]}, "overrides": overrides, "harvest": harvests}
 
 
-def harvest_here(step: PlannedStep, run: PriorRun, asked: Harvest, archive: str, lock: int) -> int:
+def harvest_here(step: PlannedStep, run: PriorRun, asked: Harvest, lock: int) -> int:
     """Harvests as a process of its own would."""
     del lock
-    harvest_run(archive, run.id, asked.signal, asked.config, step.recipe.settings.device)
+    harvest_run(step.folder / RECIPE, run.id, asked.signal, asked.config)
     return 0
 
 
@@ -107,43 +109,170 @@ def test_a_harvest_that_is_added_later_is_made_and_a_changed_one_refused(tmp_pat
         look_up_states(other, archive)
 
 
-def test_time_is_up_between_training_and_harvest(tmp_path: Path) -> None:
-    plan = planned(tmp_path, "grid.seed=[1]", arms=arms(adversarial={"attack": ATTACK}))
+def test_time_is_up_before_and_in_a_harvest(tmp_path: Path) -> None:
     said: list[str] = []
     ended: list[str] = []
+
+    def slow(step: PlannedStep, ranks: int, lock: int) -> int:
+        status = in_process(step, ranks, lock)
+        time.sleep(1.0)
+        return status
 
     def too_long(step: PlannedStep, *arguments: Any) -> int:
         ended.append(step.title)
         time.sleep(1.0)
         return 143  # as of a process that was ended
 
-    assert trained(plan, said, arms=["prior"]) == ["finished", "to do"]
-    plan = planned(tmp_path, "grid.seed=[1]", arms=arms(adversarial={"attack": ATTACK}, features={}))
-    assert trained(plan, said, time_limit=0.5, harvester=too_long) == ["to harvest", "to do"]
+    plan = planned(tmp_path, "grid.seed=[1]", arms=arms(adversarial={"attack": ATTACK}, el2n={}))
+    assert trained(plan, said, time_limit=0.8, runner=slow, harvester=too_long) == ["to harvest", "to do"]
     assert said[-1] == "[1/2] prior/seed-11: trained, but not harvested to the end, as the time is up"
+    assert ended == []
+    assert trained(plan, said, time_limit=0.5, harvester=too_long) == ["to harvest", "to do"]
     assert ended == ["prior/seed-11"]
     assert trained(plan, said) == ["finished", "finished"]
 
 
-def test_processes_harvest_and_say_what_failed(tmp_path: Path) -> None:
-    plan = planned(tmp_path, "grid.seed=[1]", arms={"prior": prior(el2n={})})
+def test_a_harvest_that_was_killed_between_views_goes_on(tmp_path: Path) -> None:
+    shown = {"augment": "crop_flip", "num_views": 3}
+    arm = prior(logits={})
+    arm["overrides"] = {**arm["overrides"], "data": shown}
+    plan = planned(tmp_path, arms={"prior": arm})
+    archive = RunArchive(tmp_path / "archive")
+
+    def killed(step: PlannedStep, run: PriorRun, asked: Harvest, lock: int) -> int:
+        del lock
+        harvest(archive, run.id, signals=[asked.signal], views=1, progress=False)
+        return -9
+
+    with pytest.raises(SequenceError, match=r"the harvest of logits of prior/seed-11 failed \(exit status -9\)"):
+        trained(plan, harvester=killed)
+    assert [found.state for found in look_up_states(plan, archive)] == ["to harvest"]
+    first = archive.run("tiny-prior-seed-11").manifest
+    assert trained(plan) == ["finished"]
+    run = archive.run("tiny-prior-seed-11")
+    assert run.signal("logits").slots == [0, 1, 2]
+    files = {entry.meta["slot"]: entry for entry in run.manifest.files if entry.name == "logits"}
+    (before,) = [entry for entry in first.files if entry.name == "logits"]
+    assert files[0] == before  # what was there stayed
+    assert [harvest.views for harvest in run.manifest.harvests] == [[0], [1, 2]]
+
+
+def test_processes_harvest_where_the_data_now_lie_and_say_what_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record keeps ``${oc.env:PLACE}``, which may be a secret; the harvest has to resolve it again."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (80, 8, 8, 3), dtype=np.uint8)
+    labels = np.arange(80) % 4
+    np.savez(tmp_path / "data.npz", x_train=images[:60], y_train=labels[:60], x_test=images[60:], y_test=labels[60:])
+    monkeypatch.setenv("PLACE", str(tmp_path / "data.npz"))
+    data = {"name": "npz", "path": "${oc.env:PLACE}", "batch_size": 20, "eval_batch_size": 20, "train_examples": None}
+    arm = prior(adversarial={"attack": {**ATTACK, "steps": None}})
+    arm["overrides"] = {**arm["overrides"], "data": data}
+    plan = planned(tmp_path, arms={"prior": arm})
+    monkeypatch.setenv("PLACE", str(tmp_path / "moved.npz"))
+    with pytest.raises(
+        SequenceError, match=r"harvest of adversarial of prior/seed-11 failed \(exit status 1\)"
+    ) as raised:
+        run_sequence(plan, say=lambda line: None, runner=trained_at(monkeypatch, tmp_path / "data.npz"))
+    assert "moved.npz" in str(raised.value)
+    (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
     states = run_sequence(plan, say=lambda line: None, runner=in_process)
     assert [found.state for found in states] == ["finished"]
-    log = (tmp_path / "work/prior/seed-11" / LOG).read_text()
-    assert "el2n: 60 rows of 1 views" in log
-
-    plan = planned(tmp_path, "grid.seed=[1]", arms={"prior": prior(el2n={"weights": "best"})})
-    with pytest.raises(
-        SequenceError, match=r"the harvest of el2n\.best of prior/seed-11 failed \(exit status 1\)"
-    ) as raised:
-        run_sequence(plan, say=lambda line: None, runner=in_process)
-    assert "error: run tiny-prior-seed-11" in str(raised.value)
+    assert "adversarial: 60 rows of 1 views" in (tmp_path / "work/prior/seed-11" / LOG).read_text()
 
     def idle(*arguments: Any) -> int:
         return 0
 
+    more = planned(tmp_path, arms={"prior": {**arm, "harvest": {**arm["harvest"], "el2n": {}}}})
     with pytest.raises(SequenceError, match="ended without an error and without all views"):
-        trained(plan, harvester=idle)
+        trained(more, harvester=idle)
+
+
+def trained_at(monkeypatch: pytest.MonkeyPatch, place: Path) -> Any:
+    """A runner for which the data lie somewhere else."""
+
+    def runner(step: PlannedStep, ranks: int, lock: int) -> int:
+        with monkeypatch.context() as here:
+            here.setenv("PLACE", str(place))
+            return in_process(step, ranks, lock)
+
+    return runner
+
+
+def test_a_run_that_diverged_is_not_harvested(tmp_path: Path) -> None:
+    """Its model says nothing, and the sequence would stop there for good."""
+    arm = prior(el2n={})
+    arm["overrides"] = {**arm["overrides"], "optimizer.lr": 1e30}
+    said: list[str] = []
+
+    def refuse(*arguments: Any) -> int:
+        raise AssertionError(arguments)
+
+    assert trained(planned(tmp_path, arms={"prior": arm}), said, harvester=refuse) == ["finished"]
+    assert said[-1] == "[1/1] prior/seed-11: not harvested, since the run is diverged"
+
+
+def test_a_harvest_that_comes_too_late_for_runs_that_used_less_is_refused(tmp_path: Path) -> None:
+    """Half of the steps on captured logits, half on harvested ones, would be two trainings under one name."""
+    teach = {"prior_run_distillation": {"runs": {"run_name": "${name}-prior-seed-11"}, "source": "cached"}}
+    plain = {"grid": {"seed": [11]}}
+    both = {"taught": {"overrides": {"algorithms": teach}}, "prior": plain}
+    assert trained(planned(tmp_path, "grid.seed=[1]", arms=both)) == ["finished", "finished"]
+    archive = RunArchive(tmp_path / "archive")
+    user = archive.run("tiny-taught-seed-1").id
+    late = planned(tmp_path, arms={**both, "prior": {**plain, "harvest": {"logits": {}}}})
+    with pytest.raises(SequenceError, match=rf"still to be harvested of logits, and .*\({user}\).*remove these runs"):
+        look_up_states(late, archive)
+    # Another signal takes nothing from them.
+    more = planned(tmp_path, "grid.seed=[1]", arms={**both, "prior": {**plain, "harvest": {"el2n": {}}}})
+    assert [found.state for found in look_up_states(more, archive)] == ["to harvest", "finished"]
+
+
+def test_a_harvest_that_was_made_otherwise_is_refused(tmp_path: Path) -> None:
+    shown = {"data": {"augment": "crop_flip", "num_views": 2}}
+    arm = {**prior(features={}, adversarial={"attack": ATTACK, "bits": 4}), "overrides": shown}
+    assert trained(planned(tmp_path, arms={"prior": arm})) == ["finished"]
+    archive = RunArchive(tmp_path / "archive")
+
+    def refused(match: str, **harvests: Any) -> None:
+        with pytest.raises(SequenceError, match=match):
+            look_up_states(planned(tmp_path, arms={"prior": {**arm, "harvest": harvests}}), archive)
+
+    refused(r"harvest\.features: plain was False and is now True; views were 2 and are now 1", features={"plain": True})
+    refused(r"harvest\.features: views were 2 and are now 1", features={"views": 1})
+    refused(r"harvest\.adversarial: bits was 4 and is now 2", adversarial={"attack": ATTACK})
+    (found,) = look_up_states(
+        planned(tmp_path, arms={"prior": {**arm, "harvest": {"features": {"views": 3}}}}), archive
+    )
+    assert found.state == "to harvest"
+
+
+def test_an_arm_pays_for_a_harvest_that_none_of_its_steps_used(tmp_path: Path) -> None:
+    plan = planned(tmp_path, "grid.seed=[1]", arms={**ARMS, "without": {}})
+    assert trained(plan) == ["finished"] * 3
+    archive = RunArchive(tmp_path / "archive")
+    report = sequence_report(plan.config, look_up_states(plan, archive), archive)
+    seconds = sum(one.seconds for one in archive.run("tiny-prior-seed-11").manifest.harvests)
+    totals = {arm.name: arm.total for arm in report.arms}
+    assert totals["prior"].harvest_seconds == pytest.approx(seconds)
+    assert totals["replayed"].harvest_seconds == pytest.approx(seconds)
+    assert totals["without"].harvest_seconds == 0.0
+    spent = totals["prior"]
+    assert spent.cost_seconds == pytest.approx(spent.train_seconds + spent.setup_seconds + seconds)
+
+    # Within one arm it is counted once.
+    replay = {**REPLAY, "runs": {"tags": {"sequence": "${name}", "arm": "own"}, "order": "latest", "limit": 1}}
+    own = {
+        "first": {}, "overrides": {"algorithms": {"adversarial_replay": replay}},
+        "harvest": {"adversarial": {"attack": ATTACK}},
+    }  # fmt: skip
+    plan = planned(tmp_path, name="own", arms={"own": own})
+    assert trained(plan) == ["finished", "finished"]
+    report = sequence_report(plan.config, look_up_states(plan, archive), archive)
+    made = [sum(one.seconds for one in archive.run(f"own-own-seed-{seed}").manifest.harvests) for seed in (1, 2)]
+    assert all(made)
+    assert report.arms[0].total.harvest_seconds == pytest.approx(sum(made))
 
 
 def test_every_fault_of_a_harvest_is_named_before_anything_is_trained(tmp_path: Path) -> None:
@@ -177,14 +306,19 @@ def test_every_fault_of_a_harvest_is_named_before_anything_is_trained(tmp_path: 
         RecipeError, match=r"harvest\.adversarial\.attack: attack epsilon must be above 0 and at most 1"
     ):
         planned(tmp_path, arms=arms(adversarial={"attack": {"epsilon": 8}}))
-    with pytest.raises(RecipeError, match=r"logits: needs 3 views of each example, and data\.num_views is 1 in prior"):
+    with pytest.raises(RecipeError, match=r"logits: asks for 3 views, and without data\.augment there is one \(prior/"):
         planned(tmp_path, arms=arms(logits={"views": 3}))
+    for name in ("best", "ep0001", "../x y"):
+        with pytest.raises(RecipeError, match=r"el2n: is of the weights .*, and run_recorder keeps last"):
+            planned(tmp_path, arms=arms(el2n={"weights": name}))
+    with pytest.raises(RecipeError, match=r"logits: has top_k: 3, and run_recorder captures logits with top_k: None"):
+        planned(tmp_path, arms={"prior": {**ARMS["prior"], "harvest": {"logits": {"top_k": 3}}}})
     drawn = {"overrides": {"data.augment": "crop_flip"}}
-    with pytest.raises(RecipeError, match=r"features: needs numbered views of each example, and data\.num_views is 0"):
+    with pytest.raises(RecipeError, match=r"features: does not say how many views, and data\.num_views is 0"):
         planned(tmp_path, arms={"prior": {**drawn, "harvest": {"features": {}}}})
-    harvests = {"features": {"plain": True}, "grand": {}}
+    harvests = {"features": {"plain": True}, "grand": {}, "adversarial": {"views": 5}}
     (step, _) = planned(tmp_path, arms={"prior": {**drawn, "harvest": harvests}}).steps
-    assert [one.num_views for one in step.harvests] == [1, 1]
+    assert [one.num_views for one in step.harvests] == [1, 1, 5]
 
 
 @pytest.mark.parametrize(("text", "size"), [("8/255", 8 / 255), ("0.03", 0.03), ("1", 1.0)])

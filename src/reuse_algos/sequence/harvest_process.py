@@ -5,33 +5,36 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.harvest import harvest
+from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.sequence.harvests import attack_of
 from reuse_algos.sequence.schema import HarvestConfig
 from reuse_algos.sequence.step_process import follow_parent
 
 __all__ = ["harvest_run"]
 
+_WHERE_DATA_LIES = ("root", "path", "download")  # may be somewhere else than when the run was recorded
 
-def harvest_run(archive: str, run_id: str, signal: str, config: HarvestConfig, device: str | None = None) -> None:
-    """Harvest one signal of a run.
+
+def harvest_run(recipe: str | Path, run_id: str, signal: str, config: HarvestConfig) -> None:
+    """Harvest one signal of a step's run.
 
     Args:
-        archive: folder or URL.
+        recipe: the step's recipe file, which says where the archive and the data are, and on which device to compute.
         run_id: the run.
         signal: what to harvest.
         config: how.
-        device: where, by Composer's name (``gpu``); None: a GPU where there is one.
 
     Raises:
         ReuseAlgosError: as :func:`reuse_algos.harvest.harvest`.
     """
-    given: dict[str, Any] = {"plain": config.plain}
+    settings = load_recipe(recipe).settings
+    assert settings.archive is not None
     for result in harvest(
-        archive,
+        settings.archive,
         run_id,
         signals=[signal],
         views=config.views,
@@ -39,10 +42,11 @@ def harvest_run(archive: str, run_id: str, signal: str, config: HarvestConfig, d
         top_k=config.top_k,
         attack=attack_of(config),
         bits=config.bits,
+        plain=config.plain,
         batch_size=config.batch_size,
-        device={"gpu": "cuda"}.get(device or "", device),
+        device={"gpu": "cuda"}.get(settings.device or "", settings.device),
+        data={name: getattr(settings.data, name) for name in _WHERE_DATA_LIES},
         progress=False,
-        **given,
     ):
         print(
             f"{result.signal}: {result.rows} rows of {len(result.computed)} views, {result.seconds:.1f} s", flush=True

@@ -158,9 +158,9 @@ def _harvests(arm: ArmConfig, step: PlannedStep, path: str, faults: Faults) -> t
     found = []
     for signal, config in arm.harvest.items():
         try:
-            found.append(Harvest.planned(signal, config, step.recipe.settings.data))
+            found.append(Harvest.planned(signal, config, step.recipe.settings))
         except ValueError as error:
-            faults.add(join(path, signal), f"{error} in {step.title}")
+            faults.add(join(path, signal), f"{error} ({step.title})")
     return tuple(found)
 
 

@@ -25,8 +25,8 @@ LOG = "log.txt"
 StepRunner = Callable[[PlannedStep, int, int], int]
 """Trains a step by the recipe in its folder: (step, processes, descriptor of the sequence's lock) -> exit status."""
 
-Harvester = Callable[[PlannedStep, PriorRun, Harvest, str, int], int]
-"""Harvests one signal: (step, its run, what, location of the archive, descriptor of the lock) -> exit status."""
+Harvester = Callable[[PlannedStep, PriorRun, Harvest, int], int]
+"""Harvests one signal: (step, its run, what, descriptor of the sequence's lock) -> exit status."""
 
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
@@ -73,7 +73,6 @@ def harvest_process(
     step: PlannedStep,
     run: PriorRun,
     harvest: Harvest,
-    archive: str,
     lock: int,
     *,
     halt: Halt | None = None,
@@ -82,20 +81,18 @@ def harvest_process(
     """Harvest one signal of a step's run in a process of its own, with what it prints in the step's ``log.txt``.
 
     Args:
-        step: whose run it is.
+        step: whose run it is; its recipe is in its folder.
         run: the run.
         harvest: what to harvest.
-        archive: folder or URL of the archive.
         lock: as in :func:`step_process`.
         halt: likewise.
         threads: likewise.
     """
     asked = {
-        "archive": archive,
+        "recipe": str(step.folder / RECIPE),
         "run_id": run.id,
         "signal": harvest.signal,
         "config": dataclasses.asdict(harvest.config),
-        "device": step.recipe.settings.device,
     }
     command = [sys.executable, "-m", "reuse_algos.sequence.harvest_process", json.dumps(asked)]
     return _process(command, step, lock, halt or Halt(), threads)

@@ -61,10 +61,12 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
         archive: where its runs are; None: nowhere yet.
 
     Raises:
-        SequenceError: a finished or interrupted step was trained by another recipe than the file now says, a step has
-            two runs, or one is missing whose place later steps have taken (all of these are listed).
+        SequenceError: a finished or interrupted step was trained by another recipe than the file now says, or
+            harvested otherwise, a step has two runs, or one is missing whose place later steps have taken (all of these
+            are listed).
     """
     runs = _finished_runs(plan, archive)
+    everything = [run for found in runs.values() for run in found]
     faults: list[str] = []
     states = []
     for step in plan.steps:
@@ -80,12 +82,7 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
                     f"{'; '.join(changed)}. Undo the change, give the sequence another name, or remove the run to "
                     "train the step again"
                 )
-            remake = remade(found[0], step.harvests)
-            if remake:
-                faults.append(
-                    f"{step.title} is finished (run {found[0].id}), and what is harvested of it has changed since: "
-                    f"{'; '.join(remake)}. Undo the change, or harvest the run anew (reuse-algos harvest --replace)"
-                )
+            faults += _changed_harvests(step, found[0], everything)
             states.append(trained_state(step, found[0]))
         elif _has_checkpoint(step):
             faults += _changed_while_interrupted(step)
@@ -96,6 +93,32 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
     if faults:
         raise SequenceError("\n  ".join([f"{plan.config.source}: the sequence cannot go on", *faults]))
     return states
+
+
+def _changed_harvests(step: PlannedStep, run: PriorRun, everything: Sequence[PriorRun]) -> list[str]:
+    """Harvests that are not what the file says, and those that come too late for runs that used such a signal."""
+    users = {signal: [] for signal in (harvest.name for harvest in step.harvests)}
+    for other in everything:
+        for use in other.manifest.prior_runs:
+            for signal in users.keys() & set(use.signals) if use.run_id == run.id else ():
+                users[signal].append(other.id)
+    changed = remade(run, step.harvests)
+    late = [one.name for one in missing_harvests(run, step.harvests) if users[one.name]]
+    trained = sorted({name for names in users.values() for name in names})
+    faults = []
+    if changed:
+        also = f", and remove the runs that used the old one ({', '.join(trained)})" if trained else ""
+        faults.append(
+            f"{step.title} is finished (run {run.id}), and what is harvested of it has changed since: "
+            f"{'; '.join(changed)}. Undo the change, or harvest the run anew (reuse-algos harvest --replace){also}"
+        )
+    if late:
+        faults.append(
+            f"{step.title} (run {run.id}) is still to be harvested of {', '.join(late)}, and runs have used what there "
+            f"is of that without ({', '.join(trained)}): those to come would be trained otherwise. Undo the change, or "
+            "remove these runs to train their steps again"
+        )
+    return faults
 
 
 def trained_state(step: PlannedStep, run: PriorRun) -> StepState:

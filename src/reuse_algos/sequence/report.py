@@ -33,7 +33,8 @@ class Cost:
         samples: examples trained.
         train_seconds: training, evaluation excluded, and what an interrupted attempt trained behind its checkpoint.
         setup_seconds: loading prior runs before the first step.
-        harvest_seconds: passes over the data that filled signals afterwards, each counted once, at its first use.
+        harvest_seconds: passes over the data that filled signals afterwards, each counted once in an arm: at its first
+            use, or at the run where the arm's ``harvest`` made it and none of its steps used it.
         cost_seconds: the three together.
         flops: of the model's own passes, three forward passes' worth per example; what an algorithm adds to them (a
             live teacher) or spares (a frozen backbone) is in the seconds only. None where a run has no count.
@@ -208,6 +209,7 @@ def _arm(
 ) -> ArmResult:
     charged: dict[str, float] = {}
     steps = [_step(step, run, archive, metric, charged) for step, run in pairs]
+    steps = [_with_harvest(result, planned, run, charged) for result, (planned, run) in zip(steps, pairs, strict=True)]
     total = _sum([step.cost for step in steps])
     finals = [step.final for step in steps]
     finite = [step for step in steps if math.isfinite(step.final)]
@@ -268,6 +270,18 @@ def _step(step: PlannedStep, run: PriorRun, archive: RunArchive, metric: str, ch
         ),
         prior_runs=sorted({use.run_id for use in manifest.prior_runs}),
     )
+
+
+def _with_harvest(result: StepResult, step: PlannedStep, run: PriorRun, charged: Mapping[str, float]) -> StepResult:
+    """With the seconds of what the arm harvests of the run and none of its steps used."""
+    names = {harvest.name for harvest in step.harvests}
+    made = sum(harvest.seconds for harvest in run.manifest.harvests if harvest.signal in names)
+    unused = max(0.0, made - charged.get(run.id, 0.0))
+    cost = result.cost
+    cost = dataclasses.replace(
+        cost, harvest_seconds=cost.harvest_seconds + unused, cost_seconds=cost.cost_seconds + unused
+    )
+    return dataclasses.replace(result, cost=cost)
 
 
 def _harvested(archive: RunArchive, run_id: str, otherwise: float) -> float:

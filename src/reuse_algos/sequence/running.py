@@ -150,6 +150,8 @@ class _Work:
             self.say(f"{self._head(place)}: {what}, as the time is up")
         else:
             self.say(f"{self._head(place)}: {_summary(state)}")
+            if state.step.harvests and state.run is not None and state.run.manifest.health != "ok":
+                self.say(f"{self._head(place)}: not harvested, since the run is {state.run.manifest.health}")
             self.finished(state)
 
     def _head(self, place: int) -> str:

@@ -317,25 +317,27 @@ def _check_harvest(signal: str, config: HarvestConfig, path: str, faults: Faults
     if config.bits is not None and config.bits not in BITS:
         faults.add(join(path, "bits"), f"must be one of {', '.join(map(str, BITS))}, not {config.bits}")
     if config.attack is not None:
-        _attack(config.attack, join(path, "attack"), faults)
+        config.attack = _attack(config.attack, join(path, "attack"), faults)
 
 
-def _attack(values: dict[str, Any], path: str, faults: Faults) -> None:
-    """Check the fields of an attack; fractions become numbers in place."""
+def _attack(values: dict[str, Any], path: str, faults: Faults) -> dict[str, Any]:
+    """Checked fields of an attack; fractions become numbers, and null counts as left out."""
     known = len(faults)
+    given = dict(values)
     for key in ("epsilon", "step_size"):
-        if isinstance(text := values.get(key), str):
+        if isinstance(text := given.get(key), str):
             try:
-                values[key] = pixel_size(text)
+                given[key] = pixel_size(text)
             except ValueError as error:
                 faults.add(join(path, key), str(error))
-                del values[key]
-    values.update(_fit(dict(values), Attack, path, faults))
+                del given[key]
+    fitted = _fit(given, Attack, path, faults)
     if len(faults) == known:
         try:
-            Attack(**values)
+            Attack(**fitted)
         except ValueError as error:
             faults.add(path, str(error))
+    return fitted
 
 
 def _check(config: SequenceConfig, faults: Faults) -> None:

@@ -48,10 +48,7 @@ class StepWork:
         return found
 
     def _train(self, step: PlannedStep) -> StepState:
-        step.folder.mkdir(parents=True, exist_ok=True)
-        partly = step.folder / f"{RECIPE}.part"
-        partly.write_text(yaml.dump(step.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
-        partly.replace(step.folder / RECIPE)
+        _write_recipe(step)
         status = self.runner(step, self.plan.config.ranks, self.lock)
         if status and self.halt.now:
             return StepState(step, "interrupted")
@@ -68,8 +65,8 @@ class StepWork:
 
     def _harvest(self, step: PlannedStep, run: PriorRun, harvest: Harvest) -> bool:
         """Harvest one signal; False where the time was up before its end."""
-        step.folder.mkdir(parents=True, exist_ok=True)
-        status = self.harvester(step, run, harvest, self.plan.config.archive, self.lock)
+        _write_recipe(step)
+        status = self.harvester(step, run, harvest, self.lock)
         if status and self.halt.now:
             return False
         what = f"the harvest of {harvest.name} of {step.title}"
@@ -78,6 +75,13 @@ class StepWork:
         if missing_harvests(self.archive.run(run.id), [harvest]):
             raise SequenceError(f"{what} ended without an error and without all views. {_end_of_log(step)}")
         return True
+
+
+def _write_recipe(step: PlannedStep) -> None:
+    step.folder.mkdir(parents=True, exist_ok=True)
+    partly = step.folder / f"{RECIPE}.part"
+    partly.write_text(yaml.dump(step.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    partly.replace(step.folder / RECIPE)
 
 
 def _failed(step: PlannedStep, what: str, status: int) -> SequenceError:
