@@ -27,11 +27,11 @@ STUDY = "cifar100-small"
 OTHER_ARCHITECTURE_STUDY = "cifar100-small-resnet20"
 BASELINE = "plain"
 OUTPUTS_ONLY = (
-    "distilled", "distilled-half", "distilled-half-batch-32", "distilled-one", "distilled-kl", "curriculum",
-    "distilled-curriculum",
+    "distilled", "distilled-half", "distilled-half-batch-32", "plain-batch-32", "distilled-one", "distilled-kl",
+    "curriculum", "distilled-curriculum",
 )  # fmt: skip
 GROWN = ("grown-warm", "grown-shrunk", "grown-distilled", "grown-focus")
-OTHER_ARCHITECTURE = ("distilled", "distilled-half", "distilled-half-batch-32")
+OTHER_ARCHITECTURE = ("distilled", "distilled-half", "distilled-half-batch-32", "plain-batch-32")
 SEARCH = "sequences/learning_rate_search"
 SEARCH_RUNS = 8
 
@@ -68,21 +68,30 @@ def _speedups(records: Sequence[dict[str, Any]], arms: Sequence[str], goal: floa
         return []
     comparison = compare_records(records, BASELINE, [BASELINE, *shown], judge_by="samples")
     found = [(group.name, group.speedups["samples"]) for group in comparison.groups if not group.is_baseline]
-    found.sort(key=lambda pair: -pair[1].estimate)
-    return [f"{name}: {_words(speedup)} times fewer examples: {_standing(speedup, goal)}" for name, speedup in found]
+    found.sort(key=lambda pair: (not pair[1].known, pair[1].bound == "<=", -pair[1].estimate))
+    controls = {group.name: group.control_of for group in comparison.groups if group.control_of in shown}
+    return [
+        f"{name}{f' (control of {controls[name]})' if name in controls else ''}: {_words(speedup)}"
+        + ("" if name in controls else f": {_standing(speedup, goal)}")
+        for name, speedup in found
+    ]
 
 
 def _words(speedup: Speedup) -> str:
-    about = {"": "", "<=": "at most ", ">=": "at least ", "?": "not known, "}[speedup.bound]
+    if not speedup.known:
+        return "not known"
+    about = {"<=": "at most ", ">=": "at least "}.get(speedup.bound, "")
     high = "no upper limit" if math.isinf(speedup.high) else f"{speedup.high:.2f}"
-    return f"{about}{speedup.estimate:.2f} [{speedup.low:.2f}, {high}]"
+    return f"{about}{speedup.estimate:.2f} [{speedup.low:.2f}, {high}] times fewer examples"
 
 
 def _standing(speedup: Speedup, goal: float) -> str:
+    if not speedup.known:
+        return "not decided"
     if speedup.low >= goal:
         return "met"
     if speedup.high < goal or (speedup.bound == "<=" and speedup.estimate < goal):
-        return f"MISSED, {goal / speedup.estimate:.2f} times short"
+        return f"MISSED, {'at least ' * (speedup.bound == '<=')}{goal / speedup.estimate:.2f} times short"
     return "not decided: the goal lies within the limits"
 
 
@@ -116,7 +125,7 @@ def _choices(searches: Sequence[Sequence[dict[str, Any]]], name: str) -> str:
     pairs = [(str(ours["winner"]), str(theirs["winner"])) for ours, theirs in zip(baselines, others, strict=True)]
     lost = mean_interval([means[ours] - means[theirs] for ours, theirs in pairs])
     same = sum(ours == theirs for ours, theirs in pairs)
-    verdict = "as good a choice" if lost.low <= 0.0 <= lost.high or lost.estimate <= 0.0 else "a WORSE choice"
+    verdict = "a WORSE choice" if lost.low > 0.0 else "not told apart from the choice without reuse"
     chosen = ", ".join(f"{ours} and {theirs}" for ours, theirs in pairs)
     return (
         f"{name}: {same} of {len(pairs)} chose the same rate (without and with reuse: {chosen}); what it chose loses "

@@ -123,7 +123,7 @@ def torture(path: Path) -> str:
     return "\n".join(lines)
 
 
-OUTPUTS_ONLY = (
+SAME_DATA = (
     "plain",
     "distilled",
     "distilled-half",
@@ -150,7 +150,7 @@ SECTIONS = (
             "--judge-by",
             "samples",
             "--arms",
-            ",".join(OUTPUTS_ONLY),
+            ",".join(SAME_DATA),
         ),
     ),
     Section(

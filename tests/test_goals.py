@@ -83,7 +83,7 @@ def test_a_goal_within_the_limits_is_not_decided(tmp_path: Path) -> None:
             ["0.410", "of the steps, 3 searches: met", "3 of 3 chose the same"],
         ),
         (["0.01", "0.01", "0.01"], [0.5, 0.51, 0.52], ["of the steps, 3 searches: MISSED", "a WORSE choice"]),
-        (["0.1", "0.03", "0.1"], [0.44, 0.45, 0.46], ["not decided", "as good a choice", "0.1 and 0.03"]),
+        (["0.1", "0.03", "0.1"], [0.44, 0.45, 0.46], ["not decided", "not told apart", "0.1 and 0.03"]),
     ],
 )
 def test_searches(tmp_path: Path, chosen: list[str], shares: list[float], said: list[str]) -> None:

@@ -16,7 +16,13 @@ from scipy import stats
 from compare.budget_records import FLOPS, level, records, study
 from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import ModelRecord, PriorUse, RunArchive
-from reuse_algos.compare import BudgetComparison, budget_comparison_table, compare_archive_budgets, compare_budgets
+from reuse_algos.compare import (
+    BudgetComparison,
+    BudgetRun,
+    budget_comparison_table,
+    compare_archive_budgets,
+    compare_budgets,
+)
 from reuse_algos.compare.budget_render import format_cost
 from reuse_algos.errors import CompareError
 
@@ -195,11 +201,11 @@ def test_batches_of_other_sizes_are_compared_by_examples() -> None:
     group = comparison.group("small")
     assert group.speedups["samples"].estimate == pytest.approx(2.0)
     assert group.speedups["steps"].estimate == pytest.approx(0.5)
-    assert (group.verdict, group.batch_size) == ("faster", 8.0)
+    assert (group.verdict, group.batch_sizes) == ("faster", [8.0] * 4)
     assert comparison.shown_axes[0] == "samples"
     assert "needs 2.00 times fewer examples than baseline" in group.sentence
-    (note,) = [note for note in comparison.notes if note.startswith("Batches are of other sizes")]
-    assert "those of baseline (32 examples): small (8). A step is not" in note
+    (note,) = [note for note in comparison.notes if note.startswith("Batches are not all of one size")]
+    assert "one size: baseline (32 examples), small (8). A step is not" in note
     out = io.StringIO()
     Console(file=out, width=100).print(budget_comparison_table(comparison))
     assert any(line.split()[:2] == ["small", "examples"] for line in out.getvalue().splitlines())
@@ -209,7 +215,26 @@ def test_batches_of_other_sizes_are_compared_by_examples() -> None:
     assert by_steps.shown_axes[:2] == ["steps", "samples"]
     alike = compare_budgets([*plain, *last], metric="accuracy", mode="max", judge_by="steps")
     assert "samples" not in alike.shown_axes
-    assert not any("other sizes" in note for note in alike.notes)
+    assert not any("of one size" in note for note in alike.notes)
+    mixed = compare_budgets([*plain, *records("mixed", (5, 10)), *small_at(20)], metric="accuracy", mode="max")
+    assert any("baseline (32 examples), mixed (8 to 32)" in note for note in mixed.notes)
+
+
+def small_at(*budgets: int) -> list[BudgetRun]:
+    """Runs of the group ``mixed`` in batches of a quarter."""
+    return [dataclasses.replace(run, steps=4 * run.steps) for run in records("mixed", budgets)]
+
+
+def test_passes_that_no_count_has_are_named() -> None:
+    known = [dataclasses.replace(run, flops=1e9 * run.steps) for run in records("baseline", (5, 10, 20, 40))]
+    live = records("live", (5, 10, 20, 40), 2.0)
+    for axis, word in (("steps", "steps"), ("samples", "examples")):
+        notes = compare_budgets([*known, *live], metric="accuracy", mode="max", judge_by=axis).notes
+        assert any(
+            note.startswith("live: live teachers or replayed rows") and f"count of {word};" in note for note in notes
+        )
+    notes = compare_budgets([*known, *live], metric="accuracy", mode="max", judge_by="train_seconds").notes
+    assert not any("live teachers" in note for note in notes)
 
 
 def test_runs_without_seconds_are_compared_by_steps() -> None:

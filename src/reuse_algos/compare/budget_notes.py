@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from reuse_algos.compare.budget_curves import Sample
 from reuse_algos.compare.budget_groups import BudgetQuestion, Member
-from reuse_algos.compare.budgets import BudgetGroup, alike
+from reuse_algos.compare.budgets import AXIS_WORDS, BudgetGroup, alike
 from reuse_algos.compare.notes import ids
 from reuse_algos.compare.statistics import MIN_RUNS, RUNS_FOR_A_CLAIM
 
@@ -25,7 +25,7 @@ def budget_notes(groups: Sequence[BudgetGroup], question: BudgetQuestion, member
     notes = [*_too_few(groups), *_thin(groups)]
     for group in groups:
         notes += _runs(group, members[group.name])
-    notes += _batches(groups)
+    notes += [*_batches(groups), *_other_passes(groups, question)]
     notes += _baseline(groups[0], question)
     for group in groups[1:]:
         notes += _reading(group, question, members[group.name])
@@ -50,13 +50,32 @@ def _too_few(groups: Sequence[BudgetGroup]) -> list[str]:
 
 
 def _batches(groups: Sequence[BudgetGroup]) -> list[str]:
-    ours = groups[0].batch_size
-    other = [f"{group.name} ({group.batch_size:.0f})" for group in groups if not alike(group.batch_size, ours)]
-    if not other:
+    first, ours = groups[0], groups[0].batch_sizes
+    other = [f"{group.name} ({_sizes(group)})" for group in groups[1:] if not alike([*ours, *group.batch_sizes])]
+    if not other and alike(ours):
+        return []
+    known = ", ".join([f"{first.name} ({_sizes(first)} examples)", *other])
+    return [
+        f"Batches are not all of one size: {known}. A step is not worth a step there; examples and seconds compare."
+    ]
+
+
+def _sizes(group: BudgetGroup) -> str:
+    """Such as ``128``, or ``32 to 128``."""
+    low, high = (f"{size:.0f}" for size in (min(group.batch_sizes), max(group.batch_sizes)))
+    return low if alike(group.batch_sizes) else f"{low} to {high}"
+
+
+def _other_passes(groups: Sequence[BudgetGroup], question: BudgetQuestion) -> list[str]:
+    """Steps and examples count what is drawn from the data, and FLOPs are not known where that is not all."""
+    if question.judge_by not in ("steps", "samples") or groups[0].cost_to_target["flops"] is None:
+        return []
+    more = [group.name for group in groups if group.cost_to_target["flops"] is None]
+    if not more:
         return []
     return [
-        f"Batches are of other sizes than those of {groups[0].name} ({ours:.0f} examples): {', '.join(other)}. A step "
-        "is not worth a step there; examples and seconds compare."
+        f"{', '.join(more)}: live teachers or replayed rows take passes that are in no count of "
+        f"{AXIS_WORDS[question.judge_by]}; only the seconds have them."
     ]
 
 

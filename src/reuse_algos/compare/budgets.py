@@ -8,7 +8,7 @@ budget-accuracy curves of two groups. How it is computed is in :mod:`reuse_algos
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +31,8 @@ __all__ = [
 Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars"]
 """A way to count cost.
 
-* ``steps``, ``samples``: batches and examples trained.
+* ``steps``, ``samples``: batches trained, and examples drawn from the data. Passes of live teachers and replayed rows
+  come on top of both.
 * ``train_seconds``: training only, evaluation excluded.
 * ``cost_seconds``: training, set-up, and all of the harvests that the run used.
 * ``amortised_seconds``: the same with the harvests (and, if asked for, the training of its prior runs) shared among
@@ -66,9 +67,9 @@ AXIS_WORDS: dict[Axis, str] = {
 """What to call them in a heading."""
 
 
-def alike(size: float | None, other: float | None) -> bool:
+def alike(sizes: Sequence[float]) -> bool:
     """Whether batches are of one size, but for the smaller last ones of an epoch."""
-    return size is None or other is None or abs(size - other) <= _SMALLER_LAST_BATCHES * max(size, other)
+    return not sizes or max(sizes) - min(sizes) <= _SMALLER_LAST_BATCHES * max(sizes)
 
 
 def cost_words(axis: Axis) -> str:
@@ -159,10 +160,9 @@ class BudgetGroup:
         return [point.budget for point in self.points if point.used][-1]
 
     @property
-    def batch_size(self) -> float | None:
-        """Examples of a step, the mean over its budgets; None where they are not known."""
-        sizes = [samples / point.steps for point in self.points if (samples := point.costs.get("samples")) is not None]
-        return math.fsum(sizes) / len(sizes) if sizes else None
+    def batch_sizes(self) -> list[float]:
+        """Mean examples of a step at each budget where they are known."""
+        return [samples / point.steps for point in self.points if (samples := point.costs.get("samples")) is not None]
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,7 @@ class BudgetComparison:
 
         Examples are the steps over again, unless batches are of different sizes.
         """
-        sizes = [group.batch_size for group in self.groups]
-        same = self.judged_by != "samples" and all(alike(size, sizes[0]) for size in sizes)
+        same = self.judged_by != "samples" and alike([size for group in self.groups for size in group.batch_sizes])
         shown: list[Axis] = [axis for axis in AXES if axis != "samples" or not same]
         return sorted(shown, key=lambda axis: axis != self.judged_by)
 
