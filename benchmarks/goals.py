@@ -101,13 +101,15 @@ def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
     for overrides in dict.fromkeys(tuple(one["overrides"]) for one in records):
         reports = [one["report"] for one in records if tuple(one["overrides"]) == overrides]
         for place, arm in enumerate(reports[0]["arms"]):
-            if not arm["share"] or len(arm["steps"]) != SEARCH_RUNS:
+            tried = next(one["candidates"] for one in reports[0]["search"]["arms"] if one["arm"] == arm["name"])
+            if not arm["share"] or len(tried) != SEARCH_RUNS:
                 continue
+            lines.append(f"{' '.join(overrides)}:" if overrides else f"{SEARCH}:")
             for share, words in (("steps", "steps"), ("cost_seconds", "seconds, all costs")):
                 found = mean_interval([report["arms"][place]["share"][share] for report in reports])
                 met = "met" if found.high <= goal else "MISSED" if found.low > goal else "not decided"
                 limits = f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
-                lines.append(f"{arm['name']}: {limits} of the {words}, {len(reports)} searches: {met}")
+                lines.append(f"    {limits} of the {words}, {len(reports)} searches: {met}")
             lines.append(_choices([report["search"]["arms"] for report in reports], arm["name"]))
     return lines
 
@@ -128,7 +130,7 @@ def _choices(searches: Sequence[Sequence[dict[str, Any]]], name: str) -> str:
     verdict = "a WORSE choice" if lost.low > 0.0 else "not told apart from the choice without reuse"
     chosen = ", ".join(f"{ours} and {theirs}" for ours, theirs in pairs)
     return (
-        f"{name}: {same} of {len(pairs)} chose the same rate (without and with reuse: {chosen}); what it chose loses "
+        f"    {same} of {len(pairs)} chose the same rate (without and with reuse: {chosen}); what it chose loses "
         f"{100 * lost.estimate:.2f} [{100 * lost.low:.2f}, {100 * lost.high:.2f}] points: {verdict}"
     )
 

@@ -35,11 +35,15 @@ def write_study(folder: Path, speeds: dict[str, float], study: str = goals.STUDY
 def search(rate: dict[str, float], chosen: str, share: float) -> dict[str, Any]:
     """One search of eight runs: final values by rate without reuse, and what was chosen with it."""
     best = max(rate, key=lambda key: rate[key])
-    candidates = [{"value": key, "final": {"estimate": value}} for key, value in rate.items()]
-    arms = [{"arm": "without", "candidates": candidates, "winner": best}, {"arm": "reuse", "winner": chosen}]
+    hopeless = {f"{number}.0": 0.1 for number in range(goals.SEARCH_RUNS - len(rate))}
+    candidates = [{"value": key, "final": {"estimate": value}} for key, value in {**rate, **hopeless}.items()]
+    arms = [
+        {"arm": "without", "candidates": candidates, "winner": best},
+        {"arm": "reuse", "candidates": candidates, "winner": chosen},
+    ]
     shares = {"steps": share, "cost_seconds": share + 0.05}
     report = {
-        "arms": [{"name": "without", "share": None}, {"name": "reuse", "share": shares, "steps": [{}] * 8}],
+        "arms": [{"name": "without", "share": None}, {"name": "reuse", "share": shares}],
         "search": {"arms": arms},
     }
     return {"sequence": goals.SEARCH, "overrides": [], "report": report}
