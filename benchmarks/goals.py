@@ -32,6 +32,7 @@ OUTPUTS_ONLY = (
 )  # fmt: skip
 GROWN = ("grown-warm", "grown-shrunk", "grown-distilled", "grown-focus")
 OTHER_ARCHITECTURE = ("distilled", "distilled-half", "distilled-half-batch-32", "plain-batch-32")
+SAME_BATCHES = {"distilled-half-batch-32": "plain-batch-32"}
 SEARCH = "sequences/learning_rate_search"
 SEARCH_RUNS = 8
 
@@ -68,6 +69,10 @@ def _speedups(records: Sequence[dict[str, Any]], arms: Sequence[str], goal: floa
         return []
     comparison = compare_records(records, BASELINE, [BASELINE, *shown], judge_by="samples")
     found = [(group.name, group.speedups["samples"]) for group in comparison.groups if not group.is_baseline]
+    for arm, alike in SAME_BATCHES.items():
+        if {arm, alike} <= set(shown):
+            own = compare_records(records, alike, [alike, arm], judge_by="samples").group(arm)
+            found.append((f"{arm} over {alike}", own.speedups["samples"]))
     found.sort(key=lambda pair: (not pair[1].known, pair[1].bound == "<=", -pair[1].estimate))
     controls = {group.name: group.control_of for group in comparison.groups if group.control_of in shown}
     return [

@@ -154,6 +154,22 @@ SECTIONS = (
         ),
     ),
     Section(
+        "The same with batches of 32, against plain training with batches of 32",
+        "cifar100_small.jsonl",
+        "Two arms of the same study: what is left where both have small batches.",
+        summary(
+            "study",
+            str(HERE / "studies" / "cifar100_small.yaml"),
+            "--judge-by",
+            "samples",
+            "--no-advice",
+            "--baseline",
+            "plain-batch-32",
+            "--arms",
+            "plain-batch-32,distilled-half-batch-32",
+        ),
+    ),
+    Section(
         "Runs of another architecture",
         "cifar100_small_resnet20.jsonl",
         "The same images and settings; three runs of ResNet-8 serve ResNet-20.",

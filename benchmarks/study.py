@@ -131,7 +131,7 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     config = load_sequence(options.study, options.overrides)
     arms = None if options.arms is None else options.arms.split(",")
     records = StudyFile(out, config.name).records()
-    baseline = config.baseline or "plain"
+    baseline = options.baseline or config.baseline or "plain"
     out_of = console()
     out_of.print(budget_comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))
     if options.no_advice:
@@ -153,6 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", help="results file (default: benchmarks/results/<the file's name>.jsonl)")
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the results file")
     parser.add_argument("--no-advice", action="store_true", help="summarise without what the runs recommend")
+    parser.add_argument("--baseline", help="summarise against this arm, in place of the study's baseline")
     parser.add_argument("--judge-by", default="steps", help="axis of the verdicts (default: steps)")
     options = parser.parse_intermixed_args(argv)
     out = ResultsFile(options.out or RESULTS / f"{Path(options.study).stem}.jsonl")

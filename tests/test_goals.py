@@ -73,6 +73,16 @@ def test_another_architecture_has_a_study_and_a_baseline_of_its_own(tmp_path: Pa
     assert line.endswith("times fewer examples: met")
 
 
+def test_an_arm_of_other_batches_is_held_against_plain_training_with_these_too(tmp_path: Path) -> None:
+    write_study(tmp_path, {"plain": 1.0, "plain-batch-32": 2.0, "distilled-half-batch-32": 4.0})
+    lines = goals.goals(tmp_path)[0].splitlines()[1:]
+    assert len(lines) == 3
+    assert lines[0].startswith("    distilled-half-batch-32: 4.00 [")
+    (own,) = [line for line in lines if "over plain-batch-32" in line]
+    assert own.startswith("    distilled-half-batch-32 over plain-batch-32: 2.0")
+    assert own.endswith("MISSED, 1.50 times short")
+
+
 def test_a_goal_within_the_limits_is_not_decided(tmp_path: Path) -> None:
     write_study(tmp_path, {"plain": 1.0, "distilled": 3.02})
     assert goals.goals(tmp_path)[0].endswith("not decided: the goal lies within the limits")
