@@ -42,11 +42,14 @@ class Harvest:
             ValueError: the run will not have such views or weights, or keeps the signal in another encoding.
         """
         _check_weights(config.weights, recipe)
-        captured = (_recorder(recipe).get("signals") or {}).get(signal)
-        if signal == "logits" and captured is not None and (captured or {}).get("top_k") != config.top_k:
-            kept = (captured or {}).get("top_k")
-            raise ValueError(f"has top_k: {config.top_k}, and run_recorder captures logits with top_k: {kept}. One "
-                             "signal has one encoding")  # fmt: skip
+        captured = _recorder(recipe).get("signals") or {}
+        if signal == "logits" and config.weights == "last" and "logits" in captured:
+            kept = (captured["logits"] or {}).get("top_k")
+            if kept != config.top_k:
+                raise ValueError(
+                    f"has top_k: {config.top_k}, and run_recorder captures logits with top_k: {kept}. One signal has "
+                    "one encoding"
+                )
         if config.plain or (signal not in OF_VIEWS and config.views is None):
             return cls(signal, config, 1, plain=True)
         return cls(signal, config, _num_views(config, recipe.data), plain=False)

@@ -97,7 +97,9 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
 
 def _changed_harvests(step: PlannedStep, run: PriorRun, everything: Sequence[PriorRun]) -> list[str]:
     """Harvests that are not what the file says, and those that come too late for runs that used such a signal."""
-    users = {signal: [] for signal in (harvest.name for harvest in step.harvests)}
+    if not step.harvests:
+        return []
+    users: dict[str, list[str]] = {harvest.name: [] for harvest in step.harvests}
     for other in everything:
         for use in other.manifest.prior_runs:
             for signal in users.keys() & set(use.signals) if use.run_id == run.id else ():
