@@ -26,8 +26,9 @@ key=value, which come right after FILE.
 
 Each step is a process of its own, which sees the archive of those before it. Whatever is killed can
 be started again with the same command: finished steps are not trained again, an interrupted one
-goes on from its checkpoint. When all are finished, it prints the report and trains nothing. Signals
-that an arm names under harvest are harvested of each of its runs before a step that reuses it starts.
+goes on from its checkpoint. When all are finished, it prints the report and trains nothing.
+Signals that an arm names under harvest are harvested of each of its runs before a step that reuses
+it starts.
 
 With --jobs, steps that do not reuse each other are trained side by side; they share the machine, so
 their seconds tell less. When a --time-limit is up, the steps that are being trained are ended, and
