@@ -85,8 +85,9 @@ class BreakEven:
             baseline_seconds: all costs of the baseline; NaN where they are not known.
             in_seconds: the speed-up in all costs; None, or a bound, where it is not known.
         """
-        known = in_seconds is not None and in_seconds.bound == ""
-        ratios = (in_seconds.estimate, in_seconds.low, in_seconds.high) if known and in_seconds else 3 * (math.nan,)
+        ratios = 3 * (math.nan,)
+        if in_seconds is not None and in_seconds.bound == "":
+            ratios = in_seconds.estimate, in_seconds.low, in_seconds.high
         saved = [harvest + baseline_seconds * (1.0 - (1.0 / ratio if ratio else math.inf)) for ratio in ratios]
 
         def runs_until_paid(spent: float) -> Interval:

@@ -42,9 +42,10 @@ class StepWork:
         if found.run is None:
             found = self._train(found.step)
         while found.run is not None and (missing := missing_harvests(found.run, found.step.harvests)):
-            if self.halt.now or not self._harvest(found.step, found.run, missing[0]):
+            run = None if self.halt.now else self._harvest(found.step, found.run, missing[0])
+            if run is None:
                 break
-            found = trained_state(found.step, self.archive.run(found.run.id))
+            found = trained_state(found.step, run)
         return found
 
     def _train(self, step: PlannedStep) -> StepState:
@@ -63,18 +64,19 @@ class StepWork:
         drop_checkpoints(step)
         return trained_state(step, found[0])
 
-    def _harvest(self, step: PlannedStep, run: PriorRun, harvest: Harvest) -> bool:
-        """Harvest one signal; False where the time was up before its end."""
+    def _harvest(self, step: PlannedStep, run: PriorRun, harvest: Harvest) -> PriorRun | None:
+        """The run with one more signal; None where the time was up before its end."""
         _write_recipe(step)
         status = self.harvester(step, run, harvest, self.lock)
         if status and self.halt.now:
-            return False
+            return None
         what = f"the harvest of {harvest.name} of {step.title}"
         if status:
             raise _failed(step, what, status)
-        if missing_harvests(self.archive.run(run.id), [harvest]):
+        harvested = self.archive.run(run.id)
+        if missing_harvests(harvested, [harvest]):
             raise SequenceError(f"{what} ended without an error and without all views. {_end_of_log(step)}")
-        return True
+        return harvested
 
 
 def _write_recipe(step: PlannedStep) -> None:
