@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from composer.algorithms import EMA, ChannelsLast, CutMix, LabelSmoothing, MixUp
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
+from composer.optim import CosineAnnealingScheduler, LinearScheduler, LinearWithWarmupScheduler
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -204,6 +206,63 @@ def test_schedule(archive: RunArchive, settings: dict[str, Any], active: Any) ->
     _, _, log = fit([algorithm], max_duration="2ep")
     assert [i for i, on in enumerate(series(log, "reuse/distillation/active")) if on] == list(active)
     assert algorithm.batches_applied == len(list(active))
+
+
+def test_schedulers_change_weight_and_temperature_at_every_batch(archive: RunArchive) -> None:
+    """Eight batches: the weight falls linearly over the first half, T from 4 to 1 along half a cosine."""
+    shares = [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0, 0.0]
+    temperatures = [1 + 3 * (1 + math.cos(math.pi * t / 8)) / 2 for t in range(8)]
+    algorithm = distil(
+        archive,
+        source="live",
+        weight_scheduler=LinearScheduler(t_max="0.5dur"),
+        temperature_scheduler=CosineAnnealingScheduler(alpha_f=0.25),
+    )
+    settings: dict[str, Any] = {"lr": 0.0, "max_duration": "2ep"}
+    with pytest.warns(NoEffectWarning):
+        _, plain, _ = fit([distil(archive, source="live", weight=0.0)], **settings)
+    _, watch, log = fit([algorithm], **settings)
+    assert series(log, "reuse/distillation/weight") == pytest.approx([0.9 * share for share in shares])
+    assert series(log, "reuse/distillation/temperature") == pytest.approx(temperatures)
+    teachers = [teacher(archive, i) for i in range(2)]
+    for i, (own, loss) in enumerate(zip(plain.losses, watch.losses, strict=True)):
+        with torch.no_grad():
+            term = kl(watch.outputs[i], [t((watch.inputs[i], None)) for t in teachers], temperatures[i])
+        weight = 0.9 * shares[i]
+        assert float(loss) == pytest.approx((1 - weight) * float(own) + weight * term, rel=1e-5)
+    assert algorithm.batches_applied == 4
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "message"),
+    [
+        ({"weight_scheduler": LinearScheduler(alpha_i=2.0)}, r"weight must be in \[0, 1\], got 1.8"),
+        (
+            {"temperature_scheduler": LinearWithWarmupScheduler("1ep", alpha_f=0.5)},
+            "temperature must be above 0, got 0.0",
+        ),
+    ],
+)
+def test_schedulers_that_leave_the_range_are_refused(
+    archive: RunArchive, scheduler: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit([distil(archive, **scheduler)])
+    with pytest.raises(ValueError, match="alpha_f of temperature_scheduler must be above 0"):
+        distil(archive, temperature_scheduler=LinearScheduler())
+
+
+def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(archive: RunArchive, tmp_path: Path) -> None:
+    def one(folder: str, **settings: Any) -> Any:
+        algorithm = distil(archive, weight_scheduler=LinearScheduler(t_max="6ba"), loss="mse", weight=2.0)
+        return fit([algorithm], save_folder=str(tmp_path / folder), save_interval="3ba", **settings)
+
+    whole, _, _ = one("a", max_duration="2ep")
+    resumed, _, log = one("b", max_duration="2ep", load_path=str(tmp_path / "a" / "ep0-ba3-rank0.pt"))
+    assert series(log, "reuse/distillation/weight") == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0, 0.0])
+    theirs = resumed.state.model.state_dict()
+    for name, value in whole.state.model.state_dict().items():
+        assert torch.equal(value, theirs[name]), name
 
 
 def test_batches_without_the_term_have_the_plain_loss(archive: RunArchive) -> None:

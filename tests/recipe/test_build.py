@@ -5,6 +5,8 @@ import re
 
 import pytest
 import torch
+from composer.core import Time
+from composer.optim import LinearScheduler
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
@@ -188,6 +190,16 @@ def test_our_components_get_archive_recipe_tags_name_and_seed(build, tmp_path):
     own_seed = copy.deepcopy(settings)
     own_seed["algorithms"]["prior_run_distillation"]["seed"] = 4
     assert build(own_seed).state.algorithms[0].seed == 4
+
+
+def test_a_scheduler_of_an_option_is_built_and_recorded_as_written(build, tmp_path):
+    options = {"runs": "teacher", "weight_scheduler": {"name": "linear", "t_max": "0.5dur"}}
+    settings = values(archive=str(tmp_path / "archive"), algorithms={"prior_run_distillation": options})
+    recipe = compose_recipe(settings, source="x.yaml")
+    assert recipe.record["algorithms"]["prior_run_distillation"] == options
+    algorithm = build(settings).state.algorithms[0]
+    assert isinstance(algorithm.weight_scheduler, LinearScheduler)
+    assert algorithm.weight_scheduler.t_max == Time.from_timestring("0.5dur")
 
 
 def test_values_that_constructors_refuse_are_listed_together(tmp_path):

@@ -148,7 +148,7 @@ def test_all_faults_of_all_kinds_at_once():
         "algorithms.mix_up: is another name of algorithms.mixup, which is there too. Keep one",
         "algorithms.channels_last.x: ChannelsLast has no such option. It takes no options.",
         "algorithms.prior_run_distillation.temprature: PriorRunDistillation has no such option. "
-        "Did you mean 'temperature'?",
+        "Did you mean 'temperature' or 'temperature_scheduler'?",
         "algorithms.prior_run_distillation.archive: is filled in from the recipe and cannot be set here",
         "algorithms.prior_run_distillation.teacher_model: cannot be set in a recipe",
         "algorithms.prior_run_distillation.stop: must be a time such as 1ep, 100ba or 0.5dur, not '5xx'",

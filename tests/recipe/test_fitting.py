@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 import pytest
 import torch
 from composer.core import Event, Time
+from composer.optim import ComposerScheduler, LinearScheduler
 
 from reuse_algos.recipe.faults import Faults
 from reuse_algos.recipe.fitting import fit, fit_options, hints_of
@@ -82,6 +83,7 @@ def test_values_that_fit(value, hint, result):
         ("half", Union[str, Time], "must be a time such as 1ep, 100ba or 0.5dur, not 'half'"),
         ("f", Optional[Callable[[int], int]], "cannot be set in a recipe"),
         ("m", torch.nn.Module, "cannot be set in a recipe"),
+        ("linear", ComposerScheduler | None, "must be a section with the name of a scheduler or null, not 'linear'"),
     ],
 )
 def test_values_that_do_not_fit(value, hint, what):
@@ -92,6 +94,27 @@ def test_faults_inside_lists_and_sections_name_their_place():
     assert fitted([1, "x"], list[int]) == ["key.1: must be a whole number, not 'x'"]
     assert fitted({"a": {"x": []}}, dict[str, Inner]) == ["key.a.x: must be a whole number, not a list"]
     assert fitted({"y": 1}, Inner) == ["key.y: there is no such key. Known: x."]
+
+
+def test_a_scheduler_is_made_of_its_section():
+    made = fitted({"name": "linear", "alpha_f": "0.5", "t_max": "0.5dur"}, ComposerScheduler | None)
+    assert isinstance(made, LinearScheduler)
+    assert (made.alpha_i, made.alpha_f, made.t_max) == (1.0, 0.5, Time.from_timestring("0.5dur"))
+
+
+@pytest.mark.parametrize(
+    ("section", "what"),
+    [
+        ({"alpha_f": 0.5}, "key.name: missing. Write for example key: {name: cosine_annealing}"),
+        ({"name": "linnear"}, "key.name: there is no scheduler 'linnear'. Did you mean 'linear'"),
+        ({"name": "linear", "t_mx": "1ep"}, "key.t_mx: LinearScheduler has no such option. Did you mean 't_max'?"),
+        ({"name": "linear", "t_max": "soon"}, "key.t_max: must be a time such as 1ep, 100ba or 0.5dur, not 'soon'"),
+        ({"name": "cosine_with_warmup"}, "key.t_warmup: missing. CosineAnnealingWithWarmupScheduler needs it"),
+    ],
+)
+def test_faults_of_a_scheduler_s_section(section, what):
+    (fault,) = fitted(section, ComposerScheduler | None)
+    assert fault.startswith(what)
 
 
 class Component:

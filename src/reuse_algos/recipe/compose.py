@@ -17,7 +17,7 @@ from reuse_algos.data.datasets import DataConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.models import ModelConfig, model_names
 from reuse_algos.recipe.faults import Faults, join
-from reuse_algos.recipe.fitting import fit_fields, fit_options
+from reuse_algos.recipe.fitting import fit_fields, fit_named, fit_options
 from reuse_algos.recipe.interpolation import BROKEN, resolve
 from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.recipe.schema import Settings, check_settings
@@ -94,9 +94,9 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     if "max_duration" not in resolved.values:
         faults.add("max_duration", "missing. Write for example max_duration: 40ep")
     if isinstance(resolved.values["optimizer"], dict):
-        _check_named("optimizer", "optimizer", settings.optimizer, faults)
+        fit_named("optimizer", settings.optimizer, "optimizer", faults)
     if settings.scheduler is not None:
-        _check_named("scheduler", "scheduler", settings.scheduler, faults)
+        fit_named("scheduler", settings.scheduler, "scheduler", faults)
     for kind, path in _COMPONENTS:
         checked = _check_components(kind, path, getattr(settings, path), faults)
         setattr(settings, path, checked)
@@ -147,26 +147,6 @@ def _check_model(values: Any, faults: Faults) -> ModelConfig:
     elif name is not BROKEN and config.name not in model_names():
         faults.add("model.name", f"there is no model {config.name!r}.{nearest(config.name, model_names())}")
     return config
-
-
-def _check_named(kind: Kind, path: str, section: dict[str, Any], faults: Faults) -> None:
-    """Check an ``{name: ..., option: ...}`` section."""
-    name = section.get("name")
-    if name is BROKEN:
-        return
-    if name is not None and not isinstance(name, str):
-        faults.add(join(path, "name"), f"must be text, not {name!r}")
-        return
-    if name is None:
-        example = {"optimizer": "{name: sgd, lr: 0.1}", "scheduler": "{name: cosine_annealing}"}[kind]
-        faults.add(join(path, "name"), f"missing. Write for example {path}: {example}")
-        return
-    listed = find(kind, name)
-    if listed is None:
-        faults.add(join(path, "name"), f"there is no {kind} {name!r}.{nearest(name, names(kind))}")
-        return
-    options = {key: value for key, value in section.items() if key != "name"}
-    fit_options(listed.cls, options, path, faults, reserved=listed.reserved)
 
 
 def _check_archive_unneeded(settings: Settings, faults: Faults) -> None:

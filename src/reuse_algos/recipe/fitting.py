@@ -1,13 +1,15 @@
 """Does a plain value fit a type annotation, and do the options of a section fit a constructor?
 
 One set of rules serves the recipe's own dataclasses and the constructors of Composer, torch and this library, so that
-all faults read alike. OmegaConf's own checks stop at the first fault and know nothing of constructors.
+all faults read alike. OmegaConf's own checks stop at the first fault and know nothing of constructors. An option
+that is an object of a kind with names, such as a scheduler, is written as its section is: ``{name: linear, ...}``.
 """
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import inspect
 import math
 import pathlib
@@ -19,16 +21,20 @@ from enum import Enum
 from typing import Any
 
 from composer.core import Time
+from composer.optim import ComposerScheduler
 
 from reuse_algos.errors import nearest
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.interpolation import BROKEN
+from reuse_algos.recipe.registry import Kind, find, names
 
-__all__ = ["fit", "fit_fields", "fit_options", "hints_of"]
+__all__ = ["fit", "fit_fields", "fit_named", "fit_options", "hints_of"]
 
 _UNION = (typing.Union, getattr(types, "UnionType", typing.Union))
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection, set, frozenset)
 _DICTS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+_NAMED: dict[type, Kind] = {ComposerScheduler: "scheduler"}  # type: ignore[dict-item]  # a Protocol is a class
+_EXAMPLES: dict[Kind, str] = {"optimizer": "{name: sgd, lr: 0.1}", "scheduler": "{name: cosine_annealing}"}
 _INT = re.compile(r"[-+]?[0-9]+")
 
 
@@ -81,6 +87,37 @@ def fit_fields(values: Any, cls: type, path: str, faults: Faults) -> dict[str, A
             if suited is not BROKEN and len(faults) == before:
                 fitted[key] = suited
     return fitted
+
+
+def fit_named(kind: Kind, section: Mapping[str, Any], path: str, faults: Faults) -> Callable[..., Any] | None:
+    """Check a ``{name: ..., option: ...}`` section.
+
+    Args:
+        kind: which table its name is looked up in.
+        section: the section.
+        path: path of the section.
+        faults: where a missing or unknown name and faulty options are noted.
+
+    Returns:
+        The class with the options bound to it; what the builder fills in is for the caller to pass. None where there is
+        no such name.
+    """
+    name = section.get("name")
+    if name is BROKEN:
+        return None
+    if name is not None and not isinstance(name, str):
+        faults.add(join(path, "name"), f"must be text, not {name!r}")
+        return None
+    if name is None:
+        key = path.rpartition(".")[2]
+        faults.add(join(path, "name"), f"missing. Write for example {key}: {_EXAMPLES[kind]}")
+        return None
+    listed = find(kind, name)
+    if listed is None:
+        faults.add(join(path, "name"), f"there is no {kind} {name!r}.{nearest(name, names(kind))}")
+        return None
+    options = {key: value for key, value in section.items() if key != "name"}
+    return functools.partial(listed.cls, **fit_options(listed.cls, options, path, faults, reserved=listed.reserved))
 
 
 def fit_options(
@@ -174,7 +211,7 @@ def _writable(hint: Any) -> bool:
     origin = typing.get_origin(hint) or hint
     if origin is typing.Literal or origin in (bool, int, float, str, tuple, type(None), Time):
         return True
-    if origin in _LISTS or origin in _DICTS:
+    if origin in _LISTS or origin in _DICTS or origin in _NAMED:
         return True
     return _is_enum(origin) or _is_path(origin) or (inspect.isclass(origin) and dataclasses.is_dataclass(origin))
 
@@ -213,10 +250,24 @@ def _fit_one(value: Any, hint: Any, path: str, faults: Faults, exact: bool) -> t
         return [fit(item, inner, join(path, index), faults) for index, item in enumerate(value)], True
     if not isinstance(value, dict):
         return value, False
+    if origin in _NAMED:
+        return _build_named(value, _NAMED[origin], path, faults), True
     if dataclasses.is_dataclass(origin):
         return fit_fields(value, typing.cast(type, origin), path, faults), True
     inner = arguments[1] if len(arguments) == 2 else Any
     return {key: fit(item, inner, join(path, key), faults) for key, item in value.items()}, True
+
+
+def _build_named(value: dict[str, Any], kind: Kind, path: str, faults: Faults) -> Any:
+    before = len(faults)
+    build = fit_named(kind, value, path, faults)
+    if build is None or len(faults) > before:
+        return value
+    try:
+        return build()
+    except (ValueError, TypeError) as error:
+        faults.add(path, str(error))
+        return value
 
 
 def _fit_scalar(value: Any, kind: type, exact: bool) -> tuple[Any, bool]:
@@ -274,9 +325,11 @@ def _describe(hint: Any) -> str:
         return "a list"
     if _is_enum(origin):
         return "one of " + ", ".join(repr(str(member.value)) for member in typing.cast(type[Enum], hint))
-    names: dict[Any, str] = {type(None): "null", bool: "true or false", int: "a whole number", float: "a number"}
-    names |= {str: "text", Time: "a time such as 1ep, 100ba or 0.5dur"}
-    return names.get(origin, "text" if _is_path(origin) else "a section of keys")
+    if origin in _NAMED:
+        return f"a section with the name of a {_NAMED[origin]}"
+    texts: dict[Any, str] = {type(None): "null", bool: "true or false", int: "a whole number", float: "a number"}
+    texts |= {str: "text", Time: "a time such as 1ep, 100ba or 0.5dur"}
+    return texts.get(origin, "text" if _is_path(origin) else "a section of keys")
 
 
 def _shown(value: Any) -> str:

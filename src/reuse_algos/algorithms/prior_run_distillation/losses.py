@@ -6,13 +6,14 @@ All arithmetic is float32 (float64 for float64 inputs) whatever the precision of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-__all__ = ["combination_weights", "kl_term", "mix_logits", "mix_probabilities", "mse_term"]
+__all__ = ["combination_weights", "combined_loss", "kl_term", "mix_logits", "mix_probabilities", "mse_term"]
 
 
 def _full(values: torch.Tensor) -> torch.Tensor:
@@ -105,6 +106,30 @@ def mse_term(
     """
     squared = (_full(student_logits_BC) - _full(teacher_logits_BC)).square()
     return _mean_over_rows(squared, seen_B, weights_B)
+
+
+def combined_loss(loss: Any, term: torch.Tensor, *, base_weight: float, weight: float) -> Any:
+    """``b L + w D`` in the structure that the model's loss has.
+
+    Args:
+        loss: L, a scalar tensor, or a tuple, list or mapping of those. Of a mapping with ``total`` only that is trained
+            on, else the sum of all parts.
+        term: D, a scalar tensor.
+        base_weight: b >= 0.
+        weight: w >= 0.
+
+    Returns:
+        A tensor, a tuple with ``w D`` as one part more, or a dict in which ``distillation`` is ``w D``, or D beside a
+        ``total`` that has it already.
+    """
+    added = weight * term
+    if isinstance(loss, Mapping):
+        if "total" in loss:
+            return {**loss, "total": base_weight * loss["total"] + added.to(loss["total"].dtype), "distillation": term}
+        return {**{key: base_weight * value for key, value in loss.items()}, "distillation": added}
+    if isinstance(loss, (tuple, list)):
+        return (*(base_weight * part for part in loss), added)
+    return base_weight * loss + added
 
 
 def combination_weights(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from composer import Event, State, Time, TimeUnit
 from composer.loggers import Logger
+from composer.optim import ComposerScheduler
 from composer.utils import dist
 from torch import nn
 
@@ -27,6 +28,7 @@ from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
+    combined_loss,
     kl_term,
     mix_logits,
     mix_probabilities,
@@ -76,6 +78,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         loss: ``kl`` (temperature squared times KL) or ``mse`` (of logits).
         temperature: T > 0 of ``kl``.
         weight: w >= 0; at most 1 where ``base_loss_weight`` is left out with ``kl``.
+        weight_scheduler: multiplies w at every batch, as Composer's schedulers multiply the learning rate:
+            ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Default: w is constant.
+        temperature_scheduler: multiplies T in the same way; it must stay above 0.
         base_loss_weight: b >= 0. Default: ``1 - weight`` for ``kl`` (Hinton's convex combination), 1 for ``mse``
             (cross entropy plus MSE, as in arXiv 2303.06480).
         dirichlet_alpha: concentration > 0 of ``mixup``; 1 is uniform over all combinations.
@@ -97,11 +102,12 @@ class PriorRunDistillation(ReusingAlgorithm):
         seed: seed of ``mixup`` and ``sample``.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or a scheduler brings the weight or the temperature out of it.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
 
     Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows whose largest logit is the teachers'),
-    ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start), ``/active`` (0 or 1).
+    ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start), ``/active`` (0 or 1), and
+    ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
 
     Example:
         .. code-block:: python
@@ -122,6 +128,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         loss: str = "kl",
         temperature: float = 4.0,
         weight: float = 0.9,
+        weight_scheduler: ComposerScheduler | None = None,
+        temperature_scheduler: ComposerScheduler | None = None,
         base_loss_weight: float | None = None,
         dirichlet_alpha: float = 1.0,
         sample_size: int = 1,
@@ -141,22 +149,19 @@ class PriorRunDistillation(ReusingAlgorithm):
         _one_of("source", source, ("auto", "live", "cached"))
         _one_of("combine", combine, ("mean", "mixup", "sample"))
         _one_of("loss", loss, ("kl", "mse"))
-        convex = base_loss_weight is None and loss == "kl"
-        for name, value, good, wanted in (
-            ("temperature", temperature, temperature > 0, "above 0"),
-            ("weight", weight, 0 <= weight <= (1 if convex else float("inf")), "in [0, 1]" if convex else "at least 0"),
-            ("base_loss_weight", base_loss_weight, base_loss_weight is None or base_loss_weight >= 0, "at least 0"),
-            ("dirichlet_alpha", dirichlet_alpha, dirichlet_alpha > 0, "above 0"),
-            ("sample_size", sample_size, sample_size >= 1, "at least 1"),
-            ("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1"),
-        ):
-            if not good:
-                raise ValueError(f"PriorRunDistillation: {name} must be {wanted}, got {value}")
+        _in_range("base_loss_weight", base_loss_weight, base_loss_weight is None or base_loss_weight >= 0, "at least 0")
+        _in_range("dirichlet_alpha", dirichlet_alpha, dirichlet_alpha > 0, "above 0")
+        _in_range("sample_size", sample_size, sample_size >= 1, "at least 1")
+        _in_range("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1")
+        last = getattr(temperature_scheduler, "alpha_f", 1.0)
+        _in_range("alpha_f of temperature_scheduler", last, last > 0, "above 0, since the temperature divides logits")
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=id_key)
         self.source, self.combine, self.loss = source, combine, loss
         self.weights = [weights] if isinstance(weights, str) else list(weights)
-        self.temperature, self.weight = float(temperature), float(weight)
         self.base_loss_weight = base_loss_weight
+        self.weight = self._weight_now = self._checked_weight(weight)
+        self.temperature = self._temperature_now = self._checked_temperature(temperature)
+        self.weight_scheduler, self.temperature_scheduler = weight_scheduler, temperature_scheduler
         self.dirichlet_alpha, self.sample_size = dirichlet_alpha, sample_size
         self.start_at = Time.from_input(start, TimeUnit.EPOCH)
         self.stop_at = Time.from_input(stop, TimeUnit.EPOCH)
@@ -218,6 +223,10 @@ class PriorRunDistillation(ReusingAlgorithm):
         elif isinstance(self.teachers, CachedTeachers):
             self.ids.handle(event, state)
         if event == Event.BEFORE_TRAIN_BATCH:
+            if self.weight_scheduler is not None:
+                self._weight_now = self._checked_weight(self.weight * self.weight_scheduler(state))
+            if self.temperature_scheduler is not None:
+                self._temperature_now = self._checked_temperature(self.temperature * self.temperature_scheduler(state))
             # The draw is a function of the batch's number: the same on every rank, for every microbatch and retry.
             rng = np.random.default_rng([self.seed % 2**63, int(state.timestamp.batch)])
             self._combination = combination_weights(
@@ -332,7 +341,7 @@ class PriorRunDistillation(ReusingAlgorithm):
                     f"student of shape {tuple(student_BC.shape)} (dimension 1 is the classes). They must be alike."
                 )
         if self.loss == "kl":
-            target_BC = mix_probabilities(logits, shares, self.temperature)
+            target_BC = mix_probabilities(logits, shares, self._temperature_now)
         else:
             target_BC = mix_logits(logits, shares)
         term = self._term(student_BC, target_BC, seen_B, weights_B)
@@ -344,7 +353,7 @@ class PriorRunDistillation(ReusingAlgorithm):
                 weights_R = None if weights_B is None else weights_B[rows_R.cpu()]
                 theirs_RC = known.of_student(logits_of(replayed.outputs, self.output_key))
                 term = term + replayed.share * self._term(theirs_RC, target_BC[rows_R], seen_R, weights_R)
-        state.loss = self._combined(state.loss, term)
+        state.loss = combined_loss(state.loss, term, base_weight=self._base_weight(), weight=self._weight_now)
         with torch.no_grad():
             agree = (student_BC.argmax(1) == target_BC.argmax(1)).float().reshape(len(student_BC), -1).mean(1)
             seen = torch.ones_like(agree) if seen_B is None else seen_B.float()
@@ -360,7 +369,7 @@ class PriorRunDistillation(ReusingAlgorithm):
     ) -> torch.Tensor:
         """D, from what :func:`mix_probabilities` (kl) or :func:`mix_logits` (mse) made of the teachers."""
         if self.loss == "kl":
-            return kl_term(student_BC, target_BC, self.temperature, seen_B, weights_B)
+            return kl_term(student_BC, target_BC, self._temperature_now, seen_B, weights_B)
         return mse_term(student_BC, target_BC, seen_B, weights_B)
 
     def _positions(self, examples: Examples) -> Examples:
@@ -386,23 +395,20 @@ class PriorRunDistillation(ReusingAlgorithm):
         seen, rows = counts.tolist()
         return seen / rows if rows else 1.0
 
-    def _combined(self, loss: Any, term: torch.Tensor) -> Any:
-        """``b L + w D`` in the structure that the model's loss has."""
+    def _base_weight(self) -> float:
+        """The weight b of the current batch."""
         if self.base_loss_weight is not None:
-            base = self.base_loss_weight
-        elif self.loss == "mse":
-            base = 1.0
-        else:
-            # Rows without a target keep their own loss whole: the convex combination holds on average over the batch.
-            base = 1.0 - self.weight * self._share
-        added = self.weight * term
-        if isinstance(loss, Mapping):
-            if "total" in loss:
-                return {**loss, "total": base * loss["total"] + added.to(loss["total"].dtype), "distillation": term}
-            return {**{key: base * value for key, value in loss.items()}, "distillation": added}
-        if isinstance(loss, (tuple, list)):
-            return (*(base * part for part in loss), added)
-        return base * loss + added
+            return self.base_loss_weight
+        # Rows without a target keep their own loss whole: the convex combination holds on average over the batch.
+        return 1.0 if self.loss == "mse" else 1.0 - self._weight_now * self._share
+
+    def _checked_weight(self, weight: float) -> float:
+        convex = self.base_loss_weight is None and self.loss == "kl"
+        good = 0 <= weight <= (1.0 if convex else float("inf"))
+        return _in_range("weight", float(weight), good, "in [0, 1]" if convex else "at least 0")
+
+    def _checked_temperature(self, temperature: float) -> float:
+        return _in_range("temperature", float(temperature), temperature > 0, "above 0")
 
     def _log_batch(self, logger: Logger) -> None:
         metrics: dict[str, float] = {"reuse/distillation/active": float(bool(self._sums))}
@@ -411,11 +417,15 @@ class PriorRunDistillation(ReusingAlgorithm):
             if dist.get_world_size() > 1:
                 dist.all_reduce(sums)
             term, agree, seen, rows = sums.tolist()
-            self.batches_applied += int(seen > 0 and self.weight > 0)
+            self.batches_applied += int(seen > 0 and self._weight_now > 0)
             metrics["reuse/distillation/loss"] = term / rows
             metrics["reuse/distillation/agreement"] = agree / max(seen, 1.0)
             metrics["reuse/distillation/coverage"] = seen / rows
             metrics["reuse/distillation/teacher_seconds"] = self.teacher_seconds()
+            if self.weight_scheduler is not None:
+                metrics["reuse/distillation/weight"] = self._weight_now
+            if self.temperature_scheduler is not None:
+                metrics["reuse/distillation/temperature"] = self._temperature_now
         self.log_metrics(metrics, logger)
 
     def teacher_seconds(self) -> float:
@@ -484,6 +494,12 @@ class PriorRunDistillation(ReusingAlgorithm):
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"PriorRunDistillation: {name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _in_range(name: str, value: Any, good: bool, wanted: str) -> Any:
+    if not good:
+        raise ValueError(f"PriorRunDistillation: {name} must be {wanted}, got {value}")
+    return value
 
 
 def _eval_metric(state: State, name: str) -> float | None:
