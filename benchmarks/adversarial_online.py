@@ -47,6 +47,10 @@ class OnlineAdvProp(AdversarialReplay):
         del state
         self.keys_N = info.keys
 
+    def extra_flops(self, flops_per_example: int) -> float | None:
+        """The passes of the attacks are not counted."""
+        del flops_per_example
+
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:
         """Attack the rows; their random start is another one in each epoch."""
         assert self.pixels is not None

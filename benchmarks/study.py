@@ -77,6 +77,7 @@ def record_of(found: StepState, archive_id: str, command: str) -> dict[str, Any]
         "train_seconds": cost.train_seconds,
         "setup_seconds": cost.setup_seconds,
         "harvest_seconds": sum(use.harvest_seconds for use in manifest.prior_runs),
+        "train_flops": cost.train_flops,
         "flops_per_example": None if manifest.model is None else manifest.model.flops_per_example,
         "prior_runs": sorted({use.run_id for use in manifest.prior_runs}),
         "run_id": run.id,

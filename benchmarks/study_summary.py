@@ -87,7 +87,6 @@ def _spent(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _run(one: dict[str, Any]) -> BudgetRun:
-    flops = None if _has_other_passes(one["recipe"]) else one["flops_per_example"]
     return BudgetRun(
         group=one["method"],
         seed=one["seed"],
@@ -98,7 +97,7 @@ def _run(one: dict[str, Any]) -> BudgetRun:
         train_seconds=one["train_seconds"],
         setup_seconds=one["setup_seconds"],
         harvest_seconds=one["harvest_seconds"],
-        flops=None if flops is None else float(PASSES * flops * one["samples"]),
+        flops=_flops(one),
         prior_run_ids=tuple(one["prior_runs"]),
         run_id=one["run_id"],
         control_of=one["control_of"],
@@ -106,8 +105,16 @@ def _run(one: dict[str, Any]) -> BudgetRun:
     )
 
 
+def _flops(one: dict[str, Any]) -> float | None:
+    """Of training; lines of runs that did not record them have only those of a forward pass."""
+    if (recorded := one.get("train_flops")) is not None:
+        return recorded
+    each = one["flops_per_example"]
+    return None if each is None or _has_other_passes(one["recipe"]) else float(PASSES * each * one["samples"])
+
+
 def _has_other_passes(recipe: dict[str, Any]) -> bool:
-    """Whether live teachers or replayed rows took passes that are not in the FLOPs."""
+    """Whether live teachers or replayed rows took passes that the line does not count."""
     distilled = any(key.startswith("algorithms.prior_run_distillation.") for key in recipe)
     live = distilled and recipe.get("algorithms.prior_run_distillation.source") != "cached"
     return live or any(key.startswith("algorithms.adversarial_replay.") for key in recipe)

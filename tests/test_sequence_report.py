@@ -84,7 +84,6 @@ def test_notes_say_what_is_odd(tmp_path: Path) -> None:
 def test_notes_say_where_totals_and_flops_are_not_what_they_seem(tmp_path: Path) -> None:
     frozen = {"overrides": {"algorithms": {"freezing": {"freeze": "backbone"}}}}
     plan = planned(tmp_path, arms={"without": {}, "frozen": frozen, "short": {"steps": [{"name": "only"}], "grid": {}}})
-    teacher = PriorUse(run_id="x-1234567890", algorithm="prior_run_distillation", weights=["last"])
     counted = {"model": ModelRecord(name="digits_cnn", flops_per_example=1000)}
     values = {"without": {"seed-1": [0.5], "seed-2": [0.5]}, "short": {"only": [0.5]}}
     values["frozen"] = values["without"]
@@ -92,15 +91,16 @@ def test_notes_say_where_totals_and_flops_are_not_what_they_seem(tmp_path: Path)
         plan,
         values,
         **{f"{arm}/seed-{seed}": counted for arm in ("without", "frozen") for seed in (1, 2)},
-        **{"short/only": {**counted, "prior_runs": [teacher]}},
+        **{"short/only": {**counted, "extra_flops": 7.0}},
     )
     report = sequence_report(plan.config, states, archive)
     notes = {note for note in report.notes if "FLOPs" in note or "unlike" in note}
     assert notes == {
         "short has 1 steps and without has 2: totals of unlike amounts of work, so their share is no saving.",
         "frozen: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not.",
-        "short: FLOPs leave out the forward passes of live teachers; seconds include them.",
     }
+    flops = {arm.name: arm.total.flops for arm in report.arms}
+    assert flops == {"without": 3000.0 * 6400, "frozen": 3000.0 * 6400, "short": 3000.0 * 3200 + 7.0}
 
 
 def test_an_unfinished_sequence_and_an_unknown_metric_are_refused(tmp_path: Path) -> None:

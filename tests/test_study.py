@@ -280,6 +280,13 @@ def test_summary_recovers_the_speed_up_and_gives_advice_for_each_level() -> None
     assert [one.name for one in compare_records(made_up(), "plain", ["plain"]).groups] == ["plain"]
 
 
+def test_flops_that_a_run_recorded_are_taken() -> None:
+    live = {"recipe": {"algorithms.prior_run_distillation.source": "live"}, "train_flops": 4e9}
+    lines = [one | live if one["method"] == "distilled" else one for one in made_up()]
+    comparison = compare_records(lines, "plain")
+    assert [point.costs["flops"] for point in comparison.group("distilled").points] == [pytest.approx(4e9)] * 4
+
+
 @pytest.mark.parametrize(
     ("recipe", "known"),
     [

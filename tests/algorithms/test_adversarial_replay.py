@@ -316,6 +316,15 @@ def test_a_model_without_batch_norm(archive: RunArchive, split: bool) -> None:
     assert one.state.model.state_dict().keys() == conv_net(norm=False).state_dict().keys()
 
 
+@pytest.mark.parametrize(("mode", "examples"), [("append", 48 + 14), ("replace", 48)])
+def test_passes_of_appended_rows_are_counted(archive: RunArchive, tmp_path: Path, mode: str, examples: int) -> None:
+    """A multiply-add is two FLOPs, a training step three passes; 14 of 48 rows are replayed at 0.3."""
+    recorder = RunRecorder(tmp_path / "own", run_name="run")
+    fit([replay(archive, mode=mode, fraction=0.3)], callbacks=[recorder])
+    each = 2 * (4 * 4 * 8 * 3 * 3 * 3 + 128 * 12 + 12 * 4)
+    assert RunArchive(tmp_path / "own").run("run").manifest.cost.train_flops == 3 * each * examples
+
+
 # Resume, precision, compile, memory format ---------------------------------------------------------------------------
 
 

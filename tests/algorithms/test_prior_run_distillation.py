@@ -27,7 +27,7 @@ from reuse_algos.errors import (
     PriorRunMismatchError,
 )
 from reuse_algos.harvest import harvest
-from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
 
 # The loss ------------------------------------------------------------------------------------------------------------
 
@@ -252,6 +252,36 @@ def test_schedulers_that_leave_the_range_are_refused(
         distil(archive, temperature_scheduler=LinearScheduler())
 
 
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ({"source": "cached"}, 0),
+        ({"source": "live"}, 2 * 128),
+        ({"source": "live", "combine": "sample", "every_n_batches": 2}, 64),
+        ({"source": "live", "stop": "3ba"}, 2 * 48),
+    ],
+)
+def test_passes_of_live_teachers_are_counted_over_a_resume(
+    archive: RunArchive, tmp_path: Path, settings: dict[str, Any], passes: int
+) -> None:
+    """Teachers and student have two layers, 6 -> 16 -> 4; a multiply-add is two FLOPs, a training step three passes."""
+    each = 2 * (6 * 16 + 16 * 4)
+    for last in ("2ba", "8ba"):
+        recorder = RunRecorder(tmp_path / "archive", run_name="student")
+        one = trainer(
+            epoch_loader(viewed()),
+            mlp(5),
+            algorithms=[distil(archive, **settings)],
+            callbacks=[recorder],
+            **checkpointed(tmp_path / "checkpoints", save_interval="2ba", max_duration=last),
+        )
+        one.fit()
+        one.close()
+    last_run = RunArchive(tmp_path / "archive").runs(order="latest", limit=1)[0]
+    assert last_run.manifest.progress.batch == 8
+    assert last_run.manifest.cost.train_flops == each * (3 * 128 + passes)
+
+
 def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(archive: RunArchive, tmp_path: Path) -> None:
     def one(folder: str, **settings: Any) -> Any:
         algorithm = distil(archive, weight_scheduler=LinearScheduler(t_max="6ba"), loss="mse", weight=2.0)
@@ -400,4 +430,6 @@ def test_another_trainer_chooses_its_teachers_anew(tmp_path: Path) -> None:
     applied = algorithm.batches_applied
     recorded("three", 3, [algorithm])
     assert [use.run_id for use in algorithm.prior_uses()] == [second]
+    assert algorithm.teachers is not None
+    assert algorithm.teachers.names == [f"{second}/last"]
     assert algorithm.batches_applied == applied

@@ -150,6 +150,7 @@ def test_metrics_weights_and_provenance(tmp_path: Path) -> None:
     # Linear(6, 16) and Linear(16, 4), a multiply-add counted as two.
     assert manifest.model is not None
     assert manifest.model.flops_per_example == 2 * (6 * 16 + 16 * 4)
+    assert manifest.cost.train_flops == 3 * 2 * (6 * 16 + 16 * 4) * 256
     assert manifest.model.num_parameters == 6 * 16 + 16 + 2 * 16 + 16 * 4 + 4
     assert manifest.dataset is not None
     assert (manifest.dataset.num_views, manifest.dataset.view_seed, manifest.dataset.transform) == (2, 3, "noise(0.3)")
@@ -313,9 +314,9 @@ def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:
     one = trainer(spec, model, callbacks=[recorder], max_duration="1ba")
     with pytest.warns(ArchiveWarning, match="FLOPs of the model are not recorded"):
         one.fit()
-    record = RunArchive(tmp_path).run("run").manifest.model
-    assert record is not None
-    assert record.flops_per_example is None
+    manifest = RunArchive(tmp_path).run("run").manifest
+    assert manifest.model is not None
+    assert (manifest.model.flops_per_example, manifest.cost.train_flops) == (None, None)
 
 
 # Bad input -----------------------------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ def write_run(
     seconds_per_step: float = 0.1,
     batch: int = 32,
     setup_seconds: float = 0.0,
+    extra_flops: float | None = 0.0,
     prior_runs: Sequence[PriorUse] = (),
     metric: str = METRIC,
     monitor: str | None = METRIC,
@@ -56,11 +57,13 @@ def write_run(
 ) -> str:
     """Write one run and return its id.
 
+    Its FLOPs are three forward passes of ``model`` per example and ``extra_flops``, unknown where one of them is.
     ``put`` are the arguments of further ``RunWriter.put`` calls, further keywords are fields of the manifest.
     """
     writer = archive.start_run(f"{method}-{seed}")
     recorded = history(values, every=every, seconds_per_step=seconds_per_step, batch=batch)
     entry = writer.put("metrics", "history", history_tensors({metric: recorded}))
+    each, examples = getattr(fields.get("model"), "flops_per_example", None), every * len(values) * batch
     writer.commit(
         Manifest(
             tags={**({} if method is None else {"method": method}), **(tags or {})},
@@ -69,7 +72,9 @@ def write_run(
             monitor_mode=mode,
             progress=Progress(epoch=len(values), batch=every * len(values)),
             cost=CostRecord(
-                train_seconds=float(recorded.train_seconds[-1]) if len(values) else 0.0, setup_seconds=setup_seconds
+                train_seconds=float(recorded.train_seconds[-1]) if len(values) else 0.0,
+                setup_seconds=setup_seconds,
+                train_flops=None if each is None or extra_flops is None else 3.0 * each * examples + extra_flops,
             ),
             prior_runs=list(prior_runs),
             files=[entry, *(writer.put(*arguments) for arguments in put)],

@@ -180,6 +180,18 @@ class ReusingAlgorithm(Algorithm):
         del state
         return None
 
+    def extra_flops(self, flops_per_example: int) -> float | None:
+        """FLOPs of training so far, over all ranks, beyond the passes of the examples that the loader gave.
+
+        Args:
+            flops_per_example: of a forward pass of the model that is trained.
+
+        Returns:
+            None where they are not known.
+        """
+        del flops_per_example
+        return 0.0
+
     @property
     def hides_inputs(self) -> bool:
         """Whether training batches hold something else than the inputs of the examples, because of this algorithm.

@@ -22,7 +22,7 @@ __all__ = ["FORMAT", "MAX_SEALED_BYTES", "check_json_bounds", "seal", "unseal"]
 FORMAT = (1, 1)
 """The format version written: a reader refuses a higher major version and reads a higher minor one.
 
-1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.packed`) to 1.0.
+1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.packed`) and the FLOPs of training to 1.0.
 """
 
 MAX_SEALED_BYTES = 16 << 20

@@ -155,19 +155,22 @@ class Progress(_Struct, frozen=True, kw_only=True):
 
 
 class CostRecord(_Struct, frozen=True, kw_only=True):
-    """What a run spent, in seconds of wall-clock time.
+    """What a run spent, in seconds of wall-clock time and in FLOPs.
 
     Attributes:
         train_seconds: Training, evaluation excluded.
         eval_seconds: Evaluation.
         setup_seconds: Loading teachers and caches before the first step.
         overhead_seconds: The recorder's own work.
+        train_flops: Of training: three forward passes of the model for every example that went through it (a backward
+            pass costs about two), and the forward passes of live teachers. None where one of them is not known.
     """
 
     train_seconds: float = 0.0
     eval_seconds: float = 0.0
     setup_seconds: float = 0.0
     overhead_seconds: float = 0.0
+    train_flops: float | None = None
 
 
 class HarvestRecord(_Struct, frozen=True, kw_only=True):

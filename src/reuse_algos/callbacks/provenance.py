@@ -5,23 +5,18 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-import warnings
 from importlib import metadata
-from typing import Any
 
 import torch
 from composer import State
-from composer.core import get_precision_context
 from composer.utils import dist
-from torch.utils.flop_counter import FlopCounterMode
 
+from reuse_algos.algorithms.flops import forward_flops
 from reuse_algos.algorithms.outputs import plain_state_dict, unwrap_model
 from reuse_algos.algorithms.split_batch_norm import without_auxiliary
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
-from reuse_algos.data.example_ids import num_rows
-from reuse_algos.errors import ArchiveWarning
 
-__all__ = ["environment", "forward_flops", "hardware_name", "model_record"]
+__all__ = ["environment", "hardware_name", "model_flops", "model_record"]
 
 _PACKAGES = ("reuse-algos", "mosaicml", "torch", "torchvision", "torchmetrics", "numpy", "safetensors")
 
@@ -87,27 +82,18 @@ def model_record(model: torch.nn.Module, flops_per_example: int | None) -> Model
     )
 
 
-def forward_flops(state: State, batch: Any) -> int | None:
-    """FLOPs of the forward pass of one example, by torch's counter; a multiply-add counts as two.
+def model_flops(state: State) -> int | None:
+    """FLOPs of the forward pass of one example, see :func:`~reuse_algos.algorithms.flops.forward_flops`.
 
-    The model runs once more on this batch, in evaluation mode and without gradient, so that neither its statistics
-    nor any generator moves. Training costs about three times as much (forward, and twice that backward).
-
-    Returns:
-        None, with a warning, where the model cannot be run like that.
+    The model runs once more on the current batch, in evaluation mode, so that neither its statistics nor any generator
+    moves.
     """
     plain = unwrap_model(state.model)
     training = [module for module in plain.modules() if module.training]
     plain.eval()
     try:
-        counter = FlopCounterMode(display=False)
-        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
-            # The class's forward: the instance's may have been replaced by a compiled one.
-            type(plain).forward(plain, batch)
-        return round(counter.get_total_flops() / num_rows(batch))
-    except Exception as error:
-        warnings.warn(f"FLOPs of the model are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
-        return None
+        # The class's forward: the instance's may have been replaced by a compiled one.
+        return forward_flops(lambda: type(plain).forward(plain, state.batch), state, "the model")
     finally:
         for module in training:
             module.training = True

@@ -14,6 +14,7 @@ from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
+from reuse_algos.algorithms.flops import PASSES_PER_STEP
 from reuse_algos.algorithms.interplay import changes_inputs, clean_rows, mixes_examples
 from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
@@ -27,7 +28,7 @@ from reuse_algos.archive import (
     infer_mode,
 )
 from reuse_algos.callbacks.metric_log import MetricLog
-from reuse_algos.callbacks.provenance import environment, forward_flops, model_record
+from reuse_algos.callbacks.provenance import environment, model_flops, model_record
 from reuse_algos.callbacks.robust_evaluation import ROBUST, robust_metrics
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
@@ -254,7 +255,7 @@ class RunRecorder(Callback):
         """Count FLOPs, once in a run."""
         del logger
         if self._model is None:
-            flops = forward_flops(state, state.batch) if dist.get_global_rank() == 0 else None
+            flops = model_flops(state) if dist.get_global_rank() == 0 else None
             self._model = model_record(state.model, flops)
 
     def after_forward(self, state: State, logger: Logger) -> None:
@@ -455,6 +456,7 @@ class RunRecorder(Callback):
                 eval_seconds=self._log.eval_seconds,
                 setup_seconds=sum(a.setup_seconds for a in reusing),
                 overhead_seconds=self.overhead_seconds,
+                train_flops=_train_flops(self._model, int(now.sample), reusing),
             ),
             monitor=monitor,
             monitor_mode=infer_mode(monitor or ""),
@@ -463,6 +465,19 @@ class RunRecorder(Callback):
             prior_runs=uses or ([] if base is None else base.prior_runs),
             files=files,
         )
+
+
+def _train_flops(model: ModelRecord | None, examples: int, reusing: Sequence[ReusingAlgorithm]) -> float | None:
+    """Of all passes forward and backward, as in :class:`~reuse_algos.archive.CostRecord`."""
+    if model is None or model.flops_per_example is None:
+        return None
+    total = float(PASSES_PER_STEP * model.flops_per_example * examples)
+    for algorithm in reusing:
+        extra = algorithm.extra_flops(model.flops_per_example)
+        if extra is None:
+            return None
+        total += extra
+    return total
 
 
 def _complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:

@@ -13,6 +13,9 @@ from reuse_algos.compare.statistics import MIN_RUNS, RUNS_FOR_A_CLAIM
 
 __all__ = ["budget_notes"]
 
+_ALIKE_FLOPS = 0.01
+"""FLOPs of an example that differ by less are alike."""
+
 
 def budget_notes(groups: Sequence[BudgetGroup], question: BudgetQuestion, members: Mapping[str, Member]) -> list[str]:
     """All notes on a budget comparison.
@@ -67,16 +70,25 @@ def _sizes(group: BudgetGroup) -> str:
 
 
 def _other_passes(groups: Sequence[BudgetGroup], question: BudgetQuestion) -> list[str]:
-    """Steps and examples count what is drawn from the data, and FLOPs are not known where that is not all."""
-    if question.judge_by not in ("steps", "samples") or groups[0].cost_to_target["flops"] is None:
+    """Steps and examples count what is drawn from the data, whatever is computed of it."""
+    usual = groups[0].flops_per_example
+    if question.judge_by not in ("steps", "samples") or usual is None:
         return []
-    more = [group.name for group in groups if group.cost_to_target["flops"] is None]
-    if not more:
-        return []
-    return [
-        f"{', '.join(more)}: live teachers or replayed rows take passes that are in no count of "
-        f"{AXIS_WORDS[question.judge_by]}; only the seconds have them."
-    ]
+    notes = []
+    unknown = [group.name for group in groups if group.flops_per_example is None]
+    if unknown:
+        notes.append(
+            f"{', '.join(unknown)}: FLOPs are not known, as of live teachers or appended rows that were not counted. A "
+            f"count of {AXIS_WORDS[question.judge_by]} has none of these; only the seconds have them."
+        )
+    for group in groups[1:]:
+        if group.flops_per_example is None or math.isclose(group.flops_per_example, usual, rel_tol=_ALIKE_FLOPS):
+            continue
+        notes.append(
+            f"{group.name}: an example takes {group.flops_per_example / usual:.3g} times the FLOPs that it takes in "
+            f"{groups[0].name}, which a count of {AXIS_WORDS[question.judge_by]} does not tell; FLOPs and seconds do."
+        )
+    return notes
 
 
 def _thin(groups: Sequence[BudgetGroup]) -> list[str]:

@@ -17,7 +17,6 @@ from reuse_algos.errors import CompareError, ReuseAlgosError
 
 if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
-    from reuse_algos.archive.manifest import Manifest
 
 __all__ = [
     "BudgetRun",
@@ -30,8 +29,6 @@ __all__ = [
     "steps_of",
     "used_points",
 ]
-
-_PASSES = 3  # a backward pass costs about two forward passes
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,7 @@ class BudgetRun:
         train_seconds: training, evaluation excluded; 0 where not known.
         setup_seconds: before the first step.
         harvest_seconds: of the harvests that this run used, in full.
-        flops: 3 x forward pass x examples, and what else the caller has counted; None where not known, as for live
-            teachers and replayed rows, whose passes are not recorded.
+        flops: of training, as :class:`~reuse_algos.archive.CostRecord` has them; None where not known.
         prior_run_ids: the runs that it used.
         run_id: of itself.
         control_of: name of the group that its group is a control of.
@@ -178,31 +174,21 @@ def budget_runs(groups: Mapping[str, Sequence[RunOutcome]]) -> list[BudgetRun]:
 def _budget_run(group: str, outcome: RunOutcome) -> BudgetRun:
     manifest = outcome.manifest
     duration = (manifest.recipe or {}).get("max_duration")
-    forward = None if manifest.model is None else manifest.model.flops_per_example
-    samples = float(outcome.samples[-1])
     return BudgetRun(
         group=group,
         seed=outcome.seed,
         budget=f"{outcome.budget}ba" if duration is None else str(duration),
         steps=float(outcome.budget),
-        samples=samples,
+        samples=float(outcome.samples[-1]),
         final=outcome.final,
         train_seconds=float(outcome.train_seconds[-1]),
         setup_seconds=outcome.setup_seconds,
         harvest_seconds=outcome.harvest_seconds,
-        flops=None if forward is None or _has_other_passes(manifest) else _PASSES * float(forward) * samples,
+        flops=manifest.cost.train_flops,
         prior_run_ids=outcome.prior_run_ids,
         run_id=outcome.run_id,
         control_of=manifest.tags.get("control_of"),
         health=outcome.health,
-    )
-
-
-def _has_other_passes(manifest: Manifest) -> bool:
-    """Whether live teachers or replayed rows took passes that no record counts."""
-    return any(
-        use.algorithm == "adversarial_replay" or (use.algorithm == "prior_run_distillation" and use.weights)
-        for use in manifest.prior_runs
     )
 
 

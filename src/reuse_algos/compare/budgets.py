@@ -8,6 +8,7 @@ budget-accuracy curves of two groups. How it is computed is in :mod:`reuse_algos
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,14 +32,14 @@ __all__ = [
 Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars"]
 """A way to count cost.
 
-* ``steps``, ``samples``: batches trained, and examples drawn from the data. Passes of live teachers and replayed rows
-  come on top of both.
+* ``steps``, ``samples``: batches trained, and examples drawn from the data. Passes of live teachers and appended rows
+  come on top of both; ``flops`` and the seconds have them.
 * ``train_seconds``: training only, evaluation excluded.
 * ``cost_seconds``: training, set-up, and all of the harvests that the run used.
 * ``amortised_seconds``: the same with the harvests (and, if asked for, the training of its prior runs) shared among
   :attr:`BudgetComparison.later_runs` runs.
-* ``flops``: 3 x forward pass x examples (a backward pass costs about two forward passes), as archived. Harvests are
-  not in it, only in the seconds. Not known for runs with live teachers or replayed rows, whose passes no record counts.
+* ``flops``: of training as archived, see :class:`~reuse_algos.archive.CostRecord`. Harvests are not in it, only in the
+  seconds.
 * ``dollars``: ``cost_seconds`` at :attr:`BudgetComparison.price_per_hour`.
 """
 
@@ -163,6 +164,13 @@ class BudgetGroup:
     def batch_sizes(self) -> list[float]:
         """Mean examples of a step at each budget where they are known."""
         return [samples / point.steps for point in self.points if (samples := point.costs.get("samples")) is not None]
+
+    @property
+    def flops_per_example(self) -> float | None:
+        """What an example cost on average, in FLOPs; None where that is not known at every budget."""
+        spent = [(point.costs.get("flops"), point.costs.get("samples")) for point in self.points]
+        known = [(flops, samples) for flops, samples in spent if flops is not None and samples is not None]
+        return math.fsum(f for f, _ in known) / math.fsum(s for _, s in known) if len(known) == len(spent) else None
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def print_report(report: SequenceReport, out: Console) -> None:
         _print_search(report.search, out)
     out.print()
     out.print(
-        "Cost: seconds of training + set-up + harvests, each harvest once. FLOPs: three forward passes per example."
+        "Cost: seconds of training + set-up + harvests, each harvest once. FLOPs: three forward passes per example, "
+        "and those of live teachers."
     )
     for note in report.notes:
         out.print(f"Note: {note}")

@@ -20,8 +20,6 @@ from reuse_algos.sequence.search import SearchResult, search_result
 
 __all__ = ["ArmResult", "Cost", "SequenceReport", "StepResult", "sequence_report"]
 
-_PASSES = 3  # a backward pass costs about two forward passes
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -36,8 +34,8 @@ class Cost:
         harvest_seconds: passes over the data that filled signals afterwards, each counted once in an arm: at its first
             use, or at the run where the arm's ``harvest`` made it and none of its steps used it.
         cost_seconds: the three together.
-        flops: of the model's own passes, three forward passes' worth per example; what an algorithm adds to them (a
-            live teacher) or spares (a frozen backbone) is in the seconds only. None where a run has no count.
+        flops: of training as archived, see :class:`~reuse_algos.archive.CostRecord`; what a frozen backbone spares is
+            in the seconds only. None where that of a run is not known.
     """
 
     steps: int
@@ -246,7 +244,6 @@ def _step(step: PlannedStep, run: PriorRun, archive: RunArchive, metric: str, ch
         share = min(use.harvest_seconds, max(0.0, _harvested(archive, use.run_id, use.harvest_seconds) - spent))
         charged[use.run_id] = spent + share
         harvest += share
-    flops = None if manifest.model is None else manifest.model.flops_per_example
     trained, cost = manifest.progress, manifest.cost
     return StepResult(
         name=step.name,
@@ -266,7 +263,7 @@ def _step(step: PlannedStep, run: PriorRun, archive: RunArchive, metric: str, ch
             setup_seconds=cost.setup_seconds,
             harvest_seconds=harvest,
             cost_seconds=cost.train_seconds + cost.setup_seconds + harvest,
-            flops=None if flops is None else float(_PASSES * flops * trained.sample),
+            flops=cost.train_flops,
         ),
         prior_runs=sorted({use.run_id for use in manifest.prior_runs}),
     )
@@ -363,9 +360,6 @@ def _uncounted(arm: ArmResult, pairs: Sequence[tuple[PlannedStep, PriorRun]]) ->
         notes.append(
             f"{arm.name}: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not."
         )
-    uses = [use for _, run in pairs for use in run.manifest.prior_runs]
-    if any(use.algorithm == "prior_run_distillation" and use.weights for use in uses):
-        notes.append(f"{arm.name}: FLOPs leave out the forward passes of live teachers; seconds include them.")
     return notes
 
 

@@ -39,6 +39,7 @@ from reuse_algos.algorithms.adversarial_replay.losses import (
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows, with_item
+from reuse_algos.algorithms.flops import PASSES_PER_STEP
 from reuse_algos.algorithms.history_curriculum.example_losses import total_of
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
@@ -184,6 +185,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self._sums: ReplaySums | None = None  # of the running batch
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
         self._restarted = self._warned = False
+        self._appended = 0  # rows, in all batches
         self._times_on = self._times_due = 0  # batches in which it was on, and in which rows were to be replayed
         self._earlier_slots: dict[str, set[int]] = {}
 
@@ -451,6 +453,8 @@ class AdversarialReplay(ReusingAlgorithm):
             self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
             self._times_on += 1
             self._times_due += int(totals[-1] > 0)
+            if self.mode == "append":
+                self._appended += int(metrics[_METRICS + "rows"])
             self.batches_applied += int(metrics[_METRICS + "rows"] > 0 and self.weight != 0)
         self._sums = self._current = self._added = None
         self.log_metrics(metrics, logger)
@@ -464,6 +468,14 @@ class AdversarialReplay(ReusingAlgorithm):
                 warn_stale(fooling, self.warn_below)
             self._warned = fooling < self.warn_below
 
+    def start_afresh(self) -> None:
+        """INIT: forget what another Trainer did with this algorithm."""
+        super().start_afresh()
+        self.perturbations, self._earlier_slots = None, {}
+        self._appended = self._times_on = self._times_due = 0
+        self._restarted = self._warned = False
+        self._epoch_sums = torch.zeros(0, dtype=torch.float64)
+
     def _why_idle(self) -> str:
         if not self._times_on:
             return f"no batch lay between start={self.start_at} and stop={self.stop_at}"
@@ -472,6 +484,10 @@ class AdversarialReplay(ReusingAlgorithm):
         if self.weight == 0:
             return "replayed rows have weight=0"
         return f"no row that was drawn in {self._times_due} batches has a perturbation: harvest more views or examples"
+
+    def extra_flops(self, flops_per_example: int) -> float | None:
+        """Passes of appended rows."""
+        return float(PASSES_PER_STEP * flops_per_example * self._appended)
 
     def prior_uses(self) -> list[PriorUse]:
         """What was used of each prior run, with the share of its harvest that the looked-up views are."""
@@ -485,6 +501,7 @@ class AdversarialReplay(ReusingAlgorithm):
             restarted=self._restarted,
             warned=self._warned,
             times=(self._times_on, self._times_due),
+            appended=self._appended,
             epoch_sums=self._epoch_sums.clone(),
             slots_used={run_id: sorted(slots) for run_id, slots in slots_used.items()},
         )
@@ -495,5 +512,6 @@ class AdversarialReplay(ReusingAlgorithm):
         super().load_state_dict(state)
         self._restarted, self._warned = bool(state["restarted"]), bool(state["warned"])
         self._times_on, self._times_due = map(int, state["times"])
+        self._appended = int(state["appended"])
         self._epoch_sums = torch.as_tensor(state["epoch_sums"]).cpu().clone()
         self._earlier_slots = {run_id: set(map(int, slots)) for run_id, slots in state["slots_used"].items()}

@@ -176,6 +176,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._stopwatch = Stopwatch()
         self._earlier_teacher_seconds = 0.0
         self._earlier_slots: set[int] = set()
+        self._teacher_flops: float | None = 0.0
         self._no_ids: str | None = None
         self._combination = np.ones(0)
         self._sums: list[torch.Tensor] = []
@@ -215,6 +216,13 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.warn_if_idle(logger, f"it was never on between start={self.start_at} and stop={self.stop_at}")
         else:
             self._follow_batch(event, state, logger)
+
+    def start_afresh(self) -> None:
+        """INIT: forget what another Trainer did with this algorithm."""
+        super().start_afresh()
+        self.passed_teacher, self.teachers = False, None
+        self._stopwatch, self._earlier_teacher_seconds = Stopwatch(), 0.0
+        self._earlier_slots, self._teacher_flops = set(), 0.0
 
     def _follow_batch(self, event: Event, state: State, logger: Logger) -> None:
         if event == Event.FIT_START:
@@ -417,6 +425,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             if dist.get_world_size() > 1:
                 dist.all_reduce(sums)
             term, agree, seen, rows = sums.tolist()
+            self._add_flops(rows)
             self.batches_applied += int(seen > 0 and self._weight_now > 0)
             metrics["reuse/distillation/loss"] = term / rows
             metrics["reuse/distillation/agreement"] = agree / max(seen, 1.0)
@@ -427,6 +436,21 @@ class PriorRunDistillation(ReusingAlgorithm):
             if self.temperature_scheduler is not None:
                 metrics["reuse/distillation/temperature"] = self._temperature_now
         self.log_metrics(metrics, logger)
+
+    def _add_flops(self, rows: float) -> None:
+        """Count the passes of the teachers that this batch has asked, of all ranks."""
+        assert self.teachers is not None
+        for i in np.flatnonzero(self._combination):
+            each = self.teachers.flops_per_example[i]
+            if each is None or self._teacher_flops is None:
+                self._teacher_flops = None
+            else:
+                self._teacher_flops += each * rows
+
+    def extra_flops(self, flops_per_example: int) -> float | None:
+        """Forward passes of live teachers."""
+        del flops_per_example
+        return self._teacher_flops
 
     def teacher_seconds(self) -> float:
         """Seconds spent on getting targets, over all attempts of this run."""
@@ -479,7 +503,10 @@ class PriorRunDistillation(ReusingAlgorithm):
         state = super().state_dict()
         slots = self.teachers.slots_used if isinstance(self.teachers, CachedTeachers) else self._earlier_slots
         state.update(
-            passed_teacher=self.passed_teacher, teacher_seconds=self.teacher_seconds(), slots_used=sorted(slots)
+            passed_teacher=self.passed_teacher,
+            teacher_seconds=self.teacher_seconds(),
+            teacher_flops=self._teacher_flops,
+            slots_used=sorted(slots),
         )
         return state
 
@@ -488,6 +515,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().load_state_dict(state)
         self.passed_teacher = bool(state["passed_teacher"])
         self._earlier_teacher_seconds = float(state["teacher_seconds"])
+        self._teacher_flops = state["teacher_flops"]
         self._earlier_slots = {int(slot) for slot in state["slots_used"]}
 
 

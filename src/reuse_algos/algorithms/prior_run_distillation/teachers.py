@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
 from reuse_algos.algorithms.archived_views import missing_views, other_views
+from reuse_algos.algorithms.flops import forward_flops
 from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
@@ -48,9 +50,16 @@ class Targets(NamedTuple):
 
 
 class Teachers(Protocol):
-    """A set of teachers."""
+    """A set of teachers.
+
+    Attributes:
+        names: of each teacher.
+        flops_per_example: of the forward pass of each that has given targets: 0 where it makes none, None where it
+            cannot be counted.
+    """
 
     names: list[str]
+    flops_per_example: list[int | None]
 
     def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Logits of the teachers with these numbers for the microbatch in ``state.batch``."""
@@ -89,6 +98,8 @@ class LiveTeachers:
         output_key: str | int | None = None,
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
+        self.flops_per_example: list[int | None] = [None] * len(self.names)
+        self._counted: set[int] = set()
         self._input_key, self._output_key = input_key, output_key
         self._modules: list[nn.Module] = []
         channels_last = any(
@@ -111,6 +122,11 @@ class LiveTeachers:
                 module = self._modules[index]
                 inputs = state.batch if isinstance(module, ComposerModel) else state.batch_get_item(self._input_key)
                 logits.append(logits_of(module(inputs), self._output_key))
+                if index not in self._counted:
+                    self._counted.add(index)
+                    self.flops_per_example[index] = forward_flops(
+                        functools.partial(module, inputs), state, f"teacher {self.names[index]}"
+                    )
         return Targets(logits, None)
 
 
@@ -194,6 +210,7 @@ class CachedTeachers:
         device: torch.device,
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
+        self.flops_per_example: list[int | None] = [0] * len(self.names)
         self.slots_used: set[int] = set()
         self.complete = True
         self._device = device

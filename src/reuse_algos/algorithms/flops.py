@@ -1,0 +1,42 @@
+"""FLOPs of forward passes, and of training steps in terms of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer import State
+from composer.core import get_precision_context
+from torch.utils.flop_counter import FlopCounterMode
+
+from reuse_algos.data.example_ids import num_rows
+from reuse_algos.errors import ArchiveWarning
+
+__all__ = ["PASSES_PER_STEP", "forward_flops"]
+
+PASSES_PER_STEP = 3
+"""What an example costs in training, in forward passes: its own, and a backward pass that costs about two."""
+
+
+def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | None:
+    """FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
+
+    Args:
+        forward: runs the model on ``state.batch`` once more. Here it has no gradient and the trainer's precision; that
+            no statistics and no generator move is the caller's care.
+        state: while a batch is there.
+        what: whose FLOPs they are, for the warning.
+
+    Returns:
+        None, with an :class:`~reuse_algos.errors.ArchiveWarning`, where the model cannot be run like that.
+    """
+    try:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
+            forward()
+        return round(counter.get_total_flops() / num_rows(state.batch))
+    except Exception as error:
+        warnings.warn(f"FLOPs of {what} are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
+        return None
