@@ -61,6 +61,7 @@ def test_a_run_is_harvested_before_the_step_that_reuses_it(tmp_path: Path) -> No
     assert [step.title for step in plan.steps] == ["prior/seed-11", "replayed/seed-1"]
     said: list[str] = []
     assert trained(plan, said) == ["finished", "finished"]
+    assert said[:2] == ["[1/2] prior/seed-11: starts", "[1/2] prior/seed-11: harvests adversarial"]
     archive = RunArchive(tmp_path / "archive")
     prior, replayed = (archive.run(f"tiny-{name}") for name in ("prior-seed-11", "replayed-seed-1"))
     (use,) = replayed.manifest.prior_runs
@@ -95,7 +96,11 @@ def test_a_harvest_that_is_added_later_is_made_and_a_changed_one_refused(tmp_pat
     assert text.splitlines()[-1] == "0 of 1 steps are still to be trained, and 1 to be harvested"
     said: list[str] = []
     assert trained(plan, said) == ["finished"]
-    assert said[0] == "[1/1] prior/seed-11: is trained, and is harvested"
+    assert said[:3] == [
+        "[1/1] prior/seed-11: was trained before",
+        "[1/1] prior/seed-11: harvests el2n",
+        "[1/1] prior/seed-11: harvests logits",
+    ]
     run = archive.run("tiny-prior-seed-11")
     assert {"el2n", "logits"} <= {entry.name for entry in run.manifest.files if entry.kind == "signals"}
 

@@ -116,7 +116,7 @@ class _Work:
                             break
                         waiting.remove(place)
                         self._say_how(place)
-                        going[pool.submit(self.step_work.complete, self.states[place])] = place
+                        going[pool.submit(self.step_work.complete, self.states[place], self._teller(place))] = place
                     for done in wait(going, return_when=FIRST_COMPLETED).done:
                         place = going.pop(done)
                         try:
@@ -140,7 +140,7 @@ class _Work:
 
     def _say_how(self, place: int) -> None:
         found = self.states[place]
-        how = {"interrupted": "goes on where it was interrupted", "to harvest": "is trained, and is harvested"}
+        how = {"interrupted": "goes on where it was interrupted", "to harvest": "was trained before"}
         self.say(f"{self._head(place)}: {how.get(found.state, 'starts')}")
 
     def _note(self, place: int, state: StepState) -> None:
@@ -153,6 +153,9 @@ class _Work:
             if state.step.harvests and state.run is not None and state.run.manifest.health != "ok":
                 self.say(f"{self._head(place)}: not harvested, since the run is {state.run.manifest.health}")
             self.finished(state)
+
+    def _teller(self, place: int) -> Callable[[str], None]:
+        return lambda words: self.say(f"{self._head(place)}: {words}")
 
     def _head(self, place: int) -> str:
         return f"[{place + 1}/{len(self.states)}] {self.states[place].step.title}"

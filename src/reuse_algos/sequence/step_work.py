@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import yaml
@@ -37,12 +38,20 @@ class StepWork:
     runner: StepRunner
     harvester: Harvester
 
-    def complete(self, found: StepState) -> StepState:
-        """Train a step unless it is trained, and harvest what its run lacks; unless the time is up before."""
+    def complete(self, found: StepState, tell: Callable[[str], None]) -> StepState:
+        """Train a step unless it is trained, and harvest what its run lacks; unless the time is up before.
+
+        Args:
+            found: the step, and what has become of it so far.
+            tell: is told what begins after the training.
+        """
         if found.run is None:
             found = self._train(found.step)
         while found.run is not None and (missing := missing_harvests(found.run, found.step.harvests)):
-            run = None if self.halt.now else self._harvest(found.step, found.run, missing[0])
+            if self.halt.now:
+                break
+            tell(f"harvests {missing[0].name}")
+            run = self._harvest(found.step, found.run, missing[0])
             if run is None:
                 break
             found = trained_state(found.step, run)
