@@ -120,6 +120,19 @@ def test_a_group_that_falls_short_of_the_baseline_is_at_most_that_fast() -> None
     assert bars["tardy"]["label"] == "tardy: at most 1.00x [0, 1.00]"
 
 
+def test_no_bar_leads_to_a_speed_up_that_is_only_an_upper_limit() -> None:
+    """Ten epochs end below what 40 reach from scratch: at most four times less, and perhaps more."""
+    runs = [*records("baseline", BUDGETS), *records("short", BUDGETS[:1])]
+    comparison = compare_budgets(runs, metric=METRIC, mode="max")
+    short = comparison.group("short").speedups["steps"]
+    assert (short.bound, short.estimate, short.drawn) == ("<=", pytest.approx(4.0), False)
+    words = "at most 4.00\u00d7 [0, 4.00]"
+    (bar,) = bars_of(budget_report(comparison, {}), "Speed-ups in steps")
+    assert bar == (f"short {words}", f"short\nspeed-up in steps: {words}", 0)
+    shown = by_group(budget_dashboard(comparison).bars["speedup/steps"])["short"]
+    assert (shown["value"], shown["label"]) == (None, "short: at most 4.00x [0, 4.00]")
+
+
 @pytest.mark.parametrize("target", [None, 0.6, 0.63, 0.2])
 def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: float | None) -> None:
     """A target that the baseline does not reach (0.63), or that is reached at once (0.2), gives no cost to compare."""

@@ -305,7 +305,7 @@ def _bars(title: str, speedups: Iterable[tuple[str, Speedup]]) -> Bars:
     rows = [
         {
             "label": _bar_label(name, speedup),
-            "value": speedup.estimate if speedup.known else None,
+            "value": speedup.estimate if speedup.drawn else None,
             "low": speedup.low,
             "high": speedup.high,
             "group": name,

@@ -89,6 +89,15 @@ class Speedup:
         """Whether the estimate says anything: not where both costs are only limits, whose ratio is none."""
         return self.bound != "?" and not math.isnan(self.estimate)
 
+    @property
+    def drawn(self) -> bool:
+        """Whether a bar from 1 to the estimate says nothing wrong: not where "at most" leaves open that there is none.
+
+        So it is where the estimate is a limit that lies on the other side of 1 than what is known.
+        """
+        open_ended = {"<=": self.estimate > 1.0, ">=": self.estimate < 1.0}.get(self.bound, False)
+        return self.known and not open_ended
+
 
 @dataclass(frozen=True)
 class Hit:

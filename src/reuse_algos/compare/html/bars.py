@@ -15,8 +15,8 @@ from reuse_algos.compare.statistics import Speedup
 __all__ = ["HOW_TO_READ", "Bar", "bar_plot", "speedup_bar"]
 
 HOW_TO_READ = (
-    "To the right of the line a group needs less than the baseline. An arrow is a limit not known; a line without a "
-    "bar is a speed-up of which nothing is known."
+    "To the right of the line a group needs less than the baseline. An arrow is a limit not known. A mark without a "
+    "bar is only a limit, as in “at most 2”; where there is no mark either, nothing is known."
 )
 """What to say above speed-ups."""
 
@@ -30,6 +30,7 @@ class Bar:
         colour: number of its colour.
         control: hollow, in the colour of its technique.
         value: the ratio; None where it is not known, so that only its limits are drawn.
+        filled: whether a bar leads to it, or it is only a mark.
         low: lower limit, 0 where there is none.
         high: upper limit, infinite where there is none.
         shown: the same in words, with its places in the JSON.
@@ -40,6 +41,7 @@ class Bar:
     colour: int
     control: bool
     value: Value | None
+    filled: bool
     low: float
     high: float
     shown: Child
@@ -61,6 +63,7 @@ def speedup_bar(look: Look, words: str, numbers: Numbers, *path: str | int) -> B
         colour=look.colour,
         control=look.control,
         value=numbers.at(*path, "estimate") if speedup.known else None,
+        filled=speedup.drawn,
         low=speedup.low,
         high=speedup.high,
         shown=numbers.speedup(*path),
@@ -121,7 +124,7 @@ def _vertical(scale: Scale, value: float, kind: str) -> Html:
 def _bar(bar: Bar, scale: Scale) -> list[Html]:
     parts = []
     one, low, high = scale.place(1.0), scale.place(bar.low), scale.place(bar.high)
-    if bar.value is not None:
+    if bar.value is not None and bar.filled:
         at = scale.place(bar.value.number)
         parts.append(el("rect", x=percent(min(one, at)), width=percent(abs(at - one)), y=8, height=12, class_="fill"))
     parts.append(el("line", x1=percent(low), x2=percent(high), y1=14, y2=14, class_="whisker"))
