@@ -27,12 +27,14 @@ STUDY = "cifar100-small"
 OTHER_ARCHITECTURE_STUDY = "cifar100-small-resnet20"
 BASELINE = "plain"
 OUTPUTS_ONLY = (
-    "distilled", "distilled-half", "distilled-half-batch-32", "plain-batch-32", "distilled-one", "distilled-kl",
-    "curriculum", "distilled-curriculum",
+    "distilled", "distilled-half", "distilled-half-batch-32", "distilled-again-batch-32", "plain-batch-32",
+    "distilled-one", "distilled-kl", "curriculum", "distilled-curriculum",
 )  # fmt: skip
 GROWN = ("grown-warm", "grown-shrunk", "grown-distilled", "grown-focus")
-OTHER_ARCHITECTURE = ("distilled", "distilled-half", "distilled-half-batch-32", "plain-batch-32")
-SAME_BATCHES = {"distilled-half-batch-32": "plain-batch-32"}
+OTHER_ARCHITECTURE = (
+    "distilled", "distilled-half", "distilled-half-batch-32", "distilled-again-batch-32", "plain-batch-32",
+)  # fmt: skip
+SAME_BATCHES = {"distilled-half-batch-32": "plain-batch-32", "distilled-again-batch-32": "plain-batch-32"}
 SEARCH = "sequences/learning_rate_search"
 SEARCH_RUNS = 8
 

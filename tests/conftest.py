@@ -19,6 +19,7 @@ _CACHE = tempfile.TemporaryDirectory(prefix="reuse_algos-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in the same order in every process, and cores are for workers
 
 
 @pytest.fixture(scope="session")
