@@ -128,6 +128,7 @@ SAME_DATA = (
     "distilled",
     "distilled-half",
     "distilled-half-batch-32",
+    "distilled-again-batch-32",
     "plain-batch-32",
     "distilled-one",
     "distilled-kl",
@@ -156,7 +157,7 @@ SECTIONS = (
     Section(
         "The same with batches of 32, against plain training with batches of 32",
         "cifar100_small.jsonl",
-        "Two arms of the same study: what is left where both have small batches.",
+        "Arms of the same study: what is left where all have small batches.",
         summary(
             "study",
             str(HERE / "studies" / "cifar100_small.yaml"),
@@ -166,7 +167,7 @@ SECTIONS = (
             "--baseline",
             "plain-batch-32",
             "--arms",
-            "plain-batch-32,distilled-half-batch-32",
+            "plain-batch-32,distilled-half-batch-32,distilled-again-batch-32",
         ),
     ),
     Section(
