@@ -171,6 +171,12 @@ SECTIONS = (
         ),
     ),
     Section(
+        "What was tried for the missed goals",
+        "tries_cifar100_small.jsonl",
+        "Other settings of the same recipe, with a seed or two and no claim; the raw file has the overrides of each.",
+        summary("tries"),
+    ),
+    Section(
         "Runs of another architecture",
         "cifar100_small_resnet20.jsonl",
         "The same images and settings; three runs of ResNet-8 serve ResNet-20.",
