@@ -6,12 +6,12 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from reuse_algos.algorithms.flops import PASSES_PER_STEP
 from reuse_algos.compare import BudgetComparison, BudgetRun, compare_budgets, recommend_runs
 from reuse_algos.compare.budgets import Axis
 from reuse_algos.errors import CompareError
 
 LATER_RUNS = 5
-PASSES = 3  # a backward pass costs about two forward passes
 
 
 def compare_records(
@@ -110,7 +110,7 @@ def _flops(one: dict[str, Any]) -> float | None:
     if (recorded := one.get("train_flops")) is not None:
         return recorded
     each = one["flops_per_example"]
-    return None if each is None or _has_other_passes(one["recipe"]) else float(PASSES * each * one["samples"])
+    return None if each is None or _has_other_passes(one["recipe"]) else float(PASSES_PER_STEP * each * one["samples"])
 
 
 def _has_other_passes(recipe: dict[str, Any]) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
-import tries  # noqa: E402
+import tries
 
 
 def test_the_best_of_each_duration_comes_first_and_the_last_word_on_a_seed_counts() -> None:

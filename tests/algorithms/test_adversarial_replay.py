@@ -316,6 +316,23 @@ def test_a_model_without_batch_norm(archive: RunArchive, split: bool) -> None:
     assert one.state.model.state_dict().keys() == conv_net(norm=False).state_dict().keys()
 
 
+def test_another_trainer_starts_afresh(archive: RunArchive) -> None:
+    """The batch norms that were split, the rows that were counted and the runs that were chosen are of one model."""
+    fresh, used = (replay(archive, start="1ba") for _ in range(2))
+    fit([used], conv_net(7))
+    expected, _, _ = fit([fresh], conv_net(5))
+    again, _, _ = fit([used], conv_net(5))
+    weights, theirs = again.state.model.state_dict(), expected.state.model.state_dict()
+    assert weights.keys() == theirs.keys()
+    assert all(torch.equal(weights[name], value) for name, value in theirs.items())
+    parameters = [len(list(one.state.model.parameters())) for one in (again, expected)]
+    held = [sum(len(group["params"]) for group in one.state.optimizers[0].param_groups) for one in (again, expected)]
+    assert held == parameters
+    assert fresh.extra_flops(1)
+    assert used.extra_flops(1) == fresh.extra_flops(1)
+    assert [use.harvest_seconds for use in used.prior_uses()] == [use.harvest_seconds for use in fresh.prior_uses()]
+
+
 @pytest.mark.parametrize(("mode", "examples"), [("append", 48 + 14), ("replace", 48)])
 def test_passes_of_appended_rows_are_counted(archive: RunArchive, tmp_path: Path, mode: str, examples: int) -> None:
     """A multiply-add is two FLOPs, a training step three passes; 14 of 48 rows are replayed at 0.3."""

@@ -224,6 +224,16 @@ def test_a_second_fit_goes_on(archive: RunArchive) -> None:
     assert seen.batches[first:] != seen.batches[:first]
 
 
+def test_another_trainer_starts_afresh(archive: RunArchive) -> None:
+    """What the first run saw of its own losses is no score of the second."""
+    fresh, used = (curriculum(archive, **ROWS["dynamic_prune"]) for _ in range(2))
+    fit([used], model=mlp(7), lr=0.1)
+    _, expected, log = fit([fresh])
+    _, seen, later = fit([used])
+    assert seen.batches == expected.batches
+    assert series(later, "never_seen") == series(log, "never_seen")
+
+
 # Loaders and views ---------------------------------------------------------------------------------------------------
 
 

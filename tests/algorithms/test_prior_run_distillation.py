@@ -225,6 +225,8 @@ def test_schedulers_change_weight_and_temperature_at_every_batch(archive: RunArc
     assert series(log, "reuse/distillation/weight") == pytest.approx([0.9 * share for share in shares])
     assert series(log, "reuse/distillation/temperature") == pytest.approx(temperatures)
     teachers = [teacher(archive, i) for i in range(2)]
+    assert series(log, "reuse/distillation/active") == [1.0] * 4 + [0.0] * 4
+    assert algorithm.extra_flops(1) == 4 * 2 * 16 * 2 * (6 * 16 + 16 * 4), "no pass of a teacher that has no weight"
     for i, (own, loss) in enumerate(zip(plain.losses, watch.losses, strict=True)):
         with torch.no_grad():
             term = kl(watch.outputs[i], [t((watch.inputs[i], None)) for t in teachers], temperatures[i])
@@ -237,19 +239,24 @@ def test_schedulers_change_weight_and_temperature_at_every_batch(archive: RunArc
     ("scheduler", "message"),
     [
         ({"weight_scheduler": LinearScheduler(alpha_i=2.0)}, r"weight must be in \[0, 1\], got 1.8"),
+        ({"weight_scheduler": LinearScheduler(alpha_f=-0.5)}, r"weight must be in \[0, 1\], got -"),
         (
             {"temperature_scheduler": LinearWithWarmupScheduler("1ep", alpha_f=0.5)},
             "temperature must be above 0, got 0.0",
         ),
+        ({"temperature_scheduler": LinearScheduler(t_max="5ba")}, "temperature must be above 0, got 0.0"),
+        ({"weight_scheduler": LinearScheduler(t_max="10sec")}, "LinearScheduler cannot say .* Wall clock"),
+        ({"weight_scheduler": LinearScheduler(t_max="0dur")}, "LinearScheduler cannot say .*division by zero"),
     ],
 )
-def test_schedulers_that_leave_the_range_are_refused(
+def test_schedulers_that_leave_the_range_are_refused_before_the_first_batch(
     archive: RunArchive, scheduler: dict[str, Any], message: str
 ) -> None:
+    algorithm = distil(archive, **scheduler)
+    one = trainer(epoch_loader(viewed()), mlp(5), algorithms=[algorithm], max_duration="2ep")
     with pytest.raises(ValueError, match=message):
-        fit([distil(archive, **scheduler)])
-    with pytest.raises(ValueError, match="alpha_f of temperature_scheduler must be above 0"):
-        distil(archive, temperature_scheduler=LinearScheduler())
+        one.fit()
+    assert int(one.state.timestamp.batch) == 0
 
 
 @pytest.mark.parametrize(
@@ -427,9 +434,12 @@ def test_another_trainer_chooses_its_teachers_anew(tmp_path: Path) -> None:
     algorithm = distil(RunArchive(tmp_path), runs={"order": "latest", "limit": 1}, source="live")
     second = recorded("two", 2, [algorithm])
     assert [use.run_id for use in algorithm.prior_uses()] == [first]
-    applied = algorithm.batches_applied
+    applied, flops = algorithm.batches_applied, algorithm.extra_flops(1)
+    algorithm.passed_teacher = True
     recorded("three", 3, [algorithm])
     assert [use.run_id for use in algorithm.prior_uses()] == [second]
     assert algorithm.teachers is not None
     assert algorithm.teachers.names == [f"{second}/last"]
+    assert flops
+    assert algorithm.extra_flops(1) == flops
     assert algorithm.batches_applied == applied

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from composer import Callback, DataSpec, Evaluator, State
-from composer.algorithms import EMA, CutOut, MixUp
+from composer.algorithms import EMA, SAM, CutOut, MixUp
 from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
@@ -285,6 +285,17 @@ def test_ids_in_the_batch_are_keys(tmp_path: Path) -> None:
         expected = (mlp(1).train()((x, None)).argmax(1) == y).to(torch.uint8)
     assert torch.equal(run.signal("correct").dense(0)[0], expected)
     assert run.keys().tolist() == list(range(100, 164))
+
+
+@pytest.mark.filterwarnings("ignore:SAM has known issues")
+def test_flops_are_not_known_where_composer_changes_what_a_step_is(tmp_path: Path) -> None:
+    """SAM sends every example through the model twice."""
+    recorder = RunRecorder(tmp_path, run_name="run")
+    trainer(epoch_loader(blobs()), mlp(1), algorithms=[SAM()], callbacks=[recorder], max_duration="1ba").fit()
+    manifest = RunArchive(tmp_path).run("run").manifest
+    assert manifest.model is not None
+    assert manifest.model.flops_per_example == 2 * (6 * 16 + 16 * 4)
+    assert manifest.cost.train_flops is None
 
 
 def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:

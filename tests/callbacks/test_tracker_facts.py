@@ -114,6 +114,8 @@ def test_cost_counts_what_compare_counts() -> None:
         "reuse/cost/eval_seconds": 3.0,
         "reuse/cost/recorder_seconds": 1.0,
     }
+    log_cost(Manifest(cost=CostRecord(train_flops=7.0)), Told())
+    assert seen["reuse/cost/train_flops"] == 7.0
 
 
 def test_a_logger_that_refuses_stops_no_training(tmp_path: Path) -> None:

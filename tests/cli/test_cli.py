@@ -208,7 +208,8 @@ def test_show(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "show", made["path"], made["full"])
     assert code == 0
     for expected in (
-        made["full"], "finished, ok", "method=full", "study=digits", "train 100 s", "setup 1.5 s", METRIC,
+        made["full"], "finished, ok", "method=full", "study=digits", "train 100 s", "setup 1.5 s",
+        "FLOPs of training", METRIC,
         "(monitor, max)", "last", "logits  dense", "2 slots, 1 of them complete; 0: 75 %",
         "digits: 4 examples, 2 classes", "f" * 64,
         "digits_cnn: 1234 parameters, 5 MFLOPs", "abacus", "torch 2.7.0", "abc", "2 views with weights last: 3.5 s",
@@ -217,6 +218,7 @@ def test_show(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
         assert expected in out, expected
     code, out, _ = call(capsys, "show", made["path"], "quick-0")
     assert f"{made['baseline'][0]}  prior_run_distillation: signals logits; harvest 2 s" in out
+    assert "FLOPs" not in out
 
 
 def test_show_json(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,6 +46,7 @@ def write_run(
     batch: int = 32,
     setup_seconds: float = 0.0,
     extra_flops: float | None = 0.0,
+    trained_on: int = 0,
     prior_runs: Sequence[PriorUse] = (),
     metric: str = METRIC,
     monitor: str | None = METRIC,
@@ -58,7 +59,8 @@ def write_run(
     """Write one run and return its id.
 
     Its FLOPs are three forward passes of ``model`` per example and ``extra_flops``, unknown where one of them is.
-    ``put`` are the arguments of further ``RunWriter.put`` calls, further keywords are fields of the manifest.
+    It was ``trained_on`` for so many examples behind its last value. ``put`` are the arguments of further
+    ``RunWriter.put`` calls, further keywords are fields of the manifest.
     """
     writer = archive.start_run(f"{method}-{seed}")
     recorded = history(values, every=every, seconds_per_step=seconds_per_step, batch=batch)
@@ -70,7 +72,7 @@ def write_run(
             seed=seed,
             monitor=monitor,
             monitor_mode=mode,
-            progress=Progress(epoch=len(values), batch=every * len(values)),
+            progress=Progress(epoch=len(values), batch=every * len(values), sample=examples + trained_on),
             cost=CostRecord(
                 train_seconds=float(recorded.train_seconds[-1]) if len(values) else 0.0,
                 setup_seconds=setup_seconds,

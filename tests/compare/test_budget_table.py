@@ -354,9 +354,9 @@ def test_why_nothing_can_be_said() -> None:
 def test_flops_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
     archive = RunArchive(tmp_path / "archive")
     model = ModelRecord(name="resnet20", flops_per_example=1000)
-    for method, extra in (("baseline", 0.0), ("live", 5e5), ("unknown", None)):
+    for method, extra, on in (("baseline", 0.0, 0), ("live", 5e5, 0), ("unknown", None, 0), ("trained on", 0.0, 32)):
         for seed in range(2):
-            write_run(archive, method, seed, [0.5, 0.6 + 0.01 * seed], model=model, extra_flops=extra)
+            write_run(archive, method, seed, [0.5, 0.6 + 0.01 * seed], model=model, extra_flops=extra, trained_on=on)
     comparison = compare_archive_budgets(archive)
     found = {group.name: group.points[0].costs["flops"] for group in comparison.groups}
     examples = 2 * 100 * 32
@@ -364,6 +364,7 @@ def test_flops_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
         "baseline": pytest.approx(3000 * examples),
         "live": pytest.approx(3000 * examples + 5e5),
         "unknown": None,
+        "trained on": None,
     }
 
 

@@ -8,13 +8,18 @@ from typing import Any
 
 import torch
 from composer import State
+from composer.algorithms import SAM, ProgressiveResizing, SelectiveBackprop, SeqLengthWarmup
 from composer.core import get_precision_context
 from torch.utils.flop_counter import FlopCounterMode
 
+from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.data.example_ids import num_rows
 from reuse_algos.errors import ArchiveWarning
 
-__all__ = ["PASSES_PER_STEP", "forward_flops"]
+__all__ = ["PASSES_PER_STEP", "forward_flops", "training_flops"]
+
+_OTHER_WORK = (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup)
+"""Algorithms of Composer's with which a step is not three passes of whole examples."""
 
 PASSES_PER_STEP = 3
 """What an example costs in training, in forward passes: its own, and a backward pass that costs about two."""
@@ -40,3 +45,25 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
     except Exception as error:
         warnings.warn(f"FLOPs of {what} are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
         return None
+
+
+def training_flops(flops_per_example: int | None, state: State) -> float | None:
+    """FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
+
+    Args:
+        flops_per_example: of a forward pass of the model.
+        state: with the timestamp and the algorithms.
+
+    Returns:
+        None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one
+        of Composer's (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup) changes what a step is.
+    """
+    if flops_per_example is None or any(isinstance(one, _OTHER_WORK) for one in state.algorithms):
+        return None
+    total = float(PASSES_PER_STEP * flops_per_example * int(state.timestamp.sample))
+    for algorithm in state.algorithms:
+        extra = algorithm.extra_flops(flops_per_example) if isinstance(algorithm, ReusingAlgorithm) else 0.0
+        if extra is None:
+            return None
+        total += extra
+    return total

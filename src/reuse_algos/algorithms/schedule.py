@@ -1,10 +1,17 @@
-"""When an algorithm is on."""
+"""When an algorithm is on, and how its settings change while it trains."""
 
 from __future__ import annotations
 
-from composer import State, Time, TimeUnit
+import copy
 
-__all__ = ["is_on", "reached"]
+import numpy as np
+from composer import State, Time, TimeUnit
+from composer.core import Timestamp
+from composer.optim import ComposerScheduler
+
+__all__ = ["ahead", "is_on", "reached", "scheduled"]
+
+_LOOKED_AT = 64
 
 
 def is_on(state: State, start: Time, stop: Time, every_n_batches: int) -> bool:
@@ -29,3 +36,45 @@ def _elapsed_share(state: State) -> float:
         done = int(state.timestamp.epoch) + int(state.timestamp.batch_in_epoch) / int(length)
         return done / int(duration)
     return state.timestamp.get(duration.unit).value / duration.value
+
+
+def scheduled(value: float, scheduler: ComposerScheduler | None, state: State) -> float:
+    """A setting at the current batch: times what its scheduler says, as a learning rate."""
+    return value if scheduler is None else value * scheduler(state)
+
+
+def ahead(scheduler: ComposerScheduler | None, state: State) -> list[float]:
+    """What a scheduler will say from here to the last batch, looked at in up to 64 places.
+
+    Args:
+        scheduler: of Composer or of the caller's own; None gives no values.
+        state: at the start of training.
+
+    Returns:
+        Only the current value where the number of batches to come is not known.
+
+    Raises:
+        ValueError: the scheduler cannot say, as where its times are of a kind that it does not take.
+    """
+    if scheduler is None:
+        return []
+    duration, length = state.max_duration, state.dataloader_len
+    batches = 0
+    if duration is not None and duration.unit == TimeUnit.BATCH:
+        batches = int(duration)
+    elif duration is not None and duration.unit == TimeUnit.EPOCH and length is not None:
+        batches = int(duration) * int(length)
+    first, later = int(state.timestamp.batch), copy.copy(state)
+    found = []
+    for batch in np.unique(np.linspace(first, max(first, batches - 1), _LOOKED_AT).round().astype(int)):
+        if batches:
+            epoch, within = divmod(int(batch), int(length)) if length is not None else (0, int(batch))
+            later.timestamp = Timestamp(epoch=epoch, batch=int(batch), batch_in_epoch=within)
+        try:
+            found.append(float(scheduler(later)))
+        except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:
+            name = type(scheduler).__name__
+            raise ValueError(
+                f"{name} cannot say what a setting is at batch {batch}: {error}. Check its times"
+            ) from error
+    return found

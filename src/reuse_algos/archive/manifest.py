@@ -163,7 +163,8 @@ class CostRecord(_Struct, frozen=True, kw_only=True):
         setup_seconds: Loading teachers and caches before the first step.
         overhead_seconds: The recorder's own work.
         train_flops: Of training: three forward passes of the model for every example that went through it (a backward
-            pass costs about two), and the forward passes of live teachers. None where one of them is not known.
+            pass costs about two), and the forward passes of live teachers. None where one of them is not known, or
+            where an algorithm of Composer's changes what a step is, as SAM does.
     """
 
     train_seconds: float = 0.0

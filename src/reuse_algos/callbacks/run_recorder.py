@@ -14,7 +14,7 @@ from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from reuse_algos.algorithms.flops import PASSES_PER_STEP
+from reuse_algos.algorithms.flops import training_flops
 from reuse_algos.algorithms.interplay import changes_inputs, clean_rows, mixes_examples
 from reuse_algos.algorithms.outputs import logits_of
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
@@ -456,7 +456,7 @@ class RunRecorder(Callback):
                 eval_seconds=self._log.eval_seconds,
                 setup_seconds=sum(a.setup_seconds for a in reusing),
                 overhead_seconds=self.overhead_seconds,
-                train_flops=_train_flops(self._model, int(now.sample), reusing),
+                train_flops=training_flops(self._model and self._model.flops_per_example, state),
             ),
             monitor=monitor,
             monitor_mode=infer_mode(monitor or ""),
@@ -465,19 +465,6 @@ class RunRecorder(Callback):
             prior_runs=uses or ([] if base is None else base.prior_runs),
             files=files,
         )
-
-
-def _train_flops(model: ModelRecord | None, examples: int, reusing: Sequence[ReusingAlgorithm]) -> float | None:
-    """Of all passes forward and backward, as in :class:`~reuse_algos.archive.CostRecord`."""
-    if model is None or model.flops_per_example is None:
-        return None
-    total = float(PASSES_PER_STEP * model.flops_per_example * examples)
-    for algorithm in reusing:
-        extra = algorithm.extra_flops(model.flops_per_example)
-        if extra is None:
-            return None
-        total += extra
-    return total
 
 
 def _complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:

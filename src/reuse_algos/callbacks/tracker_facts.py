@@ -60,13 +60,14 @@ def log_train_seconds(state: State, logger: Logger) -> None:
 
 
 def log_cost(manifest: Manifest, logger: Logger) -> None:
-    """Log what the whole run cost, in seconds, as ``reuse/cost/...``; trackers keep it as the run's summary.
+    """Log what the whole run cost as ``reuse/cost/...``; trackers keep it as the run's summary.
 
     ``total_seconds`` is training + set-up + used harvests, what ``reuse-algos compare`` counts for this run; evaluation
-    and the recorder's own work stand beside it.
+    and the recorder's own work stand beside it, and so does ``train_flops`` where it is known.
     """
     cost = manifest.cost
     harvest = sum((use.harvest_seconds for use in manifest.prior_runs), 0.0)
+    flops = {} if cost.train_flops is None else {"reuse/cost/train_flops": cost.train_flops}
     logger.log_metrics(
         {
             "reuse/cost/train_seconds": cost.train_seconds,
@@ -75,5 +76,6 @@ def log_cost(manifest: Manifest, logger: Logger) -> None:
             "reuse/cost/total_seconds": cost.train_seconds + cost.setup_seconds + harvest,
             "reuse/cost/eval_seconds": cost.eval_seconds,
             "reuse/cost/recorder_seconds": cost.overhead_seconds,
+            **flops,
         }
     )

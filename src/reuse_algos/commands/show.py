@@ -126,8 +126,6 @@ def _print(facts: dict[str, Any], out: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from reuse_algos.compare.render import format_seconds
-
     table = Table(show_header=False, box=None, pad_edge=False, padding=(0, 1))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -145,7 +143,7 @@ def _print(facts: dict[str, Any], out: Console) -> None:
     row("seed", str(facts["seed"]))
     row("tags", *(f"{key}={value}" for key, value in sorted(facts["tags"].items())))
     row("progress", f"{progress['epoch']} epochs, {progress['batch']} batches, {progress['sample']} examples")
-    row("cost", ", ".join(f"{name.removesuffix('_seconds')} {format_seconds(value)}" for name, value in cost.items()))
+    row("cost", ", ".join(_cost_words(cost)))
     row("metrics", *_metric_lines(facts))
     row("weights", *(f"{name}  {readable_bytes(size)}" for name, size in facts["weights"].items()))
     row("signals", *_signal_lines(facts["signals"]))
@@ -169,6 +167,16 @@ def _print(facts: dict[str, Any], out: Console) -> None:
     row("harvests", *(_harvest_line(harvest) for harvest in facts["harvests"]))
     row("recipe", *_tree(facts["recipe"] or {}))
     out.print(table)
+
+
+def _cost_words(cost: dict[str, float | None]) -> list[str]:
+    """Such as ``train 12 s`` for each kind of seconds, and the FLOPs where they are known."""
+    from reuse_algos.compare.render import format_seconds
+
+    seconds = [(name, value) for name, value in cost.items() if name.endswith("_seconds") and value is not None]
+    words = [f"{name.removesuffix('_seconds')} {format_seconds(value)}" for name, value in seconds]
+    flops = cost["train_flops"]
+    return words if flops is None else [*words, f"{flops:.3g} FLOPs of training"]
 
 
 def _metric_lines(facts: dict[str, Any]) -> list[str]:

@@ -184,7 +184,8 @@ def _budget_run(group: str, outcome: RunOutcome) -> BudgetRun:
         train_seconds=float(outcome.train_seconds[-1]),
         setup_seconds=outcome.setup_seconds,
         harvest_seconds=outcome.harvest_seconds,
-        flops=manifest.cost.train_flops,
+        # Those of the whole run, which may have trained on after the metric's last value.
+        flops=manifest.cost.train_flops if outcome.samples[-1] >= manifest.progress.sample else None,
         prior_run_ids=outcome.prior_run_ids,
         run_id=outcome.run_id,
         control_of=manifest.tags.get("control_of"),

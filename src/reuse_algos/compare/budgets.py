@@ -167,8 +167,8 @@ class BudgetGroup:
 
     @property
     def flops_per_example(self) -> float | None:
-        """What an example cost on average, in FLOPs; None where that is not known at every budget."""
-        spent = [(point.costs.get("flops"), point.costs.get("samples")) for point in self.points]
+        """What an example cost on average, in FLOPs; None where that is not known at every budget that is used."""
+        spent = [(point.costs.get("flops"), point.costs.get("samples")) for point in self.points if point.used]
         known = [(flops, samples) for flops, samples in spent if flops is not None and samples is not None]
         return math.fsum(f for f, _ in known) / math.fsum(s for _, s in known) if len(known) == len(spent) else None
 

@@ -91,9 +91,9 @@ class Speedup:
 
     @property
     def drawn(self) -> bool:
-        """Whether a bar from 1 to the estimate says nothing wrong: not where "at most" leaves open that there is none.
+        """Whether a bar from 1 to the estimate says nothing wrong: not for "at most 2" or "at least 0.8".
 
-        So it is where the estimate is a limit that lies on the other side of 1 than what is known.
+        There the estimate is a limit on the other side of 1 from what is known, and nothing between may be true.
         """
         open_ended = {"<=": self.estimate > 1.0, ">=": self.estimate < 1.0}.get(self.bound, False)
         return self.known and not open_ended

@@ -38,6 +38,10 @@ _EXAMPLES: dict[Kind, str] = {"optimizer": "{name: sgd, lr: 0.1}", "scheduler": 
 _INT = re.compile(r"[-+]?[0-9]+")
 
 
+class _TimeInWords:
+    """Annotation of what takes a Composer time or the text of one, and no whole number."""
+
+
 def fit(value: Any, hint: Any, path: str, faults: Faults) -> Any:
     """The value as the annotation wants it; where it does not fit, a fault is noted and the value returned.
 
@@ -195,7 +199,9 @@ def _members(hint: Any) -> list[Any] | None:
                 return None
             members += [member for member in inner if member not in members]
         if Time in members:
-            members = [member for member in members if member not in (str, int)]
+            # Where no whole number is taken, one is written as the epochs that it means elsewhere.
+            time = Time if int in members else _TimeInWords
+            members = [time if member is Time else member for member in members if member not in (str, int)]
         return members
     if _writable(hint):
         return [hint]
@@ -234,6 +240,8 @@ def _fit_one(value: Any, hint: Any, path: str, faults: Faults, exact: bool) -> t
         return value, value is None
     if origin is Time:
         return value, _is_time(value)
+    if origin is _TimeInWords:
+        return (f"{value}ep" if type(value) is int else value), _is_time(value)
     if origin in (bool, int, float, str) or _is_path(origin):
         return _fit_scalar(value, origin if origin in (bool, int, float) else str, exact)
     if _is_enum(origin):
@@ -328,7 +336,7 @@ def _describe(hint: Any) -> str:
     if origin in _NAMED:
         return f"a section with the name of a {_NAMED[origin]}"
     texts: dict[Any, str] = {type(None): "null", bool: "true or false", int: "a whole number", float: "a number"}
-    texts |= {str: "text", Time: "a time such as 1ep, 100ba or 0.5dur"}
+    texts |= {str: "text", **dict.fromkeys((Time, _TimeInWords), "a time such as 1ep, 100ba or 0.5dur")}
     return texts.get(origin, "text" if _is_path(origin) else "a section of keys")
 
 

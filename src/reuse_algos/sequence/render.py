@@ -87,7 +87,7 @@ def print_report(report: SequenceReport, out: Console) -> None:
     out.print()
     out.print(
         "Cost: seconds of training + set-up + harvests, each harvest once. FLOPs: three forward passes per example, "
-        "and those of live teachers."
+        "of appended rows as well, and those of live teachers."
     )
     for note in report.notes:
         out.print(f"Note: {note}")

@@ -185,7 +185,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self._sums: ReplaySums | None = None  # of the running batch
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
         self._restarted = self._warned = False
-        self._appended = 0  # rows, in all batches
+        self._appended: int | None = 0  # rows, in all batches; None after a checkpoint that does not say
         self._times_on = self._times_due = 0  # batches in which it was on, and in which rows were to be replayed
         self._earlier_slots: dict[str, set[int]] = {}
 
@@ -453,7 +453,7 @@ class AdversarialReplay(ReusingAlgorithm):
             self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
             self._times_on += 1
             self._times_due += int(totals[-1] > 0)
-            if self.mode == "append":
+            if self.mode == "append" and self._appended is not None:
                 self._appended += int(metrics[_METRICS + "rows"])
             self.batches_applied += int(metrics[_METRICS + "rows"] > 0 and self.weight != 0)
         self._sums = self._current = self._added = None
@@ -471,8 +471,11 @@ class AdversarialReplay(ReusingAlgorithm):
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
         super().start_afresh()
+        self.branches.forget()
+        self._forward.disarm()
         self.perturbations, self._earlier_slots = None, {}
-        self._appended = self._times_on = self._times_due = 0
+        self._appended = 0
+        self._times_on = self._times_due = 0
         self._restarted = self._warned = False
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
 
@@ -487,7 +490,7 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Passes of appended rows."""
-        return float(PASSES_PER_STEP * flops_per_example * self._appended)
+        return None if self._appended is None else float(PASSES_PER_STEP * flops_per_example * self._appended)
 
     def prior_uses(self) -> list[PriorUse]:
         """What was used of each prior run, with the share of its harvest that the looked-up views are."""
@@ -512,6 +515,6 @@ class AdversarialReplay(ReusingAlgorithm):
         super().load_state_dict(state)
         self._restarted, self._warned = bool(state["restarted"]), bool(state["warned"])
         self._times_on, self._times_due = map(int, state["times"])
-        self._appended = int(state["appended"])
+        self._appended = state.get("appended")
         self._epoch_sums = torch.as_tensor(state["epoch_sums"]).cpu().clone()
         self._earlier_slots = {run_id: set(map(int, slots)) for run_id, slots in state["slots_used"].items()}

@@ -40,6 +40,10 @@ class Branches:
         self.layers: list[nn.Module] = []
         self._aside: list[Any] = []
 
+    def forget(self) -> None:
+        """INIT: another model comes; what was put aside of the last one goes."""
+        self.layers, self._aside = [], []
+
     def split(self, state: State) -> None:
         """BEFORE_LOAD: after the surgery of other algorithms, and before checkpoint, DDP and torch.compile.
 

@@ -254,6 +254,12 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     # Start ----------------------------------------------------------------------------------------------------------
 
+    def start_afresh(self) -> None:
+        """INIT: forget what another Trainer did with this algorithm."""
+        super().start_afresh()
+        self._own, self._own_state = None, None
+        self._seen_N = np.zeros(0, dtype=bool)
+
     def begin(self, state: State) -> None:
         """FIT_START: as for every algorithm; without prior runs where the scores do not come from any."""
         if isinstance(self.score, ScoreSpec):

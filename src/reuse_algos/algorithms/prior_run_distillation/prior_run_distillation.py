@@ -25,6 +25,7 @@ from reuse_algos.algorithms.interplay import (
     replayed_outputs,
 )
 from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.losses import (
     combination_weights,
@@ -45,13 +46,13 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import (
 )
 from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
 from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
-from reuse_algos.algorithms.schedule import is_on
+from reuse_algos.algorithms.schedule import ahead, is_on, scheduled
 from reuse_algos.algorithms.split_batch_norm import restore_batch_norm
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 
 __all__ = ["PriorRunDistillation"]
 
@@ -79,7 +80,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         temperature: T > 0 of ``kl``.
         weight: w >= 0; at most 1 where ``base_loss_weight`` is left out with ``kl``.
         weight_scheduler: multiplies w at every batch, as Composer's schedulers multiply the learning rate:
-            ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Default: w is constant.
+            ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Where it is 0 the term is off, as
+            before ``start`` and from ``stop`` on. Default: w is constant.
         temperature_scheduler: multiplies T in the same way; it must stay above 0.
         base_loss_weight: b >= 0. Default: ``1 - weight`` for ``kl`` (Hinton's convex combination), 1 for ``mse``
             (cross entropy plus MSE, as in arXiv 2303.06480).
@@ -153,8 +155,6 @@ class PriorRunDistillation(ReusingAlgorithm):
         _in_range("dirichlet_alpha", dirichlet_alpha, dirichlet_alpha > 0, "above 0")
         _in_range("sample_size", sample_size, sample_size >= 1, "at least 1")
         _in_range("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1")
-        last = getattr(temperature_scheduler, "alpha_f", 1.0)
-        _in_range("alpha_f of temperature_scheduler", last, last > 0, "above 0, since the temperature divides logits")
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=id_key)
         self.source, self.combine, self.loss = source, combine, loss
         self.weights = [weights] if isinstance(weights, str) else list(weights)
@@ -183,7 +183,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._share = 1.0
         self._info: DatasetInfo | None = None
         self._classes = KnownClasses()
-        self._goal: tuple[str, str, float] = ("", "max", 0.0)
+        self._goal: TeacherGoal | None = None
 
     # What the engine asks -------------------------------------------------------------------------------------------
 
@@ -196,8 +196,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def is_active(self, state: State) -> bool:
-        """Whether the term is on for the current batch."""
-        return not self.passed_teacher and is_on(state, self.start_at, self.stop_at, self.every_n_batches)
+        """Whether the term is on for the current batch, with a weight above 0."""
+        on = not self.passed_teacher and self._weight_now > 0
+        return on and is_on(state, self.start_at, self.stop_at, self.every_n_batches)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -231,10 +232,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         elif isinstance(self.teachers, CachedTeachers):
             self.ids.handle(event, state)
         if event == Event.BEFORE_TRAIN_BATCH:
-            if self.weight_scheduler is not None:
-                self._weight_now = self._checked_weight(self.weight * self.weight_scheduler(state))
-            if self.temperature_scheduler is not None:
-                self._temperature_now = self._checked_temperature(self.temperature * self.temperature_scheduler(state))
+            self._weight_now = self._checked_weight(scheduled(self.weight, self.weight_scheduler, state))
+            temperature = scheduled(self.temperature, self.temperature_scheduler, state)
+            self._temperature_now = self._checked_temperature(temperature)
             # The draw is a function of the batch's number: the same on every rank, for every microbatch and retry.
             rng = np.random.default_rng([self.seed % 2**63, int(state.timestamp.batch)])
             self._combination = combination_weights(
@@ -253,6 +253,7 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def _find_examples(self, state: State) -> None:
         """Follow example ids where cached logits may be used; live teachers work on any loader."""
+        self._no_ids = None
         if self.source == "live":
             keep_views(state)
             return
@@ -268,10 +269,14 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def start(self, state: State) -> None:
         """Match the prior runs with the current one and load the teachers."""
+        for value in ahead(self.weight_scheduler, state):
+            self._checked_weight(self.weight * value)
+        for value in ahead(self.temperature_scheduler, state):
+            self._checked_temperature(self.temperature * value)
         if isinstance(self.teachers, CachedTeachers):
             self._earlier_slots |= self.teachers.slots_used
         if self.stop_when_better:
-            self._find_teacher_metric()
+            self._goal = TeacherGoal.of(self.prior_runs, self.monitor)
         source = self._choose_source(state)
         info = self.dataset
         if info is None:
@@ -426,15 +431,15 @@ class PriorRunDistillation(ReusingAlgorithm):
                 dist.all_reduce(sums)
             term, agree, seen, rows = sums.tolist()
             self._add_flops(rows)
-            self.batches_applied += int(seen > 0 and self._weight_now > 0)
+            self.batches_applied += int(seen > 0)
             metrics["reuse/distillation/loss"] = term / rows
             metrics["reuse/distillation/agreement"] = agree / max(seen, 1.0)
             metrics["reuse/distillation/coverage"] = seen / rows
             metrics["reuse/distillation/teacher_seconds"] = self.teacher_seconds()
-            if self.weight_scheduler is not None:
-                metrics["reuse/distillation/weight"] = self._weight_now
-            if self.temperature_scheduler is not None:
-                metrics["reuse/distillation/temperature"] = self._temperature_now
+        if self.weight_scheduler is not None:
+            metrics["reuse/distillation/weight"] = self._weight_now
+        if self.temperature_scheduler is not None:
+            metrics["reuse/distillation/temperature"] = self._temperature_now
         self.log_metrics(metrics, logger)
 
     def _add_flops(self, rows: float) -> None:
@@ -458,22 +463,11 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     # Stop early, state, record --------------------------------------------------------------------------------------
 
-    def _find_teacher_metric(self) -> None:
-        """Which metric decides, and the teachers' best value of it."""
-        first = self.prior_runs[0]
-        name = self.monitor or first.manifest.monitor
-        if name is None:
-            raise SignalNotFoundError(f"stop_when_better: run {first.id} monitored no metric; name one (monitor)")
-        mode = first.metric_mode(name)
-        theirs = [run.best_metric(name)[0] for run in self.prior_runs]
-        self._goal = name, mode, max(theirs) if mode == "max" else min(theirs)
-
     def _compare_with_teacher(self, state: State) -> None:
-        name, mode, goal = self._goal
-        value = _eval_metric(state, name)
-        if value is not None and (value > goal if mode == "max" else value < goal):
+        assert self._goal is not None
+        if (value := self._goal.passed_with(state)) is not None:
             self.passed_teacher = True
-            log.info("the student passed its teachers (%s %.4f, theirs %.4f): distillation is off", name, value, goal)
+            log.info("the student passed its teachers (%.4f, %s): distillation is off", value, self._goal)
 
     def prior_uses(self) -> list[PriorUse]:
         """What was used of each prior run, with the share of its harvest that the looked-up views are."""
@@ -515,7 +509,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().load_state_dict(state)
         self.passed_teacher = bool(state["passed_teacher"])
         self._earlier_teacher_seconds = float(state["teacher_seconds"])
-        self._teacher_flops = state["teacher_flops"]
+        self._teacher_flops = state.get("teacher_flops")  # None after a checkpoint that does not say
         self._earlier_slots = {int(slot) for slot in state["slots_used"]}
 
 
@@ -528,10 +522,3 @@ def _in_range(name: str, value: Any, good: bool, wanted: str) -> Any:
     if not good:
         raise ValueError(f"PriorRunDistillation: {name} must be {wanted}, got {value}")
     return value
-
-
-def _eval_metric(state: State, name: str) -> float | None:
-    """Value of ``metrics/<evaluator>/<metric>`` where that evaluator just ran, else None."""
-    label, metric = name.split("/")[-2:] if "/" in name else ("eval", name)
-    found = state.eval_metrics.get(label, {}).get(metric) if state.dataloader_label == label else None
-    return None if found is None else float(found.compute())

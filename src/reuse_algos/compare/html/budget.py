@@ -159,8 +159,8 @@ def _reading(comparison: BudgetComparison) -> list[Child]:
         "Cost in seconds is training, set-up (loading teachers and caches) and all of the used harvests; evaluation is "
         f"left out. Where harvests are shared, their seconds {prior}are divided among {comparison.later_runs} later "
         "runs.",
-        "FLOPs count the run's own forward and backward passes: three forward passes for each example. Harvests are in "
-        "the seconds only. With live teachers or replayed rows FLOPs are not known.",
+        "FLOPs count the forward and backward passes of training, three forward passes for each example, and those of "
+        "live teachers and of appended rows. Harvests are in the seconds only.",
         "Faster: the whole interval of the speed-up is above 1. Slower: all of it is below. No difference: it holds 1, "
         "so none was shown, which is not to say that there is none. ∞: no upper limit is known.",
     ]
