@@ -132,9 +132,9 @@ def test_the_groups_of_a_study_are_its_arms_at_their_budgets() -> None:
         expected[step.arm, step.point.get("max_duration")].append(step.recipe.settings.seed)
     groups = seeds_by_group(plan)
     assert sorted(groups.values()) == sorted(expected.values())
-    assert (
-        sum(seeds == [1, 2, 3] for seeds in groups.values()) == len(groups) - 3
-    )  # two arms of prior runs, one teacher
+    others = {arm for (arm, _), seeds in expected.items() if sorted(seeds) != [1, 2, 3]}
+    assert others == {"prior", "prior-half", "prior-distilled", "untrained"}
+    assert sum(sorted(seeds) == [1, 2, 3] for seeds in groups.values()) == len(groups) - 4
 
 
 def test_what_has_its_default_is_not_what_a_recipe_says() -> None:
