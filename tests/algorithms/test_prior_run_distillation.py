@@ -235,6 +235,14 @@ def test_schedulers_change_weight_and_temperature_at_every_batch(archive: RunArc
     assert algorithm.batches_applied == 4
 
 
+def test_a_scheduler_may_end_where_the_term_does(archive: RunArchive) -> None:
+    """T would be 0 from the third batch on, where the term is off."""
+    algorithm = distil(archive, temperature_scheduler=LinearScheduler(t_max="0.25dur"), stop="0.25dur")
+    _, _, log = fit([algorithm], max_duration="2ep")
+    assert series(log, "reuse/distillation/active") == [1.0] * 2 + [0.0] * 6
+    assert series(log, "reuse/distillation/temperature")[:2] == [4.0, 2.0]
+
+
 @pytest.mark.parametrize(
     ("scheduler", "message"),
     [

@@ -43,15 +43,17 @@ def scheduled(value: float, scheduler: ComposerScheduler | None, state: State) -
     return value if scheduler is None else value * scheduler(state)
 
 
-def ahead(scheduler: ComposerScheduler | None, state: State) -> list[float]:
-    """What a scheduler will say from here to the last batch, looked at in up to 64 places.
+def ahead(scheduler: ComposerScheduler | None, state: State, start: Time, stop: Time) -> list[float]:
+    """What a scheduler will say at the batches to come from ``start`` to ``stop``, looked at in up to 64 places.
 
     Args:
         scheduler: of Composer or of the caller's own; None gives no values.
         state: at the start of training.
+        start: from which batch on it counts.
+        stop: from which batch on it does not.
 
     Returns:
-        Only the current value where the number of batches to come is not known.
+        At most the current value where the number of batches to come is not known.
 
     Raises:
         ValueError: the scheduler cannot say, as where its times are of a kind that it does not take.
@@ -70,6 +72,8 @@ def ahead(scheduler: ComposerScheduler | None, state: State) -> list[float]:
         if batches:
             epoch, within = divmod(int(batch), int(length)) if length is not None else (0, int(batch))
             later.timestamp = Timestamp(epoch=epoch, batch=int(batch), batch_in_epoch=within)
+        if not reached(later, start) or reached(later, stop):
+            continue
         try:
             found.append(float(scheduler(later)))
         except (ArithmeticError, AttributeError, RuntimeError, TypeError, ValueError) as error:

@@ -196,8 +196,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def is_active(self, state: State) -> bool:
-        """Whether the term is on for the current batch, with a weight above 0."""
-        on = not self.passed_teacher and self._weight_now > 0
+        """Whether the term is on for the current batch, with a weight other than 0."""
+        on = not self.passed_teacher and self._weight_now != 0
         return on and is_on(state, self.start_at, self.stop_at, self.every_n_batches)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -232,9 +232,11 @@ class PriorRunDistillation(ReusingAlgorithm):
         elif isinstance(self.teachers, CachedTeachers):
             self.ids.handle(event, state)
         if event == Event.BEFORE_TRAIN_BATCH:
-            self._weight_now = self._checked_weight(scheduled(self.weight, self.weight_scheduler, state))
-            temperature = scheduled(self.temperature, self.temperature_scheduler, state)
-            self._temperature_now = self._checked_temperature(temperature)
+            self._weight_now = scheduled(self.weight, self.weight_scheduler, state)
+            self._temperature_now = scheduled(self.temperature, self.temperature_scheduler, state)
+            if self.is_active(state):
+                self._checked_weight(self._weight_now)
+                self._checked_temperature(self._temperature_now)
             # The draw is a function of the batch's number: the same on every rank, for every microbatch and retry.
             rng = np.random.default_rng([self.seed % 2**63, int(state.timestamp.batch)])
             self._combination = combination_weights(
@@ -269,9 +271,9 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def start(self, state: State) -> None:
         """Match the prior runs with the current one and load the teachers."""
-        for value in ahead(self.weight_scheduler, state):
+        for value in ahead(self.weight_scheduler, state, self.start_at, self.stop_at):
             self._checked_weight(self.weight * value)
-        for value in ahead(self.temperature_scheduler, state):
+        for value in ahead(self.temperature_scheduler, state, self.start_at, self.stop_at):
             self._checked_temperature(self.temperature * value)
         if isinstance(self.teachers, CachedTeachers):
             self._earlier_slots |= self.teachers.slots_used
