@@ -50,11 +50,11 @@ from job_runner import ResultsFile, RunQueue, command_line, surroundings
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
-from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RobustEvaluation
 from reuse_algos.compare.statistics import Interval, mean_interval, paired_interval
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe import build_trainer, load_recipe
+from reuse_algos.training.attacks import Attack
 
 ROOT = Path(__file__).parents[1]
 FIRST_PRIOR_SEED = 101

@@ -14,10 +14,10 @@ from composer.utils import batch_get
 from torch import Tensor
 
 from reuse_algos.algorithms import AdversarialReplay
-from reuse_algos.algorithms.outputs import logits_of, unwrap_model
-from reuse_algos.algorithms.split_batch_norm import split_layers
-from reuse_algos.attacks import Attack, perturb
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.training.attacks import Attack, perturb
+from reuse_algos.training.batch_norm import split_layers
+from reuse_algos.training.outputs import logits_of, unwrap_model
 
 
 class OnlineAdvProp(AdversarialReplay):

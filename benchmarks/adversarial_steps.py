@@ -16,7 +16,6 @@ from composer.algorithms import ChannelsLast
 from step_clock import StepClock, epochs_by_turns, ratios
 
 from reuse_algos.algorithms import AdversarialReplay
-from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.augment import Augmentation
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
@@ -24,6 +23,7 @@ from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
+from reuse_algos.training.attacks import Attack
 
 BATCH, CLASSES, VIEWS = 128, 20, 2
 GOALS = {"replace_split": 1.10, "replace_joint": 1.10, "append_split": 1.6, "append_joint": 1.6}

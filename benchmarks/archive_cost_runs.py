@@ -16,9 +16,9 @@ from reuse_algos.archive import (
     TensorInfo,
     history_tensors,
 )
-from reuse_algos.archive.envelope import seal
-from reuse_algos.archive.generations import final_path
-from reuse_algos.archive.manifest import FinalRecord, encode_manifest, manifest_path
+from reuse_algos.archive.format.envelope import seal
+from reuse_algos.archive.format.generations import final_path
+from reuse_algos.archive.format.manifest import FinalRecord, encode_manifest, manifest_path
 from reuse_algos.callbacks.provenance import environment
 
 MONITOR = "metrics/eval/MulticlassAccuracy"

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
-from reuse_algos.algorithms.archived_model import archived_model
 from reuse_algos.archive import RunArchive
-from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
+from reuse_algos.priors.model import archived_model
+from reuse_algos.training.attacks import Attack
 
 __all__ = ["VARIANTS", "Setting", "build", "prepare"]
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from reuse_algos.algorithms.flops import PASSES_PER_STEP
 from reuse_algos.compare import BudgetComparison, BudgetRun, compare_budgets, recommend_runs
 from reuse_algos.compare.budgets import Axis
 from reuse_algos.errors import CompareError
+from reuse_algos.training.flops import PASSES_PER_STEP
 
 LATER_RUNS = 5
 

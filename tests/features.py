@@ -10,11 +10,11 @@ import torch
 from composer import Callback, State, Trainer
 
 from reuse_algos.algorithms import PriorRunWarmStart
-from reuse_algos.algorithms.outputs import plain_state_dict
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.recipe import build_trainer, load_recipe
+from reuse_algos.training.outputs import plain_state_dict
 from toy import checkpointed, epoch_loader, mlp, trainer, viewed
 
 DIGITS = Path(__file__).parents[1] / "yamls" / "digits" / "baseline.yaml"

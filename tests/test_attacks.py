@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reuse_algos.attacks import Attack, ascend, perturb, pixel_room, random_targets
 from reuse_algos.data import DataConfig, load_datasets
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError
+from reuse_algos.training.attacks import Attack, ascend, perturb, pixel_room, random_targets
 
 SPACE = PixelSpace((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 EVERY = [

@@ -14,14 +14,14 @@ from torch.utils.data import TensorDataset
 
 from reuse_algos import train
 from reuse_algos.archive import PriorRun, RunArchive, dequantize, quantize
-from reuse_algos.archive.rows import TENSORS
-from reuse_algos.attacks import Attack, perturb, pixel_room, random_targets
+from reuse_algos.archive.signals.rows import TENSORS
 from reuse_algos.cli import main
 from reuse_algos.data import DataConfig, ExampleView, ViewedDataset, ViewPolicy, load_datasets
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.harvest import HarvestResult, harvest
 from reuse_algos.models import build_model
+from reuse_algos.training.attacks import Attack, perturb, pixel_room, random_targets
 from toy import mlp, record_run, viewed
 
 N, VIEWS = 200, 2

@@ -11,13 +11,12 @@ PACKAGE = Path(reuse_algos.__file__).parent
 # Each entry may import itself and what stands before it.
 ORDER = (
     "errors",
-    "ranks",
     "archive",
     "composer_store",
     "data",
     "models",
-    "scores",
-    "attacks",
+    "training",
+    "priors",
     "algorithms",
     "callbacks",
     "harvest",
@@ -31,7 +30,7 @@ ORDER = (
 )
 # These know less than the order alone would allow.
 FORBIDDEN = {
-    "archive": {"composer", "reuse_algos.ranks"},
+    "archive": {"composer", "reuse_algos.training.ranks"},
     "data": {"reuse_algos.archive"},
     "models": {"reuse_algos.archive", "reuse_algos.data"},
     "compare": {

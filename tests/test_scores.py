@@ -15,8 +15,8 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from reuse_algos import scores
 from reuse_algos.errors import ModelError
+from reuse_algos.priors import scores
 
 NAN = math.nan
 
@@ -254,7 +254,7 @@ def test_grand_holds_little_beyond_the_gradients() -> None:
     """Peak of the process beyond what it had, in a process of its own, at a bound of 100 MB for 12 examples."""
     code = """
 import torch
-from reuse_algos import scores
+from reuse_algos.priors import scores
 torch.set_num_threads(1)
 module = torch.nn.Sequential(torch.nn.Linear(1500, 1400), torch.nn.Linear(1400, 4))
 x, y = torch.randn(12, 1500), torch.zeros(12, dtype=torch.int64)

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.attacks import Attack, pixel_size
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.harvest import harvest
 from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, run_sequence, sequence_report
@@ -21,6 +20,7 @@ from reuse_algos.sequence.harvest_process import harvest_run
 from reuse_algos.sequence.harvests import Harvest
 from reuse_algos.sequence.processes import LOG
 from reuse_algos.sequence.progress import RECIPE
+from reuse_algos.training.attacks import Attack, pixel_size
 from sequences import in_process, planned
 
 ATTACK = {"method": "fgsm", "epsilon": "24/255"}

@@ -10,10 +10,10 @@ from composer.loggers import InMemoryLogger
 from torch.utils.data import TensorDataset
 
 from reuse_algos.algorithms import PriorRunWarmStart
-from reuse_algos.algorithms.outputs import plain_state_dict, unwrap_model
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.training.outputs import plain_state_dict, unwrap_model
 from toy import NUM_CLASSES, blobs, epoch_loader, mlp, trainer
 
 NAMES = tuple("abcd")

@@ -20,9 +20,9 @@ from typing import TypeVar
 from composer.utils import ObjectStore, ObjectStoreTransientError
 from composer.utils.file_helpers import maybe_create_object_store_from_uri, parse_uri
 
-from reuse_algos.archive.file_cache import open_cached
-from reuse_algos.archive.manifest import is_safe_name
-from reuse_algos.archive.store import Chunk, Store, StoredObject, split_path
+from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.archive.stores.cache import open_cached
+from reuse_algos.archive.stores.store import Chunk, Store, StoredObject, split_path
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -89,7 +89,7 @@ class ComposerStore:
         return self._location
 
     def get(self, path: str, max_bytes: int) -> bytes | None:
-        """Read a whole object; see :meth:`Store.get <reuse_algos.archive.store.Store.get>`."""
+        """Read a whole object; see :meth:`Store.get <reuse_algos.archive.stores.store.Store.get>`."""
         size = self.size(path)
         if size is None:
             return None
@@ -98,12 +98,12 @@ class ComposerStore:
         return b"".join(self.stream(path))
 
     def open(self, path: str, size: int, sha256: str) -> io.FileIO:
-        """Fetch an object into this host's cache; see :meth:`Store.open <reuse_algos.archive.store.Store.open>`."""
+        """Fetch an object into this host's cache; see :meth:`Store.open <reuse_algos.archive.Store.open>`."""
         self._key(path)
         return open_cached(self._where(path), size, sha256, lambda: self.stream(path))
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Read an object in parts; see :meth:`Store.stream <reuse_algos.archive.store.Store.stream>`.
+        """Read an object in parts; see :meth:`Store.stream <reuse_algos.archive.stores.store.Store.stream>`.
 
         It is downloaded to a temporary file first: Composer knows no other way.
         """
@@ -120,12 +120,12 @@ class ComposerStore:
                     yield part
 
     def size(self, path: str) -> int | None:
-        """Size of an object; see :meth:`Store.size <reuse_algos.archive.store.Store.size>`."""
+        """Size of an object; see :meth:`Store.size <reuse_algos.archive.stores.store.Store.size>`."""
         key = self._key(path)
         return self._ask(path, "read", lambda: self._objects.get_object_size(key))
 
     def list(self, prefix: str) -> list[str]:
-        """Names below a prefix; see :meth:`Store.list <reuse_algos.archive.store.Store.list>`.
+        """Names below a prefix; see :meth:`Store.list <reuse_algos.archive.stores.store.Store.list>`.
 
         Composer lists all depths at once, so this costs as much as :meth:`walk` does without its sizes. Names that no
         archive has are left out.
@@ -133,7 +133,7 @@ class ComposerStore:
         return sorted({path[len(prefix) + 1 :].split("/")[0] for path in self._below(prefix)})
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below a prefix; see :meth:`Store.walk <reuse_algos.archive.store.Store.walk>`.
+        """Every object below a prefix; see :meth:`Store.walk <reuse_algos.archive.stores.store.Store.walk>`.
 
         Composer says nothing of an object's age, so each counts as written just now: nothing here is ever old enough to
         be collected as garbage.
@@ -145,7 +145,7 @@ class ComposerStore:
                 yield StoredObject(path, size, now)
 
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
-        """Write an object if there is none; see :meth:`Store.put_if_absent <reuse_algos.archive.store.Store>`.
+        """Write an object if there is none; see :meth:`Store.put_if_absent <reuse_algos.archive.stores.store.Store>`.
 
         Two writers of one name at the same moment both succeed, and the later one's bytes stay: hence one writer per
         run. What was written is read back, since Composer checks neither length nor content.

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.attacks import Attack
 from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, select_outcomes
 from reuse_algos.compare.statistics import mean_interval
 from reuse_algos.errors import ArchiveConflictError
@@ -22,6 +21,7 @@ from reuse_algos.harvest import harvest
 from reuse_algos.recipe.build import build_trainer
 from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
+from reuse_algos.training.attacks import Attack
 
 __all__ = ["run_demo"]
 

@@ -32,12 +32,12 @@ from replaying import (
     replay,
     series,
 )
-from reuse_algos.algorithms.outputs import plain_state_dict
-from reuse_algos.algorithms.split_batch_norm import restore_batch_norm
 from reuse_algos.archive import RunArchive
-from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.harvest import harvest
+from reuse_algos.training.attacks import Attack
+from reuse_algos.training.batch_norm import restore_batch_norm
+from reuse_algos.training.outputs import plain_state_dict
 from toy import checkpointed, epoch_loader, trainer
 
 NEWER = deltas(2)

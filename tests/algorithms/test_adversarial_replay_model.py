@@ -28,10 +28,10 @@ from replaying import (
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.archive import ResidentSignal, RunArchive, Signal
-from reuse_algos.attacks import Attack
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.harvest import harvest
+from reuse_algos.training.attacks import Attack
 from toy import epoch_loader, trainer
 
 

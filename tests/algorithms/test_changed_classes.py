@@ -14,12 +14,12 @@ from composer.models import ComposerClassifier
 
 from distilling import Watch, series
 from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation
-from reuse_algos.algorithms.prior_runs import match_examples
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.priors.choosing import match_examples
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
 from toy import NoisyDataset, blobs, epoch_loader, mlp, trainer

@@ -281,7 +281,7 @@ def test_settings_out_of_range(archive: RunArchive, settings: Any, message: str)
 
 
 def test_no_way_to_build_the_teacher(archive: RunArchive) -> None:
-    from reuse_algos.algorithms.archived_model import archived_model
+    from reuse_algos.priors.model import archived_model
 
     with pytest.raises(ModelError, match="give its architecture"):
         archived_model(archive.runs()[0], "last")

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import torch
 
-from reuse_algos.algorithms.label_noise import label_noise
-from reuse_algos.algorithms.prior_scores import ScoreSpec, prior_scores
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.config import DataConfig
@@ -16,6 +14,8 @@ from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.models import build_model
+from reuse_algos.priors.label_noise import label_noise
+from reuse_algos.priors.run_scores import ScoreSpec, prior_scores
 from toy import trainer
 
 SHARE = 0.05

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from compare.synthetic_runs import write_run
-from reuse_algos.algorithms import prior_scores as module
-from reuse_algos.algorithms.label_noise import label_noise
-from reuse_algos.algorithms.prior_scores import (
+from reuse_algos.archive import DatasetRecord, HarvestRecord, PriorRun, RunArchive
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
+from reuse_algos.priors import run_scores as module
+from reuse_algos.priors.label_noise import label_noise
+from reuse_algos.priors.run_scores import (
     ENSEMBLE_SCORES,
     SCORES,
     ScoreSpec,
@@ -24,9 +27,6 @@ from reuse_algos.algorithms.prior_scores import (
     recorded_info,
     score_uses,
 )
-from reuse_algos.archive import DatasetRecord, HarvestRecord, PriorRun, RunArchive
-from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
 
 N, C = 6, 3
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

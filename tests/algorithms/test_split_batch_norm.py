@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from reuse_algos.algorithms.outputs import plain_state_dict
-from reuse_algos.algorithms.split_batch_norm import (
+from reuse_algos.callbacks.provenance import model_record
+from reuse_algos.errors import ModelError
+from reuse_algos.training.batch_norm import (
     BranchSwitch,
     put_back,
     restart_auxiliary,
@@ -19,8 +20,7 @@ from reuse_algos.algorithms.split_batch_norm import (
     split_layers,
     take_out,
 )
-from reuse_algos.callbacks.provenance import model_record
-from reuse_algos.errors import ModelError
+from reuse_algos.training.outputs import plain_state_dict
 
 LAYERS: list[tuple[type, tuple[int, ...]]] = [
     (nn.BatchNorm1d, (6, 3)),

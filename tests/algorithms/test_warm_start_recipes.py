@@ -9,11 +9,11 @@ import pytest
 import torch
 from composer import Callback, State, Trainer
 
-from reuse_algos.algorithms.outputs import plain_state_dict
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import PriorRunMismatchError, RecipeError
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
+from reuse_algos.training.outputs import plain_state_dict
 
 QUICK = ["device=cpu", "progress_bar=false", "max_duration=2ep"]
 

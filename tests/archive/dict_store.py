@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from reuse_algos.archive import StoredObject, collect, leases, removal
-from reuse_algos.archive.store import Chunk
+from reuse_algos.archive.stores.store import Chunk
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError
 
 __all__ = ["Clock", "DictStore", "keeping_time"]

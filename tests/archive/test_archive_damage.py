@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from reuse_algos.archive import RunArchive, copy_runs
-from reuse_algos.archive.verify import verify_archive
+from reuse_algos.archive.upkeep.verify import verify_archive
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError, ArchiveWarning
 
 from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from reuse_algos.archive import RunArchive, RunWriter, leases
-from reuse_algos.archive.collect import _look, collect_garbage
-from reuse_algos.archive.leases import Marker
+from reuse_algos.archive.upkeep.collect import _look, collect_garbage
+from reuse_algos.archive.upkeep.leases import Marker
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchivePermissionError
 
 from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite, use_everything
@@ -340,7 +340,7 @@ def test_a_collection_that_was_stopped_on_the_way_deletes_no_more(
     """Another one may have taken its marker for a dead one's by now."""
     garbage = add_garbage(archive, make_run())
     age(archive.root)
-    monkeypatch.setattr("reuse_algos.archive.collect.TRUST_SECONDS", -1.0)
+    monkeypatch.setattr("reuse_algos.archive.upkeep.collect.TRUST_SECONDS", -1.0)
     assert archive.collect_garbage(delete=True).collected == []
     assert garbage <= set(files_below(archive.root))
     monkeypatch.undo()
@@ -352,7 +352,7 @@ def test_many_files_are_collected_in_parts(
 ) -> None:
     garbage = add_garbage(archive, make_run())
     age(archive.root)
-    monkeypatch.setattr("reuse_algos.archive.collect.BATCH", 2)
+    monkeypatch.setattr("reuse_algos.archive.upkeep.collect.BATCH", 2)
     assert {path for path, _ in archive.collect_garbage(delete=True).collected} == garbage
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive import DatasetRecord, RunArchive, Signal
-from reuse_algos.archive.segments import Segment, check_signal
-from reuse_algos.archive.tensors import tensor_parts
+from reuse_algos.archive.format.tensors import tensor_parts
+from reuse_algos.archive.signals.segments import Segment, check_signal
 from reuse_algos.errors import ArchiveCorruptError, ExampleIdError
 
 from .conftest import manifest_of
@@ -30,8 +30,8 @@ def put_signal(archive: RunArchive, tensors: dict[str, Tensor], num_examples: in
 
 @pytest.fixture
 def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.archive.segments._SMALL_BYTES", -1)
-    monkeypatch.setattr("reuse_algos.archive.segments._ROWS_PER_PART", 3)
+    monkeypatch.setattr("reuse_algos.archive.signals.segments._SMALL_BYTES", -1)
+    monkeypatch.setattr("reuse_algos.archive.signals.segments._ROWS_PER_PART", 3)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 1000])
@@ -39,7 +39,7 @@ def tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_parts_of_a_tensor_are_the_tensor(
     archive: RunArchive, monkeypatch: pytest.MonkeyPatch, rows: int, part_bytes: int
 ) -> None:
-    monkeypatch.setattr("reuse_algos.archive.tensors._PART_BYTES", part_bytes)
+    monkeypatch.setattr("reuse_algos.archive.format.tensors._PART_BYTES", part_bytes)
     tensors = {"ids": torch.arange(rows), "values": torch.randn(rows, 2, 3), "narrow": torch.randn(rows).half()}
     tensors["empty"] = torch.zeros(rows, 0)
     writer = archive.start_run("parts")
@@ -52,7 +52,7 @@ def test_the_parts_of_a_tensor_are_the_tensor(
 
 
 def test_a_file_that_shrinks_under_a_reader_is_damage(archive: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.archive.tensors._PART_BYTES", 80)
+    monkeypatch.setattr("reuse_algos.archive.format.tensors._PART_BYTES", 80)
     writer = archive.start_run("parts")
     entry = writer.put("weights", "last", {"ids": torch.arange(100)})
     path = f"runs/{writer.run_id}/{entry.path}"

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from reuse_algos.archive import RunArchive, RunWriter
-from reuse_algos.archive.generations import read_latest
-from reuse_algos.archive.leases import Marker, read_markers
-from reuse_algos.archive.removal import remove_run
+from reuse_algos.archive.format.generations import read_latest
+from reuse_algos.archive.upkeep.leases import Marker, read_markers
+from reuse_algos.archive.upkeep.removal import remove_run
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, RunNotFoundError
 
 from .conftest import MakeRun, files_below, manifest_of, put_files
@@ -218,7 +218,7 @@ def test_readers_meanwhile_see_the_newest_generation_or_no_run(archive: RunArchi
 
 
 def test_a_commit_while_a_run_is_being_removed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.archive.leases.WAIT_SECONDS", -1.0)
+    monkeypatch.setattr("reuse_algos.archive.upkeep.leases.WAIT_SECONDS", -1.0)
     store = DictStore()
     writer = write_generations(store, "r")
     Marker(store, "r", everything=True)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reuse_algos.archive import DatasetRecord, RunArchive, Signal, decode_top_k, encode_top_k
-from reuse_algos.archive.segments import Segment
+from reuse_algos.archive.signals.segments import Segment
 from reuse_algos.errors import (
     ArchiveCorruptError,
     ArchiveError,

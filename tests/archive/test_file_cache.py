@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from reuse_algos.archive import file_cache
-from reuse_algos.archive.file_cache import open_cached
+from reuse_algos.archive.stores import cache as file_cache
+from reuse_algos.archive.stores.cache import open_cached
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
 DATA = bytes(range(256)) * 40

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from reuse_algos.archive import LocalStore, RunArchive, Store, open_store
-from reuse_algos.archive.object_config import parse_address
-from reuse_algos.archive.remote_errors import read_fault
+from reuse_algos.archive.stores.remote.config import parse_address
+from reuse_algos.archive.stores.remote.errors import read_fault
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -282,8 +282,8 @@ def test_no_network(s3: MotoServer, monkeypatch: pytest.MonkeyPatch, endpoint: s
 
 
 def test_a_server_that_says_nothing(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.archive.object_config._SILENCE_SECONDS", 1)
-    monkeypatch.setattr("reuse_algos.archive.object_config._RETRY_SECONDS", 1)
+    monkeypatch.setattr("reuse_algos.archive.stores.remote.config._SILENCE_SECONDS", 1)
+    monkeypatch.setattr("reuse_algos.archive.stores.remote.config._RETRY_SECONDS", 1)
     with silent_server() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         began = time.monotonic()
@@ -306,7 +306,7 @@ def test_no_try_of_a_large_upload_is_begun_after_its_time(
         return None
 
     for seconds, tries in ((60, 4), (-1, 1)):
-        monkeypatch.setattr("reuse_algos.archive.object_puts._PARTS_SECONDS", seconds)
+        monkeypatch.setattr("reuse_algos.archive.stores.remote.puts._PARTS_SECONDS", seconds)
         uploads.clear()
         proxy.reset(fail)
         with pytest.raises(ArchiveError, match="cannot write .*/large: the store answered 400"):
@@ -480,7 +480,7 @@ def test_what_was_fetched_is_hashed_once(s3: MotoServer, monkeypatch: pytest.Mon
     location = f"s3://{s3.new_bucket()}/x"
     writer = RunArchive(location).start_run("toy")
     writer.commit(manifest_of(put_files(writer)))
-    monkeypatch.setattr("reuse_algos.archive.tensors.hash_file", None)  # an error if it were called
+    monkeypatch.setattr("reuse_algos.archive.format.tensors.hash_file", None)  # an error if it were called
     for _ in range(2):
         use_everything(RunArchive(location, create=False, read_only=True), writer.run_id)
 

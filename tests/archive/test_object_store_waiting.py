@@ -18,8 +18,8 @@ from .moto_server import MotoServer
 
 def test_a_server_that_trickles(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes keep coming, so there is never silence, but a small record has to be there within its time."""
-    monkeypatch.setattr("reuse_algos.archive.object_client._RECORD_SECONDS", 2)
-    monkeypatch.setattr("reuse_algos.archive.object_config._RETRY_SECONDS", 1)
+    monkeypatch.setattr("reuse_algos.archive.stores.remote.client._RECORD_SECONDS", 2)
+    monkeypatch.setattr("reuse_algos.archive.stores.remote.config._RETRY_SECONDS", 1)
     with trickling_server(0.1) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         began = time.monotonic()

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from reuse_algos.archive import RunArchive, Signal, dequantize, quantize, shape_text
-from reuse_algos.archive.packed import packed_shape, parse_shape
-from reuse_algos.archive.segments import Segment, check_signal
+from reuse_algos.archive.signals.packed import packed_shape, parse_shape
+from reuse_algos.archive.signals.segments import Segment, check_signal
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
 from .conftest import NUM_EXAMPLES, MakeRun, manifest_of, rewrite
@@ -271,7 +271,7 @@ def test_rows_of_too_many_numbers_are_refused() -> None:
 
 
 def test_a_whole_slot_is_decoded_in_parts(archive: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
-    from reuse_algos.archive import signals
+    from reuse_algos.archive.signals import signal as signals
 
     parts = [segment(0, list(range(N)), 1), segment(1, [1, 4, 9], 2)]
     signal = archived(archive, parts)

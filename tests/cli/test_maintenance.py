@@ -14,7 +14,7 @@ import torch
 
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import LocalStore, PriorUse, RunArchive
-from reuse_algos.archive.leases import Marker
+from reuse_algos.archive.upkeep.leases import Marker
 from reuse_algos.cli import main
 from reuse_algos.commands.common import names_archive
 from reuse_algos.commands.gc import age

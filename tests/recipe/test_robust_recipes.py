@@ -4,12 +4,12 @@ import pytest
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
-from reuse_algos.attacks import Attack
 from reuse_algos.callbacks import RobustEvaluation
 from reuse_algos.errors import RecipeError, SignalNotFoundError
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe import build_trainer, compose_recipe
 from reuse_algos.recipe.registry import find, names
+from reuse_algos.training.attacks import Attack
 
 
 def values(archive, **extra):

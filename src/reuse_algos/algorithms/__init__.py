@@ -1,11 +1,11 @@
 """Algorithms that spend the archive."""
 
 from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 
 __all__ = [
     "AdversarialReplay",

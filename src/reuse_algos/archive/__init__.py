@@ -1,8 +1,6 @@
 """The run archive: committed runs that later runs read. It knows nothing of Composer or of training."""
 
-from reuse_algos.archive.collect import GarbageReport
-from reuse_algos.archive.copying import CopyReport, copy_runs
-from reuse_algos.archive.manifest import (
+from reuse_algos.archive.format.manifest import (
     FORMAT,
     CostRecord,
     DatasetRecord,
@@ -15,18 +13,20 @@ from reuse_algos.archive.manifest import (
     Progress,
     TensorInfo,
 )
-from reuse_algos.archive.metrics import MetricHistory, history_tensors, infer_mode
-from reuse_algos.archive.packed import dequantize, quantize, shape_text
-from reuse_algos.archive.removal import RemovalReport
-from reuse_algos.archive.resident import ResidentSignal
+from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
+from reuse_algos.archive.format.tensors import describe
 from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
 from reuse_algos.archive.run_writer import RunWriter
-from reuse_algos.archive.signals import Signal
-from reuse_algos.archive.store import LocalStore, Store, StoredObject, open_store
-from reuse_algos.archive.tensors import describe
-from reuse_algos.archive.top_k import decode_top_k, encode_top_k
-from reuse_algos.archive.verify import Problem, VerifyReport
+from reuse_algos.archive.signals.packed import dequantize, quantize, shape_text
+from reuse_algos.archive.signals.resident import ResidentSignal
+from reuse_algos.archive.signals.signal import Signal
+from reuse_algos.archive.signals.top_k import decode_top_k, encode_top_k
+from reuse_algos.archive.stores.store import LocalStore, Store, StoredObject, open_store
+from reuse_algos.archive.upkeep.collect import GarbageReport
+from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
+from reuse_algos.archive.upkeep.removal import RemovalReport
+from reuse_algos.archive.upkeep.verify import Problem, VerifyReport
 
 __all__ = [
     "FORMAT",

@@ -8,9 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reuse_algos.archive.generations import read_manifest
-from reuse_algos.archive.manifest import FileEntry, FinalRecord, Manifest, run_prefix
-from reuse_algos.archive.metrics import (
+from reuse_algos.archive.format.generations import read_manifest
+from reuse_algos.archive.format.manifest import FileEntry, FinalRecord, Manifest, run_prefix
+from reuse_algos.archive.format.metrics import (
     MetricHistory,
     Mode,
     final_of,
@@ -19,10 +19,10 @@ from reuse_algos.archive.metrics import (
     read_history,
     resolve_metric,
 )
-from reuse_algos.archive.segments import Segment
-from reuse_algos.archive.signals import Signal
-from reuse_algos.archive.store import Store
-from reuse_algos.archive.tensors import open_tensors, tensor_parts
+from reuse_algos.archive.format.tensors import open_tensors, tensor_parts
+from reuse_algos.archive.signals.segments import Segment
+from reuse_algos.archive.signals.signal import Signal
+from reuse_algos.archive.stores.store import Store
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
 __all__ = ["PriorRun", "weights_name"]
@@ -148,7 +148,7 @@ class PriorRun:
         """Whether more (``"max"``) or less (``"min"``) of a metric is better.
 
         For the run's monitor the manifest says so; for others their name does (see
-        :func:`~reuse_algos.archive.metrics.infer_mode`).
+        :func:`~reuse_algos.archive.format.metrics.infer_mode`).
         """
         full = resolve_metric(name or self._monitor(), self.metric_names, f"run {self.id} has")
         return self._manifest.monitor_mode if full == self._manifest.monitor else infer_mode(full)

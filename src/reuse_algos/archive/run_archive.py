@@ -11,18 +11,18 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from reuse_algos.archive.collect import GarbageReport, collect_garbage
-from reuse_algos.archive.copying import CopyReport, copy_runs
-from reuse_algos.archive.envelope import MAX_SEALED_BYTES, seal, unseal
-from reuse_algos.archive.generations import list_generations, read_latest, read_manifest
-from reuse_algos.archive.leases import MIN_AGE_SECONDS
-from reuse_algos.archive.manifest import ArchiveRecord, Manifest, is_safe_name
-from reuse_algos.archive.removal import RemovalReport, remove_run
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
+from reuse_algos.archive.format.generations import list_generations, read_latest, read_manifest
+from reuse_algos.archive.format.manifest import ArchiveRecord, Manifest, is_safe_name
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
 from reuse_algos.archive.selection import Order, scan, select, tags_match
-from reuse_algos.archive.store import LocalStore, Store, open_store
-from reuse_algos.archive.verify import VerifyReport, verify_archive
+from reuse_algos.archive.stores.store import LocalStore, Store, open_store
+from reuse_algos.archive.upkeep.collect import GarbageReport, collect_garbage
+from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
+from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS
+from reuse_algos.archive.upkeep.removal import RemovalReport, remove_run
+from reuse_algos.archive.upkeep.verify import VerifyReport, verify_archive
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveError,
@@ -41,8 +41,8 @@ class RunArchive:
 
     Args:
         path: The directory, a URL such as ``s3://bucket/prefix`` (see
-            :func:`~reuse_algos.archive.store.open_store`), or a store; for a store of its own ``read_only`` is decided
-            where it was opened.
+            :func:`~reuse_algos.archive.stores.store.open_store`), or a store; for a store of its own ``read_only`` is
+            decided where it was opened.
         create: Make the archive if there is none. A bucket is not made.
         read_only: Refuse every write, and make nothing.
 
@@ -266,7 +266,8 @@ class RunArchive:
         min_age_seconds: float = MIN_AGE_SECONDS,
         progress: Callable[[int, int], None] | None = None,
     ) -> GarbageReport:
-        """Find what no manifest lists, and delete it if asked to: :func:`~reuse_algos.archive.collect.collect_garbage`.
+        """Find what no manifest lists, and delete it if asked to:
+        :func:`~reuse_algos.archive.upkeep.collect.collect_garbage`.
 
         Args:
             delete: Really delete. Else nothing is written at all.
@@ -281,7 +282,7 @@ class RunArchive:
     def remove_run(
         self, run_id: str, *, force: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> RemovalReport:
-        """Delete a run and all that is in its folder: :func:`~reuse_algos.archive.removal.remove_run`.
+        """Delete a run and all that is in its folder: :func:`~reuse_algos.archive.upkeep.removal.remove_run`.
 
         Args:
             run_id: The run; it may be damaged.
@@ -305,7 +306,7 @@ class RunArchive:
         known: set[str] | None = None,
         tags: Mapping[str, object] | None = None,
     ) -> CopyReport:
-        """Copy committed runs into another archive: :func:`~reuse_algos.archive.copying.copy_runs`.
+        """Copy committed runs into another archive: :func:`~reuse_algos.archive.upkeep.copying.copy_runs`.
 
         Args:
             target: Where they are to be. Nothing in it is ever replaced.

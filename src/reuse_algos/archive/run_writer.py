@@ -10,10 +10,9 @@ from collections.abc import Set as AbstractSet
 import msgspec
 from torch import Tensor
 
-from reuse_algos.archive.envelope import FORMAT, seal
-from reuse_algos.archive.generations import final_path, list_generations, read_final, read_manifest
-from reuse_algos.archive.leases import Lease, Stopwatch
-from reuse_algos.archive.manifest import (
+from reuse_algos.archive.format.envelope import FORMAT, seal
+from reuse_algos.archive.format.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.format.manifest import (
     KINDS,
     FileEntry,
     FinalRecord,
@@ -26,11 +25,12 @@ from reuse_algos.archive.manifest import (
     manifest_path,
     run_prefix,
 )
-from reuse_algos.archive.metrics import final_meta
-from reuse_algos.archive.segments import check_signal
-from reuse_algos.archive.sizes import check_sizes
-from reuse_algos.archive.store import Store
-from reuse_algos.archive.tensors import describe, hash_chunks, tensor_chunks, verify_file
+from reuse_algos.archive.format.metrics import final_meta
+from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
+from reuse_algos.archive.signals.segments import check_signal
+from reuse_algos.archive.stores.sizes import check_sizes
+from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["RunWriter", "utc_now"]
@@ -93,7 +93,7 @@ class RunWriter:
             kind: ``"weights"``, ``"metrics"``, ``"signals"`` or ``"dataset"``.
             name: 1 to 128 of ``A-Z a-z 0-9 . _ -``, the first a letter or digit.
             tensors: On any device. They must not change until this returns.
-            meta: Facts about the file; for signals see :class:`~reuse_algos.archive.segments.Segment`.
+            meta: Facts about the file; for signals see :class:`~reuse_algos.archive.signals.segments.Segment`.
 
         Raises:
             ArchiveError: The arguments cannot be archived, or the file could not be written.

@@ -11,10 +11,10 @@ import torch
 from composer import State
 from composer.utils import dist
 
-from reuse_algos.algorithms.flops import forward_flops
-from reuse_algos.algorithms.outputs import plain_state_dict, unwrap_model
-from reuse_algos.algorithms.split_batch_norm import without_auxiliary
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
+from reuse_algos.training.batch_norm import without_auxiliary
+from reuse_algos.training.flops import forward_flops
+from reuse_algos.training.outputs import plain_state_dict, unwrap_model
 
 __all__ = ["environment", "hardware_name", "model_flops", "model_record"]
 
@@ -83,7 +83,7 @@ def model_record(model: torch.nn.Module, flops_per_example: int | None) -> Model
 
 
 def model_flops(state: State) -> int | None:
-    """FLOPs of the forward pass of one example, see :func:`~reuse_algos.algorithms.flops.forward_flops`.
+    """FLOPs of the forward pass of one example, see :func:`~reuse_algos.training.flops.forward_flops`.
 
     The model runs once more on the current batch, in evaluation mode, so that neither its statistics nor any generator
     moves.

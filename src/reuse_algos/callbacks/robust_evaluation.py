@@ -22,14 +22,14 @@ from composer.utils.batch_helpers import batch_get, batch_set
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from reuse_algos.algorithms.outputs import logits_of, unwrap_model
-from reuse_algos.attacks import Attack, ascend
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, seeded_rng
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
-from reuse_algos.ranks import on_every_rank
+from reuse_algos.training.attacks import Attack, ascend
+from reuse_algos.training.outputs import logits_of, unwrap_model
+from reuse_algos.training.ranks import on_every_rank
 
 __all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
 
@@ -66,7 +66,8 @@ class RobustEvaluation(Callback):
     gradients would look better than it is (Athalye et al. 2018, https://arxiv.org/abs/1802.00420).
 
     Args:
-        attacks: name -> fields of :class:`~reuse_algos.attacks.Attack`. A name consists of a-z, 0-9 and ``_`` and is,
+        attacks: name -> fields of :class:`~reuse_algos.training.attacks.Attack`. A name consists of a-z, 0-9 and
+        ``_`` and is,
             in capitals, that of the metric. Without ``method`` it must begin with that of an attack (``pgd20``).
             ``epsilon`` and ``step_size`` may be texts such as ``8/255``. Default: :data:`DEFAULT_ATTACKS`.
         examples: how many, at most.

@@ -11,7 +11,7 @@ from composer.utils import dist
 
 from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter
 from reuse_algos.errors import ArchiveError
-from reuse_algos.ranks import on_every_rank, on_rank_zero
+from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["RunRecord"]
 

@@ -14,10 +14,7 @@ from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
-from reuse_algos.algorithms.flops import training_flops
-from reuse_algos.algorithms.interplay import changes_inputs, clean_rows, mixes_examples
-from reuse_algos.algorithms.outputs import logits_of
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import (
     CostRecord,
     FileEntry,
@@ -38,7 +35,10 @@ from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_trai
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError, RunNotFoundError
-from reuse_algos.ranks import on_every_rank, on_rank_zero
+from reuse_algos.training.flops import training_flops
+from reuse_algos.training.interplay import changes_inputs, clean_rows, mixes_examples
+from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["RunRecorder"]
 

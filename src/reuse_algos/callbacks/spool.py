@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning, RunNotFoundError
-from reuse_algos.ranks import on_every_rank, on_rank_zero
+from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["Spool"]
 

@@ -9,10 +9,10 @@ import torch
 from composer import State, TimeUnit
 from composer.algorithms import EMA
 
-from reuse_algos.algorithms.outputs import plain_state_dict
 from reuse_algos.archive import DatasetRecord
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
+from reuse_algos.training.outputs import plain_state_dict
 
 __all__ = ["dataset_record", "evaluated_weights", "info_of", "num_epochs", "scalar"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from composer import State
 from composer.loggers import Logger
 
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import Manifest
 from reuse_algos.errors import ArchiveWarning
 

@@ -124,7 +124,7 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
 
 def _size(text: str) -> float:
     """Argument type: a number or a fraction, above 0."""
-    from reuse_algos.attacks import pixel_size
+    from reuse_algos.training.attacks import pixel_size
 
     try:
         return pixel_size(text)
@@ -147,7 +147,7 @@ def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
         return {}
     if given.get("method") == "fgsm" and args.steps is not None:
         raise UsageError("--steps belongs to --attack pgd: fgsm takes one step of length epsilon")
-    from reuse_algos.attacks import Attack
+    from reuse_algos.training.attacks import Attack
 
     try:
         return {"attack": Attack(**given), "bits": args.bits}

@@ -25,9 +25,9 @@ from reuse_algos.commands.common import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from reuse_algos.algorithms.label_noise import LabelNoise
     from reuse_algos.archive import PriorRun
     from reuse_algos.data.info import DatasetInfo
+    from reuse_algos.priors.label_noise import LabelNoise
 
 __all__ = ["add_parser", "noise_facts", "run", "summary"]
 
@@ -95,9 +95,9 @@ def run(args: argparse.Namespace) -> int:
     _split_names(args)
     data = data_of(args.data)
     limit, noise_file = _noise_of(args.noise)
-    from reuse_algos.algorithms.label_noise import label_noise
-    from reuse_algos.algorithms.prior_scores import ScoreSpec, prior_scores, recorded_info, score_uses
     from reuse_algos.compare.plot import check_plot_path
+    from reuse_algos.priors.label_noise import label_noise
+    from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, recorded_info, score_uses
 
     for path in (args.picture, args.contact_sheet):
         if path is not None:

@@ -96,7 +96,7 @@ def _metric(prior: PriorRun, name: str) -> dict[str, float]:
 
 
 def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
-    from reuse_algos.archive.success import success_rates
+    from reuse_algos.archive.signals.success import success_rates
     from reuse_algos.errors import ArchiveVersionError
 
     stored = [entry for entry in prior.manifest.files if entry.kind == "signals" and entry.name == name]

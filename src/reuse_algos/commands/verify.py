@@ -103,7 +103,7 @@ def _bars(args: argparse.Namespace) -> Iterator[tuple[Progress, Progress]]:
 def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyReport]:
     """The check to be made, of an archive that may be too damaged to be opened."""
     from reuse_algos.archive import open_store
-    from reuse_algos.archive.verify import verify_archive
+    from reuse_algos.archive.upkeep.verify import verify_archive
 
     try:
         archive = open_archive(args)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from reuse_algos.archive.metrics import infer_mode
+from reuse_algos.archive.format.metrics import infer_mode
 from reuse_algos.compare.groups import Question, baseline_result, group_result
 from reuse_algos.compare.notes import comparison_notes, left_out
 from reuse_algos.compare.outcomes import Mode, RunOutcome, choose_metric, group_of, read_outcome

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from reuse_algos.archive import dequantize, quantize, shape_text
-from reuse_algos.archive.manifest import Scalar
-from reuse_algos.archive.success import success_rates
-from reuse_algos.attacks import Attack, ascend, pixel_room, random_targets
+from reuse_algos.archive.format.manifest import Scalar
+from reuse_algos.archive.signals.success import success_rates
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.harvest.computations import ArchivedForward
+from reuse_algos.training.attacks import Attack, ascend, pixel_room, random_targets
 
 __all__ = ["ADVERSARIAL", "AttackSettings", "attack_settings", "attack_view", "default_bits"]
 
@@ -108,7 +108,8 @@ def attack_view(
     Returns:
         The columns ``values`` uint8 ``[N, P]`` and ``scale`` float32 ``[N]`` on the CPU, and what is to be said of
         them: the encoding, the settings, ``clean_accuracy``, ``success`` and ``success_quantized``, and the counts that
-        these are shares of (:mod:`reuse_algos.archive.success`). Success is the share of the examples classified
+        these are shares of (:mod:`reuse_algos.archive.signals.success`). Success is the share of the examples
+        classified
         rightly when clean that are classified wrongly when perturbed; with random targets, the share of all examples
         that are classified as the target; None where there was none to fool.
 

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 import torch
 
-from reuse_algos.algorithms.presentations import harvested_name, weights_epoch
 from reuse_algos.archive import FileEntry, HarvestRecord, Manifest, PriorRun, RunArchive, RunWriter, encode_top_k
-from reuse_algos.archive.manifest import Scalar
+from reuse_algos.archive.format.manifest import Scalar
 from reuse_algos.callbacks.provenance import hardware_name
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ArchiveError, PriorRunMismatchError
 from reuse_algos.harvest.adversarial import AttackSettings
+from reuse_algos.priors.presentations import harvested_name, weights_epoch
 
 __all__ = ["Attempt", "SignalStore", "complete_views", "encode_rows"]
 
@@ -143,7 +143,8 @@ class SignalStore:
 
         Args:
             view: its number.
-            columns_N: the rows, one for each example, as :class:`~reuse_algos.archive.segments.Segment` has them.
+            columns_N: the rows, one for each example, as
+                :class:`~reuse_algos.archive.signals.segments.Segment` has them.
             meta: the encoding, and what else is to be said of them.
 
         Raises:

@@ -13,13 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
-from reuse_algos.algorithms.presentations import harvested_name
-from reuse_algos.algorithms.prior_runs import open_archive
 from reuse_algos.archive import FileEntry, RunArchive, weights_name
-from reuse_algos.archive.packed import BITS
-from reuse_algos.archive.success import success_rates
-from reuse_algos.attacks import Attack
+from reuse_algos.archive.signals.packed import BITS
+from reuse_algos.archive.signals.success import success_rates
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
@@ -28,7 +24,11 @@ from reuse_algos.harvest.adversarial import ADVERSARIAL, AttackSettings, attack_
 from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, gradient_rows
 from reuse_algos.harvest.harvest_store import Attempt, Encoded, SignalStore, complete_views, encode_rows
 from reuse_algos.harvest.training_data import plain_data, viewed_data
-from reuse_algos.scores import GRADIENT_BYTES
+from reuse_algos.priors.choosing import open_archive
+from reuse_algos.priors.model import ModelFactory, archived_model
+from reuse_algos.priors.presentations import harvested_name
+from reuse_algos.priors.scores import GRADIENT_BYTES
+from reuse_algos.training.attacks import Attack
 
 __all__ = ["HarvestResult", "harvest"]
 
@@ -91,7 +91,8 @@ def harvest(
     """Run an archived model over its training data and store what it says, view by view, in the run.
 
     The model runs in evaluation mode. ``logits`` are those of the views that the run was trained on. The scores
-    ``el2n``, ``grand`` and ``grand_last_layer`` (see :mod:`reuse_algos.scores`) look at each example once, without
+    ``el2n``, ``grand`` and ``grand_last_layer`` (see :mod:`reuse_algos.priors.scores`) look at each example once,
+    without
     augmentation as in Paul et al. 2021, unless ``views`` are asked for; of a given ``dataset`` at its view 0. Signals
     of the last weights have those names, those of others the name of the weights behind a dot (``el2n.ep0005``), and
     their ``epoch`` is that of the weights. Each view is committed when it is complete, so an interrupted harvest goes
@@ -105,8 +106,8 @@ def harvest(
     freezes everything else trains on them.
 
     ``adversarial`` keeps, for every example in every view of the training, a perturbation of its pixels that makes the
-    archived model wrong about it (:mod:`reuse_algos.attacks`), with the shares of examples that it fools before and
-    after it was cut to a few bits.
+    archived model wrong about it (:mod:`reuse_algos.training.attacks`), with the shares of examples that it fools
+    before and after it was cut to a few bits.
 
     Args:
         archive: the archive or its path.

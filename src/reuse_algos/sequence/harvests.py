@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import FileEntry, PriorRun, weights_name
-from reuse_algos.attacks import Attack
 from reuse_algos.data.config import DataConfig
 from reuse_algos.harvest.adversarial import default_bits
 from reuse_algos.harvest.passes import OF_VIEWS
+from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sequence.schema import HarvestConfig
+from reuse_algos.training.attacks import Attack
 
 __all__ = ["Harvest", "attack_of", "missing_harvests", "remade"]
 

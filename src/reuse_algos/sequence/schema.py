@@ -10,15 +10,15 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from reuse_algos.archive.manifest import is_safe_name
-from reuse_algos.archive.packed import BITS
-from reuse_algos.attacks import Attack, pixel_size
+from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.errors import nearest
 from reuse_algos.harvest import HARVESTABLE
 from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.fitting import fit_fields
 from reuse_algos.recipe.interpolation import BROKEN, resolve
 from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+from reuse_algos.training.attacks import Attack, pixel_size
 
 __all__ = ["ArmConfig", "FirstConfig", "HarvestConfig", "SequenceConfig", "StepConfig", "load_sequence"]
 
@@ -69,7 +69,8 @@ class HarvestConfig:
         weights: which archived weights look at the data.
         top_k: for logits: keep the K largest; null: all.
         plain: for features: of the examples without augmentation.
-        attack: for adversarial: fields of :class:`reuse_algos.attacks.Attack`; sizes may be fractions (``8/255``).
+        attack: for adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be
+            fractions (``8/255``).
         bits: for adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
         batch_size: examples at once; null: as many as suit the signal.
     """

@@ -25,8 +25,8 @@ from reuse_algos.archive import (
     TensorInfo,
     quantize,
 )
-from reuse_algos.archive.manifest import data_path
-from reuse_algos.archive.tensors import DTYPES
+from reuse_algos.archive.format.manifest import data_path
+from reuse_algos.archive.format.tensors import DTYPES
 from reuse_algos.errors import ArchiveError, ExampleIdError, RunNotFoundError, SignalNotFoundError
 
 from ..small_runs import manifest_of, put_files, rewrite

@@ -16,10 +16,10 @@ from typing import Any, cast
 import torch
 
 from reuse_algos.archive import FileEntry, Manifest, RunWriter, StoredObject
-from reuse_algos.archive import leases as leases_module
-from reuse_algos.archive.collect import collect_garbage
-from reuse_algos.archive.generations import final_path, list_generations, read_manifest
-from reuse_algos.archive.manifest import run_prefix
+from reuse_algos.archive.format.generations import final_path, list_generations, read_manifest
+from reuse_algos.archive.format.manifest import run_prefix
+from reuse_algos.archive.upkeep import leases as leases_module
+from reuse_algos.archive.upkeep.collect import collect_garbage
 from reuse_algos.errors import ArchiveConflictError, ArchiveError
 
 from ..dict_store import Clock, DictStore, keeping_time

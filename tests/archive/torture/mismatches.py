@@ -12,12 +12,12 @@ from torch.utils.data import Dataset, Subset
 
 from distilling import fit
 from reuse_algos.algorithms import PriorRunDistillation
-from reuse_algos.algorithms.prior_runs import match_examples
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.harvest import harvest
+from reuse_algos.priors.choosing import match_examples
 from toy import NUM_CLASSES, NoisyDataset, blobs, mlp, record_run, viewed
 
 from .outcome import Outcome, Tally, spread

@@ -12,10 +12,10 @@ import torch
 from composer import Callback, Event, State
 from composer.models import ComposerClassifier
 
-from reuse_algos.algorithms.prior_runs import select_runs
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import RunNotFoundError
+from reuse_algos.priors.choosing import select_runs
 from toy import epoch_loader, mlp, trainer, viewed
 
 from .outcome import Outcome, Tally, spread

@@ -39,12 +39,8 @@ from reuse_algos.algorithms.adversarial_replay.losses import (
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows, with_item
-from reuse_algos.algorithms.flops import PASSES_PER_STEP
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.history_curriculum.example_losses import total_of
-from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
-from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
-from reuse_algos.algorithms.reusing_algorithm import Replayed, ReusingAlgorithm
-from reuse_algos.algorithms.schedule import is_on
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, num_rows
 from reuse_algos.data.hashing import view_hash
@@ -52,6 +48,11 @@ from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import ExampleIdError, ModelError
+from reuse_algos.priors.choosing import RunSelection, match_examples
+from reuse_algos.training.flops import PASSES_PER_STEP
+from reuse_algos.training.interplay import Replayed
+from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.training.schedule import is_on
 
 __all__ = ["AdversarialReplay"]
 
@@ -74,7 +75,7 @@ class AdversarialReplay(ReusingAlgorithm):
 
     Args:
         archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
-        runs: which prior runs, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`.
+        runs: which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
         attack_weights: which archived weights were attacked: ``last``, ``best``, ``100ep`` ...
         fraction: share of the rows to replay, in (0, 1]; with ``replace`` below 1. Fractions of a row are carried over
             from batch to batch.

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reuse_algos.algorithms.adversarial_replay.losses import with_idle_parameters
-from reuse_algos.algorithms.split_batch_norm import (
+from reuse_algos.errors import ModelError
+from reuse_algos.training.batch_norm import (
     BranchSwitch,
     auxiliary_parameters,
     leave_auxiliary,
@@ -20,7 +21,6 @@ from reuse_algos.algorithms.split_batch_norm import (
     split_batch_norm,
     take_out,
 )
-from reuse_algos.errors import ModelError
 
 __all__ = ["Branches"]
 

@@ -8,12 +8,12 @@ from composer import State
 from composer.utils import dist
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.interplay import changes_inputs, hides_inputs, mixes_examples
-from reuse_algos.attacks import pixel_room
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError
+from reuse_algos.training.attacks import pixel_room
+from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
 
 __all__ = [
     "check_settings",

@@ -27,8 +27,8 @@ from reuse_algos.algorithms.adversarial_replay.rows import (
     tensors_of,
     with_item,
 )
-from reuse_algos.algorithms.split_batch_norm import BranchSwitch
 from reuse_algos.errors import ModelError
+from reuse_algos.training.batch_norm import BranchSwitch
 
 __all__ = ["Replay", "ReplayedForward", "seeded_apart"]
 

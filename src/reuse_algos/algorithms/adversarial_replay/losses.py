@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from reuse_algos.algorithms.adversarial_replay.rows import nothing_of
 from reuse_algos.algorithms.history_curriculum.example_losses import total_of, with_weights
-from reuse_algos.algorithms.interplay import example_losses, example_weights
 from reuse_algos.errors import StaleReplayWarning
+from reuse_algos.training.interplay import example_losses, example_weights
 
 __all__ = [
     "ReplaySums",

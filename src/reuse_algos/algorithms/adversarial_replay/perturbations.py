@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from reuse_algos.algorithms.archived_views import missing_views, other_views
-from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.presentations import harvested_name
+from reuse_algos.priors.views import missing_views, other_views
 
 __all__ = ["Perturbations", "choose_prior_runs"]
 

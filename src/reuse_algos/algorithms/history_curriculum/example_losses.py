@@ -15,9 +15,9 @@ import torch
 from composer.models import ComposerClassifier
 from torch import nn
 
-from reuse_algos.algorithms.reusing_algorithm import ExampleLosses
 from reuse_algos.errors import ModelError
-from reuse_algos.ranks import on_every_rank
+from reuse_algos.training.interplay import ExampleLosses
+from reuse_algos.training.ranks import on_every_rank
 
 __all__ = ["ExampleLosses", "MeanCheck", "per_example_losses", "refuse_ignored", "total_of", "with_weights"]
 

@@ -17,6 +17,7 @@ from composer import Event, State
 from composer.core import get_precision_context
 from composer.loggers import Logger
 
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.history_curriculum.durations import total_batches
 from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
@@ -36,17 +37,16 @@ from reuse_algos.algorithms.history_curriculum.plans import (
 )
 from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, StrategySettings
 from reuse_algos.algorithms.history_curriculum.strategies import Clock, Strategy
-from reuse_algos.algorithms.interplay import clean_rows, mixes_examples
-from reuse_algos.algorithms.outputs import device_of, unwrap_model
-from reuse_algos.algorithms.prior_runs import RunSelection
-from reuse_algos.algorithms.prior_scores import ScoreSpec, prior_scores, score_uses
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import TrackedBatchSampler
 from reuse_algos.errors import DataError, ExampleIdError
-from reuse_algos.ranks import on_every_rank
+from reuse_algos.priors.choosing import RunSelection
+from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
+from reuse_algos.training.interplay import clean_rows, mixes_examples
+from reuse_algos.training.outputs import device_of, unwrap_model
+from reuse_algos.training.ranks import on_every_rank
 
 __all__ = ["HistoryCurriculum"]
 
@@ -66,14 +66,14 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     Args:
         archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
-        runs: which prior runs, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`. Not needed with scores of
+        runs: which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`. Not needed with scores of
             another origin.
         strategy: ``curriculum`` (the allowed part of the data grows), ``prune`` (a fixed part, by score),
             ``dynamic_prune`` (some easy examples are left out in turn, the others weigh more), ``active_bias``
             (uncertain examples more often, or with more weight), ``focus`` (in proportion to the score), ``subset``
             (the examples that earlier models disagree on).
-        score: name of a score (:data:`~reuse_algos.algorithms.prior_scores.SCORES`); a mapping with ``name``, ``epoch``
-            and ``aggregate`` (:class:`~reuse_algos.algorithms.prior_scores.ScoreSpec`); ``random`` (uniform random
+        score: name of a score (:data:`~reuse_algos.priors.run_scores.SCORES`); a mapping with ``name``, ``epoch``
+            and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random
             numbers, a control that reads no run); or the scores themselves, float ``[N]`` by position, NaN where
             unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n``
             for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from reuse_algos.algorithms.prior_runs import match_classes
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.priors.choosing import match_classes
 
 __all__ = ["KnownClasses", "find_known_classes"]
 

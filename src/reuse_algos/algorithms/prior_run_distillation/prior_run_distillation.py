@@ -16,15 +16,7 @@ from composer.optim import ComposerScheduler
 from composer.utils import dist
 from torch import nn
 
-from reuse_algos.algorithms.archived_model import ModelFactory
-from reuse_algos.algorithms.interplay import (
-    changes_inputs,
-    example_weights,
-    hides_inputs,
-    mixes_examples,
-    replayed_outputs,
-)
-from reuse_algos.algorithms.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.algorithms.base import ReusingAlgorithm, Stopwatch
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.losses import (
@@ -44,15 +36,23 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import (
     refuse_top_k,
     signal_name,
 )
-from reuse_algos.algorithms.prior_runs import RunSelection, match_examples
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm, Stopwatch
-from reuse_algos.algorithms.schedule import ahead, is_on, scheduled
-from reuse_algos.algorithms.split_batch_norm import restore_batch_norm
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.priors.choosing import RunSelection, match_examples
+from reuse_algos.priors.model import ModelFactory
+from reuse_algos.training.batch_norm import restore_batch_norm
+from reuse_algos.training.interplay import (
+    changes_inputs,
+    example_weights,
+    hides_inputs,
+    mixes_examples,
+    replayed_outputs,
+)
+from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.training.schedule import ahead, is_on, scheduled
 
 __all__ = ["PriorRunDistillation"]
 

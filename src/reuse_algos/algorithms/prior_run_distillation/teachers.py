@@ -12,15 +12,15 @@ from composer.core import get_precision_context
 from composer.models import ComposerModel
 from torch import nn
 
-from reuse_algos.algorithms.archived_model import ModelFactory, archived_model
-from reuse_algos.algorithms.archived_views import missing_views, other_views
-from reuse_algos.algorithms.flops import forward_flops
-from reuse_algos.algorithms.outputs import logits_of
-from reuse_algos.algorithms.presentations import harvested_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.model import ModelFactory, archived_model
+from reuse_algos.priors.presentations import harvested_name
+from reuse_algos.priors.views import missing_views, other_views
+from reuse_algos.training.flops import forward_flops
+from reuse_algos.training.outputs import logits_of
 
 __all__ = [
     "CachedTeachers",

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.outputs import unwrap_model
 from reuse_algos.errors import ModelError
+from reuse_algos.training.outputs import unwrap_model
 
 __all__ = ["HeadOnly", "PassOfHead", "head_module", "pass_of_head"]
 

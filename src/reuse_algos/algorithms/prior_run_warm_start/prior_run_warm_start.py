@@ -17,7 +17,7 @@ from composer import Event, State, Time
 from composer.loggers import Logger
 from torch import Tensor
 
-from reuse_algos.algorithms.outputs import plain_state_dict
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFeatures, features_name
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
 from reuse_algos.algorithms.prior_run_warm_start.freezing import (
@@ -41,12 +41,12 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     under_our_names,
 )
 from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, choose_sources, read_sources
-from reuse_algos.algorithms.prior_runs import RunSelection
-from reuse_algos.algorithms.reusing_algorithm import ReusingAlgorithm
 from reuse_algos.archive import PriorUse, RunArchive, weights_name
 from reuse_algos.data.example_ids import keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ModelError, PriorRunMismatchError
+from reuse_algos.priors.choosing import RunSelection
+from reuse_algos.training.outputs import plain_state_dict
 
 __all__ = ["PriorRunWarmStart"]
 
@@ -70,7 +70,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     Args:
         archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
-        runs: which prior run, see :data:`~reuse_algos.algorithms.prior_runs.RunSelection`; a query must say
+        runs: which prior run, see :data:`~reuse_algos.priors.choosing.RunSelection`; a query must say
             ``limit: 1`` where several runs match it. Several with ``weights="average"``.
         weights: ``last``, ``best``, ``5ep`` (the name of archived weights), or ``average``: the mean over several runs
             of one lineage (all of them warm started from one run, or one of them), or over the last ``last_k``

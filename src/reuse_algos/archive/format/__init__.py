@@ -1,0 +1,1 @@
+"""The archived records: names, envelopes, manifests, generations, metrics and tensor files."""

@@ -1,0 +1,131 @@
+"""Which generations a run has, and reading them."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
+from reuse_algos.archive.format.manifest import FinalRecord, Manifest, decode_manifest, manifest_path, run_prefix
+from reuse_algos.archive.stores.store import Store
+from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError
+
+__all__ = [
+    "DAMAGE",
+    "Latest",
+    "final_path",
+    "find_latest",
+    "list_generations",
+    "read_final",
+    "read_latest",
+    "read_manifest",
+]
+
+DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
+"""What is wrong with one run for good. Any other error may be gone a moment later, and is no reason to go on as if the
+run were not there."""
+
+_MANIFEST_NAME = re.compile(r"g([0-9]{6})\.json", re.ASCII)
+
+
+def final_path(run_id: str) -> str:
+    """Path of the file that says that a run ended, relative to the archive."""
+    return f"{run_prefix(run_id)}/final.json"
+
+
+def list_generations(store: Store, run_id: str) -> list[int]:
+    """Committed generations of a run, ascending; empty if the run does not exist."""
+    names = store.list(f"{run_prefix(run_id)}/manifests")
+    return [int(found[1]) for name in names if (found := _MANIFEST_NAME.fullmatch(name))]
+
+
+def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:
+    """Read one generation.
+
+    Raises:
+        ArchiveCorruptError: It is missing or damaged.
+        ArchiveVersionError: It was written in a newer major format.
+    """
+    return decode_manifest(_manifest_data(store, run_id, generation), run_id, generation)
+
+
+def read_final(store: Store, run_id: str) -> FinalRecord | None:
+    """Read the record that the run ended; None while it has not.
+
+    Raises:
+        ArchiveCorruptError: It is damaged or another run's.
+        ArchiveVersionError: It was written in a newer major format.
+    """
+    path = final_path(run_id)
+    data = store.get(path, MAX_SEALED_BYTES)
+    if data is None:
+        return None
+    record = unseal(data, FinalRecord, path)
+    if record.run_id != run_id:
+        raise ArchiveCorruptError(f"{store.location}/{path} is in the wrong place: it is of run {record.run_id!r}")
+    return record
+
+
+class Latest(NamedTuple):
+    """A run's highest generation as it was read, neither checked nor decoded, and the record that the run ended."""
+
+    run_id: str
+    generation: int
+    data: bytes
+    final: FinalRecord | None
+
+    def manifest(self) -> Manifest:
+        """Check and decode it.
+
+        Raises:
+            ArchiveCorruptError: It is damaged.
+            ArchiveVersionError: It was written in a newer major format.
+        """
+        return decode_manifest(self.data, self.run_id, self.generation)
+
+
+def read_latest(store: Store, run_id: str) -> tuple[Manifest, FinalRecord | None] | None:
+    """Read a run's highest generation and whether it ended; None if the run does not exist.
+
+    Raises:
+        ArchiveCorruptError: It is damaged, or generations that were there are gone.
+        ArchiveVersionError: It was written in a newer major format.
+    """
+    latest = find_latest(store, run_id)
+    return latest and (latest.manifest(), latest.final)
+
+
+def find_latest(store: Store, run_id: str) -> Latest | None:
+    """Find a run's highest generation and whether it ended; None if the run does not exist.
+
+    There is no falling back to an older generation: a commit is complete once it can be seen, so a highest one that
+    cannot be read is damage.
+
+    Raises:
+        ArchiveCorruptError: The record of the end is damaged, or generations that were there are gone.
+        ArchiveVersionError: It was written in a newer major format.
+    """
+    try:
+        return _find_latest(store, run_id)
+    except ArchiveCorruptError:
+        if read_final(store, run_id) is None and not list_generations(store, run_id):
+            return None  # it was removed at this moment
+        raise
+
+
+def _find_latest(store: Store, run_id: str) -> Latest | None:
+    final = read_final(store, run_id)  # before the listing, which then cannot be the older of the two
+    generations = list_generations(store, run_id)
+    latest = generations[-1] if generations else 0
+    if final is not None and final.generation > latest:
+        path = manifest_path(run_id, final.generation)
+        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the run ended with it, so it was deleted")
+    return Latest(run_id, latest, _manifest_data(store, run_id, latest), final) if latest else None
+
+
+def _manifest_data(store: Store, run_id: str, generation: int) -> bytes:
+    path = manifest_path(run_id, generation)
+    data = store.get(path, MAX_SEALED_BYTES)
+    if data is None:
+        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
+    return data

@@ -1,0 +1,1 @@
+"""Arrays with one row per training example: their files, encodings and look-ups."""

@@ -1,0 +1,158 @@
+"""Remote files on this host, by their content: fetched once, checked on the way, never changed in place.
+
+They are below ``$XDG_CACHE_HOME/reuse_algos/files`` (``~/.cache/reuse_algos/files`` where that is not set), each named
+by its sha256. The directory grows with what is read and may be emptied at any time (``rm -r``): what a process has
+mapped stays with it until it lets go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import os
+import re
+import secrets
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import filelock
+
+from reuse_algos.archive.stores.verified import cache_directory, hash_file, is_verified, remember_verified
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError
+
+__all__ = ["open_cached"]
+
+_FETCHES = 3
+_LOCK_SECONDS = (
+    900  # for another process that fetches the same file; after that it is fetched twice, which harms nobody
+)
+
+
+def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable[bytes]]) -> io.FileIO:
+    """Open a file from the cache, after fetching it if it is not there, or no longer what it was.
+
+    Args:
+        where: The remote file, for messages.
+        size: Its size in bytes.
+        sha256: Its hash, 64 hex digits.
+        fetch: Begins to read the remote file anew, in parts.
+
+    Raises:
+        ArchiveCorruptError: The remote file is missing or not what it should be, three times in a row.
+        ArchiveError: It could not be read, or the cache could not be written.
+    """
+    folder = cache_directory("files")
+    if folder is None:
+        raise ArchiveError(f"cannot fetch {where}: there is no home directory; set XDG_CACHE_HOME to a folder to fill")
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ArchiveCorruptError(f"{where} cannot have the sha256 {sha256[:100]!r}")
+    path, fault, written = folder / sha256[:2] / sha256, "", None
+    with _errors(where, folder):
+        if file := _open_sound(path, size, sha256):
+            return file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _one_at_a_time(path):
+            for _ in range(_FETCHES):
+                if file := _open_sound(path, size, sha256):
+                    return file
+                fault, written = _fetch(path, size, sha256, fetch())
+                if not fault and (file := _open_sound(path, size, sha256, written)):
+                    return file
+    raise ArchiveCorruptError(f"{where} is damaged: {fault or 'its copy was changed'}; it was fetched {_FETCHES} times")
+
+
+def _open_sound(path: Path, size: int, sha256: str, written: tuple[int, int] | None = None) -> io.FileIO | None:
+    """Open a cached file if it is what it should be, else remove it.
+
+    Args:
+        path: The file.
+        size: What it should have.
+        sha256: What it should have.
+        written: Device and inode of the file that was just written and hashed: it need not be read again.
+    """
+    try:
+        file = io.FileIO(str(path), "rb", opener=_open_regular)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        os.unlink(path)  # a link, which this cache does not make
+        return None
+    try:
+        status = os.fstat(file.fileno())
+        sound = stat.S_ISREG(status.st_mode) and status.st_size == size
+        if sound and not is_verified(file, str(path), sha256):
+            sound = written == (status.st_dev, status.st_ino) or hash_file(file) == sha256
+            if sound:
+                remember_verified(file, str(path), sha256)
+        if sound:
+            file.seek(0)
+            return file
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    with contextlib.suppress(FileNotFoundError):  # another process saw the same
+        os.unlink(path)
+    return None
+
+
+def _open_regular(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[str, tuple[int, int] | None]:
+    """Put the parts in place if they are what they should be, as which inode; else say what is wrong with them."""
+    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    digest, length = hashlib.sha256(), 0
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
+    try:
+        with open(descriptor, "wb", buffering=0) as file:
+            for part in parts:
+                length += len(part)
+                if length > size:
+                    return f"it has more than the {size} bytes that the manifest says", None
+                digest.update(part)
+                rest = memoryview(part)
+                while rest:
+                    rest = rest[file.write(rest) :]
+            if length != size:
+                return f"it has {length} bytes, the manifest says {size}", None
+            if digest.hexdigest() != sha256:
+                return f"its sha256 is {digest.hexdigest()}, the manifest says {sha256}", None
+            # That it is sound will be remembered, so a power cut must not leave it with its size and without its bytes.
+            os.fsync(file.fileno())
+            status = os.fstat(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    return "", (status.st_dev, status.st_ino)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Keep other processes of this host from fetching the same. Where no lock can be had it goes without."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):  # filelock's Timeout is an OSError, too
+            stack.enter_context(filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS))
+        yield
+
+
+@contextlib.contextmanager
+def _errors(where: str, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ArchiveError:
+        raise
+    except OSError as error:
+        advice = "empty it, or set XDG_CACHE_HOME to a folder with more space"
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            advice = "set XDG_CACHE_HOME to a folder that can be written"
+        failure = ArchiveError(f"cannot fetch {where} into the cache {folder}: {error.strerror or error}; {advice}")
+        failure.errno = error.errno
+        raise failure from error

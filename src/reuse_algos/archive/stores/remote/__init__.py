@@ -1,0 +1,1 @@
+"""Archives in object stores (S3, Google Cloud Storage, Azure)."""

@@ -1,0 +1,464 @@
+"""Where the bytes of an archive are: a small protocol, and the local directory that fulfils it.
+
+The protocol is what an object store can also do: read whole objects, list, delete, and *put if absent*. Nothing is
+ever changed or renamed through it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.metadata
+import io
+import os
+import re
+import secrets
+import stat
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn, Protocol
+
+from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.errors import (
+    ArchiveConflictError,
+    ArchiveCorruptError,
+    ArchiveError,
+    ArchiveNotADirectoryError,
+    ArchivePermissionError,
+)
+
+__all__ = ["Chunk", "LocalStore", "Store", "StoredObject", "open_store", "split_path"]
+
+Chunk = bytes | memoryview
+"""A part of a file to be written; a memoryview has one dimension of bytes."""
+
+STORES_GROUP = "reuse_algos.stores"
+"""The entry points by which other packages add kinds of stores; each is named by its URL scheme."""
+
+_STREAM_BYTES = 1 << 20
+_MAKING_TRIES = 20
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(dbfs):/", re.ASCII)
+_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)", re.ASCII)
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}", re.ASCII)
+
+
+class StoredObject(NamedTuple):
+    """One object of a store: its path, its size in bytes, and when it was written.
+
+    ``modified`` is in seconds since 1970 by the store's own clock, which need not be this machine's.
+    """
+
+    path: str
+    size: int
+    modified: float
+
+
+class Store(Protocol):
+    """Named, immutable sequences of bytes. Names are relative, with ``/`` between safe parts.
+
+    Every method raises an :class:`~reuse_algos.errors.ArchiveError` that names the path when it fails, its child
+    ``ArchivePermissionError`` when it was not allowed, and ``ArchiveCorruptError`` for a name or object that can be no
+    part of an archive.
+
+    A store whose answers take their time may have an attribute ``concurrency``, the number of calls that it takes from
+    as many threads at once; without one it is called by one thread at a time. A store that can remove nothing has
+    ``can_delete = False``: then removals and collections of garbage are refused before they begin, and leases stay.
+    """
+
+    @property
+    def location(self) -> str:
+        """Where this is, for messages: a directory or a URL."""
+        ...
+
+    def get(self, path: str, max_bytes: int) -> bytes | None:
+        """The whole object, or None if there is none. More than ``max_bytes`` are refused unread."""
+        ...
+
+    def open(self, path: str, size: int, sha256: str) -> io.FileIO:
+        """Open an object as a regular local file with a descriptor, to be memory mapped.
+
+        A remote store fetches it into a cache on this host, by content, and checks it against ``size`` and ``sha256``
+        on the way. A local one opens the file itself and leaves both checks to the caller.
+        """
+        ...
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """The object as it is in the store now, in parts, past any cache."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """Bytes in the object, or None if there is none."""
+        ...
+
+    def list(self, prefix: str) -> list[str]:
+        """Sorted names directly below ``prefix``; empty if there are none."""
+        ...
+
+    def walk(self, prefix: str) -> Iterator[StoredObject]:
+        """Every object below ``prefix`` at any depth, in any order, with what crashed writers left behind."""
+        ...
+
+    def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
+        """Write an object that is complete and durable when this returns.
+
+        Raises:
+            ArchiveConflictError: There is one of this name, complete and durable; it was left as it is.
+        """
+        ...
+
+    def delete(self, path: str) -> None:
+        """Remove an object, or what :meth:`walk` found left over. That there is none is no error."""
+        ...
+
+
+def open_store(location: str | os.PathLike[str], *, create: bool, read_only: bool) -> Store:
+    """Open the store at ``location``. This is the one place that knows which kinds of stores there are.
+
+    Args:
+        location: A directory, ``file://`` and a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix``,
+            ``az://container/prefix``, or a URL of a scheme that an installed package registers under the entry point
+            group ``reuse_algos.stores``, each a function ``(location, *, create, read_only) -> Store``.
+        create: Make the directory if it is missing. Buckets are not made.
+        read_only: Refuse every write.
+
+    Raises:
+        ArchiveError: There is nothing and nothing may be made, or the scheme is not known.
+        ArchiveNotADirectoryError: It is a file, or below one.
+        ArchivePermissionError: It may not be opened, or there are no credentials.
+    """
+    location = os.fspath(location)
+    found = _SCHEME.match(location)
+    scheme = (found[1] or found[2]).lower() if found else ""
+    if scheme == "file":
+        url = urllib.parse.urlsplit(location)
+        if url.netloc not in ("", "localhost") or url.query or url.fragment:
+            raise ArchiveError(f"{location!r} is no local directory: write file:///path, or just the path")
+        location, scheme = urllib.parse.unquote(url.path), ""
+    if not scheme:
+        if found := _ONE_SLASH.match(location):
+            rest = location[found.end() :]
+            raise ArchiveError(
+                f"{location!r} looks like a URL with a slash too few: write {found[1]}://{rest}, or ./{location} for a "
+                "folder of this name"
+            )
+        return LocalStore(Path(location).expanduser(), create=create, read_only=read_only)
+    from reuse_algos.archive.stores.remote.config import OBJECT_SCHEMES  # here, not to load it for local archives
+
+    if scheme in OBJECT_SCHEMES:
+        from reuse_algos.archive.stores.remote.object_store import ObjectStore
+
+        return ObjectStore(location, read_only=read_only)
+    others = {entry.name: entry for entry in importlib.metadata.entry_points(group=STORES_GROUP)}
+    if scheme not in others:
+        known = ", ".join(f"{name}://" for name in sorted({"file", *OBJECT_SCHEMES, *others}))
+        raise ArchiveError(f"{location!r}: no kind of store is known for {scheme}://. Known: a directory, {known}")
+    return others[scheme].load()(location, create=create, read_only=read_only)
+
+
+class LocalStore:
+    """A directory on a POSIX file system with hard links.
+
+    Writing follows one protocol: a temporary file of a new name in the target's directory, written and synced, then
+    hard linked to its final name, which fails if that exists; then the directory is synced. A crash at any point leaves
+    the final name absent or complete.
+
+    No symbolic link below the root is followed and nothing but regular files is read, so that an archive from elsewhere
+    cannot lead out of its directory.
+
+    Args:
+        root: The directory. It may itself be reached through symbolic links.
+        create: Make it, with its parents, if it is missing.
+        read_only: Refuse every write.
+    """
+
+    def __init__(self, root: Path, *, create: bool = True, read_only: bool = False) -> None:
+        self.root = Path(os.path.abspath(root))
+        self.read_only = read_only
+        self._durable: set[str] = set()  # directories whose entry in their parent is known to be on disk
+        if not self.root.is_dir():
+            self._create_root(create and not read_only)
+
+    def _create_root(self, allowed: bool) -> None:
+        try:
+            if self.root.exists():
+                if self.root.is_dir():  # another process made it since this one looked
+                    return
+                raise ArchiveNotADirectoryError(f"{self.root} is a file; an archive is a directory: give another path")
+            if not allowed:
+                raise ArchiveError(f"there is no archive at {self.root}: check the path, or let it be created")
+            missing = [self.root, *(parent for parent in self.root.parents if not parent.exists())]
+            for directory in reversed(missing):
+                with contextlib.suppress(FileExistsError):  # another process makes the archive at the same moment
+                    os.mkdir(directory)
+                _sync_directory(directory.parent)
+        except ArchiveError:
+            raise
+        except OSError as error:
+            _explain(error, self.root, "create the archive")
+
+    @property
+    def location(self) -> str:
+        """The directory."""
+        return str(self.root)
+
+    def get(self, path: str, max_bytes: int) -> bytes | None:
+        """Read a whole file; see :meth:`Store.get`."""
+        with self._errors(path, "read"):
+            try:
+                file = self._open(path)
+            except FileNotFoundError:
+                return None
+            with file:
+                size = os.fstat(file.fileno()).st_size
+                if size > max_bytes:
+                    raise ArchiveCorruptError(f"{self.root / path} has {size} bytes; at most {max_bytes} are read")
+                return file.read(size)
+
+    def open(self, path: str, size: int, sha256: str) -> io.FileIO:
+        """Open a file for reading; see :meth:`Store.open`."""
+        del size, sha256  # to be checked by the caller, who may know that they were checked before
+        with self._errors(path, "read"):
+            try:
+                return self._open(path)
+            except FileNotFoundError as error:
+                raise ArchiveCorruptError(f"{self.root / path} is missing: the archive is damaged") from error
+
+    def stream(self, path: str) -> Iterator[bytes]:
+        """Read a file in parts; see :meth:`Store.stream`."""
+        with self._errors(path, "read"), self.open(path, 0, "") as file:
+            while part := file.read(_STREAM_BYTES):
+                yield part
+
+    def size(self, path: str) -> int | None:
+        """Size of a file; see :meth:`Store.size`."""
+        *parents, name = split_path(path)
+        with self._errors(path, "read"):
+            try:
+                with self._directory(parents) as directory:
+                    status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+        return self._regular(status, path).st_size
+
+    def list(self, prefix: str) -> list[str]:
+        """Names in a directory; see :meth:`Store.list`."""
+        with self._errors(prefix, "list"):
+            try:
+                with self._directory(split_path(prefix)) as directory:
+                    return sorted(os.listdir(directory))
+            except FileNotFoundError:
+                return []
+
+    def walk(self, prefix: str) -> Iterator[StoredObject]:
+        """Every regular file below a directory; see :meth:`Store.walk`.
+
+        What is no part of an archive (links, devices, names that no archive has) is passed over.
+        """
+        for name in self.list(prefix):
+            path = f"{prefix}/{name}"
+            if not is_safe_name(name) and not _TEMPORARY.fullmatch(name):
+                continue
+            with self._errors(path, "list"):
+                try:
+                    with self._directory(split_path(prefix)) as directory:
+                        status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+                except FileNotFoundError:  # deleted since it was listed, perhaps with its directory
+                    continue
+            if stat.S_ISDIR(status.st_mode):
+                yield from self.walk(path)
+            elif stat.S_ISREG(status.st_mode):
+                yield StoredObject(path, status.st_size, status.st_mtime)
+
+    def delete(self, path: str) -> None:
+        """Remove a file, and directories that it leaves empty below the root; see :meth:`Store.delete`."""
+        *parents, name = split_path(path, temporary=True)
+        if self.read_only:
+            raise ArchivePermissionError(f"cannot delete {self.root / path}: the archive was opened read-only")
+        with self._errors(path, "delete"):
+            try:
+                with self._directory(parents) as directory:
+                    os.unlink(name, dir_fd=directory)
+                    os.fsync(directory)
+            except FileNotFoundError:
+                return
+            self._prune(parents)
+
+    def _prune(self, parents: list[str]) -> None:
+        """Remove a directory and those above it, as far as they are empty; a writer may have come first."""
+        while parents:
+            *above, name = parents
+            self._durable.discard("/".join(parents))
+            try:
+                with self._directory(above) as directory:
+                    os.rmdir(name, dir_fd=directory)
+            except OSError:
+                return
+            parents = above
+
+    def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
+        """Write a file; see :meth:`Store.put_if_absent`."""
+        *parents, name = split_path(path)
+        if self.read_only:
+            raise ArchivePermissionError(f"cannot write {self.root / path}: the archive was opened read-only")
+        with self._errors(path, "write"), contextlib.ExitStack() as in_directory:
+            with contextlib.ExitStack() as in_file:
+                directory, temporary, file = self._new_file(parents, in_directory, in_file)
+                for chunk in chunks:
+                    _write(file, chunk)
+                os.fsync(file)
+                is_new = _link(temporary, name, directory, file)
+            os.fsync(directory)  # also when another writer was first: it may not have come this far
+        if not is_new:
+            raise ArchiveConflictError(f"{self.root / path} exists: another writer was first")
+
+    def _new_file(
+        self, parents: list[str], in_directory: contextlib.ExitStack, in_file: contextlib.ExitStack
+    ) -> tuple[int, str, int]:
+        """Descriptor of a directory, and name and descriptor of a new temporary file in it."""
+        temporary = f".tmp-{secrets.token_hex(8)}"
+        for tries_left in reversed(range(_MAKING_TRIES)):
+            try:
+                directory = in_directory.enter_context(self._directory(parents, create=True))
+                in_file.callback(_unlink_left_over, temporary, directory)
+                return directory, temporary, in_file.enter_context(_created(temporary, directory))
+            except FileNotFoundError:  # its last file was deleted at this moment, and it with it
+                if not tries_left:
+                    raise
+                in_file.close()
+        raise AssertionError("the last try returns or raises")
+
+    def _open(self, path: str) -> io.FileIO:
+        *parents, name = split_path(path)
+        with self._directory(parents) as directory:
+            # Not to block on a FIFO, nor to become the terminal of a device that somebody put here.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(name, flags, dir_fd=directory)
+        try:
+            self._regular(os.fstat(descriptor), path)
+            return io.FileIO(descriptor, "rb")
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def _regular(self, status: os.stat_result, path: str) -> os.stat_result:
+        if not stat.S_ISREG(status.st_mode):
+            raise ArchiveCorruptError(f"{self.root / path} is not a regular file; no archive has anything else")
+        return status
+
+    @contextlib.contextmanager
+    def _directory(self, parts: list[str], *, create: bool = False) -> Iterator[int]:
+        """Descriptor of a directory below the root, reached without following a symbolic link."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.root, flags)
+        except (
+            FileNotFoundError
+        ) as error:  # which is no missing file: an unmounted disk must not look like an empty one
+            raise ArchiveError(f"the archive {self.root} is gone: is its disk mounted?") from error
+        try:
+            for depth, part in enumerate(parts, start=1):
+                if create:
+                    self._make_directory(part, descriptor, "/".join(parts[:depth]))
+                child = os.open(part, flags | os.O_NOFOLLOW, dir_fd=descriptor)
+                os.close(descriptor)
+                descriptor = child
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _make_directory(self, name: str, parent: int, path: str) -> None:
+        try:
+            os.mkdir(name, dir_fd=parent)
+        except FileExistsError:
+            if path in self._durable:
+                return
+        os.fsync(parent)
+        self._durable.add(path)
+
+    @contextlib.contextmanager
+    def _errors(self, path: str, action: str) -> Iterator[None]:
+        try:
+            yield
+        except ArchiveError:
+            raise
+        except OSError as error:
+            _explain(error, self.root / path, action)
+
+
+def _unlink_left_over(name: str, directory: int) -> None:
+    with contextlib.suppress(OSError):  # a left-over temporary file is never read
+        os.unlink(name, dir_fd=directory)
+
+
+@contextlib.contextmanager
+def _created(name: str, directory: int) -> Iterator[int]:
+    # Read-only from the start: no archived file is ever changed, and a reader may have mapped it.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.open(name, flags, 0o444, dir_fd=directory)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+def _write(file: int, chunk: Chunk) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def _link(temporary: str, name: str, directory: int, file: int) -> bool:
+    """Give the file its final name; False if that name is taken."""
+    try:
+        os.link(temporary, name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+    except FileExistsError:
+        # On NFS the answer to a successful link can be lost and the repeated request then fails.
+        return os.fstat(file).st_nlink == 2
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise ArchiveError(
+                f"the file system cannot make the hard link {name} that a commit needs: keep the archive on a local "
+                "disk or on NFS"
+            ) from error
+        raise
+    return True
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def split_path(path: str, *, temporary: bool = False) -> list[str]:
+    """The parts of a path; with ``temporary`` the last one may be that of a file that a writer left behind.
+
+    Raises:
+        ArchiveCorruptError: A part is no safe name.
+    """
+    parts = path.split("/")
+    *above, name = parts
+    leftover = temporary and _TEMPORARY.fullmatch(name) is not None
+    if not all(is_safe_name(part) for part in (above if leftover else parts)):
+        raise ArchiveCorruptError(f"{path[:200]!r} cannot be the path of a file in an archive")
+    return parts
+
+
+def _explain(error: OSError, path: Path, action: str) -> NoReturn:
+    """Raise an error of ours that says which path, and what to do."""
+    kind: type[ArchiveError] = ArchiveError
+    advice = ""
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        kind = ArchivePermissionError
+        advice = ": open the archive read-only, or ask its owner for access" if action == "write" else ""
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = ": free some space, or use an archive elsewhere"
+    elif error.errno in (errno.ELOOP, errno.ENOTDIR):
+        kind = ArchiveCorruptError if action != "create the archive" else ArchiveNotADirectoryError
+        advice = ": below an archive's directory there are only directories and regular files, and no links"
+    failure = kind(f"cannot {action} {path}: {error.strerror or error}{advice}")
+    failure.errno = error.errno
+    raise failure from error

@@ -1,0 +1,1 @@
+"""Keeping an archive: leases, garbage collection, removal, copying and verification."""

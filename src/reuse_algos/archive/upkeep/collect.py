@@ -1,0 +1,242 @@
+"""Collecting garbage: deleting what crashed and abandoned writers left behind, and no manifest lists.
+
+A run is collected only if nothing in it is young. How that is made safe against a writer that wakes up at this very
+moment is told in :mod:`reuse_algos.archive.upkeep.leases`.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+
+from reuse_algos.archive.format.generations import list_generations, read_final, read_manifest
+from reuse_algos.archive.format.manifest import FORMAT, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.stores.store import Store, StoredObject
+from reuse_algos.archive.upkeep.leases import (
+    MIN_AGE_SECONDS,
+    SHORTEST_AGE_SECONDS,
+    TRUST_SECONDS,
+    Marker,
+    Stopwatch,
+    is_lease,
+    is_marker,
+    put_at,
+    read_markers,
+    require_deletion,
+)
+from reuse_algos.archive.upkeep.verify import Problem
+from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchiveVersionError
+
+__all__ = ["GarbageReport", "RunGarbage", "collect_garbage", "plan_run"]
+
+BATCH = 10_000  # files that one marker names: it stays far below the largest file that is read
+
+_DATA = re.compile(r"data/[A-Za-z0-9][A-Za-z0-9._-]*/[^/]+-[1-9][0-9]{0,8}-[0-9a-f]{16}\.safetensors", re.ASCII)
+_TEMPORARY = re.compile(r"(?:[^/]+/)*\.tmp-[0-9a-f]{16}", re.ASCII)
+_MANIFEST = re.compile(r"manifests/g[0-9]{6}\.json", re.ASCII)
+
+
+@dataclass
+class GarbageReport:
+    """What was, or would be, collected.
+
+    Attributes:
+        runs: Runs looked at, those included that were never committed.
+        kept: Files that some manifest lists.
+        collected: Path and size in bytes of each object that was deleted, or in a dry run would be.
+        busy: Runs in which something is young: they were left alone.
+        unknown: Paths that are none of an archive's: they were left alone.
+        skipped: Runs that cannot be judged, because something in them is damaged or newer: they were left alone.
+    """
+
+    runs: int = 0
+    kept: int = 0
+    collected: list[tuple[str, int]] = field(default_factory=list)
+    busy: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    skipped: list[Problem] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Size of what was collected."""
+        return sum(size for _, size in self.collected)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run could be judged."""
+        return not self.skipped
+
+
+@dataclass(frozen=True)
+class RunGarbage:
+    """What can be collected of one run.
+
+    Attributes:
+        busy: Something in it is young, so nothing can.
+        kept: Number of files that some manifest lists.
+        files: What a commit could name, but no manifest does, and temporary files.
+        tidy: Old leases, and markers that killed collections left: deleted last.
+        unknown: Paths that are none of an archive's.
+    """
+
+    busy: bool
+    kept: int
+    files: list[StoredObject]
+    tidy: list[StoredObject]
+    unknown: list[str]
+
+
+def plan_run(
+    objects: Iterable[StoredObject], run_id: str, referenced: Collection[str], *, now: float, min_age_seconds: float
+) -> RunGarbage:
+    """Decide what of a run is garbage. Nothing is read.
+
+    Args:
+        objects: All that is in the run.
+        run_id: The run.
+        referenced: Paths, relative to the archive, that some manifest of the run lists.
+        now: The time by the store's clock, seconds since 1970.
+        min_age_seconds: What is younger makes the whole run busy.
+    """
+    start = len(run_prefix(run_id)) + 1
+    busy, kept, files, tidy, unknown = False, 0, [], [], []
+    for found in objects:
+        path = found.path[start:]
+        old = now - found.modified >= min_age_seconds
+        if is_marker(path):
+            # Another collection at work is no reason to wait: both delete the same. A day later its marker is litter.
+            if now - found.modified >= max(min_age_seconds, MIN_AGE_SECONDS):
+                tidy.append(found)
+            continue
+        busy = busy or not old
+        if is_lease(path):
+            tidy.append(found)
+        elif _DATA.fullmatch(path) or _TEMPORARY.fullmatch(path):
+            if found.path in referenced:
+                kept += 1
+            else:
+                files.append(found)
+        elif path != "final.json" and not _MANIFEST.fullmatch(path):
+            unknown.append(found.path)
+    return RunGarbage(busy, kept, [] if busy else files, [] if busy else tidy, unknown)
+
+
+def collect_garbage(
+    store: Store,
+    *,
+    delete: bool = False,
+    min_age_seconds: float = MIN_AGE_SECONDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> GarbageReport:
+    """Find what no manifest lists, and delete it if asked to. May be interrupted, and run twice at once.
+
+    A dry run goes by this machine's clock, as it may write nothing; a real one by the store's.
+
+    Args:
+        store: The archive's store.
+        delete: Really delete. Else nothing is written at all.
+        min_age_seconds: A run in which anything is younger is left alone; at least an hour.
+        progress: Called with the number of runs looked at so far and the number of runs.
+
+    Raises:
+        ArchiveError: The age is too short, or the archive cannot be read or written, or its store cannot delete.
+    """
+    if delete:
+        require_deletion(store)
+    if min_age_seconds < SHORTEST_AGE_SECONDS:
+        raise ArchiveError(
+            f"what is younger than an hour is never collected, as it may be about to be committed; got "
+            f"{min_age_seconds:g} seconds"
+        )
+    report = GarbageReport()
+    run_ids = [name for name in store.list("runs") if is_safe_name(name)]
+    for number, run_id in enumerate(run_ids, start=1):
+        try:
+            _collect_run(store, run_id, delete, min_age_seconds, report)
+        except (ArchiveCorruptError, ArchiveVersionError, ArchiveConflictError) as error:
+            report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
+        if progress is not None:
+            progress(number, len(run_ids))
+    return report
+
+
+def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
+    found = _look(store, run_id, time.time(), min_age_seconds)
+    report.runs += 1
+    report.kept += found.kept
+    report.unknown += found.unknown
+    if found.busy:
+        report.busy.append(run_id)
+    elif not delete:
+        report.collected += [(item.path, item.size) for item in (*found.files, *found.tidy)]
+    elif found.files or found.tidy:
+        for start in range(0, max(len(found.files), 1), BATCH):
+            batch = {item.path for item in found.files[start : start + BATCH]}
+            if not _delete_batch(store, run_id, batch, min_age_seconds, report):
+                report.busy.append(run_id)
+                break
+
+
+def _delete_batch(store: Store, run_id: str, batch: set[str], min_age_seconds: float, report: GarbageReport) -> bool:
+    """Delete these files of a run, and what is to be tidied up; False if the run turns out to be in use."""
+    watch = Stopwatch()
+    marker = Marker(store, run_id, paths=sorted(batch))
+    try:
+        found = _look(store, run_id, None, min_age_seconds, marker.path)
+    except BaseException:
+        marker.withdraw()
+        raise
+    doomed = [item for item in found.files if item.path in batch] + found.tidy
+    for item in doomed:
+        if watch.seconds() > TRUST_SECONDS:  # this process was stopped on the way: its marker may not be there any more
+            break
+        # If this fails, the marker stays: the request may still be under way, and so the file is not to be relied on.
+        store.delete(item.path)
+        report.collected.append((item.path, item.size))
+    marker.withdraw()
+    return not found.busy
+
+
+def _look(store: Store, run_id: str, now: float | None, min_age_seconds: float, marker: str = "") -> RunGarbage:
+    """What of a run is garbage at this moment; without ``now``, the moment when ``marker`` was put."""
+    objects = list(store.walk(run_prefix(run_id)))
+    if now is None:
+        now = put_at(store, objects, marker)
+    referenced = _referenced(store, run_id, {found.path for found in objects})
+    return plan_run(objects, run_id, referenced, now=now, min_age_seconds=min_age_seconds)
+
+
+def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
+    """Every file that any generation lists.
+
+    Raises:
+        ArchiveCorruptError: That cannot be known: a manifest is missing or damaged.
+        ArchiveVersionError: A newer version wrote one, and may list files in ways that this one does not know.
+    """
+    prefix = f"{run_prefix(run_id)}/"
+    odd = [path for path in sorted(paths) if path.startswith(f"{prefix}manifests/") and not _is_known(path, prefix)]
+    if odd:
+        raise ArchiveCorruptError(f"{odd[0]} is no manifest that this version knows, so it may list anything")
+    final = read_final(store, run_id)
+    generations = list_generations(store, run_id)
+    if generations and any(marker.everything for marker in read_markers(store, run_id).values()):
+        raise ArchiveConflictError(
+            f"run {run_id} is being removed, or was when its removal was interrupted: if so, remove it again"
+        )
+    highest = max([*generations, final.generation if final else 0])
+    referenced = set()
+    for generation in range(1, highest + 1):  # a gap is an error too
+        manifest = read_manifest(store, run_id, generation)
+        if manifest.format > FORMAT:
+            raise ArchiveVersionError(
+                f"{manifest_path(run_id, generation)} has format {manifest.format[0]}.{manifest.format[1]}, and may "
+                "list files in ways that this reuse_algos does not know: upgrade it"
+            )
+        referenced.update(prefix + entry.path for entry in manifest.files)
+    return referenced
+
+
+def _is_known(path: str, prefix: str) -> bool:
+    return any(pattern.fullmatch(path[len(prefix) :]) for pattern in (_MANIFEST, _TEMPORARY))

@@ -1,0 +1,409 @@
+"""Copying runs from one store to another: interrupted, it goes on where it stopped; nothing unproven becomes visible.
+
+A run is copied as a writer would write it: data first, each file hashed on its way and in place only if it is what the
+manifest says; then the manifests in order; the mark that the run ended last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
+from reuse_algos.archive.format.generations import DAMAGE, final_path, list_generations, read_final
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.selection import scan, tags_match
+from reuse_algos.archive.stores.sizes import MissingFileError, check_sizes
+from reuse_algos.archive.stores.store import Chunk, Store
+from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
+from reuse_algos.archive.upkeep.verify import Problem, reading
+from reuse_algos.errors import (
+    ArchiveConflictError,
+    ArchiveCorruptError,
+    ArchiveError,
+    RunNotFoundError,
+)
+
+__all__ = ["CopyReport", "copy_runs"]
+
+
+@dataclass
+class CopyReport:
+    """What was copied.
+
+    Attributes:
+        runs: Runs that are now complete in the target.
+        files: Data files copied.
+        there: Data files that were there before.
+        bytes: Bytes of data copied.
+        problems: One per run that could not be copied, in the order found.
+    """
+
+    runs: int = 0
+    files: int = 0
+    there: int = 0
+    bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every run is now in the target."""
+        return not self.problems
+
+
+@dataclass
+class _Plan:
+    """What is to be done for one run.
+
+    Attributes:
+        run_id: The run.
+        attempt: Of its newest generation.
+        files: Size and sha256 of each data file that has to be proven in the target.
+        trusted: Those of them that need no new hash, as a generation that is there lists them.
+        pending: Generations to be made visible.
+        listed: Size of each data file that these list.
+        base: The manifest before these in the target, if there is one.
+        held: Files that it lists: as long as it is there, so are they.
+        final: Whether to copy the mark that the run ended.
+    """
+
+    run_id: str
+    attempt: int = 1
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    trusted: set[str] = field(default_factory=set)
+    pending: list[int] = field(default_factory=list)
+    listed: dict[str, int] = field(default_factory=dict)
+    base: str | None = None
+    held: set[str] = field(default_factory=set)
+    final: bool = False
+
+
+def copy_runs(
+    source: Store,
+    target: Store,
+    run_ids: Iterable[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    recheck: bool = True,
+    known: set[str] | None = None,
+    tags: Mapping[str, object] | None = None,
+) -> CopyReport:
+    """Copy committed runs, with every generation, into another archive, which must exist.
+
+    Nothing in the target is ever replaced. A run that is damaged, or that is another one there, is reported, and the
+    others are copied. May run while the source is written: what is committed later is not copied.
+
+    Args:
+        source: Where the runs are.
+        target: Where they are to be.
+        run_ids: Which; all by default.
+        progress: Called with the bytes copied or checked so far and the bytes in all.
+        recheck: Hash also the files that an earlier copy brought. Else their sizes must do.
+        known: Paths that an earlier call with the same two stores proved; this call passes them over and adds its own.
+            If one of them turns out to be gone from the target, what is known of its run is forgotten.
+        tags: Of the runs, only those with these; a list of values matches any of them. A run so damaged that its tags
+            cannot be told is reported.
+
+    Raises:
+        RunNotFoundError: There is no such run in the source.
+        ArchiveError: One of the two archives cannot be read or written.
+    """
+    known = set() if known is None else known
+    report = CopyReport()
+    plans: list[_Plan] = []
+    for run_id in _chosen(source, run_ids, tags, report):
+        with _reported(run_id, report):
+            if plan := _Planner(source, target, run_id, recheck, known).plan():
+                plans.append(plan)
+    total = sum(_plan_bytes(plan) for plan in plans)
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    for plan in plans:
+        planned = done + _plan_bytes(plan)
+        with _reported(plan.run_id, report):
+            try:
+                _copy_run(source, target, plan, report, advance, known)
+            except MissingFileError:  # known no longer, if it was known: somebody removed it from the target
+                if not _forget(known, plan.run_id):
+                    raise
+                again = _Planner(source, target, plan.run_id, recheck, known).plan() or plan
+                more = done + _plan_bytes(again) - planned
+                planned, total = planned + more, total + more
+                _copy_run(source, target, again, report, advance, known)
+            report.runs += 1
+        advance(planned - done)  # also past what was trusted, or left out for a problem
+    return report
+
+
+def _plan_bytes(plan: _Plan) -> int:
+    """Bytes that a plan has to prove in the target."""
+    return sum(size for size, _ in plan.files.values())
+
+
+def _forget(known: set[str], run_id: str) -> bool:
+    """Take what is of one run out of what is known; False if there is nothing."""
+    stale = {path for path in known if path.startswith(f"{run_prefix(run_id)}/")}
+    known -= stale
+    return bool(stale)
+
+
+def _chosen(
+    source: Store, run_ids: Iterable[str] | None, tags: Mapping[str, object] | None, report: CopyReport
+) -> list[str]:
+    there = [name for name in source.list("runs") if is_safe_name(name)]
+    chosen = there if run_ids is None else list(dict.fromkeys(run_ids))
+    for run_id in chosen:
+        if run_id not in there:
+            raise RunNotFoundError(f"there is no run {run_id!r} in {source.location}")
+    if tags is None:
+        return chosen
+
+    def report_damage(run_id: str, error: ArchiveError) -> None:
+        what = f"it cannot be told whether it has these tags: {error}"
+        report.problems.append(Problem(run_id, run_prefix(run_id), what))
+
+    found = scan(source, chosen, report_damage)
+    return [run.summary.run_id for run in found if tags_match(run.summary.tags, tags)]
+
+
+@contextlib.contextmanager
+def _reported(run_id: str, report: CopyReport) -> Iterator[None]:
+    """What concerns one run only does not stop the others."""
+    try:
+        yield
+    except (*DAMAGE, ArchiveConflictError) as error:
+        conflict = isinstance(error, ArchiveConflictError)
+        report.problems.append(Problem(run_id, run_prefix(run_id), str(error), conflict))
+
+
+class _Planner:
+    """Finds out what is to be done for one run. Writes nothing."""
+
+    def __init__(self, source: Store, target: Store, run_id: str, recheck: bool, known: set[str]) -> None:
+        self._source, self._target, self._run_id = source, target, run_id
+        self._recheck, self._known = recheck, known
+        self._plan = _Plan(run_id)
+        self._hashes: dict[str, tuple[int, str]] = {}
+
+    def plan(self) -> _Plan | None:
+        """The plan; None for what was never committed.
+
+        Raises:
+            ArchiveConflictError: The target has another run of this id.
+            ArchiveCorruptError: The run is damaged, here or there.
+            ArchiveVersionError: It was written in a newer major format.
+        """
+        run_id = self._run_id
+        with reading(self._source):
+            final = read_final(self._source, run_id)  # before the listing, which then cannot be the older of the two
+            generations = list_generations(self._source, run_id)
+        if not generations and final is None:
+            return None
+        highest = max([*generations, final.generation if final else 0])
+        there = set(list_generations(self._target, run_id))
+        for generation in range(1, highest + 1):
+            if generation not in there or manifest_path(run_id, generation) not in self._known:
+                self._add(generation, generation in there)
+        if self._plan.pending and (before := there & set(range(1, self._plan.pending[0]))):
+            self._hold(max(before))
+        if final is not None and not (final_path(run_id) in self._known and highest in there):
+            with reading(self._source):
+                data = _get(self._source, final_path(run_id))
+            self._plan.final = not self._is_there(final_path(run_id), data) and max(there, default=0) <= highest
+        return self._plan
+
+    def _add(self, generation: int, visible: bool) -> None:
+        path = manifest_path(self._run_id, generation)
+        with reading(self._source):
+            data = _get(self._source, path)
+        manifest = decode_manifest(data, self._run_id, generation)
+        self._plan.attempt = manifest.attempt
+        if visible:
+            self._is_there(path, data)
+        else:
+            self._plan.pending.append(generation)
+        for entry in manifest.files:
+            where = f"{run_prefix(self._run_id)}/{entry.path}"
+            if self._hashes.setdefault(where, (entry.bytes, entry.sha256)) != (entry.bytes, entry.sha256):
+                raise ArchiveCorruptError(f"{self._source.location}/{path} contradicts another entry about {where}")
+            if not visible:
+                self._plan.listed[where] = entry.bytes
+            if where not in self._known:
+                self._plan.files[where] = (entry.bytes, entry.sha256)
+                if visible and not self._recheck:
+                    self._plan.trusted.add(where)
+
+    def _hold(self, generation: int) -> None:
+        self._plan.base = path = manifest_path(self._run_id, generation)
+        with reading(self._source):
+            data = _get(self._source, path)
+        files = decode_manifest(data, self._run_id, generation).files
+        self._plan.held = {f"{run_prefix(self._run_id)}/{entry.path}" for entry in files}
+
+    def _is_there(self, path: str, data: bytes) -> bool:
+        """Whether the target has a record of the source; raises if it has another one."""
+        there = self._target.get(path, MAX_SEALED_BYTES)
+        if there not in (None, data):
+            raise _conflict(self._source, self._target, path, self._run_id)
+        return there is not None
+
+
+def _copy_run(
+    source: Store,
+    target: Store,
+    plan: _Plan,
+    report: CopyReport,
+    advance: Callable[[int], None],
+    known: set[str],
+) -> None:
+    lease = Lease(target, plan.run_id, plan.attempt, secrets.token_hex(8))
+    try:
+        _carry_out(source, target, plan, lease, report, advance, known)
+    except (*DAMAGE, ArchiveConflictError):
+        lease.release()
+        raise
+
+
+def _carry_out(
+    source: Store,
+    target: Store,
+    plan: _Plan,
+    lease: Lease,
+    report: CopyReport,
+    advance: Callable[[int], None],
+    known: set[str],
+) -> None:
+    if plan.pending and target.list(f"{run_prefix(plan.run_id)}/data"):
+        lease.renew()  # to keep what an interrupted copy left there, perhaps long ago
+    for path, (size, sha256) in plan.files.items():
+        if plan.pending:
+            lease.renew_if_due()
+        began = Stopwatch()
+        if path in plan.trusted:
+            check_sizes(target, {path: size})
+            report.there += 1
+        elif target.size(path) is None and _put(source, target, path, size, sha256, advance):
+            lease.note_put(path, began)
+            report.files += 1
+            report.bytes += size
+        else:
+            for _ in _checked(target, path, size, sha256, advance):
+                pass
+            report.there += 1
+        known.add(path)
+    if plan.pending:
+        lease.guard(plan.listed.keys(), lambda _: _check_sizes(target, plan))
+        for generation in plan.pending:
+            _put_record(source, target, manifest_path(plan.run_id, generation), plan.run_id)
+        lease.note_committed(())
+    if plan.final:
+        _put_record(source, target, final_path(plan.run_id), plan.run_id)
+        known.add(final_path(plan.run_id))
+    known.update(manifest_path(plan.run_id, generation) for generation in plan.pending)
+
+
+class _Parts:
+    """A file of the source in parts, from its beginning whenever it is asked for them, as a store may try again."""
+
+    def __init__(self, source: Store, path: str, size: int, sha256: str, advance: Callable[[int], None]) -> None:
+        self._source, self._path, self._size, self._sha256, self._advance = source, path, size, sha256, advance
+        self._passed = 0
+
+    def __iter__(self) -> Iterator[Chunk]:
+        self.forget()
+        with reading(self._source):
+            yield from _checked(self._source, self._path, self._size, self._sha256, self._count)
+
+    def forget(self) -> None:
+        """Take back what was counted."""
+        self._advance(-self._passed)
+        self._passed = 0
+
+    def _count(self, number: int) -> None:
+        self._advance(number)
+        self._passed += number
+
+
+def _put(source: Store, target: Store, path: str, size: int, sha256: str, advance: Callable[[int], None]) -> bool:
+    """Copy a file, which appears in the target only if it is what it should be; False if another copy was first."""
+    parts = _Parts(source, path, size, sha256, advance)
+    try:
+        target.put_if_absent(path, parts)
+    except ArchiveConflictError:
+        parts.forget()
+        return False
+    return True
+
+
+def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+    """A file in parts; in place of the end of a wrong one an error is raised."""
+    digest, found = hashlib.sha256(), 0
+    for part in store.stream(path):
+        found += len(part)
+        if found > size:
+            break
+        digest.update(part)
+        advance(len(part))
+        yield part
+    if found != size:
+        least = "at least " if found > size else ""
+        raise ArchiveCorruptError(f"{store.location}/{path} has {least}{found} bytes, the manifest says {size}")
+    if digest.hexdigest() != sha256:
+        raise ArchiveCorruptError(
+            f"{store.location}/{path} is damaged: its sha256 is {digest.hexdigest()}, the manifest says {sha256}"
+        )
+
+
+def _check_sizes(target: Store, plan: _Plan) -> None:
+    if plan.base is not None and target.size(plan.base) is None:
+        raise MissingFileError(f"{target.location}/{plan.base} is not there any more")
+    check_sizes(target, {path: size for path, size in plan.listed.items() if path not in plan.held})
+
+
+def _put_record(source: Store, target: Store, path: str, run_id: str) -> None:
+    with reading(source):
+        data = _get(source, path)
+    try:
+        target.put_if_absent(path, [data])
+    except ArchiveConflictError as error:
+        if target.get(path, MAX_SEALED_BYTES) != data:  # else another copy was first
+            raise _conflict(source, target, path, run_id) from error
+
+
+def _get(store: Store, path: str) -> bytes:
+    data = store.get(path, MAX_SEALED_BYTES)
+    if data is None:
+        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
+    return data
+
+
+def _conflict(source: Store, target: Store, path: str, run_id: str) -> ArchiveConflictError:
+    both = " and ".join(_described(store, path, run_id) for store in (source, target))
+    return ArchiveConflictError(
+        f"run {run_id} is another one in the target: of {path} there are {both}. Nothing was changed; remove the one "
+        "that is not wanted"
+    )
+
+
+def _described(store: Store, path: str, run_id: str) -> str:
+    try:
+        data = _get(store, path)
+        if path == final_path(run_id):
+            record = read_final(store, run_id)
+            return f"one in {store.location}, ended {record.ended_at}" if record else f"none in {store.location}"
+        manifest: Manifest = decode_manifest(data, run_id, int(path[-11:-5]))
+        return (
+            f"one in {store.location}, committed {manifest.committed_at} by attempt {manifest.attempt} in the archive "
+            f"{manifest.archive_id[:8]}"
+        )
+    except ArchiveError as error:
+        return f"one in {store.location} that cannot be read ({error})"

@@ -1,0 +1,339 @@
+"""How writers and those who delete keep out of each other's way in one run, without a lock.
+
+Each raises a flag of its own first, and only then looks for the other's:
+
+- A writer about to commit puts a *lease*, looks for *markers* that condemn a file that it is about to commit, looks
+  whether the files are there, and puts the manifest.
+- Whoever deletes puts a *marker* that says which files, looks at the run once more, gives up if anything in it is young
+  (a lease, for example), deletes, and takes the marker away last.
+
+So if a file is deleted that a writer wants to commit, then either the marker was put before the writer looked for it,
+and the writer stops; or the lease was put before the other looked at the run, and that one stops; or the marker is gone
+again, and with it the file, which the writer notices. A file that the writer has itself put a moment ago is as good a
+flag as a lease, and what it has committed before needs none: so an ordinary commit puts no lease.
+
+This needs of the store that what was put or deleted is so for everybody at once, which the object stores promise too,
+and nothing of clocks but that they do not run at wildly different speeds: ages are differences of two times of the
+store's own clock.
+
+A marker of a collection that was left behind by a process that was killed harms nobody, as it condemns only what no
+manifest lists. One of a removal (``everything``) stands until the removal is run again: it stops every commit to the
+run, collections leave the run alone if it has a manifest, and checking the archive reports it. That is meant so: a run
+of which a part is deleted already must not be written any further.
+
+In a store that cannot delete (``can_delete``) nobody puts a marker, and leases stay where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
+
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
+from reuse_algos.archive.format.manifest import LeaseRecord, MarkerRecord, run_prefix
+from reuse_algos.archive.stores.store import Store, StoredObject
+from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
+
+__all__ = [
+    "MIN_AGE_SECONDS",
+    "SHORTEST_AGE_SECONDS",
+    "TRUST_SECONDS",
+    "Lease",
+    "Marker",
+    "Stopwatch",
+    "can_delete",
+    "is_lease",
+    "is_marker",
+    "put_at",
+    "read_markers",
+    "refuse_condemned",
+    "require_deletion",
+]
+
+MIN_AGE_SECONDS = 24 * 3600.0
+"""What nobody has touched for so long may be deleted."""
+
+SHORTEST_AGE_SECONDS = 3600.0
+"""The least that a user may ask for instead."""
+
+TRUST_SECONDS = 1800.0
+"""For how long one may act on what was seen: well below the shortest age at which things are deleted."""
+
+RENEW_SECONDS = 900.0
+RETRY_SECONDS = 180.0  # after a renewal that failed: a store that is down takes many seconds to say so
+WAIT_SECONDS = 30.0  # deleting the garbage of one run takes seconds
+POLL_SECONDS = 0.25
+
+_LEASE_NAME = re.compile(r"[1-9][0-9]{0,8}-[0-9a-f]{16}-[0-9]{1,9}\.json", re.ASCII)
+_MARKER_NAME = re.compile(r"[0-9a-f]{16}\.json", re.ASCII)
+
+
+def is_lease(path: str) -> bool:
+    """Whether a path, relative to its run, is that of a lease."""
+    folder, _, name = path.partition("/")
+    return folder == "leases" and _LEASE_NAME.fullmatch(name) is not None
+
+
+def is_marker(path: str) -> bool:
+    """Whether a path, relative to its run, is that of a marker."""
+    folder, _, name = path.partition("/")
+    return folder == "gc" and _MARKER_NAME.fullmatch(name) is not None
+
+
+def can_delete(store: Store) -> bool:
+    """Whether a store can remove objects at all, whoever asks."""
+    return getattr(store, "can_delete", True)
+
+
+def require_deletion(store: Store) -> None:
+    """Refuse to delete in a store that cannot: before a marker is put, which nobody could take away again.
+
+    Raises:
+        ArchiveError: It cannot.
+    """
+    if not can_delete(store):
+        raise ArchiveError(
+            f"cannot delete anything in {store.location}: this kind of store has no way to; nothing was changed. "
+            "Remove the files with the provider's own tools"
+        )
+
+
+class Stopwatch:
+    """Seconds since it was made, by whichever of two clocks ran further.
+
+    One stands still while the computer sleeps, the other can be set back.
+    """
+
+    def __init__(self) -> None:
+        self._wall, self._steady = time.time(), time.monotonic()
+
+    def seconds(self) -> float:
+        """Seconds since then."""
+        return max(time.time() - self._wall, time.monotonic() - self._steady)
+
+
+class Lease:
+    """The signs of life of one writer in one run. May be used from several threads.
+
+    Args:
+        store: The archive's store.
+        run_id: The run.
+        attempt: Of the writer, from 1.
+        token: 16 hex digits that no other writer has.
+    """
+
+    def __init__(self, store: Store, run_id: str, attempt: int, token: str) -> None:
+        self._store, self._run_id, self._attempt, self._token = store, run_id, attempt, token
+        self._numbers = itertools.count(1)
+        self._held: list[str] = []
+        self._unsure: str | None = None  # a lease whose put failed, and which may have become visible all the same
+        self._failed: Stopwatch | None = None  # since the last renewal, if that failed
+        self._alive = Stopwatch()  # since this writer last put something; before, there is nothing to protect
+        self._safe: dict[str, Stopwatch | None] = {}  # files that this writer has put, or (None) committed
+        self._lock = threading.Lock()
+
+    def renew(self) -> None:
+        """Put a new lease, and take the one before away.
+
+        Raises:
+            ArchiveError: It could not be written.
+        """
+        with self._lock:
+            watch = Stopwatch()  # before, so that it never shows less than the lease's age
+            path = self._unsure or self._new_path()
+            try:
+                try:
+                    self._put(path)
+                except ArchiveConflictError:  # the put that seemed to fail did not: it is there, and as old as that
+                    self._held.append(path)
+                    path, self._unsure = self._new_path(), None
+                    self._put(path)
+            except BaseException:
+                self._unsure, self._failed = path, Stopwatch()  # to be tried again: so these do not become many
+                raise
+            self._unsure = self._failed = None
+            self._held.append(path)
+            self._drop(keep=1)
+            self._alive = watch
+
+    def renew_if_due(self) -> None:
+        """The same, if this writer has put nothing for a quarter of an hour.
+
+        After a renewal that failed this does nothing for some minutes, as each try may take long.
+        """
+        if self._alive.seconds() > RENEW_SECONDS and (self._failed is None or self._failed.seconds() > RETRY_SECONDS):
+            self.renew()
+
+    def note_put(self, path: str, since: Stopwatch) -> None:
+        """The writer put a file, which was not there before.
+
+        Args:
+            path: Its path, relative to the archive.
+            since: Made before it was put.
+        """
+        with self._lock:
+            self._safe[path] = self._alive = since
+            self._failed = None
+
+    def note_committed(self, paths: Iterable[str]) -> None:
+        """The writer has committed files, so no lease is needed any more."""
+        with self._lock:
+            self._drop()
+            fresh = {path: since for path, since in self._safe.items() if since is not None and _is_young(since)}
+            self._safe = fresh | dict.fromkeys(paths)
+
+    def release(self) -> None:
+        """Take the lease away: what it protected is given up."""
+        with self._lock:
+            self._drop()
+
+    def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> None:
+        """Make sure that files are there and stay there for a while, to be committed by the next call.
+
+        Args:
+            paths: The files, relative to the archive.
+            check: Raises if they are not there. It is given those of them that this writer has not committed before;
+                the others are there unless the whole run was removed.
+
+        Raises:
+            ArchiveConflictError: The run is being removed.
+            ArchiveError: A file is being deleted, or what ``check`` raises.
+        """
+        while True:
+            watch = Stopwatch()
+            if not all(self._is_safe(path) for path in paths):
+                self.renew()
+            refuse_condemned(self._store, self._run_id, paths)
+            check({path for path in paths if self._safe.get(path, watch) is not None})
+            if watch.seconds() < TRUST_SECONDS:  # else this process was stopped on the way: all may have changed
+                return
+
+    def _is_safe(self, path: str) -> bool:
+        """Whether a file needs no lease: it is young in the store too, or committed."""
+        if path not in self._safe:
+            return False
+        since = self._safe[path]
+        return since is None or _is_young(since)
+
+    def _new_path(self) -> str:
+        return f"{run_prefix(self._run_id)}/leases/{self._attempt}-{self._token}-{next(self._numbers)}.json"
+
+    def _put(self, path: str) -> None:
+        self._store.put_if_absent(path, [seal(LeaseRecord(run_id=self._run_id, attempt=self._attempt), path)])
+
+    def _drop(self, keep: int = 0) -> None:
+        if not keep and self._unsure is not None:
+            self._held.append(self._unsure)
+            self._unsure = None
+        while len(self._held) > keep:
+            if can_delete(self._store):
+                with contextlib.suppress(ArchiveError):  # it is in nobody's way, and a collection takes it when old
+                    self._store.delete(self._held[0])
+            self._held.pop(0)
+
+
+def _is_young(since: Stopwatch) -> bool:
+    # And will be for TRUST_SECONDS more, which is together less than SHORTEST_AGE_SECONDS.
+    return since.seconds() < RENEW_SECONDS
+
+
+class Marker:
+    """A flag in a run that says what is being deleted. Putting it is making it.
+
+    Args:
+        store: The archive's store.
+        run_id: The run.
+        everything: The whole run.
+        paths: Else these files, relative to the archive.
+
+    Raises:
+        ArchiveError: It could not be written.
+    """
+
+    def __init__(self, store: Store, run_id: str, *, everything: bool = False, paths: Iterable[str] = ()) -> None:
+        self.path = f"{run_prefix(run_id)}/gc/{secrets.token_hex(8)}.json"
+        self._store = store
+        record = MarkerRecord(run_id=run_id, everything=everything, paths=list(paths))
+        store.put_if_absent(self.path, [seal(record, self.path)])
+
+    def withdraw(self) -> None:
+        """Take it away, after the last deletion has been answered.
+
+        Never after one that failed: that one may still be under way.
+        """
+        self._store.delete(self.path)
+
+
+def put_at(store: Store, objects: Iterable[StoredObject], path: str) -> float:
+    """When an object was put, seconds since 1970 by the store's clock: of one that was just put, the time there now.
+
+    Raises:
+        ArchiveCorruptError: It is not among what the store lists.
+    """
+    for found in objects:
+        if found.path == path:
+            return found.modified
+    raise ArchiveCorruptError(
+        f"{store.location} does not list {path}, which was just written: nothing can be deleted safely there"
+    )
+
+
+def read_markers(store: Store, run_id: str) -> dict[str, MarkerRecord]:
+    """The markers in a run, by their paths.
+
+    Raises:
+        ArchiveCorruptError: One is damaged.
+        ArchiveVersionError: One was written in a newer major format.
+    """
+    markers = {}
+    for name in store.list(f"{run_prefix(run_id)}/gc"):
+        if not _MARKER_NAME.fullmatch(name):
+            continue
+        path = f"{run_prefix(run_id)}/gc/{name}"
+        data = store.get(path, MAX_SEALED_BYTES)
+        if data is not None:  # else it was taken away since it was listed
+            marker = unseal(data, MarkerRecord, path)
+            if marker.run_id != run_id:
+                raise ArchiveCorruptError(f"{store.location}/{path} is in the wrong place: it is of {marker.run_id!r}")
+            markers[path] = marker
+    return markers
+
+
+def refuse_condemned(store: Store, run_id: str, paths: AbstractSet[str]) -> None:
+    """Make sure that no file is about to be deleted, or wait a while until it is decided.
+
+    Args:
+        store: The archive's store.
+        run_id: The run.
+        paths: The files, relative to the archive.
+
+    Raises:
+        ArchiveConflictError: The whole run is being removed.
+        ArchiveError: One of the files is still about to be deleted.
+    """
+    watch = Stopwatch()
+    while blocked := _blocked(store, run_id, paths):
+        if watch.seconds() > WAIT_SECONDS:
+            raise blocked
+        time.sleep(POLL_SECONDS)
+
+
+def _blocked(store: Store, run_id: str, paths: AbstractSet[str]) -> ArchiveError | None:
+    """Why these files of a run cannot be committed at this moment."""
+    for where, marker in read_markers(store, run_id).items():
+        if marker.everything:
+            return ArchiveConflictError(
+                f"run {run_id} is being removed from {store.location} (see {where}); stop this process"
+            )
+        if doomed := next((path for path in marker.paths if path in paths), None):
+            return ArchiveError(
+                f"run {run_id} cannot be committed: {doomed} lay unused for so long that it is being deleted. Run "
+                f"`reuse-algos gc {store.location} --delete` to its end, and write the file anew"
+            )
+    return None

@@ -1,0 +1,205 @@
+"""Checking whole runs for damage."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
+from reuse_algos.archive.format.generations import DAMAGE, final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.format.manifest import ArchiveRecord, FileEntry, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.tensors import verify_file
+from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.upkeep.leases import read_markers
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError
+
+__all__ = ["Problem", "VerifyReport", "reading", "verify_archive", "verify_runs"]
+
+_IDENTITY = "archive.json"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One damaged file: whose it is, its path relative to the archive, and what is wrong with it.
+
+    ``conflict`` says that nothing is damaged, but that two writers made different things of one name.
+    """
+
+    run_id: str
+    path: str
+    what: str
+    conflict: bool = False
+
+
+@dataclass
+class VerifyReport:
+    """What was checked, and what was found wrong.
+
+    Attributes:
+        runs: Number of runs.
+        files: Number of data files.
+        bytes: Their total size.
+        problems: One per damaged file, in the order found.
+    """
+
+    runs: int = 0
+    files: int = 0
+    bytes: int = 0
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+
+@contextlib.contextmanager
+def reading(store: Store) -> Iterator[None]:
+    """A part of a store that cannot be read is damage, as long as the rest of it can be.
+
+    Raises:
+        ArchiveCorruptError: The part is damaged, or cannot be read.
+        ArchiveVersionError: It was written in a newer major format.
+        ArchiveError: The store is out of reach as a whole.
+    """
+    try:
+        yield
+    except DAMAGE:
+        raise
+    except ArchiveError as error:
+        with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place is no sign of an outage
+            store.size(_IDENTITY)  # raises if it is out of reach as a whole
+        raise ArchiveCorruptError(str(error)) from error
+
+
+def verify_archive(
+    store: Store,
+    run_id: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    records: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Check an archive, of which not even ``archive.json`` need be sound.
+
+    Args:
+        store: The archive's store.
+        run_id: One run; all by default.
+        progress: Called with the bytes hashed so far and the bytes to hash in all.
+        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
+
+    Returns:
+        What was found. Damage is never raised.
+
+    Raises:
+        ArchiveError: The store is out of reach as a whole.
+    """
+    problems = []
+    try:
+        with reading(store):
+            data = store.get(_IDENTITY, MAX_SEALED_BYTES)
+        if data is None:
+            raise ArchiveCorruptError(f"{store.location}/{_IDENTITY} is missing: the archive is damaged")
+        unseal(data, ArchiveRecord, f"{store.location}/{_IDENTITY}")
+    except DAMAGE as error:
+        problems.append(Problem("", _IDENTITY, str(error)))
+    run_ids = []
+    try:
+        with reading(store):
+            run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
+    except DAMAGE as error:
+        problems.append(Problem("", "runs", str(error)))
+    report = verify_runs(store, run_ids, progress, records)
+    report.problems[:0] = problems
+    return report
+
+
+def verify_runs(
+    store: Store,
+    run_ids: Iterable[str],
+    progress: Callable[[int, int], None] | None = None,
+    records: Callable[[int, int], None] | None = None,
+) -> VerifyReport:
+    """Check every generation of runs, and read and hash every file that any generation lists.
+
+    Args:
+        store: The archive's store.
+        run_ids: Which runs.
+        progress: Called with the bytes hashed so far and the bytes to hash in all.
+        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
+
+    Returns:
+        What was found. Damage is never raised.
+
+    Raises:
+        ArchiveError: The store is out of reach as a whole.
+    """
+    report = VerifyReport()
+    files: dict[tuple[str, str], FileEntry] = {}
+    run_ids = list(run_ids)
+    for number, run_id in enumerate(run_ids, start=1):
+        files.update(_verify_records(store, run_id, report))
+        if records is not None:
+            records(number, len(run_ids))
+    report.files = len(files)
+    report.bytes = sum(entry.bytes for entry in files.values())
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, report.bytes)
+
+    for (run_id, path), entry in files.items():
+        try:
+            with reading(store):
+                verify_file(store, path, entry, advance)
+        except DAMAGE as error:
+            report.problems.append(Problem(run_id, path, str(error)))
+    return report
+
+
+def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tuple[str, str], FileEntry]:
+    """Check a run's JSON files; return the data files that they list."""
+    files: dict[tuple[str, str], FileEntry] = {}
+
+    def attempt(path: str, action: Callable[[], object]) -> None:
+        try:
+            with reading(store):
+                action()
+        except DAMAGE as error:
+            report.problems.append(Problem(run_id, path, str(error)))
+
+    def read(generation: int) -> None:
+        for entry in read_manifest(store, run_id, generation).files:
+            path = f"{run_prefix(run_id)}/{entry.path}"
+            known = files.setdefault((run_id, path), entry)
+            if (entry.bytes, entry.sha256, entry.tensors) != (known.bytes, known.sha256, known.tensors):
+                raise ArchiveCorruptError(f"{manifest_path(run_id, generation)} contradicts another entry about {path}")
+
+    final, generations = None, []
+    try:
+        with reading(store):
+            markers = read_markers(store, run_id)
+        for path, marker in markers.items():
+            if marker.everything:
+                what = "the run is being removed, or was when its removal was interrupted: if so, remove it again"
+                report.problems.append(Problem(run_id, path, what))
+                return files
+    except DAMAGE as error:
+        report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/gc", str(error)))
+    try:
+        with reading(store):
+            final = read_final(store, run_id)
+    except DAMAGE as error:
+        report.problems.append(Problem(run_id, final_path(run_id), str(error)))
+    try:
+        with reading(store):
+            generations = list_generations(store, run_id)
+    except DAMAGE as error:
+        report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
+    highest = max([*generations, final.generation if final else 0])
+    report.runs += highest > 0
+    for generation in range(1, highest + 1):  # none is ever deleted, so a gap is damage: reading it says so
+        attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))
+    return files

@@ -1,0 +1,1 @@
+"""What earlier runs say: choosing them, rebuilding their models, their views, presentations, scores and label noise."""

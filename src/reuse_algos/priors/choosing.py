@@ -1,0 +1,160 @@
+"""Choosing prior runs and making sure that they fit the current one. Every algorithm goes through here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, nearest
+from reuse_algos.training.ranks import on_rank_zero
+
+__all__ = ["RunSelection", "choose_runs", "match_classes", "match_examples", "open_archive", "select_runs"]
+
+RunSelection = str | Mapping[str, Any] | PriorRun | Sequence[str] | Sequence[PriorRun]
+"""A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs."""
+
+_QUERY_KEYS = ("tags", "run_name", "order", "metric", "limit", "unfinished", "unhealthy")
+
+
+def open_archive(archive: RunArchive | str | os.PathLike[str]) -> RunArchive:
+    """The archive itself, or the one at this path, which must exist."""
+    return archive if isinstance(archive, RunArchive) else RunArchive(archive, create=False)
+
+
+def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
+    """The prior runs that a selection names, at least one.
+
+    Raises:
+        RunNotFoundError: an id is unknown, or nothing matches the query.
+        ValueError: the query has an unknown key.
+    """
+    if isinstance(runs, PriorRun):
+        return [runs]
+    if isinstance(runs, str):
+        return [archive.run(runs)]
+    if isinstance(runs, Mapping):
+        for key in runs:
+            if key not in _QUERY_KEYS:
+                raise ValueError(f"runs: unknown key {key!r}.{nearest(str(key), _QUERY_KEYS)}")
+        found = archive.runs(**runs)
+        if not found:
+            raise RunNotFoundError(
+                f"no finished run in {archive.location} matches {dict(runs)}. `reuse-algos runs {archive.location}` "
+                "lists what is there; record one first, or change the selection."
+            )
+        return found
+    chosen = [run if isinstance(run, PriorRun) else archive.run(run) for run in runs]
+    if not chosen:
+        raise RunNotFoundError("runs: the list of prior runs is empty; name at least one run.")
+    return chosen
+
+
+def choose_runs(
+    archive: RunArchive, runs: RunSelection, pinned: Sequence[tuple[str, int]] | None = None
+) -> list[tuple[str, int]]:
+    """Select on rank 0: run ids and generations, the same ones on every rank.
+
+    Args:
+        archive: where the runs are.
+        runs: what to select.
+        pinned: the outcome of an earlier selection, from a checkpoint or an earlier fit: taken instead of a new one, so
+            that runs archived in the meantime change nothing.
+
+    Raises:
+        ReuseAlgosError: as :func:`select_runs`, on every rank.
+    """
+    return on_rank_zero(
+        lambda: list(pinned) if pinned else [(run.id, run.manifest.generation) for run in select_runs(archive, runs)]
+    )
+
+
+def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[str] | None) -> None:
+    """Refuse a prior run with other classes than the current one.
+
+    Raises:
+        PriorRunMismatchError: number or names of the classes differ; the message has both.
+    """
+    data, model = run.manifest.dataset, run.manifest.model
+    theirs = (model.num_classes if model else None) or (data.num_classes if data else None)
+    if theirs is not None and num_classes is not None and theirs != num_classes:
+        raise PriorRunMismatchError(
+            f"run {run.id} has {theirs} classes, this run has {num_classes}. Choose runs with the same classes."
+        )
+    names = data.class_names if data else None
+    if names and class_names and list(names) != list(class_names):
+        differing = [(i, a, b) for i, (a, b) in enumerate(zip(names, class_names, strict=False)) if a != b][:3]
+        shown = "; ".join(f"class {i} is {a!r} there and {b!r} here" for i, a, b in differing)
+        raise PriorRunMismatchError(
+            f"run {run.id} has other classes: {shown or f'{len(names)} there, {len(class_names)} here'}. "
+            "Choose runs with the same classes in the same order."
+        )
+
+
+def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Tensor | None:
+    """Which row of a prior run's signals belongs to each example of the current data.
+
+    Args:
+        run: the prior run.
+        info: the current train data.
+        mismatch: ``refuse``, or ``allow``: match examples by key, and leave out those that are new or whose label
+            changed. Where both sides name their classes, labels are compared by name: a class that was added or
+            removed numbers the others anew, and that is no change.
+
+    Returns:
+        None where the data are the same (row = position), else int64 ``[N]``: the prior position, or -1.
+
+    Raises:
+        PriorRunMismatchError: the data differ and ``mismatch`` is ``refuse``, or no example is common to both.
+    """
+    record = run.manifest.dataset
+    if record is None:
+        raise PriorRunMismatchError(
+            f"run {run.id} has no record of its data, so its signals cannot be matched with examples. "
+            "Record runs with RunRecorder."
+        )
+    if record.fingerprint == info.fingerprint:
+        return None
+    prior_keys, prior_labels = run.keys(), run.labels()
+    order = torch.argsort(prior_keys)
+    place = torch.searchsorted(prior_keys[order], info.keys).clamp_(max=len(order) - 1)
+    rows = order[place]
+    known = prior_keys[rows] == info.keys
+    relabelled = torch.zeros_like(known)
+    if prior_labels is not None and info.labels is not None:
+        relabelled = known & (_labels_here(prior_labels, record.class_names, info.class_names)[rows] != info.labels)
+    common = int((known & ~relabelled).sum())
+    difference = (
+        f"run {run.id} was trained on {record.name} with {record.num_examples} examples (fingerprint "
+        f"{record.fingerprint[:12]}), this run on {info.name} with {info.num_examples} (fingerprint "
+        f"{info.fingerprint[:12]}): {int(known.sum())} examples are common by key, {int(relabelled.sum())} of them "
+        "with another label"
+    )
+    if mismatch != "allow":
+        raise PriorRunMismatchError(
+            f"{difference}. Choose a run on the same data, or say mismatch: allow to use the prior run for the common "
+            "examples and go without it for the others."
+        )
+    if common == 0:
+        raise PriorRunMismatchError(f"{difference}. There is nothing to reuse.")
+    return torch.where(known & ~relabelled, rows, torch.full_like(rows, -1))
+
+
+def _labels_here(labels_N: torch.Tensor, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> torch.Tensor:
+    """Labels of a prior run as numbers of the current classes, by name; -1 for classes that there are no more.
+
+    As they are where a side has no names, or not unique ones, or where no name is common: then the classes were
+    renamed, all at once.
+    """
+    if not theirs or not ours or list(theirs) == list(ours) or not set(theirs) & set(ours):
+        return labels_N
+    if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):
+        return labels_N
+    place = {name: number for number, name in enumerate(ours)}
+    numbers_J = torch.tensor([place.get(name, -1) for name in theirs], dtype=labels_N.dtype)
+    named_N = (labels_N >= 0) & (labels_N < len(theirs))
+    return torch.where(named_N, numbers_J[labels_N.clamp(0, len(theirs) - 1).long()], labels_N)

@@ -1,0 +1,1 @@
+"""What Composer's State means, asked in one place."""

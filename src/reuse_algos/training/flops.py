@@ -1,0 +1,69 @@
+"""FLOPs of forward passes, and of training steps in terms of them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from composer import State
+from composer.algorithms import SAM, ProgressiveResizing, SelectiveBackprop, SeqLengthWarmup
+from composer.core import get_precision_context
+from torch.utils.flop_counter import FlopCounterMode
+
+from reuse_algos.data.example_ids import num_rows
+from reuse_algos.errors import ArchiveWarning
+from reuse_algos.training.interplay import BatchEffects
+
+__all__ = ["PASSES_PER_STEP", "forward_flops", "training_flops"]
+
+_OTHER_WORK = (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup)
+"""Algorithms of Composer's with which a step is not three passes of whole examples."""
+
+PASSES_PER_STEP = 3
+"""What an example costs in training, in forward passes: its own, and a backward pass that costs about two."""
+
+
+def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | None:
+    """FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
+
+    Args:
+        forward: runs the model on ``state.batch`` once more. Here it has no gradient and the trainer's precision; that
+            no statistics and no generator move is the caller's care.
+        state: while a batch is there.
+        what: whose FLOPs they are, for the warning.
+
+    Returns:
+        None, with an :class:`~reuse_algos.errors.ArchiveWarning`, where the model cannot be run like that.
+    """
+    try:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
+            forward()
+        return round(counter.get_total_flops() / num_rows(state.batch))
+    except Exception as error:
+        warnings.warn(f"FLOPs of {what} are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
+        return None
+
+
+def training_flops(flops_per_example: int | None, state: State) -> float | None:
+    """FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
+
+    Args:
+        flops_per_example: of a forward pass of the model.
+        state: with the timestamp and the algorithms.
+
+    Returns:
+        None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one
+        of Composer's (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup) changes what a step is.
+    """
+    if flops_per_example is None or any(isinstance(one, _OTHER_WORK) for one in state.algorithms):
+        return None
+    total = float(PASSES_PER_STEP * flops_per_example * int(state.timestamp.sample))
+    for algorithm in state.algorithms:
+        extra = algorithm.extra_flops(flops_per_example) if isinstance(algorithm, BatchEffects) else 0.0
+        if extra is None:
+            return None
+        total += extra
+    return total

@@ -1,0 +1,66 @@
+"""Finding the plain module in what the trainer holds, and the logits in what a model returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from reuse_algos.errors import ModelError
+from reuse_algos.training.batch_norm import without_auxiliary
+
+__all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
+    """The user's model inside the wrappers of DDP and ``torch.compile``."""
+    while True:
+        if isinstance(model, torch.nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), torch.nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """State dict of the user's model under its own names: tensors only, without prefixes and auxiliary batch norms."""
+    plain = unwrap_model(model)
+    state = plain.state_dict()
+    names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
+    return {name.replace("_orig_mod.", ""): state[name] for name in names}
+
+
+def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor:
+    """The logits tensor ``[B, C, ...]`` of a model's outputs.
+
+    Args:
+        outputs: a tensor, a mapping, a sequence, or an object with a ``logits`` attribute.
+        output_key: where the logits lie. Default: the tensor itself, or what is called ``logits``.
+
+    Raises:
+        ModelError: there are no logits under that key.
+    """
+    found: Any = None
+    if output_key is not None:
+        try:
+            found = outputs[output_key]
+        except (KeyError, IndexError, TypeError) as error:
+            raise ModelError(f"the model's outputs have nothing under output_key={output_key!r}: {error!r}") from error
+    elif isinstance(outputs, torch.Tensor):
+        found = outputs
+    elif isinstance(outputs, Mapping):
+        found = outputs.get("logits")
+    else:
+        found = getattr(outputs, "logits", None)
+    if not isinstance(found, torch.Tensor) or found.dim() < 2:
+        raise ModelError(
+            f"no logits [B, C, ...] found in outputs of type {type(outputs).__name__}; name their place by output_key"
+        )
+    return found
