@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-from reuse_algos.archive import StoredObject, collect, leases, removal
-from reuse_algos.archive.stores.store import Chunk
+from reuse_algos.archive import Store, StoredObject
+from reuse_algos.archive.stores.base import Chunk
+from reuse_algos.archive.upkeep import collect, leases, removal
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError
 
 __all__ = ["Clock", "DictStore", "keeping_time"]
@@ -47,7 +48,7 @@ def keeping_time(clock: Clock) -> Iterator[None]:
             module.time = time
 
 
-class DictStore:
+class DictStore(Store):
     """What a :class:`~reuse_algos.archive.Store` must be, as plainly as possible.
 
     Args:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reuse_algos.archive import LocalStore, RunArchive, copy_runs
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.upkeep.collect import collect_garbage
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchivePermissionError, RunNotFoundError
 
@@ -161,14 +161,14 @@ def test_stopped_at_every_change_of_a_disk_and_repeated(
     source = archive._store
     for index in range(2, 400, 7):
         target = LocalStore(tmp_path / str(index))
-        monkeypatch.setattr("reuse_algos.archive.stores.store.os", TracedOS(fail_at(index, StopError)))
+        monkeypatch.setattr("reuse_algos.archive.stores.local.os", TracedOS(fail_at(index, StopError)))
         try:
             copy_runs(source, target)
         except StopError:
             completed = False
         else:
             completed = True
-        monkeypatch.setattr("reuse_algos.archive.stores.store.os", TracedOS())
+        monkeypatch.setattr("reuse_algos.archive.stores.local.os", TracedOS())
         there = RunArchive(tmp_path / str(index))
         assert there.verify().ok
         assert there.run_ids() in ([], [run_id])

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reuse_algos.archive import RunArchive, RunWriter, leases
+from reuse_algos.archive import RunArchive, RunWriter
+from reuse_algos.archive.upkeep import leases
 from reuse_algos.archive.upkeep.collect import _look, collect_garbage
 from reuse_algos.archive.upkeep.leases import Marker
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchivePermissionError

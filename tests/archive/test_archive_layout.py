@@ -246,7 +246,7 @@ def test_a_hash_is_computed_once_per_host(
 ) -> None:
     run = archive.run(make_run())
     run.weights()
-    monkeypatch.setattr("reuse_algos.archive.stores.verified._seen", set())  # as in another process
+    monkeypatch.setattr("reuse_algos.archive.stores.cache._seen", set())  # as in another process
 
     def fail(*_: object) -> str:
         raise AssertionError("hashed again")
@@ -254,7 +254,7 @@ def test_a_hash_is_computed_once_per_host(
     monkeypatch.setattr("reuse_algos.archive.format.tensors.hash_file", fail)
     run.weights()
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/not-writable")
-    monkeypatch.setattr("reuse_algos.archive.stores.verified._seen", set())
+    monkeypatch.setattr("reuse_algos.archive.stores.cache._seen", set())
     with pytest.raises(AssertionError, match="hashed again"):
         run.weights()
 

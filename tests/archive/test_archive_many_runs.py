@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from reuse_algos.archive import Manifest, RunArchive, history_tensors
 from reuse_algos.archive.format.envelope import seal, unseal
-from reuse_algos.archive.format.manifest import manifest_path
+from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.errors import ArchiveWarning, SignalNotFoundError
 

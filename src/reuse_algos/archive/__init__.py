@@ -22,7 +22,9 @@ from reuse_algos.archive.signals.packed import dequantize, quantize, shape_text
 from reuse_algos.archive.signals.resident import ResidentSignal
 from reuse_algos.archive.signals.signal import Signal
 from reuse_algos.archive.signals.top_k import decode_top_k, encode_top_k
-from reuse_algos.archive.stores.store import LocalStore, Store, StoredObject, open_store
+from reuse_algos.archive.stores.base import Store, StoredObject
+from reuse_algos.archive.stores.local import LocalStore
+from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.collect import GarbageReport
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
 from reuse_algos.archive.upkeep.removal import RemovalReport

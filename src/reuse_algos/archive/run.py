@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive.format.generations import read_manifest
-from reuse_algos.archive.format.manifest import FileEntry, FinalRecord, Manifest, run_prefix
+from reuse_algos.archive.format.manifest import FileEntry, FinalRecord, Manifest
 from reuse_algos.archive.format.metrics import (
     MetricHistory,
     Mode,
@@ -19,10 +19,11 @@ from reuse_algos.archive.format.metrics import (
     read_history,
     resolve_metric,
 )
+from reuse_algos.archive.format.names import run_prefix
 from reuse_algos.archive.format.tensors import open_tensors, tensor_parts
 from reuse_algos.archive.signals.segments import Segment
 from reuse_algos.archive.signals.signal import Signal
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
 __all__ = ["PriorRun", "weights_name"]

@@ -13,11 +13,14 @@ from pathlib import Path
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
 from reuse_algos.archive.format.generations import list_generations, read_latest, read_manifest
-from reuse_algos.archive.format.manifest import ArchiveRecord, Manifest, is_safe_name
+from reuse_algos.archive.format.manifest import ArchiveRecord, Manifest
+from reuse_algos.archive.format.names import is_safe_name
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
 from reuse_algos.archive.selection import Order, scan, select, tags_match
-from reuse_algos.archive.stores.store import LocalStore, Store, open_store
+from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.local import LocalStore
+from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.collect import GarbageReport, collect_garbage
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
 from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS
@@ -41,7 +44,7 @@ class RunArchive:
 
     Args:
         path: The directory, a URL such as ``s3://bucket/prefix`` (see
-            :func:`~reuse_algos.archive.stores.store.open_store`), or a store; for a store of its own ``read_only`` is
+            :func:`~reuse_algos.archive.stores.opening.open_store`), or a store; for a store of its own ``read_only`` is
             decided where it was opened.
         create: Make the archive if there is none. A bucket is not made.
         read_only: Refuse every write, and make nothing.

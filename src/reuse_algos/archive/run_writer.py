@@ -11,26 +11,23 @@ import msgspec
 from torch import Tensor
 
 from reuse_algos.archive.format.envelope import FORMAT, seal
-from reuse_algos.archive.format.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.format.generations import list_generations, read_final, read_manifest
 from reuse_algos.archive.format.manifest import (
     KINDS,
     FileEntry,
     FinalRecord,
     Manifest,
     Scalar,
-    data_path,
     decode_manifest,
     encode_manifest,
-    is_safe_name,
-    manifest_path,
-    run_prefix,
 )
 from reuse_algos.archive.format.metrics import final_meta
+from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.archive.signals.segments import check_signal
-from reuse_algos.archive.stores.sizes import check_sizes
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
+from reuse_algos.archive.upkeep.verify import check_sizes
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["RunWriter", "utc_now"]

@@ -13,7 +13,7 @@ from reuse_algos.archive.format.generations import DAMAGE, Latest, find_latest
 from reuse_algos.archive.format.metrics import Mode, infer_mode, resolve_metric
 from reuse_algos.archive.format.summary import RunSummary, decode_summary
 from reuse_algos.archive.run import PriorRun
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveError, SignalNotFoundError
 
 __all__ = ["Found", "Order", "scan", "select", "tags_match"]
@@ -51,7 +51,7 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
         except DAMAGE as error:
             return error
 
-    for run_id, found in _in_order(read, run_ids, getattr(store, "concurrency", 1)):
+    for run_id, found in _in_order(read, run_ids, store.concurrency):
         if isinstance(found, ArchiveError):
             warn(run_id, found)
         elif found is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.archive.stores.store import open_store
+from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.sequence.harvests import missing_harvests, remade

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from reuse_algos.archive import RunArchive, store
+from reuse_algos.archive import RunArchive
+from reuse_algos.archive.stores import local
 from reuse_algos.errors import ArchiveError, ArchivePermissionError
 
 from ..small_runs import manifest_of, put_files, use_everything
@@ -96,12 +97,12 @@ class FailingReads:
 
 @contextmanager
 def _failing_reads(target: int = -1, number: int = 0) -> Iterator[FailingReads]:
-    real, mine = store.os, FailingReads(target, number)
-    cast(Any, store).os = mine
+    real, mine = local.os, FailingReads(target, number)
+    cast(Any, local).os = mine
     try:
         yield mine
     finally:
-        cast(Any, store).os = real
+        cast(Any, local).os = real
 
 
 def _reading(root: Path, count: int | None, seed: int, numbers: Sequence[int], tally: Tally) -> None:

@@ -25,7 +25,7 @@ from reuse_algos.archive import (
     TensorInfo,
     quantize,
 )
-from reuse_algos.archive.format.manifest import data_path
+from reuse_algos.archive.format.names import data_path
 from reuse_algos.archive.format.tensors import DTYPES
 from reuse_algos.errors import ArchiveError, ExampleIdError, RunNotFoundError, SignalNotFoundError
 

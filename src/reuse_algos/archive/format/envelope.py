@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import msgspec
 import numpy as np
 
+from reuse_algos.archive.stores.base import MAX_ATOMIC_BYTES
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
 __all__ = ["FORMAT", "MAX_SEALED_BYTES", "check_json_bounds", "seal", "unseal"]
@@ -25,7 +26,7 @@ FORMAT = (1, 1)
 1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.signals.packed`) and the FLOPs of training to 1.0.
 """
 
-MAX_SEALED_BYTES = 16 << 20
+MAX_SEALED_BYTES = MAX_ATOMIC_BYTES  # a commit must have exactly one winner in every store
 MAX_DEPTH = 64
 MAX_ITEMS = 500_000
 
