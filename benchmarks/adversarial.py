@@ -123,7 +123,7 @@ class Study:
             print(f"unknown methods {unknown}; known: {', '.join(METHODS)}", file=sys.stderr)
             return 2
         if not self.options.summary:
-            RunArchive(self.options.archive)
+            RunArchive(self.options.archive, create=True)
             self.run_all([("prior", seed) for seed in self.prior_seeds])
             if any(self.find("prior", seed) is None for seed in self.prior_seeds):
                 print("the prior runs are not complete; start again to go on", file=sys.stderr)

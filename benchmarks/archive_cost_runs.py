@@ -30,7 +30,7 @@ def make_runs(path: Path, count: int) -> int:
     Selecting opens nothing but the records, so only the first run's data files are there. The records are written
     without waiting for the disk.
     """
-    archive = RunArchive(path)
+    archive = RunArchive(path, create=True)
     template = first_run(archive)
     size = 0
     for number in range(1, count):

@@ -110,7 +110,7 @@ def put_deltas(
 
 def make_archive(folder: Path) -> RunArchive:
     """Two runs, an older and a newer one, each with perturbations (see :func:`deltas`, seeds 1 and 2)."""
-    archive = RunArchive(folder)
+    archive = RunArchive(folder, create=True)
     for seed, name in ((1, "older"), (2, "newer")):
         put_deltas(archive, record(folder, name, seed=seed), deltas(seed))
     return archive

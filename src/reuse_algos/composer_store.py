@@ -1,8 +1,9 @@
 """An archive in a store that only Composer reaches: Oracle's, Databricks' and any other ``composer`` object store.
 
 Composer's object stores can upload, download and list. They cannot refuse to replace an object, they say nothing of an
-object's age, and they delete nothing. So here one writer per run is allowed, which is said aloud; garbage collection
-finds nothing old; and objects are removed with the provider's own tools. Where obstore reaches a store (``s3://``,
+object's age, and they delete nothing. So one writer per run is allowed, with a warning; garbage collection
+finds nothing old; and objects are removed with the provider's own tools. It stands between the archive, which
+knows nothing of Composer, and the layers above, which know nothing of stores. Where obstore reaches a store (``s3://``,
 ``gs://``, ``az://``) the archive uses that instead.
 """
 
@@ -44,7 +45,7 @@ def open_composer_store(location: str, *, create: bool, read_only: bool) -> Stor
 
     Args:
         location: The URL, such as ``oci://bucket/prefix`` or ``dbfs:/Volumes/catalog/schema/volume/prefix``.
-        create: Of no effect: what holds the archive must exist.
+        create: Has no effect: the bucket or volume must exist.
         read_only: Refuse every write.
 
     Raises:
@@ -57,7 +58,7 @@ def open_composer_store(location: str, *, create: bool, read_only: bool) -> Stor
     except Exception as error:  # of many libraries, each with its own
         raise ArchiveError(f"cannot open {location} with Composer's object stores: {_said(error)}") from error
     if objects is None:
-        raise ArchiveError(f"{location!r} is no URL of an object store")
+        raise ArchiveError(f"{location!r} is not the URL of an object store")
     return ComposerStore(objects, prefix, location=location, read_only=read_only)
 
 

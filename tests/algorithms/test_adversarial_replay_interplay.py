@@ -190,7 +190,7 @@ def test_grown_data_is_refused_or_replayed_where_known(archive: RunArchive) -> N
 
 
 def test_missing_views_and_rows(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(archive, run_id, deltas(3), ids={0: torch.arange(0, N, 2), 1: torch.zeros(0, dtype=torch.int64)})
     with pytest.raises(PriorRunMismatchError, match=r"perturbations for 1 of the 2 views .*--signals adversarial"):
@@ -202,7 +202,7 @@ def test_missing_views_and_rows(tmp_path: Path) -> None:
 
 
 def test_nothing_to_replay_is_told(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     with pytest.raises(SignalNotFoundError, match=r"no adversarial perturbations .*`reuse-algos harvest .* --views 2`"):
         fit([replay(archive, runs=run_id)])
@@ -219,7 +219,7 @@ def test_other_views_and_sizes_are_refused(archive: RunArchive, tmp_path: Path) 
         fit([replay(archive)], data=images(view_seed=4))
     with pytest.raises(PriorRunMismatchError, match="augmentation is not a known view"):
         fit([replay(archive, mismatch="allow")], data=images(num_views=0))
-    larger = RunArchive(tmp_path)
+    larger = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(larger, run_id, deltas(3, shape=(3, 8, 8)))
     with pytest.raises(PriorRunMismatchError, match=r"images \(3, 8, 8\).*this run's images are \(3, 6, 6\)"):
@@ -227,7 +227,7 @@ def test_other_views_and_sizes_are_refused(archive: RunArchive, tmp_path: Path) 
 
 
 def test_a_size_that_only_the_batch_tells(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(archive, run_id, deltas(3, shape=(3, 8, 8)))
     data = images()
@@ -362,7 +362,7 @@ def test_a_model_near_chance_is_not_judged(classes: int, right: int, judged: boo
 
 
 def test_warns_once_when_stale(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior", model=conv_net(1, norm=False), max_duration="20ep", lr=0.1)
     put_deltas(archive, run_id, torch.zeros(2, N, *SHAPE))
 

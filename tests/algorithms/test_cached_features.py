@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
     path = tmp_path_factory.mktemp("features") / "archive"
     run_id = record_run(path, weights=("last", "2ep"))
     harvest(path, run_id, signals=("features", "logits"), dataset=viewed(), model=mlp, progress=False)
-    return RunArchive(path)
+    return RunArchive(path, create=True)
 
 
 @pytest.fixture(scope="module")

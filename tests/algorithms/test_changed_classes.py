@@ -58,7 +58,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
     one = trainer(epoch_loader(Data(BEFORE, THEN)), mlp(1), callbacks=[recorder], max_duration="3ep")
     one.fit()
     one.close()
-    return RunArchive(path)
+    return RunArchive(path, create=True)
 
 
 def _student() -> ComposerClassifier:

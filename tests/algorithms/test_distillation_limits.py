@@ -144,7 +144,7 @@ def test_ids_in_the_batch_find_their_rows(archive: RunArchive) -> None:
         def __getitem__(self, position: int) -> Any:
             return views[ExampleView(position, 0)][0], position % NUM_CLASSES, 1000 + position
 
-    prior = RunArchive(archive.root)
+    prior = RunArchive(archive.root, create=True)
     run = prior.runs(order="first")[0]
     shifted = DatasetInfo("blobs", torch.arange(64), torch.arange(64) % NUM_CLASSES, tuple("abcd"))
     assert run.manifest.dataset is not None

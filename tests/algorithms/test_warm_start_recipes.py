@@ -50,7 +50,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_shipped_recipe(half: Path) -> None:
     _, first = _train("digits/warm_start", half)
-    archive = RunArchive(half)
+    archive = RunArchive(half, create=True)
     prior = archive.run("digits-half-1")
     for name, value in prior.weights("last").items():
         assert torch.equal(first.weights[name], value), name
@@ -74,7 +74,7 @@ def test_together_with_distillation_and_focus_on_grown_data(half: Path) -> None:
         "algorithms.history_curriculum={runs: digits-half-1, strategy: focus, unknown: median, mismatch: allow}",
     )
     by_name = {type(algorithm).__name__: algorithm for algorithm in one.state.algorithms}
-    archive = RunArchive(half)
+    archive = RunArchive(half, create=True)
     prior, run = archive.run("digits-half-1"), archive.run("all")
     assert torch.equal(first.weights["module.fc.weight"], prior.weights("last")["module.fc.weight"])
     curriculum: Any = by_name["HistoryCurriculum"]

@@ -237,7 +237,7 @@ def test_standalone_evaluation_is_not_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("lr", "health"), [(1e30, "diverged"), (0.1, "ok")])
 def test_diverged_runs_are_kept_exactly_and_not_chosen(tmp_path: Path, lr: float, health: str) -> None:
     run = _record(tmp_path, fit={"lr": lr})
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     assert run.health == health
     assert [r.id for r in archive.runs()] == ([] if health == "diverged" else [run.id])
     assert [r.id for r in archive.runs(unhealthy=True)] == [run.id]
@@ -398,7 +398,7 @@ def test_read_only_archive() -> None:
         with _nobody():
             with pytest.raises(ArchivePermissionError, match="archive"):
                 record_run(archive, epochs=1)
-            assert RunArchive(archive, create=False).run(run_id).finished
+            assert RunArchive(archive).run(run_id).finished
         assert {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()} == files
 
 

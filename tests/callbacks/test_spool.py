@@ -96,7 +96,7 @@ def test_with_an_archive_in_reach_nothing_is_different(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ArchiveWarning)
         recorder = _train(tmp_path / "archive", tmp_path)
-    run = RunArchive(tmp_path / "archive", create=False).run(recorder.run_id or "")
+    run = RunArchive(tmp_path / "archive").run(recorder.run_id or "")
     _assert_same(run, _straight(tmp_path))
     assert RunArchive(tmp_path / "archive").verify().ok
 
@@ -120,7 +120,7 @@ def test_an_archive_out_of_reach_gets_the_record_later(tmp_path: Path, capsys: p
 def test_an_archive_that_goes_and_comes_back_has_everything_at_the_end(tmp_path: Path) -> None:
     target, aside = tmp_path / "archive", tmp_path / "aside"
     go, back = At(1, _moved(target, aside)), At(3, _moved(aside, target))
-    RunArchive(target)
+    RunArchive(target, create=True)
     with pytest.warns(ArchiveWarning, match="is gone") as told:
         recorder = _train(target, tmp_path, go, back)
     assert len(told) == 1
@@ -166,7 +166,7 @@ def test_another_attempt_is_no_failure_of_the_archive(tmp_path: Path) -> None:
     def take_over(recorder: RunRecorder) -> None:
         assert recorder.spool is not None
         assert recorder.spool.wait(30)
-        archive = RunArchive(target)
+        archive = RunArchive(target, create=True)
         archive.resume_run(archive.run_ids()[0])
 
     with pytest.raises(ArchiveConflictError):

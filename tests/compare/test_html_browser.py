@@ -39,7 +39,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
-    comparison, selection = plain(RunArchive(folder / "archive"))
+    comparison, selection = plain(RunArchive(folder / "archive", create=True))
     write_report(comparison_report(comparison, selection), folder / "plain.html")
     over_budgets, manifests = budgets()
     write_report(budget_report(over_budgets, manifests), folder / "budgets.html")

@@ -66,7 +66,7 @@ def test_a_baseline_a_harvest_and_a_replay(tmp_path):
     attack = Attack(method="fgsm", epsilon=16 / 255)
     harvest(tmp_path, "baseline", signals=("adversarial",), attack=attack, progress=False)
     fit(values(tmp_path, run_name="replayed", callbacks=robust, algorithms=replay))
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     baseline, replayed = archive.run("baseline"), archive.run("replayed")
     for run in (baseline, replayed):
         history = run.metric("metrics/eval/robust/FGSMAccuracy")

@@ -138,7 +138,7 @@ class RunRecord:
     def read(self, entry: FileEntry) -> dict[str, torch.Tensor]:
         """Tensors of a committed file."""
         assert self.manifest is not None
-        return self.archive.run(self.run_id).at_generation(self.manifest.generation).read(entry)
+        return self.archive.open_run(self.run_id, self.manifest.generation).read(entry)
 
 
 def _key_of(entry: FileEntry) -> _Key:

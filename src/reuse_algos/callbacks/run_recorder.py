@@ -104,7 +104,7 @@ class RunRecorder(Callback):
         if self.spool is not None:
             self.archive = self.spool.archive
         else:
-            self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive)
+            self.archive = archive if isinstance(archive, RunArchive) else RunArchive(archive, create=True)
         self.run_name = run_name
         self.tags = {str(key): str(value) for key, value in (tags or {}).items()}
         self.recipe = None if recipe is None else dict(recipe)
@@ -234,7 +234,7 @@ class RunRecorder(Callback):
         assert self._record is not None
         manifest = self._record.manifest
         assert manifest is not None
-        run = self.archive.run(manifest.run_id).at_generation(manifest.generation)
+        run = self.archive.open_run(manifest.run_id, manifest.generation)
         self._model = manifest.model
         self._log = MetricLog.of_run(run)
         if "logits" in self.signals and "logits" in run.signal_names:

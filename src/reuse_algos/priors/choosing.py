@@ -23,7 +23,7 @@ _QUERY_KEYS = ("tags", "run_name", "order", "metric", "limit", "unfinished", "un
 
 def open_archive(archive: RunArchive | str | os.PathLike[str]) -> RunArchive:
     """The archive itself, or the one at this path, which must exist."""
-    return archive if isinstance(archive, RunArchive) else RunArchive(archive, create=False)
+    return archive if isinstance(archive, RunArchive) else RunArchive(archive)
 
 
 def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:

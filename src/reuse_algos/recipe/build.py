@@ -118,7 +118,7 @@ def _open_archive(settings: Settings) -> RunArchive | str | None:
     reading = [name for name in settings.algorithms if _is_ours(find("algorithm", name))]
     if settings.archive is None or (tolerant and not reading):
         return settings.archive
-    return RunArchive(settings.archive)
+    return RunArchive(settings.archive, create=True)
 
 
 def check_world_size(recipe: Recipe) -> None:

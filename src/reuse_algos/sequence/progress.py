@@ -50,7 +50,7 @@ def open_for_reading(location: str) -> RunArchive | None:
         if type(error) is ArchiveError and "://" not in location:
             return None  # no such folder; what is there and cannot be read is one of its children
         raise
-    return RunArchive(store, create=False)
+    return RunArchive(store)
 
 
 def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:

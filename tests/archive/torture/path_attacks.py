@@ -63,8 +63,8 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
         outside = own / "outside"
         outside.mkdir(parents=True)
         with traced():
-            archive = RunArchive(own / "archive")
-            RunArchive(own / "copy")
+            archive = RunArchive(own / "archive", create=True)
+            RunArchive(own / "copy", create=True)
             good = _good_run(archive)
             refused = attacks[name](archive, outside)
         (outside / "secret").write_bytes(b"secret")

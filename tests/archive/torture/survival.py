@@ -34,7 +34,7 @@ def traced(before: Callable[[int, str], None] = lambda index, kind: None) -> Ite
 
 def write_run(root: Path, acknowledge: Callable[[str, int], None]) -> None:
     """Commit a run of three generations, reporting each commit once it has returned."""
-    archive = RunArchive(root)
+    archive = RunArchive(root, create=True)
     writer = archive.start_run("toy")
     for epoch in range(GENERATIONS):
         files = put_files(writer, values=[0.1 * (epoch + 1)] * (epoch + 1), epoch=epoch)
@@ -54,7 +54,7 @@ def check_survivors(root: Path, acknowledged: list[Commit], tally: Tally, when: 
     """Count what a crash broke: all that was acknowledged must be there and sound, and nothing half there."""
     with traced():  # not to wait for the disk
         try:
-            archive = RunArchive(root)
+            archive = RunArchive(root, create=True)
             problems = archive.verify().problems
             run_ids = archive.run_ids()
         except Exception as error:

@@ -1,4 +1,4 @@
-"""JSON files that know when they were damaged.
+"""JSON files whose damage is noticed.
 
 A sealed file is ``{"sha256":"<64 hex digits>","content":<JSON object>}`` and a newline. It is ordinary JSON to every
 other tool, and each of its bytes is either fixed or covered by the hash, so that a change of any bit is noticed.

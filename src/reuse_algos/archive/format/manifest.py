@@ -88,7 +88,7 @@ class DatasetRecord(_Struct, frozen=True, kw_only=True):
     """The training data of a run. Keys and labels are in the file of kind ``dataset`` named ``examples``.
 
     Attributes:
-        name: What the data set is called.
+        name: What the dataset is called.
         num_examples: N; positions are 0 to N-1.
         fingerprint: Hash over name, N, keys and labels: equal fingerprints mean the same examples in the same order.
         class_names: One name per class, where known.
@@ -148,7 +148,7 @@ class Progress(_Struct, frozen=True, kw_only=True):
 
 
 class CostRecord(_Struct, frozen=True, kw_only=True):
-    """What a run spent, in seconds of wall-clock time and in FLOPs.
+    """What a run cost, in seconds of wall-clock time and in FLOPs.
 
     Attributes:
         train_seconds: Training, evaluation excluded.
@@ -178,7 +178,7 @@ class HarvestRecord(_Struct, frozen=True, kw_only=True):
 
 
 class PriorUse(_Struct, frozen=True, kw_only=True):
-    """What this run spent of an earlier one: which weights and signals, and its share of harvest seconds."""
+    """What this run used of an earlier one: weights, signals, and its share of harvest seconds."""
 
     run_id: str
     algorithm: str
@@ -210,7 +210,7 @@ class Manifest(_Struct, frozen=True, kw_only=True, tag_field="record", tag="mani
         model: Its model.
         environment: Where it ran.
         progress: How far it had trained.
-        cost: What it had spent.
+        cost: What it had cost so far.
         monitor: Full name of the metric that orders runs, such as ``"metrics/eval/MulticlassAccuracy"``.
         monitor_mode: Whether more or less of it is better.
         health: ``"diverged"`` after NaN or Inf, ``"empty"`` before anything was trained, else ``"ok"``.

@@ -42,7 +42,7 @@ def open_store(location: str | os.PathLike[str], *, create: bool, read_only: boo
     if scheme == "file":
         url = urllib.parse.urlsplit(location)
         if url.netloc not in ("", "localhost") or url.query or url.fragment:
-            raise ArchiveError(f"{location!r} is no local directory: write file:///path, or just the path")
+            raise ArchiveError(f"{location!r} is not a local directory: write file:///path, or just the path")
         location, scheme = urllib.parse.unquote(url.path), ""
     if not scheme:
         if found := _ONE_SLASH.match(location):

@@ -155,13 +155,16 @@ class Lease:
         with self._lock:
             self._drop()
 
-    def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> None:
+    def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> Stopwatch:
         """Make sure that files are there and stay there for a while, to be committed by the next call.
 
         Args:
             paths: The files, relative to the archive.
             check: Raises if they are not there. It is given those of them that this writer has not committed before;
                 the others are there unless the whole run was removed.
+
+        Returns:
+            The time since the check began. What it found may be trusted for :data:`TRUST_SECONDS`.
 
         Raises:
             ArchiveConflictError: The run is being removed.
@@ -174,7 +177,7 @@ class Lease:
             refuse_condemned(self._store, self._run_id, paths)
             check({path for path in paths if self._safe.get(path, watch) is not None})
             if watch.seconds() < TRUST_SECONDS:  # else this process was stopped on the way: all may have changed
-                return
+                return watch
 
     def _is_safe(self, path: str) -> bool:
         """Whether a file needs no lease: it is young in the store too, or committed."""

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
-from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final, read_manifest
-from reuse_algos.archive.format.manifest import ArchiveRecord, FileEntry
+from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final, read_identity, read_manifest
+from reuse_algos.archive.format.manifest import FileEntry
 from reuse_algos.archive.format.names import IDENTITY, final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.format.tensors import verify_file
 from reuse_algos.archive.stores.base import Store
@@ -96,10 +95,9 @@ def verify_archive(
     problems = []
     try:
         with reading(store):
-            data = store.get(IDENTITY, MAX_SEALED_BYTES)
-        if data is None:
+            found = read_identity(store)
+        if found is None:
             raise ArchiveCorruptError(f"{store.location}/{IDENTITY} is missing: the archive is damaged")
-        unseal(data, ArchiveRecord, f"{store.location}/{IDENTITY}")
     except DAMAGE as error:
         problems.append(Problem("", IDENTITY, str(error)))
     run_ids = []
