@@ -52,7 +52,7 @@ from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
-from reuse_algos.training.schedule import is_on
+from reuse_algos.training.window import is_on
 
 __all__ = ["AdversarialReplay"]
 

@@ -52,7 +52,7 @@ from reuse_algos.training.interplay import (
     replayed_outputs,
 )
 from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
-from reuse_algos.training.schedule import ahead, is_on, scheduled
+from reuse_algos.training.window import ahead, is_on, scheduled
 
 __all__ = ["PriorRunDistillation"]
 

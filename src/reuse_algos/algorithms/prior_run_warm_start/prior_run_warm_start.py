@@ -20,17 +20,6 @@ from torch import Tensor
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFeatures, features_name
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
-from reuse_algos.algorithms.prior_run_warm_start.freezing import (
-    TrainablePart,
-    frozen_at_start,
-    head_of,
-    holds,
-    matches,
-    norm_layers,
-    pattern_faults,
-    plain_parameters,
-    refuse_torn_ties,
-)
 from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     Plan,
     gaussian_noise,
@@ -47,6 +36,17 @@ from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.trainable import (
+    TrainablePart,
+    frozen_at_start,
+    head_of,
+    holds,
+    matches,
+    norm_layers,
+    pattern_faults,
+    plain_parameters,
+    refuse_torn_ties,
+)
 
 __all__ = ["PriorRunWarmStart"]
 
