@@ -19,6 +19,7 @@ ORDER = (
     "training",
     "priors",
     "algorithms",
+    "functional",
     "callbacks",
     "harvest",
     "recipe",
@@ -108,7 +109,6 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
         "AdversarialReplay",
-        "Freezing",
         "HistoryCurriculum",
         "PriorRunDistillation",
         "PriorRunWarmStart",

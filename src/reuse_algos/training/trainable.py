@@ -295,7 +295,7 @@ class TrainablePart:
 
     def unfreeze_if_due(self, state: State) -> bool:
         """BATCH_START: let everything train once ``unfreeze_at`` has come; whether that was now."""
-        if not self.changes_while_training or self.unfrozen or not reached(state, self.unfreeze_at):  # type: ignore[arg-type]
+        if self.unfreeze_at is None or not self.freeze or self.unfrozen or not reached(state, self.unfreeze_at):
             return False
         self._unfreeze(state)
         for module in self._norms:

@@ -3,32 +3,60 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 from composer import State, Time, TimeUnit
 from composer.core import Timestamp
 from composer.optim import ComposerScheduler
 
-__all__ = ["ahead", "is_on", "reached", "scheduled"]
+__all__ = ["Window", "ahead", "reached", "scheduled"]
 
 _LOOKED_AT = 64
 
 
-def is_on(state: State, start: Time, stop: Time, every_n_batches: int) -> bool:
-    """Whether the current batch is at or after ``start``, before ``stop``, and one of every n."""
-    due = int(state.timestamp.batch) % every_n_batches == 0
-    return due and reached(state, start) and not reached(state, stop)
+@dataclass(frozen=True)
+class Window:
+    """The batches in which an algorithm is on.
+
+    Attributes:
+        start: Composer time from which it is on, such as ``"5ep"`` or ``"0.1dur"``. Default: ``"0ba"``.
+        stop: Composer time from which it is off again. Default: ``"1dur"``.
+        every_n_batches: It is on at every n-th batch only, n at least 1. Default: 1.
+
+    Raises:
+        ValueError: A time cannot be read, or ``every_n_batches`` is below 1.
+    """
+
+    start: str | int | Time = "0ba"
+    stop: str | int | Time = "1dur"
+    every_n_batches: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every_n_batches < 1:
+            raise ValueError(f"every_n_batches must be at least 1, got {self.every_n_batches}")
+        for name in ("start", "stop"):
+            object.__setattr__(self, name, Time.from_input(getattr(self, name), TimeUnit.EPOCH))
+
+    def is_on(self, state: State) -> bool:
+        """Return whether the current batch is in the window, and one of every n."""
+        return int(state.timestamp.batch) % self.every_n_batches == 0 and self.spans(state)
+
+    def spans(self, state: State) -> bool:
+        """Return whether the current time lies at or after the start and before the stop."""
+        return reached(state, self.start) and not reached(state, self.stop)
 
 
-def reached(state: State, when: Time) -> bool:
-    """Whether training has come to a Composer time, which may be a share of the whole duration."""
+def reached(state: State, when: str | int | Time) -> bool:
+    """Return whether training has come to a Composer time, which may be a share of the whole duration."""
+    when = Time.from_input(when, TimeUnit.EPOCH)
     if when.unit == TimeUnit.DURATION:
         return _elapsed_share(state) >= when.value
     return state.timestamp.get(when.unit) >= when
 
 
 def _elapsed_share(state: State) -> float:
-    """Share of the whole duration that has passed, to the batch also where the duration is given in epochs."""
+    """Return the share of the whole duration that has passed, to the batch even where it is given in epochs."""
     duration, length = state.max_duration, state.dataloader_len
     if duration is None:
         return 0.0
@@ -39,24 +67,23 @@ def _elapsed_share(state: State) -> float:
 
 
 def scheduled(value: float, scheduler: ComposerScheduler | None, state: State) -> float:
-    """A setting at the current batch: times what its scheduler says, as a learning rate."""
+    """Return a setting at the current batch, multiplied by its scheduler as Composer multiplies a learning rate."""
     return value if scheduler is None else value * scheduler(state)
 
 
-def ahead(scheduler: ComposerScheduler | None, state: State, start: Time, stop: Time) -> list[float]:
-    """What a scheduler will say at the batches to come from ``start`` to ``stop``, looked at in up to 64 places.
+def ahead(scheduler: ComposerScheduler | None, state: State, window: Window) -> list[float]:
+    """Return a scheduler's values at up to 64 of the batches to come in a window.
 
     Args:
-        scheduler: of Composer or of the caller's own; None gives no values.
-        state: at the start of training.
-        start: from which batch on it counts.
-        stop: from which batch on it does not.
+        scheduler: Composer's or the caller's own; None has no values.
+        state: At the start of training.
+        window: The batches that count.
 
     Returns:
         At most the current value where the number of batches to come is not known.
 
     Raises:
-        ValueError: the scheduler cannot say, as where its times are of a kind that it does not take.
+        ValueError: The scheduler fails, for example because its times are of a kind that it does not take.
     """
     if scheduler is None:
         return []
@@ -72,7 +99,7 @@ def ahead(scheduler: ComposerScheduler | None, state: State, start: Time, stop: 
         if batches:
             epoch, within = divmod(int(batch), int(length)) if length is not None else (0, int(batch))
             later.timestamp = Timestamp(epoch=epoch, batch=int(batch), batch_in_epoch=within)
-        if not reached(later, start) or reached(later, stop):
+        if not window.spans(later):
             continue
         try:
             found.append(float(scheduler(later)))

@@ -8,9 +8,16 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     shuffled_noise,
 )
 from reuse_algos.algorithms.prior_run_warm_start.prior_run_warm_start import PriorRunWarmStart
+from reuse_algos.algorithms.prior_run_warm_start.settings import Average, Change, Keep, Match, Reset, Trainable
 
 __all__ = [
+    "Average",
+    "Change",
+    "Keep",
+    "Match",
     "PriorRunWarmStart",
+    "Reset",
+    "Trainable",
     "average_weights",
     "gaussian_noise",
     "known_rows",
