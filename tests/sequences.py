@@ -18,7 +18,9 @@ REUSE = {
     "first": {},
     "overrides": {
         "max_duration": "1ep",
-        "algorithms": {"prior_run_distillation": {"runs": QUERY, "source": "cached", "loss": "mse", "weight": 0.5}},
+        "algorithms": {
+            "prior_run_distillation": {"runs": QUERY, "source": "cached", "loss": {"name": "mse", "weight": 0.5}}
+        },
     },
 }
 

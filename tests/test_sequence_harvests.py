@@ -24,7 +24,7 @@ from reuse_algos.training.attacks import Attack, pixel_size
 from sequences import in_process, planned
 
 ATTACK = {"method": "fgsm", "epsilon": "24/255"}
-REPLAY = {"runs": {"run_name": "${name}-prior-seed-11"}, "fraction": 0.5, "mode": "replace", "warn_below": 0.0}
+REPLAY = {"runs": {"run_name": "${name}-prior-seed-11"}, "mode": "replace", "perturbations": {"warn_below": 0.0}}
 ARMS = {
     "replayed": {"overrides": {"algorithms": {"adversarial_replay": REPLAY}}},
     "prior": {"grid": {"seed": [11]}, "harvest": {"adversarial": {"attack": ATTACK}}},

@@ -433,7 +433,11 @@ def test_a_process_is_ended_when_the_time_is_up() -> None:
 
 def test_arms_that_are_chosen_bring_what_they_reuse(tmp_path: Path) -> None:
     query = {"run_name": "${name}-prior-seed-1\\${seed}"}
-    teach = {"algorithms": {"prior_run_distillation": {"runs": query, "source": "live", "loss": "mse", "weight": 0.5}}}
+    teach = {
+        "algorithms": {
+            "prior_run_distillation": {"runs": query, "source": "live", "loss": {"name": "mse", "weight": 0.5}}
+        }
+    }
     arms = {"taught": {"overrides": teach}, "without": {}, "prior": {"grid": {"seed": [11, 12, 13]}}}
     plan = planned(tmp_path, arms=arms)
     states = run_sequence(plan, arms=["taught"], say=lambda line: None, runner=in_process)

@@ -35,6 +35,8 @@ from reuse_algos.algorithms.adversarial_replay import (
     turned_rows,
 )
 from reuse_algos.algorithms.adversarial_replay.losses import ReplaySums
+from reuse_algos.algorithms.history_curriculum import ActiveBias, DynamicPrune
+from reuse_algos.algorithms.prior_run_distillation import KL, Auto, Cached, Live
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.augment import Augmentation
@@ -81,10 +83,9 @@ def test_loss_with_distillation_and_curriculum_by_hand(
     archive: RunArchive, mode: str, source: str, weighted: bool, order: list[int]
 ) -> None:
     scores = torch.linspace(0.1, 2.0, N).double()
-    curriculum = HistoryCurriculum(archive, strategy="active_bias", mode="weighting", score=scores)
-    distillation = PriorRunDistillation(
-        archive, "older", source=source, weight=0.7, teacher_model=conv_net, mismatch="allow"
-    )
+    curriculum = HistoryCurriculum(archive, strategy=ActiveBias(mode="weighting"), score=scores)
+    teachers = Live(model=conv_net) if source == "live" else Cached()
+    distillation = PriorRunDistillation(archive, "older", source=teachers, loss=KL(weight=0.7), mismatch="allow")
     recipe = [curriculum, replay(archive, mode=mode), distillation]
     made = [recipe[i] for i in order if weighted or i != 0]
     one, calls, _ = fit(made, max_duration="1ba")
@@ -117,7 +118,7 @@ def test_loss_with_distillation_and_curriculum_by_hand(
 
 def test_distillation_in_microbatches_is_that_of_the_whole_batch(archive: RunArchive) -> None:
     def weights(size: int) -> dict[str, Tensor]:
-        made = [replay(archive, fraction=0.3), PriorRunDistillation(archive, "older", teacher_model=conv_net)]
+        made = [replay(archive, fraction=0.3), PriorRunDistillation(archive, "older", source=Auto(model=conv_net))]
         one, _, _ = fit(made, conv_net(5, norm=False), device_train_microbatch_size=size)
         return one.state.model.state_dict()
 
@@ -128,7 +129,7 @@ def test_distillation_in_microbatches_is_that_of_the_whole_batch(archive: RunArc
 
 def test_a_curriculum_learns_nothing_from_replaced_rows(archive: RunArchive) -> None:
     curriculum = HistoryCurriculum(
-        archive, strategy="dynamic_prune", score=torch.rand(N).double(), prune_rate=0.1, update=True
+        archive, strategy=DynamicPrune(prune_rate=0.1, update=True), score=torch.rand(N).double()
     )
     # One epoch of one batch that holds all examples that are shown.
     _, calls, _ = fit([curriculum, replay(archive, mode="replace")], max_duration="1ep", lr=0.0)

@@ -224,11 +224,11 @@ def test_teachers_are_built_without_the_student_s_generator(archive: RunArchive)
 
 def test_the_goal_of_stop_when_better_follows_the_metric(archive: RunArchive) -> None:
     evaluation = DataLoader(blobs(32, seed=9), batch_size=32)
-    algorithm = distil(archive, stop_when_better=True, monitor="metrics/eval/CrossEntropy")
+    algorithm = distil(archive, stop_when_better="metrics/eval/CrossEntropy")
     fit([algorithm], eval_dataloader=evaluation, lr=0.0)
     assert not algorithm.passed_teacher, "an untrained student has the larger cross entropy"
     with pytest.raises(SignalNotFoundError, match="F1"):
-        fit([distil(archive, stop_when_better=True, monitor="metrics/eval/F1")])
+        fit([distil(archive, stop_when_better="metrics/eval/F1")])
 
 
 def test_a_weight_of_zero_has_no_effect(archive: RunArchive) -> None:

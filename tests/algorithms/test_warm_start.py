@@ -164,16 +164,26 @@ def test_all_wrong_settings_at_once(archive: RunArchive) -> None:
             archive,
             "x",
             weights="lats",
-            last_k=1,
-            shrink=0.0,
-            perturb=-1.0,
-            noise="pink",
-            head="kepe",
-            learning_rates={"backbone": 0.0},
-            unfreeze_at="1ep",
+            source="cached",
+            trainable={"learning_rates": {"backbone": 0.0}, "unfreeze_at": "1ep"},
         )
-    for word in ("weights", "last_k", "shrink", "perturb", "noise", "head", "learning_rates", "unfreeze_at"):
+    for word in ("weights", "source: cached needs", "source: cached has", "learning_rates", "unfreeze_at"):
         assert f"PriorRunWarmStart: {word}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"weights": {"last_k": 1}}, "weights: last_k must be at least 2"),
+        ({"change": {"shrink": 0.0}}, "change: shrink must be above 0 and at most 1"),
+        ({"change": {"perturb": -1.0}}, "change: perturb must be at least 0"),
+        ({"change": {"noise": "pink"}}, "change: noise must be initial or gaussian"),
+        ({"head": "kepe"}, "head.name: there is no 'kepe'"),
+    ],
+)
+def test_each_section_says_what_is_wrong(archive: RunArchive, section: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        PriorRunWarmStart(archive, "x", **section)
 
 
 def test_tensors_that_do_not_fit_are_listed_and_refused(archive: RunArchive) -> None:

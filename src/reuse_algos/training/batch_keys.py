@@ -1,0 +1,24 @@
+"""Where inputs, targets and ids lie in a batch, and logits in the model's outputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BatchKeys"]
+
+
+@dataclass(frozen=True)
+class BatchKeys:
+    """Keys into a batch and into the model's outputs.
+
+    Attributes:
+        input: Where the inputs lie in a batch. Default: 0, the first of a pair.
+        target: Where the targets lie in a batch. Default: 1.
+        output: Where the logits lie in the model's outputs. Default: the tensor itself, or what is called ``logits``.
+        ids: Where the example ids lie in a batch, for iterable datasets. Default: none; the batch sampler is followed.
+    """
+
+    input: str | int = 0
+    target: str | int = 1
+    output: str | int | None = None
+    ids: str | int | None = None
