@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from composer.utils import dist
 
 from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter
+from reuse_algos.callbacks.signal_capture import SignalCapture
 from reuse_algos.errors import ArchiveError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
@@ -82,6 +83,19 @@ class RunRecord:
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         entry = self._writer.put(kind, name, plain, {**meta, "rank": dist.get_global_rank()})
         self._fresh[_key_of(entry)] = entry
+
+    def put_signals(self, capture: SignalCapture | None, complete: Collection[tuple[str, int]] = ()) -> None:
+        """Write the rows that this rank has collected in the running epoch.
+
+        Args:
+            capture: The rows, or None where no signals are kept.
+            complete: Name and slot of those signals that have a row for every example, on all ranks together. Default:
+                none of them.
+        """
+        for segment in [] if capture is None else capture.segments():
+            whole = (segment.name, segment.slot) in complete
+            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole}
+            self.put("signals", segment.name, segment.tensors, **meta)
 
     def commit(self, describe: Callable[[list[FileEntry]], Manifest], prepare: Callable[[], None]) -> None:
         """Make everything written so far visible, on all ranks together or not at all.
