@@ -26,7 +26,8 @@ from reuse_algos.callbacks.sections import section
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
-from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, seeded_rng
+from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
 from reuse_algos.training.attacks import Attack, ascend
 from reuse_algos.training.batch_keys import BatchKeys

@@ -25,7 +25,14 @@ from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.sections import section
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, complete_slots, make_capture, parse_signals
 from reuse_algos.callbacks.spool import Spool
-from reuse_algos.callbacks.state_facts import dataset_record, evaluated_weights, info_of, num_epochs, scalar
+from reuse_algos.callbacks.state_facts import (
+    dataset_record,
+    evaluated_weights,
+    examples_of,
+    info_of,
+    num_epochs,
+    scalar,
+)
 from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_train_seconds
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
@@ -142,7 +149,7 @@ class RunRecorder(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """Open a new run, or go on with the one of the checkpoint."""
         self._state, self._ended = state, False
-        earlier, self._info = self._info, self.dataset or info_of(state)
+        earlier, self._info = self._info, info_of(state, self.dataset)
         if self._record is not None:
             # A second Trainer.fit goes on with the same run, which has one record of its data.
             if (earlier and earlier.fingerprint) != (self._info and self._info.fingerprint):
@@ -167,7 +174,7 @@ class RunRecorder(Callback):
         del logger
         done = state.max_duration is not None and state.timestamp >= state.max_duration
         if done and self._record is None and self._go_on(state):
-            self._state, self._ended, self._info = state, True, self.dataset or info_of(state)
+            self._state, self._ended, self._info = state, True, info_of(state, self.dataset)
             self._finish(state)
 
     def _go_on(self, state: State) -> bool:
@@ -340,8 +347,7 @@ class RunRecorder(Callback):
             record.put_signals(self._capture)
             if dist.get_global_rank() == 0:
                 if record.manifest is None and info is not None:
-                    labels = {} if info.labels is None else {"labels": info.labels}
-                    record.put("dataset", "examples", {"keys": info.keys, **labels})
+                    record.put("dataset", "examples", examples_of(info))
                 if last:
                     record.put("weights", "last", evaluated_weights(state))
                 if self._best.weights is not None:

@@ -102,8 +102,10 @@ def _make_split(
     name: str, images: Tensor, labels: Sequence[int] | Tensor, keys: Tensor | None, class_names: Sequence[str] | None
 ) -> Split:
     labels = torch.as_tensor(labels, dtype=torch.int64)
+    # Published datasets have one order for everybody, an .npz file has whatever order it was written in.
+    kind = "position" if keys is None and name == "npz" else "id"
     keys = torch.arange(len(labels)) if keys is None else keys
-    return Split(images, DatasetInfo(name, keys, labels, None if class_names is None else tuple(class_names)))
+    return Split(images, DatasetInfo(name, keys, labels, None if class_names is None else tuple(class_names), kind))
 
 
 def _load_digits(config: DataConfig) -> ImageArrays:

@@ -87,7 +87,7 @@ def _files(
     name: str, root: Path, paths: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
 ) -> FileImages:
     keys = torch.tensor([key_of_path(path) for path in paths], dtype=torch.int64)
-    return FileImages(root, paths, DatasetInfo(name, keys, torch.tensor(labels), tuple(class_names)))
+    return FileImages(root, paths, DatasetInfo(name, keys, torch.tensor(labels), tuple(class_names), "path"))
 
 
 def _load_caltech101(config: DataConfig) -> tuple[FileImages, FileImages]:
