@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -10,11 +11,14 @@ from typing import Any
 
 import torch
 from composer import Callback, Event, State
+from composer.algorithms import SAM
+from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.archive import FileEntry, Manifest, ModelRecord, RunArchive
+from reuse_algos.archive import FileEntry, Manifest, ModelRecord, RunArchive, header_parts
+from reuse_algos.callbacks.console import archived_line, say, stopped_line
 from reuse_algos.callbacks.continuing import goes_on
 from reuse_algos.callbacks.manifest_of import RunFacts, manifest_of
 from reuse_algos.callbacks.metric_log import MetricLog
@@ -36,10 +40,10 @@ from reuse_algos.callbacks.state_facts import (
 from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_train_seconds
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import ExampleIdError
+from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import changes_inputs, clean_rows
-from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.outputs import logits_of, plain_state_dict
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
 __all__ = ["RunRecorder"]
@@ -114,17 +118,23 @@ class RunRecorder(Callback):
         monitor = Monitor(monitor) if isinstance(monitor, str) else section(Monitor, monitor, "RunRecorder monitor")
         self.keys = section(BatchKeys, keys, "RunRecorder keys")
         self.dataset = dataset
+        self._monitor = monitor
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget what belongs to the run of one Trainer."""
         self.ids = ExampleIds(self.keys.ids)
         self.overhead_seconds = 0.0
         self._resume: dict[str, Any] | None = None
         self._record: RunRecord | None = None
         self._info: DatasetInfo | None = None
         self._log = MetricLog()
-        self._best = BestSoFar(monitor, keep_weights="best" in self.weights)
+        self._best = BestSoFar(self._monitor, keep_weights="best" in self.weights)
         self._capture: SignalCapture | None = None
         self._known: dict[tuple[str, int], torch.Tensor] = {}
         self._state: State | None = None
         self._model: ModelRecord | None = None
+        self._passes = 0
         self._ended = False
         self._standalone = False
         self._eval_began = 0.0
@@ -146,8 +156,20 @@ class RunRecorder(Callback):
 
     # Start and resume -----------------------------------------------------------------------------------------------
 
+    def init(self, state: State, logger: Logger) -> None:
+        """Start a record of its own for each Trainer that this recorder is given to."""
+        del state, logger
+        self._start_afresh()
+
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Open a new run, or go on with the one of the checkpoint."""
+        """Open a new run, or go on with the one of the checkpoint.
+
+        Raises:
+            ArchiveError: The model has tensors that an archive cannot hold.
+        """
+        if self._state not in (None, state):
+            self._start_afresh()
+        header_parts(plain_state_dict(state.model))  # fails here rather than behind the last batch
         self._state, self._ended = state, False
         earlier, self._info = self._info, info_of(state, self.dataset)
         if self._record is not None:
@@ -215,11 +237,24 @@ class RunRecorder(Callback):
             flops = model_flops(state) if dist.get_global_rank() == 0 else None
             self._model = model_record(state.model, flops)
 
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Count the passes of a batch from 0."""
+        del state, logger
+        self._passes = 0
+
+    def before_train_batch(self, state: State, logger: Logger) -> None:
+        """Count this pass."""
+        del state, logger
+        self._passes += 1
+
     def after_forward(self, state: State, logger: Logger) -> None:
         """Keep the rows of this microbatch."""
         del logger
         epoch = int(state.timestamp.epoch)
         if self._capture is None or not self._capture.wanted(epoch):
+            return
+        # SAM's second pass of a batch is made with perturbed weights.
+        if self._passes > 1 and any(isinstance(one, SAM) for one in state.algorithms):
             return
         examples = self.ids.microbatch
         if changes_inputs(state):
@@ -252,10 +287,11 @@ class RunRecorder(Callback):
         if self._capture is not None:
             complete = complete_slots(self._capture, self._known)
             on_every_rank(lambda: record.put_signals(self._capture, complete))
+            record.first_kept = self._capture.first_kept(epoch - 1)
             self._capture.end_epoch()
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
-            on_rank_zero(lambda: record.put("weights", f"ep{epoch:04d}", evaluated_weights(state)))
+            on_rank_zero(lambda: record.put_weights(f"ep{epoch:04d}", evaluated_weights(state)))
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -293,6 +329,7 @@ class RunRecorder(Callback):
         if self._standalone or self._record is None:
             return
         self._log.eval_seconds += time.perf_counter() - self._eval_began
+        self._best.check(state, self._log)
         if self._ended:
             self._commit(state)
 
@@ -304,14 +341,37 @@ class RunRecorder(Callback):
         self._ended = True
         log_cost(self._finish(state), logger)
 
+    def close(self, state: State, logger: Logger) -> None:
+        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on.
+
+        Other ranks may be gone, so rank 0 waits for none: the rows of the running epoch are its own.
+        """
+        del logger
+        record = self._record
+        if record is None or self._ended or state is not self._state or int(state.timestamp.batch) == 0:
+            return
+        if dist.get_global_rank() == 0:
+            with contextlib.suppress(ArchiveConflictError):  # another attempt has taken the run over
+                self._commit(state, last="last" in self.weights, push=False, alone=True)
+                self._say_how_to_go_on(state)
+
     def _finish(self, state: State) -> Manifest:
         assert self._record is not None
         self._commit(state, last="last" in self.weights, push=False)
         self._record.finish()
         if self.spool is not None:
             self.spool.push(self._record.run_id, last=True)
+        manifest = self._record.manifest
+        assert manifest is not None
+        if dist.get_global_rank() == 0:
+            say(archived_line(self._record.run_id, self.archive.location, manifest))
+        return manifest
+
+    def _say_how_to_go_on(self, state: State) -> None:
+        assert self._record is not None
         assert self._record.manifest is not None
-        return self._record.manifest
+        saving = any(isinstance(one, CheckpointSaver) for one in state.callbacks)
+        say(stopped_line(self._record.run_id, self.archive.location, self._record.manifest, checkpoints=saving))
 
     def state_dict(self) -> dict[str, Any]:
         """Commit, so that checkpoint and record agree, and return what the checkpoint must know of the record.
@@ -338,8 +398,8 @@ class RunRecorder(Callback):
         """Remember which run and generation the checkpoint belongs to."""
         self._resume = state or None
 
-    def _commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
-        """Commit on all ranks together; everything that can fail on one of them is inside."""
+    def _commit(self, state: State, *, last: bool = False, push: bool = True, alone: bool = False) -> None:
+        """Commit on all ranks together (or ``alone``); everything that can fail on one of them is inside."""
         record, info = self._record, self._info
         assert record is not None
 
@@ -349,9 +409,9 @@ class RunRecorder(Callback):
                 if record.manifest is None and info is not None:
                     record.put("dataset", "examples", examples_of(info))
                 if last:
-                    record.put("weights", "last", evaluated_weights(state))
+                    record.put_weights("last", evaluated_weights(state))
                 if self._best.weights is not None:
-                    record.put("weights", "best", self._best.weights)
+                    record.put_weights("best", self._best.weights)
                     self._best.weights = None
                 if self._log.names:
                     record.put("metrics", "history", self._log.tensors())
@@ -359,7 +419,7 @@ class RunRecorder(Callback):
         def describe(files: list[FileEntry]) -> Manifest:
             return manifest_of(self._facts(state), state, record.manifest, files)
 
-        record.commit(describe, write_rest)
+        record.commit(describe, write_rest, alone=alone)
         if self.spool is not None and push:
             self.spool.push(record.run_id, last=self._ended)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from composer import State
+from composer.callbacks import EarlyStopper, ThresholdStopper
 
 from reuse_algos.archive import encode_top_k
 from reuse_algos.callbacks.state_facts import num_epochs
@@ -113,6 +114,10 @@ class SignalCapture:
         num_epochs: length of training in epochs (started epochs count), for the window of last epochs; None: unknown,
             and everything is kept.
 
+    Attributes:
+        rolling: Whether training may end before ``num_epochs``. Every epoch is then collected, and those that have left
+            the window are dropped (:meth:`first_kept`).
+
     The rows stay on the device that computed them; nothing waits for a copy before the epoch ends.
     """
 
@@ -120,15 +125,20 @@ class SignalCapture:
         self.settings = dict(settings)
         self.num_examples = num_examples
         self.num_epochs = num_epochs
+        self.rolling = False
         self._buffers: dict[tuple[str, int], _Buffer] = {}
 
     def wanted(self, epoch: int) -> list[str]:
         """Names of the signals whose window holds this epoch."""
-        return [
-            name
-            for name, kept in self.settings.items()
-            if kept.last_epochs is None or self.num_epochs is None or epoch >= self.num_epochs - kept.last_epochs
-        ]
+        windows = {name: kept.last_epochs for name, kept in self.settings.items()}
+        if self.rolling or self.num_epochs is None:
+            return list(windows)
+        return [name for name, last in windows.items() if last is None or epoch >= self.num_epochs - last]
+
+    def first_kept(self, epoch: int) -> dict[str, int]:
+        """Return the first epoch that each signal with a window keeps, if ``epoch`` is the last one."""
+        windows = {name: kept.last_epochs for name, kept in self.settings.items() if kept.last_epochs is not None}
+        return {name: epoch - length + 1 for name, length in windows.items()} if self.rolling else {}
 
     def record(
         self,
@@ -282,7 +292,9 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
             f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
             "Give max_duration in epochs or batches, or leave last_epochs out."
         )
-    return SignalCapture(settings, info.num_examples, epochs)
+    capture = SignalCapture(settings, info.num_examples, epochs)
+    capture.rolling = any(isinstance(one, EarlyStopper | ThresholdStopper) for one in state.callbacks)
+    return capture
 
 
 def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:
