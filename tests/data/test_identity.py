@@ -225,6 +225,32 @@ def test_labels_are_those_after_target_transform(folder) -> None:
     assert info.class_names is None
 
 
+class Claims(Dataset):
+    """Claims some labels, and shows others."""
+
+    classes = ("a", "b", "c", "d")
+
+    def __init__(self, change, as_dict: bool = False) -> None:
+        self.targets, self.change, self.as_dict = LABELS.tolist(), change, as_dict
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, position: int):
+        x, label = torch.tensor([float(position)] * 2), torch.tensor(self.change(self.targets[position]))
+        return {"x": x, "labels": label} if self.as_dict else (x, int(label))
+
+
+@pytest.mark.parametrize("as_dict", [False, True])
+def test_labels_are_known_only_where_the_examples_show_them(as_dict: bool) -> None:
+    same = infer_info(Claims(lambda label: label, as_dict))
+    assert same.labels is not None
+    assert torch.equal(same.labels, LABELS)
+    other = infer_info(Claims(lambda label: label ^ 1, as_dict))
+    assert (other.labels, other.class_names) == (None, None)
+    assert not _same(same, other)
+
+
 def test_an_index_behind_the_target_is_no_label() -> None:
     info = infer_info(TensorDataset(torch.randn(40, 2), LABELS, torch.arange(40)))
     assert info.labels is not None

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from reuse_algos.data.content import Content, content_of, files_of, sample_of
+from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError
 
 __all__ = ["DatasetInfo", "infer_info", "key_of_path", "plain_name", "try_info"]
 
 # Where the map-style data sets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
+_LABELS_COMPARED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +181,8 @@ def key_of_path(path: str | PurePath) -> int:
 def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
     """Find out name, keys, labels, class names and content of a user's map-style dataset.
 
-    At most two examples are read here, with the global generators put back afterwards. Tried in this order:
+    At most 20 examples are read here, with the global generators put back afterwards. Labels that some of them show
+    otherwise than the dataset claims are not known. Tried in this order:
 
     1. ``dataset.info``, if it is a :class:`DatasetInfo`;
     2. a ``Subset``: the info of what it was taken from, with the keys and labels of its indices;
@@ -206,6 +209,8 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
     count = len(dataset)
     keys, kind = _find_keys(dataset, count)
     labels, class_names = _find_labels(dataset, count), _find_class_names(dataset)
+    if labels is not None and not _shown(dataset, labels, keys):
+        labels = class_names = None  # what the batches show is something else
     if labels is not None and class_names is not None and len(labels) and int(labels.max()) >= len(class_names):
         class_names = None  # names that do not cover the labels are names of something else
     return DatasetInfo(type(dataset).__name__, keys, labels, class_names, kind, content_of(dataset))
@@ -268,6 +273,27 @@ def _as_labels(values: Any, count: int) -> Tensor | None:
     if not isinstance(values, np.ndarray) or values.shape != (count,) or values.dtype.kind not in "iu":
         return None
     return torch.from_numpy(values.astype(np.int64))
+
+
+def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
+    """Return whether some examples, as a batch gets them, have the labels that the dataset claims."""
+    if isinstance(dataset, TensorDataset | ConcatDataset):
+        return True  # read off the tensors themselves, and part by part
+    for position in sample_of(keys, _LABELS_COMPARED).tolist():
+        try:
+            with seeded_rng(0):
+                example = dataset[position]
+        except Exception:  # a user's __getitem__ may raise anything; training will tell
+            return True
+        if isinstance(example, Mapping):
+            shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
+        else:
+            shown = example[1] if isinstance(example, tuple | list) and len(example) > 1 else None
+        if isinstance(shown, Tensor) and shown.numel() == 1 and not shown.is_floating_point():
+            shown = int(shown)
+        if isinstance(shown, int | np.integer) and int(shown) != int(labels[position]):
+            return False
+    return True
 
 
 def _changed(labels: Tensor | None, change: Any) -> Tensor | None:
