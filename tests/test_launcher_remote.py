@@ -74,7 +74,7 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
 @pytest.mark.ranks
 def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
     location, spool = f"s3://{s3.new_bucket()}/archive", str(tmp_path / "spool")
-    warn = [f"callbacks.run_recorder={{on_archive_error: warn, spool: {spool}, signals: {{logits: {{}}}}}}"]
+    warn = [f"callbacks.run_recorder={{spool: {spool}, signals: {{logits: {{}}}}}}"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
     refused = _launch("baseline", f"archive={location}", "seed=1")
     assert refused.returncode == 2

@@ -14,7 +14,7 @@ from reuse_algos.archive.format.manifest import (
     TensorInfo,
 )
 from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
-from reuse_algos.archive.format.tensors import describe
+from reuse_algos.archive.format.tensors import describe, header_parts
 from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
 from reuse_algos.archive.run_writer import RunWriter
@@ -61,6 +61,7 @@ __all__ = [
     "dequantize",
     "describe",
     "encode_top_k",
+    "header_parts",
     "history_tensors",
     "infer_mode",
     "open_store",

@@ -160,7 +160,16 @@ class PriorRun:
             SignalNotFoundError: There are no such weights.
             ArchiveCorruptError: Their file is damaged.
         """
-        return self.read(self._require("weights", weights_name(name)))
+        newest = self._require("weights", weights_name(name))
+        if newest.meta.get("slot") is None:
+            return self.read(newest)
+        # The header of one file is bounded, so a model of very many tensors lies in several.
+        parts = {
+            entry.meta.get("slot"): entry
+            for entry in self._manifest.files
+            if (entry.kind, entry.name) == ("weights", newest.name)
+        }
+        return {key: value for entry in parts.values() for key, value in self.read(entry).items()}
 
     @property
     def signal_names(self) -> list[str]:
@@ -198,6 +207,21 @@ class PriorRun:
             SignalNotFoundError: The run recorded no dataset.
         """
         return self._examples_column("labels")
+
+    def content(self) -> tuple[Tensor, Tensor]:
+        """Return which training examples have a known content, and its hashes: two int64 [S], empty where none has.
+
+        Raises:
+            ArchiveCorruptError: The columns do not fit each other or the number of examples.
+            SignalNotFoundError: The run recorded no dataset.
+        """
+        tensors = self.read(self._require("dataset", "examples"))
+        empty = torch.empty(0, dtype=torch.int64)
+        rows_S, hashes_S = tensors.get("content_rows", empty), tensors.get("content_hashes", empty)
+        sound = all(one.dtype == torch.int64 and one.dim() == 1 for one in (rows_S, hashes_S))
+        if not sound or len(rows_S) != len(hashes_S) or (rows_S < 0).any() or (rows_S >= self._num_examples()).any():
+            raise ArchiveCorruptError(f"run {self.id} has no proper content hashes of its examples")
+        return rows_S, hashes_S
 
     def read(self, entry: FileEntry) -> dict[str, Tensor]:
         """Return the tensors of one of the manifest's files, memory mapped.

@@ -90,7 +90,11 @@ class DatasetRecord(_Struct, frozen=True, kw_only=True):
     Attributes:
         name: What the dataset is called.
         num_examples: N; positions are 0 to N-1.
-        fingerprint: Hash over name, N, keys and labels: equal fingerprints mean the same examples in the same order.
+        fingerprint: Hash over name, N, keys, labels and, where ``key_fingerprint`` is there, the content of a sample:
+            equal fingerprints mean the same examples in the same order.
+        key_fingerprint: The same hash without content. None in runs of older versions, which recorded no content, and
+            where it could not be read.
+        key_kind: What the keys are: ``id``, ``path`` or ``position``. None in runs of older versions.
         class_names: One name per class, where known.
         num_classes: Number of classes, where it is a classification task.
         labels_known: Whether the file holds labels.
@@ -102,6 +106,8 @@ class DatasetRecord(_Struct, frozen=True, kw_only=True):
     name: str
     num_examples: Count
     fingerprint: str
+    key_fingerprint: str | None = None
+    key_kind: str | None = None
     class_names: list[str] | None = None
     num_classes: Count | None = None
     labels_known: bool = False

@@ -29,6 +29,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "describe",
     "hash_chunks",
+    "header_parts",
     "open_tensors",
     "tensor_chunks",
     "tensor_parts",
@@ -107,6 +108,25 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> list[Chunk]:
     if len(header) > MAX_HEADER_BYTES:
         raise ArchiveError(f"{len(slots)} tensors need a header of over {MAX_HEADER_BYTES} bytes: split them up")
     return [len(header).to_bytes(_LENGTH_BYTES, "little"), header, *parts]
+
+
+def header_parts(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of tensors in groups whose file headers stay well below :data:`MAX_HEADER_BYTES`.
+
+    Raises:
+        ArchiveError: A tensor is of a type that an archive cannot hold.
+    """
+    parts: list[list[str]] = [[]]
+    room = MAX_HEADER_BYTES // 2
+    for name, info in describe(tensors).items():
+        # Offsets have up to 19 digits each; a name may double in size when it is escaped.
+        size = 2 * len(name.encode()) + 24 * len(info.shape) + 100
+        if parts[-1] and size > room:
+            parts.append([])
+            room = MAX_HEADER_BYTES // 2
+        parts[-1].append(name)
+        room -= size
+    return parts
 
 
 def hash_chunks(chunks: list[Chunk]) -> tuple[int, str]:
