@@ -444,6 +444,6 @@ def test_the_table_fits_and_says_it_all(comparison: Comparison) -> None:
         "Note:",
     ):
         assert word in text
-    assert format_amount("dollars", 0.0456) == "$0.046"
+    assert format_amount("dollars", 0.0456) == "$0.0456"
     assert format_amount("flops", 1.5e9) == "1.5e+09"
     assert format_amount("flops", None) == "?"

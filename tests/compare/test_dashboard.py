@@ -162,5 +162,5 @@ def test_runs_without_common_evaluations_have_no_lines(tmp_path: Path) -> None:
     selection = select_outcomes(archive)
     comparison = compare_runs(archive, selection=selection, target=0.65)
     shown: Any = dashboard_of(comparison, selection)
-    assert list(shown.lines["curves/steps"].series) == ["other (n=2)", "target 0.65"]
+    assert list(shown.lines["curves/steps"].series) == ["other (n=2)", "target 0.6500"]
     assert shown.config["metric"] == METRIC

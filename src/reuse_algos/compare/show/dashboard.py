@@ -148,6 +148,7 @@ def _group(group: Group) -> dict[str, Any]:
         row["reached"] = group.reached
     if group.to_target is not None:
         axes = ("steps", "train_seconds", "cost_seconds")
+        row["target_reached"] = group.to_target.reached
         row |= {f"{axis}_to_target": getattr(group.to_target, axis) for axis in axes}
     for axis, cost in group.cost_to_target.items():
         row |= _interval(f"{axis}_to_target", cost)

@@ -97,7 +97,7 @@ def format_amount(axis: str, value: float | None) -> str:
     if axis.endswith("seconds"):
         return format_seconds(value)
     if axis == "dollars":
-        return f"${value:,.2f}" if value >= 0.1 else f"${value:.2g}"
+        return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
     return format_count(value)
 
 
