@@ -16,8 +16,8 @@ First a prior run with a seed of its own (101) is trained, and attacked by PGD-5
 * ``online_pgd1``: AdvProp, as ``append_split`` but attacked anew at every step by PGD-1 against the current model.
 
 Results are appended one run each, with everything that is needed to judge it; runs that are in the file are not
-repeated, so it can be stopped and started again. The summary compares by ``reuse_algos.compare.statistics``, paired by
-seed.
+repeated, so it can be stopped and started again. The summary compares by
+``reuse_algos.compare.estimates.interval``, paired by seed.
 
     python benchmarks/adversarial.py --steps                                  # a few minutes
     python benchmarks/adversarial.py --npz cifar100.npz                       # the study
@@ -51,7 +51,7 @@ from job_runner import ResultsFile, RunQueue, command_line, surroundings
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RobustEvaluation
-from reuse_algos.compare.statistics import Interval, mean_interval, paired_interval
+from reuse_algos.compare.estimates.interval import Interval, mean_interval, paired_interval
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.training.attacks import Attack

@@ -15,7 +15,7 @@ full budget). Three prior runs with seeds of their own (101 to 103) are trained 
 
 Results are appended to a file of JSON lines, one run each, with everything that is needed to judge it; runs that are in
 the file are not repeated, so the benchmark can be stopped and started again. The summary compares by
-``reuse_algos.compare.statistics``, paired by seed.
+``reuse_algos.compare.estimates.interval``, paired by seed.
 
     python benchmarks/curriculum.py --npz cifar100.npz                        # all of it
     python benchmarks/curriculum.py --npz cifar100.npz --jobs 2 --time-limit 3000 --methods dynamic_prune,plain
@@ -44,7 +44,7 @@ from job_runner import ResultsFile, RunQueue, surroundings
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.statistics import Interval, mean_interval, paired_interval
+from reuse_algos.compare.estimates.interval import Interval, mean_interval, paired_interval
 from reuse_algos.recipe import build_trainer, load_recipe
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ from job_runner import ResultsFile
 from study_summary import compare_records
 
 from reuse_algos.compare import Speedup
-from reuse_algos.compare.statistics import mean_interval
+from reuse_algos.compare.estimates.interval import mean_interval
 
 RESULTS = Path(__file__).parent / "results"
 STUDY = "cifar100-small"

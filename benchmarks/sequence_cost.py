@@ -25,7 +25,7 @@ from typing import Any
 from job_runner import ResultsFile, command_line, surroundings
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.statistics import mean_interval
+from reuse_algos.compare.estimates.interval import mean_interval
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, sequence_report

@@ -34,7 +34,7 @@ from study_summary import advice, compare_records
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.commands.common import console, seconds_of
-from reuse_algos.compare import budget_comparison_table
+from reuse_algos.compare.show.terminal import comparison_table
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.sequence import StepState, load_sequence, look_up_states, plan_sequence, run_sequence
 from reuse_algos.sequence.plan import trained_by
@@ -134,7 +134,7 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     records = StudyFile(out, config.name).records()
     baseline = options.baseline or config.baseline or "plain"
     out_of = console()
-    out_of.print(budget_comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))
+    out_of.print(comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))
     if options.no_advice:
         return
     out_of.print("\nWhat these runs recommend")

@@ -6,8 +6,8 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from reuse_algos.compare import BudgetComparison, BudgetRun, compare_budgets, recommend_runs
-from reuse_algos.compare.budgets import Axis
+from reuse_algos.compare import Comparison, Costs, Outcome, Outcomes, Question, compare, recommend
+from reuse_algos.compare.question import Axis
 from reuse_algos.errors import CompareError
 from reuse_algos.training.flops import PASSES_PER_STEP
 
@@ -15,56 +15,60 @@ LATER_RUNS = 5
 
 
 def compare_records(
-    records: Sequence[dict[str, Any]], baseline: str, arms: Collection[str] | None = None, **options: Any
-) -> BudgetComparison:
-    """Compare the methods of a study.
+    records: Sequence[dict[str, Any]],
+    baseline: str,
+    arms: Collection[str] | None = None,
+    *,
+    judge_by: Axis = "cost_seconds",
+) -> Comparison:
+    """Compare the methods of a study over their budgets.
 
     Args:
-        records: lines of the results file, all of one study.
-        baseline: the method to compare with.
-        arms: compare these methods only; None: all but those that are only there to be reused.
-        options: further arguments of :func:`reuse_algos.compare.compare_budgets`.
+        records: Lines of the results file, all of one study.
+        baseline: The method to compare with.
+        arms: Compare these methods only. Default: None, all but those that are only there to be reused.
+        judge_by: How cost is counted. Default: ``cost_seconds``.
 
     Raises:
-        CompareError: nothing to compare, or the lines have several metrics.
+        CompareError: Nothing to compare, or the lines have several metrics.
     """
-    chosen = _chosen(records, arms)
-    return compare_budgets(
-        [_run(one) for one in chosen],
-        baseline=baseline,
-        group_by="method",
-        **_metric(chosen),
-        **_spent(records),
-        **options,
-    )
+    question = Question(baseline=baseline, over="budgets", costs=Costs(judge_by))
+    return compare(_outcomes(records, arms), question)
 
 
 def advice(
     records: Sequence[dict[str, Any]], baseline: str, arms: Collection[str] | None = None, *, judge_by: Axis = "steps"
 ) -> list[str]:
-    """What the runs recommend for each level that the baseline reached, one sentence each.
+    """Return what the runs recommend for each level that the baseline reached, one sentence each.
 
     Args:
-        records: as for :func:`compare_records`.
-        baseline: likewise.
-        arms: likewise.
-        judge_by: how cost is counted.
+        records: Lines of the results file, all of one study.
+        baseline: The method that a technique must beat.
+        arms: Consider these methods only. Default: None, all but those that are only there to be reused.
+        judge_by: How cost is counted. Default: ``steps``.
     """
-    chosen = _chosen(records, arms)
-    runs = [_run(one) for one in chosen]
+    outcomes = _outcomes(records, arms)
     levels: dict[str, list[float]] = {}
-    for run in sorted(runs, key=lambda run: run.steps):
+    for run in sorted(outcomes.runs, key=lambda run: run.steps):
         if run.group == baseline:
             levels.setdefault(run.budget, []).append(run.final)
     lines = []
     for budget, finals in levels.items():
         level = math.fsum(finals) / len(finals)
-        found = recommend_runs(
-            runs, target=level, baseline=baseline, group_by="method", later_runs=LATER_RUNS, judge_by=judge_by,
-            **_metric(chosen), **_spent(records),
-        )  # fmt: skip
+        costs = Costs(judge_by, later_runs=LATER_RUNS)
+        found = recommend(outcomes, Question(baseline=baseline, over="budgets", target=level, costs=costs))
         lines.append(f"To be as good as {baseline} after {budget} ({level:.4f}): {found.sentence}")
     return lines
+
+
+def _outcomes(records: Sequence[dict[str, Any]], arms: Collection[str] | None) -> Outcomes:
+    chosen = _chosen(records, arms)
+    metrics = {(one["metric"], one["mode"]) for one in chosen}
+    if len(metrics) > 1:
+        raise CompareError(f"the runs have several metrics: {', '.join(sorted(name for name, _ in metrics))}")
+    ((metric, mode),) = metrics
+    prior_seconds = {one["run_id"]: one["train_seconds"] + one["setup_seconds"] for one in records}
+    return Outcomes([_run(one) for one in chosen], metric, mode, group_by="method", prior_seconds=prior_seconds)
 
 
 def _chosen(records: Sequence[dict[str, Any]], arms: Collection[str] | None) -> list[dict[str, Any]]:
@@ -74,20 +78,8 @@ def _chosen(records: Sequence[dict[str, Any]], arms: Collection[str] | None) -> 
     return chosen
 
 
-def _metric(chosen: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    metrics = {(one["metric"], one["mode"]) for one in chosen}
-    if len(metrics) > 1:
-        raise CompareError(f"the runs have several metrics: {', '.join(sorted(name for name, _ in metrics))}")
-    ((metric, mode),) = metrics
-    return {"metric": metric, "mode": mode}
-
-
-def _spent(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {"prior_seconds": {one["run_id"]: one["train_seconds"] + one["setup_seconds"] for one in records}}
-
-
-def _run(one: dict[str, Any]) -> BudgetRun:
-    return BudgetRun(
+def _run(one: dict[str, Any]) -> Outcome:
+    return Outcome(
         group=one["method"],
         seed=one["seed"],
         budget=one["budget"],

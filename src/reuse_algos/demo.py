@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, select_outcomes
-from reuse_algos.compare.statistics import mean_interval
+from reuse_algos.compare import Question, compare, read_outcomes
+from reuse_algos.compare.estimates.interval import mean_interval
+from reuse_algos.compare.show.figures import plot_comparison
+from reuse_algos.compare.show.terminal import comparison_table
 from reuse_algos.errors import ArchiveConflictError
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe.build import build_trainer
@@ -70,13 +72,14 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
             out.print(_train(method, seed, archive_path, *overrides), highlight=False)
     archive = RunArchive(archive_path)
     # The run on half of the images is another study, and there to be reused: it is not compared with the others.
-    selection = select_outcomes(archive, group_by="tags.method", tags={"study": "digits"})
-    comparison = compare_runs(archive, baseline="baseline", selection=selection)
+    question = Question(group_by="tags.method", baseline="baseline")
+    outcomes = read_outcomes(archive, question, {"study": "digits"})
+    comparison = compare(outcomes, question)
     plot = folder / "compare.png"
-    plot_comparison(comparison, selection.groups, plot)
+    plot_comparison(comparison, outcomes, plot)
     out.print()
     out.print(comparison_table(comparison))
-    out.print(_robustness(archive, list(selection.groups)))
+    out.print(_robustness(archive, list(outcomes.groups)))
     out.print(f"plot: {plot}\narchive: {archive_path} (try `reuse-algos runs {archive_path}`)", soft_wrap=True)
     out.print(
         f"{len(_ARMS) * seeds} runs and one on half of the images in {time.perf_counter() - began:.0f} s",

@@ -22,11 +22,11 @@ from composer.utils import dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from compare.asking import compare_runs
 from ranks.attack_while_training import MEAN, SIDE, STD, eval_loader, images, linear, robust_history
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RobustEvaluation, RunRecorder, run_recorder
 from reuse_algos.cli import main
-from reuse_algos.compare import compare_runs
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning
 from reuse_algos.training.attacks import Attack, perturb

@@ -9,7 +9,7 @@ import numpy as np
 
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import ModelRecord, PriorUse, RunArchive
-from reuse_algos.compare import BudgetRun
+from reuse_algos.compare import Outcome
 
 FLOPS = 40_000_000
 STEPS_PER_EPOCH = 20
@@ -29,7 +29,7 @@ def records(group: str, budgets: Sequence[int], speed: float = 1.0, seeds: Seque
     noise = 0.002 * rng.standard_normal((len(budgets), len(seeds)))
     noise -= noise.mean(axis=1, keepdims=True)
     return [
-        BudgetRun(
+        Outcome(
             group=group,
             seed=seed,
             budget=f"{epochs}ep",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import numpy as np
 
+from compare.asking import compare_runs, outcomes_of, select_outcomes
 from compare.synthetic_runs import METRIC, noisy, write_run
 from reuse_algos.archive import DatasetRecord, EnvironmentRecord, Manifest, ModelRecord, PriorUse, RunArchive
-from reuse_algos.compare.budget_runs import BudgetRun
-from reuse_algos.compare.budget_table import compare_budgets
-from reuse_algos.compare.budgets import BudgetComparison
-from reuse_algos.compare.results import Comparison
-from reuse_algos.compare.table import Selection, compare_runs, select_outcomes
+from reuse_algos.compare import Comparison, Costs, Outcome, Outcomes, Question, compare
 
 HOSTILE = "</script><script>document.title='owned'</script><!--\"'`&\u202eevil\u2028 ünï 名前"
 X = np.arange(1, 21) / 20
@@ -35,7 +33,7 @@ def recipe(method: str) -> dict[str, Any]:
     return {"max_duration": "20ep", "optimizer": {"name": "sgd", "lr": 0.1}, "note": f"{method} </script> & <b>"}
 
 
-def plain(archive: RunArchive) -> tuple[Comparison, Selection]:
+def plain(archive: RunArchive) -> tuple[Comparison, Outcomes]:
     """A baseline, a faster technique with a control, a diverged one, one that stops short, and a hostile name."""
     rng = np.random.default_rng(0)
 
@@ -60,7 +58,7 @@ def plain(archive: RunArchive) -> tuple[Comparison, Selection]:
     return compare_runs(archive, selection=selection), selection
 
 
-def budgets() -> tuple[BudgetComparison, dict[str, Manifest]]:
+def budgets() -> tuple[Comparison, Outcomes]:
     """A baseline, a technique twice as fast with its control, and one that never gets there; four budgets, 3 seeds."""
     rng = np.random.default_rng(0)
     runs = []
@@ -73,7 +71,7 @@ def budgets() -> tuple[BudgetComparison, dict[str, Manifest]]:
                 if method == HOSTILE and epochs == 5 and seed == 0:
                     value = math.nan
                 distilled = method == "distilled"
-                run = BudgetRun(
+                run = Outcome(
                     group=method,
                     seed=seed,
                     budget=f"{epochs}ep",
@@ -94,13 +92,7 @@ def budgets() -> tuple[BudgetComparison, dict[str, Manifest]]:
                     manifests[run.run_id] = Manifest(
                         run_id=run.run_id, seed=seed, recipe=recipe(method), prior_runs=[use], **environment()
                     )
-    comparison = compare_budgets(
-        runs,
-        metric=METRIC,
-        mode="max",
-        group_by="tags.method",
-        archive=f"study {HOSTILE}.jsonl",
-        price_per_hour=2.5,
-        prior_seconds={"prior-0": 420.0},
-    )
-    return comparison, manifests
+    runs = [dataclasses.replace(run, manifest=manifests.get(run.run_id)) for run in runs]
+    about = {"metric": METRIC, "mode": "max", "group_by": "tags.method", "archive": f"study {HOSTILE}.jsonl"}
+    outcomes = outcomes_of(runs, {**about, "prior_seconds": {"prior-0": 420.0}})
+    return compare(outcomes, Question(over="budgets", costs=Costs(price_per_hour=2.5))), outcomes

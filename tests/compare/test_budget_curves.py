@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reuse_algos.compare.budget_costs import CostCurve, cost_interval, speedup_of_budgets
-from reuse_algos.compare.budget_curves import BudgetCrossing, Curve, Sample, crossing, own_level
-from reuse_algos.compare.statistics import Speedup
+from reuse_algos.compare.estimates.cost import CostCurve, cost_interval, speedup_of_budgets
+from reuse_algos.compare.estimates.interval import Speedup
+from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, Curve, Sample, crossing, own_level
 
 REPEATS = 100
 # 95 % is promised; so few repeats may fall this far short of it by chance (three standard errors).

@@ -13,30 +13,29 @@ import pytest
 from rich.console import Console
 from scipy import stats
 
+from compare.asking import compare_archive_budgets, compare_budgets
 from compare.budget_records import FLOPS, level, records, study
 from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import ModelRecord, RunArchive
 from reuse_algos.compare import (
-    BudgetComparison,
-    BudgetRun,
-    budget_comparison_table,
-    compare_archive_budgets,
-    compare_budgets,
+    Comparison,
+    Outcome,
 )
-from reuse_algos.compare.budget_render import format_cost
+from reuse_algos.compare.show.terminal import comparison_table
+from reuse_algos.compare.show.words import format_amount
 from reuse_algos.errors import CompareError
 
 BASELINE = records("baseline", (10, 20, 40, 80))
 QUICK = records("quick", (5, 10, 20, 40), 2.0)
 
 
-def compare(*groups, **options) -> BudgetComparison:
+def compare(*groups, **options) -> Comparison:
     return compare_budgets([run for group in groups for run in group], metric=METRIC, mode="max", **options)
 
 
-def text_of(comparison: BudgetComparison) -> str:
+def text_of(comparison: Comparison) -> str:
     out = io.StringIO()
-    Console(file=out, width=100, highlight=False, markup=False).print(budget_comparison_table(comparison))
+    Console(file=out, width=100, highlight=False, markup=False).print(comparison_table(comparison))
     return out.getvalue()
 
 
@@ -48,7 +47,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
 
 
 @pytest.fixture(scope="module")
-def comparison(archive: RunArchive) -> BudgetComparison:
+def comparison(archive: RunArchive) -> Comparison:
     return compare_archive_budgets(archive, price_per_hour=3.6)
 
 
@@ -73,7 +72,7 @@ def test_a_known_speedup_is_recovered_exactly_at_a_budget() -> None:
     assert "flops" not in quick.speedups  # not recorded
 
 
-def test_values_and_intervals_of_points(comparison: BudgetComparison) -> None:
+def test_values_and_intervals_of_points(comparison: Comparison) -> None:
     for group in comparison.groups:
         for point in group.points:
             assert (point.n, len(point.values), point.seeds) == (3, 3, [0, 1, 2])
@@ -82,7 +81,7 @@ def test_values_and_intervals_of_points(comparison: BudgetComparison) -> None:
             assert point.final.estimate == pytest.approx(np.mean(point.values))
 
 
-def test_costs_of_an_archive(archive: RunArchive, comparison: BudgetComparison) -> None:
+def test_costs_of_an_archive(archive: RunArchive, comparison: Comparison) -> None:
     distilled = comparison.group("distilled")
     point = distilled.points[1]
     runs = [archive.run(run_id).manifest for run_id in point.run_ids]
@@ -101,7 +100,7 @@ def test_costs_of_an_archive(archive: RunArchive, comparison: BudgetComparison) 
     assert distilled.verdict == "faster"
 
 
-def test_prior_training_is_counted_if_asked_for(archive: RunArchive, comparison: BudgetComparison) -> None:
+def test_prior_training_is_counted_if_asked_for(archive: RunArchive, comparison: Comparison) -> None:
     counted = compare_archive_budgets(archive, count_prior_training=True, later_runs=4)
     point = counted.group("distilled").points[0]
     prior = archive.run(next(iter(archive.run(point.run_ids[0]).manifest.prior_runs)).run_id).manifest.cost
@@ -118,7 +117,7 @@ def test_prior_training_is_counted_if_asked_for(archive: RunArchive, comparison:
     assert even.prior_training_runs.estimate == pytest.approx((20.0 + prior.train_seconds) / saved)
 
 
-def test_each_control_stands_after_its_technique(comparison: BudgetComparison) -> None:
+def test_each_control_stands_after_its_technique(comparison: Comparison) -> None:
     assert [group.name for group in comparison.groups] == ["baseline", "distilled", "a smooth teacher"]
     assert comparison.group("a smooth teacher").control_of == "distilled"
     assert comparison.group("a smooth teacher").verdict != "faster"
@@ -207,7 +206,7 @@ def test_batches_of_other_sizes_are_compared_by_examples() -> None:
     (note,) = [note for note in comparison.notes if note.startswith("Batches are not all of one size")]
     assert "one size: baseline (32 examples), small (8). A step is not" in note
     out = io.StringIO()
-    Console(file=out, width=100).print(budget_comparison_table(comparison))
+    Console(file=out, width=100).print(comparison_table(comparison))
     assert any(line.split()[:2] == ["small", "examples"] for line in out.getvalue().splitlines())
 
     # Judged by something else they are shown, too; where all batches are alike they are not.
@@ -220,7 +219,7 @@ def test_batches_of_other_sizes_are_compared_by_examples() -> None:
     assert any("baseline (32 examples), mixed (8 to 32)" in note for note in mixed.notes)
 
 
-def small_at(*budgets: int) -> list[BudgetRun]:
+def small_at(*budgets: int) -> list[Outcome]:
     """Runs of the group ``mixed`` in batches of a quarter."""
     return [dataclasses.replace(run, steps=4 * run.steps) for run in records("mixed", budgets)]
 
@@ -293,7 +292,7 @@ def test_a_thin_budget_of_the_baseline_is_not_the_target() -> None:
     comparison = compare([*BASELINE, *records("baseline", (160,), seeds=(0, 1))], QUICK)
     assert comparison.target == pytest.approx(level(80))
     assert "with its largest budget with 3 or more runs (80ep)" in comparison.groups[0].sentence
-    assert "mean of baseline at 80ep" in " ".join(text_of(comparison).split())
+    assert "mean final value of baseline at 80ep" in " ".join(text_of(comparison).split())
 
 
 def test_a_budget_and_a_crossing_at_it_cost_the_same() -> None:
@@ -423,7 +422,7 @@ def test_errors() -> None:
     assert compare(BASELINE, QUICK, pairing="none").group("quick").paired is False
 
 
-def test_json_holds_everything(comparison: BudgetComparison) -> None:
+def test_json_holds_everything(comparison: Comparison) -> None:
     found = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
     assert found["groups"][1]["name"] == "distilled"
     assert found["groups"][1]["speedups"]["cost_seconds"]["verdict"] == "faster"
@@ -432,7 +431,7 @@ def test_json_holds_everything(comparison: BudgetComparison) -> None:
     assert found["price_per_hour"] == 3.6
 
 
-def test_the_table_fits_and_says_it_all(comparison: BudgetComparison) -> None:
+def test_the_table_fits_and_says_it_all(comparison: Comparison) -> None:
     text = text_of(comparison)
     assert max(map(len, text.splitlines())) <= 100
     for word in (
@@ -445,6 +444,6 @@ def test_the_table_fits_and_says_it_all(comparison: BudgetComparison) -> None:
         "Note:",
     ):
         assert word in text
-    assert format_cost(0.0456, "dollars") == "$0.046"
-    assert format_cost(1.5e9, "flops") == "1.5e+09"
-    assert format_cost(None, "flops") == "?"
+    assert format_amount("dollars", 0.0456) == "$0.0456"
+    assert format_amount("flops", 1.5e9) == "1.5e+09"
+    assert format_amount("flops", None) == "?"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reuse_algos.compare.curves import Crossing, MeanCurves, crossing_of, own_crossing, speedup_of_curves
+from reuse_algos.compare.estimates.within_runs import Crossing, MeanCurves, crossing_of, own_crossing, speedup_of_curves
 
 REPEATS = 300
 ALLOWED = 0.05 + 3 * math.sqrt(0.05 * 0.95 / REPEATS)

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import wandb
 
+from compare.asking import compare_runs, select_outcomes
 from compare.synthetic_runs import METRIC, noisy, write_run
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.compare import Comparison, Selection, compare_runs, select_outcomes
-from reuse_algos.compare import dashboard as dashboard_module
-from reuse_algos.compare.dashboard import comparison_dashboard
-from reuse_algos.compare.wandb_report import WandbTarget, log_to_wandb
+from reuse_algos.compare import Comparison, Outcomes
+from reuse_algos.compare.show import dashboard as dashboard_module
+from reuse_algos.compare.show.dashboard import dashboard_of
+from reuse_algos.compare.show.wandb import WandbTarget, log_to_wandb
 from reuse_algos.errors import CompareError
 from wandb_files import OfflineRun, end_wandb, keep_offline
 
@@ -32,7 +33,7 @@ def fresh() -> Iterator[None]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> tuple[Comparison, Selection]:
+def made(tmp_path: Path) -> tuple[Comparison, Outcomes]:
     """A baseline, a faster group with hostile letters in its name that used a prior run, and a hopeless one."""
     archive, rng = RunArchive(tmp_path / "archive", create=True), np.random.default_rng(0)
     prior = write_run(archive, None, 9, MEAN)
@@ -47,13 +48,13 @@ def made(tmp_path: Path) -> tuple[Comparison, Selection]:
 
 
 def test_what_w_and_b_has_is_the_comparison(
-    made: tuple[Comparison, Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Comparison, Outcomes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keep_offline(tmp_path, monkeypatch)
     comparison, selection = made
     html = "<!doctype html><title>r\u00e9port</title>"
     target = WandbTarget("proj", name="mine")
-    place = log_to_wandb(comparison_dashboard(comparison, selection.groups), target, html=html)
+    place = log_to_wandb(dashboard_of(comparison, selection), target, html=html)
     run = OfflineRun(tmp_path)
 
     assert place == f"{run.folder} (offline; `wandb sync {run.folder}` sends it)"
@@ -61,25 +62,24 @@ def test_what_w_and_b_has_is_the_comparison(
     assert run.config["target"] == comparison.target
     assert run.config["archive_id"] == comparison.archive_id
     fast = comparison.group('fa/st "<x>')
-    assert fast.speedup_cost is not None
-    assert fast.speedup_steps is not None
+    cost = fast.speedups["cost_seconds"]
     assert run.summary[f"{fast.name}/verdict"] == fast.verdict == "faster"
     assert run.summary[f"{fast.name}/n"] == 3
     assert run.summary[f"{fast.name}/final"] == fast.final.estimate
-    assert run.summary[f"{fast.name}/speedup_cost"] == fast.speedup_cost.estimate
-    assert run.summary[f"{fast.name}/speedup_cost_low"] == fast.speedup_cost.low
+    assert run.summary[f"{fast.name}/speedup_cost_seconds"] == cost.estimate
+    assert run.summary[f"{fast.name}/speedup_cost_seconds_low"] == cost.low
     assert run.summary["hopeless/verdict"] == "no difference"
     assert run.summary["hopeless/final"] is None
 
     groups = {row["group"]: row for row in run.table("tables/groups")}
     assert list(groups) == ["baseline", fast.name, "hopeless"]
-    assert groups[fast.name]["speedup_steps_high"] == fast.speedup_steps.high
+    assert groups[fast.name]["speedup_steps_high"] == fast.speedups["steps"].high
     assert groups[fast.name]["cost_seconds_to_target"] == fast.to_target.cost_seconds
     assert fast.break_even is not None
     row, paid = groups[fast.name], fast.break_even.harvest_runs
     assert row["pays_back_harvest_after_runs"] == paid.estimate
     assert (row["pays_back_harvest_after_runs_low"], row["pays_back_harvest_after_runs_high"]) == (paid.low, paid.high)
-    assert groups["baseline"]["speedup_cost"] is None
+    assert groups["baseline"]["speedup_cost_seconds"] is None
     assert groups["hopeless"]["target_reached"] is False
     runs = run.table("tables/runs")
     assert [row["run_id"] for row in runs] == [one for group in comparison.groups for one in group.run_ids]
@@ -87,7 +87,7 @@ def test_what_w_and_b_has_is_the_comparison(
     assert [row["note"] for row in run.table("tables/notes")] == comparison.notes
 
     # By hand: the mean of three values at each evaluation, against their mean costs.
-    values = np.stack([outcome.values for outcome in selection.groups[fast.name]])
+    values = np.stack([outcome.curve.values for outcome in selection.groups[fast.name]])
     curve = [row for row in run.table("tables/curves") if row["group"] == fast.name]
     assert [row["mean"] for row in curve] == pytest.approx(values.mean(axis=0))
     assert [row["steps"] for row in curve] == [100, 200, 300, 400, 500, 600]
@@ -102,12 +102,10 @@ def test_what_w_and_b_has_is_the_comparison(
     assert ours == [(row["train_seconds"], row["mean"]) for row in curve]
     ends = [(row["step"], row["lineVal"]) for row in lines if row["lineKey"].startswith("target")]
     assert ends == [(pytest.approx(10.0), comparison.target), (pytest.approx(60.0), comparison.target)]
-    bars = {row["group"]: row for row in run.table("speedup/cost_table")}
-    assert run.chart("speedup/cost")["fieldSettings"] == {"label": "label", "value": "value"}
-    assert bars[fast.name]["value"] == fast.speedup_cost.estimate
-    shown = (
-        f"{fast.name}: {fast.speedup_cost.estimate:.2f}x [{fast.speedup_cost.low:.2f}, {fast.speedup_cost.high:.2f}]"
-    )
+    bars = {row["group"]: row for row in run.table("speedup/cost_seconds_table")}
+    assert run.chart("speedup/cost_seconds")["fieldSettings"] == {"label": "label", "value": "value"}
+    assert bars[fast.name]["value"] == cost.estimate
+    shown = f"{fast.name}: {cost.estimate:.2f}\u00d7 [{cost.low:.2f}, {cost.high:.2f}]"
     assert bars[fast.name]["label"] == shown
 
     (files,) = [files for (_, kind), files in run.artifacts.items() if kind == "comparison"]
@@ -118,20 +116,20 @@ def test_what_w_and_b_has_is_the_comparison(
 
 
 def test_curves_that_are_too_long_are_thinned_out_and_keep_their_ends(
-    made: tuple[Comparison, Selection], monkeypatch: pytest.MonkeyPatch
+    made: tuple[Comparison, Outcomes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison, selection = made
     monkeypatch.setattr(dashboard_module, "MAX_ROWS", 10)
-    rows = comparison_dashboard(comparison, selection.groups).tables["curves"].rows
+    rows = dashboard_of(comparison, selection).tables["curves"].rows
     assert len(rows) <= 10
     assert [row[1] for row in rows if row[0] == "baseline"] == [100, 300, 500, 600]
 
 
 def test_w_and_b_that_cannot_be_used_is_said_clearly(
-    made: tuple[Comparison, Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Comparison, Outcomes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     comparison, selection = made
-    shown = comparison_dashboard(comparison, selection.groups)
+    shown = dashboard_of(comparison, selection)
     keep_offline(tmp_path, monkeypatch)
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
@@ -145,7 +143,7 @@ def test_w_and_b_that_cannot_be_used_is_said_clearly(
 
 
 def test_a_run_under_way_is_left_alone(
-    made: tuple[Comparison, Selection], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Comparison, Outcomes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Active:
         name = "training"
@@ -153,7 +151,7 @@ def test_a_run_under_way_is_left_alone(
     comparison, selection = made
     monkeypatch.setattr(wandb, "run", Active())
     with pytest.raises(CompareError, match="W&B run 'training' is under way"):
-        log_to_wandb(comparison_dashboard(comparison, selection.groups), WandbTarget("p"))
+        log_to_wandb(dashboard_of(comparison, selection), WandbTarget("p"))
 
 
 def test_runs_without_common_evaluations_have_no_lines(tmp_path: Path) -> None:
@@ -163,6 +161,6 @@ def test_runs_without_common_evaluations_have_no_lines(tmp_path: Path) -> None:
         write_run(archive, "other", seed, [0.6, 0.8], every=100)
     selection = select_outcomes(archive)
     comparison = compare_runs(archive, selection=selection, target=0.65)
-    shown: Any = comparison_dashboard(comparison, selection.groups)
-    assert list(shown.lines["curves/steps"].series) == ["other (n=2)", "target 0.65"]
+    shown: Any = dashboard_of(comparison, selection)
+    assert list(shown.lines["curves/steps"].series) == ["other (n=2)", "target 0.6500"]
     assert shown.config["metric"] == METRIC

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
+from compare.asking import compare_budgets, compare_runs, select_outcomes
 from compare.budget_records import records
 from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.compare.budget_table import compare_budgets
-from reuse_algos.compare.budgets import BudgetComparison
-from reuse_algos.compare.dashboard import Bars, budget_dashboard, comparison_dashboard
-from reuse_algos.compare.html import budget_report, comparison_report
-from reuse_algos.compare.table import compare_runs, select_outcomes
+from reuse_algos.compare import Comparison, Outcomes
+from reuse_algos.compare.show.dashboard import Bars, dashboard_of
+from reuse_algos.compare.show.page import report_page
 
 BUDGETS = (10, 20, 40)
+NO_RUNS = Outcomes([], METRIC, "max")  # over budgets the runs only add their provenance
 
 
-def over_budgets(target: float | None = None) -> BudgetComparison:
+def over_budgets(target: float | None = None) -> Comparison:
     """Plain training, a group 2.5 times as quick with a harvest and a prior run of 60 s, and one 0.8 times as quick."""
     quick = records("quick", BUDGETS, 2.5, prior_run_ids=("prior",), harvest_seconds=9.0)
     return compare_budgets(
@@ -48,7 +48,7 @@ def words_of(markup: str) -> str:
 
 def bars_of(page: str, title: str) -> list[tuple[str, str | None, int]]:
     """For each bar of a plot its name with the words beside it, what its mark says, and how many bars are drawn."""
-    (plot,) = re.findall(rf'aria-label="{title}"><ul class="bars">(.*?)</ul>', page, flags=re.S)
+    (plot,) = re.findall(rf'aria-label="{title}">\s*<ul class="bars">(.*?)</ul>', page, flags=re.S)
     found = []
     for row in re.findall(r"<li .*?</li>", plot, flags=re.S):
         label = re.search(r"<title>(.*?)</title>", row, flags=re.S)
@@ -61,7 +61,9 @@ def bars_of(page: str, title: str) -> list[tuple[str, str | None, int]]:
 def rows_of(page: str, caption: str) -> dict[str, list[str]]:
     """The cells of a table by the name of the row."""
     (table,) = re.findall(rf"<caption>{caption}</caption>.*?<tbody>(.*?)</tbody>", page, flags=re.S)
-    rows = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, flags=re.S) for row in re.findall(r"<tr>.*?</tr>", table)]
+    rows = [
+        re.findall(r"<t[hd][ >].*?</t[hd]>", row, flags=re.S) for row in re.findall(r"<tr>.*?</tr>", table, flags=re.S)
+    ]
     return {words_of(first): [words_of(cell) for cell in cells] for first, *cells in rows}
 
 
@@ -81,7 +83,7 @@ def test_a_ratio_of_two_limits_is_no_speed_up_and_one_of_one_limit_is_called_tha
     assert quick.estimate == pytest.approx(ratio)
     limits = f"[{quick.low:.2f}, \u221e]"
 
-    page = budget_report(comparison, {})
+    page = report_page(comparison, NO_RUNS)
     assert bars_of(page, "Speed-ups in steps") == [
         (
             f"quick at least {ratio:.2f}\u00d7 {limits}",
@@ -96,11 +98,11 @@ def test_a_ratio_of_two_limits_is_no_speed_up_and_one_of_one_limit_is_called_tha
     assert 'data-json="/comparison/groups/2/speedups/steps/estimate"' not in page
     assert data_of(page)["comparison"]["groups"][2]["speedups"]["steps"]["estimate"] == 1.0
 
-    shown = budget_dashboard(comparison)
+    shown = dashboard_of(comparison, NO_RUNS)
     bars = by_group(shown.bars["speedup/steps"])
     assert (bars["tardy"]["value"], bars["tardy"]["bound"], bars["tardy"]["label"]) == (None, "?", "tardy: not known")
     assert bars["quick"]["value"] == quick.estimate
-    assert bars["quick"]["label"] == f"quick: at least {ratio:.2f}x [{quick.low:.2f}, inf]"
+    assert bars["quick"]["label"] == f"quick: at least {ratio:.2f}\u00d7 {limits}"
     assert shown.summary["tardy/speedup_steps"] is None
     assert shown.summary["tardy/speedup_steps_bound"] == "?"
     assert shown.summary["quick/speedup_steps"] == quick.estimate
@@ -113,11 +115,11 @@ def test_a_ratio_of_two_limits_is_no_speed_up_and_one_of_one_limit_is_called_tha
 def test_a_group_that_falls_short_of_the_baseline_is_at_most_that_fast() -> None:
     comparison = over_budgets()
     assert comparison.group("tardy").speedups["steps"].bound == "<="
-    (_, tardy) = bars_of(budget_report(comparison, {}), "Speed-ups in steps")
+    (_, tardy) = bars_of(report_page(comparison, NO_RUNS), "Speed-ups in steps")
     words = "at most 1.00\u00d7 [0, 1.00]"
     assert tardy == (f"tardy {words}", f"tardy\nspeed-up in steps: {words}", 1)
-    bars = by_group(budget_dashboard(comparison).bars["speedup/steps"])
-    assert bars["tardy"]["label"] == "tardy: at most 1.00x [0, 1.00]"
+    bars = by_group(dashboard_of(comparison, NO_RUNS).bars["speedup/steps"])
+    assert bars["tardy"]["label"] == "tardy: at most 1.00\u00d7 [0, 1.00]"
 
 
 def test_no_bar_leads_to_a_speed_up_that_is_only_an_upper_limit() -> None:
@@ -127,10 +129,10 @@ def test_no_bar_leads_to_a_speed_up_that_is_only_an_upper_limit() -> None:
     short = comparison.group("short").speedups["steps"]
     assert (short.bound, short.estimate, short.drawn) == ("<=", pytest.approx(4.0), False)
     words = "at most 4.00\u00d7 [0, 4.00]"
-    (bar,) = bars_of(budget_report(comparison, {}), "Speed-ups in steps")
+    (bar,) = bars_of(report_page(comparison, NO_RUNS), "Speed-ups in steps")
     assert bar == (f"short {words}", f"short\nspeed-up in steps: {words}", 0)
-    shown = by_group(budget_dashboard(comparison).bars["speedup/steps"])["short"]
-    assert (shown["value"], shown["label"]) == (None, "short: at most 4.00x [0, 4.00]")
+    shown = by_group(dashboard_of(comparison, NO_RUNS).bars["speedup/steps"])["short"]
+    assert (shown["value"], shown["label"]) == (None, "short: at most 4.00\u00d7 [0, 4.00]")
 
 
 @pytest.mark.parametrize("target", [None, 0.6, 0.63, 0.2])
@@ -138,8 +140,8 @@ def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: floa
     """A target that the baseline does not reach (0.63), or that is reached at once (0.2), gives no cost to compare."""
     comparison = over_budgets(target)
     quick = comparison.group("quick")
-    page = budget_report(comparison, {})
-    records = data_of(page)["amortisation"]
+    page = report_page(comparison, NO_RUNS)
+    records = (data_of(page)["amortisation"] or {"series": []})["series"]
     assert quick.break_even is not None
     assert quick.break_even.saving_shown == (quick.verdict == "faster") == (target != 0.2)
     name = "quick" if quick.break_even.saving_shown else "quick (its saving is not shown)"
@@ -151,7 +153,7 @@ def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: floa
         assert "as a share of plain runs" not in page
         return
     harvest, both = records
-    assert (harvest["counted"], both["counted"]) == ("harvest", "harvest and prior runs")
+    assert (harvest["name"], both["name"]) == ("quick: harvest", "quick: harvest and prior runs")
     (harvest_low, harvest_high), (both_low, both_high) = (
         (found.low, found.high) for found in (quick.break_even.harvest_runs, quick.break_even.prior_training_runs)
     )
@@ -164,7 +166,7 @@ def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: floa
         (harvest, quick.break_even.harvest_runs.estimate),
         (both, quick.break_even.prior_training_runs.estimate),
     ):
-        for k, share in zip(record["later_runs"], record["share"], strict=True):
+        for k, share in zip(record["x"], record["y"], strict=True):
             assert (share <= 1.0) == (k >= runs), k
 
 
@@ -180,36 +182,36 @@ def test_the_plain_report_and_dashboard_say_the_same(tmp_path: Path) -> None:
     selection = select_outcomes(archive)
     comparison = compare_runs(archive, selection=selection, target=0.75)
     quick, slow = comparison.group("quick"), comparison.group("slow")
-    assert quick.speedup_steps is not None
-    assert slow.speedup_steps is not None
+    assert quick.speedups.get("steps") is not None
+    assert slow.speedups.get("steps") is not None
     # Every baseline run spends its 300 steps and is not there; every quick run is, after 200.
-    assert (quick.speedup_steps.bound, quick.speedup_steps.estimate) == (">=", pytest.approx(1.5))
-    assert (slow.speedup_steps.bound, slow.speedup_steps.estimate) == ("?", pytest.approx(1.5))
+    assert (quick.speedups.get("steps").bound, quick.speedups.get("steps").estimate) == (">=", pytest.approx(1.5))
+    assert (slow.speedups.get("steps").bound, slow.speedups.get("steps").estimate) == ("?", pytest.approx(1.5))
 
-    page = comparison_report(comparison, selection)
+    page = report_page(comparison, selection)
     at_least, not_known = bars_of(page, "Speed-ups in steps")
     assert at_least[1] == "quick\nspeed-up in steps: at least 1.50\u00d7 [1.50, \u221e]"
     assert at_least[2] == 1
     assert not_known == ("slow not known", None, 0)
     assert rows_of(page, "Each group: how good it ends.*?")["slow"][-2:] == ["not known", "not known"]
-    assert "The speed-up in cost is not known: in neither group all runs reached the target (3 runs" in words_of(page)
+    assert "Nothing can be said about the cost in seconds that slow needs" in words_of(page)
 
     # The baseline's cost is only a limit, so there is nothing to pay back against.
     assert quick.break_even is not None
     assert data_of(page)["comparison"]["groups"][1]["break_even"]["harvest_runs"]["estimate"] is None
-    assert data_of(page)["amortisation"] == []
+    assert data_of(page)["amortisation"] is None
 
-    shown = comparison_dashboard(comparison, selection.groups)
+    shown = dashboard_of(comparison, selection)
     bars = by_group(shown.bars["speedup/steps"])
     assert (bars["slow"]["value"], bars["slow"]["label"]) == (None, "slow: not known")
-    assert bars["quick"]["label"] == "quick: at least 1.50x [1.50, inf]"
+    assert bars["quick"]["label"] == "quick: at least 1.50\u00d7 [1.50, \u221e]"
     assert shown.summary["slow/speedup_steps"] is None
-    assert shown.summary["slow/speedup_cost"] is None
-    assert shown.summary["quick/speedup_steps"] == quick.speedup_steps.estimate
+    assert shown.summary["slow/speedup_cost_seconds"] is None
+    assert shown.summary["quick/speedup_steps"] == quick.speedups.get("steps").estimate
 
 
 def test_the_page_says_how_costs_between_budgets_are_read() -> None:
-    words = words_of(budget_report(over_budgets(), {}))
+    words = words_of(report_page(over_budgets(), NO_RUNS))
     assert "joined by straight lines over the logarithm of its steps" in words
     assert "is linear in steps between two budgets" in words
     assert "logarithm of the cost" not in words

@@ -16,7 +16,7 @@ import pytest
 
 from compare.reports import HOSTILE, budgets, plain
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.html import budget_report, comparison_report, write_report
+from reuse_algos.compare.show.page import report_page, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -40,9 +40,9 @@ def browser() -> Iterator[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
     comparison, selection = plain(RunArchive(folder / "archive", create=True))
-    write_report(comparison_report(comparison, selection), folder / "plain.html")
-    over_budgets, manifests = budgets()
-    write_report(budget_report(over_budgets, manifests), folder / "budgets.html")
+    write_report(report_page(comparison, selection), folder / "plain.html")
+    over_budgets, outcomes = budgets()
+    write_report(report_page(over_budgets, outcomes), folder / "budgets.html")
     (folder / "json").mkdir()
     (folder / "json" / "plain.json").write_text(json.dumps(comparison.to_dict()))
     (folder / "json" / "budgets.json").write_text(json.dumps(over_budgets.to_dict()))
@@ -107,7 +107,7 @@ def test_marks_stand_where_their_values_belong(visit: Any, kind: str) -> None:
           return [...area.querySelectorAll('.mark')].map((mark) => {
             const ring = mark.querySelector('.ring').getBoundingClientRect();
             const where = mark.dataset.json;
-            const x = where.startsWith('/curves') ? look(where.replace('mean', 'x'))
+            const x = /^.(charts|pareto)/.test(where) ? look(where.replace('/y/', '/x/'))
               : where.includes('points') ? look(where.replace('final/estimate', 'costs/cost_seconds')) : null;
             return [x, Number(mark.dataset.value), ring.x + ring.width / 2, ring.y + ring.height / 2];
           }).filter((row) => row[0] !== null);

@@ -8,20 +8,20 @@ import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from compare.asking import compare_runs, select_outcomes
 from compare.reports import HOSTILE, budgets, plain
-from compare.synthetic_runs import write_run
+from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
-from reuse_algos.compare import compare_runs, select_outcomes
-from reuse_algos.compare.html import budget_report, check_report_path, comparison_report, report_page, write_report
-from reuse_algos.compare.html.budget_plots import drawn_axes
-from reuse_algos.compare.html.document import embedded_json
-from reuse_algos.compare.html.markup import el, visible
-from reuse_algos.compare.html.scales import linear_scale, log_scale
-from reuse_algos.compare.html.sections import Verdict, headline, looks_of
+from reuse_algos.compare import Outcomes
+from reuse_algos.compare.show.drawing import drawn_axes, looks_of
+from reuse_algos.compare.show.page import check_report_path, embedded_json, headline, report_page, write_report
+from reuse_algos.compare.show.scales import linear_scale, log_scale
+from reuse_algos.compare.show.values import visible
 from reuse_algos.errors import CompareError
 
 VOID = {"meta", "link", "br"}
@@ -61,10 +61,10 @@ class Page(HTMLParser):
 def both(tmp_path_factory: pytest.TempPathFactory):
     archive = RunArchive(tmp_path_factory.mktemp("html") / "archive", create=True)
     comparison, selection = plain(archive)
-    over_budgets, manifests = budgets()
+    over_budgets, outcomes = budgets()
     return (
-        (comparison, comparison_report(comparison, selection)),
-        (over_budgets, budget_report(over_budgets, manifests)),
+        (comparison, report_page(comparison, selection)),
+        (over_budgets, report_page(over_budgets, outcomes)),
     )
 
 
@@ -153,9 +153,11 @@ def test_hostile_names_stay_names(report) -> None:
 
 def test_the_same_comparison_gives_the_same_page(tmp_path: Path) -> None:
     comparison, selection = plain(RunArchive(tmp_path / "archive", create=True))
-    assert comparison_report(comparison, selection) == report_page(comparison, selection)
-    over_budgets, manifests = budgets()
-    assert budget_report(over_budgets, manifests) == budget_report(over_budgets, dict(reversed(manifests.items())))
+    assert report_page(comparison, selection) == report_page(comparison, selection)
+    over_budgets, outcomes = budgets()
+    assert report_page(over_budgets, outcomes) == report_page(
+        over_budgets, dataclasses.replace(outcomes, runs=outcomes.runs[::-1])
+    )
 
 
 def test_it_says_what_matters(both) -> None:
@@ -165,7 +167,7 @@ def test_it_says_what_matters(both) -> None:
         "distilled is faster than baseline; for 3 others this was not shown", "not enough runs", "no difference",
         "Control: ", "It did not reach the target within its budget", "has no mean final value", "diverged",
         "weights last, signal logits", "0123456789abcdef", "torch 2.7.0", "name A100", "max_duration: 20ep",
-        "each interval holds by itself", "paid back", "unpaired", "paired by seed",
+        "each interval holds by itself", "paid back", "not paired", "paired by seed",
     ):  # fmt: skip
         assert expected in words, expected
     words = re.sub(r"<[^>]*>", "", second).replace("&#x27;", "'")
@@ -189,7 +191,8 @@ def test_a_control_stands_in_the_card_of_its_technique(both) -> None:
 
 def test_groups_are_shown_next_to_their_controls() -> None:
     names = ["baseline", "a", "a-control", "b", "lost", "z / 5ep", "zc / 5ep"]
-    looks = looks_of(names, {"a-control": "b", "lost": "gone", "zc / 5ep": "z"})
+    controls = {"a-control": "b", "lost": "gone", "zc / 5ep": "z"}
+    looks = looks_of(SimpleNamespace(groups=[SimpleNamespace(name=n, control_of=controls.get(n)) for n in names]))
     shown = [(look.name, look.colour, look.control, look.technique) for look in looks]
     assert shown == [
         ("baseline", 0, False, None), ("a", 1, False, None), ("b", 2, False, None), ("a-control", 2, True, "b"),
@@ -214,9 +217,13 @@ def test_groups_are_shown_next_to_their_controls() -> None:
 )
 def test_headlines(said: list[str], words: str) -> None:
     names = [f"g{k}" for k in range(len(said))]
-    looks = looks_of(["base", *names, "control"], {"control": "g0"})
-    verdicts = dict(zip(names, said, strict=True)) | {"base": "baseline", "control": "faster"}
-    assert headline([Verdict(look, verdicts[look.name], None) for look in looks], "base").startswith(words)
+    verdicts = {"base": "baseline", **dict(zip(names, said, strict=True)), "control": "faster"}
+    groups = [
+        SimpleNamespace(name=name, verdict=verdict, control_of="g0" if name == "control" else None)
+        for name, verdict in verdicts.items()
+    ]
+    comparison = SimpleNamespace(groups=groups, baseline="base")
+    assert headline(comparison, looks_of(comparison)).startswith(words)
 
 
 def test_a_control_that_is_faster_is_a_warning(both) -> None:
@@ -224,7 +231,7 @@ def test_a_control_that_is_faster_is_a_warning(both) -> None:
     for verdict, warning in (("faster", "The control is faster, too"), ("slower", "The control is faster, though")):
         told = {"distilled": verdict, "untrained teacher": "faster"}
         groups = [dataclasses.replace(group, verdict=told.get(group.name, group.verdict)) for group in budget.groups]
-        assert warning in budget_report(dataclasses.replace(budget, groups=groups), {})
+        assert warning in report_page(dataclasses.replace(budget, groups=groups), Outcomes([], METRIC, "max"))
     assert "The control is faster" not in both[1][1]
 
 
@@ -242,8 +249,9 @@ def test_small_archives(tmp_path: Path) -> None:
     selection = select_outcomes(archive)
     page = report_page(compare_runs(archive, selection=selection, target=0.2), selection)
     data = json.loads(Page(page).data)
-    assert list(data["curves"]) == ["steps"]
-    assert data["curves"]["steps"][2]["x"] == []
+    assert [chart["key"] for chart in data["charts"]] == ["steps"]
+    (quick,) = [one for one in data["charts"][0]["series"] if one["name"] == "quick (n=2)"]
+    assert quick["x"] == []
     assert "declared in advance" in page
     assert "No recipe was recorded" in page
 
@@ -254,10 +262,12 @@ def test_many_evaluations_are_thinned_for_pointing_but_not_in_the_line(tmp_path:
         write_run(archive, "baseline", seed, [0.1 + 0.001 * k + 0.01 * seed for k in range(200)])
     selection = select_outcomes(archive)
     page = Page(report_page(compare_runs(archive, selection=selection), selection))
-    marks = [a for tag, a in page.elements if tag == "svg" and str(a.get("data-json")).startswith("/curves/steps")]
+    marks = [
+        a for tag, a in page.elements if tag == "svg" and str(a.get("data-json")).startswith("/charts/1/series/0/y")
+    ]
     assert len(marks) == 40
-    assert marks[0]["data-json"] == "/curves/steps/0/mean/0"
-    assert marks[-1]["data-json"] == "/curves/steps/0/mean/199"
+    assert marks[0]["data-json"] == "/charts/1/series/0/y/0"
+    assert marks[-1]["data-json"] == "/charts/1/series/0/y/199"
     lines = [a for tag, a in page.elements if a.get("class") == "line" and tag == "polyline"]
     assert [len(str(a["points"]).split()) for a in lines] == [200, 200]
 
@@ -297,15 +307,10 @@ def test_reports_that_can_not_be_written(tmp_path: Path) -> None:
 
 
 def test_markup_escapes() -> None:
-    assert el("p", "<&>", el("b", "'\""), None, 3, title='"', hidden=True, id=None) == (
-        '<p title="&quot;" hidden>&lt;&amp;&gt;<b>&#x27;&quot;</b>3</p>'
-    )
-    assert el("meta", charset="x") == '<meta charset="x">'
     assert visible("a\x00\x1b\u202e\ud800\tb\n") == "a\\u0000\\u001b\\u202e\\ud800\tb\n"
     hidden = embedded_json({"a": "</script><!--&\ud800\u2028", "b": [math.nan, math.inf, 1.5]})
-    inside = hidden[hidden.index(">") + 1 : hidden.rindex("<")]
-    assert not set("<>&\u2028") & set(inside)
-    assert json.loads(inside) == {"a": "</script><!--&\ud800\u2028", "b": [None, None, 1.5]}
+    assert not set("<>&\u2028") & set(hidden)
+    assert json.loads(hidden) == {"a": "</script><!--&\ud800\u2028", "b": [None, None, 1.5]}
 
 
 def test_scales() -> None:

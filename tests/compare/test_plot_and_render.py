@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from compare.asking import compare_runs, select_outcomes
 from compare.synthetic_runs import noisy, write_run
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.compare import compare_runs, comparison_table, plot_comparison, runs_table, select_outcomes
-from reuse_algos.compare.plot import comparison_figure
-from reuse_algos.compare.render import format_seconds, format_speedup
-from reuse_algos.compare.statistics import Speedup
+from reuse_algos.compare.estimates.interval import Speedup
+from reuse_algos.compare.show.figures import comparison_figure, plot_comparison
+from reuse_algos.compare.show.terminal import comparison_table, runs_table
+from reuse_algos.compare.show.words import format_seconds, format_speedup
 from reuse_algos.errors import CompareError
 
 X = np.arange(1, 21) / 20
@@ -48,7 +49,7 @@ def test_the_table_fits_a_hundred_columns_and_says_it_all(archive: RunArchive) -
     one_line = " ".join(shown.split())
     for expected in (
         "metrics/eval/MulticlassAccuracy at least 0.70", "mean final value of baseline", "95 % intervals", "faster",
-        "no difference", "not enough", "target not", "<= 1.00x", "1/1", "3/3", "0/3", "Pays back",
+        "no difference", "not enough", "target not", "<= 1.00\u00d7", "1/1", "3/3", "0/3", "Pays back",
         "after 1 later run [", "paired by seed", "Welch", "diverged", "Note: Too few runs for a claim: _null (n=1)",
     ):  # fmt: skip
         assert expected in one_line, expected
@@ -64,7 +65,7 @@ def test_runs_table(archive: RunArchive) -> None:
     for run in runs:
         assert run.id in shown.replace("\n", "") or len(run.id) > 30
     assert "diverged" in shown
-    assert "nan" in shown
+    assert "not finite" in shown
     assert max(len(line) for line in shown.splitlines()) <= 100
 
 
@@ -79,21 +80,21 @@ def test_seconds(seconds: float, shown: str) -> None:
 
 def test_speedups() -> None:
     assert format_speedup(None) == "-"
-    assert format_speedup(Speedup(2.0, 1.5, math.inf, "", "faster")) == "2.00x\n[1.50, inf]"
-    assert format_speedup(Speedup(2.0, 0.0, 2.5, "<=", "no difference")) == "<= 2.00x\n[0, 2.50]"
-    assert format_speedup(Speedup(2.0, 0.0, math.inf, "", "not enough runs")) == "2.00x"
-    assert format_speedup(Speedup(2.0, 0.0, math.inf, "?", "no difference")) == "?"
+    assert format_speedup(Speedup(2.0, 1.5, math.inf, "", "faster")) == "2.00\u00d7 [1.50, \u221e]"
+    assert format_speedup(Speedup(2.0, 0.0, 2.5, "<=", "no difference")) == "at most 2.00\u00d7 [0, 2.50]"
+    assert format_speedup(Speedup(2.0, 0.0, math.inf, "", "not enough runs")) == "2.00\u00d7"
+    assert format_speedup(Speedup(2.0, 0.0, math.inf, "?", "no difference")) == "not known"
 
 
 def test_the_figure_shows_the_data(archive: RunArchive) -> None:
     selection = select_outcomes(archive)
     comparison = compare_runs(archive, selection=selection)
-    (axes,) = comparison_figure(comparison, selection.groups).axes
+    (axes,) = comparison_figure(comparison, selection).axes
     lines = {line.get_label(): line for line in axes.get_lines()}
     mean = lines["baseline (n=3)"]
     outcomes = selection.groups["baseline"]
-    np.testing.assert_allclose(mean.get_ydata(), np.mean([o.values for o in outcomes], axis=0))
-    np.testing.assert_allclose(mean.get_xdata(), outcomes[0].steps * 0.1)
+    np.testing.assert_allclose(mean.get_ydata(), np.mean([o.curve.values for o in outcomes], axis=0))
+    np.testing.assert_allclose(mean.get_xdata(), outcomes[0].curve.steps * 0.1)
     # Harvest comes before the first step.
     assert lines["distilled from five prior runs (n=3)"].get_xdata()[0] == pytest.approx(10 + 20)
     dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
@@ -108,7 +109,7 @@ def test_the_figure_shows_the_data(archive: RunArchive) -> None:
 )
 def test_a_plot_is_written_by_its_extension(archive: RunArchive, tmp_path: Path, kind: str, magic: bytes) -> None:
     selection = select_outcomes(archive)
-    path = plot_comparison(compare_runs(archive, selection=selection), selection.groups, tmp_path / f"plot.{kind}")
+    path = plot_comparison(compare_runs(archive, selection=selection), selection, tmp_path / f"plot.{kind}")
     assert path.read_bytes().startswith(magic)
 
 
@@ -117,9 +118,9 @@ def test_plots_that_can_not_be_written(archive: RunArchive, tmp_path: Path) -> N
     comparison = compare_runs(archive, selection=selection)
     for name in ("plot.gif", "plot", "png"):
         with pytest.raises(CompareError, match=r"end the name in \.png, \.pdf, \.svg"):
-            plot_comparison(comparison, selection.groups, tmp_path / name)
+            plot_comparison(comparison, selection, tmp_path / name)
     with pytest.raises(CompareError, match=r"cannot be written to .*No such file"):
-        plot_comparison(comparison, selection.groups, tmp_path / "nowhere" / "plot.png")
+        plot_comparison(comparison, selection, tmp_path / "nowhere" / "plot.png")
 
 
 def test_runs_without_seconds_or_shared_steps_are_drawn_too(tmp_path: Path) -> None:
@@ -128,6 +129,6 @@ def test_runs_without_seconds_or_shared_steps_are_drawn_too(tmp_path: Path) -> N
     write_run(archive, "quick", 0, [0.1, 0.3], seconds_per_step=0.0)
     write_run(archive, "quick", 1, [0.1, 0.3, 0.3], every=70, seconds_per_step=0.0)
     selection = select_outcomes(archive)
-    (axes,) = comparison_figure(compare_runs(archive, selection=selection, target=0.2), selection.groups).axes
+    (axes,) = comparison_figure(compare_runs(archive, selection=selection, target=0.2), selection).axes
     assert axes.get_xlabel() == "steps"
     np.testing.assert_array_equal(axes.get_lines()[0].get_xdata(), [100, 200])

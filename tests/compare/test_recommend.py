@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from compare.asking import recommend_from_archive, recommend_runs
 from compare.budget_records import level, records, study
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare import BudgetRun, Recommendation, recommend_from_archive, recommend_runs, recommendation_table
-from reuse_algos.compare.budgets import Axis
+from reuse_algos.compare import Outcome, Recommendation
+from reuse_algos.compare.question import Axis
+from reuse_algos.compare.show.terminal import recommendation_table
 from reuse_algos.errors import CompareError
 
 BASELINE = records("baseline", (10, 20, 40, 80))
@@ -181,7 +183,7 @@ def test_an_axis_that_is_not_known() -> None:
     assert "What quick costs in FLOPs is not known." in reasons(found, "quick")
     with pytest.raises(CompareError, match="FLOPs is not known: judge by steps"):
         recommend(BASELINE, QUICK, judge_by="flops")
-    with pytest.raises(CompareError, match="dollars is not known: say the price of an hour"):
+    with pytest.raises(CompareError, match="judged by dollars without the price of an hour"):
         recommend(BASELINE, QUICK, judge_by="dollars")
     with pytest.raises(CompareError, match="cannot be judged by 'minutes'"):
         recommend(BASELINE, QUICK, judge_by="minutes")
@@ -217,7 +219,7 @@ def test_picking_the_best_of_many_useless_techniques_finds_none(target: int) -> 
     chosen = 0
     for _ in range(40):
         runs = [
-            BudgetRun("baseline" if g == 0 else f"idea {g}", seed, f"{b}ep", b, b, level(b) + rng.normal(0, 0.004), b)
+            Outcome("baseline" if g == 0 else f"idea {g}", seed, f"{b}ep", b, b, level(b) + rng.normal(0, 0.004), b)
             for g in range(6)
             for b in (10, 20, 40)
             for seed in range(3)

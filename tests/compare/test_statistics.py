@@ -8,18 +8,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from reuse_algos.compare.statistics import (
-    Hit,
+from reuse_algos.compare.estimates.interval import (
     Interval,
     Speedup,
     mean_interval,
     paired_interval,
     ratio_interval,
-    speedup_of_runs,
-    t_quantile,
     verdict_of,
     welch_interval,
 )
+from reuse_algos.compare.estimates.within_runs import Crossing, Hit, MeanCurves, crossing_of, speedup_of_runs
 
 REPEATS = 1000
 # Three standard errors of a simulated coverage of 95 %.
@@ -29,12 +27,6 @@ SLACK = 3 * math.sqrt(0.05 * 0.95 / REPEATS)
 def samples(count: int = 20, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
     rng = np.random.default_rng(seed)
     return [(rng.normal(1, 2, rng.integers(2, 7)), rng.normal(0, 0.5, rng.integers(2, 7))) for _ in range(count)]
-
-
-def test_t_quantile_is_scipys_also_for_fractional_df() -> None:
-    df = np.array([1.0, 1.7, 2.0, 3.3, 10.0, 200.0])
-    for p in (0.6, 0.975, 0.995):
-        np.testing.assert_allclose(t_quantile(p, df), stats.t.ppf(p, df), rtol=1e-10)
 
 
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
@@ -72,9 +64,21 @@ def test_where_nothing_is_known_the_interval_is_infinite() -> None:
     assert ratio_interval([1.0], [2.0], paired=True) == Interval(0.5, 0.0, math.inf)
 
 
-def test_values_without_spread_and_costs_of_zero() -> None:
-    assert mean_interval([2.0, 2.0, 2.0]) == Interval(2.0, 2.0, 2.0)
-    assert welch_interval([2.0, 2.0], [1.0, 1.0]) == Interval(1.0, 1.0, 1.0)
+def test_groups_without_spread_have_one_interval() -> None:
+    """Equal values are copies of a run or a ceiling: no limits. Equal costs are exact: no width."""
+    values, finals = [0.6, 0.6, 0.6], [0.5, 0.5]
+    difference = welch_interval(values, finals)
+    assert difference == Interval(pytest.approx(0.1), -math.inf, math.inf)
+    assert mean_interval([0.1, 0.1]) == Interval(0.1, -math.inf, math.inf)
+    assert paired_interval([0.6, 0.7], [0.5, 0.6]).high == math.inf  # equal but for rounding
+    # The crossing of mean curves uses the same interval: nothing is sure there, either.
+    group = MeanCurves(np.array([values]).T, np.full((3, 1), 5.0), np.zeros(3))
+    baseline = MeanCurves(np.array([finals]).T, np.full((2, 1), 9.0), np.zeros(2))
+    assert crossing_of(baseline, group, paired=False) == Crossing(0, 0, 1)
+    assert ratio_interval([800.0, 800.0], [400.0, 400.0], paired=False) == Interval(*(3 * (pytest.approx(2.0),)))
+
+
+def test_costs_of_zero() -> None:
     assert ratio_interval([1.0, 2.0], [0.0, 1.0], paired=True) == Interval(math.inf, 0.0, math.inf)
     assert ratio_interval([0.0, 2.0], [1.0, 1.0], paired=True) == Interval(0.0, 0.0, math.inf)
     assert math.isnan(ratio_interval([0.0], [0.0], paired=True).estimate)

@@ -208,7 +208,7 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
 
 def print_json(value: Any) -> None:
     """Print one JSON value; floats that are not finite become null."""
-    from reuse_algos.compare.results import json_safe
+    from reuse_algos.compare.result import json_safe
 
     print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
 

@@ -82,16 +82,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare; 0, whatever the verdict."""
-    from reuse_algos.compare import (
-        budget_comparison_table,
-        compare_archive_budgets,
-        compare_runs,
-        comparison_table,
-        plot_comparison,
-        select_outcomes,
-    )
-    from reuse_algos.compare.html import check_report_path, report_page, write_report
-    from reuse_algos.compare.plot import check_plot_path
+    from reuse_algos.compare import Costs, Question, compare, read_outcomes
+    from reuse_algos.compare.show.figures import check_plot_path, plot_comparison
+    from reuse_algos.compare.show.page import check_report_path, report_page, write_report
+    from reuse_algos.compare.show.terminal import comparison_table
 
     _check(args)
     tracked = wandb_target(args)
@@ -100,36 +94,33 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         check_report_path(args.html)
     archive = open_archive(args)
-    selection = select_outcomes(archive, group_by=args.group_by, metric=args.metric, mode=args.mode, tags=tags_of(args))
-    asked = {"baseline": args.baseline, "target": args.target, "pairing": args.pairing, "selection": selection}
-    if args.budgets:
-        comparison = compare_archive_budgets(
-            archive,
-            **asked,
-            price_per_hour=args.price_per_hour,
-            later_runs=args.later_runs or _LATER_RUNS,
-            count_prior_training=args.count_prior_training,
-            judge_by=args.judge_by or "cost_seconds",
-        )
-        table = budget_comparison_table(comparison)
-    else:
-        comparison = compare_runs(archive, **asked)
-        table = comparison_table(comparison)
-        if args.plot is not None:
-            plot_comparison(comparison, selection.groups, args.plot)
+    question = Question(
+        group_by=args.group_by,
+        baseline=args.baseline,
+        over="budgets" if args.budgets else "training",
+        target=args.target,
+        metric=args.metric,
+        mode=args.mode,
+        pairing=args.pairing,
+        costs=Costs(args.judge_by, args.price_per_hour, args.later_runs or _LATER_RUNS, args.count_prior_training),
+    )
+    outcomes = read_outcomes(archive, question, tags_of(args))
+    comparison = compare(outcomes, question)
+    if args.plot is not None:
+        plot_comparison(comparison, outcomes, args.plot)
     if args.html is not None:
-        write_report(report_page(comparison, selection), args.html)
+        write_report(report_page(comparison, outcomes), args.html)
     if args.json:
         print_json(comparison.to_dict())
-        send_to_wandb(tracked, comparison, selection)
+        send_to_wandb(tracked, comparison, outcomes)
         return 0
     out = console()
-    out.print(table)
+    out.print(comparison_table(comparison))
     if args.plot is not None:
         out.print(f"plot: {args.plot}", soft_wrap=True)
     if args.html is not None:
         out.print(f"report: {args.html}", soft_wrap=True)
-    if (place := send_to_wandb(tracked, comparison, selection)) is not None:
+    if (place := send_to_wandb(tracked, comparison, outcomes)) is not None:
         out.print(f"W&B: {place}", soft_wrap=True)
     return 0
 

@@ -54,21 +54,19 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Recommend; 0, whatever the answer."""
-    from reuse_algos.compare import recommend_from_archive, recommendation_table
+    from reuse_algos.compare import Costs, Question, read_outcomes, recommend
+    from reuse_algos.compare.show.terminal import recommendation_table
 
-    found = recommend_from_archive(
-        open_archive(args),
-        target=args.target,
+    question = Question(
         group_by=args.group_by,
         baseline=args.baseline,
+        over="budgets",
+        target=args.target,
         metric=args.metric,
         mode=args.mode,
-        tags=tags_of(args),
-        price_per_hour=args.price_per_hour,
-        later_runs=args.later_runs or _LATER_RUNS,
-        count_prior_training=args.count_prior_training,
-        judge_by=args.judge_by,
+        costs=Costs(args.judge_by, args.price_per_hour, args.later_runs or _LATER_RUNS, args.count_prior_training),
     )
+    found = recommend(read_outcomes(open_archive(args), question, tags_of(args)), question)
     if args.json:
         print_json(found.to_dict())
     else:

@@ -56,8 +56,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List runs; 0."""
-    from reuse_algos.compare.outcomes import choose_metric
-    from reuse_algos.compare.render import runs_table
+    from reuse_algos.compare.reading import choose_metric
+    from reuse_algos.compare.show.terminal import runs_table
 
     archive, tags = open_archive(args), tags_of(args)
     metric = args.metric

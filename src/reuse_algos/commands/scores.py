@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     _split_names(args)
     data = data_of(args.data)
     limit, noise_file = _noise_of(args.noise)
-    from reuse_algos.compare.plot import check_plot_path
+    from reuse_algos.compare.show.figures import check_plot_path
     from reuse_algos.priors.label_noise import label_noise
     from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, recorded_info, score_uses
 

@@ -171,7 +171,7 @@ def _print(facts: dict[str, Any], out: Console) -> None:
 
 def _cost_words(cost: dict[str, float | None]) -> list[str]:
     """Such as ``train 12 s`` for each kind of seconds, and the FLOPs where they are known."""
-    from reuse_algos.compare.render import format_seconds
+    from reuse_algos.compare.show.words import format_seconds
 
     seconds = [(name, value) for name, value in cost.items() if name.endswith("_seconds") and value is not None]
     words = [f"{name.removesuffix('_seconds')} {format_seconds(value)}" for name, value in seconds]

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from reuse_algos.commands.common import UsageError
 
 if TYPE_CHECKING:
-    from reuse_algos.compare.budgets import BudgetComparison
-    from reuse_algos.compare.results import Comparison
-    from reuse_algos.compare.table import Selection
-    from reuse_algos.compare.wandb_report import WandbTarget
+    from reuse_algos.compare.outcomes import Outcomes
+    from reuse_algos.compare.result import Comparison
+    from reuse_algos.compare.show.wandb import WandbTarget
 
 __all__ = ["add_wandb", "send_to_wandb", "wandb_target"]
 
@@ -38,21 +37,19 @@ def wandb_target(args: argparse.Namespace) -> WandbTarget | None:
         if args.wandb_entity is not None or args.wandb_name is not None:
             raise UsageError("--wandb-entity and --wandb-name need --wandb PROJECT")
         return None
-    from reuse_algos.compare.wandb_report import WandbTarget, check_wandb
+    from reuse_algos.compare.show.wandb import WandbTarget, check_wandb
 
     check_wandb()
     return WandbTarget(args.wandb, args.wandb_entity, args.wandb_name)
 
 
-def send_to_wandb(
-    target: WandbTarget | None, comparison: Comparison | BudgetComparison, selection: Selection
-) -> str | None:
+def send_to_wandb(target: WandbTarget | None, comparison: Comparison, outcomes: Outcomes) -> str | None:
     """Log a comparison and its HTML report.
 
     Args:
         target: from :func:`wandb_target`; None does nothing.
-        comparison: of either kind.
-        selection: the runs that it was made from.
+        comparison: of any kind.
+        outcomes: the runs that it was made from.
 
     Returns:
         Where it is, in words; None where nothing was asked for.
@@ -62,13 +59,8 @@ def send_to_wandb(
     """
     if target is None:
         return None
-    from reuse_algos.compare.budgets import BudgetComparison
-    from reuse_algos.compare.dashboard import budget_dashboard, comparison_dashboard
-    from reuse_algos.compare.html import report_page
-    from reuse_algos.compare.wandb_report import log_to_wandb
+    from reuse_algos.compare.show.dashboard import dashboard_of
+    from reuse_algos.compare.show.page import report_page
+    from reuse_algos.compare.show.wandb import log_to_wandb
 
-    if isinstance(comparison, BudgetComparison):
-        shown = budget_dashboard(comparison)
-    else:
-        shown = comparison_dashboard(comparison, selection.groups)
-    return log_to_wandb(shown, target, html=report_page(comparison, selection))
+    return log_to_wandb(dashboard_of(comparison, outcomes), target, html=report_page(comparison, outcomes))

@@ -1,233 +1,264 @@
-"""A budget comparison as plain data: groups of runs, each trained at several budgets.
+"""Read groups whose runs were trained at several budgets each, every run with a schedule of its own.
 
-Every run has a schedule of its own that is fully decayed at the end of its budget, and only its **last** value counts:
-one long run that is read early says nothing about a shorter one. The speed-up is the horizontal distance between the
-budget-accuracy curves of two groups. How it is computed is in :mod:`reuse_algos.compare.budget_curves`.
+Only the **last** value of a run counts: one long run that is read early says nothing about a shorter one. The method is
+in :mod:`reuse_algos.compare.estimates.over_budgets`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
-from reuse_algos.compare.outcomes import Mode
-from reuse_algos.compare.results import BreakEven, json_safe
-from reuse_algos.compare.statistics import Bound, Interval, Speedup
+import numpy as np
 
-__all__ = [
-    "AXES",
-    "AXIS_WORDS",
-    "Axis",
-    "BudgetComparison",
-    "BudgetGroup",
-    "BudgetPoint",
-    "alike",
-    "cost_words",
-    "less_of",
-]
+from reuse_algos.compare.estimates.cost import CostCurve, cost_interval, speedup_of_budgets
+from reuse_algos.compare.estimates.interval import MIN_RUNS, RUNS_FOR_A_CLAIM, Speedup, mean_interval
+from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, Curve, Sample, crossing, own_level
+from reuse_algos.compare.outcomes import Outcome, Outcomes
+from reuse_algos.compare.question import AXES, Axis, Costs, Question, no_final
+from reuse_algos.compare.result import Point, Reading
+from reuse_algos.errors import CompareError
 
-Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars"]
-"""A way to count cost.
+__all__ = ["Member", "OverBudgets", "label_of"]
 
-* ``steps``, ``samples``: batches trained, and examples drawn from the data. Passes of live teachers and appended rows
-  come on top of both; ``flops`` and the seconds have them.
-* ``train_seconds``: training only, evaluation excluded.
-* ``cost_seconds``: training, set-up, and all of the harvests that the run used.
-* ``amortised_seconds``: the same with the harvests (and, if asked for, the training of its prior runs) shared among
-  :attr:`BudgetComparison.later_runs` runs.
-* ``flops``: of training as archived, see :class:`~reuse_algos.archive.CostRecord`. Harvests are not in it, only in the
-  seconds.
-* ``dollars``: ``cost_seconds`` at :attr:`BudgetComparison.price_per_hour`.
-"""
-
-_SMALLER_LAST_BATCHES = 0.1
-
-AXES: tuple[Axis, ...] = (
-    "steps",
-    "samples",
-    "train_seconds",
-    "cost_seconds",
-    "amortised_seconds",
-    "flops",
-    "dollars",
-)
-"""All axes, in the order in which they are shown."""
-
-AXIS_WORDS: dict[Axis, str] = {
-    "steps": "steps",
-    "samples": "examples",
-    "train_seconds": "train seconds",
-    "cost_seconds": "seconds, all costs",
-    "amortised_seconds": "seconds, harvest shared",
-    "flops": "FLOPs",
-    "dollars": "dollars",
-}
-"""What to call them in a heading."""
+_RUNS_TO_PAIR = 3
+Runs = Sequence[Outcome]
 
 
-def alike(sizes: Sequence[float]) -> bool:
-    """Whether batches are of one size, but for the smaller last ones of an epoch."""
-    return not sizes or max(sizes) - min(sizes) <= _SMALLER_LAST_BATCHES * max(sizes)
+def costs_of(run: Outcome, outcomes: Outcomes, costs: Costs, later_runs: int) -> dict[Axis, float | None]:
+    """Return what a run cost on every axis; None where that is not known.
+
+    Args:
+        run: Any run.
+        outcomes: They know what prior runs took.
+        costs: How cost is counted.
+        later_runs: Among how many runs harvests are shared.
+    """
+    prior = outcomes.prior_training(run.prior_run_ids) if costs.count_prior_training else 0.0
+    own = run.train_seconds + run.setup_seconds if run.train_seconds > 0 else math.nan
+    whole = own + run.harvest_seconds
+    found: dict[Axis, float] = {
+        "steps": float(run.steps),
+        "samples": float(run.samples),
+        "train_seconds": float(run.train_seconds),
+        "cost_seconds": whole,
+        "amortised_seconds": own + (run.harvest_seconds + prior) / later_runs,
+        "flops": math.nan if run.flops is None else float(run.flops),
+        "dollars": math.nan if costs.price_per_hour is None else whole / 3600.0 * costs.price_per_hour,
+    }
+    return {axis: found[axis] if math.isfinite(found[axis]) and found[axis] > 0 else None for axis in AXES}
 
 
-def cost_words(axis: Axis) -> str:
-    """An axis in a sentence: ``steps``, ``cost in seconds``, ``FLOPs``."""
-    return {"cost_seconds": "cost in seconds", "amortised_seconds": "shared cost in seconds"}.get(
-        axis, AXIS_WORDS[axis]
-    )
+def steps_of(runs: Runs) -> float:
+    """Return the mean steps at one budget, without runs that diverged, since these may have stopped early."""
+    whole = [run.steps for run in runs if math.isfinite(run.final) and run.health != "diverged"]
+    return float(np.mean(whole or [max(run.steps for run in runs)]))
 
 
-def less_of(axis: Axis) -> str:
-    """Less of it: ``fewer steps``, ``less cost in seconds``."""
-    return f"{'less' if axis in ('cost_seconds', 'amortised_seconds') else 'fewer'} {cost_words(axis)}"
+def label_of(runs: Runs) -> str:
+    """Return what the budget of these runs is called; several names for one number of steps are joined."""
+    return " = ".join(dict.fromkeys(run.budget for run in runs))
+
+
+def _points_of(runs: Runs) -> list[list[Outcome]]:
+    by_label: dict[str, list[Outcome]] = {}
+    for run in runs:
+        by_label.setdefault(run.budget, []).append(run)
+    by_steps: dict[float, list[Outcome]] = {}
+    for members in by_label.values():
+        by_steps.setdefault(steps_of(members), []).extend(members)
+    points = [members for _, members in sorted(by_steps.items())]
+    for members in points:
+        members.sort(key=lambda run: (run.seed is None, run.seed or 0, run.run_id))
+    return points
 
 
 @dataclass(frozen=True)
-class BudgetPoint:
-    """One group at one budget.
+class Member:
+    """One group of runs by budget.
 
     Attributes:
-        budget: label, ``recipe.max_duration`` where it is recorded ("5ep"), else the number of batches ("400ba").
-        steps: mean number of batches.
-        n: number of runs.
-        seeds: of the runs, ascending; None where a run has none.
-        run_ids: of the runs, in the order of ``seeds``.
-        values: final metric of each run as it was recorded, in the order of ``seeds``; NaN for a diverged run.
-        final: mean of ``values`` with its t interval.
-        costs: cost of a run on each axis, the geometric mean as in :attr:`BudgetGroup.cost_to_target`; None where it is
-            not known for all of them.
-        on_pareto_front: for each axis, whether no other point of any group is at least as cheap and at least as good,
-            and better in one of the two; False where the cost or the mean is not known, and for a point that is not
-            used.
-        used: whether it counts in curves and fronts: with fewer than three runs it does not where the group has three
-            or more at another budget, nor does a single run where there are two at another.
+        points: Its runs by budget, ascending in steps.
+        costs_of_runs: What each of them cost on every axis.
+        curve: The metric, larger being better, at the budgets that are used.
+        labels: Of these budgets.
+        costs: At these budgets, on each axis on which the cost of all runs there is known.
     """
 
-    budget: str
-    steps: float
-    n: int
-    seeds: list[int | None]
-    run_ids: list[str]
-    values: list[float]
-    final: Interval
-    costs: dict[Axis, float | None]
-    on_pareto_front: dict[Axis, bool]
-    used: bool
+    points: list[list[Outcome]]
+    costs_of_runs: list[list[dict[Axis, float | None]]]
+    curve: Curve
+    labels: tuple[str, ...]
+    costs: dict[Axis, CostCurve]
 
+    @staticmethod
+    def of(runs: Runs, outcomes: Outcomes, costs: Costs, later_runs: int) -> Member:
+        """Sort the runs of a group into budgets.
 
-@dataclass(frozen=True)
-class BudgetGroup:
-    """One group over its budgets.
-
-    Attributes:
-        name: value of the grouping key.
-        is_baseline: whether this is the baseline itself.
-        control_of: name of the group that this one is a control of (the tag ``control_of`` of its runs), or None.
-        points: its budgets, by ascending number of steps.
-        paired: whether its seeds were paired with the baseline's; None for the baseline.
-        cost_to_target: on each axis, where its mean curve reaches the target, with limits (0 and ``inf`` where nothing
-            is known); None where the cost is not known. With a ``target_bound`` the estimate is only a limit.
-        target_bound: ``""`` it reaches the target between its budgets, or exactly at one; ``"<="`` it is there at its
-            smallest budget already, so its cost is at most the estimate; ``">="`` it is not there at its largest, so
-            its cost is at least the estimate.
-        speedups: on each axis where both costs are known, the baseline's cost divided by this group's; empty for the
-            baseline.
-        verdict: of the axis :attr:`BudgetComparison.judged_by` (of ``steps`` where it is not known); ``"baseline"`` for
-            the baseline.
-        sentence: the verdict in words, with n and interval.
-        break_even: after how many later runs the harvest, and the prior runs, are paid back. ``prior_training_seconds``
-            is the mean over runs of what their own prior runs took. None for the baseline and for groups that used no
-            prior run.
-    """
-
-    name: str
-    is_baseline: bool
-    control_of: str | None
-    points: list[BudgetPoint]
-    paired: bool | None
-    cost_to_target: dict[Axis, Interval | None]
-    target_bound: Bound
-    speedups: dict[Axis, Speedup]
-    verdict: str
-    sentence: str
-    break_even: BreakEven | None
-
-    @property
-    def largest_budget(self) -> str:
-        """Label of the largest budget that is used."""
-        return [point.budget for point in self.points if point.used][-1]
-
-    @property
-    def batch_sizes(self) -> list[float]:
-        """Mean examples of a step at each budget where they are known."""
-        return [samples / point.steps for point in self.points if (samples := point.costs.get("samples")) is not None]
-
-    @property
-    def flops_per_example(self) -> float | None:
-        """What an example cost on average, in FLOPs; None where that is not known at every budget that is used."""
-        spent = [(point.costs.get("flops"), point.costs.get("samples")) for point in self.points if point.used]
-        known = [(flops, samples) for flops, samples in spent if flops is not None and samples is not None]
-        return math.fsum(f for f, _ in known) / math.fsum(s for _, s in known) if len(known) == len(spent) else None
-
-
-@dataclass(frozen=True)
-class BudgetComparison:
-    """A finished budget comparison.
-
-    Attributes:
-        archive: where the runs are.
-        archive_id: identity of that archive; empty where the runs are not from one.
-        group_by: the grouping key.
-        baseline: name of the baseline group.
-        metric: full name of the metric.
-        mode: whether more or less of it is better.
-        target: value that counts as reached.
-        target_source: ``"given"``, or ``"baseline mean final"``: the baseline's mean at its largest budget.
-        confidence: of every interval, two-sided.
-        price_per_hour: dollars for an hour of the hardware, or None.
-        later_runs: among how many runs ``amortised_seconds`` shares the harvests.
-        count_prior_training: whether ``amortised_seconds`` also shares the training of the prior runs.
-        judged_by: the axis of the verdicts.
-        groups: the baseline first, then the others by name, each control right after its technique.
-        notes: what a reader must know before believing the numbers.
-    """
-
-    archive: str
-    archive_id: str
-    group_by: str
-    baseline: str
-    metric: str
-    mode: Mode
-    target: float
-    target_source: str
-    confidence: float
-    price_per_hour: float | None
-    later_runs: int
-    count_prior_training: bool
-    judged_by: Axis
-    groups: list[BudgetGroup]
-    notes: list[str]
-
-    @property
-    def shown_axes(self) -> list[Axis]:
-        """Axes worth showing, that of the verdicts first.
-
-        Examples are the steps over again, unless batches are of different sizes.
+        Args:
+            runs: Of the group.
+            outcomes: All runs.
+            costs: How cost is counted.
+            later_runs: Among how many runs harvests are shared.
         """
-        same = self.judged_by != "samples" and alike([size for group in self.groups for size in group.batch_sizes])
-        shown: list[Axis] = [axis for axis in AXES if axis != "samples" or not same]
-        return sorted(shown, key=lambda axis: axis != self.judged_by)
+        points = _points_of(runs)
+        spent = [[costs_of(run, outcomes, costs, later_runs) for run in point] for point in points]
+        # One or two runs at one more budget would say next to nothing and, with limits as wide as theirs, take away
+        # what the others say.
+        needed = min(RUNS_FOR_A_CLAIM, max(len(point) for point in points))
+        used = [k for k, point in enumerate(points) if len(point) >= needed]
+        steps_M = np.array([steps_of(points[k]) for k in used], dtype=np.float64)
+        sign = 1.0 if outcomes.mode == "max" else -1.0
 
-    def group(self, name: str) -> BudgetGroup:
-        """The group of this name; KeyError if there is none."""
-        for group in self.groups:
-            if group.name == name:
-                return group
-        raise KeyError(name)
+        def samples(values: Sequence[Sequence[float]]) -> tuple[Sample, ...]:
+            seeds = [tuple(run.seed for run in points[k]) for k in used]
+            return tuple(Sample(s, np.array(v, dtype=np.float64)) for s, v in zip(seeds, values, strict=True))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it; numbers that are not finite (NaN, no limit) become None."""
-        return json_safe(dataclasses.asdict(self))
+        curves: dict[Axis, CostCurve] = {}
+        for axis in AXES:
+            rows = [[each[axis] for each in spent[k]] for k in used]
+            known = [[cost for cost in row if cost is not None] for row in rows]
+            if known == rows:
+                curves[axis] = CostCurve(steps_M, samples(known))
+        values = [[sign * run.final for run in points[k]] for k in used]
+        return Member(points, spent, Curve(steps_M, samples(values)), tuple(label_of(points[k]) for k in used), curves)
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.points[0][0].group
+
+    @property
+    def runs(self) -> list[Outcome]:
+        """All runs, those of small budgets first."""
+        return [run for point in self.points for run in point]
+
+    @property
+    def largest(self) -> str:
+        """Its largest budget that is used, in words."""
+        last = self.labels[-1]
+        if last == label_of(self.points[-1]):
+            return f"its largest budget ({last})"
+        n = min(len(sample.values) for sample in self.curve.samples)
+        return f"its largest budget with {n} or more runs ({last})"
+
+    def records(self, confidence: float) -> list[Point]:
+        """Return its budgets as the result has them, on no Pareto front yet."""
+        pairs = zip(self.points, self.costs_of_runs, strict=True)
+        return [self._record(point, spent, confidence) for point, spent in pairs]
+
+    def _record(self, runs: Runs, spent: Sequence[dict[Axis, float | None]], confidence: float) -> Point:
+        means: dict[Axis, float | None] = {}
+        for axis in AXES:
+            known = [cost for each in spent if (cost := each[axis]) is not None]
+            means[axis] = _geometric_mean(known) if len(known) == len(runs) else None
+        return Point(
+            budget=label_of(runs),
+            steps=steps_of(runs),
+            n=len(runs),
+            seeds=[run.seed for run in runs],
+            run_ids=[run.run_id for run in runs],
+            values=[float(run.final) for run in runs],
+            final=mean_interval([run.final for run in runs], confidence),
+            costs=means,
+            on_pareto_front=dict.fromkeys(AXES, False),
+            used=label_of(runs) in self.labels,
+        )
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
+
+
+class OverBudgets:
+    """The estimator of a question over budgets.
+
+    Args:
+        outcomes: All runs.
+        question: What is asked, checked against them.
+        baseline: The baseline's runs.
+        later_runs: Among how many runs harvests are shared.
+
+    Raises:
+        CompareError: The baseline has no mean final metric, and no target is given.
+    """
+
+    method = "budgets"
+
+    def __init__(self, outcomes: Outcomes, question: Question, baseline: Runs, later_runs: int) -> None:
+        self._outcomes, self._question, self._later_runs = outcomes, question, later_runs
+        self._baseline_runs = baseline
+        sign = 1.0 if outcomes.mode == "max" else -1.0
+        self.baseline = self.member(baseline)
+        self.level: float | Sample
+        if question.target is None:
+            self.level = self.baseline.curve.samples[-1]
+            if not math.isfinite(self.level.mean):
+                raise no_final(f" at {self.baseline.largest}: a run of it ended with a value that is not finite")
+            self.target = sign * self.level.mean
+        else:
+            self.level, self.target = sign * question.target, question.target
+
+    def member(self, runs: Runs) -> Member:
+        """Return a group by budget."""
+        return Member.of(runs, self._outcomes, self._question.costs, self._later_runs)
+
+    def crossing(self, member: Member, *, paired: bool) -> BudgetCrossing:
+        """Return where a group reaches the target."""
+        if member is self.baseline and isinstance(self.level, Sample):
+            return own_level(member.curve, self._question.confidence)
+        return crossing(member.curve, self.level, paired=paired, confidence=self._question.confidence)
+
+    def read(self, group: Runs) -> Reading:
+        """Read one group.
+
+        Args:
+            group: Its runs; the baseline's own for the baseline.
+        """
+        own, confidence, first = group is self._baseline_runs, self._question.confidence, self.baseline
+        member = first if own else self.member(group)
+        paired = None if own else self._pairs(member)
+        ours, theirs = self.crossing(member, paired=bool(paired)), self.crossing(first, paired=False)
+        speedups: dict[Axis, Speedup] = {}
+        for axis, curve in () if own else member.costs.items():
+            if axis in first.costs:
+                speedups[axis] = speedup_of_budgets(
+                    theirs, first.costs[axis], ours, curve,
+                    own_level=isinstance(self.level, Sample), confidence=confidence,
+                )  # fmt: skip
+        return Reading(
+            basis=self._basis(member, paired=bool(paired)),
+            paired=paired,
+            bound=ours.bound,
+            speedups=speedups,
+            cost_to_target={
+                axis: cost_interval(ours, member.costs[axis], confidence) if axis in member.costs else None
+                for axis in AXES
+            },
+            points=member.records(confidence),
+            prior_seconds=float(np.mean([self._outcomes.prior_training(run.prior_run_ids) for run in member.runs])),
+            where=member.largest,
+        )
+
+    def _pairs(self, member: Member) -> bool:
+        if self._question.pairing == "none" or not isinstance(self.level, Sample):
+            return False
+        finals = set(self.level.by_seed)
+        common = [seeds & finals for seeds in member.curve.seeds]
+        everything = all(set(s.by_seed) == finals for s in member.curve.samples) and len(finals) >= MIN_RUNS
+        fits = everything or min(len(seeds) for seeds in common) >= _RUNS_TO_PAIR
+        if not fits and self._question.pairing == "seed":
+            theirs = [sorted(sample.by_seed) for sample in member.curve.samples]
+            raise CompareError(
+                f"runs do not pair by seed: the largest budget of the baseline has the seeds {sorted(finals)}, the "
+                f"budgets of group {member.name!r} have {theirs}"
+            )
+        return fits
+
+    def _basis(self, member: Member, *, paired: bool) -> str:
+        counts = {len(sample.values) for sample in member.curve.samples}
+        if paired and isinstance(self.level, Sample):
+            finals = self.level.by_seed.keys()
+            counts = {len(seeds & finals) for seeds in member.curve.seeds}
+        return f"n = {min(counts)}" if len(counts) == 1 else f"n = {min(counts)} to {max(counts)}"

@@ -8,16 +8,14 @@ from typing import Literal
 
 import numpy as np
 
-from reuse_algos.compare.budget_costs import cost_interval, speedup_of_budgets
-from reuse_algos.compare.budget_curves import BudgetCrossing, crossing
-from reuse_algos.compare.budget_groups import Member, label_of
-from reuse_algos.compare.budgets import AXIS_WORDS, Axis
-from reuse_algos.compare.statistics import Bound, Interval, Speedup
+from reuse_algos.compare.budgets import Member, label_of
+from reuse_algos.compare.estimates.cost import cost_interval, speedup_of_budgets
+from reuse_algos.compare.estimates.interval import RUNS_FOR_A_CLAIM, Bound, Interval, Speedup
+from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, crossing
+from reuse_algos.compare.question import Axis
+from reuse_algos.compare.show.words import AXIS_WORDS
 
-__all__ = ["SEEDS_NEEDED", "Candidate", "Case", "Evidence"]
-
-SEEDS_NEEDED = 3
-"""Different seeds at every budget that a recommendation rests on."""
+__all__ = ["Candidate", "Case", "Evidence"]
 
 Standing = Literal["recommended", "cheaper than the baseline", "baseline", "not enough evidence"]
 
@@ -85,7 +83,7 @@ class Case:
     price_per_hour: float | None
 
     def candidate(self, member: Member) -> Candidate:
-        """The group with its prediction; at best ``"cheaper than the baseline"``, as others may be cheaper still."""
+        """Return the group with its prediction; at best ``"cheaper than the baseline"``."""
         found = crossing(member.curve, self.level, confidence=self.confidence)
         cost = cost_interval(found, member.costs[self.axis], self.confidence) if self.axis in member.costs else None
         price = self.price_per_hour
@@ -120,7 +118,7 @@ class Case:
         )
 
     def cheaper(self, other: Member, member: Member) -> bool:
-        """Whether ``member`` surely reaches the target at less cost than ``other``."""
+        """Return whether ``member`` surely reaches the target at less cost than ``other``."""
         speedup = self._speedup(other, member, self.decision)
         return speedup is not None and speedup.verdict == "faster"
 
@@ -141,7 +139,7 @@ class Case:
         return None if high is None else member.labels[math.ceil(high - 1e-9)]
 
     def _lacking_of_baseline(self) -> list[str]:
-        """Only too few seeds: a lower limit of its cost is enough to be cheaper than it."""
+        # A lower limit of its cost is enough to be cheaper than it, so only the number of seeds counts.
         return _too_few_seeds(self.baseline, crossing(self.baseline.curve, self.level, confidence=self.confidence))
 
     def _lacking(self, member: Member, found: BudgetCrossing) -> list[str]:
@@ -171,11 +169,11 @@ def _too_few_seeds(member: Member, found: BudgetCrossing) -> list[str]:
     short = []
     for m in _around(member, found):
         seeds = {seed for seed in member.curve.samples[m].seeds if seed is not None}
-        if len(seeds) < SEEDS_NEEDED:
+        if len(seeds) < RUNS_FOR_A_CLAIM:
             short.append(f"{len(seeds)} at {member.labels[m]}")
     if not short:
         return []
-    return [f"{member.name} has too few different seeds ({', '.join(short)}; {SEEDS_NEEDED} are needed)."]
+    return [f"{member.name} has too few different seeds ({', '.join(short)}; {RUNS_FOR_A_CLAIM} are needed)."]
 
 
 def _evidence(member: Member, m: int) -> Evidence:

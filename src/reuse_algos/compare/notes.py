@@ -2,101 +2,136 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
+from reuse_algos.compare.estimates.interval import MIN_RUNS, RUNS_FOR_A_CLAIM
+from reuse_algos.compare.estimates.over_budgets import Sample
+from reuse_algos.compare.outcomes import Outcome, Outcomes
+from reuse_algos.compare.result import Comparison, Group, alike
+from reuse_algos.compare.run_notes import differences, left_out, some
+from reuse_algos.compare.show.words import AXIS_WORDS
 
-from reuse_algos.compare.groups import Question
-from reuse_algos.compare.outcomes import RunOutcome
-from reuse_algos.compare.results import GroupResult
-from reuse_algos.compare.statistics import MIN_RUNS, RUNS_FOR_A_CLAIM
+if TYPE_CHECKING:
+    from reuse_algos.compare.budgets import Member, OverBudgets
 
-__all__ = ["comparison_notes", "differences", "ids", "left_out"]
+__all__ = ["notes_of"]
 
-Outcomes = Mapping[str, Sequence[RunOutcome]]
+_ALIKE_FLOPS = 0.01  # FLOPs of an example that differ by a smaller share are alike
 
 
-def comparison_notes(
-    groups: Sequence[GroupResult],
-    outcomes: Outcomes,
-    question: Question,
-    first: Sequence[str] = (),
-) -> list[str]:
-    """All notes on a comparison.
+def notes_of(comparison: Comparison, outcomes: Outcomes, budgets: OverBudgets | None) -> list[str]:
+    """Return all notes on a comparison.
 
     Args:
-        groups: the baseline first.
-        outcomes: the runs of each group.
-        question: the target and the method.
-        first: notes to put before those that are found here.
+        comparison: Without its notes.
+        outcomes: The runs it was made from.
+        budgets: The estimator, where it was made over budgets; None elsewhere.
     """
-    notes = [*first, *_too_few(groups), *_diverged(groups), *_repeated_seeds(groups)]
-    notes += _baseline_reading(groups[0], question)
-    notes += _not_reached(groups[1:], question)
-    for group in groups[1:]:
-        notes += _group_reading(group, groups[0], question)
+    groups, runs = comparison.groups, outcomes.groups
+    notes = [*_too_few(groups), *_thin(groups)]
+    for group in groups:
+        notes += [*_diverged(group), *_repeated_seeds(group), *_unlike_seeds(group), *_unlike_tags(group, runs)]
+    if budgets is not None:
+        notes += [*_batches(groups), *_other_passes(comparison), *_baseline_budgets(groups[0], budgets)]
+        for group in groups[1:]:
+            notes += _budget_reading(group, budgets, budgets.member(runs[group.name]))
+            notes += _no_seconds(group)
+            if comparison.count_prior_training:
+                notes += _unknown_prior(group, outcomes)
+    elif comparison.method != "ends":
+        notes += [*_baseline_training(groups[0], comparison.method), *_not_reached(groups[1:], comparison.method)]
+        for group in groups[1:]:
+            notes += [*_training_reading(group, groups[0], comparison.method), *_no_seconds(group)]
     if len(groups) > 3:
         notes.append(f"{len(groups) - 1} groups are compared: each interval holds by itself, not all of them at once.")
-    notes += differences(groups[0].name, outcomes)
-    return notes
+    return [*notes, *left_out(outcomes.left_out), *differences(comparison.baseline, runs)]
 
 
-def ids(run_ids: Sequence[str]) -> str:
-    """The first five, and how many more."""
-    return ", ".join(run_ids[:5]) + (f" and {len(run_ids) - 5} more" if len(run_ids) > 5 else "")
-
-
-def left_out(unfinished: Sequence[str], without_key: Sequence[str], reused: Sequence[str]) -> list[str]:
-    """Which runs take no part, and why: they are not finished, lack the grouping key, or are there to be reused."""
-    notes = []
-    if unfinished:
-        notes.append(
-            f"Left out, because unfinished: {ids(unfinished)}. If they died of what is compared here, the comparison "
-            "flatters their group."
-        )
-    if without_key:
-        notes.append(f"Left out, because the grouping key is missing: {ids(without_key)}.")
-    if reused:
-        notes.append(f"Left out, because they were trained to be reused (role: prior): {ids(reused)}.")
-    return notes
-
-
-def _too_few(groups: Sequence[GroupResult]) -> list[str]:
-    few = [f"{group.name} (n={group.n})" for group in groups if group.n < RUNS_FOR_A_CLAIM]
+def _too_few(groups: Sequence[Group]) -> list[str]:
+    few = []
+    for group in groups:
+        points = [(f"{group.name} at {point.budget}", point.n) for point in group.points]
+        few += [f"{name} (n={n})" for name, n in points or [(group.name, group.n)] if n < RUNS_FOR_A_CLAIM]
     if not few:
         return []
     return [
-        f"Too few runs for a claim: {', '.join(few)}. {MIN_RUNS} give an interval, {RUNS_FOR_A_CLAIM} are needed "
-        "for a claim, 5 for a headline."
+        f"Too few runs for a claim: {some(few)}. {MIN_RUNS} give an interval, {RUNS_FOR_A_CLAIM} are needed for a "
+        "claim, 5 for a headline."
     ]
 
 
-def _diverged(groups: Sequence[GroupResult]) -> list[str]:
+def _thin(groups: Sequence[Group]) -> list[str]:
     notes = []
     for group in groups:
-        bad = [run.run_id for run in group.runs if run.health == "diverged"]
-        if bad:
-            notes.append(f"{group.name}: {len(bad)} of {group.n} diverged ({ids(bad)}); they stay in the comparison.")
-    return notes
-
-
-def _repeated_seeds(groups: Sequence[GroupResult]) -> list[str]:
-    notes = []
-    for group in groups:
-        seeds = [seed for seed in group.seeds if seed is not None]
-        if len(set(seeds)) < len(seeds):
+        thin = [f"{point.budget} (n={point.n})" for point in group.points if not point.used]
+        if thin:
             notes.append(
-                f"{group.name}: {len(seeds)} runs have only {len(set(seeds))} different seeds. Runs of one seed are "
-                "not independent, and the intervals do not hold for them."
+                f"{group.name}: too few runs at {', '.join(thin)}, beside those at its other budgets. They are shown, "
+                "and left out of curves, intervals and fronts."
             )
     return notes
 
 
-def _baseline_reading(baseline: GroupResult, question: Question) -> list[str]:
-    budget = max(run.budget_steps for run in baseline.runs)
-    steps = baseline.to_target.steps
-    if question.method == "curves":
+def _diverged(group: Group) -> list[str]:
+    bad = [run for run in group.runs if run.health == "diverged" or (group.points and not math.isfinite(run.final))]
+    if not bad:
+        return []
+    more = ", and a budget with one of them has not reached the target" if group.points else " in the comparison"
+    ids = some([run.run_id or f"seed {run.seed}" for run in bad])
+    return [f"{group.name}: {len(bad)} of {group.n} runs diverged ({ids}); they stay in{more}."]
+
+
+def _repeated_seeds(group: Group) -> list[str]:
+    notes = []
+    points = [(f"{group.name} at {point.budget}", point.seeds) for point in group.points]
+    for name, seeds in points or [(group.name, group.seeds)]:
+        known = [seed for seed in seeds if seed is not None]
+        if len(set(known)) < len(known):
+            notes.append(
+                f"{name}: {len(known)} runs have only {len(set(known))} different seeds. Runs of one seed are not "
+                "independent, and the intervals do not hold for them."
+            )
+    return notes
+
+
+def _unlike_seeds(group: Group) -> list[str]:
+    known = {point.budget: frozenset(seed for seed in point.seeds if seed is not None) for point in group.points}
+    if len(set(known.values())) < 2:
+        return []
+    everyone = frozenset().union(*known.values())
+    missing = [
+        f"{', '.join(map(str, sorted(everyone - seeds)))} at {budget}"
+        for budget, seeds in known.items()
+        if everyone - seeds
+    ]
+    return [
+        f"{group.name} does not have every seed at every budget (missing: {'; '.join(missing)}). Between two budgets "
+        "only the seeds that both have count, where there are at least two."
+    ]
+
+
+def _unlike_tags(group: Group, runs: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    if len({run.control_of for run in runs[group.name]}) < 2:
+        return []
+    return [f"{group.name}: its runs do not agree on what they are a control of, so it counts as a technique."]
+
+
+def _no_seconds(group: Group) -> list[str]:
+    if "cost_seconds" in group.speedups:
+        return []
+    return [f"{group.name}: train seconds are not recorded for all runs, so the verdict is about steps only."]
+
+
+# Over training.
+
+
+def _baseline_training(baseline: Group, method: str) -> list[str]:
+    if baseline.to_target is None:
+        return []
+    budget, steps = max(run.budget_steps for run in baseline.runs), baseline.to_target.steps
+    if method == "curves":
         if steps >= budget:
             return []
         return [
@@ -104,27 +139,26 @@ def _baseline_reading(baseline: GroupResult, question: Question) -> list[str]:
             "only the cost up to there counts as its cost."
         ]
     notes = []
-    if baseline.censored:
+    if baseline.reached < baseline.n:
         notes.append(
-            f"{baseline.censored} of {baseline.n} runs of {baseline.name} never reached the target: speed-ups are at "
-            "least what is shown."
+            f"{baseline.n - baseline.reached} of {baseline.n} runs of {baseline.name} never reached the target: "
+            "speed-ups are at least what is shown."
         )
-    early = [r.to_target.steps / r.budget_steps for r in baseline.runs if r.to_target.reached and r.budget_steps]
-    if early and np.mean(early) < 1.0:
+    early = [run.to_target.steps / run.budget_steps for run in baseline.runs if run.to_target and run.to_target.reached]
+    if early and (mean := sum(early) / len(early)) < 1.0:
         notes.append(
-            f"{baseline.name} reached the target after {100 * float(np.mean(early)):.0f} % of its budget, before its "
-            "schedule ended. Plain training with a schedule as short as that may reach it sooner: this reading is "
-            "unfair to it."
+            f"{baseline.name} reached the target after {100 * mean:.0f} % of its budget, before its schedule ended. "
+            "Plain training with a schedule as short as that may reach it sooner: this reading is unfair to it."
         )
     return notes
 
 
-def _not_reached(groups: Sequence[GroupResult], question: Question) -> list[str]:
-    if question.method == "curves":
-        short = [f"{g.name} ({g.to_target.steps:.0f} steps)" for g in groups if not g.to_target.reached]
+def _not_reached(groups: Sequence[Group], method: str) -> list[str]:
+    if method == "curves":
+        short = [f"{g.name} ({g.to_target.steps:.0f} steps)" for g in groups if g.to_target and not g.to_target.reached]
         what = "mean curves did not reach the target within their budgets"
     else:
-        short = [f"{g.name} ({g.censored} of {g.n} runs)" for g in groups if g.censored]
+        short = [f"{g.name} ({g.n - g.reached} of {g.n} runs)" for g in groups if g.reached < g.n]
         what = "runs never reached the target and count at their total cost"
     if not short:
         return []
@@ -133,10 +167,10 @@ def _not_reached(groups: Sequence[GroupResult], question: Question) -> list[str]
     ]
 
 
-def _group_reading(group: GroupResult, baseline: GroupResult, question: Question) -> list[str]:
+def _training_reading(group: Group, baseline: Group, method: str) -> list[str]:
     notes = []
-    undecided = group.verdict == "no difference" and group.speedup_steps is not None and group.speedup_steps.low == 0.0
-    if question.method == "curves" and group.to_target.reached and undecided:
+    undecided = group.verdict == "no difference" and group.speedups["steps"].low == 0.0
+    if method == "curves" and group.target_bound == "" and undecided:
         notes.append(
             f"The mean curve of {group.name} reached the target, but its end is not clearly at or above it: the "
             "speed-up has no lower limit. More runs, or a lower target declared in advance, would tell."
@@ -150,38 +184,107 @@ def _group_reading(group: GroupResult, baseline: GroupResult, question: Question
             f"{group.name} was trained for {budgets[0]} steps and {baseline.name} for {', '.join(map(str, theirs))}. "
             f"Compare it with plain training whose schedule ends after {budgets[0]} steps, too."
         )
-    if group.speedup_cost is None:
-        notes.append(f"{group.name}: train seconds are not recorded for all runs, so the verdict is about steps only.")
     return notes
 
 
-_FACTS: dict[str, Callable[[Any], object]] = {
-    "model": lambda m: None if m.model is None else (m.model.name, m.model.num_parameters),
-    "data": lambda m: None if m.dataset is None else (m.dataset.name, m.dataset.fingerprint),
-    "hardware": lambda m: None if m.environment is None else sorted(m.environment.hardware.items(), key=str),
-    "software versions": lambda m: None if m.environment is None else sorted(m.environment.versions.items()),
-    "code commit": lambda m: None if m.environment is None else m.environment.git_commit,
-}
-
-_MEANING = {
-    "model": "so this is no comparison of methods alone",
-    "data": "so this is no comparison of methods alone",
-    "hardware": "so seconds are not comparable",
-    "software versions": "so seconds may not be comparable",
-    "code commit": "so more than the method may differ",
-}
+# Over budgets.
 
 
-def differences(baseline: str, outcomes: Outcomes) -> list[str]:
-    """Facts that are not the same in all runs, though a fair comparison wants them to be."""
+def _batches(groups: Sequence[Group]) -> list[str]:
+    first, ours = groups[0], groups[0].batch_sizes
+    other = [f"{group.name} ({_sizes(group)})" for group in groups[1:] if not alike([*ours, *group.batch_sizes])]
+    if not other and alike(ours):
+        return []
+    known = ", ".join([f"{first.name} ({_sizes(first)} examples)", *other])
+    return [
+        f"Batches are not all of one size: {known}. A step is not worth a step there; examples and seconds compare."
+    ]
+
+
+def _sizes(group: Group) -> str:
+    """Return such as ``128``, or ``32 to 128``."""
+    low, high = (f"{size:.0f}" for size in (min(group.batch_sizes), max(group.batch_sizes)))
+    return low if alike(group.batch_sizes) else f"{low} to {high}"
+
+
+def _other_passes(comparison: Comparison) -> list[str]:
+    """Return where a count of what is drawn from the data hides what is computed of it."""
+    groups, judged = comparison.groups, comparison.judged_by
+    usual = groups[0].flops_per_example
+    if judged not in ("steps", "samples") or usual is None:
+        return []
     notes = []
-    for fact, get in _FACTS.items():
-        sets = {name: {repr(get(o.manifest)) for o in group} for name, group in outcomes.items()}
-        if len(set().union(*sets.values())) > 1:
-            odd = sorted(name for name, values in sets.items() if values != sets[baseline] or len(values) > 1)
-            notes.append(f"The {fact} is not the same in all runs (look at {', '.join(odd)}), {_MEANING[fact]}.")
-    rates = {name: {round(float(o.samples[-1]) / max(o.budget, 1)) for o in group} for name, group in outcomes.items()}
-    if len(set().union(*rates.values())) > 1:
-        shown = "; ".join(f"{name}: {', '.join(map(str, sorted(rate)))}" for name, rate in sorted(rates.items()))
-        notes.append(f"Examples per step differ ({shown}), so steps are not comparable: look at samples and seconds.")
+    unknown = [group.name for group in groups if group.flops_per_example is None]
+    if unknown:
+        notes.append(
+            f"{', '.join(unknown)}: FLOPs are not known, as of live teachers or appended rows that were not counted. A "
+            f"count of {AXIS_WORDS[judged]} has none of these; only the seconds have them."
+        )
+    for group in groups[1:]:
+        if group.flops_per_example is None or math.isclose(group.flops_per_example, usual, rel_tol=_ALIKE_FLOPS):
+            continue
+        notes.append(
+            f"{group.name}: an example takes {group.flops_per_example / usual:.3g} times the FLOPs that it takes in "
+            f"{groups[0].name}, which a count of {AXIS_WORDS[judged]} does not tell; FLOPs and seconds do."
+        )
     return notes
+
+
+def _baseline_budgets(baseline: Group, budgets: OverBudgets) -> list[str]:
+    member, notes = budgets.baseline, []
+    last = member.curve.last
+    if last == 0:
+        notes.append(
+            f"{baseline.name} was trained at one budget only. Whether a shorter plain run is just as good was not "
+            "measured, so speed-ups may be too large: train it at smaller budgets as well."
+        )
+    if not isinstance(budgets.level, Sample):
+        return notes
+    found = budgets.crossing(member, paired=False)
+    if found.estimate < last:
+        notes.append(
+            f"The mean of {baseline.name} was at the level of its largest budget before that budget; only the cost up "
+            "to there counts as its cost."
+        )
+    if found.low is not None and found.low < found.estimate:
+        flat = member.labels[math.ceil(found.low)]
+        notes.append(
+            f"{baseline.name} is not clearly below its last level at {flat}: it may have been flat by then. Lower "
+            "limits of speed-ups count only the cost up to there. More seeds would tell."
+        )
+    return notes
+
+
+def _budget_reading(group: Group, budgets: OverBudgets, member: Member) -> list[str]:
+    notes = []
+    largest, smallest = member.labels[-1], member.labels[0]
+    if group.target_bound == ">=":
+        notes.append(
+            f"{group.name} does not reach the target within its budgets (the largest is {largest}): its speed-up is at "
+            "most what is shown, and it is not called faster."
+        )
+    elif group.target_bound == "<=":
+        notes.append(
+            f"{group.name} is at the target with its smallest budget ({smallest}) already: its speed-up is at least "
+            "what is shown. Smaller budgets would tell."
+        )
+    elif group.verdict == "no difference" and all(s.low == 0.0 for s in group.speedups.values()):
+        notes.append(
+            f"{group.name} reaches the target in the mean, but is not clearly at or above it at its largest budget "
+            f"({largest}): the speed-up has no lower limit. More seeds, or a larger budget, would tell."
+        )
+    if group.paired and isinstance(budgets.level, Sample):
+        ours = {seed for sample in member.curve.samples for seed in sample.by_seed}
+        alone = sorted(ours - set(budgets.level.by_seed))
+        if alone:
+            notes.append(
+                f"{group.name}: the seeds {', '.join(map(str, alone))} have no partner in the baseline at its largest "
+                "budget. They count in means, and not in intervals."
+            )
+    return notes
+
+
+def _unknown_prior(group: Group, outcomes: Outcomes) -> list[str]:
+    if not any(math.isnan(outcomes.prior_training(run.prior_run_ids)) for run in outcomes.groups[group.name]):
+        return []
+    return [f"{group.name}: a prior run of it cannot be read, so the cost with its share of prior training is unknown."]

@@ -1,58 +1,88 @@
-"""What the comparison takes from each archived run: its group, its metric over time, and every cost."""
+"""What the comparison takes from each run: its group, its metric over time, and every cost."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from reuse_algos.compare.statistics import FloatArray, Hit
-from reuse_algos.errors import CompareError, SignalNotFoundError, nearest
+from reuse_algos.compare.estimates.interval import FloatArray
+from reuse_algos.compare.question import Mode
+from reuse_algos.errors import CompareError
 
-if TYPE_CHECKING:
-    from reuse_algos.archive import PriorRun
-
-__all__ = ["GROUP_KEYS", "Mode", "RunOutcome", "choose_metric", "group_of", "read_outcome"]
-
-Mode = Literal["max", "min"]
-
-GROUP_KEYS = "tags.<key>, run_name, model.name, dataset.name, seed or recipe.<dotted path>"
+__all__ = ["History", "LeftOut", "Outcome", "Outcomes"]
 
 
 @dataclass(frozen=True)
-class RunOutcome:
-    """One run's metric and cost over time. All arrays have one entry per evaluation [K], in order of steps.
+class History:
+    """A run's metric and cost at its K evaluations, in order of steps.
 
     Attributes:
-        run_id: the run.
-        seed: its seed, None if it was not recorded.
-        health: as in its manifest; a diverged run stays in the comparison.
-        steps: batches trained so far, int64, strictly ascending.
-        samples: examples trained so far.
-        epochs: whole epochs trained so far.
-        train_seconds: training time so far, evaluation excluded.
-        values: the metric, NaN and infinities kept.
-        setup_seconds: spent before the first step.
-        harvest_seconds: spent on harvests of prior runs that this run used, counted in full.
-        prior_run_ids: the runs that it used.
-        manifest: of the run, for checks of what else differs.
+        steps: Batches trained so far [K], int64, strictly ascending.
+        samples: Examples trained so far [K].
+        epochs: Whole epochs trained so far [K].
+        train_seconds: Training time so far [K], evaluation excluded.
+        cost_seconds: The same with set-up and harvest.
+        values: The metric [K]; NaN and infinities are kept.
     """
 
-    run_id: str
-    seed: int | None
-    health: str
     steps: npt.NDArray[np.int64]
     samples: npt.NDArray[np.int64]
     epochs: npt.NDArray[np.int64]
     train_seconds: FloatArray
+    cost_seconds: FloatArray
     values: FloatArray
-    setup_seconds: float
-    harvest_seconds: float
-    prior_run_ids: tuple[str, ...]
-    manifest: Any
+
+    def first_at(self, target: float, mode: Mode) -> int | None:
+        """Return the index of the first evaluation at or beyond ``target``, or None. NaN is never beyond."""
+        reached = self.values >= target if mode == "max" else self.values <= target
+        reached &= np.isfinite(self.values)
+        return int(np.argmax(reached)) if reached.any() else None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run that ended, from an archive or from a line of a results file.
+
+    Attributes:
+        group: The method.
+        seed: None if it was not recorded.
+        budget: Label, such as "5ep". Runs of a group with equal labels or equal steps are one point of its curve.
+        steps: Batches trained.
+        samples: Examples trained; 0 where not known.
+        final: The metric at the end, as recorded; NaN or infinite for a diverged run.
+        train_seconds: Training, evaluation excluded; 0 where not known.
+        setup_seconds: Before the first step.
+        harvest_seconds: Of the harvests that this run used, in full.
+        flops: Of training, as :class:`~reuse_algos.archive.CostRecord` has them; None where not known.
+        prior_run_ids: The runs that it used.
+        run_id: Of itself.
+        control_of: Name of the group that its group is a control of.
+        health: ``"ok"`` or ``"diverged"``; diverged runs stay in every comparison.
+        history: The metric over training; None where only the end is known.
+        manifest: Of the run, for checks of what else differs; None where there is none.
+    """
+
+    group: str
+    seed: int | None
+    budget: str
+    steps: float
+    samples: float
+    final: float
+    train_seconds: float
+    setup_seconds: float = 0.0
+    harvest_seconds: float = 0.0
+    flops: float | None = None
+    prior_run_ids: tuple[str, ...] = ()
+    run_id: str = ""
+    control_of: str | None = None
+    health: str = "ok"
+    history: History | None = field(default=None, compare=False)
+    manifest: Any = field(default=None, compare=False)
 
     @property
     def upfront_seconds(self) -> float:
@@ -60,120 +90,64 @@ class RunOutcome:
         return self.setup_seconds + self.harvest_seconds
 
     @property
-    def cost_seconds(self) -> FloatArray:
-        """Whole cost [K] at each evaluation: training, set-up and harvest."""
-        return self.train_seconds + self.upfront_seconds
+    def curve(self) -> History:
+        """The history.
+
+        Raises:
+            CompareError: Only the end of the run is known.
+        """
+        if self.history is None:
+            raise CompareError(f"run {self.run_id} has no values over its training: compare over budgets instead")
+        return self.history
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Ids of runs that take no part.
+
+    Attributes:
+        unfinished: Still going, or died.
+        without_key: They lack the grouping key.
+        reused: Trained to be reused (tag ``role: prior``).
+    """
+
+    unfinished: Sequence[str] = ()
+    without_key: Sequence[str] = ()
+    reused: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """The runs of a comparison.
+
+    Attributes:
+        runs: Of all groups.
+        metric: What :attr:`Outcome.final` is, full name.
+        mode: Whether more or less of it is better.
+        group_by: What the groups are, for the heading.
+        archive: Where the runs are, for the heading. Default: empty.
+        archive_id: Identity of that archive. Default: empty.
+        prior_seconds: Training and set-up seconds of each prior run that is known, by run id.
+        left_out: The runs that take no part.
+    """
+
+    runs: Sequence[Outcome]
+    metric: str
+    mode: Mode
+    group_by: str = "group"
+    archive: str = ""
+    archive_id: str = ""
+    prior_seconds: Mapping[str, float] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
-    def budget(self) -> int:
-        """Steps at the last evaluation."""
-        return int(self.steps[-1])
+    def groups(self) -> dict[str, list[Outcome]]:
+        """Runs by group, each sorted by seed and run id."""
+        groups: dict[str, list[Outcome]] = {}
+        for run in sorted(self.runs, key=lambda run: (run.seed is None, run.seed or 0, run.run_id)):
+            groups.setdefault(run.group, []).append(run)
+        return groups
 
-    @property
-    def final(self) -> float:
-        """Metric at the last evaluation."""
-        return float(self.values[-1])
-
-    def first_at(self, target: float, mode: Mode) -> int | None:
-        """Index of the first evaluation at or beyond ``target``; None if there is none. NaN is never beyond."""
-        reached = self.values >= target if mode == "max" else self.values <= target
-        reached &= np.isfinite(self.values)
-        return int(np.argmax(reached)) if reached.any() else None
-
-    def hit(self, target: float, mode: Mode, axis: Literal["steps", "cost"]) -> Hit:
-        """When the run reached ``target``, in steps or in seconds of cost; censored at its total if it never did."""
-        costs = self.steps.astype(np.float64) if axis == "steps" else self.cost_seconds
-        k = self.first_at(target, mode)
-        if k is None:
-            return Hit(before=float(costs[-1]), at=float(costs[-1]), reached=False)
-        start = 0.0 if axis == "steps" else self.upfront_seconds
-        return Hit(before=float(costs[k - 1]) if k else start, at=float(costs[k]), reached=True)
-
-
-def _look_up(run: PriorRun, path: str) -> object:
-    head, _, rest = path.partition(".")
-    manifest = run.manifest
-    if head == "tags" and rest:
-        return manifest.tags.get(rest)
-    if path in ("run_name", "seed"):
-        return getattr(manifest, path)
-    if path in ("model.name", "dataset.name"):
-        record = getattr(manifest, head)
-        return None if record is None else record.name
-    if head == "recipe" and rest:
-        node: object = manifest.recipe
-        for part in rest.split("."):
-            node = node.get(part) if isinstance(node, Mapping) else None
-        return node
-    raise CompareError(f"runs cannot be grouped by {path!r}: use {GROUP_KEYS}, or several of them with commas between")
-
-
-def group_of(run: PriorRun, group_by: str) -> str | None:
-    """Name of the run's group, or None if it lacks a value.
-
-    ``group_by`` is one of :data:`GROUP_KEYS`, or several joined by commas; the name then joins the values with " / ".
-
-    Raises:
-        CompareError: ``group_by`` names something else.
-    """
-    values = [_look_up(run, path.strip()) for path in group_by.split(",")]
-    return None if any(value is None for value in values) else " / ".join(str(value) for value in values)
-
-
-def choose_metric(runs: Sequence[PriorRun], metric: str | None) -> str:
-    """Full name of the metric to compare by.
-
-    Args:
-        runs: all runs of the comparison.
-        metric: a full name, or its last part if that is unique; None takes the monitor that all runs share.
-
-    Raises:
-        CompareError: no common monitor, or an unknown or ambiguous name.
-    """
-    known = sorted({name for run in runs for name in run.metric_names})
-    if metric is None:
-        monitors = sorted({run.manifest.monitor or "" for run in runs})
-        if len(monitors) == 1 and monitors[0]:
-            return monitors[0]
-        said = "no run names one" if monitors == [""] else "the runs name " + ", ".join(m or "none" for m in monitors)
-        raise CompareError(f"which metric? There is no common monitor ({said}). Known metrics: {', '.join(known)}")
-    if metric in known:
-        return metric
-    ends = [name for name in known if name.endswith("/" + metric)]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise CompareError(f"metric {metric!r} is ambiguous: {', '.join(ends)}")
-    raise CompareError(f"no run has a metric {metric!r}." + nearest(metric, known))
-
-
-def read_outcome(run: PriorRun, metric: str) -> RunOutcome | None:
-    """Read one run; None if it has no value of ``metric`` (its full name).
-
-    Where a step was evaluated more than once, as at the end of an epoch and of the run, the last evaluation counts.
-    """
-    try:
-        history = run.metric(metric)
-    except SignalNotFoundError:
-        return None
-    step = np.asarray(history.step, dtype=np.int64)
-    if step.size == 0:
-        return None
-    # np.unique gives first occurrences, so look from the end.
-    _, from_end = np.unique(step[::-1], return_index=True)
-    keep = step.size - 1 - from_end
-    manifest = run.manifest
-    return RunOutcome(
-        run_id=run.id,
-        seed=manifest.seed,
-        health=manifest.health,
-        steps=step[keep],
-        samples=np.asarray(history.sample, dtype=np.int64)[keep],
-        epochs=np.asarray(history.epoch, dtype=np.int64)[keep],
-        train_seconds=np.asarray(history.train_seconds, dtype=np.float64)[keep],
-        values=np.asarray(history.value, dtype=np.float64)[keep],
-        setup_seconds=manifest.cost.setup_seconds,
-        harvest_seconds=sum((use.harvest_seconds for use in manifest.prior_runs), 0.0),
-        prior_run_ids=tuple(sorted({use.run_id for use in manifest.prior_runs})),
-        manifest=manifest,
-    )
+    def prior_training(self, run_ids: Sequence[str]) -> float:
+        """Return the seconds that training these prior runs took; NaN if that of one is not known."""
+        return sum((self.prior_seconds.get(run_id, math.nan) for run_id in run_ids), 0.0)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from reuse_algos.compare.render import format_seconds
-from reuse_algos.compare.statistics import CONFIDENCE, Interval
+from reuse_algos.compare.estimates.interval import CONFIDENCE, Interval
+from reuse_algos.compare.show.words import format_seconds
 from reuse_algos.sequence.plan import fingerprint
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.report import ArmResult, Cost, SequenceReport

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.compare.outcomes import choose_metric, read_outcome
-from reuse_algos.compare.results import json_safe
-from reuse_algos.compare.statistics import Interval, difference_interval, mean_interval
+from reuse_algos.compare.estimates.interval import Interval, difference_interval, mean_interval
+from reuse_algos.compare.reading import choose_metric, read_outcome
+from reuse_algos.compare.result import json_safe
 from reuse_algos.errors import CompareError, ReuseAlgosError, SequenceError
 from reuse_algos.sequence.plan import PlannedStep, fingerprint
 from reuse_algos.sequence.progress import StepState

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from reuse_algos.compare.statistics import MIN_RUNS, Interval, difference_interval, mean_interval
+from reuse_algos.compare.estimates.interval import MIN_RUNS, Interval, difference_interval, mean_interval
 
 __all__ = ["Agreement", "ArmSearch", "Candidate", "SearchResult", "search_result"]
 

@@ -36,23 +36,25 @@ be faster at this target, even if it got close much earlier: declare a lower ``t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from reuse_algos.compare.statistics import (
+from reuse_algos.compare.estimates.interval import (
     CONFIDENCE,
-    MIN_RUNS,
     Bound,
     FloatArray,
+    Interval,
     Speedup,
     ratio_interval,
-    t_quantile,
+    safe_exp,
+    sum_of_means,
     verdict_of,
 )
 
-__all__ = ["Crossing", "MeanCurves", "crossing_of", "own_crossing", "speedup_of_curves"]
+__all__ = ["Crossing", "Hit", "MeanCurves", "crossing_of", "own_crossing", "speedup_of_curves", "speedup_of_runs"]
 
 # Shapes: R runs of one group, K evaluations that all of them share.
 
@@ -114,26 +116,12 @@ def _limits(
     values_RK: FloatArray, final_S: FloatArray, *, paired: bool, confidence: float
 ) -> tuple[FloatArray, FloatArray]:
     """Limits [K] of mean(values_RK[:, k]) - mean(final_S); infinite where there is no spread or a value not finite."""
-    upper = 0.5 + confidence / 2.0
     low_K, high_K = np.full(values_RK.shape[1], -np.inf), np.full(values_RK.shape[1], np.inf)
     usable_K = np.isfinite(values_RK).all(axis=0)
-    if len(values_RK) < MIN_RUNS or len(final_S) < MIN_RUNS or not np.isfinite(final_S).all() or not usable_K.any():
+    if not np.isfinite(final_S).all() or not usable_K.any():
         return low_K, high_K
-    values = values_RK[:, usable_K]
-    if paired:
-        difference = values - final_S[:, None]
-        mean, variance = difference.mean(axis=0), difference.var(axis=0, ddof=1) / len(difference)
-        df = np.full(mean.shape, float(len(difference) - 1))
-    else:
-        mean = values.mean(axis=0) - final_S.mean()
-        own, other = values.var(axis=0, ddof=1) / len(values), final_S.var(ddof=1) / len(final_S)
-        variance = own + other
-        denominator = own**2 / (len(values) - 1) + other**2 / (len(final_S) - 1)
-        df = np.divide(variance**2, denominator, out=np.ones_like(variance), where=denominator > 0)
-    # Rounding leaves a spread of about 1e-16 where all differences are equal: that is no spread either.
-    noise = np.sqrt(variance)
-    spread = noise > 1e-12 * np.maximum(np.abs(values).max(axis=0), np.abs(final_S).max())
-    half = np.where(spread, t_quantile(upper, df) * noise, np.inf)
+    values, finals = values_RK[:, usable_K], final_S[:, None]
+    mean, half = sum_of_means([values - finals] if paired else [values, -finals], confidence)
     low_K[usable_K], high_K[usable_K] = mean - half, mean + half
     return low_K, high_K
 
@@ -196,16 +184,18 @@ def speedup_of_curves(
     if crossing.latest <= last:
         at_latest, below_latest, _ = log_ratio(own_crossing(baseline), crossing.latest)
         if math.isfinite(centre):
-            low = _exp(centre - math.hypot(below, max(0.0, centre - at_latest)))
+            low = safe_exp(centre - math.hypot(below, max(0.0, centre - at_latest)))
         elif not math.isnan(at_latest):  # the mean curve is there before anything was spent, as a warm start may be
-            low = _exp(at_latest - below_latest) if math.isfinite(at_latest) else at_latest
+            low = safe_exp(at_latest - below_latest) if math.isfinite(at_latest) else at_latest
     at_earliest, _, _ = log_ratio(baseline.values_RK.shape[1] - 1, min(crossing.earliest - 1, last))
     if math.isfinite(centre) and math.isfinite(at_earliest):
-        high = _exp(centre + math.hypot(above, max(0.0, at_earliest - centre)))
+        high = safe_exp(centre + math.hypot(above, max(0.0, at_earliest - centre)))
     bound: Bound = "<=" if censored else ""
     if not np.isfinite(baseline.values_RK[:, -1]).all():
         bound = "?"
-    return Speedup(_exp(centre), low, high, bound, verdict_of(low, high, len(baseline.values_RK), len(group.values_RK)))
+    return Speedup(
+        safe_exp(centre), low, high, bound, verdict_of(low, high, len(baseline.values_RK), len(group.values_RK))
+    )
 
 
 def _log(x: float) -> float:
@@ -214,7 +204,59 @@ def _log(x: float) -> float:
     return -math.inf if x <= 0.0 else math.log(x)
 
 
-def _exp(x: float) -> float:
-    if math.isnan(x):
-        return math.nan
-    return math.exp(x) if x < 700.0 else math.inf
+@dataclass(frozen=True)
+class Hit:
+    """When one run reached the target, on one cost axis.
+
+    Attributes:
+        before: cost at the last evaluation below the target (0, or the set-up cost, if there was none). The target was
+            reached after this cost.
+        at: cost at the first evaluation at or beyond the target. For a censored run both are its total cost.
+        reached: False if the run never reached the target: it is censored at its total cost, never dropped.
+    """
+
+    before: float
+    at: float
+    reached: bool
+
+
+def speedup_of_runs(
+    baseline: Sequence[Hit], group: Sequence[Hit], *, paired: bool, confidence: float = CONFIDENCE
+) -> Speedup:
+    """Speed-up from each run's own cost to a target that was fixed in advance.
+
+    The estimate is the ratio of the geometric means of :attr:`Hit.at`. Between two evaluations nothing is known: each
+    true cost lies in ``(before, at]``. So the lower limit is the lower t limit computed from the baseline's ``before``
+    and the group's ``at``, and the upper limit the upper one from the baseline's ``at`` and the group's ``before``; a
+    coarse evaluation grid, on which all runs of a group hit at the same evaluation, widens the interval instead of
+    faking a spread of zero.
+
+    Censored runs stay in at their total cost, which is a lower bound of their true cost. If a run of the group is
+    censored, the estimate and the upper limit are bounds from above and the lower limit is unknown (0), so the verdict
+    is never "faster". If a run of the baseline is, it is the other way round.
+
+    Args:
+        baseline: one hit per run.
+        group: one hit per run, in the same order as ``baseline`` if ``paired``.
+        paired: the runs pair by seed.
+        confidence: two-sided.
+    """
+    if not baseline or not group:
+        raise ValueError("a speed-up needs at least one run in each group")
+    baseline_censored = not all(hit.reached for hit in baseline)
+    group_censored = not all(hit.reached for hit in group)
+
+    def ratio(top: list[float], bottom: list[float]) -> Interval:
+        return ratio_interval(top, bottom, paired=paired, confidence=confidence)
+
+    estimate = ratio([h.at for h in baseline], [h.at for h in group]).estimate
+    low = 0.0 if group_censored else ratio([h.before for h in baseline], [h.at for h in group]).low
+    high = math.inf if baseline_censored else ratio([h.at for h in baseline], [h.before for h in group]).high
+    bound: Bound = ""
+    if group_censored and baseline_censored:
+        bound = "?"
+    elif group_censored:
+        bound = "<="
+    elif baseline_censored:
+        bound = ">="
+    return Speedup(estimate, low, high, bound, verdict_of(low, high, len(baseline), len(group)))

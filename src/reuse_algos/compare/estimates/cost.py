@@ -13,8 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reuse_algos.compare.budget_curves import BudgetCrossing, Sample, sum_of_means
-from reuse_algos.compare.statistics import CONFIDENCE, MIN_RUNS, Bound, FloatArray, Interval, Speedup, verdict_of
+from reuse_algos.compare.estimates.interval import (
+    CONFIDENCE,
+    MIN_RUNS,
+    Bound,
+    FloatArray,
+    Interval,
+    Speedup,
+    safe_exp,
+    sum_of_means,
+    verdict_of,
+)
+from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, Sample
 
 __all__ = ["CostCurve", "cost_interval", "speedup_of_budgets"]
 
@@ -54,7 +64,7 @@ class CostCurve:
 
 
 def _half(components: list[FloatArray], confidence: float) -> float:
-    return float(sum_of_means(components, confidence, without_spread=0.0)[1].max())
+    return float(sum_of_means(components, confidence, exact=True)[1].max())
 
 
 def cost_interval(found: BudgetCrossing, costs: CostCurve, confidence: float = CONFIDENCE) -> Interval:
@@ -67,12 +77,12 @@ def cost_interval(found: BudgetCrossing, costs: CostCurve, confidence: float = C
     if found.low is not None:
         edge, others = costs.at(found.low)
         noise = max(_half(components, confidence), _half(others, confidence))
-        low = _exp(centre - math.hypot(noise, max(0.0, centre - edge)))
+        low = safe_exp(centre - math.hypot(noise, max(0.0, centre - edge)))
     if found.high is not None:
         edge, others = costs.at(found.high)
         noise = max(_half(components, confidence), _half(others, confidence))
-        high = _exp(centre + math.hypot(noise, max(0.0, edge - centre)))
-    return Interval(_exp(centre), low, high)
+        high = safe_exp(centre + math.hypot(noise, max(0.0, edge - centre)))
+    return Interval(safe_exp(centre), low, high)
 
 
 def speedup_of_budgets(
@@ -92,7 +102,7 @@ def speedup_of_budgets(
         group: its crossing.
         group_costs: on the same axis.
         own_level: the target is the baseline's level at its largest budget. The limits of its crossing are then not
-            noise but readings (see :func:`~reuse_algos.compare.budget_curves.own_level`), and count in full.
+            noise but readings (see :func:`~reuse_algos.compare.estimates.over_budgets.own_level`), and count in full.
         confidence: two-sided.
     """
 
@@ -108,14 +118,14 @@ def speedup_of_budgets(
         by_group = max(0.0, sign * (log_ratio(baseline.estimate, at_group)[0] - centre))
         noises = max(noise, log_ratio(at_baseline, at_group)[1])
         if own_level:
-            return _exp(centre + sign * (by_baseline + math.hypot(noises, by_group)))
-        return _exp(centre + sign * math.hypot(noises, by_baseline, by_group))
+            return safe_exp(centre + sign * (by_baseline + math.hypot(noises, by_group)))
+        return safe_exp(centre + sign * math.hypot(noises, by_baseline, by_group))
 
     low = limit(baseline.low, group.high, -1.0) if baseline.low is not None and group.high is not None else 0.0
     high = limit(baseline.high, group.low, 1.0) if baseline.high is not None and group.low is not None else math.inf
     n_baseline, n_group = (min(len(s.values) for s in costs.samples) for costs in (baseline_costs, group_costs))
     verdict = verdict_of(low, high, n_baseline, n_group)
-    return Speedup(_exp(centre), low, high, _RATIO_BOUNDS.get((baseline.bound, group.bound), "?"), verdict)
+    return Speedup(safe_exp(centre), low, high, _RATIO_BOUNDS.get((baseline.bound, group.bound), "?"), verdict)
 
 
 # Which side of the true ratio the estimate is on, where the cost of the baseline, or of the group, is only a limit.
@@ -128,7 +138,3 @@ _RATIO_BOUNDS: dict[tuple[Bound, Bound], Bound] = {
     ("<=", ">="): "<=",
     (">=", "<="): ">=",
 }
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 700.0 else math.inf

@@ -7,8 +7,9 @@ it. The speed-up is the baseline's cost divided by the group's: the horizontal d
 **Target.** By default the baseline's mean at its largest budget B, which is itself an estimate. Its noise is counted:
 the runs of the group are compared with the baseline's runs at B (paired by seed, or Welch).
 
-**Interval of a crossing: test inversion**, as in Fieller's theorem and in :mod:`reuse_algos.compare.curves`. At every
-position between the smallest and the largest budget, each seed's interpolated value minus the target has a t interval.
+**Interval of a crossing: test inversion**, as in Fieller's theorem and in
+:mod:`reuse_algos.compare.estimates.within_runs`. At every position
+between the smallest and the largest budget, each seed's interpolated value minus the target has a t interval.
 At the true crossing this interval misses 0 with a probability of 1 - confidence, so the set of positions where it holds
 0 is a confidence set of the crossing; its hull is reported. Nothing is extrapolated:
 
@@ -30,7 +31,7 @@ at which the baseline was not surely below its level at B, the upper limit all o
 **A given target** is a number without noise. Both curves then have a crossing with limits.
 
 Limits: roughly normal values over seeds; values without any spread (copies of one run) are no evidence. What a
-position costs, and the speed-up, are in :mod:`reuse_algos.compare.budget_costs`.
+position costs, and the speed-up, are in :mod:`reuse_algos.compare.estimates.cost`.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from reuse_algos.compare.statistics import CONFIDENCE, MIN_RUNS, Bound, FloatArray, t_quantile
+from reuse_algos.compare.estimates.interval import CONFIDENCE, MIN_RUNS, Bound, FloatArray, sum_of_means
 
-__all__ = ["BudgetCrossing", "Curve", "Sample", "crossing", "own_level", "sum_of_means"]
+__all__ = ["BudgetCrossing", "Curve", "Sample", "crossing", "own_level"]
 
 # Shapes: M budgets of a group, P positions, S seeds. A position is the index of a budget plus how much of the way to
 # the next one is behind it, in log steps: 1.5 is at the geometric mean of the second and the third budget.
@@ -139,30 +140,6 @@ def _first_at(mean_M: FloatArray, target: float) -> float | None:
     return m - 1 + float((target - mean_M[m - 1]) / (mean_M[m] - mean_M[m - 1]))
 
 
-def sum_of_means(
-    components: Sequence[FloatArray], confidence: float, *, without_spread: float
-) -> tuple[FloatArray, FloatArray]:
-    """Sum [P] of the means of independent samples, each [n, P] or [n, 1], and the half width [P] of its t interval.
-
-    Degrees of freedom by Welch and Satterthwaite; with one sample this is Student's interval. The half width is
-    infinite where a sample has one run, and ``without_spread`` where all values of each sample are equal.
-    """
-    mean_P = sum((rows.mean(axis=0) for rows in components), np.zeros(1))
-    if min(len(rows) for rows in components) < MIN_RUNS:
-        return mean_P, np.full(mean_P.shape, np.inf)
-    shares = [rows.var(axis=0, ddof=1) / len(rows) for rows in components]
-    variance_P = sum(shares, np.zeros(mean_P.shape))
-    # Rounding leaves a spread of about 1e-16 where all values are equal: that is no spread either.
-    scale_P = sum((np.abs(rows).max(axis=0) for rows in components), np.zeros(mean_P.shape))
-    spread_P = variance_P > (1e-12 * scale_P) ** 2
-    weight_P = sum(
-        (share**2 / (len(rows) - 1) for share, rows in zip(shares, components, strict=True)), np.zeros(mean_P.shape)
-    )
-    df_P = np.divide(variance_P**2, weight_P, out=np.ones(mean_P.shape), where=spread_P)
-    half_P = t_quantile(0.5 + confidence / 2.0, df_P) * np.sqrt(variance_P)
-    return mean_P, np.where(spread_P, half_P, without_spread)
-
-
 def _interpolations(
     x_M: FloatArray, m: int, x_P: FloatArray, outer: Sequence[int]
 ) -> Iterator[tuple[list[int], FloatArray]]:
@@ -218,7 +195,7 @@ def _signs(
             components = [components[0] - np.array([finals[seed] for seed in common])[:, None]]
         else:
             components.append(-target.values[:, None])
-        mean_P, half_P = sum_of_means(components, confidence, without_spread=math.inf)
+        mean_P, half_P = sum_of_means(components, confidence)
         below &= mean_P - offset + half_P < 0
         above &= mean_P - offset - half_P >= 0
     return below, above
@@ -299,9 +276,7 @@ def own_level(curve: Curve, confidence: float = CONFIDENCE) -> BudgetCrossing:
     estimate = float(curve.last) if found is None else found
     earliest = float(curve.last)
     for m, sample in enumerate(curve.samples[:-1]):
-        mean_P, half_P = sum_of_means(
-            [sample.values[:, None], -final.values[:, None]], confidence, without_spread=math.inf
-        )
+        mean_P, half_P = sum_of_means([sample.values[:, None], -final.values[:, None]], confidence)
         if math.isfinite(sample.mean) and not mean_P[0] + half_P[0] < 0:
             earliest = float(m)
             break

@@ -1,6 +1,6 @@
 """Send a comparison to Weights & Biases, as one run of the job type "comparison".
 
-    url = log_to_wandb(comparison_dashboard(comparison, selection.groups), WandbTarget("my-project"))
+    url = log_to_wandb(dashboard_of(comparison, outcomes), WandbTarget("my-project"))
 
 The run holds tables (groups, runs, curves or points, notes), the curves and the speed-up bars as charts, the headline
 values in its summary, the report as a panel, and an artifact with ``comparison.json`` and ``report.html``. Nothing else
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reuse_algos.compare.dashboard import Dashboard, Lines, Table
+from reuse_algos.compare.show.dashboard import Dashboard, Lines, Table
 from reuse_algos.errors import CompareError
 
 __all__ = ["JOB_TYPE", "WandbTarget", "check_wandb", "log_to_wandb"]

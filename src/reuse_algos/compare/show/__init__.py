@@ -1,0 +1,1 @@
+"""How a comparison is shown: words, terminal tables, figures, the HTML page, and Weights & Biases."""
