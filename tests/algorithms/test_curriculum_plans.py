@@ -11,6 +11,7 @@ import pytest
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.algorithms.history_curriculum.pacing import PACINGS, allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
+    Candidates,
     candidates,
     difficulty_order,
     draw_in_proportion,
@@ -362,6 +363,21 @@ def test_active_bias_and_focus() -> None:
     ],
 )
 def test_settings_are_checked(tmp_path: Path, strategy: str, given: dict[str, object], message: str) -> None:
-    RunArchive(tmp_path)
+    RunArchive(tmp_path, create=True)
     with pytest.raises(ValueError, match=message):
         HistoryCurriculum(tmp_path, strategy={"name": strategy, **given}, score="random")
+
+
+@pytest.mark.parametrize(("sizes", "count"), [((197, 2, 1), 40), ((50, 1, 1, 1), 4), ((3, 97), 10)])
+@pytest.mark.parametrize("end", ["easy", "hard"])
+def test_balance_keeps_one_of_each_class(sizes: tuple[int, ...], count: int, end: str) -> None:
+    labels_N = np.repeat(np.arange(len(sizes)), sizes)
+    scores_N = np.random.default_rng(0).random(len(labels_N))
+    kept = window(Candidates(scores_N), 0, count, end=end, labels_N=labels_N)
+    assert len(kept) == len(set(kept.tolist())) == count
+    assert set(labels_N[kept].tolist()) == set(range(len(sizes)))
+
+
+def test_balance_says_when_there_are_too_many_classes() -> None:
+    with pytest.raises(ValueError, match="4 classes cannot all be kept in 3 examples"):
+        window(Candidates(np.arange(8.0)), 0, 3, labels_N=np.arange(8) % 4)

@@ -1,4 +1,4 @@
-"""Where inputs, targets, ids and logits lie in other people's batches and outputs."""
+"""Where inputs, targets and ids lie in a batch, and logits in the model's outputs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ __all__ = ["BatchKeys"]
 
 @dataclass(frozen=True)
 class BatchKeys:
-    """The keys of a batch and of a model's outputs, as recipes write them: ``keys: {target: labels}``.
+    """Keys into a batch and into the model's outputs.
 
     Attributes:
-        input: Key or position of the inputs in a batch. Default: 0.
-        target: Key or position of the targets in a batch. Default: 1.
-        output: Key or position of the logits in the model's outputs. Default: None, which takes the outputs
-            themselves where they are a tensor, and else what is called ``logits``.
-        ids: Key of the example ids in a batch, for iterable datasets. Default: None, which follows the batch sampler.
+        input: Where the inputs lie in a batch. Default: 0, the first of a pair.
+        target: Where the targets lie in a batch. Default: 1.
+        output: Where the logits lie in the model's outputs. Default: the tensor itself, or what is called ``logits``.
+        ids: Where the example ids lie in a batch, for iterable datasets. Default: none; the batch sampler is followed.
     """
 
     input: str | int = 0

@@ -163,7 +163,31 @@ def window(
             f"{wanted} examples after the first {skip} are to be kept, but only {len(order)} have a score. Make keep, "
             "examples or offset smaller"
         )
-    return np.sort(np.concatenate([unknown, order[skip : skip + wanted]])).astype(np.int64)
+    kept = order[skip : skip + wanted]
+    if labels_N is not None and wanted:
+        kept = _with_every_class(kept, order[skip:], labels_N)
+    return np.sort(np.concatenate([unknown, kept])).astype(np.int64)
+
+
+def _with_every_class(kept: np.ndarray, order: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
+    """Return the kept positions with one of each class: rare classes have no share that rounds to an example.
+
+    The last example of the class with the most of them makes room.
+
+    Raises:
+        ValueError: there are more classes than examples to keep.
+    """
+    classes = np.unique(labels_N[order])
+    if len(classes) > len(kept):
+        raise ValueError(
+            f"class_balance: {len(classes)} classes cannot all be kept in {len(kept)} examples. Make keep or examples "
+            "larger, or class_balance false"
+        )
+    for label in classes[~np.isin(classes, labels_N[kept])]:
+        counts = np.bincount(labels_N[kept])
+        crowded = np.flatnonzero(labels_N[kept] == counts.argmax())[-1]
+        kept = np.append(np.delete(kept, crowded), order[labels_N[order] == label][0])
+    return kept
 
 
 def passes(pool: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
