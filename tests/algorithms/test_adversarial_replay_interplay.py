@@ -252,7 +252,7 @@ def test_two_replays_are_refused(archive: RunArchive) -> None:
 def test_pixels_must_be_known(archive: RunArchive) -> None:
     data = images()
     del data.pixel_space
-    with pytest.raises(ExampleIdError, match="WorkerImages does not say how its pixels.*pixel_mean and pixel_std"):
+    with pytest.raises(ExampleIdError, match="WorkerImages does not say how its pixels.*Give pixels: {mean"):
         fit([replay(archive)], data=data)
 
 
@@ -263,12 +263,12 @@ def test_pixels_must_be_known(archive: RunArchive) -> None:
         ({"fraction": 1.5}, "fraction"),
         ({"fraction": 1, "mode": "replace"}, "some rows must stay clean"),
         ({"weight": 1.5}, r"weight must be in \[0, 1\], got 1.5"),
-        ({"weight": 0.5, "mode": "replace"}, "weight must be left out"),
-        ({"mode": "both"}, "mode must be append or replace, got 'both'"),
+        ({"mode": {"name": "replace", "weight": 0.5}}, "mode.weight: there is no such key"),
+        ({"mode": "both"}, "there is no 'both'"),
         ({"recency": 0}, "recency"),
         ({"every_n_batches": 0}, "every_n_batches"),
         ({"warn_below": 2}, "warn_below"),
-        ({"pixel_mean": [0.5]}, "both pixel_mean and pixel_std"),
+        ({"pixels": {"mean": [0.5]}}, "pixels.std: missing"),
         ({"mismatch": "perhaps"}, "mismatch"),
     ],
 )
