@@ -427,6 +427,6 @@ def test_another_source_of_inputs(archive: RunArchive) -> None:
         def adversarial_inputs(self, state: Any, rows_R: Tensor) -> Tensor:
             return state.batch[0][rows_R] + 0.25
 
-    _, calls, log = fit([Online(archive, "newer", warn_below=0.0)], max_duration="1ba")
+    _, calls, log = fit([Online(archive, "newer", perturbations={"warn_below": 0.0})], max_duration="1ba")
     assert torch.equal(calls.inputs[1], calls.inputs[0][ROWS] + 0.25)
     assert series(log, "rows") == [8.0]
