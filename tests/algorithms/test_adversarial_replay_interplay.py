@@ -252,7 +252,7 @@ def test_two_replays_are_refused(archive: RunArchive) -> None:
 def test_pixels_must_be_known(archive: RunArchive) -> None:
     data = images()
     del data.pixel_space
-    with pytest.raises(ExampleIdError, match="WorkerImages does not say how its pixels.*pixel_mean and pixel_std"):
+    with pytest.raises(ExampleIdError, match="WorkerImages does not say how its pixels.*Give pixels: {mean"):
         fit([replay(archive)], data=data)
 
 
@@ -263,12 +263,12 @@ def test_pixels_must_be_known(archive: RunArchive) -> None:
         ({"fraction": 1.5}, "fraction"),
         ({"fraction": 1, "mode": "replace"}, "some rows must stay clean"),
         ({"weight": 1.5}, r"weight must be in \[0, 1\], got 1.5"),
-        ({"weight": 0.5, "mode": "replace"}, "weight must be left out"),
-        ({"mode": "both"}, "mode must be append or replace, got 'both'"),
+        ({"mode": {"name": "replace", "weight": 0.5}}, "mode.weight: there is no such key"),
+        ({"mode": "both"}, "there is no 'both'"),
         ({"recency": 0}, "recency"),
         ({"every_n_batches": 0}, "every_n_batches"),
         ({"warn_below": 2}, "warn_below"),
-        ({"pixel_mean": [0.5]}, "both pixel_mean and pixel_std"),
+        ({"pixels": {"mean": [0.5]}}, "pixels.std: missing"),
         ({"mismatch": "perhaps"}, "mismatch"),
     ],
 )
@@ -427,6 +427,6 @@ def test_another_source_of_inputs(archive: RunArchive) -> None:
         def adversarial_inputs(self, state: Any, rows_R: Tensor) -> Tensor:
             return state.batch[0][rows_R] + 0.25
 
-    _, calls, log = fit([Online(archive, "newer", warn_below=0.0)], max_duration="1ba")
+    _, calls, log = fit([Online(archive, "newer", perturbations={"warn_below": 0.0})], max_duration="1ba")
     assert torch.equal(calls.inputs[1], calls.inputs[0][ROWS] + 0.25)
     assert series(log, "rows") == [8.0]

@@ -142,8 +142,8 @@ def test_too_few_rows_that_stay_clean(archive: RunArchive) -> None:
 
 
 def test_inputs_that_are_no_pixels_of_the_space(archive: RunArchive) -> None:
-    with pytest.raises(DataError, match=r"pixels from -4.* not from 0 to 1\. .*pixel_mean and pixel_std"):
-        fit([replay(archive, pixel_mean=[0.0] * 3, pixel_std=[2.0] * 3)], max_duration="1ba")
+    with pytest.raises(DataError, match=r"pixels from -4.* not from 0 to 1\. .*pixels.mean and pixels.std"):
+        fit([replay(archive, pixels={"mean": [0.0] * 3, "std": [2.0] * 3})], max_duration="1ba")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5])

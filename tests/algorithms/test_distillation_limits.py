@@ -269,7 +269,7 @@ def test_corrupt_file(tmp_path: Path, source: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"source": "cache"}, "source must be one of auto, live, cached, got 'cache'"),
+        ({"source": "cache"}, "source.name: there is no 'cache'.*'cached'"),
         ({"temperature": 0}, "temperature must be above 0"),
         ({"weight": 1.5}, r"weight must be in \[0, 1\]"),
         ({"every_n_batches": 0}, "every_n_batches must be at least 1"),

@@ -104,11 +104,9 @@ def test_all_faults_of_all_kinds_at_once():
             "mix_up": {},
             "channels_last": {"x": 1},
             "prior_run_distillation": {
-                "temprature": 3,
+                "sorce": 3,
                 "runs": {"tag": {}, "limit": "many"},
                 "archive": "x",
-                "teacher_model": "y",
-                "stop": "5xx",
             },
         },
         "callbacks": {"run_recorder": {"signals": {"logit": {}}}, "lr_monitor": 5, "os.system": {}},
@@ -147,11 +145,8 @@ def test_all_faults_of_all_kinds_at_once():
         "algorithms.mixup.alpha: must be a number, not 'a'",
         "algorithms.mix_up: is another name of algorithms.mixup, which is there too. Keep one",
         "algorithms.channels_last.x: ChannelsLast has no such option. It takes no options.",
-        "algorithms.prior_run_distillation.temprature: PriorRunDistillation has no such option. "
-        "Did you mean 'temperature' or 'temperature_scheduler'?",
+        "algorithms.prior_run_distillation.sorce: PriorRunDistillation has no such option. Did you mean 'source'?",
         "algorithms.prior_run_distillation.archive: is filled in from the recipe and cannot be set here",
-        "algorithms.prior_run_distillation.teacher_model: cannot be set in a recipe",
-        "algorithms.prior_run_distillation.stop: must be a time such as 1ep, 100ba or 0.5dur, not '5xx'",
         "algorithms.prior_run_distillation.runs.tag: runs has no such option. Did you mean 'tags'?",
         "algorithms.prior_run_distillation.runs.limit: must be a whole number or null, not 'many'",
         "callbacks.run_recorder.signals: RunRecorder signals: no signal 'logit' can be captured. "

@@ -49,7 +49,7 @@ def test_faults_are_listed_together(tmp_path):
         build_trainer(compose_recipe(settings, source="x.yaml"))
     lines = str(caught.value).splitlines()
     assert lines[0] == "x.yaml: 2 errors in the recipe"
-    assert "mode must be append or replace" in lines[1]
+    assert "there is no 'add'" in lines[1]
     assert "attacks.pgd: no field 'step'. Did you mean 'steps'" in lines[2]
     with pytest.raises(RecipeError, match="callbacks.robust_evaluation.examples: must be a whole number"):
         compose_recipe(values(tmp_path, callbacks={"robust_evaluation": {"examples": "many"}}))
