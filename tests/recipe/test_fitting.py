@@ -13,8 +13,8 @@ import torch
 from composer.core import Event, Time
 from composer.optim import ComposerScheduler, LinearScheduler
 
-from reuse_algos.recipe.faults import Faults
-from reuse_algos.recipe.fitting import fit, fit_options, hints_of
+from reuse_algos.recipe.fitting import BUILDERS, fit_options
+from reuse_algos.sections import Faults, fit, hints_of
 
 if TYPE_CHECKING:
     from nowhere import Unknown  # type: ignore
@@ -27,7 +27,7 @@ class Inner:
 
 def fitted(value, hint):
     faults = Faults("x.yaml")
-    result = fit(value, hint, "key", faults)
+    result = fit(value, hint, "key", faults, BUILDERS)
     return list(faults) or result
 
 
@@ -49,7 +49,7 @@ def fitted(value, hint):
         ([1, 2], tuple[int, ...], (1, 2)),
         (["a"], Sequence[str], ["a"]),
         ({"a": 1}, Mapping[str, float], {"a": 1.0}),
-        ({"x": "7"}, Inner, {"x": 7}),
+        ({"x": "7"}, Inner, Inner(7)),
         ("b", Literal["a", "b"], "b"),
         ("after_load", Event, Event.AFTER_LOAD),
         ("0.5dur", Union[str, int, Time], "0.5dur"),

@@ -11,7 +11,7 @@ import pytest
 
 from reuse_algos.recipe import compose_recipe
 from reuse_algos.recipe.build import _wandb_options
-from reuse_algos.recipe.grouping import group_of, trained_by, without_seed
+from reuse_algos.recipe.grouping import group_of, trained_by
 from reuse_algos.sequence import Plan, load_sequence, plan_sequence
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +87,7 @@ def test_a_seed_inside_of_other_texts_is_a_seed() -> None:
     recipe = compose_recipe({"max_duration": "1ep", "seed": 7, "run_name": "a-${seed}-7", "tags": {"t": "${seed}"},
                              "data": {"name": "digits"}, "model": {"name": "digits_cnn"},
                              "optimizer": {"name": "sgd", "lr": 0.7}})  # fmt: skip
-    record = without_seed(recipe)
+    record = recipe.without_seed
     assert (record["seed"], record["run_name"], record["tags"]) == ("<seed>", "a-<seed>-7", {"t": "<seed>"})
     assert record["optimizer"] == recipe.record["optimizer"] == {"name": "sgd", "lr": 0.7}
     assert recipe.record["run_name"] == "a-7-7"

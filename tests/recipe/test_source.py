@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from reuse_algos.recipe.faults import Faults
 from reuse_algos.recipe.interpolation import BROKEN, resolve
 from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+from reuse_algos.sections import Faults
 
 
 def parse(text):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
+import dataclasses
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,11 +19,10 @@ from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
-from reuse_algos.recipe.faults import Faults, join
-from reuse_algos.recipe.fitting import fit_options
+from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
-from reuse_algos.recipe.registry import Kind, Listed, find
 from reuse_algos.recipe.schema import Settings
+from reuse_algos.sections import Faults
 
 __all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]
 
@@ -72,11 +70,11 @@ def build_trainer(recipe: Recipe) -> Trainer:
     settings = recipe.settings
     check_world_size(recipe)
     faults = Faults(recipe.source)
-    archive = _open_archive(settings)
-    algorithms = _components("algorithm", "algorithms", recipe, archive, faults)
-    callbacks = _components("callback", "callbacks", recipe, archive, faults)
-    loggers = _components("logger", "loggers", recipe, archive, faults)
-    scheduler = None if settings.scheduler is None else _named("scheduler", settings.scheduler, {}, faults)
+    archive = _open_archive(recipe)
+    algorithms, callbacks, loggers = (
+        _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
+    )
+    scheduler = next((_built(one, faults) for one in recipe.components["scheduler"]), None)
     faults.raise_if_any()
 
     device = get_device(settings.device)
@@ -86,7 +84,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
         data = load_datasets(settings.data, _torch_device(device.name))
     reproducibility.seed_all(settings.seed)
     model = build_model(settings.model, data.num_classes, data.image_shape)
-    optimizer = _named("optimizer", settings.optimizer, {"params": model.parameters()}, faults)
+    optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
     faults.raise_if_any()
     try:
         return Trainer(
@@ -107,15 +105,16 @@ def build_trainer(recipe: Recipe) -> Trainer:
         raise RecipeError(f"{recipe.source}: the Trainer could not be built: {error}") from error
 
 
-def _open_archive(settings: Settings) -> RunArchive | str | None:
+def _open_archive(recipe: Recipe) -> RunArchive | str | None:
     """The archive, or its location where the run is to be trained whether or not it can be reached.
 
     That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
     without.
     """
+    settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
-    reading = [name for name in settings.algorithms if _is_ours(find("algorithm", name))]
+    reading = any(component.is_ours for component in recipe.components["algorithms"])
     if settings.archive is None or (tolerant and not reading):
         return settings.archive
     return RunArchive(settings.archive, create=True)
@@ -190,48 +189,31 @@ def _torch_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _named(kind: Kind, section: dict[str, Any], extra: dict[str, Any], faults: Faults) -> Any:
-    listed = find(kind, section["name"])
-    assert listed is not None  # the recipe is checked
-    options = {key: value for key, value in section.items() if key != "name"}
-    return _construct(listed, kind, options, extra, faults)
-
-
-def _is_ours(listed: Listed | None) -> bool:
-    return listed is not None and listed.cls.__module__.startswith("reuse_algos.")
-
-
-def _components(kind: Kind, path: str, recipe: Recipe, archive: RunArchive | str | None, faults: Faults) -> list[Any]:
-    """Construct all algorithms, callbacks or loggers; every constructor that refuses its options is a fault."""
-    built = []
-    for name, options in getattr(recipe.settings, path).items():
-        listed = find(kind, name)
-        assert listed is not None  # the recipe is checked
-        extra: dict[str, Any] = {}
-        if _is_ours(listed):
-            extra = _our_arguments(listed, options, recipe, archive)
-        elif name == "wandb":
-            options = _wandb_options(options, recipe)
-        built.append(_construct(listed, join(path, name), options, extra, faults))
-    return built
-
-
-def _construct(listed: Listed, path: str, options: dict[str, Any], extra: dict[str, Any], faults: Faults) -> Any:
-    own = Faults(faults.source)
-    arguments = fit_options(listed.cls, options, path, own, reserved=extra)
-    build: Callable[..., Any] = listed.cls
+def _built(component: Component, faults: Faults, **more: Any) -> Any:
+    """Return the object of a component; a constructor that refuses its options is a fault (and None)."""
     try:
-        return build(**arguments, **extra)
+        return component.build(**more)
     except _BUILD_ERRORS as error:
-        faults.add(path, " ".join(str(error).split()) or type(error).__name__)
-        log.debug("%s could not be built", path, exc_info=True)
+        faults.add(component.path, " ".join(str(error).split()) or type(error).__name__)
+        log.debug("%s could not be built", component.path, exc_info=True)
         return None
 
 
-def _our_arguments(
-    listed: Listed, options: dict[str, Any], recipe: Recipe, archive: RunArchive | str | None
-) -> dict[str, Any]:
-    """What the recipe as a whole has to say to one of this library's own classes."""
+def _components(section: str, recipe: Recipe, archive: RunArchive | str | None, faults: Faults) -> list[Any]:
+    """Return all algorithms, callbacks or loggers."""
+    built = []
+    for component in recipe.components[section]:
+        more: dict[str, Any] = {}
+        if component.is_ours:
+            more = _our_arguments(component, recipe, archive)
+        elif (section, component.name) == ("loggers", "wandb"):
+            component = dataclasses.replace(component, options=_wandb_options(component.options, recipe))
+        built.append(_built(component, faults, **more))
+    return built
+
+
+def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | str | None) -> dict[str, Any]:
+    """Return what one of this library's own classes takes from the recipe as a whole."""
     settings = recipe.settings
     offered = {
         "archive": archive,
@@ -240,8 +222,8 @@ def _our_arguments(
         "tags": dict(settings.tags),
         "seed": settings.seed,
     }
-    wanted = inspect.signature(listed.cls).parameters
-    return {key: value for key, value in offered.items() if key in wanted and key not in options}
+    wanted = component.parameters.keys() - component.options.keys()
+    return {key: value for key, value in offered.items() if key in wanted}
 
 
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

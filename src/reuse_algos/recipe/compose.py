@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,15 +15,16 @@ from reuse_algos.callbacks.signal_capture import parse_signals
 from reuse_algos.data.datasets import DataConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.models import ModelConfig, model_names
-from reuse_algos.recipe.faults import Faults, join
-from reuse_algos.recipe.fitting import fit_fields, fit_named, fit_options
-from reuse_algos.recipe.interpolation import BROKEN, resolve
+from reuse_algos.recipe.fitting import Component, fit_named, fit_options
+from reuse_algos.recipe.interpolation import SEED, resolve
 from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.recipe.schema import Settings, check_settings
 from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 
-__all__ = ["Recipe", "compose_recipe", "load_recipe", "under_main_names"]
+__all__ = ["Recipe", "compose_recipe", "load_recipe"]
 
+_SINGLE: tuple[Kind, ...] = ("optimizer", "scheduler")
 _COMPONENTS: tuple[tuple[Kind, str], ...] = (
     ("algorithm", "algorithms"),
     ("callback", "callbacks"),
@@ -40,14 +40,17 @@ class Recipe:
         settings: the values.
         record: the same as plain JSON-able data, to print and to archive. Texts that come from the environment stand
             there as ``${oc.env:NAME}``, because they may be secrets.
-        source: where it was read.
-        written: the values as they were written, with overrides and defaults, before ``${...}`` was resolved.
+        source: Where it was read.
+        components: The classes that it names with their fitted options, by section: ``optimizer`` and ``scheduler``
+            (one or none), ``algorithms``, ``callbacks`` and ``loggers``.
+        without_seed: The record with ``<seed>`` for the seed, and wherever ``${seed}`` was written.
     """
 
     settings: Settings
     record: dict[str, Any]
     source: str
-    written: dict[str, Any]
+    components: dict[str, list[Component]]
+    without_seed: dict[str, Any]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -70,10 +73,15 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def compose_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), *, source: str = "recipe") -> Recipe:
-    """The same for values that are in memory.
+    """Compose a recipe of values that are in memory.
+
+    Args:
+        values: The recipe's keys.
+        overrides: ``dotted.key=value`` texts, values in YAML; later ones win. Default: none.
+        source: What the recipe is called in messages. Default: ``recipe``.
 
     Raises:
-        RecipeError: as :func:`load_recipe`.
+        RecipeError: The recipe is wrong. The message has all faults, one per line.
     """
     return _compose(_copied(values), overrides, Faults(source))
 
@@ -93,18 +101,21 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     check_settings(settings, faults)
     if "max_duration" not in resolved.values:
         faults.add("max_duration", "missing. Write for example max_duration: 40ep")
-    if isinstance(resolved.values["optimizer"], dict):
-        fit_named("optimizer", settings.optimizer, "optimizer", faults)
-    if settings.scheduler is not None:
-        fit_named("scheduler", settings.scheduler, "scheduler", faults)
+    components: dict[str, list[Component]] = {}
+    for kind in _SINGLE:
+        section = getattr(settings, kind)
+        named = isinstance(resolved.values[kind], dict) and fit_named(kind, section, kind, faults)
+        components[kind] = [named] if named else []
     for kind, path in _COMPONENTS:
-        checked = _check_components(kind, path, getattr(settings, path), faults)
-        setattr(settings, path, checked)
+        found, options = _fit_components(kind, path, getattr(settings, path), faults)
+        components[path] = found
+        setattr(settings, path, options)
     if resolved.values["archive"] is None:
-        _check_archive_unneeded(settings, faults)
+        _check_archive_unneeded(components, faults)
     faults.raise_if_any()
-    record = _record(dataclasses.asdict(settings), under_main_names(resolved.shown))
-    return Recipe(settings, record, faults.source, raw)
+    shown, unseeded = _under_main_names(resolved.shown), _under_main_names(resolved.unseeded)
+    record = _record(dataclasses.asdict(settings), shown)
+    return Recipe(settings, record, faults.source, components, _where_equal(record, shown, unseeded))
 
 
 def _fill_defaults(raw: dict[str, Any]) -> None:
@@ -149,21 +160,25 @@ def _check_model(values: Any, faults: Faults) -> ModelConfig:
     return config
 
 
-def _check_archive_unneeded(settings: Settings, faults: Faults) -> None:
-    needing = []
-    for kind, path in _COMPONENTS:
-        for name in getattr(settings, path):
-            listed = find(kind, name)
-            if listed and "archive" in listed.reserved and "archive" in inspect.signature(listed.cls).parameters:
-                needing.append(join(path, name))
+def _check_archive_unneeded(components: Mapping[str, list[Component]], faults: Faults) -> None:
+    everything = [component for found in components.values() for component in found]
+    needing = [one.path for one in everything if one.is_ours and "archive" in one.parameters]
     if needing:
         verb = "needs" if len(needing) == 1 else "need"
         faults.add("archive", f"missing. {' and '.join(needing)} {verb} it. Write for example archive: ./archive")
 
 
-def _check_components(kind: Kind, path: str, section: dict[str, Any], faults: Faults) -> dict[str, dict[str, Any]]:
-    """Check a ``{name: {option: ...}, ...}`` section; the same under main names, without what is switched off."""
-    checked: dict[str, dict[str, Any]] = {}
+def _fit_components(
+    kind: Kind, path: str, section: dict[str, Any], faults: Faults
+) -> tuple[list[Component], dict[str, dict[str, Any]]]:
+    """Check a ``{name: {option: ...}, ...}`` section.
+
+    Returns:
+        The components with fitted options, and the options as they are written, under main names. Both are without
+        what is switched off.
+    """
+    found: list[Component] = []
+    written: dict[str, dict[str, Any]] = {}
     for name, options in section.items():
         here = join(path, name)
         listed = find(kind, name)
@@ -177,14 +192,16 @@ def _check_components(kind: Kind, path: str, section: dict[str, Any], faults: Fa
         if not isinstance(options, dict):
             faults.add(here, f"must be a section of options, true or false, not {options!r}")
             continue
-        if listed.name in checked:
+        if listed.name in written:
             faults.add(here, f"is another name of {join(path, listed.name)}, which is there too. Keep one")
             continue
-        checked[listed.name] = options
-        fit_options(listed.cls, options, here, faults, reserved=listed.reserved)
-        if listed.cls.__module__.startswith("reuse_algos."):
+        written[listed.name] = options
+        fitted = fit_options(listed.cls, options, here, faults, reserved=listed.reserved)
+        component = Component(join(path, listed.name), listed.name, listed.cls, fitted)
+        if component.is_ours:
             _check_ours(options, here, faults)
-    return checked
+        found.append(component)
+    return found, written
 
 
 def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
@@ -198,7 +215,7 @@ def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
             faults.add(join(path, "signals"), str(error))
 
 
-def under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
+def _under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
     """The sections of algorithms, callbacks and loggers with each entry under the name that the settings have it by."""
     renamed = dict(shown)
     for kind, path in _COMPONENTS:
@@ -220,6 +237,18 @@ def _record(value: Any, shown: Any) -> Any:
         inner = shown if isinstance(shown, list) and len(shown) == len(value) else [None] * len(value)
         return [_record(child, other) for child, other in zip(value, inner, strict=True)]
     return shown if isinstance(value, str) and isinstance(shown, str) else value
+
+
+def _where_equal(value: Any, shown: Any, unseeded: Any) -> Any:
+    """Return ``value`` where ``shown`` and ``unseeded`` are the same, else what ``unseeded`` has there."""
+    if isinstance(value, dict) and isinstance(shown, dict) and isinstance(unseeded, dict):
+        return {key: _where_equal(child, shown.get(key), unseeded.get(key)) for key, child in value.items()}
+    lists = all(isinstance(one, list) for one in (value, shown, unseeded))
+    if lists and len(value) == len(shown) == len(unseeded):
+        return [_where_equal(*children) for children in zip(value, shown, unseeded, strict=True)]
+    if shown == unseeded:
+        return value
+    return SEED if unseeded is BROKEN else unseeded
 
 
 def _copied(value: Any) -> Any:

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from reuse_algos.recipe.compose import Recipe, under_main_names
-from reuse_algos.recipe.faults import Faults
-from reuse_algos.recipe.interpolation import BROKEN, resolve
+from reuse_algos.recipe.compose import Recipe
+from reuse_algos.recipe.interpolation import SEED
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.recipe.source import leaves
 
-__all__ = ["NOT_TRAINED_BY", "group_of", "trained_by", "without_seed"]
+__all__ = ["NOT_TRAINED_BY", "group_of", "trained_by"]
 
 NOT_TRAINED_BY = {
     "archive",
@@ -34,7 +33,6 @@ NOT_TRAINED_BY = {
 }
 """Keys of a recipe that say where a run goes and what is shown of it, and nothing of what is trained."""
 
-_SEED = "<seed>"
 _DIGITS = 6
 _GROUP_LENGTH = 128  # of W&B
 
@@ -46,11 +44,11 @@ def group_of(recipe: Recipe) -> str:
     trained, so that two learning rates are two groups. Tags whose text holds ``${seed}`` are left out, and so is the
     tag ``step`` of a sequence's runs: it names one run. Without tags, data and model take their place.
     """
-    record = without_seed(recipe)
+    record = recipe.without_seed
     tags = {
         key: str(value)
         for key, value in record["tags"].items()
-        if _SEED not in str(value) and not (key == "step" and "sequence" in record["tags"])
+        if SEED not in str(value) and not (key == "step" and "sequence" in record["tags"])
     }
     settings = recipe.settings
     duration = settings.max_duration if isinstance(settings.max_duration, str) else f"{settings.max_duration}ep"
@@ -60,26 +58,6 @@ def group_of(recipe: Recipe) -> str:
     end = f"{duration}-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
     words = words[: _GROUP_LENGTH - len(end) - 1]
     return f"{words}-{end}" if words else end
-
-
-def without_seed(recipe: Recipe) -> dict[str, Any]:
-    """The recipe's record with ``<seed>`` for its seed, and wherever ``${seed}`` was written."""
-    quiet = Faults(recipe.source)
-    shown = under_main_names(resolve(recipe.written, quiet).shown)
-    other = under_main_names(resolve(recipe.written | {"seed": _SEED}, quiet).shown)
-    return _where_equal(recipe.record, shown, other)
-
-
-def _where_equal(value: Any, shown: Any, other: Any) -> Any:
-    """``value`` where ``shown`` and ``other`` are the same, else what ``other`` has there."""
-    if isinstance(value, dict) and isinstance(shown, dict) and isinstance(other, dict):
-        return {key: _where_equal(child, shown.get(key), other.get(key)) for key, child in value.items()}
-    lists = all(isinstance(one, list) for one in (value, shown, other))
-    if lists and len(value) == len(shown) == len(other):
-        return [_where_equal(*children) for children in zip(value, shown, other, strict=True)]
-    if shown == other:
-        return value
-    return _SEED if other is BROKEN else other
 
 
 def trained_by(record: Mapping[str, Any]) -> dict[str, Any]:

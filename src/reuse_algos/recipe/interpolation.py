@@ -14,39 +14,49 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from reuse_algos.recipe.faults import Faults, join
+from reuse_algos.sections import BROKEN, Faults, join
 
-__all__ = ["BROKEN", "Resolved", "resolve"]
-
-BROKEN: Any = object()
-"""Stands where a value could not be resolved; its fault is noted, so nothing more is said about it."""
+__all__ = ["Resolved", "resolve"]
 
 _RESOLVER = re.compile(r"\$\{\s*(\$\{|[A-Za-z_][\w.]*\s*:)")
 _ALLOWED = ("oc.env", "oc.decode", "oc.select")
 
 
+SEED = "<seed>"
+
+
 @dataclass(frozen=True)
 class Resolved:
-    """The values of a recipe, and the same with references to the environment left as they were written."""
+    """The values of a recipe, and what is shown of them.
+
+    Attributes:
+        values: The values.
+        shown: The same with references to the environment left as they were written.
+        unseeded: The same as ``shown`` would be if the recipe's seed were the text ``<seed>``.
+    """
 
     values: dict[str, Any]
     shown: dict[str, Any]
+    unseeded: dict[str, Any]
 
 
 def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = ()) -> Resolved:
-    """Replace all interpolations; those that cannot be resolved are faults and become :data:`BROKEN`.
+    """Replace all interpolations; those that cannot be resolved are faults and become ``BROKEN``.
 
     Args:
-        raw: the recipe as it was written.
-        faults: where to note what cannot be resolved.
-        derived: top keys that the author did not write: what they are made from has the fault, not they.
+        raw: The recipe as it was written.
+        faults: Where to note what cannot be resolved.
+        derived: Top keys that the author did not write: what they are made from has the fault, not they.
+            Default: none.
     """
     checked = _checked(raw, "", faults)
     config = OmegaConf.create(checked, flags={"allow_objects": True})
     quiet = Faults(faults.source)
     values = {str(key): _item(config, key, str(key), quiet if key in derived else faults) for key in config}
-    shown = _plain(OmegaConf.create(_env_escaped(checked), flags={"allow_objects": True}), "", quiet)
-    return Resolved(values, shown)
+    escaped = OmegaConf.create(_env_escaped(checked), flags={"allow_objects": True})
+    shown = _plain(escaped, "", quiet)
+    escaped["seed"] = SEED
+    return Resolved(values, shown, _plain(escaped, "", quiet))
 
 
 def _checked(value: Any, path: str, faults: Faults) -> Any:

@@ -10,7 +10,7 @@ from omegaconf import MISSING
 
 from reuse_algos.data.datasets import DataConfig
 from reuse_algos.models import ModelConfig
-from reuse_algos.recipe.faults import Faults
+from reuse_algos.sections import Faults
 
 __all__ = ["Settings", "check_settings"]
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from reuse_algos.errors import nearest
-from reuse_algos.recipe.faults import Faults, join
+from reuse_algos.sections import Faults, join
 
 __all__ = ["apply_overrides", "leaves", "merge_sections", "parse_yaml", "read_text"]
 

@@ -15,10 +15,10 @@ from typing import Any
 from reuse_algos.archive.selection import tags_match
 from reuse_algos.errors import RecipeError, SequenceError, nearest
 from reuse_algos.recipe.compose import Recipe, compose_recipe
-from reuse_algos.recipe.faults import Faults, join
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.recipe.source import leaves, merge_sections, parse_yaml, read_text
+from reuse_algos.sections import Faults, join
 from reuse_algos.sequence.harvests import Harvest
 from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 

@@ -14,10 +14,9 @@ from reuse_algos.archive.format.names import is_safe_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.errors import nearest
 from reuse_algos.harvest import HARVESTABLE
-from reuse_algos.recipe.faults import Faults, join
-from reuse_algos.recipe.fitting import fit_fields
-from reuse_algos.recipe.interpolation import BROKEN, resolve
+from reuse_algos.recipe.interpolation import resolve
 from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 from reuse_algos.training.attacks import Attack, pixel_size
 
 __all__ = ["ArmConfig", "FirstConfig", "HarvestConfig", "SequenceConfig", "StepConfig", "load_sequence"]
