@@ -17,6 +17,7 @@ ORDER = (
     "models",
     "training",
     "priors",
+    "predict",
     "algorithms",
     "callbacks",
     "harvest",
