@@ -96,7 +96,7 @@ def replace_outliers(losses: ArrayLike, reach: int = 2) -> NDArray[np.float64]:
     return cleaned_N
 
 
-def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0) -> LossCurve:
+def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, relative: bool = False) -> LossCurve:
     """Fit a loss curve to the points of a run at a constant learning rate.
 
     For a fixed floor the curve is linear in ``1 / (loss - b2)``. That is a non-negative least squares problem, whose
@@ -107,6 +107,8 @@ def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0) ->
         steps: ``[N]``, at least 0.
         losses: ``[N]``, above 0.
         outliers: Reach of :func:`replace_outliers`; 0 keeps all points as they are. Default: 0.
+        relative: Whether to minimise the relative errors, robustly, in place of the squared ones. The first losses are
+            hundreds of times larger than the last ones, which then decide little. Default: False.
 
     Raises:
         NotEnoughEvidenceError: There are fewer than :data:`MIN_POINTS` different steps, or a loss is not finite or not
@@ -137,23 +139,33 @@ def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0) ->
         lambda floor: solve(floor)[0], bounds=(low, high), method="bounded", options={"xatol": 1e-10}
     )
     floor = float(searched.x) if searched.fun < errors[at] else float(grid[at])
-    (b0, b1), floor = _polish(x_N, y_N, solve(floor)[1], floor)
+    (b0, b1), floor = _polish(x_N, y_N, solve(floor)[1], floor, relative)
     curve = LossCurve(b0 / reach, b1, floor, scale, 0.0, len(steps_N))
     residual = float(np.sqrt(np.mean((curve.loss(steps_N) - losses_N) ** 2)))
     return LossCurve(b0 / reach, b1, floor, scale, residual, len(steps_N))
 
 
 def _polish(
-    x_N: NDArray[np.float64], y_N: NDArray[np.float64], start: NDArray[np.float64], floor: float
+    x_N: NDArray[np.float64], y_N: NDArray[np.float64], start: NDArray[np.float64], floor: float, relative: bool
 ) -> tuple[tuple[float, float], float]:
     """Improve a fit by a few steps on the squared error of the loss itself, which the weights only approximate."""
 
     def errors(b: NDArray[np.float64]) -> NDArray[np.float64]:
-        return 1.0 / np.maximum(b[0] * x_N + b[1], 1e-12) + b[2] - y_N
+        curve_N = 1.0 / np.maximum(b[0] * x_N + b[1], 1e-12) + b[2]
+        return np.log(curve_N / y_N) if relative else curve_N - y_N
 
     begin = np.maximum([*start, floor], 1e-12)
-    found = optimize.least_squares(errors, begin, bounds=(0, np.inf), x_scale=np.maximum(begin, 1e-3))
-    better = found.x if float((found.fun**2).sum()) < float((errors(begin) ** 2).sum()) else begin
+    robust: dict[str, Any] = {"loss": "soft_l1", "f_scale": 0.1} if relative else {}
+    # The second start matters for relative errors: with the floor at 0 the tail decides.
+    starts = [begin, np.asarray([1 / (y_N[-1] * x_N[-1]), 1.0, 1e-12])] if relative else [begin]
+    scales = [np.maximum(b, 1e-3) for b in starts]
+    fits = [
+        optimize.least_squares(errors, b, bounds=(0, np.inf), x_scale=scale, **robust)
+        for b, scale in zip(starts, scales, strict=True)
+    ]
+    found = min(fits, key=lambda fit: fit.cost)
+    worse = not relative and float((found.fun**2).sum()) > float((errors(begin) ** 2).sum())
+    better = begin if worse else found.x
     return (float(better[0]), float(better[1])), float(better[2])
 
 
