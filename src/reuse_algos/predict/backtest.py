@@ -139,6 +139,7 @@ def backtest(
     """
     tests: list[Backtest] = []
     why = "there are no runs"
+    known: dict[tuple[str, float], float] = {}
     for run in runs:
         if run.diverged or not run.finished:
             why = f"run {run.run_id} {'diverged' if run.diverged else 'has not ended'}"
@@ -147,7 +148,9 @@ def backtest(
         for fraction in fractions:
             part = first_part(run, fraction)
             try:
-                forecast = forecast_run(part, end_step, [one for one in runs if one is not run], level=level)
+                forecast = forecast_run(
+                    part, end_step, [one for one in runs if one is not run], level=level, known=known
+                )
             except NotEnoughEvidenceError as error:
                 why = str(error)
                 continue

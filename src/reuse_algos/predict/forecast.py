@@ -108,7 +108,13 @@ def end_seconds(steps: ArrayLike, seconds: ArrayLike, end_step: float) -> float:
 
 
 def forecast_run(
-    run: History, end_step: float, earlier: Sequence[History] = (), *, level: float = 0.9, method: Method | None = None
+    run: History,
+    end_step: float,
+    earlier: Sequence[History] = (),
+    *,
+    level: float = 0.9,
+    method: Method | None = None,
+    known: dict[tuple[str, float], float] | None = None,
 ) -> EndForecast:
     """Forecast the end of a run from the rows that it has so far.
 
@@ -121,6 +127,8 @@ def forecast_run(
         method: ``curve`` or ``shape``. Default: under a schedule that decays ``shape``; else ``curve``, unless there
         are
             :data:`MIN_EARLIER` earlier runs and ``shape`` forecast them with the smaller median error.
+        known: Errors of earlier runs by (run id, share); what is missing is added, so that many forecasts fit each
+            earlier run once. Default: None.
 
     Raises:
         NotEnoughEvidenceError: The run diverged, has too few rows or none before the end; ``curve`` was asked for under
@@ -142,9 +150,9 @@ def forecast_run(
             "from earlier runs under the same schedule (method: shape), or fit the ends of runs over several budgets."
         )
     usable = [one for one in earlier if _usable(one, run) and one.schedule == run.schedule]
-    errors: dict[Method, list[float]] = {"shape": _log_errors("shape", fraction, usable)}
+    errors: dict[Method, list[float]] = {"shape": _shape_errors(fraction, usable)}
     if not decayed:
-        errors["curve"] = _log_errors("curve", fraction, usable)
+        errors["curve"] = _curve_errors(fraction, usable, {} if known is None else known)
     if method is None:
         method = "shape" if decayed or _is_better(errors["shape"], errors["curve"]) else "curve"
     value = _end_value(run, losses, end_step, method, usable)
@@ -204,17 +212,22 @@ def _log_left(run: History, fraction: float) -> float:
     return math.log(losses[-1] / np.interp(fraction, steps, losses))
 
 
-def _log_errors(method: Method, fraction: float, earlier: Sequence[History]) -> list[float]:
-    """Return ``ln(measured / forecast)`` that each earlier run would have had at this share."""
-    if method == "shape":
-        left = np.asarray([_log_left(one, fraction) for one in earlier])
-        return [float(own - np.median(np.delete(left, at))) for at, own in enumerate(left) if len(left) > 1]
-    errors = []
+def _shape_errors(fraction: float, earlier: Sequence[History]) -> list[float]:
+    """Return ``ln(measured / forecast)`` that each earlier run would have had at this share, by the others."""
+    left = np.asarray([_log_left(one, fraction) for one in earlier])
+    return [float(own - np.median(np.delete(left, at))) for at, own in enumerate(left) if len(left) > 1]
+
+
+def _curve_errors(fraction: float, earlier: Sequence[History], known: dict[tuple[str, float], float]) -> list[float]:
+    """Return ``ln(measured / forecast)`` that each earlier run would have had at this share, by its own curve."""
     for one in earlier:
+        if (one.run_id, fraction) in known:
+            continue
         part = first_part(one, fraction)
         try:
             curve = fit_loss_curve(part.steps, part.losses(), relative=True)
+            error = math.log(float(one.losses()[-1]) / max(float(curve.loss(one.steps[-1])), 1e-12))
         except NotEnoughEvidenceError:
-            continue
-        errors.append(math.log(float(one.losses()[-1]) / max(float(curve.loss(one.steps[-1])), 1e-12)))
-    return errors
+            error = math.nan  # too few rows before this share
+        known[one.run_id, fraction] = error
+    return [error for one in earlier if math.isfinite(error := known[one.run_id, fraction])]
