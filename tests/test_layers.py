@@ -18,6 +18,7 @@ ORDER = (
     "models",
     "training",
     "priors",
+    "predict",
     "algorithms",
     "functional",
     "callbacks",

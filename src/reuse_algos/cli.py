@@ -16,12 +16,14 @@ from reuse_algos.commands import (
     demo,
     gc,
     harvest,
+    predict,
     recommend,
     rm,
     runs,
     scores,
     sequence,
     show,
+    sweep,
     train,
     verify,
 )
@@ -30,7 +32,23 @@ from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
-_COMMANDS = (train, sequence, runs, show, compare, recommend, harvest, scores, verify, copy, gc, rm, demo)
+_COMMANDS = (
+    train,
+    sequence,
+    runs,
+    show,
+    compare,
+    recommend,
+    predict,
+    sweep,
+    harvest,
+    scores,
+    verify,
+    copy,
+    gc,
+    rm,
+    demo,
+)
 
 _EPILOG = f"""\
 {ARCHIVE_HELP}

@@ -22,6 +22,7 @@ __all__ = [
     "ExampleIdError",
     "ModelError",
     "NoEffectWarning",
+    "NotEnoughEvidenceError",
     "PriorRunMismatchError",
     "RecipeError",
     "ReuseAlgosError",
@@ -91,6 +92,10 @@ class RecipeError(ReuseAlgosError, ValueError):
 
 class CompareError(ReuseAlgosError, ValueError):
     """Runs cannot be compared as asked."""
+
+
+class NotEnoughEvidenceError(ReuseAlgosError, ValueError):
+    """A forecast or a sweep is refused: the runs are too few, of the wrong kind, or do not show what was asked."""
 
 
 class SequenceError(ReuseAlgosError, RuntimeError):

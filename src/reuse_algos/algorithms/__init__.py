@@ -1,6 +1,7 @@
 """Algorithms that spend the archive."""
 
 from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
+from reuse_algos.algorithms.adversarial_training import AdversarialTraining
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
@@ -9,6 +10,7 @@ from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
 
 __all__ = [
     "AdversarialReplay",
+    "AdversarialTraining",
     "Freezing",
     "HistoryCurriculum",
     "PriorRunDistillation",

@@ -25,6 +25,7 @@ from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.monitor import BestSoFar, Monitor
 from reuse_algos.callbacks.provenance import model_flops, model_record
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
+from reuse_algos.callbacks.run_forecast import forecast_metrics
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.sections import section
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, complete_slots, make_capture, parse_signals
@@ -284,6 +285,7 @@ class RunRecorder(Callback):
         record, epoch = self._record, int(state.timestamp.epoch)
         assert record is not None
         self._log.end_epoch(state)
+        self._keep_forecasts(state)
         if self._capture is not None:
             complete = complete_slots(self._capture, self._known)
             on_every_rank(lambda: record.put_signals(self._capture, complete))
@@ -292,6 +294,10 @@ class RunRecorder(Callback):
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
             on_rank_zero(lambda: record.put_weights(f"ep{epoch:04d}", evaluated_weights(state)))
+
+    def _keep_forecasts(self, state: State) -> None:
+        for name, value in forecast_metrics(state).items():
+            self._log.add(name, value, state)
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -338,6 +344,7 @@ class RunRecorder(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last weights, commit, and mark the run as ended by itself."""
         self._log.end_epoch(state)
+        self._keep_forecasts(state)
         self._ended = True
         log_cost(self._finish(state), logger)
 

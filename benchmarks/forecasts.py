@@ -1,0 +1,76 @@
+"""How far are forecasts of the end of a run off, after 25, 50 and 75 % of it?
+
+Trains digits runs of several learning rates, widths and seeds into an archive (half at a constant rate, half under the
+cosine schedule of the recipe), then forecasts every one of them from its own first part and the other runs. Baselines:
+the last value that was seen, and the linear time to the end (Composer's ETA). One JSON line for each forecast.
+
+    python benchmarks/forecasts.py --archive ./forecast-archive          # about ten minutes on two CPU cores
+    python benchmarks/forecasts.py --archive ./forecast-archive --no-training
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.predict import backtest, histories, summarise
+from reuse_algos.recipe.build import build_trainer
+from reuse_algos.recipe.compose import load_recipe
+from reuse_algos.recipe.shipped import shipped_recipe
+
+OUT = Path(__file__).parent / "results" / "forecasts.jsonl"
+SCHEDULES = {"constant": "scheduler=null", "cosine": "tags.schedule=cosine"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--out", type=Path, default=OUT)
+    arguments = parser.parse_args(argv)
+    if not arguments.no_training:
+        train(arguments.archive, arguments.seeds, arguments.epochs)
+    with arguments.out.open("w") as out:
+        for schedule in SCHEDULES:
+            runs = histories(RunArchive(arguments.archive, read_only=True), tags={"schedule": schedule})
+            tests = backtest(runs)
+            for test in tests:
+                out.write(json.dumps({"schedule": schedule, **test.to_dict()}) + "\n")
+            for row in summarise(tests):
+                print(schedule, len(runs), row)
+    return 0
+
+
+def train(archive: Path, seeds: int, epochs: int) -> None:
+    for seed in range(1, seeds + 1):
+        for width in (4, 8):
+            for rate in (0.03, 0.1, 0.2):
+                for schedule, override in SCHEDULES.items():
+                    recipe = load_recipe(
+                        shipped_recipe("digits/baseline"),
+                        [
+                            f"archive={archive}",
+                            f"seed={seed}",
+                            f"model.width={width}",
+                            f"optimizer.lr={rate}",
+                            f"max_duration={epochs}ep",
+                            "eval_interval=4ep",
+                            "callbacks.run_recorder={weights: []}",
+                            "progress_bar=false",
+                            f"tags.schedule={schedule}",
+                            override,
+                        ],
+                    )
+                    trainer = build_trainer(recipe)
+                    trainer.fit()
+                    trainer.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

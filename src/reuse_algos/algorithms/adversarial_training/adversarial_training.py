@@ -1,0 +1,211 @@
+"""Adversarial training: every step learns from examples that were perturbed against the model of that step.
+
+Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, section 2.1,
+https://arxiv.org/abs/1706.06083.
+
+Legend: B examples, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from composer import Algorithm, Event, State
+from composer.core import get_precision_context
+from composer.loggers import Logger
+from torch import Tensor, nn
+
+from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.training.attacks import Attack, perturb
+from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
+from reuse_algos.training.outputs import logits_of, unwrap_model
+
+__all__ = ["AdversarialTraining", "adversarial_inputs"]
+
+
+def adversarial_inputs(
+    model: nn.Module,
+    forward: Callable[[Tensor], Tensor],
+    inputs_BCHW: Tensor,
+    labels_B: Tensor,
+    attack: Attack,
+    pixels: PixelSpace,
+    *,
+    keys_B: Tensor,
+    views_B: Tensor,
+) -> Tensor:
+    """Return the inputs of a batch, perturbed so that the model's loss grows.
+
+    The model is attacked in evaluation mode, so that its batch norm statistics and dropout do not move; the mode of
+    each module is put back. No parameter gets a gradient, and nothing is drawn from any generator.
+
+    Args:
+        model: The module whose mode is switched.
+        forward: From inputs ``[B, C, H, W]`` to logits ``[B, K]``; calls ``model``.
+        inputs_BCHW: Clean inputs, floating point.
+        labels_B: int64 from 0 to K - 1.
+        attack: Strength and method.
+        pixels: How the inputs were normalised.
+        keys_B: int64, identity of each example, which seeds its random start.
+        views_B: int64, another number for another random start of the same example.
+
+    Returns:
+        Inputs of the same shape and dtype.
+
+    Raises:
+        DataError: The inputs are not valid pixels of this space, or the labels do not fit.
+        ModelError: The model has no logits ``[B, K]``, or its outputs do not depend on the inputs.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        delta_BCHW = perturb(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B)
+    finally:
+        # Not model.train(): frozen layers stay in evaluation mode.
+        for module in training:
+            module.training = True
+    return pixels.add(inputs_BCHW, delta_BCHW)
+
+
+class AdversarialTraining(Algorithm, BatchEffects):
+    """Train on adversarial examples that are made at every step, against the current model.
+
+    Needs no archive. To start from an archived run, put ``PriorRunWarmStart`` beside it. A step costs one forward and
+    one backward pass more for each step of the attack; ``AdversarialReplay`` is the cheap relative that looks
+    perturbations up. Random starts are functions of (seed, example, epoch), so a run resumes bit by bit and ranks
+    agree.
+
+    Args:
+        epsilon: Radius of the ball, in pixel units of 0 to 1. Default: 8/255.
+        method: ``fgsm`` (one step) or ``pgd``. Default: ``pgd``.
+        steps: Steps of PGD, at least 1. Default: 5.
+        step_size: Length of such a step, in pixel units. Default: ``2.5 * epsilon / steps``.
+        norm: ``linf`` or ``l2``. Default: ``linf``.
+        seed: Of the random starts. Default: 0.
+        pixel_mean: Mean of each channel with which the inputs were normalised. Default: what the dataset says.
+        pixel_std: Standard deviation of each channel. Default: what the dataset says.
+        input_key: Where the inputs lie in a batch. Default: 0.
+        target_key: Where the labels lie in a batch. Default: 1.
+
+    Raises:
+        ValueError: A setting is out of its range.
+        ExampleIdError: At the start: it is not known how the inputs were normalised.
+        PriorRunMismatchError: At the start: another algorithm mixes examples or hides the images.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 8 / 255,
+        *,
+        method: Literal["fgsm", "pgd"] = "pgd",
+        steps: int = 5,
+        step_size: float | None = None,
+        norm: Literal["linf", "l2"] = "linf",
+        seed: int = 0,
+        pixel_mean: Sequence[float] | None = None,
+        pixel_std: Sequence[float] | None = None,
+        input_key: str | int = 0,
+        target_key: str | int = 1,
+    ) -> None:
+        self.attack = Attack(method, epsilon, steps, step_size, norm, seed=seed)
+        if (pixel_mean is None) != (pixel_std is None):
+            raise ValueError("AdversarialTraining: pixel_mean and pixel_std go together, one number for each channel")
+        self.pixels = None
+        if pixel_mean is not None and pixel_std is not None:
+            self.pixels = PixelSpace(tuple(pixel_mean), tuple(pixel_std))
+        self.input_key, self.target_key = input_key, target_key
+        self.ids = ExampleIds(None)
+        self.samples = 0
+
+    def match(self, event: Event, state: State) -> bool:
+        """Return whether examples are to be followed or attacked at this event.
+
+        Args:
+            event: Of the trainer.
+            state: Of the trainer.
+        """
+        del state
+        return event in ExampleIds.EVENTS or event in (Event.FIT_START, Event.BEFORE_FORWARD, Event.BATCH_END)
+
+    def apply(self, event: Event, state: State, logger: Logger) -> None:
+        """Follow the examples; check at the start; attack before each forward pass.
+
+        Args:
+            event: Of the trainer.
+            state: Of the trainer.
+            logger: Of the trainer.
+        """
+        if event == Event.FIT_START:
+            self._check(state)
+            keep_views(state)
+        if event in ExampleIds.EVENTS:
+            self.ids.handle(event, state)
+        if event == Event.BEFORE_FORWARD:
+            self._attack(state)
+        elif event == Event.BATCH_END:
+            self.samples = int(state.timestamp.sample)
+            logger.log_metrics({"reuse/adversarial_training/epsilon": self.attack.epsilon})
+
+    def replaced_rows(self, state: State) -> Tensor | None:
+        """Return that no row of the microbatch is a clean view: what the model says of them is not captured.
+
+        Args:
+            state: From AFTER_FORWARD on.
+        """
+        del state
+        return torch.ones(len(self.ids.microbatch.positions), dtype=torch.bool)
+
+    def extra_flops(self, flops_per_example: int) -> float | None:
+        """Return the FLOPs of the attacks so far: a forward pass and the gradient of the inputs, for each step.
+
+        Args:
+            flops_per_example: Of a forward pass.
+        """
+        return 2.0 * self.attack.num_steps * flops_per_example * self.samples
+
+    def _check(self, state: State) -> None:
+        if mixing := [*mixes_examples(state), *hides_inputs(state)]:
+            raise PriorRunMismatchError(
+                f"{mixing[0]} leaves no image with one label to attack. Remove {mixing[0]} or AdversarialTraining."
+            )
+        dataset = getattr(state.dataloader, "dataset", None)
+        self.pixels = self.pixels or pixel_space_of(dataset)
+        if self.pixels is None:
+            raise ExampleIdError(
+                f"the attack is in pixel units, and {type(dataset).__name__} does not say how its pixels were "
+                "normalised. Give AdversarialTraining pixel_mean and pixel_std (one number for each channel, on the "
+                "scale 0 to 1; 0 and 1 where the inputs are pixels)."
+            )
+
+    def _attack(self, state: State) -> None:
+        assert self.pixels is not None
+        model: Any = unwrap_model(state.model)
+        inputs_BCHW: Any = state.batch_get_item(self.input_key)
+        labels_B: Any = state.batch_get_item(self.target_key)
+        keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
+        batch = state.batch
+
+        def forward(moved_BCHW: Tensor) -> Tensor:
+            state.batch = batch
+            state.batch_set_item(self.input_key, moved_BCHW)
+            try:
+                return logits_of(model(state.batch), None)
+            finally:
+                state.batch = batch
+
+        with get_precision_context(state.precision, state.precision_config):
+            moved_BCHW = adversarial_inputs(
+                model,
+                forward,
+                inputs_BCHW,
+                labels_B,
+                self.attack,
+                self.pixels,
+                keys_B=keys_B,
+                views_B=torch.full_like(keys_B, int(state.timestamp.epoch)),
+            )
+        state.batch_set_item(self.input_key, moved_BCHW)

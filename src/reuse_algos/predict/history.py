@@ -1,0 +1,187 @@
+"""Archived runs as the plain records that forecasts and sweeps read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.archive.format.metrics import resolve_metric
+from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError
+
+__all__ = ["History", "histories", "history_of", "recipe_value"]
+
+TRAIN_LOSS = "loss/train/total"
+
+_CONSTANT = ("constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True)
+class History:
+    """One archived run, as much of it as forecasts need.
+
+    Attributes:
+        run_id: Of the run.
+        name: Name that its user gave it.
+        metric: Full name of the metric.
+        mode: Whether more or less of the metric is better.
+        steps: Step of each row, float64 ``[N]``, ascending.
+        values: The metric, float64 ``[N]``.
+        seconds: Seconds of training up to each row, float64 ``[N]``.
+        end_step: Steps that were trained in all.
+        train_seconds: Seconds of training in all.
+        finished: Whether the run ended by itself.
+        diverged: Whether its record says so, or a value is not finite.
+        schedule: What the recipe says of the learning rate: ``constant``, ``decayed``, or ``unknown`` without a recipe.
+        hardware: Name of the hardware; empty where it is not recorded.
+        workers: Number of processes.
+        batch: Examples of a step, as trained.
+        num_examples: Of the training data; None where it is not recorded.
+        flops_per_example: Of a forward pass; None where it is not recorded.
+        model: Name of the model.
+        recipe: Settings of the run.
+    """
+
+    run_id: str
+    name: str
+    metric: str
+    mode: Literal["max", "min"]
+    steps: NDArray[np.float64]
+    values: NDArray[np.float64]
+    seconds: NDArray[np.float64]
+    end_step: float
+    train_seconds: float
+    finished: bool = True
+    diverged: bool = False
+    schedule: Literal["constant", "decayed", "unknown"] = "unknown"
+    hardware: str = ""
+    workers: int = 1
+    batch: float = math.nan
+    num_examples: int | None = None
+    flops_per_example: float | None = None
+    model: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Speed of training over the whole run; NaN where no time was recorded."""
+        return self.end_step / self.train_seconds if self.train_seconds > 0 else math.nan
+
+    def losses(self) -> NDArray[np.float64]:
+        """Return the values as something that falls towards a floor: a loss as it is, an accuracy as its error.
+
+        Raises:
+            NotEnoughEvidenceError: More of the metric is better, and it is not a share in [0, 1].
+        """
+        if self.mode == "min":
+            return self.values
+        least, most = float(np.nanmin(self.values)), float(np.nanmax(self.values))
+        if least < 0 or most > 1:
+            raise NotEnoughEvidenceError(
+                f"{self.metric} of run {self.run_id} goes from {least:.4g} to {most:.4g}: only losses, and shares "
+                "between 0 and 1 such as accuracies, have a curve to predict"
+            )
+        return 1.0 - self.values
+
+
+def history_of(run: PriorRun, metric: str | None = None) -> History:
+    """Read one run.
+
+    Args:
+        run: Of an archive.
+        metric: Full name, or the last part of it; ``monitor`` is the one by which the run is ordered. Default: the
+            training loss, ``loss/train/total``.
+
+    Raises:
+        SignalNotFoundError: The run has no such metric, or several.
+    """
+    said = run.manifest
+    name = (said.monitor or metric) if metric == "monitor" else metric or TRAIN_LOSS
+    full = resolve_metric(name or TRAIN_LOSS, run.metric_names, f"run {run.id} has")
+    rows = run.metric(full)
+    hardware = said.environment.hardware if said.environment else {}
+    values_N = np.asarray(rows.value, dtype=np.float64)
+    steps = float(said.progress.batch)
+    return History(
+        run_id=run.id,
+        name=run.run_name,
+        metric=full,
+        mode=run.metric_mode(full),
+        steps=np.asarray(rows.step, dtype=np.float64),
+        values=values_N,
+        seconds=np.asarray(rows.train_seconds, dtype=np.float64),
+        end_step=steps,
+        train_seconds=said.cost.train_seconds,
+        finished=run.finished,
+        diverged=run.health == "diverged" or not bool(np.isfinite(values_N).all()),
+        schedule=_schedule(said.recipe),
+        hardware=str(hardware.get("name") or ""),
+        workers=int(hardware.get("world_size") or 1),
+        batch=said.progress.sample / steps if steps else math.nan,
+        num_examples=said.dataset.num_examples if said.dataset else None,
+        flops_per_example=said.model.flops_per_example if said.model else None,
+        model=said.model.name if said.model else "",
+        recipe=said.recipe or {},
+    )
+
+
+def histories(
+    archive: RunArchive,
+    metric: str | None = None,
+    *,
+    tags: Mapping[str, object] | None = None,
+    unfinished: bool = False,
+) -> list[History]:
+    """Read all runs of an archive that have a metric, in the order in which they were started.
+
+    Diverged runs are among them, and say so.
+
+    Args:
+        archive: To read.
+        metric: Full name, or the last part of it. Default: the training loss.
+        tags: Of the runs, only those with these. Default: None.
+        unfinished: Also read runs that have not ended. Default: False.
+
+    Raises:
+        NotEnoughEvidenceError: No run has the metric.
+        SignalNotFoundError: A run has several metrics of this name.
+    """
+    found: list[History] = []
+    runs = archive.runs(tags=tags, order="first", unfinished=unfinished, unhealthy=True)
+    for run in runs:
+        try:
+            found.append(history_of(run, metric))
+        except SignalNotFoundError:
+            if any(name.endswith(f"/{metric}") for name in run.metric_names):
+                raise  # several metrics end so, and the message lists them
+    if not found:
+        raise NotEnoughEvidenceError(
+            f"none of {len(runs)} runs in {archive.location} has the metric {metric or TRAIN_LOSS!r}"
+        )
+    return found
+
+
+def recipe_value(recipe: Mapping[str, Any], path: str) -> Any:
+    """Return the value at a dotted path of a recipe, such as ``optimizer.lr``; None where there is none.
+
+    Args:
+        recipe: Nested mappings.
+        path: Names joined by dots.
+    """
+    value: Any = recipe
+    for part in path.removeprefix("recipe.").split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def _schedule(recipe: Mapping[str, Any] | None) -> Literal["constant", "decayed", "unknown"]:
+    if recipe is None or "optimizer" not in recipe:
+        return "unknown"
+    scheduler = recipe.get("scheduler")
+    name = scheduler.get("name") if isinstance(scheduler, Mapping) else scheduler
+    return "constant" if name is None or name in _CONSTANT else "decayed"

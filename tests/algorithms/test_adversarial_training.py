@@ -1,0 +1,119 @@
+"""Online adversarial training: what it trains on, that it resumes, and that two ranks agree with one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer import Algorithm, Event
+from composer.algorithms import MixUp
+from composer.models import ComposerClassifier
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from reuse_algos.algorithms import AdversarialTraining
+from reuse_algos.algorithms.adversarial_training import adversarial_inputs
+from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.training.attacks import Attack
+from toy import checkpointed, loader, trainer
+
+PLAIN = {"pixel_mean": (0.0,), "pixel_std": (1.0,)}
+
+
+def images(count: int = 32) -> TensorDataset:
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.rand(count, 1, 4, 4, generator=generator), torch.arange(count) % 3)
+
+
+def net(norm: bool = True) -> ComposerClassifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.ReLU(), nn.Linear(8, 3))
+    return ComposerClassifier(layers, num_classes=3)
+
+
+class Keep(Algorithm):
+    """Keeps the inputs of each forward pass."""
+
+    def __init__(self) -> None:
+        self.inputs: list[torch.Tensor] = []
+
+    def match(self, event: Event, state: Any) -> bool:
+        return event == Event.AFTER_FORWARD
+
+    def apply(self, event: Event, state: Any, logger: Any) -> None:
+        self.inputs.append(state.batch[0].detach().clone())
+
+
+def fit(*algorithms: Algorithm, epochs: int = 2, norm: bool = True, **arguments: Any) -> dict[str, torch.Tensor]:
+    model = net(norm)
+    trainer(loader(images()), model, max_duration=f"{epochs}ep", algorithms=list(algorithms), **arguments).fit()
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def test_fgsm_of_a_linear_model_is_the_sign_of_its_weights() -> None:
+    layer = nn.Linear(16, 2)
+    inputs, labels = torch.full((2, 1, 4, 4), 0.5), torch.tensor([0, 1])
+    numbers = torch.arange(2)
+    moved = adversarial_inputs(
+        layer,
+        lambda x: layer(x.flatten(1)),
+        inputs,
+        labels,
+        Attack("fgsm", 0.1),
+        PixelSpace((0.0,), (1.0,)),
+        keys_B=numbers,
+        views_B=numbers,
+    )
+    away = (layer.weight[1] - layer.weight[0]).sign().view(1, 4, 4)
+    assert torch.allclose(moved, 0.5 + 0.1 * torch.stack([away, -away]))
+    assert layer.training
+    assert layer.weight.grad is None
+
+
+def test_training_sees_perturbed_images_inside_the_ball() -> None:
+    keep, attack = Keep(), AdversarialTraining(0.1, steps=2, **PLAIN)
+    fit(attack, keep, epochs=1)
+    clean = images().tensors[0]
+    moved = torch.cat(keep.inputs)
+    assert 0.05 < (moved - clean).abs().max() <= 0.1 + 1e-6
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert attack.extra_flops(10) == 2 * 2 * 10 * 32
+
+
+def test_clean_training_differs_and_the_attack_is_repeatable() -> None:
+    one, same = (fit(AdversarialTraining(0.1, **PLAIN)) for _ in range(2))
+    clean = fit()
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["module.1.weight"], clean["module.1.weight"])
+
+
+def test_stopped_and_resumed_is_bit_equal(tmp_path: Path) -> None:
+    straight = fit(AdversarialTraining(0.1, steps=2, **PLAIN), epochs=4)
+    settings = checkpointed(tmp_path, save_interval="3ba")
+    fit(AdversarialTraining(0.1, steps=2, **PLAIN), epochs=2, **settings)
+    resumed = fit(AdversarialTraining(0.1, steps=2, **PLAIN), epochs=4, **settings)
+    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
+
+
+def test_microbatches_get_the_same_attack() -> None:
+    whole, parts = Keep(), Keep()
+    # Without batch norm: its statistics move from one microbatch to the next, and the attack sees them.
+    fit(AdversarialTraining(0.1, **PLAIN), whole, epochs=1, norm=False)
+    fit(AdversarialTraining(0.1, **PLAIN), parts, epochs=1, norm=False, device_train_microbatch_size=4)
+    assert torch.allclose(whole.inputs[0], torch.cat(parts.inputs[:2]), atol=1e-6)
+
+
+def test_what_it_cannot_attack_is_refused() -> None:
+    with pytest.raises(ExampleIdError, match="pixel_mean"):
+        fit(AdversarialTraining(0.1))
+    with pytest.raises(PriorRunMismatchError, match="MixUp leaves no image"):
+        fit(AdversarialTraining(0.1, **PLAIN), MixUp(alpha=0.2))
+    with pytest.raises(ValueError, match="go together"):
+        AdversarialTraining(0.1, pixel_mean=(0.0,))
+    with pytest.raises(ValueError, match="epsilon"):
+        AdversarialTraining(2.0)

@@ -1,0 +1,297 @@
+"""Forecasts of archived runs, their calibration, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reuse_algos.archive import (
+    CostRecord,
+    DatasetRecord,
+    EnvironmentRecord,
+    Manifest,
+    MetricHistory,
+    ModelRecord,
+    Progress,
+    RunArchive,
+    history_tensors,
+)
+from reuse_algos.callbacks import RunForecast, RunRecorder
+from reuse_algos.cli import main
+from reuse_algos.errors import NoEffectWarning, NotEnoughEvidenceError
+from reuse_algos.predict import backtest, forecast_run, histories, summarise
+from reuse_algos.predict.evidence import budget_curve, points_over, sized_runs, speed_of, trials_of
+from reuse_algos.predict.forecast import conformal_factor, end_seconds, runs_needed
+from toy import blobs, checkpointed, loader, trainer
+
+LOSS, ACCURACY = "loss/train/total", "metrics/eval/MulticlassAccuracy"
+
+
+def write(
+    archive: RunArchive,
+    name: str,
+    losses: Sequence[float],
+    *,
+    every: int = 10,
+    step_seconds: float = 0.5,
+    recipe: dict[str, Any] | None = None,
+    accuracy: Sequence[float] = (),
+    workers: int = 1,
+    hardware: str = "cpu",
+    flops: int = 1000,
+    batch: int = 8,
+    **fields: Any,
+) -> str:
+    steps = every * torch.arange(1, len(losses) + 1)
+
+    def rows(values: Sequence[float]) -> MetricHistory:
+        return MetricHistory(
+            steps.numpy(),
+            (batch * steps).numpy(),
+            torch.arange(1, len(losses) + 1).numpy(),
+            (step_seconds * steps).double().numpy(),
+            (0.0 * steps).double().numpy(),
+            np.asarray(values, dtype=np.float64),
+        )
+
+    writer = archive.start_run(name)
+    metrics = {LOSS: rows(losses), **({ACCURACY: rows(accuracy)} if len(accuracy) else {})}
+    files = [writer.put("metrics", "history", history_tensors(metrics))]
+    total = int(steps[-1])
+    writer.commit(
+        Manifest(
+            files=files,
+            recipe={"optimizer": {"lr": 0.1}, "scheduler": None} if recipe is None else recipe,
+            dataset=DatasetRecord(name="toy", num_examples=100, fingerprint="f" * 64),
+            model=ModelRecord(name="net", flops_per_example=flops),
+            environment=EnvironmentRecord(versions={}, hardware={"name": hardware, "world_size": workers}),
+            progress=Progress(batch=total, sample=batch * total, epoch=len(losses)),
+            cost=CostRecord(train_seconds=step_seconds * total),
+            monitor=ACCURACY if len(accuracy) else None,
+            **fields,
+        )
+    )
+    writer.finish()
+    return writer.run_id
+
+
+def curve(generator: np.random.Generator, rows: int = 40) -> np.ndarray:
+    """A curve of the Optimus form with its own coefficients and 2 % noise."""
+    b0, b1, b2 = generator.uniform([0.01, 0.4, 0.1], [0.05, 0.6, 0.3])
+    steps = 10 * np.arange(1, rows + 1)
+    return (1 / (b0 * steps + b1) + b2) * (1 + 0.02 * generator.standard_normal(rows))
+
+
+@pytest.fixture(scope="module")
+def thirty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("predict") / "archive"
+    archive, generator = RunArchive(path), np.random.default_rng(0)
+    for number in range(30):
+        write(archive, f"run-{number}", curve(generator).tolist())
+    return path
+
+
+def test_every_run_is_forecast_and_intervals_cover(thirty: Path) -> None:
+    rows = summarise(backtest(histories(RunArchive(thirty, read_only=True))))
+    assert [(row.fraction, row.num_runs) for row in rows] == [(0.25, 30), (0.5, 30), (0.75, 30)]
+    for row in rows:
+        assert row.coverage >= 0.85
+        assert row.error[0] < row.baseline_error[0]
+    assert rows[0].error[0] < 0.1 < 0.4 < rows[0].baseline_error[0]
+    assert rows[2].seconds_error[1] == pytest.approx(0, abs=1e-9)
+
+
+def test_command_prints_the_same_numbers(thirty: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    plot = tmp_path / "forecasts.png"
+    assert main(["predict", "loss-curve", str(thirty), "--json", "--plot", str(plot)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["forecasts"]) == 90
+    for row in found["errors_of_forecasts"]:
+        tests = [test for test in found["forecasts"] if round(test["fraction"], 2) == row["fraction"]]
+        assert row["coverage"] == np.mean([test["low"] <= test["measured"] <= test["high"] for test in tests])
+        assert row["error"][0] == pytest.approx(np.median([abs(t["value"] / t["measured"] - 1) for t in tests]))
+    assert plot.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_decayed_runs_are_forecast_by_their_shape_only(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    generator, recipe = np.random.default_rng(1), {"optimizer": {}, "scheduler": {"name": "cosine_with_warmup"}}
+    shape = np.linspace(1, 0.1, 20) ** 2
+    for number in range(10):
+        losses = generator.uniform(1, 3) * shape * (1 + 0.01 * generator.standard_normal(20))
+        write(archive, f"run-{number}", losses.tolist(), recipe=recipe)
+    runs = histories(archive)
+    tests = backtest(runs)
+    assert {test.forecast.method for test in tests} == {"shape"}
+    assert max(test.error for test in tests) < 0.08
+    assert all(test.covered is not None for test in tests)
+    with pytest.raises(NotEnoughEvidenceError, match="assumes a constant one"):
+        forecast_run(runs[0], 300, method="curve")
+    with pytest.raises(NotEnoughEvidenceError, match="no earlier finished run"):
+        forecast_run(runs[0], 300)
+    with pytest.raises(NotEnoughEvidenceError, match="learning rate of run"):
+        sized_runs(runs)
+    with pytest.raises(NotEnoughEvidenceError, match="at least 5 points"):
+        budget_curve(runs)
+
+
+def test_conformal_factor_is_an_order_statistic() -> None:
+    assert (runs_needed(0.9), runs_needed(0.5)) == (9, 1)
+    assert math.isnan(conformal_factor([0.1] * 8))
+    assert conformal_factor([0.1, -0.3, *[0.05] * 7]) == pytest.approx(math.exp(0.3))
+    assert conformal_factor([*np.linspace(0.01, 0.19, 19)]) == pytest.approx(math.exp(0.18))
+
+
+def test_a_slow_start_is_not_multiplied() -> None:
+    seconds = [0.0, 100.0, 110.0, 120.0, 130.0]
+    assert end_seconds([0, 10, 20, 30, 40], seconds, 100) == pytest.approx(190)
+
+
+def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    alone, odd = RunArchive(tmp_path / "alone"), RunArchive(tmp_path / "odd")
+    one = write(alone, "one", [1.0, 0.8, 0.7, 0.65])
+    for number in range(3):
+        write(odd, f"nan-{number}", [1.0, math.nan, 0.5, 0.4, 0.3], health="diverged")
+    for place, said in ((alone, "at least 5 points"), (odd, "diverged")):
+        assert main(["predict", "loss-curve", str(place.root)]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["predict", "speed", str(alone.root)]) == 2
+    assert "two or more numbers of workers" in capsys.readouterr().err
+    assert main(["predict", "size", str(alone.root), "--flops", "1e6", "--end-step", "100"]) == 2
+    assert "at least 5 points" in capsys.readouterr().err
+    assert main(["predict", "loss-curve", str(alone.root), "--run", one, "--end-step", "20"]) == 2
+    assert "before the end" in capsys.readouterr().err
+    assert main(["predict", "loss-curve", str(alone.root), "--run", one]) == 2
+    assert "--end-step" in capsys.readouterr().err
+
+
+def test_mixed_runs_are_refused(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    for workers, hardware, batch in ((1, "a", 8), (2, "b", 8), (2, "a", 16)):
+        write(archive, "run", [1, 0.9, 0.8], workers=workers, hardware=hardware, batch=batch)
+    one, other, larger = histories(archive)
+    with pytest.raises(NotEnoughEvidenceError, match="different kinds of hardware: a, b"):
+        speed_of([one, other])
+    with pytest.raises(NotEnoughEvidenceError, match="different global batches, from 8 to 16"):
+        speed_of([one, larger])
+
+
+def test_speed_command_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    for workers in (1, 2):
+        write(archive, "run", [1, 0.9, 0.8], workers=workers, step_seconds=0.8 / workers + 0.1)
+    command = ["predict", "speed", str(archive.root), "--workers", "1", "2", "4", "--steps", "3600"]
+    assert main([*command, "--price-per-hour", "2", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["speed"]
+    assert [row["kind"] for row in rows] == ["measured", "measured", "predicted"]
+    assert [row["error"] for row in rows[:2]] == pytest.approx([0, 0], abs=1e-9)
+    assert rows[0]["cost"] == pytest.approx(0.9 * 2)
+
+
+def study(archive: RunArchive, scheduler: Any = None) -> None:
+    for batch, needed in ((4, 30), (8, 20), (16, 14), (32, 12)):
+        for rate, more in ((0.01, 3), (0.1, 0), (1.0, 2)):
+            reach = needed + more
+            accuracy = [0.5] * (reach - 1) + [0.99] * (40 - reach + 1)
+            recipe = {"optimizer": {"lr": rate}, "data": {"batch_size": batch}, "scheduler": scheduler}
+            write(archive, "run", [1.0] * 40, every=1, accuracy=accuracy, batch=batch, recipe=recipe)
+
+
+def test_sweep_equals_a_group_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pandas = pytest.importorskip("pandas")
+    archive = RunArchive(tmp_path / "archive")
+    study(archive)
+    frame = pandas.DataFrame(
+        [
+            {"batch": run.recipe["data"]["batch_size"], "step": step, "value": value}
+            for run in histories(archive, "monitor")
+            for step, value in zip(run.steps, run.values, strict=True)
+        ]
+    )
+    expected = frame[frame.value > 0.95].groupby("batch").step.min().to_dict()
+    command = ["sweep", "batch-size", str(archive.root), "--goal", "0.95", "--json"]
+    assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["batch"]: row["steps"] for row in found["steps_to_result"]} == expected
+    assert found["noise_scale"]["noise"] > 0
+    assert main([*command[:3], "--goal", "1.5"]) == 2
+    assert "none of 12 runs reached" in capsys.readouterr().err
+    assert main([*command, "--over", "data.batch"]) == 2
+    assert "Did you mean 'data.batch_size'" in capsys.readouterr().err
+
+
+def test_sweep_refuses_what_the_record_contradicts(tmp_path: Path) -> None:
+    decayed, archive = RunArchive(tmp_path / "decayed"), RunArchive(tmp_path / "archive")
+    study(decayed, {"name": "linear_with_warmup"})
+    with pytest.raises(NotEnoughEvidenceError, match="decays towards its own end"):
+        trials_of(histories(decayed, "monitor"), "data.batch_size", "optimizer.lr")
+    recipe = {"optimizer": {"lr": 0.1}, "data": {"batch_size": 64}}
+    write(archive, "run", [1.0] * 5, accuracy=[0.5] * 5, batch=8, recipe=recipe)
+    with pytest.raises(NotEnoughEvidenceError, match="says data.batch_size=64, and trained 8"):
+        trials_of(histories(archive, "monitor"), "data.batch_size", "optimizer.lr")
+
+
+def test_strength_of_runs_without_an_attack_is_zero(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    write(archive, "clean", [1.0], accuracy=[0.9])
+    attacked = {"optimizer": {}, "algorithms": {"adversarial_training": {"epsilon": 0.1}}}
+    write(archive, "robust", [1.0], accuracy=[0.8], recipe=attacked)
+    runs = histories(archive, "monitor")
+    assert points_over(runs, "algorithms.adversarial_training.epsilon") == [(0.0, 0.9), (0.1, 0.8)]
+    with pytest.raises(NotEnoughEvidenceError, match="no recipe of 2 runs has"):
+        points_over(runs, "algorithms.mixup.alpha")
+
+
+def fit(callback: RunForecast, epochs: int = 6, **arguments: Any) -> RunForecast:
+    trainer(loader(blobs()), max_duration=f"{epochs}ep", callbacks=[callback], **arguments).fit()
+    return callback
+
+
+def test_callback_forecasts_and_says_its_error(tmp_path: Path) -> None:
+    callback = RunForecast(at=(0.5,))
+    recorder = RunRecorder(tmp_path / "archive", run_name="run")
+    trainer(loader(blobs()), max_duration="6ep", callbacks=[callback, recorder]).fit()
+    made = callback.forecasts[0.5]
+    assert (made.method, made.end_step, made.fraction) == ("curve", 48, 0.5)
+    run = RunArchive(tmp_path / "archive").run(recorder.run_id or "")
+    assert run.metric("forecast/50pct/end_loss").value.tolist() == [made.value]
+    assert run.metric("forecast/50pct/end_loss").step.tolist() == [24]
+    final = run.metric(LOSS).final()
+    assert run.metric("forecast/50pct/end_loss_error").final() == pytest.approx(made.value / final - 1)
+    assert math.isnan(made.low)
+
+
+def test_callback_resumes_with_the_same_forecast(tmp_path: Path) -> None:
+    straight = fit(RunForecast(at=(0.5,)))
+    settings = checkpointed(tmp_path, save_interval="2ep")
+    fit(RunForecast(at=(0.99,)), 2, **settings)  # no batch of 16 lies between this share and the end
+    resumed = fit(RunForecast(at=(0.5,)), 6, **settings)
+    assert resumed.forecasts[0.5].value == straight.forecasts[0.5].value
+    assert resumed.state_dict()["highest_rate"] == straight.state_dict()["highest_rate"]
+
+
+def test_callback_calibrates_on_the_archive(thirty: Path) -> None:
+    made = fit(RunForecast(thirty, at=(0.5,))).forecasts[0.5]
+    assert made.low < made.value < made.high
+
+
+def test_callback_says_where_it_cannot_forecast() -> None:
+    with pytest.warns(NoEffectWarning, match="no forecast at 50%.*no earlier finished run"):
+        callback = fit(RunForecast(at=(0.5,), schedule="decayed"))
+    assert not callback.forecasts
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"at": (1.5,)}, "shares between"), ({"level": 1.0}, "level"), ({"schedule": "cosine"}, "auto, constant or")],
+)
+def test_callback_refuses_bad_settings(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        RunForecast(**arguments)
