@@ -26,6 +26,7 @@ from reuse_algos.archive import (
 )
 from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.provenance import environment, model_flops, model_record
+from reuse_algos.callbacks.readings import readings_of
 from reuse_algos.callbacks.robust_evaluation import ROBUST, robust_metrics
 from reuse_algos.callbacks.run_record import RunRecord
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
@@ -287,6 +288,8 @@ class RunRecorder(Callback):
             if isinstance(algorithm, ReusingAlgorithm):
                 values.update(algorithm.latest_metrics)
         self._log.accumulate(values)
+        for name, value in readings_of(state).items():
+            self._log.add(name, value, state)
         if self._record is not None:
             self._record.show_life()
 
