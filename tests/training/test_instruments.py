@@ -166,6 +166,14 @@ def test_half_precision_weights_are_read_in_float32() -> None:
     torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_autocast_is_off_while_reading() -> None:
+    model, batch = mlp(), blobs(8).tensors
+    with torch.autocast("cpu", torch.bfloat16), undisturbed(model):
+        examples = ExampleLosses(model, batch, MEMORY)
+        rows = next(examples.rows(examples.parameters))[1]
+    torch.testing.assert_close(rows, plain_gradients(model, batch, 8), rtol=1e-5, atol=1e-7)
+
+
 def test_batches_without_rows_are_refused() -> None:
     with pytest.raises(DataError, match="tensors of 3, 4 rows"):
         first_examples((torch.zeros(3), torch.zeros(4)), 2)

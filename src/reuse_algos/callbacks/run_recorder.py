@@ -61,7 +61,8 @@ class RunRecorder(Callback):
         run_name: name of the run. Default: the trainer's.
         tags: labels to select and group runs by, such as ``{"study": "lr", "method": "baseline"}``.
         recipe: the settings that made this run, as JSON-able data.
-        weights: which weights to keep: ``last`` (at the end), ``best`` (by ``monitor``), ``5ep`` (every fifth epoch).
+        weights: which weights to keep: ``init`` (at the start), ``last`` (at the end), ``best`` (by ``monitor``),
+            ``5ep`` (every fifth epoch).
         signals: which signals to keep, for example ``{"logits": {"last_epochs": 32, "top_k": 16}, "loss": {},
             "correct": {}, "logit_margin": {}}``. Logits are kept once for each view, the others (one number for each
             example) for each epoch. ``last_epochs`` counts from the end of training (left out: every epoch); ``top_k``
@@ -111,8 +112,10 @@ class RunRecorder(Callback):
         self.recipe = None if recipe is None else dict(recipe)
         self.weights = [weights] if isinstance(weights, str) else list(weights)
         for name in self.weights:
-            if name not in ("last", "best") and not _EVERY.fullmatch(name):
-                raise ValueError(f"RunRecorder weights: {name!r} is not 'last', 'best' or every n epochs such as '5ep'")
+            if name not in ("init", "last", "best") and not _EVERY.fullmatch(name):
+                raise ValueError(
+                    f"RunRecorder weights: {name!r} is not 'init', 'last', 'best' or every n epochs such as '5ep'"
+                )
         self.signals = parse_signals(signals)
         self.monitor = monitor
         self.target_key, self.output_key = target_key, output_key
@@ -173,7 +176,9 @@ class RunRecorder(Callback):
             self._record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
             on_every_rank(lambda: self._take_back(resume))
         else:
-            self._record = RunRecord.start(self.archive, self.run_name or state.run_name)
+            self._record = record = RunRecord.start(self.archive, self.run_name or state.run_name)
+            if "init" in self.weights:  # behind the algorithms, which may have loaded a prior run's weights
+                on_rank_zero(lambda: record.put("weights", "init", evaluated_weights(state)))
         log_identity(self, state, logger)
 
     def after_load(self, state: State, logger: Logger) -> None:

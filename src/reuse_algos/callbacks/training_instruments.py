@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from composer.loggers import Logger
 from composer.utils import dist
 from composer.utils.batch_helpers import batch_get
 
-from reuse_algos.errors import ModelError, NoEffectWarning, nearest
+from reuse_algos.errors import ModelError, nearest
 from reuse_algos.training.instruments.curvature import Curvature
 from reuse_algos.training.instruments.examples import Parameters, first_examples, trained_parameters
 from reuse_algos.training.instruments.reading import SETS, Step, read_step
@@ -93,7 +92,6 @@ class TrainingInstruments(Callback):
         self._initial: Parameters | None = None
         self._before: tuple[Any, Parameters, float] | None = None
         self._read: tuple[int, dict[str, float]] = (-1, {})
-        self._ran = False
 
     # Events ---------------------------------------------------------------------------------------------------------
 
@@ -102,7 +100,7 @@ class TrainingInstruments(Callback):
         del logger
         if sum(isinstance(one, TrainingInstruments) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one TrainingInstruments; name several sets")
-        self._initial, self._before, self._read, self._ran = None, None, (-1, {}), False
+        self._initial, self._before, self._read = None, None, (-1, {})
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the run can be read, and keep the weights that it starts from."""
@@ -152,28 +150,18 @@ class TrainingInstruments(Callback):
             began = time.perf_counter()
             (batch, before, rate), self._before = self._before, None
             found = on_rank_zero(lambda: self._look(state, batch, before, rate))
-            self._read, self._ran = (now, {PREFIX + name: value for name, value in found.items()}), True
+            self._read = now, {PREFIX + name: value for name, value in found.items()}
             self.overhead_seconds += time.perf_counter() - began
         step, readings = self._read
         return readings if step == now else {}
 
-    def close(self, state: State, logger: Logger) -> None:
-        """Warn where a whole training was never read."""
-        del logger
-        if not self._ran and int(state.timestamp.batch) > 0 and state.max_duration is not None:
-            warnings.warn(
-                f"TrainingInstruments had no effect: no step was due (every: {self.every}). Read more often.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
-
     def state_dict(self) -> dict[str, Any]:
         """Return the initial weights, from which a resumed run still measures its distance."""
-        return {"initial": self._initial, "ran": self._ran}
+        return {"initial": self._initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self._initial, self._ran = state["initial"], bool(state["ran"])
+        self._initial = state["initial"]
 
     # One reading ----------------------------------------------------------------------------------------------------
 

@@ -62,27 +62,20 @@ def gradient_moments(rows: Rows, directions: Sequence[Tensor] = ()) -> GradientM
         directions: Vectors ``[D]`` along which each gradient is projected. Default: none.
     """
     losses, norms, along, inner = [], [], [], []
-    sum_D = squares_D = counts = kept_bD = None
+    sum_D = squares_D = torch.zeros((), dtype=torch.float64)
+    counts = torch.zeros((), dtype=torch.int64)
+    kept_bD = None
     for losses_b, gradients_bD in rows():
         losses.append(losses_b.double())
-        if sum_D is None:
-            sum_D = torch.zeros(gradients_bD.shape[1], dtype=torch.float64, device=gradients_bD.device)
-            squares_D, counts = (
-                torch.zeros_like(sum_D),
-                torch.zeros(len(DECADES) + 1, dtype=torch.int64, device=sum_D.device),
-            )
         # Row by row in float64: the tests are differences of nearly equal sums, and a whole chunk would double.
         for row_D in gradients_bD.unbind():
             precise_D = row_D.double()
-            sum_D += precise_D
-            squares_D += precise_D.square()
+            sum_D = sum_D + precise_D
+            squares_D = squares_D + precise_D.square()
             norms.append(precise_D @ precise_D)
             along.append([precise_D @ direction_D.double() for direction_D in directions])
-            counts += _decade_counts(precise_D)
+            counts = counts + _decade_counts(precise_D)
         kept_bD = gradients_bD
-    assert sum_D is not None
-    assert squares_D is not None
-    assert counts is not None
     assert kept_bD is not None
     losses_N = torch.cat(losses)
     mean_D = sum_D / len(losses_N)
