@@ -62,6 +62,8 @@ def test_the_panel_has_a_curve_for_each_run_and_one_map(archive: RunArchive) -> 
     drawn = axes["loss"].get_lines()[0].get_ydata()
     assert np.array_equal(np.asarray(drawn), [value for _, value in readings["loss"]])
     assert axes["sizes of gradients, one"].get_images()[0].get_array().shape == (10, 5)
+    ticks = [label.get_text() for label in axes["sizes of gradients, one"].get_yticklabels()]
+    assert ticks == ["below", *(f"1e{power}" for power in range(-8, 1))], "from small to large"
 
 
 def test_a_run_without_readings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

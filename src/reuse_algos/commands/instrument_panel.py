@@ -94,8 +94,12 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
+    from reuse_algos.training.instruments.moments import DECADES
+
     names = [name for name in dict.fromkeys(name for one in runs.values() for name in one) if _HISTOGRAM not in name]
-    sizes = {name: one for name, one in next(iter(runs.values())).items() if name.startswith(_HISTOGRAM)}
+    first = next(iter(runs.values()))
+    bins = [_HISTOGRAM + edge for edge in ("below", *(f"1e{power}" for power in DECADES))]
+    sizes = {name: first[name] for name in bins if name in first}
     count = len(names) + bool(sizes)
     rows = -(-count // _COLUMNS)
     figure = Figure(figsize=(3.4 * _COLUMNS, 2.5 * rows), layout="constrained")
