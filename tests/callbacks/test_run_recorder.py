@@ -343,7 +343,7 @@ def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:
         ({"monitor": {"name": "loss"}}, "monitor: there is no setting 'name'"),
         ({"keys": "y"}, "keys must be a section of settings, not 'y'"),
         ({"monitor": {"mode": "best"}}, "mode must be 'max' or 'min', not 'best'"),
-        ({"weights": "often"}, "'often' is not 'last', 'best' or every n epochs"),
+        ({"weights": "often"}, "'often' is not 'init', 'last', 'best' or every n epochs"),
         ({"signals": {"logit": {}}}, "no signal 'logit' can be captured. Did you mean 'logits'"),
         ({"signals": {"loss": {"top_k": 3}}}, "unknown setting 'top_k'"),
         ({"signals": {"logits": {"last_epochs": 0}}}, "last_epochs must be a whole number above 0"),

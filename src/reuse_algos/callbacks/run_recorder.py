@@ -24,6 +24,7 @@ from reuse_algos.callbacks.manifest_of import RunFacts, manifest_of
 from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.monitor import BestSoFar, Monitor
 from reuse_algos.callbacks.provenance import model_flops, model_record
+from reuse_algos.callbacks.readings import readings_of
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
 from reuse_algos.callbacks.run_forecast import forecast_metrics
 from reuse_algos.callbacks.run_record import RunRecord
@@ -69,8 +70,8 @@ class RunRecorder(Callback):
         run_name: Name of the run. Default: the Trainer's.
         tags: Labels to select and group runs by, such as ``{"study": "lr", "method": "baseline"}``. Default: none.
         recipe: The settings that made this run, as JSON-able data. Default: none.
-        weights: Which weights to keep: ``last`` (at the end), ``best`` (by ``monitor``), ``5ep`` (every fifth epoch).
-            Default: ``last``.
+        weights: Which weights to keep: ``init`` (at the start), ``last`` (at the end), ``best`` (by ``monitor``),
+            ``5ep`` (every fifth epoch). Default: ``last``.
         signals: Which signals to keep, for example ``{"logits": {"last_epochs": 32, "top_k": 16}, "loss": {}}``, see
             :class:`~reuse_algos.callbacks.signal_capture.CaptureSettings`. Default: none.
         monitor: The metric that orders runs and decides ``best``: a name such as ``MulticlassAccuracy``, or a
@@ -113,8 +114,10 @@ class RunRecorder(Callback):
         self.recipe = None if recipe is None else dict(recipe)
         self.weights = [weights] if isinstance(weights, str) else list(weights)
         for name in self.weights:
-            if name not in ("last", "best") and not _EVERY.fullmatch(name):
-                raise ValueError(f"RunRecorder weights: {name!r} is not 'last', 'best' or every n epochs such as '5ep'")
+            if name not in ("init", "last", "best") and not _EVERY.fullmatch(name):
+                raise ValueError(
+                    f"RunRecorder weights: {name!r} is not 'init', 'last', 'best' or every n epochs such as '5ep'"
+                )
         self.signals = parse_signals(signals)
         monitor = Monitor(monitor) if isinstance(monitor, str) else section(Monitor, monitor, "RunRecorder monitor")
         self.keys = section(BatchKeys, keys, "RunRecorder keys")
@@ -189,7 +192,9 @@ class RunRecorder(Callback):
         if self.spool is not None:
             self.spool.begin()
         if not self._go_on(state):
-            self._record = RunRecord.start(self.archive, self._name(state))
+            self._record = record = RunRecord.start(self.archive, self._name(state))
+            if "init" in self.weights:  # behind the algorithms, which may have loaded a prior run's weights
+                on_rank_zero(lambda: record.put_weights("init", evaluated_weights(state)))
         log_identity(self, state, logger)
 
     def after_load(self, state: State, logger: Logger) -> None:
@@ -276,6 +281,8 @@ class RunRecorder(Callback):
             if isinstance(algorithm, ReusingAlgorithm):
                 values.update(algorithm.latest_metrics)
         self._log.accumulate(values)
+        for name, value in readings_of(state).items():
+            self._log.add(name, value, state)
         if self._record is not None:
             self._record.show_life()
 

@@ -15,6 +15,7 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
 )
+from reuse_algos.commands.instrument_panel import add_options, show_inside
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,16 +35,21 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         reuse-algos show ./archive resnet56-17-0123abcdef
         reuse-algos show ./archive resnet56-17 --json
+        reuse-algos show ./archive resnet56-17,resnet56-18 --instruments
+        reuse-algos show ./archive resnet56-17 --lazy
         """,
     )
     add_archive(parser)
     parser.add_argument("run_id", metavar="RUN", help="id of the run, or its name if only one run has it")
+    add_options(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show one run; 0."""
+    if args.instruments or args.lazy:
+        return show_inside(args)
     prior = open_archive(args).run(args.run_id)
     facts = summary(prior)
     if args.json:

@@ -1,0 +1,96 @@
+"""How lazily an archived run learned, from its initial and its last weights.
+
+Legend: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from reuse_algos.archive import PriorRun
+from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.errors import SignalNotFoundError
+from reuse_algos.harvest.training_data import load_run_data
+from reuse_algos.priors.model import archived_model
+from reuse_algos.training.instruments import laziness
+from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, trained_parameters, undisturbed
+from reuse_algos.training.outputs import logits_of
+
+__all__ = ["laziness_of_run"]
+
+_BATCH_SIZE = 256
+
+
+def laziness_of_run(
+    run: PriorRun,
+    *,
+    examples: int = 64,
+    memory_bytes: int = 256 << 20,
+    data: Mapping[str, Any] | None = None,
+) -> dict[str, float]:
+    """Return how far a run's last weights are from the linearisation at its initial ones.
+
+    Args:
+        run: A run of a recipe, recorded with ``weights: [init, last]``.
+        examples: How many examples of the evaluation data the tangent kernels are of. Default: 64.
+        memory_bytes: Bound on the Jacobians that are held at once. Default: 256 MiB.
+        data: Changes to the recipe's ``data`` section, such as another ``root``. Default: none.
+
+    Returns:
+        ``relative_distance`` and ``kernel_distance``; ``accuracy`` and ``linearised_accuracy`` on all evaluation data,
+        from 0 to 1.
+
+    Raises:
+        SignalNotFoundError: The run has no such weights.
+        DataError: The run has no recipe, or its data cannot be loaded.
+        PriorRunMismatchError: The data are not those of the run.
+    """
+    if missing := sorted({"init", "last"} - set(run.weight_names)):
+        raise SignalNotFoundError(
+            f"run {run.id} has no weights {' and '.join(missing)}, only {', '.join(run.weight_names) or 'none'}. "
+            "Laziness compares the initial with the last ones: train with run_recorder: {weights: [init, last]}."
+        )
+    loaded = load_run_data(run, {**(data or {}), "augment": "none"})
+    model: Any = archived_model(run, "last").requires_grad_(True)
+    initial = trained_parameters(archived_model(run, "init").requires_grad_(True))
+    if isinstance(loaded.eval, DeviceImages):
+        batches: DataLoader = device_dataloader(loaded.eval, _BATCH_SIZE)
+    else:
+        batches = DataLoader(loaded.eval, _BATCH_SIZE, generator=torch.Generator().manual_seed(0))
+    right = straight_right = count = 0
+    found: dict[str, float] = {}
+    with undisturbed(model):
+        for batch in batches:
+            one = ExampleLosses(model, first_examples(batch, _BATCH_SIZE), memory_bytes)
+            now, targets_N = one.parameters, batch[1]
+
+            def logits(values: Mapping[str, Tensor], one: ExampleLosses = one) -> Tensor:
+                return logits_of(one.outputs(values))
+
+            with torch.no_grad():
+                right += int((logits(now).argmax(1) == targets_N).sum())
+            straight_NC = laziness.linearised(logits, initial, now)
+            straight_right += int((straight_NC.argmax(1) == targets_N).sum())
+            count += len(targets_N)
+            if not found:
+                few = ExampleLosses(model, first_examples(batch, examples), memory_bytes)
+                kernels = [_kernel(few, at, memory_bytes) for at in (initial, now)]
+                found = {
+                    "relative_distance": laziness.distance(initial, now),
+                    "kernel_distance": laziness.kernel_distance(*kernels),
+                }
+    return {**found, "accuracy": right / count, "linearised_accuracy": straight_right / count}
+
+
+def _kernel(examples: ExampleLosses, at: Mapping[str, Tensor], memory_bytes: int) -> Tensor:
+    return laziness.tangent_kernel(
+        lambda values, names, rows: examples.jacobian(logits_of, values, names, rows),
+        at,
+        examples.num_examples,
+        memory_bytes,
+    )

@@ -1,0 +1,96 @@
+"""``reuse-algos show --instruments`` and ``--lazy`` on a run of a recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from compare.synthetic_runs import write_run
+from reuse_algos.archive import RunArchive
+from reuse_algos.cli import main
+from reuse_algos.commands.instrument_panel import panel, readings_of_run
+from reuse_algos.harvest.laziness import laziness_of_run
+from reuse_algos.harvest.training_data import load_run_data
+from reuse_algos.priors.model import archived_model
+from reuse_algos.recipe import build_trainer, load_recipe
+
+RECIPE = Path(__file__).parents[2] / "yamls" / "digits" / "instruments.yaml"
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
+    folder = tmp_path_factory.mktemp("instruments") / "archive"
+    small = [f"archive={folder}", "max_duration=2ep", "progress_bar=false", "data.train_examples=100", "seed=1"]
+    for more in (["callbacks.training_instruments.every=2ba"], ["seed=2", "callbacks.run_recorder.weights=[last]"]):
+        trainer = build_trainer(load_recipe(str(RECIPE), [*small, *more]))
+        trainer.fit()
+        trainer.close()
+    return RunArchive(folder)
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    assert main(["show", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_picture_and_the_numbers_of_two_runs(
+    archive: RunArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where, picture = str(archive.root), tmp_path / "panel.png"
+    runs = "digits-instruments-1,digits-instruments-2"
+    facts = json.loads(shown(capsys, where, runs, "--instruments", "--picture", str(picture), "--json"))
+    assert [one["run_id"] for one in facts] == [archive.run(name).id for name in runs.split(",")]
+    history = archive.run("digits-instruments-1").metric("instruments/loss")
+    expected = {"count": 5, "first": history.value[0], "last": history.value[-1], "last_step": 9}
+    assert facts[0]["readings"]["loss"] == expected
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    text = shown(capsys, where, "digits-instruments-1", "--instruments", "--picture", str(picture))
+    assert "norm_test" in text
+    assert "gradient_sizes" not in text
+
+
+def test_the_panel_has_a_curve_for_each_run_and_one_map(archive: RunArchive) -> None:
+    readings = readings_of_run(archive.run("digits-instruments-1"))
+    figure = panel({"one": readings, "$two": {"alpha": [(1, -0.5)]}})
+    axes = {axis.get_title(): axis for axis in figure.axes}
+    assert len(axes["alpha"].get_lines()) == 3, "two runs and the line at 0"
+    drawn = axes["loss"].get_lines()[0].get_ydata()
+    assert np.array_equal(np.asarray(drawn), [value for _, value in readings["loss"]])
+    assert axes["sizes of gradients, one"].get_images()[0].get_array().shape == (10, 5)
+    ticks = [label.get_text() for label in axes["sizes of gradients, one"].get_yticklabels()]
+    assert ticks == ["below", *(f"1e{power}" for power in range(-8, 1))], "from small to large"
+
+
+def test_a_run_without_readings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = RunArchive(tmp_path / "archive")
+    run = write_run(archive, "plain", 0, [0.5, 0.6])
+    with pytest.raises(LookupError, match="was trained without instruments"):
+        readings_of_run(archive.run(run))
+    assert main(["show", str(archive.root), "plain-0", "--instruments"]) != 0
+    assert "TrainingInstruments" in capsys.readouterr().err
+
+
+def test_laziness_afterwards(archive: RunArchive, capsys: pytest.CaptureFixture[str]) -> None:
+    run = archive.run("digits-instruments-1")
+    (facts,) = json.loads(shown(capsys, str(archive.root), "digits-instruments-1", "--lazy", "--json"))
+    found = {name: row["last"] for name, row in facts["readings"].items()}
+    assert found == laziness_of_run(run)
+    first, last = run.weights("init"), run.weights("last")
+    names = [name for name, _ in archived_model(run, "last").named_parameters()]
+    moved = sum(float((last[name] - first[name]).double().square().sum()) for name in names)
+    size = sum(float(first[name].double().square().sum()) for name in names)
+    assert found["relative_distance"] == pytest.approx((moved / size) ** 0.5, rel=1e-6)
+    loaded = load_run_data(run)
+    images = torch.stack([loaded.eval[index][0] for index in range(len(loaded.eval))])  # type: ignore[arg-type]
+    labels = torch.tensor([int(loaded.eval[index][1]) for index in range(len(loaded.eval))])  # type: ignore[arg-type]
+    with torch.no_grad():
+        right = archived_model(run, "last")((images, labels)).argmax(1) == labels
+    assert found["accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-9)
+    with pytest.raises(LookupError, match=r"has no weights init, only last\. .*weights: \[init, last\]"):
+        laziness_of_run(archive.run("digits-instruments-2"))
+    assert main(["show", str(archive.root), "digits-instruments-1", "--lazy", "--instruments"]) == 2

@@ -1,0 +1,439 @@
+"""The instruments' numbers against closed forms, dense computations, published values and Cockpit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from composer.models import ComposerClassifier
+from torch import Tensor, nn
+from torch.func import functional_call, hessian
+
+from reuse_algos.errors import DataError, ModelError
+from reuse_algos.training.instruments import economy, laziness
+from reuse_algos.training.instruments.curvature import Curvature, information_criterion, largest_eigenvalue, trace
+from reuse_algos.training.instruments.diagnosis import diagnose
+from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, flat, like_flat, undisturbed
+from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments
+from reuse_algos.training.instruments.reading import SETS, Step, read_step
+from toy import DictModel, blobs, mlp
+
+MEMORY = 1 << 28
+
+
+def digits_batch() -> tuple[Tensor, Tensor]:
+    datasets = pytest.importorskip("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    return torch.tensor(pixels[:64] / 16, dtype=torch.float32), torch.tensor(labels[:64])
+
+
+def digits_model() -> ComposerClassifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    return ComposerClassifier(net, num_classes=10)
+
+
+def moments_of(rows_ND: Tensor, losses_N: Tensor | None = None, chunk: int = 100) -> GradientMoments:
+    losses_N = torch.ones(len(rows_ND)) if losses_N is None else losses_N
+
+    def rows() -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(losses_N.split(chunk), rows_ND.split(chunk), strict=True)
+
+    return gradient_moments(rows)
+
+
+# Published numbers: digits[:64] / 16, Linear 64-32-10 with ReLU, seed 0 ---------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 120_000], ids=["one chunk", "chunks of six"])
+def test_economy_on_digits(memory: int) -> None:
+    model, batch = digits_model(), digits_batch()
+    with undisturbed(model):
+        examples = ExampleLosses(model, batch, memory)
+        assert examples.chunk == (64 if memory == MEMORY else 6)
+        before = examples.parameters
+        found = gradient_moments(lambda: examples.rows(before))
+        step_D = -0.1 * found.mean_D
+        length = float(step_D.norm())
+        ends = [
+            gradient_moments(lambda at=at: examples.rows(at), [step_D / length])
+            for at in (before, like_flat(flat(before) + step_D.float(), before))
+        ]
+    tests = economy.gradient_tests(found)
+    assert tests["norm_test"] == pytest.approx(0.886280, abs=1e-6)
+    assert tests["inner_product_test"] == pytest.approx(0.091948, abs=1e-6)
+    assert tests["orthogonality_test"] == pytest.approx(0.881497, abs=1e-6)
+    assert economy.early_stopping(found) == pytest.approx(-0.807546, abs=1e-5)
+    assert economy.signal_to_noise(found) == pytest.approx(0.028656, abs=1e-6)
+    assert economy.cabs_batch_size(found, 0.1) == pytest.approx(0.188096, abs=1e-6)
+    (start, end) = [(one.losses_N, one.along_NP[:, 0]) for one in ends]
+    assert economy.alpha(length, start, end) == pytest.approx(-0.961178, abs=1e-5)
+    assert information_criterion(found, 4.43467) == pytest.approx(1.002279, abs=1e-5)
+
+
+def test_curvature_on_digits() -> None:
+    model, batch = digits_model(), digits_batch()
+    settings = Curvature(probes=64, iterations=300, tolerance=1e-8)
+    with undisturbed(model):
+        examples = ExampleLosses(model, batch, MEMORY)
+        product = examples.hessian_product(examples.parameters)
+        eigenvalue = largest_eigenvalue(product, 2410, settings, "cpu")
+        total = trace(product, 2410, settings, "cpu")
+        exact = sum(float(product(row_D)[index]) for index, row_D in enumerate(torch.eye(2410)))
+    assert exact == pytest.approx(4.43467, abs=1e-4)
+    assert eigenvalue.value == pytest.approx(0.69169, abs=1e-5)
+    assert eigenvalue.error < 1e-3
+    assert abs(total.value - exact) < 3 * total.error
+    assert total.error < 1
+
+
+# Gradients of single examples ---------------------------------------------------------------------------------------
+
+
+class Branching(ComposerClassifier):
+    """Its forward pass branches on the data, which cannot be vectorised."""
+
+    def forward(self, batch: Any) -> Tensor:
+        outputs = super().forward(batch)
+        return outputs if bool(batch[0].sum() > 0) else 2 * outputs
+
+
+class TwoParts(ComposerClassifier):
+    """Its loss is a tuple."""
+
+    def loss(self, outputs: Any, batch: Any, *args: Any) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return super().loss(outputs, batch), outputs.square().mean()  # type: ignore[return-value]
+
+
+def plain_gradients(model: Any, batch: Any, count: int) -> Tensor:
+    """Autograd, one example after the other, in evaluation mode."""
+    model.eval()
+    rows = []
+    for index in range(count):
+        if isinstance(batch, dict):
+            one: Any = {name: value[index : index + 1] for name, value in batch.items()}
+        else:
+            one = tuple(value[index : index + 1] for value in batch)
+        loss = model.loss(model(one), one)
+        loss = loss["total"] if isinstance(loss, dict) else sum(loss) if isinstance(loss, tuple) else loss
+        rows.append(flat(dict(enumerate(torch.autograd.grad(loss, list(model.parameters()))))))  # type: ignore[arg-type]
+    model.train()
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("kind", ["plain", "dictionary", "branching", "tuple"])
+@pytest.mark.parametrize("memory", [MEMORY, 1], ids=["at once", "one by one"])
+def test_gradients_are_those_of_autograd(kind: str, memory: int) -> None:
+    classes = {"plain": ComposerClassifier, "dictionary": DictModel, "branching": Branching, "tuple": TwoParts}
+    net = mlp().module
+    model = classes[kind](net, num_classes=4)
+    x, y = blobs(12).tensors
+    batch: Any = {"x": x, "y": y} if kind == "dictionary" else (x, y)
+    expected = plain_gradients(model, batch, 12)
+    with undisturbed(model):
+        examples = ExampleLosses(model, first_examples(batch, 12), memory)
+        rows_ND = torch.cat([rows for _, rows in examples.rows(examples.parameters)])
+    assert examples.chunk == (12 if memory == MEMORY else 1)
+    torch.testing.assert_close(rows_ND, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_frozen_parameters_are_left_out() -> None:
+    model = mlp()
+    model.module[0].requires_grad_(False)
+    with undisturbed(model):
+        examples = ExampleLosses(model, first_examples(blobs(8).tensors, 8), MEMORY)
+        rows = next(examples.rows(examples.parameters))[1]
+    assert "module.0.weight" not in examples.parameters
+    assert rows.shape == (8, sum(p.numel() for p in model.parameters() if p.requires_grad))
+    model.requires_grad_(False)
+    with pytest.raises(ModelError, match="frozen"):
+        ExampleLosses(model, blobs(8).tensors, MEMORY)
+
+
+def test_half_precision_weights_are_read_in_float32() -> None:
+    model = mlp().bfloat16()
+    x, y = blobs(8).tensors
+    with undisturbed(model):
+        half = ExampleLosses(model, (x.bfloat16(), y), MEMORY)
+        rows = next(half.rows(half.parameters))[1]
+    full = mlp()
+    full.load_state_dict({name: value.to(full.state_dict()[name]) for name, value in model.state_dict().items()})
+    expected = plain_gradients(full, (x.bfloat16().float(), y), 8)
+    torch.testing.assert_close(rows, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_autocast_is_off_while_reading() -> None:
+    model, batch = mlp(), blobs(8).tensors
+    with torch.autocast("cpu", torch.bfloat16), undisturbed(model):
+        examples = ExampleLosses(model, batch, MEMORY)
+        rows = next(examples.rows(examples.parameters))[1]
+    torch.testing.assert_close(rows, plain_gradients(model, batch, 8), rtol=1e-5, atol=1e-7)
+
+
+def test_batches_without_rows_are_refused() -> None:
+    with pytest.raises(DataError, match="tensors of 3, 4 rows"):
+        first_examples((torch.zeros(3), torch.zeros(4)), 2)
+    with pytest.raises(DataError, match="no tensors"):
+        first_examples({"text": ["a", "b"]}, 2)
+
+
+def test_the_model_is_left_as_it_is() -> None:
+    model = mlp()
+    model.module[1].eval()  # a layer that the user froze by hand
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
+    x, y = blobs(16).tensors
+    after = {name: value - 0.01 for name, value in parameters.items()}
+    step = Step(model, (x, y), parameters, after, parameters, 0.1, 16, y)
+    found = read_step(step, SETS, Curvature(), MEMORY)
+    assert found["kernel_distance"] == pytest.approx(0, abs=1e-6)
+    assert found["accuracy"] == found["linearised_accuracy"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(parameter.grad, torch.ones_like(parameter)) for parameter in model.parameters())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert [one.training for one in model.module] == [True, False, True, True]
+
+
+# Closed forms -------------------------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_norm_test_add_up() -> None:
+    for seed in range(200):
+        generator = torch.Generator().manual_seed(seed)
+        rows_ND = torch.randn(2 + seed % 9, 1 + seed % 7, generator=generator) * 10.0 ** (seed % 5 - 2) + seed % 3
+        tests = economy.gradient_tests(moments_of(rows_ND, chunk=1 + seed % 4))
+        whole = tests["norm_test"] ** 2
+        parts = tests["inner_product_test"] ** 2 + tests["orthogonality_test"] ** 2
+        assert abs(whole - parts) <= 1e-12 * max(whole, 1)
+
+
+def test_moments_and_tests_of_three_gradients() -> None:
+    moments = moments_of(torch.tensor([[1.0, 0.0], [3.0, 2.0], [2.0, -2.0]]), torch.tensor([1.0, 2.0, 3.0]), chunk=2)
+    assert moments.mean_D.tolist() == [2, 0]
+    assert moments.squared_norms_N.tolist() == [1, 13, 8]
+    assert moments.inner_N.tolist() == [2, 6, 4]
+    # (22 - 3 * 4) / 2 / 3 / 4 and its part along (2, 0): variance 1 of the first coordinate.
+    tests = economy.gradient_tests(moments)
+    assert tests["norm_test"] == pytest.approx(math.sqrt(10 / 24))
+    assert tests["inner_product_test"] == pytest.approx(math.sqrt(1 / 12))
+    assert economy.noise_scale(moments) == pytest.approx(5 / (4 - 5 / 3))
+    assert economy.cabs_batch_size(moments, 0.3) == pytest.approx(0.3 * (10 / 3) / 2)
+    assert economy.early_stopping(moments) == pytest.approx(1 - 3 * (4 / 1.00001 + 0) / 2)
+
+
+def test_histogram_counts_every_element() -> None:
+    shares = moments_of(torch.tensor([[0.0, 5e-9, 2e-8, 0.5], [3.0, -1.0, -2e-4, math.nan]]), chunk=1).shares * 8
+    assert shares.tolist() == [2, 1, 0, 0, 0, 1, 0, 0, 1, 3]
+
+
+def test_single_and_zero_gradients_have_no_noise() -> None:
+    one = moments_of(torch.ones(1, 3))
+    assert math.isnan(economy.gradient_tests(one)["norm_test"])
+    assert math.isnan(economy.noise_scale(one))
+    assert math.isnan(economy.early_stopping(one))
+    cancelling = moments_of(torch.tensor([[1.0], [-1.0]]))
+    assert math.isnan(economy.gradient_tests(cancelling)["norm_test"])
+    assert economy.noise_scale(cancelling) == math.inf
+
+
+@pytest.mark.parametrize(("end", "expected"), [(0.5, -0.75), (2.0, 0.0), (3.0, 0.5), (4.0, 1.0), (6.0, 2.0)])
+def test_alpha_on_a_parabola(end: float, expected: float) -> None:
+    """f(s) = (s - 2) ** 2 + noise that is the same at both ends: minimum at 2, as high as the start at 4."""
+    noise = torch.tensor([-0.1, 0.0, 0.1], dtype=torch.float64)
+    start = ((0 - 2.0) ** 2 + noise, 2 * (0 - 2.0) + noise)
+    stop = ((end - 2.0) ** 2 + noise, 2 * (end - 2.0) + noise)
+    assert economy.alpha(end, start, stop) == pytest.approx(expected, abs=1e-9)
+
+
+def test_alpha_where_there_is_no_valley() -> None:
+    noise = torch.tensor([-0.1, 0.0, 0.1])
+    assert economy.alpha(1.0, (noise, -1 + noise), (-2 + noise, -3 + noise)) == -1
+    assert math.isnan(economy.alpha(0.0, (noise, noise), (noise, noise)))
+    assert math.isnan(economy.alpha(1.0, (noise, noise), (noise * math.inf, noise)))
+
+
+def test_curvature_equals_the_dense_hessian() -> None:
+    model = mlp(hidden=3)
+    x, y = blobs(16).tensors
+    with undisturbed(model):
+        examples = ExampleLosses(model, (x, y), MEMORY)
+        at = examples.parameters
+        buffers = dict(model.named_buffers())
+
+        def loss(vector_D: Tensor) -> Tensor:
+            outputs = functional_call(model, {**buffers, **like_flat(vector_D, at)}, ((x, y),))
+            return nn.functional.cross_entropy(outputs, y)
+
+        dense_DD = hessian(loss)(flat(at))
+        product = examples.hessian_product(at)
+        torch.testing.assert_close(product(torch.ones(len(dense_DD))), dense_DD.sum(1), rtol=1e-4, atol=1e-6)
+        settings = Curvature(probes=200, iterations=500, tolerance=1e-9, seed=3)
+        eigenvalues = torch.linalg.eigvalsh(dense_DD.double())
+        largest = eigenvalues[eigenvalues.abs().argmax()]
+        estimate = largest_eigenvalue(product, len(dense_DD), settings, "cpu")
+        assert estimate.value == pytest.approx(float(largest), rel=1e-3)
+        total = trace(product, len(dense_DD), settings, "cpu")
+    assert abs(total.value - float(dense_DD.trace())) < 3 * total.error
+    assert trace(product, len(dense_DD), settings, "cpu") == total, "the probes are seeded"
+    with pytest.raises(ValueError, match="probes from 2"):
+        Curvature(probes=1)
+
+
+def test_information_criterion_needs_a_positive_trace() -> None:
+    moments = moments_of(torch.tensor([[3.0], [4.0]]))
+    assert information_criterion(moments, 5.0) == 2.5
+    assert math.isnan(information_criterion(moments, -1.0))
+
+
+# Laziness -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [MEMORY, 40_000], ids=["whole", "in blocks"])
+def test_tangent_kernel_equals_the_dense_one(memory: int) -> None:
+    model = mlp()
+    x, y = blobs(16).tensors
+    with undisturbed(model):
+        examples = ExampleLosses(model, (x, y), MEMORY)
+        at = examples.parameters
+        kernel = laziness.tangent_kernel(
+            lambda values, names, rows: examples.jacobian(lambda outputs: outputs, values, names, rows), at, 16, memory
+        )
+        outputs = model((x, y)).flatten()
+        names = list(model.parameters())
+        rows = [
+            flat(dict(enumerate(torch.autograd.grad(one, names, retain_graph=True))))  # type: ignore[arg-type]
+            for one in outputs
+        ]
+    jacobian = torch.stack(rows)
+    torch.testing.assert_close(kernel, jacobian @ jacobian.T, rtol=1e-4, atol=1e-5)
+    assert laziness.kernel_distance(kernel, 3 * kernel) == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ModelError, match="takes 0 MiB, more than the bound"):
+        laziness.tangent_kernel(lambda values, names, rows: torch.zeros(1, 4, 1), at, 16, 1000)
+
+
+def test_a_linear_model_is_lazy_and_a_distance_is_relative() -> None:
+    net = nn.Linear(6, 4)
+    model = ComposerClassifier(net, num_classes=4)
+    x, y = blobs(16).tensors
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    now = {name: value + torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) for name, value in
+           start.items()}  # fmt: skip
+    found = read_step(Step(model, (x, y), now, now, start, 0.1, 16, y), ["laziness"], Curvature(), MEMORY)
+    assert found["kernel_distance"] == pytest.approx(0, abs=1e-12)
+    assert found["accuracy"] == found["linearised_accuracy"]
+    expected = float((flat(now) - flat(start)).norm() / flat(start).norm())
+    assert found["relative_distance"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_laziness_needs_classes() -> None:
+    model = mlp()
+    x, y = blobs(16).tensors
+    at = {name: value.detach().clone() for name, value in model.named_parameters()}
+    with pytest.raises(ModelError, match=r"seen were logits \(16, 4\) and no targets"):
+        read_step(Step(model, (x, y), at, at, at, 0.1, 16), ["laziness"], Curvature(), MEMORY)
+
+
+def test_wide_or_scaled_networks_are_lazier() -> None:
+    """The order that Chizat et al. 2019 describe: a large output scale leaves the kernel where it is."""
+    pixels, labels = digits_batch()
+
+    def reading(width: int, scale: float) -> dict[str, float]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 10))
+        start = {"module." + name: value.detach().clone() for name, value in net.named_parameters()}
+
+        class Scaled(ComposerClassifier):
+            def forward(self, batch: Any) -> Tensor:
+                return scale * super().forward(batch)
+
+        model = Scaled(net, num_classes=10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.2 / scale**2)
+        for _ in range(150):
+            optimizer.zero_grad()
+            model.loss(model((pixels, labels)), (pixels, labels)).backward()
+            optimizer.step()
+        now = {name: value.detach().clone() for name, value in model.named_parameters()}
+        step = Step(model, (pixels, labels), now, now, start, 0.1, 64, labels)
+        return read_step(step, ["laziness"], Curvature(), MEMORY)
+
+    with torch.random.fork_rng(devices=[]):
+        narrow, wide, scaled = reading(32, 1.0), reading(512, 1.0), reading(32, 100.0)
+    assert scaled["kernel_distance"] < wide["kernel_distance"] < narrow["kernel_distance"]
+    assert scaled["accuracy"] - scaled["linearised_accuracy"] < 0.05
+    assert narrow["linearised_accuracy"] < wide["linearised_accuracy"]
+    assert scaled["relative_distance"] < wide["relative_distance"] < narrow["relative_distance"]
+
+
+# Diagnosis ----------------------------------------------------------------------------------------------------------
+
+
+def series(**values: list[float]) -> dict[str, list[tuple[int, float]]]:
+    return {name: [(10 * index, value) for index, value in enumerate(column)] for name, column in values.items()}
+
+
+@pytest.mark.parametrize(
+    ("readings", "expected", "evidence"),
+    [
+        (series(alpha=[-0.99] * 6), "rate_too_small", "The median alpha of 6 readings is -0.99, at most -0.98."),
+        (series(alpha=[0.7, 0.9, math.nan, 0.8, 1.0, 0.6]), "rate_too_large",
+         "The median alpha of 5 readings is 0.8, at least 0.5."),
+        (series(gradient_norm=[1.0, math.inf]), "diverged", "The gradient norm is not a finite number at step 10."),
+        (series(noise_scale=[math.inf, 900.0, 800.0, 700.0, 10.0], batch_size=[32.0] * 5, norm_test=[2.5] * 5),
+         "batch_too_small",
+         "The median noise scale of 5 readings is 800 examples, 10 times the batch or more, and that of the norm test "
+         "2.5."),
+        (series(early_stopping=[-1.0, 0.2, -0.3, 0.1, 0.2, 0.4]), "stopped_too_late",
+         "The early-stopping criterion is above 0 in all 3 readings from step 30 on (0.1 there, 0.4 at step 50)."),
+        (series(kernel_distance=[0.0, 0.003], accuracy=[0.1, 0.946], linearised_accuracy=[0.1, 0.94]),
+         "as_good_as_linear",
+         "At step 10 the kernel distance is 0.003, and the linearised network has an accuracy of 94.0% where the "
+         "network itself has 94.6%."),
+    ],
+)  # fmt: skip
+def test_each_finding_has_its_evidence(readings: Any, expected: str, evidence: str) -> None:
+    (found,) = diagnose(readings)
+    assert (found.name, found.evidence) == (expected, evidence)
+    assert found.words.endswith(".")
+
+
+def test_nothing_is_said_of_healthy_or_short_runs() -> None:
+    healthy = series(
+        alpha=[-0.5, 0.1, -0.2, 0.3, 0.0], noise_scale=[50.0] * 5, batch_size=[32.0] * 5, gradient_norm=[1.0] * 5,
+        early_stopping=[-1.0] * 5, kernel_distance=[0.3], accuracy=[0.9], linearised_accuracy=[0.3],
+    )  # fmt: skip
+    assert diagnose(healthy) == []
+    assert diagnose(series(alpha=[-1.0] * 4, noise_scale=[math.inf] * 4, batch_size=[8.0])) == []
+    assert diagnose({}) == []
+    assert diagnose(series(early_stopping=[-1.0] * 9 + [1.0])) == [], "a run that stopped in time"
+
+
+# An outside oracle, where it is installed (cockpit-for-pytorch 1.0.2 with backpack-for-pytorch) ---------------------
+
+
+def test_alpha_and_norm_test_equal_those_of_cockpit() -> None:
+    alpha_module = pytest.importorskip("cockpit.quantities.alpha", exc_type=ImportError)
+    norm_module = pytest.importorskip("cockpit.quantities.norm_test", exc_type=ImportError)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        length = float(torch.rand(1, generator=generator)) + 0.01
+        columns = [torch.randn(16, generator=generator, dtype=torch.float64) + shift for shift in (2, 1, -1, 1)]
+        f_0, f_t, slope_0, slope_t = columns
+        means, variances = [float(c.mean()) for c in columns], [float(c.var()) for c in columns]
+        theirs = alpha_module._fit_quadratic(length, means[:2], means[2:], variances[:2], variances[2:])
+        assert economy.fit_parabola(length, means[:2], means[2:], variances) == pytest.approx(tuple(theirs), rel=1e-6)
+        expected = alpha_module._get_alpha(theirs, length)
+        assert economy.alpha(length, (f_0, slope_0), (f_t, slope_t)) == pytest.approx(expected, rel=1e-6)
+        rows_ND = torch.randn(16, 5, generator=generator) + 1
+        moments = moments_of(rows_ND)
+        quantity = norm_module.NormTest(track_schedule=lambda step: True)
+        # BackPACK's gradients carry the 1/N of the mean loss.
+        variance = quantity._compute_variance_l1(16, moments.squared_norms_N / 256, moments.mean_D @ moments.mean_D)
+        expected = quantity._compute_theta_max(16, variance, moments.mean_D @ moments.mean_D)
+        assert economy.gradient_tests(moments)["norm_test"] == pytest.approx(float(expected), rel=1e-6)
