@@ -30,6 +30,7 @@ __all__ = [
     "SequenceError",
     "SignalNotFoundError",
     "StaleReplayWarning",
+    "TaskError",
     "nearest",
 ]
 
@@ -84,6 +85,10 @@ class DataError(ReuseAlgosError, ValueError):
 
 class ModelError(ReuseAlgosError, ValueError):
     """A model cannot be built as asked."""
+
+
+class TaskError(ReuseAlgosError, ValueError):
+    """What a Trainer trains cannot be read from its batches, or something is not defined for it."""
 
 
 class RecipeError(ReuseAlgosError, ValueError):

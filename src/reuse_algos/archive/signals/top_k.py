@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-__all__ = ["decode_top_k", "encode_top_k"]
+__all__ = ["decode_top_k", "encode_top_k", "top_k_error"]
 
 
 def encode_top_k(logits_BC: Tensor, k: int) -> dict[str, Tensor]:
@@ -53,3 +54,32 @@ def decode_top_k(values_BK: Tensor, indices_BK: Tensor, rest_B: Tensor, num_clas
     share_B = rest_B.float() - math.log(max(others, 1))
     dense_BC = share_B.unsqueeze(1).repeat(1, num_classes)
     return dense_BC.scatter_(1, indices_BK.long(), values_BK.float())
+
+
+def top_k_error(values_BK: Tensor, rest_B: Tensor, num_classes: int, temperature: float) -> Tensor:
+    """Bound how much of the kept classes' probability :func:`decode_top_k` misplaces at a temperature.
+
+    At temperature 1 the kept mass is exact. At T > 1 it depends on how the rest's mass divides among the others, which
+    is lost: ``sum exp(z_i / T)`` is largest where they are equal, which is what decoding assumes, and smallest where as
+    few as possible have the mass, each at the smallest kept logit, which none of them exceeds.
+
+    Args:
+        values_BK: The kept logits in falling order.
+        rest_B: Logsumexp of all others.
+        num_classes: C.
+        temperature: T >= 1.
+
+    Returns:
+        float32 [B] from 0 to 1: the largest possible difference of the kept classes' total probability.
+    """
+    others = num_classes - values_BK.shape[1]
+    if others < 1:
+        return torch.zeros_like(rest_B, dtype=torch.float32)
+    values_BK, rest_B = values_BK.double(), rest_B.double()
+    kept_B = (values_BK / temperature).logsumexp(1)
+    largest_B = math.log(others) + (rest_B - math.log(others)) / temperature
+    least_B = values_BK[:, -1]
+    # Fewer than one class at the smallest kept logit is one class below it.
+    smallest_B = torch.where(rest_B < least_B, rest_B / temperature, rest_B - least_B + least_B / temperature)
+    smallest_B = torch.minimum(smallest_B, largest_B)
+    return (torch.sigmoid(kept_B - smallest_B) - torch.sigmoid(kept_B - largest_B)).float()

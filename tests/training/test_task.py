@@ -1,0 +1,202 @@
+"""The task is what the shapes and the model's own loss say, and its losses are torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reuse_algos.errors import TaskError
+from reuse_algos.training.task import Task, TaskSettings, find_task
+
+
+def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _classes(high: int, *shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randint(0, high, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _holes(targets: torch.Tensor, mark: float) -> torch.Tensor:
+    """Every third target is not counted."""
+    holes = targets.clone()
+    holes.view(-1)[::3] = mark
+    return holes
+
+
+def _shifted(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs[:, :-1].transpose(1, 2), targets[:, 1:], ignore_index=-100)
+
+
+def _last(outputs: torch.Tensor, targets: torch.Tensor, ignore: int = -100) -> torch.Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2), targets.flatten(), ignore_index=ignore)
+
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+FOUND: dict[str, tuple[torch.Tensor, torch.Tensor, Loss, Task]] = {
+    "multiclass": (_numbers(8, 5), _classes(5, 8), F.cross_entropy, Task("multiclass", 5)),
+    "soft labels": (_numbers(8, 5), _numbers(8, 5, seed=2).softmax(1), F.cross_entropy, Task("multiclass", 5)),
+    "one logit": (
+        _numbers(8, 1),
+        _classes(2, 8, 1).float(),
+        F.binary_cross_entropy_with_logits,
+        Task("binary", 1),
+    ),
+    "one logit, flat, whole labels": (
+        _numbers(8),
+        _classes(2, 8),
+        lambda o, t: F.binary_cross_entropy_with_logits(o, t.float()),
+        Task("binary", 1, 0),
+    ),
+    "one logit per pixel": (
+        _numbers(2, 1, 4, 4),
+        _classes(2, 2, 4, 4),
+        lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.float()),
+        Task("binary", 1),
+    ),
+    "multilabel": (
+        _numbers(8, 4),
+        _classes(2, 8, 4).float(),
+        F.binary_cross_entropy_with_logits,
+        Task("multilabel", 4),
+    ),
+    "multilabel with missing labels": (
+        _numbers(8, 4),
+        _holes(_classes(2, 8, 4).float(), -1),
+        lambda o, t: F.binary_cross_entropy_with_logits(o[t >= 0], t[t >= 0]),
+        Task("multilabel", 4),
+    ),
+    "regression of 0 and 1": (_numbers(8, 1), _classes(2, 8, 1).float(), F.mse_loss, Task("regression", 1)),
+    "regression of several": (_numbers(8, 3), _numbers(8, 3, seed=4), F.mse_loss, Task("regression", 3)),
+    "regression by absolute errors": (_numbers(8, 1), 3 * _numbers(8, 1, seed=4), F.l1_loss, Task("regression", 1)),
+    "tokens": (_numbers(4, 6, 9), _classes(9, 4, 6), _last, Task("token", 9, -1)),
+    "tokens with padding": (_numbers(4, 6, 9), _holes(_classes(9, 4, 6), -100), _last, Task("token", 9, -1)),
+    "as many tokens as classes": (_numbers(4, 6, 6), _classes(6, 4, 6), _last, Task("token", 6, -1)),
+    "as many positions as classes": (_numbers(4, 6, 6), _classes(6, 4, 6), F.cross_entropy, Task("dense", 6)),
+    "tokens padded with class 0": (
+        _numbers(4, 6, 9),
+        _holes(_classes(9, 4, 6), 0),
+        lambda o, t: _last(o, t, 0),
+        Task("token", 9, -1, 0),
+    ),
+    "causal": (_numbers(4, 6, 9), _holes(_classes(9, 4, 6), -100), _shifted, Task("token", 9, -1, None, True)),
+    "pixels": (_numbers(2, 3, 4, 4), _classes(3, 2, 4, 4), F.cross_entropy, Task("dense", 3)),
+    "pixels, 255 ignored": (
+        _numbers(2, 3, 4, 4),
+        _holes(_classes(3, 2, 4, 4), 255),
+        lambda o, t: F.cross_entropy(o, t, ignore_index=255),
+        Task("dense", 3),
+    ),
+    "pixels, classes last": (_numbers(2, 4, 4, 3), _classes(3, 2, 4, 4), _last, Task("dense", 3, -1)),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_the_loss_shows_the_task(case: str) -> None:
+    outputs, targets, loss, expected = FOUND[case]
+    found = find_task(outputs, targets, float(loss(outputs, targets)), ignore_indices=(0, -100))
+    assert (found.kind, found.num_classes, found.class_dim, found.ignore_index, found.shift) == (
+        expected.kind,
+        expected.num_classes,
+        expected.class_dim,
+        expected.ignore_index,
+        expected.shift,
+    )
+
+
+@pytest.mark.parametrize("case", [case for case in FOUND if "absolute" not in case])
+def test_losses_of_examples_are_the_models_own(case: str) -> None:
+    outputs, targets, loss, task = FOUND[case]
+    losses_B = task.losses(task.rows(outputs, targets))
+    for row in range(len(outputs)):
+        own = loss(outputs[row : row + 1], targets[row : row + 1])
+        assert losses_B[row].isnan() == own.isnan()
+        if not own.isnan():
+            assert float(losses_B[row]) == pytest.approx(float(own), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["binary", "multilabel"])
+def test_sigmoid_margins_and_correctness_by_hand(kind: str) -> None:
+    task = Task(kind, 2 if kind == "multilabel" else 1)  # type: ignore[arg-type]
+    logits = torch.tensor([[1.5, -2.0], [0.5, 0.25]])[:, : task.num_classes]
+    labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])[:, : task.num_classes]
+    rows = task.rows(logits, labels)
+    assert task.correct(rows).tolist() == [1, 0]
+    expected = [[1.75, -0.125], [1.5, -0.5]][kind == "binary"]
+    assert task.logit_margin(rows).tolist() == pytest.approx(expected)
+
+
+def test_ignored_targets_count_nowhere() -> None:
+    task = Task("dense", 3)
+    logits = torch.zeros(3, 3, 1, 2)
+    logits[:, 1] = 2.0
+    targets = torch.tensor([[[1, 255]], [[1, 0]], [[-1, -100]]])
+    logits[0, :, 0, 1] = torch.tensor([torch.nan, torch.inf, 0.0])
+    rows = task.rows(logits, targets)
+    assert task.correct(rows).tolist() == [1, 0, 0]  # nothing shows that the last one is right
+    one = float(F.cross_entropy(torch.tensor([[0.0, 2.0, 0.0]]), torch.tensor([1])))
+    losses = task.losses(rows)
+    assert float(losses[0]) == pytest.approx(one, abs=1e-6)
+    assert losses[2].isnan()
+    assert task.logit_margin(rows)[:2].tolist() == pytest.approx([2.0, 0.0])
+
+
+def test_own_losses_that_are_no_plain_ones_leave_the_only_reading() -> None:
+    outputs, targets = _numbers(8, 5), _classes(5, 8)
+    smoothed = float(F.cross_entropy(outputs, targets, label_smoothing=0.1))
+    assert find_task(outputs, targets, smoothed).kind == "multiclass"
+
+
+def test_what_nothing_tells_apart_is_refused() -> None:
+    outputs, targets = _numbers(8, 1), _classes(2, 8, 1).float()
+    focal = 0.1234
+    with pytest.raises(TaskError, match=r"binary of 1.*regression of 1.*Set task: \{kind"):
+        find_task(outputs, targets, focal)
+    assert find_task(outputs, targets, focal, metrics=["BinaryAccuracy"]).kind == "binary"
+    assert find_task(outputs, targets, focal, metrics=["MeanSquaredError"]).kind == "regression"
+    assert find_task(outputs, targets, focal, TaskSettings(kind="binary")).kind == "binary"
+
+
+def test_the_loss_outweighs_the_metrics() -> None:
+    outputs, targets = _numbers(8, 1), _classes(2, 8, 1).float()
+    found = find_task(outputs, targets, float(F.mse_loss(outputs, targets)), metrics=["BinaryAccuracy"])
+    assert found.kind == "regression"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets", "settings"),
+    [
+        ((8, 5), (8, 3), TaskSettings()),
+        ((8, 5), (7,), TaskSettings()),
+        ((8, 5), (8,), TaskSettings(kind="binary")),
+        ((2, 3, 4, 4), (2, 4, 4), TaskSettings(kind="dense", class_dim=-1)),
+    ],
+)
+def test_shapes_that_fit_nothing_are_named(
+    outputs: tuple[int, ...], targets: tuple[int, ...], settings: TaskSettings
+) -> None:
+    with pytest.raises(TaskError, match=rf"outputs \({outputs[0]}, .*targets \({targets[0]},"):
+        find_task(_numbers(*outputs), _classes(3, *targets), None, settings)
+
+
+def test_what_is_not_defined_is_refused_by_name() -> None:
+    task = Task("regression", 1)
+    with pytest.raises(TaskError, match="'correct' is not defined for the task 'regression'"):
+        task.correct(task.rows(_numbers(4, 1), _numbers(4, 1)))
+
+
+def test_tasks_of_two_runs_are_compared() -> None:
+    assert Task("token", 9, -1).difference(Task("token", 9, 1)) is None  # the axis is the model's own affair
+    assert (
+        Task("token", 9, -1).difference(Task("dense", 8))
+        == "kind 'token' here and 'dense' there, num_classes 9 here and 8 there"
+    )
+
+
+@pytest.mark.parametrize("bad", [{"kind": "multi-class"}, {"class_dim": 2}, {"kind": "dense", "shift": True}])
+def test_settings_that_cannot_be(bad: dict) -> None:
+    with pytest.raises(TaskError, match="task"):
+        TaskSettings(**bad)
