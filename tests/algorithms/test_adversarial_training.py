@@ -31,7 +31,9 @@ def images(count: int = 32) -> TensorDataset:
 def net(norm: bool = True) -> ComposerClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        layers = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.ReLU(), nn.Linear(8, 3))
+        layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8) if norm else nn.Identity(), nn.ReLU(), nn.Linear(8, 3)
+        )
     return ComposerClassifier(layers, num_classes=3)
 
 

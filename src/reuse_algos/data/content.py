@@ -102,9 +102,10 @@ def files_of(dataset: Any) -> list[str] | None:
         if not isinstance(listed, Sequence) or isinstance(listed, str) or len(listed) != len(dataset) or not listed:
             continue
         paths = [one[0] if isinstance(one, tuple) and one else one for one in listed]
-        if all(isinstance(path, str | Path) for path in paths):
+        texts = [path for path in paths if isinstance(path, str | Path)]
+        if len(texts) == len(paths):
             folder = getattr(dataset, "root", None)
-            found = [Path(path) for path in paths]
+            found = [Path(path) for path in texts]
             if not found[0].exists() and isinstance(folder, str | Path):
                 found = [Path(folder) / path for path in found]
             if found[0].is_file():
