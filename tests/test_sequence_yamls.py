@@ -16,8 +16,28 @@ def plan(name: str, *overrides: str) -> Plan:
     return plan_sequence(load_sequence(ROOT / f"yamls/sequences/{name}.yaml", overrides))
 
 
-def test_the_four_are_there() -> None:
-    assert [path.stem for path in FILES] == ["five_seeds", "growing_data", "learning_rate_search", "transfer_learning"]
+def test_the_six_are_there() -> None:
+    assert [path.stem for path in FILES] == [
+        "attack_strength",
+        "batch_size",
+        "five_seeds",
+        "growing_data",
+        "learning_rate_search",
+        "transfer_learning",
+    ]
+
+
+def test_a_sweep_of_batch_sizes_has_a_constant_rate() -> None:
+    steps = plan("batch_size").steps
+    assert {step.recipe.settings.scheduler is None for step in steps} == {True}
+    assert len({(step.recipe.settings.data.batch_size, step.recipe.settings.optimizer["lr"]) for step in steps}) == 20
+
+
+def test_a_sweep_of_attacks_changes_the_strength_only() -> None:
+    steps = plan("attack_strength").steps
+    strengths = [step.recipe.settings.algorithms["adversarial_training"]["epsilon"] for step in steps]
+    assert strengths == sorted(set(strengths))
+    assert len({str(step.recipe.settings.optimizer) for step in steps}) == 1
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

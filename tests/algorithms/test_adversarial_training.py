@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from ranks.train_adversarially import attacked
 from reuse_algos.algorithms import AdversarialTraining
 from reuse_algos.algorithms.adversarial_training import adversarial_inputs
 from reuse_algos.data.pixels import PixelSpace
@@ -119,3 +122,17 @@ def test_what_it_cannot_attack_is_refused() -> None:
         AdversarialTraining(0.1, pixel_mean=(0.0,))
     with pytest.raises(ValueError, match="epsilon"):
         AdversarialTraining(2.0)
+
+
+@pytest.mark.ranks
+def test_two_ranks_attack_as_one(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "ranks" / "train_adversarially.py"
+    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+    alone = attacked()
+    assert len(parts[0]) == len(parts[1]) == 16
+    assert (parts[0] | parts[1]).keys() == alone.keys()
+    for position, inputs in (parts[0] | parts[1]).items():
+        assert torch.allclose(inputs, alone[position], atol=1e-6)

@@ -26,7 +26,7 @@ from reuse_algos.archive import (
 from reuse_algos.callbacks import RunForecast, RunRecorder
 from reuse_algos.cli import main
 from reuse_algos.errors import NoEffectWarning, NotEnoughEvidenceError
-from reuse_algos.predict import backtest, forecast_run, histories, summarise
+from reuse_algos.predict import backtest, batch_sweep, forecast_run, histories, summarise
 from reuse_algos.predict.evidence import budget_curve, points_over, sized_runs, speed_of, trials_of
 from reuse_algos.predict.forecast import conformal_factor, end_seconds, runs_needed
 from toy import blobs, checkpointed, loader, trainer
@@ -204,27 +204,36 @@ def study(archive: RunArchive, scheduler: Any = None) -> None:
             write(archive, "run", [1.0] * 40, every=1, accuracy=accuracy, batch=batch, recipe=recipe)
 
 
-def test_sweep_equals_a_group_by(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pandas = pytest.importorskip("pandas")
+def test_sweep_command_on_known_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = RunArchive(tmp_path / "archive")
     study(archive)
-    frame = pandas.DataFrame(
-        [
-            {"batch": run.recipe["data"]["batch_size"], "step": step, "value": value}
-            for run in histories(archive, "monitor")
-            for step, value in zip(run.steps, run.values, strict=True)
-        ]
-    )
-    expected = frame[frame.value > 0.95].groupby("batch").step.min().to_dict()
     command = ["sweep", "batch-size", str(archive.root), "--goal", "0.95", "--json"]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {row["batch"]: row["steps"] for row in found["steps_to_result"]} == expected
+    assert {row["batch"]: row["steps"] for row in found["steps_to_result"]} == {4: 30, 8: 20, 16: 14, 32: 12}
+    assert {row["best_value"] for row in found["steps_to_result"]} == {0.1}
     assert found["noise_scale"]["noise"] > 0
     assert main([*command[:3], "--goal", "1.5"]) == 2
     assert "none of 12 runs reached" in capsys.readouterr().err
     assert main([*command, "--over", "data.batch"]) == 2
     assert "Did you mean 'data.batch_size'" in capsys.readouterr().err
+
+
+def test_sweep_equals_a_group_by_of_pandas(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    archive = RunArchive(tmp_path / "archive")
+    study(archive)
+    runs = histories(archive, "monitor")
+    frame = pandas.DataFrame(
+        [
+            {"batch": run.recipe["data"]["batch_size"], "step": step, "value": value}
+            for run in runs
+            for step, value in zip(run.steps, run.values, strict=True)
+        ]
+    )
+    expected = frame[frame.value > 0.95].groupby("batch").step.min().to_dict()
+    sweep = batch_sweep(trials_of(runs, "data.batch_size", "optimizer.lr"), 0.95)
+    assert {point.batch: point.steps for point in sweep.points} == expected
 
 
 def test_sweep_refuses_what_the_record_contradicts(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "digits/warm_start",
         "digits/feature_extraction",
         "digits/adversarial_replay",
+        "digits/adversarial_training",
         "cifar100/resnet56/baseline",
         "cifar100/resnet56/distilled_kl",
         "cifar100/resnet56/distilled_mse_mixup",
