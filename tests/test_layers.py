@@ -17,6 +17,7 @@ ORDER = (
     "models",
     "training",
     "priors",
+    "pairs",
     "algorithms",
     "callbacks",
     "harvest",
