@@ -15,6 +15,9 @@ which is narrow, and good runs leave it, too: by alpha from step 71 on, by the n
   rate was not in truth too large: it ended at 92 to 96 % accuracy, above the good one (91 to 93 %).
 - diverging (20): alpha at 17, 17, 25, norm test and loss at 17. The loss is as early. The median alpha is 0.308, so the
   diagnosis says nothing: its bound for a rate that is too large (0.5) was not reached by any run.
+- the early-stopping criterion (running median of five above 0) is at step 251 to 301 for the rate of 0.6, whose best
+  accuracy is at 325 to 425; never for the good rate (best at 350 to 450); and at 253 and 367 for two of the runs that
+  had hardly begun to learn. It was no guide to the validation optimum here.
 - the norm test never told a rate apart before the loss did.
 
 Every run is one JSON line in ``--out`` with the raw readings, accuracy, versions and hardware.
