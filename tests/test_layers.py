@@ -19,6 +19,7 @@ ORDER = (
     "training",
     "priors",
     "predict",
+    "pairs",
     "algorithms",
     "functional",
     "callbacks",

@@ -1,0 +1,155 @@
+"""Relative representations against a dense numpy version, on made-up pairs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from compare.synthetic_runs import write_run
+from reuse_algos.archive import DatasetRecord, PriorRun, RunArchive
+from reuse_algos.errors import DataError
+from reuse_algos.pairs import RelativeSpace, relative_rows
+
+CLASSES = 5
+
+
+def pairs(count: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Keys, image features, text features and classes: both modalities place the classes in directions of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.Generator().manual_seed(99)
+    image_centres, text_centres = (
+        torch.randn(CLASSES, 12, generator=centres),
+        torch.randn(CLASSES, 8, generator=centres),
+    )
+    labels = torch.arange(count) % CLASSES
+    images = image_centres[labels] + 0.8 * torch.randn(count, 12, generator=generator)
+    texts = text_centres[labels] + 0.5 * torch.randn(count, 8, generator=generator)
+    keys = torch.randperm(10 * count, generator=generator)[:count]
+    return keys, images, texts, labels
+
+
+def by_numpy(images: Tensor, texts: Tensor, anchors: tuple[Tensor, Tensor], k: int, power: float) -> np.ndarray:
+    """Every step on dense float64 matrices, row by row."""
+    relative = []
+    for rows, known in zip((images, texts), anchors, strict=True):
+        unit = [m / np.linalg.norm(m, axis=1, keepdims=True) for m in (rows.double().numpy(), known.double().numpy())]
+        cosines = unit[0] @ unit[1].T
+        for row in cosines:
+            row[np.argsort(-row, kind="stable")[k:]] = 0
+        powers = np.maximum(cosines, 0) ** power
+        relative.append(powers / np.linalg.norm(powers, axis=1, keepdims=True))
+    return relative[0] @ relative[1].T
+
+
+@pytest.mark.parametrize(("k", "power"), [(20, 8.0), (20, 1.0), (100, 8.0), (100, 3.0), (1, 2.0)])
+def test_it_equals_a_dense_numpy_version(k: int, power: float) -> None:
+    keys, images, texts, _ = pairs(100)
+    space = RelativeSpace(k, power)
+    space.add(keys, images, texts)
+    _, new_images, new_texts, _ = pairs(40, seed=1)
+    expected = by_numpy(new_images, new_texts, (images, texts), k, power)
+    found = space.similarity(new_images, new_texts)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def accuracy(space: RelativeSpace, seed: int = 1) -> Tensor:
+    """Accuracy for each class, with one prompt for each class."""
+    _, images, texts, labels = pairs(500, seed=seed)
+    prompts = torch.stack([texts[labels == number].mean(0) for number in range(CLASSES)])
+    right = space.similarity(images, prompts).argmax(1) == labels
+    return torch.stack([right[labels == number].double().mean() for number in range(CLASSES)])
+
+
+def test_it_classifies_and_shuffled_pairs_do_not() -> None:
+    keys, images, texts, _ = pairs(400)
+    space, control = RelativeSpace(50), RelativeSpace(50)
+    space.add(keys, images, texts)
+    control.add(keys, images, texts[torch.randperm(400, generator=torch.Generator().manual_seed(5))])
+    assert accuracy(space).mean() > 0.8
+    assert abs(accuracy(control).mean() - 1 / CLASSES) < 0.1
+
+
+def test_removing_a_class_forgets_it_and_adding_it_again_is_bit_equal() -> None:
+    keys, images, texts, labels = pairs(400)
+    space = RelativeSpace(50)
+    space.add(keys, images, texts)
+    _, new_images, new_texts, _ = pairs(30, seed=2)
+    before, known = space.similarity(new_images, new_texts), accuracy(space)
+    gone = labels == 3
+    space.remove(keys[gone])
+    assert not torch.isin(keys[gone], space.keys).any()
+    assert accuracy(space)[3] < 0.3 < known[3]
+    space.add(keys[gone].flip(0), images[gone].flip(0), texts[gone].flip(0))
+    assert torch.equal(space.similarity(new_images, new_texts), before)
+
+
+def test_the_shares_of_the_deciding_pairs_add_up() -> None:
+    keys, images, texts, labels = pairs(200)
+    space = RelativeSpace(30)
+    space.add(keys, images, texts)
+    _, new_images, new_texts, new_labels = pairs(10, seed=3)
+    shares = space.decided_by(new_images[0], new_texts[0], count=200)
+    expected = float(space.similarity(new_images[:1], new_texts[:1]))
+    assert sum(one.share for one in shares) == pytest.approx(expected, abs=1e-6)
+    assert [one.share for one in shares] == sorted((one.share for one in shares), reverse=True)
+    (best,) = space.decided_by(new_images[0], new_texts[0], count=1)
+    assert labels[keys == best.key] == new_labels[0]
+
+
+def test_of_equal_cosines_the_earlier_anchor_is_kept() -> None:
+    rows = relative_rows(
+        torch.tensor([[2.0, 0.0], [0.0, -1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), 1, 8
+    )
+    assert rows.tolist() == [[1, 0, 0], [0, 0, 0]], "and a row without a positive cosine is 0"
+
+
+def features_run(archive: RunArchive, name: str, keys: Tensor, rows: Tensor) -> PriorRun:
+    """A run with archived features of its examples."""
+    meta = {"epoch": 0, "source": "harvest", "encoding": "dense", "slot": 0, "view": 0}
+    values = {"ids": torch.arange(len(keys)), "values": rows}
+    return archive.run(
+        write_run(
+            archive, name, 0, [0.5],
+            put=[("dataset", "examples", {"keys": keys}), ("signals", "features", values, meta)],
+            dataset=DatasetRecord(name=name, num_examples=len(keys), fingerprint="f" * 64),
+        )
+    )  # fmt: skip
+
+
+def test_archived_features_are_matched_by_key(tmp_path: Path) -> None:
+    keys, images, texts, _ = pairs(60)
+    archive = RunArchive(tmp_path / "archive")
+    image_run = features_run(archive, "images", keys[:50], images[:50])
+    order = torch.randperm(50, generator=torch.Generator().manual_seed(1)) + 10
+    text_run = features_run(archive, "texts", keys[order], texts[order])
+    space, expected = RelativeSpace.of_runs(image_run, text_run, k=10), RelativeSpace(10)
+    expected.add(keys[10:50], images[10:50], texts[10:50])
+    assert torch.equal(space.keys, keys[10:50].sort().values)
+    assert torch.equal(space.similarity(images, texts), expected.similarity(images, texts))
+    strange = features_run(archive, "strange", -1 - keys, texts)
+    with pytest.raises(DataError, match="no key in common"):
+        RelativeSpace.of_runs(image_run, strange)
+    with pytest.raises(LookupError, match="features"):
+        RelativeSpace.of_runs(archive.run(write_run(archive, "plain", 0, [0.5])), text_run)
+
+
+def test_wrong_input_is_refused() -> None:
+    keys, images, texts, _ = pairs(10)
+    space = RelativeSpace(11)
+    space.add(keys, images, texts)
+    with pytest.raises(DataError, match="k=11 is larger than the 10 anchors"):
+        space.similarity(images, texts)
+    with pytest.raises(DataError, match="a key is given twice, or is there already"):
+        space.add(keys[:1], images[:1], texts[:1])
+    with pytest.raises(DataError, match=r"features of size \(3,\) do not fit those of 12 there"):
+        space.add(keys[:1] + 1000, images[:1, :3], texts[:1])
+    with pytest.raises(DataError, match="2 keys come with 1 images and 1 texts"):
+        space.add(keys[:2] + 1000, images[:1], texts[:1])
+    with pytest.raises(DataError, match="1 of 1 keys to remove are not anchors"):
+        space.remove(torch.tensor([-5]))
+    with pytest.raises(ValueError, match="k from 1 and a power above 0"):
+        RelativeSpace(0)
