@@ -61,7 +61,7 @@ FIRST_PRIOR_SEED = 101
 STUDIES = {"cifar100-small": ("cifar100/small/baseline", 20), "digits": ("digits/baseline", 30)}
 
 # Share of the number of epochs, settings of the replay, and the attack where perturbations are made at every step.
-_APPEND, _REPLACE = {"mode": "append", "fraction": 0.5}, {"mode": "replace", "fraction": 0.5}
+_APPEND, _REPLACE = {"name": "append", "fraction": 0.5}, {"name": "replace", "fraction": 0.5}
 METHODS: dict[str, tuple[float, dict[str, Any] | None, int | None]] = {
     "plain": (1.0, None, None),
     "plain_long": (1.5, None, None),
@@ -123,7 +123,7 @@ class Study:
             print(f"unknown methods {unknown}; known: {', '.join(METHODS)}", file=sys.stderr)
             return 2
         if not self.options.summary:
-            RunArchive(self.options.archive)
+            RunArchive(self.options.archive, create=True)
             self.run_all([("prior", seed) for seed in self.prior_seeds])
             if any(self.find("prior", seed) is None for seed in self.prior_seeds):
                 print("the prior runs are not complete; start again to go on", file=sys.stderr)
@@ -233,7 +233,8 @@ def run_one(job: dict[str, Any], out: Path) -> None:
         overrides.append(f"model.autocast={job['autocast']}")
     if settings is not None:
         runs = {"tags": tags, "order": "first", "limit": job["priors"]}
-        overrides.append("algorithms.adversarial_replay=" + json.dumps({"runs": runs, "warn_below": 0.0, **settings}))
+        options = {"runs": runs, "mode": settings, "perturbations": {"warn_below": 0.0}}
+        overrides.append("algorithms.adversarial_replay=" + json.dumps(options))
     trainer = build_trainer(load_recipe(ROOT / "yamls" / f"{STUDIES[job['study']][0]}.yaml", overrides))
     if online_steps is not None:
         (replay,) = [one for one in trainer.state.algorithms if isinstance(one, AdversarialReplay)]

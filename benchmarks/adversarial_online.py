@@ -55,8 +55,8 @@ class OnlineAdvProp(AdversarialReplay):
         """Attack the rows; their random start is another one in each epoch."""
         assert self.pixels is not None
         model: Any = unwrap_model(state.model)
-        clean_BCHW: Any = batch_get(state.batch, self.input_key)
-        targets_B: Any = batch_get(state.batch, self.target_key)
+        clean_BCHW: Any = batch_get(state.batch, self.keys.input)
+        targets_B: Any = batch_get(state.batch, self.keys.target)
         places_R = rows_R.to(clean_BCHW.device)
         inputs_RCHW, labels_R = clean_BCHW[places_R], targets_B[places_R]
         keys_R = self.keys_N[self.ids.microbatch.positions[rows_R]]
@@ -69,7 +69,7 @@ class OnlineAdvProp(AdversarialReplay):
                 layer.switch.auxiliary = True
             with get_precision_context(state.precision, state.precision_config):
                 delta_RCHW = perturb(
-                    lambda inputs: logits_of(model((inputs, labels_R)), self.output_key),
+                    lambda inputs: logits_of(model((inputs, labels_R)), self.keys.output),
                     inputs_RCHW,
                     labels_R,
                     self.attack,

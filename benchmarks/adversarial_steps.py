@@ -31,13 +31,13 @@ GOALS = {"replace_split": 1.10, "replace_joint": 1.10, "append_split": 1.6, "app
 # Name -> settings of AdversarialReplay, and steps of PGD where the perturbations are made at every step.
 VARIANTS: dict[str, tuple[dict[str, Any] | None, int | None]] = {
     "plain": (None, None),
-    "replace_split": ({"mode": "replace", "split_batch_norm": True}, None),
-    "replace_joint": ({"mode": "replace", "split_batch_norm": False}, None),
-    "append_split": ({"mode": "append", "split_batch_norm": True}, None),
-    "append_joint": ({"mode": "append", "split_batch_norm": False}, None),
-    "online_pgd1": ({"mode": "append", "split_batch_norm": True}, 1),
-    "online_pgd5": ({"mode": "append", "split_batch_norm": True}, 5),
-    "online_pgd5_whole_batch": ({"mode": "append", "split_batch_norm": True, "fraction": 1.0}, 5),  # as published
+    "replace_split": ({"name": "replace", "split_batch_norm": True}, None),
+    "replace_joint": ({"name": "replace", "split_batch_norm": False}, None),
+    "append_split": ({"name": "append", "split_batch_norm": True}, None),
+    "append_joint": ({"name": "append", "split_batch_norm": False}, None),
+    "online_pgd1": ({"name": "append", "split_batch_norm": True}, 1),
+    "online_pgd5": ({"name": "append", "split_batch_norm": True}, 5),
+    "online_pgd5_whole_batch": ({"name": "append", "split_batch_norm": True, "fraction": 1.0}, 5),  # as published
 }
 
 
@@ -125,7 +125,7 @@ def _algorithms(name: str, archive: Path) -> list[Any]:
     settings, steps = VARIANTS[name]
     if settings is None:
         return []
-    replay = AdversarialReplay(archive, "prior", warn_below=0.0, **settings)
+    replay = AdversarialReplay(archive, "prior", mode=settings, perturbations={"warn_below": 0.0})
     return [replay if steps is None else OnlineAdvProp.instead_of(replay, Attack(steps=steps))]
 
 

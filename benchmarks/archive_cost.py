@@ -144,7 +144,7 @@ def measure_gather(folder: Path, quick: bool, emit: Emit) -> None:
     """256 random rows of a 50,000 x 100 signal against ``index_select`` on a tensor in RAM that holds the same."""
     generator = torch.Generator().manual_seed(0)
     ram = torch.randn(EXAMPLES, CLASSES, generator=generator).half()
-    archive = RunArchive(folder / "archive")
+    archive = RunArchive(folder / "archive", create=True)
     whole = signal_of(archive, {0: {"values": ram}, 1: {"values": ram.flip(0)}})
     top_k = signal_of(archive, {0: encode_top_k(ram, 16)}, encoding="top_k", num_classes=CLASSES)
     order = torch.randperm(EXAMPLES, generator=generator)
@@ -211,7 +211,7 @@ def measure_listing(folder: Path, quick: bool, emit: Emit) -> None:
     few, many = 100, 1_000 if quick else 10_000
     small, large = folder / "small", folder / "large"
     made = {path: make_runs(path, count) for path, count in ((small, few), (large, many))}
-    few_archive, many_archive = RunArchive(small), RunArchive(large)
+    few_archive, many_archive = RunArchive(small, create=True), RunArchive(large, create=True)
     for name, select in SELECTIONS.items():
 
         def ten_times(select: Callable[[RunArchive], object] = select) -> None:
@@ -239,7 +239,7 @@ SELECTIONS: dict[str, Callable[[RunArchive], object]] = {
 
 def select_in_child(path: str) -> dict[str, float]:
     """Memory that selecting takes."""
-    archive, before = RunArchive(path), memory_mib()
+    archive, before = RunArchive(path, create=True), memory_mib()
     for select in SELECTIONS.values():
         select(archive)
     return growth(before, memory_mib())
@@ -271,7 +271,7 @@ def measure_rows(folder: Path, quick: bool, emit: Emit) -> None:
 def rows_in_child(path: str) -> dict[str, float]:
     """Memory and time that opening a signal takes, and gathering from it."""
     before, began = memory_mib(), time.perf_counter()
-    archive = RunArchive(path)
+    archive = RunArchive(path, create=True)
     run = archive.run(archive.run_ids()[0])
     signal = run.signal("logits")
     seconds, opened = time.perf_counter() - began, memory_mib()

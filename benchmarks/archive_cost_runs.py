@@ -17,8 +17,8 @@ from reuse_algos.archive import (
     history_tensors,
 )
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.generations import final_path
-from reuse_algos.archive.format.manifest import FinalRecord, encode_manifest, manifest_path
+from reuse_algos.archive.format.manifest import FinalRecord, encode_manifest
+from reuse_algos.archive.format.names import final_path, manifest_path
 from reuse_algos.callbacks.provenance import environment
 
 MONITOR = "metrics/eval/MulticlassAccuracy"
@@ -30,7 +30,7 @@ def make_runs(path: Path, count: int) -> int:
     Selecting opens nothing but the records, so only the first run's data files are there. The records are written
     without waiting for the disk.
     """
-    archive = RunArchive(path)
+    archive = RunArchive(path, create=True)
     template = first_run(archive)
     size = 0
     for number in range(1, count):

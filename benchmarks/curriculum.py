@@ -54,10 +54,10 @@ STUDIES = {"cifar100-small": ("cifar100/small/baseline", 20), "digits": ("digits
 # Share of the full number of epochs, and settings of the strategy.
 STRATEGIES: dict[str, tuple[float, dict[str, Any]]] = {
     # Both leave out 37.5 % of the examples: a half of the easier three quarters, or three quarters of the easier half.
-    "dynamic_prune": (1.0, {"strategy": "dynamic_prune", "score": "loss", "prune_rate": 0.5, "easy_share": 0.75}),
-    "dynamic_prune_75": (1.0, {"strategy": "dynamic_prune", "score": "loss", "prune_rate": 0.75}),
-    "prune": (1.0, {"strategy": "prune", "score": "el2n", "keep": 0.5, "class_balance": True}),
-    "subset": (1.0, {"strategy": "subset", "score": "variation_ratio", "keep": 0.5}),
+    "dynamic_prune": (1.0, {"strategy": {"name": "dynamic_prune", "easy_share": 0.75}, "score": "loss"}),
+    "dynamic_prune_75": (1.0, {"strategy": {"name": "dynamic_prune", "prune_rate": 0.75}, "score": "loss"}),
+    "prune": (1.0, {"strategy": {"name": "prune", "keep": 0.5, "class_balance": True}, "score": "el2n"}),
+    "subset": (1.0, {"strategy": {"name": "subset", "keep": 0.5}, "score": "variation_ratio"}),
     "curriculum": (0.5, {"strategy": "curriculum", "score": "loss"}),
     "active_bias": (0.5, {"strategy": "active_bias", "score": "variance"}),
     "focus": (0.5, {"strategy": "focus", "score": "loss"}),
@@ -316,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.one is not None:
         run_one(json.loads(options.one), Path(options.out))
         return 0
-    RunArchive(options.archive)
+    RunArchive(options.archive, create=True)
     return Benchmark(options).main()
 
 

@@ -96,7 +96,7 @@ def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> 
         began = time.perf_counter()
         harvest(archive, "prior", signals=("features",), dataset=dataset, batch_size=batch, progress=False)
         harvest_seconds = time.perf_counter() - began
-        settings: dict[str, Any] = {"head": "reset", "freeze": "backbone"}
+        settings: dict[str, Any] = {"head": "reset", "trainable": {"freeze": "backbone"}}
         trainings = {
             source: Training(name, dataset, batch, PriorRunWarmStart(archive, "prior", source=source, **settings))
             for source in SOURCES

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
+from reuse_algos.algorithms.prior_run_distillation import KL
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
@@ -205,15 +206,17 @@ def _parts(name: str, folder: Path) -> list[Any]:
     if name in _TEACHERS:
         source, every = name.split("_")[0], 10 if name.endswith("_every_10") else 1
         runs = [f"prior-{number}" for number in range(_TEACHERS[name])]
-        kl: dict[str, Any] = {"loss": "kl", "temperature": TEMPERATURE, "weight": WEIGHT}
-        return [PriorRunDistillation(archive, runs, source=source, every_n_batches=every, **kl)]
+        loss = KL(temperature=TEMPERATURE, weight=WEIGHT)
+        return [PriorRunDistillation(archive, runs, source=source, loss=loss, when={"every_n_batches": every})]
     if name == "curriculum":
         return [HistoryCurriculum(archive, "prior-0", strategy="curriculum", score="el2n")]
     if name == "weighted":
-        return [HistoryCurriculum(archive, "prior-0", strategy="active_bias", mode="weighting", score="el2n")]
+        return [
+            HistoryCurriculum(archive, "prior-0", strategy={"name": "active_bias", "mode": "weighting"}, score="el2n")
+        ]
     if name.startswith("replay"):
         mode = name.removeprefix("replay_")
-        return [AdversarialReplay(archive, "prior-0", mode=mode, split_batch_norm=True, warn_below=0.0)]
+        return [AdversarialReplay(archive, "prior-0", mode=mode, perturbations={"warn_below": 0.0})]
     return []
 
 

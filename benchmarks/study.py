@@ -100,7 +100,7 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
     there = lines.records()  # before the archive is looked at: it has a run before the file has its line
     archive = open_for_reading(config.archive)
     lines.check(there, plan, look_up_states(plan, archive), archive, arms)
-    archive_id = RunArchive(config.archive).archive_id
+    archive_id = RunArchive(config.archive, create=True).archive_id
     command = command_line(__file__)
 
     def keep(found: StepState) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.example_ids import ExampleIds
+from shorthand import sections
 from toy import NUM_CLASSES, NUM_FEATURES, blobs, epoch_loader, mlp, trainer, viewed
 
 N, BATCH = 64, 16
@@ -86,7 +87,7 @@ class Seen(Algorithm):
 
 def curriculum(archive: RunArchive, **settings: Any) -> HistoryCurriculum:
     runs = settings.pop("runs", {"tags": {"method": "baseline"}, "order": "first"})
-    return HistoryCurriculum(archive, runs, **settings)
+    return HistoryCurriculum(archive, runs, **sections("curriculum", settings))
 
 
 def fit(

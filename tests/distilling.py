@@ -12,6 +12,7 @@ from torch import nn
 
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import RunArchive
+from shorthand import sections
 from toy import epoch_loader, mlp, trainer, viewed
 
 
@@ -44,7 +45,7 @@ def _detached(loss: Any) -> Any:
 
 def distil(archive: RunArchive, **arguments: Any) -> PriorRunDistillation:
     runs = arguments.pop("runs", {"tags": {"method": "baseline"}, "order": "first"})
-    return PriorRunDistillation(archive, runs, **arguments)
+    return PriorRunDistillation(archive, runs, **sections("distillation", arguments))
 
 
 def fit(

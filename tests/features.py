@@ -15,6 +15,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.training.outputs import plain_state_dict
+from shorthand import sections
 from toy import checkpointed, epoch_loader, mlp, trainer, viewed
 
 DIGITS = Path(__file__).parents[1] / "yamls" / "digits" / "baseline.yaml"
@@ -67,7 +68,7 @@ def head_of_blobs(
     one = trainer(
         epoch_loader(data or viewed()),
         model or mlp(5),
-        algorithms=[PriorRunWarmStart(archive, run, **settings), *others],
+        algorithms=[PriorRunWarmStart(archive, run, **sections("warm", settings)), *others],
         callbacks=[steps, TrackExamples(), *arguments.pop("callbacks", [])],
         **arguments,
     )

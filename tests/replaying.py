@@ -22,6 +22,7 @@ from reuse_algos.data.augment import Augmentation
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.info import DatasetInfo
+from shorthand import sections
 from toy import epoch_loader, trainer
 
 N, BATCH, VIEWS, CLASSES = 48, 16, 2, 4
@@ -110,7 +111,7 @@ def put_deltas(
 
 def make_archive(folder: Path) -> RunArchive:
     """Two runs, an older and a newer one, each with perturbations (see :func:`deltas`, seeds 1 and 2)."""
-    archive = RunArchive(folder)
+    archive = RunArchive(folder, create=True)
     for seed, name in ((1, "older"), (2, "newer")):
         put_deltas(archive, record(folder, name, seed=seed), deltas(seed))
     return archive
@@ -159,7 +160,8 @@ def _detached(value: Any) -> Any:
 
 
 def replay(archive: RunArchive, **settings: Any) -> AdversarialReplay:
-    return AdversarialReplay(archive, settings.pop("runs", "newer"), **{"warn_below": 0.0, **settings})
+    runs = settings.pop("runs", "newer")
+    return AdversarialReplay(archive, runs, **sections("replay", {"warn_below": 0.0, **settings}))
 
 
 def fit(algorithms: list[Any], model: Any = None, *, data: Any = None, **arguments: Any) -> tuple[Any, Calls, Any]:
@@ -282,7 +284,7 @@ class Replayed(AdversarialReplay):
     """Remembers what was made of which example in each epoch."""
 
     def __init__(self, archive: RunArchive, **settings: Any) -> None:
-        super().__init__(archive, warn_below=0.0, **settings)
+        super().__init__(archive, **sections("replay", {"warn_below": 0.0, **settings}))
         self.seen: dict[str, float] = {}
 
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:

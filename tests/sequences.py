@@ -18,7 +18,9 @@ REUSE = {
     "first": {},
     "overrides": {
         "max_duration": "1ep",
-        "algorithms": {"prior_run_distillation": {"runs": QUERY, "source": "cached", "loss": "mse", "weight": 0.5}},
+        "algorithms": {
+            "prior_run_distillation": {"runs": QUERY, "source": "cached", "loss": {"name": "mse", "weight": 0.5}}
+        },
     },
 }
 
@@ -55,7 +57,7 @@ def made_up(plan: Plan, values: dict[str, dict[str, list[float]]], **fields: Any
 
     A run has 100 steps, 3200 examples and 10 s per evaluation.
     """
-    archive = RunArchive(plan.config.archive)
+    archive = RunArchive(plan.config.archive, create=True)
     for step in plan.steps:
         settings = fields.get(step.title, {})
         write_run(

@@ -166,7 +166,28 @@ def test_tracking_changes_neither_order_nor_weights() -> None:
 
 
 class _OwnLoader(DataLoader):
-    pass
+    def __iter__(self) -> Any:
+        return iter(list(super().__iter__())[::-1])
+
+
+class _Named(DataLoader):
+    """Iterates as a DataLoader does, and has a name."""
+
+    def __init__(self, *arguments: Any, name: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.name = name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_tracked_loader_is_the_loader_but_for_its_batch_sampler(workers: int) -> None:
+    loader = _Named(NumberedDataset(18), batch_size=4, num_workers=workers, drop_last=True, name="train")
+    tracked = track_loader(loader)
+    assert isinstance(tracked, _Named)
+    assert (tracked.name, tracked.batch_size, tracked.drop_last, len(tracked)) == ("train", 4, True, 4)
+    assert [batch[0][:, 0].tolist() for batch in tracked] == [batch[0][:, 0].tolist() for batch in loader]
+    sampler = tracked.batch_sampler
+    assert isinstance(sampler, TrackedBatchSampler)
+    assert [sampler.examples(i).positions.tolist() for i in range(4)] == [list(range(i, i + 4)) for i in (0, 4, 8, 12)]
 
 
 class _Shuffled(Sampler):
@@ -183,7 +204,7 @@ class _Shuffled(Sampler):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: _OwnLoader(NumberedDataset(16), batch_size=8), "_OwnLoader is a DataLoader of its own kind"),
+        (lambda: _OwnLoader(NumberedDataset(16), batch_size=8), "_OwnLoader has a __iter__ of its own"),
         (lambda: DataLoader(NumberedDataset(16), batch_size=None, sampler=_Shuffled()), "batch_size=None"),
         (lambda: [(torch.zeros(8, 6), torch.zeros(8).long())], "need a torch DataLoader, got list"),
     ],

@@ -84,7 +84,7 @@ def test_plain_features_take_the_place_of_augmented_ones(tmp_path: Path, capsys:
     kept = RunArchive(archive).run("prior").signal("features")
     assert (kept.slots, kept.slot_meta(0)["transform"]) == ([0], "none")
     # A run without augmentation trains on them, and one with it does not.
-    head = "{prior_run_warm_start: {runs: prior, freeze: backbone, source: cached}}"
+    head = "{prior_run_warm_start: {runs: prior, trainable: {freeze: backbone}, source: cached}}"
     one, steps = digits(archive, "plain", head, "data.augment=none")
     one.fit()
     one.close()

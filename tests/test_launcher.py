@@ -73,7 +73,7 @@ def test_missing_prior_run_is_told(tmp_path: Path) -> None:
 def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_demo(tmp_path / "demo", seeds=1) == 0
     printed = capsys.readouterr().out
-    archive = RunArchive(tmp_path / "demo" / "archive")
+    archive = RunArchive(tmp_path / "demo" / "archive", create=True)
     by_method = {run.tags["method"]: run for run in archive.runs()}
     arms = {"baseline", "short", "distilled", "warm-start", "dynamic-pruned", "adversarial-replay"}
     assert set(by_method) == {*arms, "half"}

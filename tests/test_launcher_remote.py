@@ -37,7 +37,7 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
     for method in ("baseline", "distilled"):
         done = _launch(method, f"archive={location}", "seed=1")
         assert done.returncode == 0, done.stdout + done.stderr
-    archive = RunArchive(location, create=False, read_only=True)
+    archive = RunArchive(location, read_only=True)
     baseline, distilled = archive.runs(order="first")
     assert [run.tags["method"] for run in (baseline, distilled)] == ["baseline", "distilled"]
     assert [use.run_id for use in distilled.manifest.prior_runs] == [baseline.id]
@@ -74,7 +74,7 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
 @pytest.mark.ranks
 def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
     location, spool = f"s3://{s3.new_bucket()}/archive", str(tmp_path / "spool")
-    warn = [f"callbacks.run_recorder={{on_archive_error: warn, spool: {spool}, signals: {{logits: {{}}}}}}"]
+    warn = [f"callbacks.run_recorder={{spool: {spool}, signals: {{logits: {{}}}}}}"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody answers there
     refused = _launch("baseline", f"archive={location}", "seed=1")
     assert refused.returncode == 2
@@ -90,7 +90,7 @@ def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: P
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
     copied = _run("reuse_algos.cli", "copy", spool, location, "--json")
     assert copied.returncode == 0, copied.stderr
-    (here,), (there,) = (RunArchive(place, create=False).runs() for place in (spool, location))
+    (here,), (there,) = (RunArchive(place).runs() for place in (spool, location))
     assert there.manifest == here.manifest
     assert int(there.signal("logits").seen(0).sum()) == 256
-    assert RunArchive(location, create=False).verify().ok
+    assert RunArchive(location).verify().ok

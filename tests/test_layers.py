@@ -11,6 +11,7 @@ PACKAGE = Path(reuse_algos.__file__).parent
 # Each entry may import itself and what stands before it.
 ORDER = (
     "errors",
+    "sections",
     "archive",
     "composer_store",
     "data",
@@ -18,6 +19,7 @@ ORDER = (
     "training",
     "priors",
     "algorithms",
+    "functional",
     "callbacks",
     "harvest",
     "recipe",
@@ -107,7 +109,6 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
         "AdversarialReplay",
-        "Freezing",
         "HistoryCurriculum",
         "PriorRunDistillation",
         "PriorRunWarmStart",

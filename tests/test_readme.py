@@ -43,7 +43,7 @@ def test_two_lines_in_somebody_s_trainer(tmp_path: Path, monkeypatch: pytest.Mon
             exec(compile("\n".join(lines), "README.md", "exec"), scope)
         scope["trainer"].close()
         results.append(scope["trainer"])
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     first, second = archive.runs(order="first")
     assert [use.run_id for use in second.manifest.prior_runs] == [first.id]
     assert "reuse/distillation/loss" in second.metric_names

@@ -24,7 +24,7 @@ from reuse_algos.training.attacks import Attack, pixel_size
 from sequences import in_process, planned
 
 ATTACK = {"method": "fgsm", "epsilon": "24/255"}
-REPLAY = {"runs": {"run_name": "${name}-prior-seed-11"}, "fraction": 0.5, "mode": "replace", "warn_below": 0.0}
+REPLAY = {"runs": {"run_name": "${name}-prior-seed-11"}, "mode": "replace", "perturbations": {"warn_below": 0.0}}
 ARMS = {
     "replayed": {"overrides": {"algorithms": {"adversarial_replay": REPLAY}}},
     "prior": {"grid": {"seed": [11]}, "harvest": {"adversarial": {"attack": ATTACK}}},
@@ -62,7 +62,7 @@ def test_a_run_is_harvested_before_the_step_that_reuses_it(tmp_path: Path) -> No
     said: list[str] = []
     assert trained(plan, said) == ["finished", "finished"]
     assert said[:2] == ["[1/2] prior/seed-11: starts", "[1/2] prior/seed-11: harvests adversarial"]
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     prior, replayed = (archive.run(f"tiny-{name}") for name in ("prior-seed-11", "replayed-seed-1"))
     (use,) = replayed.manifest.prior_runs
     assert (use.run_id, use.signals) == (prior.id, ["adversarial"])
@@ -87,7 +87,7 @@ def test_a_run_is_harvested_before_the_step_that_reuses_it(tmp_path: Path) -> No
 def test_a_harvest_that_is_added_later_is_made_and_a_changed_one_refused(tmp_path: Path) -> None:
     assert trained(planned(tmp_path, "grid.seed=[1]", arms={"prior": prior()})) == ["finished"]
     plan = planned(tmp_path, "grid.seed=[1]", arms={"prior": prior(el2n={}, logits={"top_k": 3})})
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     assert [found.state for found in look_up_states(plan, archive)] == ["to harvest"]
     shown = io.StringIO()
     print_plan(look_up_states(plan, archive), Console(file=shown, width=100))
@@ -142,7 +142,7 @@ def test_a_harvest_that_was_killed_between_views_goes_on(tmp_path: Path) -> None
     arm = prior(logits={})
     arm["overrides"] = {**arm["overrides"], "data": shown}
     plan = planned(tmp_path, arms={"prior": arm})
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
 
     def killed(step: PlannedStep, run: PriorRun, asked: Harvest, lock: int) -> int:
         del lock
@@ -224,7 +224,7 @@ def test_a_harvest_that_comes_too_late_for_runs_that_used_less_is_refused(tmp_pa
     plain = {"grid": {"seed": [11]}}
     both = {"taught": {"overrides": {"algorithms": teach}}, "prior": plain}
     assert trained(planned(tmp_path, "grid.seed=[1]", arms=both)) == ["finished", "finished"]
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     user = archive.run("tiny-taught-seed-1").id
     late = planned(tmp_path, arms={**both, "prior": {**plain, "harvest": {"logits": {}}}})
     with pytest.raises(SequenceError, match=rf"still to be harvested of logits, and .*\({user}\).*remove these runs"):
@@ -238,7 +238,7 @@ def test_a_harvest_that_was_made_otherwise_is_refused(tmp_path: Path) -> None:
     shown = {"data": {"augment": "crop_flip", "num_views": 2}}
     arm = {**prior(features={}, adversarial={"attack": ATTACK, "bits": 4}), "overrides": shown}
     assert trained(planned(tmp_path, arms={"prior": arm})) == ["finished"]
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
 
     def refused(match: str, **harvests: Any) -> None:
         with pytest.raises(SequenceError, match=match):
@@ -256,7 +256,7 @@ def test_a_harvest_that_was_made_otherwise_is_refused(tmp_path: Path) -> None:
 def test_an_arm_pays_for_a_harvest_that_none_of_its_steps_used(tmp_path: Path) -> None:
     plan = planned(tmp_path, "grid.seed=[1]", arms={**ARMS, "without": {}})
     assert trained(plan) == ["finished"] * 3
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     report = sequence_report(plan.config, look_up_states(plan, archive), archive)
     seconds = sum(one.seconds for one in archive.run("tiny-prior-seed-11").manifest.harvests)
     totals = {arm.name: arm.total for arm in report.arms}

@@ -223,7 +223,9 @@ def test_fingerprint_is_of_the_training_only(tmp_path: Path) -> None:
 
 
 def _prior_and_method(tmp_path: Path, runs: object) -> list[str]:
-    reuse = {"overrides": {"algorithms": {"prior_run_distillation": {"runs": runs, "loss": "mse", "weight": 0.5}}}}
+    reuse = {
+        "overrides": {"algorithms": {"prior_run_distillation": {"runs": runs, "loss": {"name": "mse", "weight": 0.5}}}}
+    }
     arms = {"method": reuse, "plain": {}, "prior": {"grid": {"seed": [7, 8]}}}
     return [step.title for step in planned(tmp_path, arms=arms).steps]
 
@@ -245,7 +247,9 @@ def test_the_same_seed_of_another_arm_is_named_by_the_recipes_own_seed(tmp_path:
     titles = _prior_and_method(tmp_path, {"run_name": "${name}-prior-seed-1\\${seed}"})
     assert titles[:3] == ["method/seed-1", "plain/seed-1", "prior/seed-7"]
     runs = {"run_name": "${name}-prior-seed-\\${seed}"}
-    reuse = {"overrides": {"algorithms": {"prior_run_distillation": {"runs": runs, "loss": "mse", "weight": 0.5}}}}
+    reuse = {
+        "overrides": {"algorithms": {"prior_run_distillation": {"runs": runs, "loss": {"name": "mse", "weight": 0.5}}}}
+    }
     arms = {"method": reuse, "prior": {"grid": {"seed": [2, 1]}}}
     steps = [step.title for step in planned(tmp_path, arms=arms).steps]
     assert steps == ["prior/seed-1", "method/seed-1", "prior/seed-2", "method/seed-2"]

@@ -169,10 +169,10 @@ def test_an_interrupted_step_resumes_and_a_changed_recipe_is_refused(tmp_path: P
 
 def test_steps_out_of_order_and_twice_are_refused(tmp_path: Path) -> None:
     trained(tmp_path)
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     teacher = archive.runs(tags={"arm": "reuse", "step": "seed-1"})[0]
     plain = archive.runs(tags={"arm": "without", "step": "seed-1"})[0]
-    copy = RunArchive(tmp_path / "copy")
+    copy = RunArchive(tmp_path / "copy", create=True)
     archive.copy_to(copy)
     archive.remove_run(teacher.id, force=True)
     with pytest.raises(SequenceError, match=r"reuse/seed-1 is not finished, but 1 steps that come after it are"):
@@ -433,7 +433,11 @@ def test_a_process_is_ended_when_the_time_is_up() -> None:
 
 def test_arms_that_are_chosen_bring_what_they_reuse(tmp_path: Path) -> None:
     query = {"run_name": "${name}-prior-seed-1\\${seed}"}
-    teach = {"algorithms": {"prior_run_distillation": {"runs": query, "source": "live", "loss": "mse", "weight": 0.5}}}
+    teach = {
+        "algorithms": {
+            "prior_run_distillation": {"runs": query, "source": "live", "loss": {"name": "mse", "weight": 0.5}}
+        }
+    }
     arms = {"taught": {"overrides": teach}, "without": {}, "prior": {"grid": {"seed": [11, 12, 13]}}}
     plan = planned(tmp_path, arms=arms)
     states = run_sequence(plan, arms=["taught"], say=lambda line: None, runner=in_process)

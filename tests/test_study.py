@@ -47,7 +47,7 @@ def test_every_study_can_be_planned_and_names_what_its_controls_control(path: Pa
 def tiny(here: Path) -> list[str]:
     """A study of one prior run and two methods on 60 digits; arguments of the driver."""
     query = {"run_name": "${name}-prior-seed-10\\${seed}"}
-    teach = {"prior_run_distillation": {"runs": query, "source": "cached", "loss": "mse", "weight": 0.5}}
+    teach = {"prior_run_distillation": {"runs": query, "source": "cached", "loss": {"name": "mse", "weight": 0.5}}}
     values = {
         "name": "tiny-study",
         "folder": str(here / "work"),

@@ -14,6 +14,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from shorthand import sections
 from toy import NUM_CLASSES, blobs, epoch_loader, mlp, trainer
 
 NAMES = tuple("abcd")
@@ -68,7 +69,7 @@ class Stop(Algorithm):
 
 def warm(archive: RunArchive, **settings: Any) -> PriorRunWarmStart:
     runs = settings.pop("runs", {"tags": {"method": "baseline"}, "order": "first", "limit": 1})
-    return PriorRunWarmStart(archive, runs, **settings)
+    return PriorRunWarmStart(archive, runs, **sections("warm", settings))
 
 
 def fit(

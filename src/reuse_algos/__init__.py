@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reuse_algos.algorithms import (
         AdversarialReplay,
-        Freezing,
         HistoryCurriculum,
         PriorRunDistillation,
         PriorRunWarmStart,
@@ -25,7 +24,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdversarialReplay",
-    "Freezing",
     "HistoryCurriculum",
     "PriorRunDistillation",
     "PriorRunWarmStart",
@@ -36,7 +34,6 @@ __all__ = [
 
 _HOMES = {
     "AdversarialReplay": "reuse_algos.algorithms",
-    "Freezing": "reuse_algos.algorithms",
     "HistoryCurriculum": "reuse_algos.algorithms",
     "PriorRunDistillation": "reuse_algos.algorithms",
     "PriorRunWarmStart": "reuse_algos.algorithms",

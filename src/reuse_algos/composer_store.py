@@ -1,8 +1,9 @@
 """An archive in a store that only Composer reaches: Oracle's, Databricks' and any other ``composer`` object store.
 
 Composer's object stores can upload, download and list. They cannot refuse to replace an object, they say nothing of an
-object's age, and they delete nothing. So here one writer per run is allowed, which is said aloud; garbage collection
-finds nothing old; and objects are removed with the provider's own tools. Where obstore reaches a store (``s3://``,
+object's age, and they delete nothing. So one writer per run is allowed, with a warning; garbage collection
+finds nothing old; and objects are removed with the provider's own tools. It stands between the archive, which
+knows nothing of Composer, and the layers above, which know nothing of stores. Where obstore reaches a store (``s3://``,
 ``gs://``, ``az://``) the archive uses that instead.
 """
 
@@ -20,9 +21,9 @@ from typing import TypeVar
 from composer.utils import ObjectStore, ObjectStoreTransientError
 from composer.utils.file_helpers import maybe_create_object_store_from_uri, parse_uri
 
-from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.archive.format.names import is_safe_name
+from reuse_algos.archive.stores.base import Chunk, Store, StoredObject, require_writable, split_path
 from reuse_algos.archive.stores.cache import open_cached
-from reuse_algos.archive.stores.store import Chunk, Store, StoredObject, split_path
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -44,7 +45,7 @@ def open_composer_store(location: str, *, create: bool, read_only: bool) -> Stor
 
     Args:
         location: The URL, such as ``oci://bucket/prefix`` or ``dbfs:/Volumes/catalog/schema/volume/prefix``.
-        create: Of no effect: what holds the archive must exist.
+        create: Has no effect: the bucket or volume must exist.
         read_only: Refuse every write.
 
     Raises:
@@ -57,11 +58,11 @@ def open_composer_store(location: str, *, create: bool, read_only: bool) -> Stor
     except Exception as error:  # of many libraries, each with its own
         raise ArchiveError(f"cannot open {location} with Composer's object stores: {_said(error)}") from error
     if objects is None:
-        raise ArchiveError(f"{location!r} is no URL of an object store")
+        raise ArchiveError(f"{location!r} is not the URL of an object store")
     return ComposerStore(objects, prefix, location=location, read_only=read_only)
 
 
-class ComposerStore:
+class ComposerStore(Store):
     """A Composer object store, or a prefix in one.
 
     Args:
@@ -85,11 +86,9 @@ class ComposerStore:
 
     @property
     def location(self) -> str:
-        """The URL, without a slash at its end."""
         return self._location
 
     def get(self, path: str, max_bytes: int) -> bytes | None:
-        """Read a whole object; see :meth:`Store.get <reuse_algos.archive.stores.store.Store.get>`."""
         size = self.size(path)
         if size is None:
             return None
@@ -98,15 +97,11 @@ class ComposerStore:
         return b"".join(self.stream(path))
 
     def open(self, path: str, size: int, sha256: str) -> io.FileIO:
-        """Fetch an object into this host's cache; see :meth:`Store.open <reuse_algos.archive.Store.open>`."""
         self._key(path)
         return open_cached(self._where(path), size, sha256, lambda: self.stream(path))
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Read an object in parts; see :meth:`Store.stream <reuse_algos.archive.stores.store.Store.stream>`.
-
-        It is downloaded to a temporary file first: Composer knows no other way.
-        """
+        # To a temporary file first: Composer downloads in no other way.
         key = self._key(path)
         with tempfile.TemporaryDirectory(prefix="reuse_algos-") as folder:
             target = os.path.join(folder, "object")
@@ -120,24 +115,16 @@ class ComposerStore:
                     yield part
 
     def size(self, path: str) -> int | None:
-        """Size of an object; see :meth:`Store.size <reuse_algos.archive.stores.store.Store.size>`."""
         key = self._key(path)
         return self._ask(path, "read", lambda: self._objects.get_object_size(key))
 
     def list(self, prefix: str) -> list[str]:
-        """Names below a prefix; see :meth:`Store.list <reuse_algos.archive.stores.store.Store.list>`.
-
-        Composer lists all depths at once, so this costs as much as :meth:`walk` does without its sizes. Names that no
-        archive has are left out.
-        """
+        # Composer lists all depths at once, so this costs as much as `walk` does without its sizes.
         return sorted({path[len(prefix) + 1 :].split("/")[0] for path in self._below(prefix)})
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below a prefix; see :meth:`Store.walk <reuse_algos.archive.stores.store.Store.walk>`.
-
-        Composer says nothing of an object's age, so each counts as written just now: nothing here is ever old enough to
-        be collected as garbage.
-        """
+        # Composer does not tell the age of an object, so each counts as written just now: garbage collection finds
+        # nothing old enough.
         now = time.time()
         for path in self._below(prefix):
             size = self.size(path)
@@ -145,14 +132,10 @@ class ComposerStore:
                 yield StoredObject(path, size, now)
 
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
-        """Write an object if there is none; see :meth:`Store.put_if_absent <reuse_algos.archive.stores.store.Store>`.
-
-        Two writers of one name at the same moment both succeed, and the later one's bytes stay: hence one writer per
-        run. What was written is read back, since Composer checks neither length nor content.
-        """
+        # Two writers of one name at the same moment both succeed, and the later one's bytes stay: one writer per run.
+        # What was written is read back, since Composer checks neither length nor content.
         key = self._key(path)
-        if self.read_only:
-            raise ArchivePermissionError(f"cannot write {self._where(path)}: the archive was opened read-only")
+        require_writable(self.read_only, "write", self._where(path))
         if not self._warned:
             self._warned = True
             warnings.warn(
@@ -177,14 +160,8 @@ class ComposerStore:
         raise ArchiveError(f"cannot write {self._where(path)}: it did not arrive as it was sent, {_TRIES} times")
 
     def delete(self, path: str) -> None:
-        """Refuse to remove an object: Composer's object stores cannot.
-
-        Raises:
-            ArchiveError: There is one, or it may not be removed anyway.
-        """
         split_path(path, temporary=True)
-        if self.read_only:
-            raise ArchivePermissionError(f"cannot delete {self._where(path)}: the archive was opened read-only")
+        require_writable(self.read_only, "delete", self._where(path))
         if self.size(path) is not None:
             raise ArchiveError(
                 f"cannot delete {self._where(path)}: Composer's object stores have no way to; remove it with the "

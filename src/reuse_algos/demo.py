@@ -70,7 +70,7 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
             overrides.append(f"algorithms.prior_run_warm_start.runs={{run_name: {_HALF}, order: first, limit: 1}}")
         for seed in range(1, seeds + 1):
             out.print(_train(method, seed, archive_path, *overrides), highlight=False)
-    archive = RunArchive(archive_path, create=False)
+    archive = RunArchive(archive_path)
     # The run on half of the images is another study, and there to be reused: it is not compared with the others.
     question = Question(group_by="tags.method", baseline="baseline")
     outcomes = read_outcomes(archive, question, {"study": "digits"})
@@ -105,7 +105,7 @@ def _train(method: str, seed: int, archive: Path, *overrides: str) -> str:
         trainer.fit()
     finally:
         trainer.close()
-    run = RunArchive(archive, create=False).runs(run_name=trainer.state.run_name, order="latest", limit=1)[0]
+    run = RunArchive(archive).runs(run_name=trainer.state.run_name, order="latest", limit=1)[0]
     cost, progress = run.manifest.cost, run.manifest.progress
     return (
         f"  seed {seed}: accuracy {run.final_metric():.4f} after {progress.epoch} epochs, {progress.batch} steps, "
@@ -115,7 +115,7 @@ def _train(method: str, seed: int, archive: Path, *overrides: str) -> str:
 
 def _train_on_half(path: Path) -> str:
     """The one run that all warm starts go on from: the plain recipe on half of the images; a line on how it went."""
-    if RunArchive(path, create=False).runs(run_name=_HALF):
+    if RunArchive(path).runs(run_name=_HALF):
         return f"  {_HALF} has been trained before"
     half = [
         _ROBUST,
@@ -128,7 +128,7 @@ def _train_on_half(path: Path) -> str:
 
 def _attack_baseline(path: Path) -> str:
     """Harvest adversarial examples of the first baseline run; a line that says how it went."""
-    archive = RunArchive(path, create=False)
+    archive = RunArchive(path)
     run = archive.runs(tags={"study": "digits", "method": "baseline"}, order="first", limit=1)[0]
     (result,) = harvest(archive, run.id, signals=("adversarial",), attack=_ATTACK, progress=False)
     if not result.computed:

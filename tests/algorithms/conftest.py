@@ -16,4 +16,4 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
     for seed in (1, 2):
         run_id = record_run(path, seed=seed, weights=("last", "best", "2ep"), epochs=6)
         harvest(path, run_id, dataset=viewed(), model=mlp, progress=False)
-    return RunArchive(path)
+    return RunArchive(path, create=True)

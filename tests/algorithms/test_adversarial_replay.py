@@ -454,7 +454,7 @@ def test_mixed_runs_are_recorded_with_their_share_of_the_harvest(archive: RunArc
 
 
 def test_other_weights(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(archive, run_id, deltas(7), name="adversarial.ep0001")
     _, calls, _ = fit([replay(archive, runs=run_id, attack_weights="1ep")], max_duration="1ba")
@@ -471,7 +471,7 @@ def test_from_a_real_harvest(tmp_path: Path) -> None:
         tmp_path, run_id, signals=["adversarial"], attack=attack, dataset=images(), model=conv_net, progress=False
     )
     assert made.views == [0, 1]
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     signal = archive.run(run_id).signal("adversarial")
     assert signal.encoding == "packed"
     recorder = RunRecorder(tmp_path, run_name="replayed")

@@ -35,6 +35,8 @@ from reuse_algos.algorithms.adversarial_replay import (
     turned_rows,
 )
 from reuse_algos.algorithms.adversarial_replay.losses import ReplaySums
+from reuse_algos.algorithms.history_curriculum import ActiveBias, DynamicPrune
+from reuse_algos.algorithms.prior_run_distillation import KL, Auto, Cached, Live
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.augment import Augmentation
@@ -81,10 +83,9 @@ def test_loss_with_distillation_and_curriculum_by_hand(
     archive: RunArchive, mode: str, source: str, weighted: bool, order: list[int]
 ) -> None:
     scores = torch.linspace(0.1, 2.0, N).double()
-    curriculum = HistoryCurriculum(archive, strategy="active_bias", mode="weighting", score=scores)
-    distillation = PriorRunDistillation(
-        archive, "older", source=source, weight=0.7, teacher_model=conv_net, mismatch="allow"
-    )
+    curriculum = HistoryCurriculum(archive, strategy=ActiveBias(mode="weighting"), score=scores)
+    teachers = Live(model=conv_net) if source == "live" else Cached()
+    distillation = PriorRunDistillation(archive, "older", source=teachers, loss=KL(weight=0.7), mismatch="allow")
     recipe = [curriculum, replay(archive, mode=mode), distillation]
     made = [recipe[i] for i in order if weighted or i != 0]
     one, calls, _ = fit(made, max_duration="1ba")
@@ -117,7 +118,7 @@ def test_loss_with_distillation_and_curriculum_by_hand(
 
 def test_distillation_in_microbatches_is_that_of_the_whole_batch(archive: RunArchive) -> None:
     def weights(size: int) -> dict[str, Tensor]:
-        made = [replay(archive, fraction=0.3), PriorRunDistillation(archive, "older", teacher_model=conv_net)]
+        made = [replay(archive, fraction=0.3), PriorRunDistillation(archive, "older", source=Auto(model=conv_net))]
         one, _, _ = fit(made, conv_net(5, norm=False), device_train_microbatch_size=size)
         return one.state.model.state_dict()
 
@@ -128,7 +129,7 @@ def test_distillation_in_microbatches_is_that_of_the_whole_batch(archive: RunArc
 
 def test_a_curriculum_learns_nothing_from_replaced_rows(archive: RunArchive) -> None:
     curriculum = HistoryCurriculum(
-        archive, strategy="dynamic_prune", score=torch.rand(N).double(), prune_rate=0.1, update=True
+        archive, strategy=DynamicPrune(prune_rate=0.1, update=True), score=torch.rand(N).double()
     )
     # One epoch of one batch that holds all examples that are shown.
     _, calls, _ = fit([curriculum, replay(archive, mode="replace")], max_duration="1ep", lr=0.0)
@@ -190,7 +191,7 @@ def test_grown_data_is_refused_or_replayed_where_known(archive: RunArchive) -> N
 
 
 def test_missing_views_and_rows(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(archive, run_id, deltas(3), ids={0: torch.arange(0, N, 2), 1: torch.zeros(0, dtype=torch.int64)})
     with pytest.raises(PriorRunMismatchError, match=r"perturbations for 1 of the 2 views .*--signals adversarial"):
@@ -202,7 +203,7 @@ def test_missing_views_and_rows(tmp_path: Path) -> None:
 
 
 def test_nothing_to_replay_is_told(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     with pytest.raises(SignalNotFoundError, match=r"no adversarial perturbations .*`reuse-algos harvest .* --views 2`"):
         fit([replay(archive, runs=run_id)])
@@ -219,7 +220,7 @@ def test_other_views_and_sizes_are_refused(archive: RunArchive, tmp_path: Path) 
         fit([replay(archive)], data=images(view_seed=4))
     with pytest.raises(PriorRunMismatchError, match="augmentation is not a known view"):
         fit([replay(archive, mismatch="allow")], data=images(num_views=0))
-    larger = RunArchive(tmp_path)
+    larger = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(larger, run_id, deltas(3, shape=(3, 8, 8)))
     with pytest.raises(PriorRunMismatchError, match=r"images \(3, 8, 8\).*this run's images are \(3, 6, 6\)"):
@@ -227,7 +228,7 @@ def test_other_views_and_sizes_are_refused(archive: RunArchive, tmp_path: Path) 
 
 
 def test_a_size_that_only_the_batch_tells(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior")
     put_deltas(archive, run_id, deltas(3, shape=(3, 8, 8)))
     data = images()
@@ -362,7 +363,7 @@ def test_a_model_near_chance_is_not_judged(classes: int, right: int, judged: boo
 
 
 def test_warns_once_when_stale(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run_id = record(tmp_path, "prior", model=conv_net(1, norm=False), max_duration="20ep", lr=0.1)
     put_deltas(archive, run_id, torch.zeros(2, N, *SHAPE))
 

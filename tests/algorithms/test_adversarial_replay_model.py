@@ -148,7 +148,7 @@ def test_inputs_that_are_no_pixels_of_the_space(archive: RunArchive) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5])
 def test_dense_perturbations_that_are_none(tmp_path: Path, value: float) -> None:
-    archive, bad = RunArchive(tmp_path), deltas(3)
+    archive, bad = RunArchive(tmp_path, create=True), deltas(3)
     bad[1, N - 1, 0, 0, 0] = value
     put_deltas(archive, record(tmp_path, "prior"), bad)
     with pytest.raises(DataError, match=r"'adversarial' are as large as (inf|1.5), beyond 1, a pixel.*Harvest them"):
@@ -159,7 +159,7 @@ def test_perturbations_beyond_their_epsilon(tmp_path: Path, monkeypatch: pytest.
     run_id = record(tmp_path, "prior")
     attack = Attack("fgsm", epsilon=EPSILON)
     harvest(tmp_path, run_id, signals=["adversarial"], attack=attack, dataset=images(), model=conv_net, progress=False)
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     fit([replay(archive, runs=run_id)], max_duration="1ba")
     real = Signal.slot_meta
     monkeypatch.setattr(Signal, "slot_meta", lambda self, slot: {**real(self, slot), "epsilon": EPSILON / 1.1})
@@ -168,7 +168,7 @@ def test_perturbations_beyond_their_epsilon(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_another_size_is_told_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     put_deltas(archive, record(tmp_path, "prior"), deltas(3, shape=(3, 8, 8)))
 
     def refuse(*arguments: Any, **settings: Any) -> ResidentSignal:

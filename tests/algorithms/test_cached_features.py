@@ -39,7 +39,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
     path = tmp_path_factory.mktemp("features") / "archive"
     run_id = record_run(path, weights=("last", "2ep"))
     harvest(path, run_id, signals=("features", "logits"), dataset=viewed(), model=mlp, progress=False)
-    return RunArchive(path)
+    return RunArchive(path, create=True)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def _fit(made: tuple[Trainer, Steps]) -> Steps:
 
 @pytest.mark.parametrize("head", ["keep", "reset"])
 def test_digits_give_the_same_losses_and_weights_as_the_slow_way(digit_store: Path, tmp_path: Path, head: str) -> None:
-    settings = "{prior_run_warm_start: {runs: prior, head: %s, freeze: backbone, source: %s}}"
+    settings = "{prior_run_warm_start: {runs: prior, head: %s, trainable: {freeze: backbone}, source: %s}}"
     made = {}
     for source in ("live", "cached"):
         # Their own archives would not have the prior run, so they record into its one.
@@ -254,8 +254,10 @@ def test_a_record_that_is_completed_after_its_process_died(store: RunArchive, tm
 def test_distillation_and_curriculum_beside_it(store: RunArchive) -> None:
     both = []
     for source in ("live", "cached"):
-        teacher = PriorRunDistillation(store, "baseline-1", source="cached", temperature=2.0, weight=0.5)
-        steer = HistoryCurriculum(store, "baseline-1", strategy="prune", keep=0.5)
+        teacher = PriorRunDistillation(
+            store, "baseline-1", source="cached", loss={"name": "kl", "temperature": 2.0, "weight": 0.5}
+        )
+        steer = HistoryCurriculum(store, "baseline-1", strategy={"name": "prune", "keep": 0.5})
         both.append(_fit(head_of_blobs(store, teacher, steer, settings={"source": source})))
     _equal(*both)
     assert len(both[0].losses) == 4
@@ -265,7 +267,7 @@ def test_live_teachers_are_refused(store: RunArchive) -> None:
     with pytest.raises(ValueError, match="live teachers need the images.*source: live was asked for"):
         _fit(head_of_blobs(store, PriorRunDistillation(store, "baseline-1", source="live")))
     with pytest.raises(ValueError, match="must be cached beside it: run .* has no signal 'logits.ep0002'"):
-        _fit(head_of_blobs(store, PriorRunDistillation(store, "baseline-1", source="auto", weights="2ep")))
+        _fit(head_of_blobs(store, PriorRunDistillation(store, "baseline-1", source={"name": "auto", "weights": "2ep"})))
 
 
 def test_perturbed_images_are_refused(store: RunArchive) -> None:

@@ -14,6 +14,7 @@ from composer.models import ComposerClassifier
 
 from distilling import Watch, series
 from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation
+from reuse_algos.algorithms.prior_run_distillation import KL, MSE, Cached, Live
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
@@ -22,6 +23,7 @@ from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
+from shorthand import sections
 from toy import NoisyDataset, blobs, epoch_loader, mlp, trainer
 from warming import fit
 
@@ -58,7 +60,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
     one = trainer(epoch_loader(Data(BEFORE, THEN)), mlp(1), callbacks=[recorder], max_duration="3ep")
     one.fit()
     one.close()
-    return RunArchive(path)
+    return RunArchive(path, create=True)
 
 
 def _student() -> ComposerClassifier:
@@ -78,16 +80,14 @@ class _Terms(Callback):
 @pytest.mark.parametrize("source", ["live", "cached"])
 @pytest.mark.parametrize("loss", ["kl", "mse"])
 def test_the_term_is_over_the_known_classes(store: RunArchive, source: str, loss: str) -> None:
+    kind = KL(temperature=2.0, weight=0.5, base_weight=1.0) if loss == "kl" else MSE(weight=0.5, base_weight=1.0)
+    teachers = Live(model=mlp) if source == "live" else Cached()
     algorithm = PriorRunDistillation(
         store,
         "before",
-        source=source,
-        loss=loss,
-        temperature=2.0,
-        weight=0.5,
-        base_loss_weight=1.0,
+        source=teachers,
+        loss=kind,
         mismatch="allow",
-        teacher_model=mlp,
     )
     watch, terms, log, data = Watch(), _Terms(), InMemoryLogger(), Data(AFTER, NOW)
     trainer(
@@ -126,7 +126,7 @@ def test_the_term_is_over_the_known_classes(store: RunArchive, source: str, loss
 
 def test_refused_unless_allowed_and_where_names_do_not_tell(store: RunArchive) -> None:
     def start(data: Any, model: Any = None, **settings: Any) -> None:
-        algorithm = PriorRunDistillation(store, "before", source="cached", **settings)
+        algorithm = PriorRunDistillation(store, "before", source="cached", **sections("distillation", settings))
         fit([algorithm], model or _student(), data=data, max_duration="1ba")
 
     with pytest.raises(PriorRunMismatchError, match="has 4 classes, this run has 5.*Or say mismatch: allow, to distil"):
@@ -176,10 +176,11 @@ def test_a_recipe_with_other_classes(tmp_path: Path) -> None:
         return one
 
     train("digits/baseline", "data.classes=[3,5,7]", "data.train_examples=120", "run_name=three")
-    settings = "algorithms={prior_run_distillation: {runs: three, source: live, weight: 0.5, mismatch: allow}}"
+    teach = "{runs: three, source: live, loss: {name: kl, weight: 0.5}, mismatch: allow}"
+    settings = f"algorithms={{prior_run_distillation: {teach}}}"
     one = train("digits/short", settings, "data.classes=[7,0,3,1]", "data.train_examples=200")
     algorithm = next(a for a in one.state.algorithms if isinstance(a, PriorRunDistillation))
-    assert algorithm._classes.here_M is not None
-    assert algorithm._classes.here_M.tolist() == [0, 2]
-    assert algorithm._classes.there[0].tolist() == [2, 0]
+    assert algorithm.lessons.classes.here_M is not None
+    assert algorithm.lessons.classes.here_M.tolist() == [0, 2]
+    assert algorithm.lessons.classes.there[0].tolist() == [2, 0]
     assert RunArchive(tmp_path).run("digits-short-1").metric("reuse/distillation/loss").final() > 0

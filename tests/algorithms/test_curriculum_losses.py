@@ -373,9 +373,11 @@ def test_the_record_says_what_was_spent_and_keeps_what_an_epoch_did_not_show(tmp
     prior = record_run(tmp_path, seed=1, epochs=3)
     recorder = RunRecorder(tmp_path, run_name="pruned", signals={"logits": {}, "loss": {}})
     scores = torch.linspace(1, 2, N).double()
-    algorithm = HistoryCurriculum(tmp_path, prior, strategy="dynamic_prune", prune_rate=0.6, full_data_from=1.0)
+    algorithm = HistoryCurriculum(
+        tmp_path, prior, strategy={"name": "dynamic_prune", "prune_rate": 0.6, "full_data_from": 1.0}
+    )
     one, seen, _ = fit([algorithm], callbacks=[recorder], max_duration="4ep")
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     run = archive.run("pruned")
     (use,) = run.manifest.prior_runs
     assert (use.run_id, use.algorithm, use.signals, use.harvest_seconds) == (prior, "history_curriculum", ["loss"], 0.0)

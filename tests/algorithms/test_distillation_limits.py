@@ -12,7 +12,7 @@ from composer.algorithms import CutMix, MixUp, SelectiveBackprop
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from distilling import Watch, distil, fit, kl, series, teacher
 from reuse_algos.algorithms import PriorRunDistillation
@@ -29,7 +29,7 @@ from reuse_algos.errors import (
     RunNotFoundError,
     SignalNotFoundError,
 )
-from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, NoisyDataset, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
 def _relabelled() -> Any:
@@ -112,9 +112,10 @@ def test_random_augmentation_needs_a_declared_mismatch(archive: RunArchive) -> N
 
 
 def test_grown_data_uses_what_is_known(archive: RunArchive) -> None:
+    inputs = torch.cat([blobs(64).tensors[0], blobs(32, seed=1).tensors[0]]).flip(0)
     grown = ViewedDataset(
-        viewed(96).dataset,
-        ViewPolicy(seed=3, num_views=2, transform="noise(0.3)"),  # type: ignore[attr-defined]
+        NoisyDataset(TensorDataset(inputs, torch.arange(96).flip(0) % NUM_CLASSES)),
+        ViewPolicy(seed=3, num_views=2, transform="noise(0.3)"),
         DatasetInfo("blobs", torch.arange(96).flip(0), torch.arange(96).flip(0) % NUM_CLASSES, tuple("abcd")),
     )
     with pytest.raises(PriorRunMismatchError, match="64 examples are common by key, 0 of them with another label"):
@@ -144,11 +145,11 @@ def test_ids_in_the_batch_find_their_rows(archive: RunArchive) -> None:
         def __getitem__(self, position: int) -> Any:
             return views[ExampleView(position, 0)][0], position % NUM_CLASSES, 1000 + position
 
-    prior = RunArchive(archive.root)
+    prior = RunArchive(archive.root, create=True)
     run = prior.runs(order="first")[0]
     shifted = DatasetInfo("blobs", torch.arange(64), torch.arange(64) % NUM_CLASSES, tuple("abcd"))
     assert run.manifest.dataset is not None
-    assert shifted.fingerprint == run.manifest.dataset.fingerprint
+    assert shifted.key_fingerprint == run.manifest.dataset.key_fingerprint
     algorithm = distil(archive, runs=run.id, source="cached", mismatch="allow", id_key="id", dataset=info)
     data = DataLoader(Keyed(), batch_size=16, collate_fn=collate)
     model = DictModel(mlp(5).module, num_classes=NUM_CLASSES)
@@ -224,11 +225,11 @@ def test_teachers_are_built_without_the_student_s_generator(archive: RunArchive)
 
 def test_the_goal_of_stop_when_better_follows_the_metric(archive: RunArchive) -> None:
     evaluation = DataLoader(blobs(32, seed=9), batch_size=32)
-    algorithm = distil(archive, stop_when_better=True, monitor="metrics/eval/CrossEntropy")
+    algorithm = distil(archive, stop_when_better="metrics/eval/CrossEntropy")
     fit([algorithm], eval_dataloader=evaluation, lr=0.0)
     assert not algorithm.passed_teacher, "an untrained student has the larger cross entropy"
     with pytest.raises(SignalNotFoundError, match="F1"):
-        fit([distil(archive, stop_when_better=True, monitor="metrics/eval/F1")])
+        fit([distil(archive, stop_when_better="metrics/eval/F1")])
 
 
 def test_a_weight_of_zero_has_no_effect(archive: RunArchive) -> None:

@@ -8,13 +8,8 @@ import torch
 from timm.task.distillation import LogitDistillationTask
 from torch import nn
 
-from reuse_algos.algorithms.prior_run_distillation import (
-    combination_weights,
-    kl_term,
-    mix_logits,
-    mix_probabilities,
-    mse_term,
-)
+from reuse_algos.algorithms.prior_run_distillation import Mean, Mixup, Sample
+from reuse_algos.algorithms.prior_run_distillation.terms import kl_term, mix_logits, mix_probabilities, mse_term
 
 STUDENT = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 0.0, 4.0, -1.0], [2.0, 2.0, -3.0, 0.1]])
 TEACHER = torch.tensor([[0.3, 1.0, -0.5, 2.0], [1.0, -1.0, 2.5, 0.0], [-2.0, 1.5, 0.0, 0.7]])
@@ -115,22 +110,22 @@ def test_kl_of_itself_is_zero_and_half_precision_is_upcast() -> None:
 
 
 def test_combination_weights() -> None:
-    def draw(combine: str, seed: int, **arguments: float) -> np.ndarray:
-        return combination_weights(combine, 5, np.random.default_rng(seed), **arguments)  # type: ignore[arg-type]
+    def draw(combine: Mean | Mixup | Sample, seed: int) -> np.ndarray:
+        return combine.weights(5, np.random.default_rng(seed))
 
-    assert draw("mean", 0).tolist() == [0.2] * 5
-    assert combination_weights("mixup", 1, np.random.default_rng(0)).tolist() == [1.0]
-    mixups = np.stack([draw("mixup", seed) for seed in range(4000)])
+    assert draw(Mean(), 0).tolist() == [0.2] * 5
+    assert Mixup().weights(1, np.random.default_rng(0)).tolist() == [1.0]
+    mixups = np.stack([draw(Mixup(), seed) for seed in range(4000)])
     np.testing.assert_allclose(mixups.sum(1), 1.0, atol=1e-12)
     # Symmetric Dirichlet with concentration a over M: mean 1/M, variance (M - 1) / (M^2 (M a + 1)).
     np.testing.assert_allclose(mixups.mean(0), 0.2, atol=0.01)
     np.testing.assert_allclose(mixups.var(0), 4 / 25 / 6, atol=0.003)
-    sharp = np.stack([draw("mixup", seed, dirichlet_alpha=10.0) for seed in range(4000)])
+    sharp = np.stack([draw(Mixup(alpha=10.0), seed) for seed in range(4000)])
     np.testing.assert_allclose(sharp.var(0), 4 / 25 / 51, atol=0.0005)
-    samples = np.stack([draw("sample", seed, sample_size=2) for seed in range(4000)])
+    samples = np.stack([draw(Sample(size=2), seed) for seed in range(4000)])
     assert {tuple(sorted(row, reverse=True)) for row in samples.tolist()} == {(0.5, 0.5, 0.0, 0.0, 0.0)}
     np.testing.assert_allclose(samples.mean(0), 0.2, atol=0.015)
-    assert draw("sample", 0, sample_size=9).tolist() == [0.2] * 5
+    assert draw(Sample(size=9), 0).tolist() == [0.2] * 5
 
 
 def test_rows_are_weighed() -> None:

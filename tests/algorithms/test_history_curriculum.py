@@ -139,7 +139,7 @@ def test_two_ranks_follow_the_plan_of_one(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "ranks" / "follow_curricula.py"
     command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, timeout=280)
-    one = follow_all(RunArchive(tmp_path / "archive"))
+    one = follow_all(RunArchive(tmp_path / "archive", create=True))
     parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     for part in parts:
         # In the middle and at the end of an epoch; with update, so that losses of all ranks are in the checkpoint.

@@ -61,7 +61,7 @@ class Made:
     """An archive to which runs are added."""
 
     def __init__(self, path: Path) -> None:
-        self.archive = RunArchive(path / "archive")
+        self.archive = RunArchive(path / "archive", create=True)
 
     def run(self, *files: tuple[Any, ...], info: DatasetInfo = INFO, labelled: bool = True, **fields: Any) -> PriorRun:
         labels = {"labels": info.labels} if labelled else {}

@@ -120,7 +120,7 @@ def test_average_of_the_last_checkpoints(archive: RunArchive) -> None:
 
 
 def test_average_of_a_run_that_ended_within_an_epoch(tmp_path: Path) -> None:
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     run = record(mine, "mid", weights=("last", "1ep"), max_duration="10ba")
     algorithm = warm(mine, runs=run, weights="average", last_k=2)
     _, seen, _ = fit([algorithm], max_duration="1ba")
@@ -132,7 +132,7 @@ def test_average_of_a_run_that_ended_within_an_epoch(tmp_path: Path) -> None:
 
 
 def test_average_over_runs_of_one_lineage_only(archive: RunArchive, tmp_path: Path) -> None:
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     first = record(mine, "first", weights=("last", "1ep"))
     children = [record(mine, f"child{i}", [warm(mine, runs=first)], lr=0.01 * (i + 1)) for i in range(2)]
     grandchild = record(mine, "grandchild", [warm(mine, runs=children[0])])
@@ -164,16 +164,26 @@ def test_all_wrong_settings_at_once(archive: RunArchive) -> None:
             archive,
             "x",
             weights="lats",
-            last_k=1,
-            shrink=0.0,
-            perturb=-1.0,
-            noise="pink",
-            head="kepe",
-            learning_rates={"backbone": 0.0},
-            unfreeze_at="1ep",
+            source="cached",
+            trainable={"learning_rates": {"backbone": 0.0}, "unfreeze_at": "1ep"},
         )
-    for word in ("weights", "last_k", "shrink", "perturb", "noise", "head", "learning_rates", "unfreeze_at"):
+    for word in ("weights", "source: cached needs", "source: cached has", "learning_rates", "unfreeze_at"):
         assert f"PriorRunWarmStart: {word}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"weights": {"last_k": 1}}, "weights: last_k must be at least 2"),
+        ({"change": {"shrink": 0.0}}, "change: shrink must be above 0 and at most 1"),
+        ({"change": {"perturb": -1.0}}, "change: perturb must be at least 0"),
+        ({"change": {"noise": "pink"}}, "change: noise must be initial or gaussian"),
+        ({"head": "kepe"}, "head.name: there is no 'kepe'"),
+    ],
+)
+def test_each_section_says_what_is_wrong(archive: RunArchive, section: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        PriorRunWarmStart(archive, "x", **section)
 
 
 def test_tensors_that_do_not_fit_are_listed_and_refused(archive: RunArchive) -> None:
@@ -233,7 +243,7 @@ def test_what_cannot_be_found(archive: RunArchive) -> None:
 
 
 def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     broken = mlp(1)
     with torch.no_grad():
         broken.module[0].bias[2] = float("nan")  # type: ignore[index]
@@ -267,7 +277,7 @@ def test_tied_weights_are_shrunk_once(tmp_path: Path) -> None:
         second.weight = first.weight
         return ComposerClassifier(nn.Sequential(first, second, nn.Linear(6, 4)), num_classes=4)
 
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     run = record(mine, "tied", model=tied())
     _, seen, log = fit([warm(mine, runs=run, shrink=0.5)], tied(), max_duration="1ba")
     for name, value in mine.run(run).weights("last").items():
@@ -333,7 +343,7 @@ def test_a_checkpoint_and_a_prior_run_are_refused_together(archive: RunArchive, 
 
 
 def test_archive_round_trip(archive: RunArchive, tmp_path: Path) -> None:
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     first = record(mine, "first", weights=("last", "1ep"))
     second = record(
         mine, "second", [warm(mine, runs=first, freeze="backbone")], compile_config={"backend": "aot_eager"}

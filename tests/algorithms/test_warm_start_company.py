@@ -52,7 +52,7 @@ def test_another_trainer_starts_from_the_prior_run_too(archive: RunArchive) -> N
 
 
 def test_another_trainer_chooses_its_prior_run_anew(tmp_path: Path) -> None:
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     record(mine, "one")
     algorithm = warm(mine, runs={"order": "latest", "limit": 1})
     fit([algorithm], max_duration="1ba")
@@ -148,7 +148,7 @@ def _tied(seed: int) -> ComposerClassifier:
     ids=str,
 )
 def test_a_head_that_is_tied_to_the_backbone_cannot_be_parted_from_it(tmp_path: Path, settings: Any) -> None:
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     run = record(mine, "tied", model=_tied(1))
     with pytest.raises(ModelError, match=r"module\.[02]\.weight, which is the same parameter as module\.[02]\.weight"):
         fit([warm(mine, runs=run, **settings)], _tied(7))
@@ -164,7 +164,7 @@ def test_one_layer_under_two_names_is_no_tie(tmp_path: Path) -> None:
         model.classifier = model.module[3]
         return model
 
-    mine = RunArchive(tmp_path)
+    mine = RunArchive(tmp_path, create=True)
     run = record(mine, "twice", model=twice(1))
     _, seen, _ = fit([warm(mine, runs=run, head="reset", freeze="backbone")], twice(7), max_duration="2ba")
     fresh, old = twice(7).state_dict(), mine.run(run).weights("last")

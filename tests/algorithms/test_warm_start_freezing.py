@@ -19,9 +19,9 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
-from reuse_algos.algorithms.prior_run_warm_start import TrainablePart
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ModelError
+from reuse_algos.training.trainable import TrainablePart
 from toy import blobs, checkpointed, epoch_loader, mlp, trainer
 from warming import Named, Stop, Weights, archived, fit, same, warm
 

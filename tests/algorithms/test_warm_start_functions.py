@@ -9,14 +9,12 @@ from torch.optim.lr_scheduler import LambdaLR, StepLR
 
 from reuse_algos.algorithms.prior_run_warm_start import (
     average_weights,
-    find_head,
     gaussian_noise,
     known_rows,
     match_rows,
     shrink_and_perturb,
     shuffled_noise,
 )
-from reuse_algos.algorithms.prior_run_warm_start.freezing import head_of, matches, pattern_faults
 from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     Plan,
     differences,
@@ -25,9 +23,11 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     noise_generator,
     under_our_names,
 )
-from reuse_algos.algorithms.prior_run_warm_start.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models import build_model
+from reuse_algos.training.head import find_head
+from reuse_algos.training.parameter_groups import add_groups, arrange_groups, check_schedulers
+from reuse_algos.training.trainable import head_of, matches, pattern_faults
 from toy import mlp
 
 

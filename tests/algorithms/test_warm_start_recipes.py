@@ -50,7 +50,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_shipped_recipe(half: Path) -> None:
     _, first = _train("digits/warm_start", half)
-    archive = RunArchive(half)
+    archive = RunArchive(half, create=True)
     prior = archive.run("digits-half-1")
     for name, value in prior.weights("last").items():
         assert torch.equal(first.weights[name], value), name
@@ -70,11 +70,12 @@ def test_together_with_distillation_and_focus_on_grown_data(half: Path) -> None:
         half,
         "run_name=all",
         "max_duration=4ep",
-        "algorithms.prior_run_distillation={runs: digits-half-1, source: cached, weight: 0.5, mismatch: allow}",
+        "algorithms.prior_run_distillation={runs: digits-half-1, source: cached, mismatch: allow}",
+        "algorithms.prior_run_distillation.loss={name: kl, weight: 0.5}",
         "algorithms.history_curriculum={runs: digits-half-1, strategy: focus, unknown: median, mismatch: allow}",
     )
     by_name = {type(algorithm).__name__: algorithm for algorithm in one.state.algorithms}
-    archive = RunArchive(half)
+    archive = RunArchive(half, create=True)
     prior, run = archive.run("digits-half-1"), archive.run("all")
     assert torch.equal(first.weights["module.fc.weight"], prior.weights("last")["module.fc.weight"])
     curriculum: Any = by_name["HistoryCurriculum"]
@@ -101,14 +102,16 @@ def test_without_allow_the_others_refuse_grown_data(half: Path) -> None:
         _train(
             "digits/warm_start",
             half,
-            "algorithms.prior_run_distillation={runs: digits-half-1, source: cached, weight: 0.5}",
+            "algorithms.prior_run_distillation={runs: digits-half-1, source: cached, loss: {name: kl, weight: 0.5}}",
         )
 
 
 def test_new_classes_by_name(half: Path) -> None:
     path = half
     _train("digits/baseline", path, "data.classes=[3,5,7]", "data.train_examples=120", "run_name=three")
-    settings = "algorithms.prior_run_warm_start={runs: three, head: match, freeze: backbone, unfreeze_at: 1ep}"
+    settings = (
+        "algorithms.prior_run_warm_start={runs: three, head: match, trainable: {freeze: backbone, unfreeze_at: 1ep}}"
+    )
     one, first = _train("digits/warm_start", path, settings, "data.classes=[7,0,3,1]", "data.train_examples=200")
     old = RunArchive(path).run("three").weights("last")
     for name in ("module.fc.weight", "module.fc.bias"):
@@ -120,14 +123,14 @@ def test_new_classes_by_name(half: Path) -> None:
 
 
 def test_faults_of_a_recipe(half: Path) -> None:
-    wrong = "algorithms.prior_run_warm_start={runs: x, wieghts: last, shrink: a lot, freeze: 3, runs2: 1}"
+    wrong = "algorithms.prior_run_warm_start={runs: x, wieghts: last, source: [3], runs2: 1}"
     with pytest.raises(RecipeError) as caught:
         load_recipe(shipped_recipe("digits/warm_start"), [wrong, f"archive={half}"])
-    for word in ("wieghts: PriorRunWarmStart has no such option. Did you mean 'weights'", "shrink: must be a number"):
+    for word in ("wieghts: PriorRunWarmStart has no such option. Did you mean 'weights'", "source: must be text"):
         assert word in str(caught.value)
     recipe = load_recipe(
         shipped_recipe("digits/warm_start"),
-        ["algorithms.prior_run_warm_start={runs: x, head: kep, shrink: 2}", f"archive={half}", *QUICK],
+        ["algorithms.prior_run_warm_start={runs: x, change: {shrink: 2}}", f"archive={half}", *QUICK],
     )
-    with pytest.raises(RecipeError, match="shrink must be above 0 and at most 1, got 2.0.*head must be keep, reset or"):
+    with pytest.raises(RecipeError, match="shrink must be above 0 and at most 1, got 2"):
         build_trainer(recipe)

@@ -39,7 +39,7 @@ __all__ = [
 @pytest.fixture(autouse=True)
 def _own_verification_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr("reuse_algos.archive.stores.verified._seen", set())
+    monkeypatch.setattr("reuse_algos.archive.stores.cache._seen", set())
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +50,7 @@ def _no_real_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> RunArchive:
-    return RunArchive(tmp_path / "archive")
+    return RunArchive(tmp_path / "archive", create=True)
 
 
 class MakeRun(Protocol):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from reuse_algos.archive import LocalStore, RunArchive, copy_runs
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.upkeep.collect import collect_garbage
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchivePermissionError, RunNotFoundError
 
@@ -23,7 +23,7 @@ DAY = 86400.0
 
 @pytest.fixture
 def target(tmp_path: Path) -> RunArchive:
-    return RunArchive(tmp_path / "target")
+    return RunArchive(tmp_path / "target", create=True)
 
 
 def runs_in(archive: RunArchive) -> dict[str, bytes]:
@@ -161,15 +161,15 @@ def test_stopped_at_every_change_of_a_disk_and_repeated(
     source = archive._store
     for index in range(2, 400, 7):
         target = LocalStore(tmp_path / str(index))
-        monkeypatch.setattr("reuse_algos.archive.stores.store.os", TracedOS(fail_at(index, StopError)))
+        monkeypatch.setattr("reuse_algos.archive.stores.local.os", TracedOS(fail_at(index, StopError)))
         try:
             copy_runs(source, target)
         except StopError:
             completed = False
         else:
             completed = True
-        monkeypatch.setattr("reuse_algos.archive.stores.store.os", TracedOS())
-        there = RunArchive(tmp_path / str(index))
+        monkeypatch.setattr("reuse_algos.archive.stores.local.os", TracedOS())
+        there = RunArchive(tmp_path / str(index), create=True)
         assert there.verify().ok
         assert there.run_ids() in ([], [run_id])
         assert archive.copy_to(there).ok
@@ -353,7 +353,7 @@ def test_only_runs_with_tags(archive: RunArchive, target: RunArchive, make_run: 
     rewrite(archive.root / "runs" / damaged / "manifests" / "g000001.json", lambda data: data[:-9])
     report = archive.copy_to(target, tags={"study": "a"})
     assert [problem.run_id for problem in report.problems] == [damaged]
-    assert "cannot be told whether it has these tags" in report.problems[0].what
+    assert "its tags cannot be read" in report.problems[0].what
     assert (report.runs, target.run_ids(uncommitted=True)) == (1, [wanted])
     assert archive.copy_to(target, [other, wanted], tags={"study": ["b", "c"]}).ok
     assert target.run_ids() == sorted([wanted, other])

@@ -24,7 +24,7 @@ from .traced_os import TracedOS, fail_at
 def trace(monkeypatch: pytest.MonkeyPatch) -> Callable[..., TracedOS]:
     def install(before: Callable[[int, str], None] = lambda index, kind: None) -> TracedOS:
         traced = TracedOS(before)
-        monkeypatch.setattr("reuse_algos.archive.stores.store.os", traced)
+        monkeypatch.setattr("reuse_algos.archive.stores.local.os", traced)
         return traced
 
     return install

@@ -130,7 +130,7 @@ def test_a_damaged_identity_is_found(archive: RunArchive, make_run: MakeRun) -> 
     make_run()
     rewrite(archive.root / "archive.json", flip(300))
     with pytest.raises(ArchiveCorruptError, match=r"archive\.json is damaged"):
-        RunArchive(archive.root)
+        RunArchive(archive.root, create=True)
     assert [problem.path for problem in archive.verify().problems] == ["archive.json"]
 
 
@@ -197,7 +197,7 @@ def test_a_newer_major_version_is_refused(archive: RunArchive, make_run: MakeRun
 def test_an_archive_of_a_newer_major_version_is_refused(archive: RunArchive) -> None:
     rewrite(archive.root / "archive.json", lambda _: reseal(b'{"format":[2,0],"archive_uuid":1}'))
     with pytest.raises(ArchiveVersionError, match="upgrade"):
-        RunArchive(archive.root)
+        RunArchive(archive.root, create=True)
 
 
 def test_a_manifest_without_a_version_is_damaged(archive: RunArchive, make_run: MakeRun) -> None:
@@ -209,7 +209,7 @@ def test_a_manifest_without_a_version_is_damaged(archive: RunArchive, make_run: 
 
 def test_signals_need_their_data_set(archive: RunArchive) -> None:
     writer = archive.start_run("toy")
-    with pytest.raises(ArchiveError, match="no record of its data set"):
+    with pytest.raises(ArchiveError, match="no record of its dataset"):
         writer.commit(manifest_of(put_files(writer), dataset=None))
 
 

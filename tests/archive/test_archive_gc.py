@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from reuse_algos.archive import RunArchive, RunWriter, leases
+from reuse_algos.archive import RunArchive, RunWriter
+from reuse_algos.archive.upkeep import leases
 from reuse_algos.archive.upkeep.collect import _look, collect_garbage
 from reuse_algos.archive.upkeep.leases import Marker
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchivePermissionError
@@ -93,6 +94,25 @@ def test_each_of_two_collections_protects_its_own_deletions(monkeypatch: pytest.
     assert len(refused) == 1
     writer.commit(manifest_of(put_files(writer)))
     assert sum("/data/" in path for path in store.objects) == 4
+
+
+def test_a_writer_that_slept_before_its_commit_notices_that_its_files_are_gone() -> None:
+    """Between the check of the files and the put of the manifest the process is suspended, for longer than gc waits."""
+    clock = Clock()
+    store = DictStore(clock=clock)
+    with keeping_time(clock):
+        writer = RunWriter(store, "a" * 32, "r", 1, run_name="r", generation=0)
+        files = put_files(writer)
+
+        def sleep(request: str) -> None:
+            if request.startswith("put ") and "/manifests/" in request:
+                store.before = lambda request: None
+                clock.sleep(2 * DAY)
+                assert len(collect_garbage(store, delete=True).collected) == len(files)
+
+        store.before = sleep
+        with pytest.raises(ArchiveError, match="cannot be committed: .* is not there"):
+            writer.commit(manifest_of(files))
 
 
 def test_what_no_manifest_lists_is_collected(archive: RunArchive, make_run: MakeRun) -> None:

@@ -268,7 +268,7 @@ def test_the_watch_notices_what_is_opened_outside(tmp_path: Path) -> None:
     """A control: the store or anybody else opening a file outside is seen."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "secret").write_bytes(b"secret")
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     with path_attacks.watching(archive.root) as opened:
         archive.run_ids()
         assert opened == []

@@ -246,7 +246,7 @@ def test_a_hash_is_computed_once_per_host(
 ) -> None:
     run = archive.run(make_run())
     run.weights()
-    monkeypatch.setattr("reuse_algos.archive.stores.verified._seen", set())  # as in another process
+    monkeypatch.setattr("reuse_algos.archive.stores.cache._seen", set())  # as in another process
 
     def fail(*_: object) -> str:
         raise AssertionError("hashed again")
@@ -254,7 +254,7 @@ def test_a_hash_is_computed_once_per_host(
     monkeypatch.setattr("reuse_algos.archive.format.tensors.hash_file", fail)
     run.weights()
     monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null/not-writable")
-    monkeypatch.setattr("reuse_algos.archive.stores.verified._seen", set())
+    monkeypatch.setattr("reuse_algos.archive.stores.cache._seen", set())
     with pytest.raises(AssertionError, match="hashed again"):
         run.weights()
 
@@ -268,7 +268,7 @@ def test_a_cache_that_cannot_be_written_is_not_an_error(
 
 def test_opening_again_finds_the_same_archive(archive: RunArchive, make_run: MakeRun) -> None:
     run_id = make_run()
-    again = RunArchive(str(archive.root), create=False)
+    again = RunArchive(str(archive.root))
     assert again.archive_id == archive.archive_id
     assert again.run_ids() == [run_id]
 
@@ -276,12 +276,12 @@ def test_opening_again_finds_the_same_archive(archive: RunArchive, make_run: Mak
 def test_a_path_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(NotADirectoryError, match="is a file; an archive is a directory"):
-        RunArchive(tmp_path / "file")
+        RunArchive(tmp_path / "file", create=True)
     with pytest.raises(ArchiveNotADirectoryError):
-        RunArchive(tmp_path / "file" / "below")
+        RunArchive(tmp_path / "file" / "below", create=True)
 
 
-@pytest.mark.parametrize("options", [{"create": False}, {"read_only": True}])
+@pytest.mark.parametrize("options", [{}, {"read_only": True}, {"create": True, "read_only": True}])
 def test_an_archive_that_is_not_there_is_not_made_unasked(tmp_path: Path, options: dict[str, bool]) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ArchiveError, match="there is no archive at"):
@@ -292,7 +292,7 @@ def test_an_archive_that_is_not_there_is_not_made_unasked(tmp_path: Path, option
 @pytest.mark.parametrize("url", ["https://host/x", "sftp://host/x"])
 def test_unknown_kinds_of_stores_are_refused_clearly(url: str) -> None:
     with pytest.raises(ArchiveError, match="no kind of store is known for .*Known: a directory, .*s3://"):
-        RunArchive(url)
+        RunArchive(url, create=True)
 
 
 def test_a_read_only_archive_is_read_and_never_written(archive: RunArchive, make_run: MakeRun) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from reuse_algos.archive import Manifest, RunArchive, history_tensors
 from reuse_algos.archive.format.envelope import seal, unseal
-from reuse_algos.archive.format.manifest import manifest_path
+from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.errors import ArchiveWarning, SignalNotFoundError
 
@@ -232,7 +232,7 @@ def test_a_remote_store_is_read_in_parallel_with_the_same_answer(archive: RunArc
     rewrite(archive.root / manifest_path(bad, 1), lambda data: data[:-9])
     with pytest.warns(ArchiveWarning, match=bad):
         expected = {order: [run.id for run in archive.runs(order=order)] for order in ORDERS}
-    parallel = RunArchive(archive.root)
+    parallel = RunArchive(archive.root, create=True)
     store = Remote(parallel._store)
     parallel._store = store  # type: ignore[assignment]
     with pytest.warns(ArchiveWarning, match=bad) as warned:
@@ -249,7 +249,7 @@ def test_an_error_ends_a_parallel_scan(archive: RunArchive, make_run: MakeRun) -
         def get(self, path: str, max_bytes: int) -> bytes | None:
             raise RuntimeError("a fault that is none of the archive's")
 
-    parallel = RunArchive(archive.root)
+    parallel = RunArchive(archive.root, create=True)
     parallel._store = Broken(parallel._store)  # type: ignore[assignment]
     with pytest.raises(RuntimeError, match="none of the archive's"):
         parallel.runs()

@@ -91,7 +91,7 @@ def test_an_unknown_metric_is_an_error_that_lists_the_known(archive: RunArchive,
     make_run()
     with pytest.raises(SignalNotFoundError, match=f"the runs have no metric 'eval/Accuracies'.*{MONITOR}"):
         archive.runs(order="best", metric="eval/Accuracies")
-    assert RunArchive(archive.root / "empty").runs(order="best", metric="anything") == []
+    assert RunArchive(archive.root / "empty", create=True).runs(order="best", metric="anything") == []
 
 
 def test_different_monitors_are_not_compared(archive: RunArchive, make_run: MakeRun) -> None:
@@ -146,7 +146,7 @@ def test_a_run_by_id_or_by_name(archive: RunArchive, make_run: MakeRun) -> None:
     with pytest.raises(LookupError, match=f"Did you mean .*{one}"):
         archive.run(one[:-1] + "x")
     with pytest.raises(RunNotFoundError, match="no run 'anything'"):
-        RunArchive(archive.root / "empty").run("anything")
+        RunArchive(archive.root / "empty", create=True).run("anything")
 
 
 def test_metrics_by_short_name(archive: RunArchive) -> None:
@@ -238,7 +238,7 @@ def test_what_cannot_be_read_now_changes_no_selection(
     archive: RunArchive, make_run: MakeRun, name: str, error: ArchiveError, concurrency: int
 ) -> None:
     ids = [make_run(values=(value,)) for value in (0.1, 0.9, 0.5)]
-    failing = RunArchive(Failing(archive, f"runs/{ids[1]}/{name}", error, concurrency))
+    failing = RunArchive(Failing(archive, f"runs/{ids[1]}/{name}", error, concurrency), create=True)
     for order in ("best", "first", "latest"):
         with pytest.raises(type(error), match=str(error)):
             failing.runs(order=order, limit=1)

@@ -28,9 +28,40 @@ def test_generations_count_up_and_stay_readable(archive: RunArchive) -> None:
     run = archive.run(run_id)
     assert run.manifest.generation == 3
     for generation in (1, 2, 3):
-        assert len(run.at_generation(generation).metric(MONITOR).value) == generation
+        assert len(archive.open_run(run_id, generation).metric(MONITOR).value) == generation
     with pytest.raises(ArchiveError, match=r"g000004\.json is missing"):
-        run.at_generation(4)
+        archive.open_run(run_id, 4)
+
+
+def test_an_archive_whose_disk_is_gone_is_not_written(archive: RunArchive, tmp_path: Path) -> None:
+    """An unmounted disk leaves an empty directory in its place, where a commit would be lost."""
+    writer = archive.start_run("toy")
+    writer.commit(manifest_of(put_files(writer)))
+    archive.root.rename(tmp_path / "unmounted")
+    archive.root.mkdir()
+    with pytest.raises(ArchiveError, match="holds no archive, .*is its disk mounted"):
+        writer.commit(manifest_of(put_files(writer)))
+    other = RunArchive(archive.root, create=True)
+    with pytest.raises(ArchiveError, match=f"is the archive {other.archive_id}"):
+        writer.commit(manifest_of(put_files(writer)))
+    assert not list(archive.root.glob("runs/*/manifests/*"))
+    assert len(RunArchive(tmp_path / "unmounted").run(writer.run_id).metric(MONITOR).value) > 0
+
+
+def test_a_run_opened_by_generation_must_exist(archive: RunArchive) -> None:
+    for name in ("nope", "../x"):
+        with pytest.raises(RunNotFoundError, match="there is no run"):
+            archive.open_run(name, 1)
+        with pytest.raises(RunNotFoundError, match="there is no run"):
+            archive.open_run(name)
+
+
+def test_a_signal_is_opened_once(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    writer.commit(manifest_of(put_files(writer)))
+    run = archive.open_run(writer.run_id)
+    (name, *_) = run.signal_names
+    assert run.signal(name) is run.signal(name)
 
 
 def test_a_prior_run_is_a_snapshot(archive: RunArchive) -> None:
@@ -199,7 +230,7 @@ def test_writers_and_readers_at_once(tmp_path: Path) -> None:
 def make_archive(root: Path, gate: object, log: Path) -> None:
     gate.wait()  # type: ignore[attr-defined]
     with log.open("a") as ids:
-        ids.write(RunArchive(root).archive_id + "\n")
+        ids.write(RunArchive(root, create=True).archive_id + "\n")
 
 
 def test_an_archive_made_by_several_at_once_has_one_identity(tmp_path: Path) -> None:

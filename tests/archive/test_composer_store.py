@@ -61,12 +61,12 @@ def folder(tmp_path: Path) -> Folder:
 
 @pytest.mark.filterwarnings("ignore:.*one writer per run only")
 def test_a_run_is_recorded_and_read(folder: Folder) -> None:
-    archive = RunArchive(ComposerStore(folder, "p/q"))
+    archive = RunArchive(ComposerStore(folder, "p/q"), create=True)
     assert archive.location == "folder://p/q"
     writer = archive.start_run("toy")
     writer.commit(manifest_of(put_files(writer)))
     writer.finish()
-    again = RunArchive(ComposerStore(folder, "p/q", read_only=True), create=False)
+    again = RunArchive(ComposerStore(folder, "p/q", read_only=True))
     use_everything(again, writer.run_id)
     assert again.verify().ok
 
@@ -117,7 +117,7 @@ def test_what_composer_cannot_open_is_told(location: str, monkeypatch: pytest.Mo
 
 @pytest.mark.filterwarnings("ignore:.*one writer per run only")
 def test_what_cannot_delete_refuses_before_it_begins(folder: Folder) -> None:
-    archive = RunArchive(ComposerStore(folder, "p"))
+    archive = RunArchive(ComposerStore(folder, "p"), create=True)
     writer = archive.start_run("toy")
     writer.commit(manifest_of(put_files(writer)))
     writer.finish()
@@ -139,7 +139,7 @@ def test_what_cannot_delete_refuses_before_it_begins(folder: Folder) -> None:
 def test_leases_stay_where_nothing_can_be_deleted(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     store = ComposerStore(folder, "p")
     monkeypatch.setattr(store, "delete", lambda path: pytest.fail(f"{path} is to be deleted"))
-    archive = RunArchive(store)
+    archive = RunArchive(store, create=True)
     writer = archive.start_run("toy")
     files = put_files(archive.join_run(writer.run_id, 1))  # another rank's, so that commits need a lease
     writer.commit(manifest_of(files))

@@ -35,7 +35,7 @@ class Aged:
 
 @pytest.fixture
 def remote(s3: MotoServer) -> RunArchive:
-    return RunArchive(f"s3://{s3.new_bucket()}/some/prefix")
+    return RunArchive(f"s3://{s3.new_bucket()}/some/prefix", create=True)
 
 
 def test_there_and_back(archive: RunArchive, remote: RunArchive, make_run: MakeRun, tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_there_and_back(archive: RunArchive, remote: RunArchive, make_run: MakeR
     assert archive.copy_to(remote).files == 5
     assert remote.verify().ok
     assert remote.run(run_id).manifest == archive.run(run_id).manifest
-    back = RunArchive(tmp_path / "back")
+    back = RunArchive(tmp_path / "back", create=True)
     assert remote.copy_to(back).ok
     there, here = files_below(archive.root), files_below(back.root)
     assert {path for path in here if path != "archive.json"} == {path for path in there if path != "archive.json"}
@@ -99,7 +99,7 @@ def test_garbage_in_a_bucket(remote: RunArchive) -> None:
     writer.finish()
     garbage = {f"runs/{writer.run_id}/{entry.path}" for entry in put_files(remote.join_run(writer.run_id, 3), epoch=2)}
     assert remote.collect_garbage(delete=True).busy == [writer.run_id]
-    aged = RunArchive(Aged(remote._store))
+    aged = RunArchive(Aged(remote._store), create=True)
     assert {path for path, _ in aged.collect_garbage().collected} == garbage
     assert {path for path, _ in aged.collect_garbage(delete=True).collected} == garbage
     left = [found.path for found in remote._store.walk("runs")]

@@ -239,7 +239,7 @@ def test_a_missing_bucket_is_no_empty_archive(s3: MotoServer) -> None:
         ):
             use()
     with pytest.raises(ArchiveError, match="there is no bucket 'no-such-bucket': create it, or check the name"):
-        RunArchive("s3://no-such-bucket/archive")
+        RunArchive("s3://no-such-bucket/archive", create=True)
 
 
 @pytest.mark.parametrize("code", ["AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken"])
@@ -258,7 +258,7 @@ def test_a_store_that_never_answers_well(proxy: FaultyProxy, s3: MotoServer, fau
     proxy.reset(lambda request: fault)
     began = time.monotonic()
     with pytest.raises(ArchiveError, match=f"s3://{bucket}/archive/archive.json: .*try") as caught:
-        RunArchive(f"s3://{bucket}/archive")
+        RunArchive(f"s3://{bucket}/archive", create=True)
     assert time.monotonic() - began < 20
     assert not isinstance(caught.value, ArchivePermissionError | ArchiveCorruptError | ArchiveConflictError)
 
@@ -275,7 +275,7 @@ def test_no_network(s3: MotoServer, monkeypatch: pytest.MonkeyPatch, endpoint: s
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     began = time.monotonic()
     with pytest.raises(ArchiveError, match=f"cannot read s3://bucket/archive/archive.json: {said}"):
-        RunArchive("s3://bucket/archive")
+        RunArchive("s3://bucket/archive", create=True)
     with pytest.raises(ArchiveError, match=said):
         open_writable("bucket").put_if_absent("a", [b""])
     assert time.monotonic() - began < 2 * seconds
@@ -288,7 +288,7 @@ def test_a_server_that_says_nothing(s3: MotoServer, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         began = time.monotonic()
         with pytest.raises(ArchiveError, match="no answer in time: check the network, or try later .endpoint"):
-            RunArchive("s3://bucket/archive")
+            RunArchive("s3://bucket/archive", create=True)
         assert time.monotonic() - began < 12
 
 
@@ -332,7 +332,7 @@ def test_a_server_that_is_no_store(proxy: FaultyProxy, s3: MotoServer) -> None:
 def test_no_credentials(location: str, remedy: str) -> None:
     began = time.monotonic()
     with pytest.raises(ArchivePermissionError, match=f"cannot open {location}: .*{remedy}"):
-        RunArchive(location)
+        RunArchive(location, create=True)
     assert time.monotonic() - began < 10
 
 
@@ -341,11 +341,11 @@ def test_credentials_of_a_profile(moto_server: MotoServer, monkeypatch: pytest.M
     (tmp_path / "no-credentials").write_text("[mine]\naws_access_key_id=testing\naws_secret_access_key=testing\n")
     monkeypatch.setenv("AWS_PROFILE", "mine")
     monkeypatch.setenv("S3_ENDPOINT_URL", moto_server.url)  # Composer's name for it
-    archive = RunArchive(f"s3://{moto_server.new_bucket()}/archive")
+    archive = RunArchive(f"s3://{moto_server.new_bucket()}/archive", create=True)
     assert archive.run_ids() == []
     monkeypatch.setenv("AWS_PROFILE", "yours")
     with pytest.raises(ArchivePermissionError, match="no credentials were found .*yours.*: set AWS_ACCESS_KEY_ID"):
-        RunArchive("s3://bucket/archive")
+        RunArchive("s3://bucket/archive", create=True)
 
 
 @pytest.mark.usefixtures("cloud")
@@ -360,25 +360,25 @@ def test_credentials_that_cannot_be_renewed(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_PROFILE", "mine")
     with pytest.raises(ArchivePermissionError, match="new credentials could not be obtained .*boom.*check the profile"):
-        RunArchive("s3://bucket/archive")
+        RunArchive("s3://bucket/archive", create=True)
 
 
 @pytest.mark.usefixtures("cloud")
 def test_credentials_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "none.json"))
     with pytest.raises(ArchivePermissionError, match="gs://bucket/x: the credentials in .*none.json cannot be read"):
-        RunArchive("gs://bucket/x")
+        RunArchive("gs://bucket/x", create=True)
 
 
 def test_obstore_is_not_installed(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in {"obstore", *(name for name in sys.modules if name.split(".")[0] == "obstore")}:
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ArchiveError, match=r"s3://bucket/x is an object store.*pip install 'reuse-algos\[remote\]'"):
-        RunArchive("s3://bucket/x")
+        RunArchive("s3://bucket/x", create=True)
 
 
 def test_local_archives_load_no_obstore(tmp_path: Path) -> None:
-    code = f"import sys; from reuse_algos.archive import RunArchive; RunArchive({str(tmp_path / 'a')!r}); "
+    code = f"import sys; from reuse_algos.archive import RunArchive; RunArchive({str(tmp_path / 'a')!r}, create=True); "
     code += "sys.exit(any(name.split('.')[0] in ('obstore', 'boto3') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
 
@@ -399,7 +399,7 @@ def test_local_archives_load_no_obstore(tmp_path: Path) -> None:
 )
 def test_urls_that_make_no_sense(location: str) -> None:
     with pytest.raises(ArchiveError, match="cannot be the place of an archive: write s3://bucket/prefix"):
-        RunArchive(location)
+        RunArchive(location, create=True)
 
 
 @pytest.mark.parametrize("location", ["s3:/bucket/x", "gs:/b", "file:/tmp/x", "s4:/b/x"])
@@ -407,9 +407,9 @@ def test_a_slash_too_few(location: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     scheme, _, rest = location.partition(":/")
     with pytest.raises(ArchiveError, match=f"a slash too few: write {scheme}://{rest}, or ./{location} for a folder"):
-        RunArchive(location)
+        RunArchive(location, create=True)
     assert not list(tmp_path.iterdir())
-    assert RunArchive(f"./{location}").root == tmp_path / f"{scheme}:" / rest
+    assert RunArchive(f"./{location}", create=True).root == tmp_path / f"{scheme}:" / rest
 
 
 def test_addresses() -> None:
@@ -432,23 +432,23 @@ def test_kinds_of_stores_can_be_added(tmp_path: Path, monkeypatch: pytest.Monkey
     store = open_store("more://abc", create=True, read_only=False)
     assert store.location == str(tmp_path / "abc")
     with pytest.raises(ArchiveError, match="no kind of store is known for mroe://. Known: .*file://.*more://.*s3://"):
-        RunArchive("mroe://abc")
+        RunArchive("mroe://abc", create=True)
 
 
 def test_file_urls(tmp_path: Path) -> None:
-    archive = RunArchive(f"file://{tmp_path}/a%20b")
+    archive = RunArchive(f"file://{tmp_path}/a%20b", create=True)
     assert archive.root == tmp_path / "a b"
-    with pytest.raises(ArchiveError, match="is no local directory"):
-        RunArchive("file://elsewhere/x")
+    with pytest.raises(ArchiveError, match="is not a local directory"):
+        RunArchive("file://elsewhere/x", create=True)
 
 
 def test_an_archive_of_a_store_object(tmp_path: Path, s3: MotoServer) -> None:
     store = LocalStore(tmp_path / "a")
-    assert RunArchive(store).archive_id == RunArchive(tmp_path / "a").archive_id
+    assert RunArchive(store, create=True).archive_id == RunArchive(tmp_path / "a").archive_id
     location = f"s3://{s3.new_bucket()}/x"
-    archive = RunArchive(location)
+    archive = RunArchive(location, create=True)
     assert (archive.location, repr(archive)) == (location, f"RunArchive({location!r})")
-    with pytest.raises(ArchiveError, match="is no local directory: use `location`"):
+    with pytest.raises(ArchiveError, match="is not a local directory: use `location`"):
         archive.root  # noqa: B018
     for copied in (copy.deepcopy(archive), pickle.loads(pickle.dumps(archive))):
         assert copied.archive_id == archive.archive_id
@@ -457,14 +457,14 @@ def test_an_archive_of_a_store_object(tmp_path: Path, s3: MotoServer) -> None:
 
 def _list_in_child(location: str, said: multiprocessing.SimpleQueue) -> None:
     try:
-        said.put(str(RunArchive(location, create=False).run_ids()))
+        said.put(str(RunArchive(location).run_ids()))
     except ArchiveError as error:
         said.put(str(error))
 
 
 def test_a_fork_is_told_instead_of_waiting_forever(s3: MotoServer) -> None:
     location = f"s3://{s3.new_bucket()}/x"
-    RunArchive(location)
+    RunArchive(location, create=True)
     context = multiprocessing.get_context("fork")
     said = context.SimpleQueue()
     with warnings.catch_warnings():
@@ -478,11 +478,11 @@ def test_a_fork_is_told_instead_of_waiting_forever(s3: MotoServer) -> None:
 
 def test_what_was_fetched_is_hashed_once(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
     location = f"s3://{s3.new_bucket()}/x"
-    writer = RunArchive(location).start_run("toy")
+    writer = RunArchive(location, create=True).start_run("toy")
     writer.commit(manifest_of(put_files(writer)))
     monkeypatch.setattr("reuse_algos.archive.format.tensors.hash_file", None)  # an error if it were called
     for _ in range(2):
-        use_everything(RunArchive(location, create=False, read_only=True), writer.run_id)
+        use_everything(RunArchive(location, read_only=True), writer.run_id)
 
 
 @pytest.mark.parametrize(

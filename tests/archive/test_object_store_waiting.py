@@ -24,7 +24,7 @@ def test_a_server_that_trickles(s3: MotoServer, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         began = time.monotonic()
         with pytest.raises(ArchiveError, match="cannot read s3://bucket/archive/archive.json: no answer in time"):
-            RunArchive("s3://bucket/archive")
+            RunArchive("s3://bucket/archive", create=True)
         assert time.monotonic() - began < 15
 
 
@@ -37,7 +37,7 @@ def test_ctrl_c_ends_a_wait(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> 
             timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
             timer.start()
             with pytest.raises(KeyboardInterrupt):
-                RunArchive("s3://bucket/archive")
+                RunArchive("s3://bucket/archive", create=True)
             assert time.monotonic() - began < 3
             timer.join()
         finally:

@@ -36,7 +36,7 @@ class Crash(Callback):
 def _with_everything(archive: Path, checkpoints: Path, prior: Path, crash: int | None, every: int) -> PriorRun:
     recorder = RunRecorder(archive, signals=ALL, weights=("last", "best", "1ep"), tags={"method": "distilled"})
     algorithm = PriorRunDistillation(
-        prior, {"order": "first"}, source="cached", combine="mixup", loss="mse", weight=0.5
+        prior, {"order": "first"}, source="cached", combine="mixup", loss={"name": "mse", "weight": 0.5}
     )
     one = trainer(
         epoch_loader(viewed()),
@@ -101,7 +101,7 @@ def test_a_zombie_attempt_stops(tmp_path: Path) -> None:
     zombie = RunRecorder(tmp_path, run_name="run")
     first = trainer(epoch_loader(viewed()), mlp(1), callbacks=[zombie], max_duration="1ep")
     first.fit()
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     writer, manifest = archive.resume_run(zombie.run_id or "")
     writer.commit(manifest)
     with pytest.raises(ArchiveError, match="another attempt took over this run"):
@@ -139,7 +139,7 @@ def test_starting_from_a_finished_run_leaves_it_alone(tmp_path: Path) -> None:
         return recorder
 
     first = train("first", 1)
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     before = archive.run("first").manifest
     second = train("second", 2, load_path=str(tmp_path / "first" / "end.pt"))
     assert second.run_id != first.run_id
@@ -162,7 +162,7 @@ def test_dying_behind_the_last_checkpoint_is_completed(tmp_path: Path) -> None:
     recorder, one = train(Dies())
     with pytest.raises(KeyboardInterrupt):
         one.fit()
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     broken = archive.run(recorder.run_id or "")
     assert (broken.finished, broken.weight_names) == (False, ["ep0001", "ep0002"])
     again, _ = train()  # Composer refuses to fit a run that has reached its duration, so building must complete it

@@ -17,7 +17,7 @@ def test_epochs_between_two_commits_replace_each_other_on_every_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rank 1's first epoch comes behind rank 0's second one in the list of files, and is older all the same."""
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     record = RunRecord.start(archive, "two ranks")
     other = archive.join_run(record.run_id, 1)
     ids = {0: torch.tensor([0, 2]), 1: torch.tensor([1, 3])}

@@ -29,6 +29,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchivePermissionError, ArchiveWarning, ExampleIdError
+from reuse_algos.training.batch_keys import BatchKeys
 from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 ALL = {"logits": {}, "loss": {}, "correct": {}}
@@ -237,7 +238,7 @@ def test_standalone_evaluation_is_not_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("lr", "health"), [(1e30, "diverged"), (0.1, "ok")])
 def test_diverged_runs_are_kept_exactly_and_not_chosen(tmp_path: Path, lr: float, health: str) -> None:
     run = _record(tmp_path, fit={"lr": lr})
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     assert run.health == health
     assert [r.id for r in archive.runs()] == ([] if health == "diverged" else [run.id])
     assert [r.id for r in archive.runs(unhealthy=True)] == [run.id]
@@ -276,7 +277,9 @@ def test_ids_in_the_batch_are_keys(tmp_path: Path) -> None:
 
     info = DatasetInfo("stream", torch.arange(100, 164), torch.arange(64) % NUM_CLASSES)
     oracle = mlp(1)
-    recorder = RunRecorder(tmp_path, run_name="run", signals={"correct": {}}, dataset=info, id_key="id", target_key="y")
+    recorder = RunRecorder(
+        tmp_path, run_name="run", signals={"correct": {}}, dataset=info, keys=BatchKeys(target="y", ids="id")
+    )
     model = DictModel(oracle.module, num_classes=NUM_CLASSES)
     trainer(DataLoader(Stream(), batch_size=64), model, callbacks=[recorder], max_duration="1ba", lr=0.0).fit()
     run = RunArchive(tmp_path).run("run")
@@ -336,6 +339,10 @@ def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"keys": {"targets": "y"}}, "keys: there is no setting 'targets'. Did you mean 'target'"),
+        ({"monitor": {"name": "loss"}}, "monitor: there is no setting 'name'"),
+        ({"keys": "y"}, "keys must be a section of settings, not 'y'"),
+        ({"monitor": {"mode": "best"}}, "mode must be 'max' or 'min', not 'best'"),
         ({"weights": "often"}, "'often' is not 'last', 'best' or every n epochs"),
         ({"signals": {"logit": {}}}, "no signal 'logit' can be captured. Did you mean 'logits'"),
         ({"signals": {"loss": {"top_k": 3}}}, "unknown setting 'top_k'"),
@@ -398,7 +405,7 @@ def test_read_only_archive() -> None:
         with _nobody():
             with pytest.raises(ArchivePermissionError, match="archive"):
                 record_run(archive, epochs=1)
-            assert RunArchive(archive, create=False).run(run_id).finished
+            assert RunArchive(archive).run(run_id).finished
         assert {path: path.read_bytes() for path in archive.rglob("*") if path.is_file()} == files
 
 

@@ -12,6 +12,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
+from reuse_algos.training.batch_keys import BatchKeys
 from toy import NUM_CLASSES, DictModel, NumberedDataset, trainer
 
 N, C = 1000, 5
@@ -85,7 +86,7 @@ def test_a_batch_may_hold_numbers_that_belong_to_no_example(tmp_path) -> None:
     recorder = RunRecorder(
         tmp_path / "archive",
         signals={"logits": {}, "loss": {}},
-        target_key="y",
+        keys=BatchKeys(target="y"),
         dataset=DatasetInfo("numbers", torch.arange(16), torch.arange(16) % NUM_CLASSES),
     )
     loader = DataLoader(dataset, batch_size=4, shuffle=True, collate_fn=with_scale)

@@ -1,4 +1,4 @@
-"""``on_archive_error: warn``: training goes on without its archive, and the record reaches it later."""
+"""``spool``: training goes on without its archive, and the record reaches it later."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class At(Callback):
 
 def _train(archive: Path, folder: Path, *callbacks: Callback, epochs: int = 4, **settings: Any) -> RunRecorder:
     """A run with a checkpoint, and so a commit, at the end of each epoch."""
-    settings = {"on_archive_error": "warn", "spool": folder / "spool", **settings}
+    settings = {"spool": folder / "spool", **settings}
     recorder = RunRecorder(archive, weights=("last", "1ep"), signals={"logits": {}, "loss": {}}, **settings)
     one = trainer(
         epoch_loader(viewed()),
@@ -73,7 +73,7 @@ def _stop(recorder: RunRecorder) -> None:
 
 
 def _straight(tmp_path: Path) -> PriorRun:
-    recorder = _train(tmp_path / "straight", tmp_path / "s", on_archive_error="raise")
+    recorder = _train(tmp_path / "straight", tmp_path / "s", spool=None)
     assert not (tmp_path / "s" / "spool").exists()
     return recorder.archive.run(recorder.run_id or "")
 
@@ -96,7 +96,7 @@ def test_with_an_archive_in_reach_nothing_is_different(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", ArchiveWarning)
         recorder = _train(tmp_path / "archive", tmp_path)
-    run = RunArchive(tmp_path / "archive", create=False).run(recorder.run_id or "")
+    run = RunArchive(tmp_path / "archive").run(recorder.run_id or "")
     _assert_same(run, _straight(tmp_path))
     assert RunArchive(tmp_path / "archive").verify().ok
 
@@ -120,7 +120,7 @@ def test_an_archive_out_of_reach_gets_the_record_later(tmp_path: Path, capsys: p
 def test_an_archive_that_goes_and_comes_back_has_everything_at_the_end(tmp_path: Path) -> None:
     target, aside = tmp_path / "archive", tmp_path / "aside"
     go, back = At(1, _moved(target, aside)), At(3, _moved(aside, target))
-    RunArchive(target)
+    RunArchive(target, create=True)
     with pytest.warns(ArchiveWarning, match="is gone") as told:
         recorder = _train(target, tmp_path, go, back)
     assert len(told) == 1
@@ -130,7 +130,7 @@ def test_an_archive_that_goes_and_comes_back_has_everything_at_the_end(tmp_path:
 def test_without_it_the_error_ends_the_training(tmp_path: Path) -> None:
     target = tmp_path / "archive"
     with pytest.raises(ArchiveError, match="is gone"):
-        _train(target, tmp_path, At(1, lambda _: os.rename(target, tmp_path / "aside")), on_archive_error="raise")
+        _train(target, tmp_path, At(1, lambda _: os.rename(target, tmp_path / "aside")), spool=None)
 
 
 # Both are Composer's, on resuming behind the last batch of an epoch.
@@ -166,7 +166,7 @@ def test_another_attempt_is_no_failure_of_the_archive(tmp_path: Path) -> None:
     def take_over(recorder: RunRecorder) -> None:
         assert recorder.spool is not None
         assert recorder.spool.wait(30)
-        archive = RunArchive(target)
+        archive = RunArchive(target, create=True)
         archive.resume_run(archive.run_ids()[0])
 
     with pytest.raises(ArchiveConflictError):
@@ -220,11 +220,6 @@ def test_a_checkpoint_may_start_a_run_of_another_name_in_another_archive(tmp_pat
     with pytest.raises(KeyboardInterrupt):
         _train(tmp_path / "archive", tmp_path, At(3, _stop), run_name="one")
     with pytest.raises(RunNotFoundError, match=r"Name the archive that it was recorded in"):
-        _train(tmp_path / "other", tmp_path, run_name="one", on_archive_error="raise")
-    recorder = _train(tmp_path / "other", tmp_path, run_name="two", on_archive_error="raise")
+        _train(tmp_path / "other", tmp_path, run_name="one", spool=None)
+    recorder = _train(tmp_path / "other", tmp_path, run_name="two", spool=None)
     assert RunArchive(tmp_path / "other").run("two").id == recorder.run_id
-
-
-def test_wrong_words_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must be 'raise' or 'warn'"):
-        RunRecorder(tmp_path / "archive", on_archive_error="ignore")

@@ -15,7 +15,7 @@ from reuse_algos.cli import main
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("runs") / "archive"
-    study(RunArchive(place))
+    study(RunArchive(place, create=True))
     return str(place)
 
 

@@ -35,7 +35,7 @@ X = np.arange(1, 11) / 10
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """An archive with three baseline runs, three quicker ones, a diverged and an unfinished one."""
-    archive = RunArchive(tmp_path_factory.mktemp("cli") / "archive")
+    archive = RunArchive(tmp_path_factory.mktemp("cli") / "archive", create=True)
     rng = np.random.default_rng(0)
     ids: dict[str, Any] = {"path": str(archive.root)}
     ids["baseline"] = [write_run(archive, "baseline", seed, noisy(rng, 0.3 + 0.4 * X)) for seed in range(3)]
@@ -253,7 +253,7 @@ def test_debug_shows_the_traceback(made: dict[str, Any], capsys: pytest.CaptureF
 
 
 def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     good, bad = (write_run(archive, "m", seed, X) for seed in range(2))
     path = str(archive.root)
     code, out, _ = call(capsys, "verify", path)
@@ -279,7 +279,7 @@ def test_verify_finds_a_flipped_bit(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_damaged_run_is_a_warning_line_in_a_list(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     good, bad = (write_run(archive, "m", seed, X) for seed in range(2))
     (manifest,) = (archive.root / "runs" / bad / "manifests").iterdir()
     manifest.write_bytes(b"{}")
@@ -457,7 +457,7 @@ def test_a_closed_pipe_is_no_error(made: dict[str, Any]) -> None:
 
 
 def test_a_strangers_names_do_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     run_id = write_run(archive, "plain", 0, [0.5], tags={"note": "\x1b]0;owned\x07\x1b[2J", "way": "\u202egnp"})
     for command in (["runs", str(tmp_path / "archive")], ["show", str(tmp_path / "archive"), run_id]):
         assert main(command) == 0

@@ -20,7 +20,7 @@ def test_budgets_and_their_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_offline(tmp_path, monkeypatch)
-    archive, rng = RunArchive(tmp_path / "archive"), np.random.default_rng(1)
+    archive, rng = RunArchive(tmp_path / "archive", create=True), np.random.default_rng(1)
     for seed in (1, 2, 3):
         for budget in (2, 4, 8):
             write_run(archive, "baseline", seed, noisy(rng, CURVE[:budget]))
@@ -69,6 +69,6 @@ def test_budgets_and_their_report(
 
 
 def test_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     assert main(["compare", str(archive.root), "--wandb-name", "x"]) != 0
     assert "need --wandb PROJECT" in capsys.readouterr().err

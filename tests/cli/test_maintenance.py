@@ -30,7 +30,7 @@ def _no_real_syncs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> RunArchive:
-    return RunArchive(tmp_path / "archive")
+    return RunArchive(tmp_path / "archive", create=True)
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:

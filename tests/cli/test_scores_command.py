@@ -50,7 +50,7 @@ def add_run(archive: RunArchive, info: DatasetInfo, seed: int, *, recipe: bool =
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, loaded: LoadedData) -> dict[str, Any]:
-    archive = RunArchive(tmp_path_factory.mktemp("scores") / "archive")
+    archive = RunArchive(tmp_path_factory.mktemp("scores") / "archive", create=True)
     runs = [add_run(archive, loaded.info, seed) for seed in range(2)]
     bare = add_run(archive, loaded.info, 2, recipe=False, margins=False)
     return {"path": str(archive.root), "runs": runs, "bare": bare, "archive": archive}

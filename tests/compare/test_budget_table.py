@@ -41,7 +41,7 @@ def text_of(comparison: Comparison) -> str:
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
-    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive")
+    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive", create=True)
     study(archive)
     return archive
 
@@ -351,7 +351,7 @@ def test_why_nothing_can_be_said() -> None:
 
 
 def test_flops_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     model = ModelRecord(name="resnet20", flops_per_example=1000)
     for method, extra, on in (("baseline", 0.0, 0), ("live", 5e5, 0), ("unknown", None, 0), ("trained on", 0.0, 32)):
         for seed in range(2):
@@ -368,7 +368,7 @@ def test_flops_are_those_that_the_runs_recorded(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_there_to_be_reused_are_not_compared(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for method in ("baseline", "prior"):
         for seed in range(2):
             write_run(
@@ -384,7 +384,7 @@ def test_runs_that_are_there_to_be_reused_are_not_compared(tmp_path: Path) -> No
 
 
 def test_budgets_by_steps_where_no_recipe_says_more(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for method, speed in (("baseline", 1.0), ("quick", 2.0)):
         for epochs in (10, 20):
             for seed in range(2):

@@ -35,7 +35,7 @@ def fresh() -> Iterator[None]:
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Comparison, Outcomes]:
     """A baseline, a faster group with hostile letters in its name that used a prior run, and a hopeless one."""
-    archive, rng = RunArchive(tmp_path / "archive"), np.random.default_rng(0)
+    archive, rng = RunArchive(tmp_path / "archive", create=True), np.random.default_rng(0)
     prior = write_run(archive, None, 9, MEAN)
     use = PriorUse(run_id=prior, algorithm="distillation", harvest_seconds=4.0)
     for seed in (1, 2, 3):
@@ -155,7 +155,7 @@ def test_a_run_under_way_is_left_alone(
 
 
 def test_runs_without_common_evaluations_have_no_lines(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for seed, every in ((1, 100), (2, 70)):
         write_run(archive, "baseline", seed, [0.5, 0.7], every=every)
         write_run(archive, "other", seed, [0.6, 0.8], every=100)

@@ -172,7 +172,7 @@ def test_the_payback_curve_is_there_only_where_the_payback_is_known(target: floa
 
 def test_the_plain_report_and_dashboard_say_the_same(tmp_path: Path) -> None:
     """Target 0.75: the baseline and the slow group end at 0.7 and 0.6, the technique gets there."""
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     prior = write_run(archive, None, 9, [0.5, 0.7])
     use = PriorUse(run_id=prior, algorithm="distillation", harvest_seconds=4.0)
     for seed in (1, 2, 3):

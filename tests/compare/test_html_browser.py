@@ -39,7 +39,7 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reports")
-    comparison, selection = plain(RunArchive(folder / "archive"))
+    comparison, selection = plain(RunArchive(folder / "archive", create=True))
     write_report(report_page(comparison, selection), folder / "plain.html")
     over_budgets, outcomes = budgets()
     write_report(report_page(over_budgets, outcomes), folder / "budgets.html")

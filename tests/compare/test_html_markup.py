@@ -59,7 +59,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory):
-    archive = RunArchive(tmp_path_factory.mktemp("html") / "archive")
+    archive = RunArchive(tmp_path_factory.mktemp("html") / "archive", create=True)
     comparison, selection = plain(archive)
     over_budgets, outcomes = budgets()
     return (
@@ -152,7 +152,7 @@ def test_hostile_names_stay_names(report) -> None:
 
 
 def test_the_same_comparison_gives_the_same_page(tmp_path: Path) -> None:
-    comparison, selection = plain(RunArchive(tmp_path / "archive"))
+    comparison, selection = plain(RunArchive(tmp_path / "archive", create=True))
     assert report_page(comparison, selection) == report_page(comparison, selection)
     over_budgets, outcomes = budgets()
     assert report_page(over_budgets, outcomes) == report_page(
@@ -237,7 +237,7 @@ def test_a_control_that_is_faster_is_a_warning(both) -> None:
 
 def test_small_archives(tmp_path: Path) -> None:
     """Only a baseline; one run each; no seconds; no shared evaluations; NaN everywhere; a target."""
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     write_run(archive, "baseline", None, [0.1, 0.2], seconds_per_step=0.0)
     selection = select_outcomes(archive)
     page = report_page(compare_runs(archive, selection=selection), selection)
@@ -257,7 +257,7 @@ def test_small_archives(tmp_path: Path) -> None:
 
 
 def test_many_evaluations_are_thinned_for_pointing_but_not_in_the_line(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for seed in range(2):
         write_run(archive, "baseline", seed, [0.1 + 0.001 * k + 0.01 * seed for k in range(200)])
     selection = select_outcomes(archive)
@@ -273,7 +273,7 @@ def test_many_evaluations_are_thinned_for_pointing_but_not_in_the_line(tmp_path:
 
 
 def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for seed in range(2):
         for method, speed in (("baseline", 1.0), ("quick", 1.7)):
             for epochs in (5, 10):

@@ -25,7 +25,7 @@ NAMES = ("baseline", "distilled from five prior runs", "$cost$_[bold]", "_null")
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
-    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive")
+    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive", create=True)
     rng = np.random.default_rng(0)
     prior = [write_run(archive, "baseline", seed, noisy(rng, 0.3 + 0.4 * X)) for seed in range(3)]
     use = PriorUse(run_id=prior[0], algorithm="prior_run_distillation", harvest_seconds=20.0)
@@ -124,7 +124,7 @@ def test_plots_that_can_not_be_written(archive: RunArchive, tmp_path: Path) -> N
 
 
 def test_runs_without_seconds_or_shared_steps_are_drawn_too(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     write_run(archive, "baseline", 0, [0.1, 0.2], seconds_per_step=0.0)
     write_run(archive, "quick", 0, [0.1, 0.3], seconds_per_step=0.0)
     write_run(archive, "quick", 1, [0.1, 0.3, 0.3], every=70, seconds_per_step=0.0)

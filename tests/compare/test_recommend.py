@@ -199,7 +199,7 @@ def test_errors() -> None:
 
 
 def test_an_archive_json_and_the_terminal(tmp_path_factory: pytest.TempPathFactory) -> None:
-    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive")
+    archive = RunArchive(tmp_path_factory.mktemp("runs") / "archive", create=True)
     study(archive)
     found = recommend_from_archive(archive, target=0.6, price_per_hour=2.0)
     assert found.choice == "distilled"

@@ -33,7 +33,7 @@ def rising(x: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> RunArchive:
-    return RunArchive(tmp_path / "archive")
+    return RunArchive(tmp_path / "archive", create=True)
 
 
 def add_group(archive: RunArchive, method: str, seeds, mean, rng, **fields) -> list[str]:

@@ -309,3 +309,24 @@ def test_the_shared_cifar100_has_a_hundred_classes_in_alphabetical_order():
     labels = torch.from_numpy(np.load(UNPACK.parent / "cifar100" / "train_labels.npy").astype(np.int64))
     assert torch.bincount(labels).tolist() == [500] * 100
     assert torch.bincount(coarse_labels(labels)).tolist() == [2500] * 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npz_with_channels_first(tmp_path, channels):
+    x = np.random.default_rng(0).integers(0, 256, (8, channels, 6, 5), dtype=np.uint8)
+    y = np.arange(8) % 2
+    infos = []
+    for name, images in (("first", x), ("last", np.ascontiguousarray(x.transpose(0, 2, 3, 1)))):
+        np.savez(tmp_path / name, x_train=images, y_train=y, x_test=images, y_test=y)
+        loaded = load(name="npz", path=str(tmp_path / f"{name}.npz"), batch_size=1)
+        assert loaded.image_shape == (channels, 6, 5)
+        infos.append(loaded.info.fingerprint)
+    assert infos[0] == infos[1]
+
+
+@pytest.mark.parametrize("shape", [(8, 7, 6, 5), (8, 2, 6, 7)])
+def test_npz_without_a_known_place_of_channels_is_refused(tmp_path, shape):
+    x, y = np.zeros(shape, np.uint8), np.arange(8) % 2
+    np.savez(tmp_path / "odd", x_train=x, y_train=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match="channels neither last"):
+        load(name="npz", path=str(tmp_path / "odd.npz"), batch_size=1)

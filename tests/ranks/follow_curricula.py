@@ -71,7 +71,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     dist.initialize_dist("cpu")
     folder = Path(sys.argv[1])
-    archive = RunArchive(folder / "archive")
+    archive = RunArchive(folder / "archive", create=True)
     result: dict[str, Any] = dict(follow_all(archive))
     result["resumed"] = resume_all(archive, folder)
     result["refused"] = refuse(archive)

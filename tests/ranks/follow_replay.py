@@ -17,7 +17,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     dist.initialize_dist("cpu")
     folder = Path(sys.argv[1])
-    archive = RunArchive(folder / "archive")
+    archive = RunArchive(folder / "archive", create=True)
     result = {
         "follow": follow(archive),
         "part": follow_part(archive),

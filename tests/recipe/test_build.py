@@ -193,20 +193,23 @@ def test_our_components_get_archive_recipe_tags_name_and_seed(build, tmp_path):
 
 
 def test_a_scheduler_of_an_option_is_built_and_recorded_as_written(build, tmp_path):
-    options = {"runs": "teacher", "weight_scheduler": {"name": "linear", "t_max": "0.5dur"}}
+    options = {"runs": "teacher", "loss": {"name": "kl", "weight_scheduler": {"name": "linear", "t_max": "0.5dur"}}}
     settings = values(archive=str(tmp_path / "archive"), algorithms={"prior_run_distillation": options})
     recipe = compose_recipe(settings, source="x.yaml")
     assert recipe.record["algorithms"]["prior_run_distillation"] == options
     algorithm = build(settings).state.algorithms[0]
-    assert isinstance(algorithm.weight_scheduler, LinearScheduler)
-    assert algorithm.weight_scheduler.t_max == Time.from_timestring("0.5dur")
+    assert isinstance(algorithm.loss.weight_scheduler, LinearScheduler)
+    assert algorithm.loss.weight_scheduler.t_max == Time.from_timestring("0.5dur")
 
 
 def test_values_that_constructors_refuse_are_listed_together(tmp_path):
     recipe = compose_recipe(
         values(
             archive=str(tmp_path / "archive"),
-            algorithms={"prior_run_distillation": {"runs": "x", "temperature": -1}, "ema": {"half_life": "fast"}},
+            algorithms={
+                "prior_run_distillation": {"runs": "x", "loss": {"name": "kl", "temperature": -1}},
+                "ema": {"half_life": "fast"},
+            },
             callbacks={"run_recorder": {"weights": ["newest"]}},
         ),
         source="x.yaml",

@@ -60,13 +60,13 @@ def test_faults_are_listed_together(tmp_path):
 def test_a_baseline_a_harvest_and_a_replay(tmp_path):
     robust = {"robust_evaluation": {"attacks": {"fgsm": {"epsilon": "16/255"}}, "examples": 90}, "run_recorder": {}}
     fit(values(tmp_path, run_name="baseline", callbacks=robust))
-    replay = {"adversarial_replay": {"runs": "baseline", "warn_below": 0}}
+    replay = {"adversarial_replay": {"runs": "baseline", "perturbations": {"warn_below": 0}}}
     with pytest.raises(SignalNotFoundError, match="reuse-algos harvest .* --signals adversarial"):
         fit(values(tmp_path, run_name="early", callbacks=robust, algorithms=replay))
     attack = Attack(method="fgsm", epsilon=16 / 255)
     harvest(tmp_path, "baseline", signals=("adversarial",), attack=attack, progress=False)
     fit(values(tmp_path, run_name="replayed", callbacks=robust, algorithms=replay))
-    archive = RunArchive(tmp_path)
+    archive = RunArchive(tmp_path, create=True)
     baseline, replayed = archive.run("baseline"), archive.run("replayed")
     for run in (baseline, replayed):
         history = run.metric("metrics/eval/robust/FGSMAccuracy")

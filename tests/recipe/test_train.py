@@ -62,7 +62,7 @@ def test_the_loop_of_the_digits_study(capsys, on_cpu, tmp_path):
     for name, length in (("baseline", "2ep"), ("distilled", "1ep"), ("short", "1ep")):
         assert train.main([str(DIGITS / f"{name}.yaml"), *on_cpu, *TINY, f"max_duration={length}"]) == 0
         assert f"finished digits-{name}-1: {length[0]} epochs" in " ".join(capsys.readouterr().out.split())
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     runs = {run.tags["method"]: run for run in archive.runs()}
     assert runs.keys() == {"baseline", "distilled", "short"}
     assert [use.run_id for use in runs["distilled"].manifest.prior_runs] == [runs["baseline"].id]

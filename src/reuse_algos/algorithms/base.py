@@ -118,7 +118,7 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         pinned = self._pinned
 
         def load() -> None:
-            self.prior_runs = [self.archive.run(run_id).at_generation(generation) for run_id, generation in pinned]
+            self.prior_runs = [self.archive.open_run(run_id, generation) for run_id, generation in pinned]
             self.start(state)
 
         on_every_rank(load)

@@ -14,7 +14,7 @@ from reuse_algos.archive.format.manifest import (
     TensorInfo,
 )
 from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
-from reuse_algos.archive.format.tensors import describe
+from reuse_algos.archive.format.tensors import describe, header_parts
 from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
 from reuse_algos.archive.run_writer import RunWriter
@@ -22,7 +22,9 @@ from reuse_algos.archive.signals.packed import dequantize, quantize, shape_text
 from reuse_algos.archive.signals.resident import ResidentSignal
 from reuse_algos.archive.signals.signal import Signal
 from reuse_algos.archive.signals.top_k import decode_top_k, encode_top_k
-from reuse_algos.archive.stores.store import LocalStore, Store, StoredObject, open_store
+from reuse_algos.archive.stores.base import Store, StoredObject
+from reuse_algos.archive.stores.local import LocalStore
+from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.collect import GarbageReport
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
 from reuse_algos.archive.upkeep.removal import RemovalReport
@@ -59,6 +61,7 @@ __all__ = [
     "dequantize",
     "describe",
     "encode_top_k",
+    "header_parts",
     "history_tensors",
     "infer_mode",
     "open_store",

@@ -1,4 +1,4 @@
-"""A run as later runs read it. (How it is written is in :mod:`reuse_algos.archive.run_writer`.)"""
+"""A run as later runs read it. :mod:`reuse_algos.archive.run_writer` writes it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reuse_algos.archive.format.generations import read_manifest
-from reuse_algos.archive.format.manifest import FileEntry, FinalRecord, Manifest, run_prefix
+from reuse_algos.archive.format.manifest import FileEntry, FinalRecord, Manifest
 from reuse_algos.archive.format.metrics import (
     MetricHistory,
     Mode,
@@ -19,10 +18,11 @@ from reuse_algos.archive.format.metrics import (
     read_history,
     resolve_metric,
 )
+from reuse_algos.archive.format.names import run_prefix
 from reuse_algos.archive.format.tensors import open_tensors, tensor_parts
 from reuse_algos.archive.signals.segments import Segment
 from reuse_algos.archive.signals.signal import Signal
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
 __all__ = ["PriorRun", "weights_name"]
@@ -32,7 +32,7 @@ _EPOCH_ALIAS = re.compile(r"([0-9]{1,9})ep", re.ASCII)
 
 
 def weights_name(name: str) -> str:
-    """The name under which weights are archived: ``"5ep"`` is ``"ep0005"``, others stay."""
+    """Return the name under which weights are archived: ``"5ep"`` becomes ``"ep0005"``, others stay."""
     alias = _EPOCH_ALIAS.fullmatch(name)
     return f"ep{int(alias[1]):04d}" if alias else name
 
@@ -45,8 +45,8 @@ class PriorRun:
 
     Args:
         store: The archive's store.
-        manifest: The generation.
-        final: The record that the run ended, if it did.
+        manifest: The record of the generation.
+        final: The record that the run ended; None while it has not.
     """
 
     def __init__(self, store: Store, manifest: Manifest, final: FinalRecord | None) -> None:
@@ -54,6 +54,7 @@ class PriorRun:
         self._manifest = manifest
         self._final = final
         self._histories: dict[str, MetricHistory] = {}
+        self._signals: dict[str, Signal] = {}  # validating one reads all of its ids, so it is done once
 
     def __repr__(self) -> str:
         return f"PriorRun({self.id!r}, generation={self.manifest.generation}, archive={self._store.location!r})"
@@ -88,14 +89,6 @@ class PriorRun:
         """``"ok"``, ``"diverged"`` or ``"empty"``."""
         return self._manifest.health
 
-    def at_generation(self, generation: int) -> PriorRun:
-        """The same run as of another generation.
-
-        Raises:
-            ArchiveCorruptError: That generation is missing or damaged.
-        """
-        return PriorRun(self._store, read_manifest(self._store, self.id, generation), self._final)
-
     @property
     def metric_names(self) -> list[str]:
         """Full names of the recorded metrics, sorted."""
@@ -103,10 +96,10 @@ class PriorRun:
         return metric_names(entry.tensors) if entry is not None else []
 
     def metric(self, name: str) -> MetricHistory:
-        """The history of a metric.
+        """Return the history of a metric.
 
         Args:
-            name: Its full name, or the last part of it if only one metric ends so.
+            name: The full name, or its last part if only one metric ends in it.
 
         Raises:
             SignalNotFoundError: There is no such metric, or several; the message lists them.
@@ -119,7 +112,7 @@ class PriorRun:
         return self._histories[full]
 
     def final_metric(self, name: str | None = None) -> float:
-        """The last value of a metric; by default of the run's monitor. NaN if none was recorded.
+        """Return the last value of a metric, by default of the run's monitor; NaN if none was recorded.
 
         The manifest says it, so the history is not opened; only where an older manifest does not.
 
@@ -132,11 +125,11 @@ class PriorRun:
         return self.metric(full).final() if value is None else value
 
     def best_metric(self, name: str | None = None, mode: Mode | None = None) -> tuple[float, int]:
-        """The best finite value of a metric and its row in the history; NaN and -1 if there is none.
+        """Return the best finite value of a metric and its row in the history; NaN and -1 if there is none.
 
         Args:
-            name: The metric; by default the run's monitor.
-            mode: Whether more or less is better; by default :meth:`metric_mode` tells.
+            name: The metric. Default: the run's monitor.
+            mode: ``"max"`` or ``"min"``, whichever is better. Default: what :meth:`metric_mode` says.
 
         Raises:
             SignalNotFoundError: There is no such metric, or no monitor.
@@ -145,10 +138,9 @@ class PriorRun:
         return self.metric(name).best(mode or self.metric_mode(name))
 
     def metric_mode(self, name: str | None = None) -> Mode:
-        """Whether more (``"max"``) or less (``"min"``) of a metric is better.
+        """Return whether more (``"max"``) or less (``"min"``) of a metric is better.
 
-        For the run's monitor the manifest says so; for others their name does (see
-        :func:`~reuse_algos.archive.format.metrics.infer_mode`).
+        The manifest says so for the run's monitor; any other metric is judged by its name.
         """
         full = resolve_metric(name or self._monitor(), self.metric_names, f"run {self.id} has")
         return self._manifest.monitor_mode if full == self._manifest.monitor else infer_mode(full)
@@ -159,16 +151,25 @@ class PriorRun:
         return self._names("weights")
 
     def weights(self, name: str = "last") -> dict[str, Tensor]:
-        """A state dict, memory mapped.
+        """Return a state dict, memory mapped.
 
         Args:
-            name: One of :attr:`weight_names`, or a number of epochs such as ``"5ep"``.
+            name: One of :attr:`weight_names`, or a number of epochs such as ``"5ep"``. Default: ``"last"``.
 
         Raises:
             SignalNotFoundError: There are no such weights.
             ArchiveCorruptError: Their file is damaged.
         """
-        return self.read(self._require("weights", weights_name(name)))
+        newest = self._require("weights", weights_name(name))
+        if newest.meta.get("slot") is None:
+            return self.read(newest)
+        # The header of one file is bounded, so a model of very many tensors lies in several.
+        parts = {
+            entry.meta.get("slot"): entry
+            for entry in self._manifest.files
+            if (entry.kind, entry.name) == ("weights", newest.name)
+        }
+        return {key: value for entry in parts.values() for key, value in self.read(entry).items()}
 
     @property
     def signal_names(self) -> list[str]:
@@ -176,21 +177,23 @@ class PriorRun:
         return self._names("signals")
 
     def signal(self, name: str) -> Signal:
-        """One array with a row per training example and slot.
+        """Return one array with a row per training example and slot. It is opened and validated once.
 
         Raises:
             SignalNotFoundError: There is no such signal.
             ArchiveCorruptError: One of its files is damaged.
         """
-        self._require("signals", name)
-        entries = [entry for entry in self._manifest.files if (entry.kind, entry.name) == ("signals", name)]
-        return Signal(name, [self._segment(entry) for entry in entries], self._num_examples())
+        if name not in self._signals:
+            self._require("signals", name)
+            entries = [entry for entry in self._manifest.files if (entry.kind, entry.name) == ("signals", name)]
+            self._signals[name] = Signal(name, [self._segment(entry) for entry in entries], self._num_examples())
+        return self._signals[name]
 
     def keys(self) -> Tensor:
-        """Identity of each training example: int64 [N].
+        """Return the identity of each training example: int64 [N].
 
         Raises:
-            SignalNotFoundError: The run recorded no data set.
+            SignalNotFoundError: The run recorded no dataset.
         """
         keys_N = self._examples_column("keys")
         if keys_N is None:
@@ -198,15 +201,30 @@ class PriorRun:
         return keys_N
 
     def labels(self) -> Tensor | None:
-        """Class of each training example: int64 [N]; None where the run did not know them.
+        """Return the class of each training example, int64 [N]; None where the run did not know them.
 
         Raises:
-            SignalNotFoundError: The run recorded no data set.
+            SignalNotFoundError: The run recorded no dataset.
         """
         return self._examples_column("labels")
 
+    def content(self) -> tuple[Tensor, Tensor]:
+        """Return which training examples have a known content, and its hashes: two int64 [S], empty where none has.
+
+        Raises:
+            ArchiveCorruptError: The columns do not fit each other or the number of examples.
+            SignalNotFoundError: The run recorded no dataset.
+        """
+        tensors = self.read(self._require("dataset", "examples"))
+        empty = torch.empty(0, dtype=torch.int64)
+        rows_S, hashes_S = tensors.get("content_rows", empty), tensors.get("content_hashes", empty)
+        sound = all(one.dtype == torch.int64 and one.dim() == 1 for one in (rows_S, hashes_S))
+        if not sound or len(rows_S) != len(hashes_S) or (rows_S < 0).any() or (rows_S >= self._num_examples()).any():
+            raise ArchiveCorruptError(f"run {self.id} has no proper content hashes of its examples")
+        return rows_S, hashes_S
+
     def read(self, entry: FileEntry) -> dict[str, Tensor]:
-        """Tensors of one of the manifest's files, memory mapped.
+        """Return the tensors of one of the manifest's files, memory mapped.
 
         Raises:
             ArchiveCorruptError: The file is damaged.
@@ -226,7 +244,7 @@ class PriorRun:
 
     def _num_examples(self) -> int:
         if self._manifest.dataset is None:
-            raise SignalNotFoundError(f"run {self.id} recorded no data set, so it has no rows per example")
+            raise SignalNotFoundError(f"run {self.id} recorded no dataset, so it has no rows per example")
         num_examples = self._manifest.dataset.num_examples
         # Memory is taken by this number, so it must be more than a claim.
         examples = self._newest("dataset", "examples")

@@ -1,4 +1,4 @@
-"""The archive: open it, select runs, start and resume them, check them for damage."""
+"""The archive: opening it, selecting runs, starting and resuming them, keeping it in order."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
-from reuse_algos.archive.format.generations import list_generations, read_latest, read_manifest
-from reuse_algos.archive.format.manifest import ArchiveRecord, Manifest, is_safe_name
+from reuse_algos.archive.format.envelope import seal
+from reuse_algos.archive.format.generations import (
+    list_generations,
+    read_final,
+    read_identity,
+    read_latest,
+    read_manifest,
+)
+from reuse_algos.archive.format.manifest import ArchiveRecord, Manifest
+from reuse_algos.archive.format.names import IDENTITY, is_safe_name
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
 from reuse_algos.archive.selection import Order, scan, select, tags_match
-from reuse_algos.archive.stores.store import LocalStore, Store, open_store
+from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.local import LocalStore
+from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.collect import GarbageReport, collect_garbage
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
 from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS
@@ -33,18 +42,16 @@ from reuse_algos.errors import (
 
 __all__ = ["RunArchive"]
 
-_IDENTITY = "archive.json"
-
 
 class RunArchive:
     """Committed runs in a directory or an object store, shared by any number of readers and writers at once.
 
     Args:
         path: The directory, a URL such as ``s3://bucket/prefix`` (see
-            :func:`~reuse_algos.archive.stores.store.open_store`), or a store; for a store of its own ``read_only`` is
+            :func:`~reuse_algos.archive.stores.opening.open_store`), or a store; for a store of its own ``read_only`` is
             decided where it was opened.
-        create: Make the archive if there is none. A bucket is not made.
-        read_only: Refuse every write, and make nothing.
+        create: Make the archive if there is none; writers ask for it. A bucket is not made. Default: False.
+        read_only: Refuse every write, and make nothing. Default: False.
 
     Raises:
         ArchiveError: There is no archive and none may be made, or its store cannot be reached.
@@ -53,7 +60,7 @@ class RunArchive:
         ArchiveVersionError: It was made by a newer major version.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | Store, *, create: bool = True, read_only: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str] | Store, *, create: bool = False, read_only: bool = False) -> None:
         if isinstance(path, str | os.PathLike):
             self._store = open_store(path, create=create, read_only=read_only)
         else:
@@ -71,34 +78,34 @@ class RunArchive:
 
     @property
     def root(self) -> Path:
-        """The directory of a local archive.
+        """Directory of a local archive.
 
         Raises:
             ArchiveError: The archive is remote.
         """
         if not isinstance(self._store, LocalStore):
-            raise ArchiveError(f"{self.location} is no local directory: use `location`")
+            raise ArchiveError(f"{self.location} is not a local directory: use `location`")
         return self._store.root
 
     def _identity(self, create: bool) -> str:
-        data = self._store.get(_IDENTITY, MAX_SEALED_BYTES)
-        if data is None and create:
+        found = read_identity(self._store)
+        if found is None and create:
             record = ArchiveRecord(archive_id=secrets.token_hex(16), created_at=utc_now())
             try:
-                self._store.put_if_absent(_IDENTITY, [seal(record, _IDENTITY)])
+                self._store.put_if_absent(IDENTITY, [seal(record, IDENTITY)])
             except ArchiveConflictError:  # another process made the archive at the same moment
-                data = self._store.get(_IDENTITY, MAX_SEALED_BYTES)
+                found = read_identity(self._store)
             else:
                 return record.archive_id
-        if data is None:
-            raise ArchiveError(f"there is no archive at {self.location}: check the path, or let it be created")
-        return unseal(data, ArchiveRecord, f"{self.location}/{_IDENTITY}").archive_id
+        if found is None:
+            raise ArchiveError(f"there is no archive at {self.location}: check the path, or pass create=True")
+        return found
 
     def run_ids(self, *, uncommitted: bool = False) -> list[str]:
-        """Ids of all committed runs, damaged ones included, sorted.
+        """Return the sorted ids of all committed runs, damaged ones included.
 
         Args:
-            uncommitted: Also of what is no run (yet, or any more), but has files.
+            uncommitted: Also list what has files but no commit: not yet a run, or not any more. Default: False.
         """
         candidates = self._candidates()
         return candidates if uncommitted else [name for name in candidates if list_generations(self._store, name)]
@@ -119,14 +126,14 @@ class RunArchive:
         Each run costs one listing and two small reads, and no more than ``limit`` runs are in memory at once.
 
         Args:
-            tags: Each must match; a list of values matches any of them.
-            run_name: Must match.
-            order: ``"latest"`` or ``"first"`` by the time they were started, or ``"best"`` by the final value of
-                ``metric``, which leaves out runs without a finite one. Ties go by id.
-            metric: For ``"best"``; by default each run's own monitor, which must then be the same for all.
-            limit: At most so many.
-            unfinished: Also take runs that have not ended.
-            unhealthy: Also take runs that diverged or trained nothing.
+            tags: Tags that must match; a list of values matches any of them. Default: any tags.
+            run_name: The name that must match. Default: any name.
+            order: ``"latest"`` or ``"first"`` by the time of the start, or ``"best"`` by the final value of
+                ``metric``, which leaves out runs without a finite one. Ties go by id. Default: ``"latest"``.
+            metric: The metric of ``"best"``. Default: each run's own monitor, which must be the same for all.
+            limit: The most runs to return. Default: all.
+            unfinished: Also take runs that have not ended. Default: False.
+            unhealthy: Also take runs that diverged or trained nothing. Default: False.
 
         Raises:
             SignalNotFoundError: No run that fits has this metric, or several of this name, or the monitors differ.
@@ -145,7 +152,7 @@ class RunArchive:
         return select(self._store, fitting, order, metric, limit, self._warn)
 
     def run(self, run_id: str) -> PriorRun:
-        """One run by its id, or by its name if no other run has it.
+        """Return one run by its id, or by its name if no other run has it.
 
         Raises:
             RunNotFoundError: There is no such run, or several of this name.
@@ -167,12 +174,34 @@ class RunArchive:
             raise RunNotFoundError(f"{len(named)} runs are named {run_id!r}; give one of their ids: {ids}")
         raise self._not_found(run_id)
 
+    def open_run(self, run_id: str, generation: int | None = None) -> PriorRun:
+        """Return one generation of a run.
+
+        Args:
+            run_id: Its id.
+            generation: The generation. Default: the newest.
+
+        Raises:
+            RunNotFoundError: There is no such run.
+            ArchiveCorruptError: That generation is missing, or the run is damaged.
+            ArchiveVersionError: It was written by a newer major version.
+            ArchiveError: It could not be read.
+        """
+        if is_safe_name(run_id):
+            if generation is None:
+                if latest := read_latest(self._store, run_id):
+                    return PriorRun(self._store, *latest)
+            elif list_generations(self._store, run_id):
+                manifest = read_manifest(self._store, run_id, generation)
+                return PriorRun(self._store, manifest, read_final(self._store, run_id))
+        raise self._not_found(run_id)
+
     def start_run(self, run_name: str, *, created_at: str | datetime.datetime | None = None) -> RunWriter:
         """Begin a new run. Nothing is visible before its first commit.
 
         Args:
-            run_name: Need not be unique.
-            created_at: When the run was started (UTC if it does not say); now by default.
+            run_name: The name, which need not be unique.
+            created_at: When the run was started; UTC if it names no zone. Default: now.
         """
         slug = re.sub(r"[^a-z0-9._-]+", "-", run_name.lower()).strip("-._")[:64] or "run"
         return RunWriter(
@@ -192,8 +221,8 @@ class RunArchive:
         readers too, and an attempt that still runs elsewhere fails at its next commit.
 
         Args:
-            run_id: The run.
-            generation: The newest one that the checkpoint knows of; by default the newest there is.
+            run_id: The id of the run.
+            generation: The newest generation that the checkpoint knows of. Default: the newest there is.
 
         Returns:
             The writer, and the base manifest: the newest generation that is not later than ``generation``.
@@ -224,7 +253,7 @@ class RunArchive:
         return writer, base
 
     def join_run(self, run_id: str, attempt: int) -> RunWriter:
-        """A writer for another rank of a run: it puts files, and the rank that started the run commits them.
+        """Return a writer for another rank: it puts files, and the rank that started the run commits them.
 
         Raises:
             RunNotFoundError: ``run_id`` cannot be the id of a run.
@@ -239,15 +268,16 @@ class RunArchive:
         progress: Callable[[int, int], None] | None = None,
         records: Callable[[int, int], None] | None = None,
     ) -> VerifyReport:
-        """Check runs for damage: read every generation, and hash every file anew.
+        """Check runs for damage: read every generation, and hash every file again.
 
         Args:
-            run_id: The run; all by default.
-            progress: Called with the bytes hashed so far and the bytes to hash in all.
-            records: Called before that, with the number of runs whose manifests were read and the number of runs.
+            run_id: The run. Default: all.
+            progress: Called with the bytes hashed so far and the bytes to hash in all. Default: None.
+            records: Called before that with the number of runs whose manifests were read and the number of runs.
+                Default: None.
 
         Returns:
-            What was found; damage is never raised.
+            What was found. Damage is never raised.
 
         Raises:
             RunNotFoundError: There is no such run.
@@ -266,13 +296,12 @@ class RunArchive:
         min_age_seconds: float = MIN_AGE_SECONDS,
         progress: Callable[[int, int], None] | None = None,
     ) -> GarbageReport:
-        """Find what no manifest lists, and delete it if asked to:
-        :func:`~reuse_algos.archive.upkeep.collect.collect_garbage`.
+        """Find what no manifest lists, and delete it if asked to.
 
         Args:
-            delete: Really delete. Else nothing is written at all.
-            min_age_seconds: A run in which anything is younger is left alone; at least an hour.
-            progress: Called with the number of runs looked at so far and the number of runs.
+            delete: Really delete; otherwise nothing is written at all. Default: False.
+            min_age_seconds: A run in which anything is younger is left alone; at least an hour. Default: a day.
+            progress: Called with the number of runs looked at so far and the number of runs. Default: None.
 
         Raises:
             ArchiveError: The age is too short, or the archive cannot be read or written.
@@ -282,12 +311,12 @@ class RunArchive:
     def remove_run(
         self, run_id: str, *, force: bool = False, progress: Callable[[int, int], None] | None = None
     ) -> RemovalReport:
-        """Delete a run and all that is in its folder: :func:`~reuse_algos.archive.upkeep.removal.remove_run`.
+        """Delete a run and all that is in its folder.
 
         Args:
-            run_id: The run; it may be damaged.
-            force: Also remove a run that may still be written. Its writer fails at its next commit.
-            progress: Called with the number of objects deleted so far and the number of objects.
+            run_id: The run, which may be damaged.
+            force: Also remove a run that may still be written; its writer fails at its next commit. Default: False.
+            progress: Called with the number of objects deleted so far and the number of objects. Default: None.
 
         Raises:
             RunNotFoundError: There is nothing of this run.
@@ -306,19 +335,20 @@ class RunArchive:
         known: set[str] | None = None,
         tags: Mapping[str, object] | None = None,
     ) -> CopyReport:
-        """Copy committed runs into another archive: :func:`~reuse_algos.archive.upkeep.copying.copy_runs`.
+        """Copy committed runs into another archive (:func:`~reuse_algos.archive.upkeep.copying.copy_runs`).
 
         Args:
-            target: Where they are to be. Nothing in it is ever replaced.
-            run_ids: Which; all by default.
-            progress: Called with the bytes copied or checked so far and the bytes in all.
-            recheck: Hash also the files that an earlier copy brought. Else their sizes must do.
-            known: Paths that an earlier call between these two proved; this call passes them over and adds its own.
-            tags: Of the runs, only those with these, as in :meth:`runs`.
+            target: The other archive. Nothing in it is ever replaced.
+            run_ids: The runs. Default: all.
+            progress: Called with the bytes copied or checked so far and the bytes in all. Default: None.
+            recheck: Hash also the files that an earlier copy brought; otherwise compare their sizes. Default: True.
+            known: Paths that an earlier call between the two archives proved. They are passed over, and this call's
+                are added. Default: None.
+            tags: Copy only runs with these tags; a list of values matches any of them. Default: None.
 
         Returns:
-            What was copied. A run that is damaged (so that perhaps its tags cannot be told), or is another one there,
-            is a problem of the report.
+            What was copied. A damaged run, or one that differs from a run of the same id in the target, is a problem
+            of the report.
 
         Raises:
             RunNotFoundError: There is no such run here.

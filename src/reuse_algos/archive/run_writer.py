@@ -11,33 +11,30 @@ import msgspec
 from torch import Tensor
 
 from reuse_algos.archive.format.envelope import FORMAT, seal
-from reuse_algos.archive.format.generations import final_path, list_generations, read_final, read_manifest
+from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.manifest import (
     KINDS,
     FileEntry,
     FinalRecord,
     Manifest,
     Scalar,
-    data_path,
     decode_manifest,
     encode_manifest,
-    is_safe_name,
-    manifest_path,
-    run_prefix,
 )
 from reuse_algos.archive.format.metrics import final_meta
+from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.archive.signals.segments import check_signal
-from reuse_algos.archive.stores.sizes import check_sizes
-from reuse_algos.archive.stores.store import Store
-from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
+from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.upkeep.leases import TRUST_SECONDS, Lease, Stopwatch
+from reuse_algos.archive.upkeep.verify import check_sizes
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["RunWriter", "utc_now"]
 
 
 def utc_now() -> str:
-    """The time, ISO 8601 in UTC with microseconds: such texts sort as the times do."""
+    """Return the time, ISO 8601 in UTC with microseconds: such texts sort as the times do."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds")
 
 
@@ -152,7 +149,7 @@ class RunWriter:
         """
         generation = self._require_committer() + 1
         paths = {self._path(entry) for entry in manifest.files}
-        self._lease.guard(paths, lambda fresh: self._check_files(manifest, fresh))
+        checked = self._lease.guard(paths, lambda fresh: self._check_files(manifest, fresh))
         while True:
             self._commits += 1
             manifest = msgspec.structs.replace(
@@ -179,10 +176,12 @@ class RunWriter:
                 self._generation = generation
                 self._committed = True
                 self._lease.note_committed(paths)
+                if checked.seconds() > TRUST_SECONDS:  # suspended before the put: files may have been collected
+                    self._check_sizes(manifest, paths)
                 return decode_manifest(sealed, self.run_id, generation)
 
     def finish(self, status: str = "finished") -> None:
-        """Record that the run ended by itself. Doing so again is harmless.
+        """Record that the run ended by itself. Calling it twice is harmless.
 
         Raises:
             ArchiveConflictError: Another attempt took over this run.
@@ -214,15 +213,28 @@ class RunWriter:
         Only of the fresh ones if a generation is there: what this writer has committed goes only with the whole run,
         whose manifests go first.
         """
+        self._check_identity()
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
+        self._check_sizes(manifest, fresh if self._generation else None)
+        if manifest.dataset is None and any(entry.kind == "signals" for entry in manifest.files):
+            raise ArchiveError(f"run {self.run_id} cannot be committed: it has signals but no record of its dataset")
+
+    def _check_sizes(self, manifest: Manifest, paths: AbstractSet[str] | None) -> None:
         sizes = {self._path(entry): entry.bytes for entry in manifest.files}
         try:
-            check_sizes(self._store, {path: sizes[path] for path in sizes if path in fresh or not self._generation})
+            check_sizes(self._store, {path: size for path, size in sizes.items() if paths is None or path in paths})
         except ArchiveCorruptError as error:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
-        if manifest.dataset is None and any(entry.kind == "signals" for entry in manifest.files):
-            raise ArchiveError(f"run {self.run_id} cannot be committed: it has signals but no record of its data set")
+
+    def _check_identity(self) -> None:
+        # An unmounted disk leaves an empty directory in its place, and a run committed there would be lost.
+        if (found := read_identity(self._store)) != self._archive_id:
+            what = "holds no archive" if found is None else f"is the archive {found}"
+            raise ArchiveError(
+                f"run {self.run_id} cannot be committed: {self._store.location} {what}, but the run began in the "
+                f"archive {self._archive_id}: is its disk mounted?"
+            )
 
     def _is_mine(self, generation: int) -> bool:
         """Whether this writer made a generation; raises with an explanation if another attempt did."""

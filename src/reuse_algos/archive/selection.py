@@ -13,7 +13,7 @@ from reuse_algos.archive.format.generations import DAMAGE, Latest, find_latest
 from reuse_algos.archive.format.metrics import Mode, infer_mode, resolve_metric
 from reuse_algos.archive.format.summary import RunSummary, decode_summary
 from reuse_algos.archive.run import PriorRun
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveError, SignalNotFoundError
 
 __all__ = ["Found", "Order", "scan", "select", "tags_match"]
@@ -26,19 +26,19 @@ _R = TypeVar("_R")
 
 
 class Found(NamedTuple):
-    """A run that was come across: what it says of itself in short, and its newest generation to be decoded in full."""
+    """A run that the scan met: its summary, and its newest generation, not decoded yet."""
 
     summary: RunSummary
     latest: Latest
 
 
 def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
-    """Every committed run, one after the other; on a store of many requests at once, some are read ahead.
+    """Read every committed run, one after the other; a store that takes many requests at once is read ahead.
 
     Args:
         store: The archive's store.
-        run_ids: Which runs; those that do not exist are passed over.
-        warn: Called with the id of each damaged run, and what is wrong with it.
+        run_ids: The runs; those that do not exist are passed over.
+        warn: Called with the id of each damaged run and its error.
 
     Raises:
         ArchiveError: A run could not be read, which says nothing of whether it is sound.
@@ -51,7 +51,7 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
         except DAMAGE as error:
             return error
 
-    for run_id, found in _in_order(read, run_ids, getattr(store, "concurrency", 1)):
+    for run_id, found in _in_order(read, run_ids, store.concurrency):
         if isinstance(found, ArchiveError):
             warn(run_id, found)
         elif found is not None:
@@ -61,18 +61,18 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
 def select(
     store: Store, found: Iterable[Found], order: Order, metric: str | None, limit: int | None, warn: Warn
 ) -> list[PriorRun]:
-    """The first runs in some order.
+    """Return the first runs in some order.
 
     Args:
         store: The archive's store.
         found: The runs to choose from.
-        order: As in :meth:`RunArchive.runs <reuse_algos.archive.run_archive.RunArchive.runs>`.
-        metric: Likewise.
-        limit: Likewise.
-        warn: Called with the id of each damaged run, and what is wrong with it.
+        order: ``"latest"`` or ``"first"`` by the time of the start, or ``"best"`` by the final value of ``metric``.
+        metric: The metric of ``"best"``; None for the runs' common monitor.
+        limit: The most runs to return; None for all.
+        warn: Called with the id of each damaged run and its error.
 
     Raises:
-        SignalNotFoundError: As there.
+        SignalNotFoundError: No run has the metric, several metrics have this name, or the monitors differ.
         ArchiveError: A run could not be read, which says nothing of whether it is sound.
     """
     if order == "best":
@@ -106,7 +106,7 @@ class _Shortlist:
         return [run for _, run in self._kept]
 
     def offer(self, key: tuple[Any, str], found: Found) -> None:
-        """Take a run in if it is among the first; the last one may have to go for it. Keys are unique."""
+        """Keep a run if it is among the first, in place of the last one if need be. Keys are unique."""
         full = self._limit is not None and len(self._kept) >= self._limit
         if full and (not self._kept or self._kept[-1][0] < key):
             return
@@ -158,12 +158,12 @@ def _best_first(
 
 
 def _read_final_value(store: Store, found: Found, name: str) -> float:
-    """The last value of a metric, out of the history of a run whose manifest does not say it."""
+    """Return the last value of a metric of a run whose manifest does not say it."""
     return PriorRun(store, found.latest.manifest(), found.latest.final).final_metric(name)
 
 
 def tags_match(tags: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
-    """Whether tags are as wanted, where a list of values allows any of them."""
+    """Return whether tags are as wanted, where a list of values allows any of them."""
     for key, value in wanted.items():
         accepted = value if isinstance(value, list | tuple | set | frozenset) else [value]
         if tags.get(key) not in {str(item) for item in accepted}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import platform
 import subprocess
@@ -12,9 +13,10 @@ from composer import State
 from composer.utils import dist
 
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
+from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.training.batch_norm import without_auxiliary
 from reuse_algos.training.flops import forward_flops
-from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from reuse_algos.training.outputs import device_of, plain_state_dict, unwrap_model
 
 __all__ = ["environment", "hardware_name", "model_flops", "model_record"]
 
@@ -83,17 +85,19 @@ def model_record(model: torch.nn.Module, flops_per_example: int | None) -> Model
 
 
 def model_flops(state: State) -> int | None:
-    """FLOPs of the forward pass of one example, see :func:`~reuse_algos.training.flops.forward_flops`.
+    """Return the FLOPs of the forward pass of one example, see :func:`~reuse_algos.training.flops.forward_flops`.
 
-    The model runs once more on the current batch, in evaluation mode, so that neither its statistics nor any generator
-    moves.
+    A copy of the model runs on a copy of the current batch, in evaluation mode and with the generators put back. What
+    the user's forward takes out of a batch, counts or draws therefore changes nothing in the training.
     """
-    plain = unwrap_model(state.model)
-    training = [module for module in plain.modules() if module.training]
-    plain.eval()
-    try:
+
+    def forward() -> None:
+        model, batch = copy.deepcopy(unwrap_model(state.model)), copy.deepcopy(state.batch)
+        model.eval()
         # The class's forward: the instance's may have been replaced by a compiled one.
-        return forward_flops(lambda: type(plain).forward(plain, state.batch), state, "the model")
-    finally:
-        for module in training:
-            module.training = True
+        type(model).forward(model, batch)
+
+    device = device_of(state.model)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), seeded_rng(0):
+        return forward_flops(forward, state, "the model")

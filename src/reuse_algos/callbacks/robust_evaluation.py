@@ -22,12 +22,15 @@ from composer.utils.batch_helpers import batch_get, batch_set
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from reuse_algos.callbacks.sections import section
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
-from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, seeded_rng
+from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
 from reuse_algos.training.attacks import Attack, ascend
+from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 
@@ -52,41 +55,39 @@ class RobustEvaluation(Callback):
     """Attack the model that is being trained, on a fixed part of an evaluation set, and report its accuracy.
 
     At the evaluations that ``interval`` chooses, a part of the evaluator's data is perturbed against the weights of
-    that moment (the moving average where EMA is on), in evaluation mode and in the trainer's precision. Perturbed are
-    always the same examples, evenly spaced over the data set, and each is perturbed alike whatever the batches and
-    ranks are; ranks share the work. No gradient, statistic or generator moves, and the seconds count as evaluation.
+    that moment (the moving average where EMA is on), in evaluation mode and in the trainer's precision. The
+    same examples are perturbed every time, evenly spaced over the dataset, and the perturbation of one does not depend
+    on batches and ranks. Ranks share the work. No gradient, statistic or generator moves, and the seconds count as
+    evaluation.
 
     The metrics go to the loggers and, through :class:`~reuse_algos.callbacks.RunRecorder`, into the run's record:
     ``metrics/eval/robust/FGSMAccuracy`` and ``metrics/eval/robust/PGDAccuracy`` under the default attacks, and
     ``metrics/eval/robust/CleanAccuracy``, of the same examples unperturbed. ``reuse-algos compare --metric
-    PGDAccuracy`` compares runs by them. With random targets, too, an example counts where its own label is still
-    predicted.
+    PGDAccuracy`` compares runs by them. An attack with random targets counts an example as
+    right where its own label is still predicted.
 
     FGSM: Goodfellow et al. 2015. PGD: Madry et al. 2018. Both attack the model as it is; a defence that hides its
     gradients would look better than it is (Athalye et al. 2018, https://arxiv.org/abs/1802.00420).
 
     Args:
-        attacks: name -> fields of :class:`~reuse_algos.training.attacks.Attack`. A name consists of a-z, 0-9 and
-        ``_`` and is,
-            in capitals, that of the metric. Without ``method`` it must begin with that of an attack (``pgd20``).
-            ``epsilon`` and ``step_size`` may be texts such as ``8/255``. Default: :data:`DEFAULT_ATTACKS`.
-        examples: how many, at most.
+        attacks: Name -> fields of :class:`~reuse_algos.training.attacks.Attack`. A name consists of a-z, 0-9 and
+            ``_`` and is, in capitals, that of the metric. Without ``method`` it must begin with that of an
+            attack (``pgd20``). ``epsilon`` and ``step_size`` may be texts such as ``8/255``. Default:
+            :data:`DEFAULT_ATTACKS`.
+        examples: How many, at most. Default: 1000.
         interval: Composer time: the first evaluation after every such stretch is a robust one. The evaluation at the
-            end of training always is, and one by ``Trainer.eval``.
-        evaluator: label of the evaluator. Default: the first.
-        pixel_mean: mean per channel, on the scale 0 to 1, that was subtracted from the images. Default: what the data
-            set says.
-        pixel_std: deviation per channel that they were divided by.
-        input_key: where the images lie in a batch.
-        target_key: where the labels lie in a batch.
-        output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
-        batch_size: examples at once on each rank. Default: that of the evaluator's loader, at most 256, as an attack
+            end of training always is, and so is one by ``Trainer.eval``. Default: every epoch.
+        evaluator: Label of the evaluator. Default: the first.
+        pixels: How the images were normalised, on the scale 0 to 1, per channel. Default: what the dataset says.
+        keys: Where inputs, targets and logits lie, see :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default:
+            inputs at position 0 of the batch and targets at position 1.
+        batch_size: Examples at once on each rank. Default: that of the evaluator's loader, at most 256, as an attack
             takes more memory than an evaluation.
 
     Raises:
-        ValueError: a setting is wrong; at the start, there is no such evaluator.
-        DataError: at the start, the evaluation data have no positions or no known pixel space.
-        ModelError: the model has no logits ``[B, K]``, or autograd knows no way from them to its inputs. (A gradient
+        ValueError: A setting is wrong; at the start, there is no such evaluator.
+        DataError: At the start, the evaluation data have no positions or no known pixel space.
+        ModelError: The model has no logits ``[B, K]``, or autograd knows no way from them to its inputs. (A gradient
             that is 0 or not finite stops no training: such examples stay where the attack began, and the log says how
             many there are.)
     """
@@ -98,11 +99,8 @@ class RobustEvaluation(Callback):
         examples: int = 1000,
         interval: str | int | Time = "1ep",
         evaluator: str | None = None,
-        pixel_mean: Sequence[float] | None = None,
-        pixel_std: Sequence[float] | None = None,
-        input_key: str | int = 0,
-        target_key: str | int = 1,
-        output_key: str | int | None = None,
+        pixels: PixelSpace | None = None,
+        keys: BatchKeys | None = None,
         batch_size: int | None = None,
     ) -> None:
         self.attacks = _parse_attacks(DEFAULT_ATTACKS if attacks is None else attacks)
@@ -113,11 +111,9 @@ class RobustEvaluation(Callback):
         self.interval = Time.from_input(interval, TimeUnit.EPOCH)
         if not self.interval.value > 0:
             raise ValueError(f"RobustEvaluation interval must be above 0, not {interval!r}")
-        if (pixel_mean is None) != (pixel_std is None):
-            raise ValueError("RobustEvaluation: pixel_mean and pixel_std go together; give both or neither")
-        self.pixels = None if pixel_mean is None else PixelSpace(tuple(pixel_mean), tuple(pixel_std or ()))
+        self.pixels = None if pixels is None else section(PixelSpace, pixels, "RobustEvaluation pixels")
         self.evaluator = evaluator
-        self.input_key, self.target_key, self.output_key = input_key, target_key, output_key
+        self.keys = section(BatchKeys, keys, "RobustEvaluation keys")
         self.batch_size = batch_size
         self.latest_metrics: dict[str, float] = {}
         self._periods = 0
@@ -127,7 +123,7 @@ class RobustEvaluation(Callback):
     # Events ---------------------------------------------------------------------------------------------------------
 
     def init(self, state: State, logger: Logger) -> None:
-        """One per trainer: a checkpoint keeps the state of callbacks by the name of their class."""
+        """Refuse a second one: a checkpoint keeps the state of callbacks by the name of their class."""
         del logger
         if sum(isinstance(one, RobustEvaluation) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one RobustEvaluation; give it several attacks")
@@ -135,23 +131,23 @@ class RobustEvaluation(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """Say before the training what would be wrong with the evaluation."""
         del logger
-        self._data(self._find_evaluator(state))
+        _data(self._find_evaluator(state), self.pixels)
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
-        """``Trainer.eval`` asks for all there is."""
+        """Attack whatever the interval says: ``Trainer.eval`` asks for everything."""
         del state, logger
         self._standalone = True
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
-        """Back to training."""
+        """Go back to the interval."""
         del state, logger
         self._standalone = False
 
     def eval_start(self, state: State, logger: Logger) -> None:
         """Attack, at the evaluations that the interval chooses.
 
-        Not at the evaluation's end: there Composer's algorithms have put back the weights of training already, and
-        whoever takes the metrics from here would have to come later.
+        Not at the end of the evaluation: Composer's algorithms have put back the weights of training by then, and the
+        metrics would come too late for the recorder.
         """
         evaluator = self._find_evaluator(state)
         if state.dataloader_label != evaluator.label:
@@ -183,11 +179,11 @@ class RobustEvaluation(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """How many intervals have passed, and whether there was an evaluation."""
+        """Return how many intervals have passed, and whether there was an evaluation."""
         return {"periods": self._periods, "ran": self._ran}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore both."""
         self._periods, self._ran = int(state["periods"]), bool(state["ran"])
 
     # What to evaluate, and when -------------------------------------------------------------------------------------
@@ -209,40 +205,11 @@ class RobustEvaluation(Callback):
             self._periods = max(periods, self._periods)
         return due
 
-    def _data(self, evaluator: Evaluator) -> tuple[DataLoader, Dataset, PixelSpace]:
-        """The evaluator's loader, its data set by position, and what its inputs mean.
-
-        Raises:
-            DataError: there are no positions, or nobody says how the images were normalised.
-        """
-        loader = evaluator.dataloader.dataloader
-        dataset = getattr(loader, "dataset", None)
-        if (
-            not isinstance(loader, DataLoader)
-            or isinstance(dataset, IterableDataset)
-            or not hasattr(dataset, "__len__")
-        ):
-            raise DataError(
-                "RobustEvaluation attacks a fixed part of the evaluation data, but those of evaluator "
-                f"{evaluator.label!r} are iterable ({type(dataset or loader).__name__}): their examples have no "
-                "positions. Give a DataLoader over a data set with __len__ and __getitem__, or name another evaluator "
-                "(evaluator=...)."
-            )
-        if not len(dataset):  # type: ignore[arg-type]
-            raise DataError(f"RobustEvaluation: the data set of evaluator {evaluator.label!r} is empty.")
-        pixels = self.pixels or pixel_space_of(dataset)
-        if pixels is None:
-            raise DataError(
-                f"RobustEvaluation: the data set of evaluator {evaluator.label!r} does not say how its images were "
-                "normalised. Give pixel_mean and pixel_std (0 and 1 per channel for images from 0 to 1)."
-            )
-        return loader, dataset, pixels  # type: ignore[return-value]
-
     # The attack -----------------------------------------------------------------------------------------------------
 
     def _count(self, state: State, evaluator: Evaluator) -> list[float]:
         """This rank's rightly classified examples: clean, under each attack, and at last how many there are."""
-        loader, dataset, pixels = self._data(evaluator)
+        loader, dataset, pixels = _data(evaluator, self.pixels)
         model: Any = unwrap_model(state.model)
         count = len(dataset)  # type: ignore[arg-type]
         number = min(self.examples, count)
@@ -250,13 +217,13 @@ class RobustEvaluation(Callback):
         size = self.batch_size or min(loader.batch_size or _LARGEST_BATCH, _LARGEST_BATCH)
         info = try_info(dataset)
         rights, lost = [0] * (1 + len(self.attacks)), dict.fromkeys(self.attacks, 0)
-        for part, batch in self._batches(evaluator, loader, dataset, positions.split(size), state):
-            inputs_BCHW: Any = batch_get(batch, self.input_key)
-            labels_B: Any = batch_get(batch, self.target_key)
+        for part, batch in _batches(evaluator, loader, dataset, positions.split(size), state):
+            inputs_BCHW: Any = batch_get(batch, self.keys.input)
+            labels_B: Any = batch_get(batch, self.keys.target)
             keys_B = (part if info is None else info.keys[part]).to(inputs_BCHW.device)
 
             def forward(inputs: Tensor, batch: Any = batch) -> Tensor:
-                return logits_of(model.eval_forward(_with_inputs(batch, self.input_key, inputs)), self.output_key)
+                return logits_of(model.eval_forward(_with_inputs(batch, self.keys.input, inputs)), self.keys.output)
 
             precision = get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
             with torch.no_grad(), precision:
@@ -277,41 +244,67 @@ class RobustEvaluation(Callback):
                 )
         return [*map(float, rights), float(len(positions))]
 
-    def _batches(
-        self,
-        evaluator: Evaluator,
-        loader: DataLoader,
-        dataset: Dataset,
-        parts: Sequence[Tensor],
-        state: State,
-    ) -> Iterator[tuple[Tensor, Any]]:
-        """Positions and batch, on the device and as the trainer's own evaluation would see it.
-
-        A data set that is random in evaluation is seeded by example, so that its images are the same ones every time.
-        """
-        lists = [[ExampleView(position, 0) for position in part.tolist()] for part in parts if len(part)]
-        if isinstance(dataset, DeviceImages):
-            batches = device_dataloader(dataset, batch_sampler=lists)
-        else:
-            if not isinstance(dataset, WorkerImages | ViewedDataset):
-                keys_N = torch.arange(len(dataset))  # type: ignore[arg-type]
-                info = try_info(dataset) or DatasetInfo(type(dataset).__name__, keys_N)
-                dataset = ViewedDataset(dataset, ViewPolicy(_VIEW_SEED, 1), info)
-            generator = torch.Generator().manual_seed(0)  # a loader draws a seed even where it has no workers
-            batches = DataLoader(dataset, batch_sampler=lists, collate_fn=loader.collate_fn, generator=generator)
-        spec, source = evaluator.dataloader, iter(batches)
-        for one in lists:
-            with seeded_rng(_VIEW_SEED):  # for collate functions and transforms of whole batches
-                batch = state.device.batch_to_device(spec.batch_transforms(next(source)))
-                batch = spec.microbatch_transforms(batch)
-            yield torch.tensor([view.position for view in one]), batch
-
 
 def robust_metrics(state: State) -> dict[str, float]:
     """Name -> value of what :class:`RobustEvaluation` found at the evaluation that is going on; empty if nothing."""
     prefix = f"metrics/{state.dataloader_label}/"
     found = [one.latest_metrics for one in state.callbacks if isinstance(one, RobustEvaluation)]
     return {name: value for metrics in found for name, value in metrics.items() if name.startswith(prefix)}
+
+
+def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, Dataset, PixelSpace]:
+    """Return the evaluator's loader, its dataset by position, and what its inputs mean.
+
+    Raises:
+        DataError: there are no positions, or nobody says how the images were normalised.
+    """
+    loader = evaluator.dataloader.dataloader
+    dataset = getattr(loader, "dataset", None)
+    if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise DataError(
+            "RobustEvaluation attacks a fixed part of the evaluation data, but those of evaluator "
+            f"{evaluator.label!r} are iterable ({type(dataset or loader).__name__}): their examples have no "
+            "positions. Give a DataLoader over a dataset with __len__ and __getitem__, or name another evaluator "
+            "(evaluator=...)."
+        )
+    if not len(dataset):  # type: ignore[arg-type]
+        raise DataError(f"RobustEvaluation: the dataset of evaluator {evaluator.label!r} is empty.")
+    pixels = given or pixel_space_of(dataset)
+    if pixels is None:
+        raise DataError(
+            f"RobustEvaluation: the dataset of evaluator {evaluator.label!r} does not say how its images were "
+            "normalised. Give pixels: {mean, std} (0 and 1 per channel for images from 0 to 1)."
+        )
+    return loader, dataset, pixels  # type: ignore[return-value]
+
+
+def _batches(
+    evaluator: Evaluator,
+    loader: DataLoader,
+    dataset: Dataset,
+    parts: Sequence[Tensor],
+    state: State,
+) -> Iterator[tuple[Tensor, Any]]:
+    """Yield positions and batch, on the device and as the trainer's own evaluation would see it.
+
+    A dataset that is random in evaluation is seeded by example, so that its images are the same ones every time.
+    """
+    lists = [[ExampleView(position, 0) for position in part.tolist()] for part in parts if len(part)]
+    if isinstance(dataset, DeviceImages):
+        batches = device_dataloader(dataset, batch_sampler=lists)
+    else:
+        if not isinstance(dataset, WorkerImages | ViewedDataset):
+            keys_N = torch.arange(len(dataset))  # type: ignore[arg-type]
+            info = try_info(dataset) or DatasetInfo(type(dataset).__name__, keys_N)
+            dataset = ViewedDataset(dataset, ViewPolicy(_VIEW_SEED, 1), info)
+        generator = torch.Generator().manual_seed(0)  # a loader draws a seed even where it has no workers
+        batches = DataLoader(dataset, batch_sampler=lists, collate_fn=loader.collate_fn, generator=generator)
+    spec, source = evaluator.dataloader, iter(batches)
+    for one in lists:
+        with seeded_rng(_VIEW_SEED):  # for collate functions and transforms of whole batches
+            batch = state.device.batch_to_device(spec.batch_transforms(next(source)))
+            batch = spec.microbatch_transforms(batch)
+        yield torch.tensor([view.position for view in one]), batch
 
 
 def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Attack]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from composer.utils import dist
 
-from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter
+from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter, header_parts
+from reuse_algos.callbacks.signal_capture import SignalCapture
 from reuse_algos.errors import ArchiveError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
@@ -38,6 +39,7 @@ class RunRecord:
         self._writer = writer
         self._files: dict[_Key, FileEntry] = {_key_of(entry): entry for entry in base.files} if base else {}
         self._fresh: dict[_Key, FileEntry] = {}
+        self.first_kept: dict[str, int] = {}
 
     @classmethod
     def start(cls, archive: RunArchive, run_name: str) -> RunRecord:
@@ -83,12 +85,40 @@ class RunRecord:
         entry = self._writer.put(kind, name, plain, {**meta, "rank": dist.get_global_rank()})
         self._fresh[_key_of(entry)] = entry
 
-    def commit(self, describe: Callable[[list[FileEntry]], Manifest], prepare: Callable[[], None]) -> None:
+    def put_weights(self, name: str, weights: Mapping[str, torch.Tensor]) -> None:
+        """Write a state dict, over as many files as its header needs."""
+        parts = header_parts(weights)
+        for number, names in enumerate(parts):
+            slot = {"slot": number} if len(parts) > 1 else {}
+            self.put("weights", name, {key: weights[key] for key in names}, **slot)
+
+    def put_signals(self, capture: SignalCapture | None, complete: Collection[tuple[str, int]] = ()) -> None:
+        """Write the rows that this rank has collected in the running epoch.
+
+        Args:
+            capture: The rows, or None where no signals are kept.
+            complete: Name and slot of those signals that have a row for every example, on all ranks together. Default:
+                none of them.
+        """
+        for segment in [] if capture is None else capture.segments():
+            whole = (segment.name, segment.slot) in complete
+            meta = {key: value for key, value in segment.meta.items() if key != "rank"} | {"whole_epoch": whole}
+            self.put("signals", segment.name, segment.tensors, **meta)
+
+    def commit(
+        self,
+        describe: Callable[[list[FileEntry]], Manifest],
+        prepare: Callable[[], None],
+        *,
+        alone: bool = False,
+    ) -> None:
         """Make everything written so far visible, on all ranks together or not at all.
 
         Args:
             describe: makes the manifest from the list of valid files; runs on rank 0.
             prepare: writes what is still to be written; runs on every rank.
+            alone: Commit what this rank has and wait for no other, because the others may be gone. On rank 0 only.
+                Default: False.
 
         Raises:
             ArchiveError: on every rank, where any rank could not write.
@@ -98,12 +128,24 @@ class RunRecord:
             prepare()
             return list(self._fresh.values())
 
-        written = [entry for entries in on_every_rank(write) for entry in entries]
+        each = [write()] if alone else on_every_rank(write)
+        written = [entry for entries in each for entry in entries]
         # Epoch by epoch and not rank by rank: an epoch of one rank must not take out a later one of another.
         for entry in sorted(written, key=lambda entry: int(entry.meta.get("epoch") or 0)):
             self._replace(entry)
         self._fresh.clear()
-        self.manifest = on_rank_zero(lambda: self._writer.commit(describe(list(self._files.values()))))
+        for key in [key for key, entry in self._files.items() if self._left_window(entry)]:
+            del self._files[key]
+
+        def make_visible() -> Manifest:
+            return self._writer.commit(describe(list(self._files.values())))
+
+        self.manifest = make_visible() if alone else on_rank_zero(make_visible)
+
+    def _left_window(self, entry: FileEntry) -> bool:
+        """Return whether a signal's file is of an epoch before the window of last epochs."""
+        first = self.first_kept.get(entry.name)
+        return entry.kind == "signals" and first is not None and int(entry.meta.get("epoch") or 0) < first
 
     def _replace(self, entry: FileEntry) -> None:
         """Put an entry at the end of the list, since later ones win, and take out what it replaces."""
@@ -138,7 +180,7 @@ class RunRecord:
     def read(self, entry: FileEntry) -> dict[str, torch.Tensor]:
         """Tensors of a committed file."""
         assert self.manifest is not None
-        return self.archive.run(self.run_id).at_generation(self.manifest.generation).read(entry)
+        return self.archive.open_run(self.run_id, self.manifest.generation).read(entry)
 
 
 def _key_of(entry: FileEntry) -> _Key:

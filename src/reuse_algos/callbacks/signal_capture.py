@@ -11,12 +11,18 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from composer import State
+from composer.callbacks import EarlyStopper, ThresholdStopper
 
 from reuse_algos.archive import encode_top_k
+from reuse_algos.callbacks.state_facts import num_epochs
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
-from reuse_algos.errors import nearest
+from reuse_algos.errors import ExampleIdError, nearest
+from reuse_algos.training.interplay import mixes_examples
+from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["CaptureSettings", "Segment", "SignalCapture", "parse_signals"]
+__all__ = ["CaptureSettings", "Segment", "SignalCapture", "complete_slots", "make_capture", "parse_signals"]
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _NAMES = ("logits", "loss", "correct", "logit_margin")
@@ -24,7 +30,7 @@ _NAMES = ("logits", "loss", "correct", "logit_margin")
 
 @dataclass(frozen=True)
 class CaptureSettings:
-    """What to keep of one signal.
+    """What to keep of one signal. Logits are kept once for each view, the others for each epoch.
 
     Attributes:
         last_epochs: keep this many epochs, counted from the end of training; None: all.
@@ -108,6 +114,10 @@ class SignalCapture:
         num_epochs: length of training in epochs (started epochs count), for the window of last epochs; None: unknown,
             and everything is kept.
 
+    Attributes:
+        rolling: Whether training may end before ``num_epochs``. Every epoch is then collected, and those that have left
+            the window are dropped (:meth:`first_kept`).
+
     The rows stay on the device that computed them; nothing waits for a copy before the epoch ends.
     """
 
@@ -115,15 +125,20 @@ class SignalCapture:
         self.settings = dict(settings)
         self.num_examples = num_examples
         self.num_epochs = num_epochs
+        self.rolling = False
         self._buffers: dict[tuple[str, int], _Buffer] = {}
 
     def wanted(self, epoch: int) -> list[str]:
         """Names of the signals whose window holds this epoch."""
-        return [
-            name
-            for name, kept in self.settings.items()
-            if kept.last_epochs is None or self.num_epochs is None or epoch >= self.num_epochs - kept.last_epochs
-        ]
+        windows = {name: kept.last_epochs for name, kept in self.settings.items()}
+        if self.rolling or self.num_epochs is None:
+            return list(windows)
+        return [name for name, last in windows.items() if last is None or epoch >= self.num_epochs - last]
+
+    def first_kept(self, epoch: int) -> dict[str, int]:
+        """Return the first epoch that each signal with a window keeps, if ``epoch`` is the last one."""
+        windows = {name: kept.last_epochs for name, kept in self.settings.items() if kept.last_epochs is not None}
+        return {name: epoch - length + 1 for name, length in windows.items()} if self.rolling else {}
 
     def record(
         self,
@@ -250,3 +265,57 @@ def _logit_margin(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Ten
 
 
 _OF_TARGETS = {"loss": _loss, "correct": _correct, "logit_margin": _logit_margin}
+
+
+def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: DatasetInfo | None) -> SignalCapture:
+    """Return the capture of a training that is about to start.
+
+    Args:
+        settings: What to keep.
+        state: Composer's state at FIT_START.
+        info: The training data, or None where their examples cannot be told apart.
+
+    Raises:
+        ExampleIdError: The examples are not known, or an algorithm mixes them.
+        ValueError: The window of last epochs needs a duration in epochs.
+    """
+    if info is None:
+        raise ExampleIdError("signals need to know the examples; say what the data are by dataset=DatasetInfo(...)")
+    if mixing := mixes_examples(state):
+        raise ExampleIdError(
+            f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
+            "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
+        )
+    epochs = num_epochs(state)
+    if epochs is None and any(kept.last_epochs for kept in settings.values()):
+        raise ValueError(
+            f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
+            "Give max_duration in epochs or batches, or leave last_epochs out."
+        )
+    capture = SignalCapture(settings, info.num_examples, epochs)
+    capture.rolling = any(isinstance(one, EarlyStopper | ThresholdStopper) for one in state.callbacks)
+    return capture
+
+
+def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:
+    """Return name and slot of the signals whose earlier rows this epoch replaces, on all ranks together.
+
+    These are the signals that every example has a row of now, and logits (whose slots come again) where every example
+    that had a row has one now. An epoch that a curriculum or ``drop_last`` shortened does not show every example, and
+    the rows that it did not show must stay.
+
+    Args:
+        capture: The epoch's rows.
+        known: Which examples have a row of logits so far, bool ``[N]`` by name and slot. This epoch's are added.
+    """
+    union: dict[tuple[str, int], torch.Tensor] = {}
+    for seen in on_every_rank(capture.seen):
+        for key, seen_N in seen.items():
+            union[key] = union[key] | seen_N if key in union else seen_N
+    complete = {key for key, seen_N in union.items() if bool(seen_N.all())}
+    for key, seen_N in union.items():
+        if key[0] == "logits":
+            known[key] = seen_N | known.get(key, seen_N)
+            if torch.equal(known[key], seen_N):
+                complete.add(key)
+    return complete

@@ -55,7 +55,7 @@ class Spool:
     """
 
     def __init__(self, target: RunArchive | str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
-        self.archive = RunArchive(Path(folder))
+        self.archive = RunArchive(Path(folder), create=True)
         self._target = target if isinstance(target, RunArchive) else None
         self.location = target.location if isinstance(target, RunArchive) else os.fspath(target)
         self._failed_at: float | None = None
@@ -176,7 +176,7 @@ class Spool:
 
     def _open(self) -> RunArchive:
         if self._target is None:
-            self._target = RunArchive(self.location)
+            self._target = RunArchive(self.location, create=True)
         return self._target
 
     def _copy(self, source: RunArchive, target: RunArchive, run_id: str) -> None:

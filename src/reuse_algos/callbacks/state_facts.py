@@ -10,16 +10,30 @@ from composer import State, TimeUnit
 from composer.algorithms import EMA
 
 from reuse_algos.archive import DatasetRecord
+from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.training.outputs import plain_state_dict
 
-__all__ = ["dataset_record", "evaluated_weights", "info_of", "num_epochs", "scalar"]
+__all__ = ["dataset_record", "evaluated_weights", "examples_of", "info_of", "num_epochs", "scalar"]
 
 
-def info_of(state: State) -> DatasetInfo | None:
-    """What the train dataset says of itself, or None where its examples cannot be told apart."""
-    return try_info(getattr(state.dataloader, "dataset", None))
+def info_of(state: State, given: DatasetInfo | None = None) -> DatasetInfo | None:
+    """Return what the train data are, or None where their examples cannot be told apart.
+
+    Args:
+        state: Composer's state, with the train loader.
+        given: What the user says. Its content is that of the loader's dataset. Default: what the dataset says.
+    """
+    dataset = getattr(state.dataloader, "dataset", None)
+    return try_info(dataset) if given is None else given.with_content_of(dataset)
+
+
+def examples_of(info: DatasetInfo) -> dict[str, torch.Tensor]:
+    """Return what the archive keeps of each training example: keys, labels and content hashes, int64."""
+    identity = identity_of(info)
+    columns = {"keys": info.keys, "content_rows": identity.rows, "content_hashes": identity.hashes}
+    return columns if info.labels is None else {**columns, "labels": info.labels}
 
 
 def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
@@ -30,6 +44,8 @@ def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
         name=info.name,
         num_examples=info.num_examples,
         fingerprint=info.fingerprint,
+        key_fingerprint=None if info.content is None else info.key_fingerprint,
+        key_kind=info.key_kind,
         class_names=None if info.class_names is None else list(info.class_names),
         num_classes=info.num_classes,
         labels_known=info.labels is not None,

@@ -203,7 +203,7 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
-    return RunArchive(archive_path(args), create=False, read_only=read_only)
+    return RunArchive(archive_path(args), read_only=read_only)
 
 
 def print_json(value: Any) -> None:

@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
     """Copy; 0 if all runs are in the target, 1 if there are problems."""
     from reuse_algos.archive import RunArchive
 
-    source = RunArchive(args.source, create=False, read_only=True)
+    source = RunArchive(args.source, read_only=True)
     there = set(source.run_ids()) if args.run_ids else set()
     run_ids = [name if name in there else source.run(name).id for name in args.run_ids] or None
     tags = tags_of(args)
-    target = RunArchive(args.target)
+    target = RunArchive(args.target, create=True)
     with progress_bar(args, "copy") as progress:
         report = source.copy_to(target, run_ids, progress, recheck=not args.quick, tags=tags)
     if args.json:

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if left:
         print(f"{left} of {len(states)} steps are left; the same command goes on with them", file=progress, flush=True)
         return _LEFT
-    report = sequence_report(config, states, RunArchive(config.archive, create=False, read_only=True))
+    report = sequence_report(config, states, RunArchive(config.archive, read_only=True))
     if args.json:
         print_json(report.to_dict())
     else:

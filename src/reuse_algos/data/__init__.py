@@ -1,4 +1,4 @@
-"""Data sets, the identity of their examples, and augmentation that can be replayed."""
+"""Datasets, the identity of their examples, and augmentation that can be replayed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from reuse_algos.data.augment import Augmentation
 from reuse_algos.data.config import DataConfig
 from reuse_algos.data.datasets import LoadedData, build_dataset, load_datasets
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_collate, device_dataloader
+from reuse_algos.data.identity import identify
 from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, view_hash
 
@@ -22,6 +23,7 @@ __all__ = [
     "build_dataset",
     "device_collate",
     "device_dataloader",
+    "identify",
     "infer_info",
     "key_of_path",
     "load_datasets",

@@ -102,8 +102,10 @@ def _make_split(
     name: str, images: Tensor, labels: Sequence[int] | Tensor, keys: Tensor | None, class_names: Sequence[str] | None
 ) -> Split:
     labels = torch.as_tensor(labels, dtype=torch.int64)
+    # Published datasets have one order for everybody, an .npz file has whatever order it was written in.
+    kind = "position" if keys is None and name == "npz" else "id"
     keys = torch.arange(len(labels)) if keys is None else keys
-    return Split(images, DatasetInfo(name, keys, labels, None if class_names is None else tuple(class_names)))
+    return Split(images, DatasetInfo(name, keys, labels, None if class_names is None else tuple(class_names), kind))
 
 
 def _load_digits(config: DataConfig) -> ImageArrays:
@@ -158,6 +160,13 @@ def _load_npz(config: DataConfig) -> ImageArrays:
                 f"{config.path}: x_{part} must be uint8 of shape [N, H, W] or [N, H, W, C], "
                 f"not {images.dtype} of {images.shape}."
             )
+        if images.ndim == 4 and images.shape[-1] not in (1, 2, 3, 4):
+            if images.shape[1] not in (1, 3, 4):
+                raise DataError(
+                    f"{config.path}: x_{part} of shape {images.shape} has its channels neither last ([N, H, W, C]) nor "
+                    "first ([N, C, H, W]) with 1, 3 or 4 of them."
+                )
+            images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))  # channels first, as torch has them
         if labels.shape == (len(images), 1):
             labels = labels[:, 0]  # keras.datasets.cifar10 and cifar100 have them as a column
         if labels.shape != (len(images),) or labels.dtype.kind not in "iu":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -209,7 +209,7 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
         if class_names is not None:
             class_names = tuple(class_names[one] if isinstance(one, int) else one for one in config.classes)
         num_classes = len(config.classes)
-    info = DatasetInfo(info.name, info.keys[positions], labels, class_names)
+    info = replace(info.subset(positions), labels=labels, class_names=class_names)
     return _Choice(positions, info, strata[positions], num_classes)
 
 

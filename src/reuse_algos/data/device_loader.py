@@ -9,6 +9,7 @@ Legend: N examples of the data set, B of the batch, H height, W width, C channel
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from reuse_algos.data.augment import Augmentation, Normalisation
+from reuse_algos.data.content import rows_content
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.views import UNKNOWN_VIEW, EpochCell, ExampleView, ViewPolicy
@@ -78,6 +80,8 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
             raise DataError(f"The images have {channels} channels, but there are {len(mean)} means.")
         labels_N = _as_labels(labels, count)
         self.info = DatasetInfo("DeviceImages", torch.arange(count), labels_N) if info is None else info
+        if self.info.content is None and images_NHWC.device.type == "cpu":
+            self.info = replace(self.info, content=rows_content(images_NHWC, f"mean {list(mean)} std {list(std)}"))
         if self.info.num_examples != count:
             raise DataError(f"There are {count} images, but the info has {self.info.num_examples} keys.")
         self._augmentation = Augmentation("none") if augmentation is None else augmentation

@@ -9,6 +9,7 @@ others find it on the loader.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -17,20 +18,24 @@ from composer.algorithms import SelectiveBackprop
 from composer.loggers import Logger
 from torch.utils.data import DataLoader, IterableDataset
 
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
 __all__ = ["ExampleIds", "TrackExamples", "keep_views", "num_rows", "track_loader"]
 
+_ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
+"""What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else."""
+
 
 def num_rows(batch: Any) -> int:
-    """Number of examples in a batch: the common first dimension of its tensors and lists.
+    """Return the number of examples in a batch: the common first dimension of its tensors and lists.
 
     Tensors without dimensions do not count.
 
     Raises:
-        ExampleIdError: there is none, or the parts disagree.
+        ExampleIdError: There is none, or the parts disagree.
     """
     sizes: set[int] = set()
 
@@ -59,19 +64,21 @@ def num_rows(batch: Any) -> int:
 
 
 def track_loader(loader: DataLoader) -> DataLoader:
-    """The same loader with a batch sampler that records what it hands out; one that has it already is returned as is.
+    """Return a copy of the loader whose batch sampler records what it hands out; a loader that has one is returned.
 
     Raises:
-        ExampleIdError: the loader is of a kind whose index lists cannot be known.
+        ExampleIdError: The index lists of the loader cannot be known: it is not a DataLoader over a map-style dataset,
+            or its class iterates in a way of its own.
     """
     if isinstance(getattr(loader, "batch_sampler", None), TrackedBatchSampler):
         return loader
     advice = "Use a torch DataLoader over a map-style dataset, or put the ids into the batch and name them by id_key."
     if not isinstance(loader, DataLoader):
         raise ExampleIdError(f"example ids need a torch DataLoader, got {type(loader).__name__}. {advice}")
-    if type(loader) is not DataLoader:
+    overridden = [name for name in _ITERATION if getattr(type(loader), name) is not getattr(DataLoader, name)]
+    if overridden:
         raise ExampleIdError(
-            f"{type(loader).__name__} is a DataLoader of its own kind, so its batches may not be the lists that its "
+            f"{type(loader).__name__} has a {overridden[0]} of its own, so its batches may not be the lists that its "
             f"batch sampler yields. {advice}"
         )
     if isinstance(loader.dataset, IterableDataset):
@@ -85,31 +92,18 @@ def track_loader(loader: DataLoader) -> DataLoader:
         raise ExampleIdError(
             "the DataLoader has in_order=False: its batches come in no known order. Use in_order=True."
         )
-    arguments: dict[str, Any] = {}
-    if loader.num_workers > 0:
-        arguments = {
-            "prefetch_factor": loader.prefetch_factor,
-            "persistent_workers": loader.persistent_workers,
-            "multiprocessing_context": loader.multiprocessing_context,
-        }
-    return DataLoader(
-        loader.dataset,
-        batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset),
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        timeout=loader.timeout,
-        worker_init_fn=loader.worker_init_fn,
-        generator=loader.generator,
-        **arguments,
-    )
+    # A copy keeps what others read from a loader: its class, batch_size, drop_last and attributes of its own.
+    tracked = copy(loader)
+    # DataLoader refuses to set these by assignment, because a running iterator would not notice. None runs here.
+    vars(tracked).update(batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset), _iterator=None)
+    return tracked
 
 
 def keep_views(state: State) -> None:
-    """FIT_START: make sure that a dataset with seeded views is told the epoch, even where nobody needs example ids.
+    """Make sure at FIT_START that a dataset with seeded views is told the epoch, even where nobody needs example ids.
 
     Raises:
-        ExampleIdError: the views are hidden inside another dataset, which would show the first one for ever.
+        ExampleIdError: The views are hidden inside another dataset, which would show the first one in every epoch.
     """
     outer = inner = getattr(state.dataloader, "dataset", None)
     if isinstance(getattr(outer, "view_policy", None), ViewPolicy):
@@ -142,9 +136,14 @@ class ExampleIds:
     AFTER_DATALOADER on) and :attr:`microbatch` (from BEFORE_FORWARD on).
 
     Args:
-        id_key: key of the batch under which the ids lie, int64 ``[B]``, for iterable or streaming datasets. Default:
-            the index lists of the batch sampler.
-        view_key: likewise for view numbers. Default: unknown views (-1).
+        id_key: Key of the batch under which the ids lie, int64 ``[B]``, for iterable or streaming datasets. Default:
+            None, which takes the index lists of the batch sampler.
+        view_key: Key of the batch under which the view numbers lie, int64 ``[B]``. Default: None, which makes all
+            views unknown (-1).
+
+    Attributes:
+        info: The training data. Where it is set, ids from a batch are its keys and become positions; otherwise they
+            are handed on as they are.
     """
 
     EVENTS = (
@@ -161,6 +160,7 @@ class ExampleIds:
         self.id_key = id_key
         self.view_key = view_key
         self.view_policy: ViewPolicy | None = None
+        self.info: DatasetInfo | None = None
         self._batch: Examples | None = None
         self._microbatch: Examples | None = None
         self._next_row = 0
@@ -168,12 +168,12 @@ class ExampleIds:
 
     @property
     def batch(self) -> Examples:
-        """Examples of the whole batch of this rank."""
+        """Return the examples of the whole batch of this rank."""
         return self._known(self._batch)
 
     @property
     def microbatch(self) -> Examples:
-        """Examples of the microbatch that is in its forward pass."""
+        """Return the examples of the microbatch that is in its forward pass."""
         return self._known(self._microbatch)
 
     @staticmethod
@@ -186,7 +186,7 @@ class ExampleIds:
         """Follow one event of the training loop.
 
         Raises:
-            ExampleIdError: rows and examples cannot be brought together.
+            ExampleIdError: Rows and examples cannot be brought together.
         """
         if event == Event.FIT_START:
             self._fetched = 0
@@ -261,6 +261,8 @@ class ExampleIds:
             raise ExampleIdError(
                 f"the batch has no integer ids under id_key={self.id_key!r} (view_key={self.view_key!r}): {error}"
             ) from error
+        if self.info is not None:
+            positions = self.info.positions_of(positions)
         return Examples(positions, views)
 
     @staticmethod

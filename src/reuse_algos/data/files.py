@@ -1,4 +1,4 @@
-"""Image data sets that are read file by file: Caltech-101 and folders with one sub-folder per class."""
+"""Image datasets that are read file by file: Caltech-101 and folders with one sub-folder per class."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision import transforms
-from torchvision.datasets import Caltech101, ImageFolder
-from torchvision.datasets.folder import default_loader
+from torchvision.datasets import Caltech101
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from reuse_algos.data.arrays import missing_data
 from reuse_algos.data.augment import cutout
@@ -27,6 +28,7 @@ __all__ = [
     "FileImages",
     "decode_squares",
     "load_files",
+    "read_image",
     "train_transform",
 ]
 
@@ -42,14 +44,14 @@ class FileImages(Dataset[tuple[Any, int]]):
         root: Folder that the paths are relative to.
         paths: Path of each file.
         info: Keys, labels and names, one per path.
-        transform: Turns a PIL image into what the data set gives.
+        transform: Turns a PIL image into what the dataset gives.
     """
 
     def __init__(
         self, root: Path, paths: Sequence[str], info: DatasetInfo, transform: Callable[[Any], Any] | None = None
     ) -> None:
         if info.labels is None:
-            raise DataError(f"Data set {info.name!r}: image files need labels.")
+            raise DataError(f"Dataset {info.name!r}: image files need labels.")
         self.root = root
         self.paths = list(paths)
         self.info = info
@@ -60,7 +62,7 @@ class FileImages(Dataset[tuple[Any, int]]):
         return len(self.paths)
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
-        image = default_loader(self.root / self.paths[position])
+        image = read_image(self.root / self.paths[position])
         return image if self.transform is None else self.transform(image), self._labels[position]
 
     def with_transform(self, transform: Callable[[Any], Any]) -> FileImages:
@@ -87,25 +89,24 @@ def _files(
     name: str, root: Path, paths: Sequence[str], labels: Sequence[int], class_names: Sequence[str]
 ) -> FileImages:
     keys = torch.tensor([key_of_path(path) for path in paths], dtype=torch.int64)
-    return FileImages(root, paths, DatasetInfo(name, keys, torch.tensor(labels), tuple(class_names)))
+    return FileImages(root, paths, DatasetInfo(name, keys, torch.tensor(labels), tuple(class_names), "path"))
 
 
 def _load_caltech101(config: DataConfig) -> tuple[FileImages, FileImages]:
-    folder = Path(config.root) / "caltech101"
-    if not config.download and not folder.is_dir():  # torchvision would make the folder and then miss its contents
-        raise missing_data(config, FileNotFoundError(f"there is no folder {folder}."))
-    try:
-        source = Caltech101(config.root, download=config.download)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise missing_data(config, error) from error
-    paths = [
-        f"{source.categories[label]}/image_{number:04d}.jpg"
-        for label, number in zip(source.y, source.index, strict=True)
-    ]
-    root = Path(source.root) / "101_ObjectCategories"
-    files = _files(config.name, root, paths, source.y, source.categories)
-    labels = torch.tensor(source.y)
-    order = nested_order(files.info.keys, labels, _SALT_CALTECH101_SPLIT)
+    root = Path(config.root) / "caltech101" / "101_ObjectCategories"
+    if config.download:
+        try:
+            Caltech101(config.root, download=True)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise missing_data(config, error) from error
+    if not root.is_dir():
+        raise missing_data(config, FileNotFoundError(f"there is no folder {root}."))
+    # torchvision numbers the files and removes a class that many copies do not have. Here they are listed.
+    paths, labels, classes = _listed(root, leave_out=("BACKGROUND_Google",))
+    if not paths:
+        raise missing_data(config, FileNotFoundError(f"there are no images in {root}."))
+    files = _files(config.name, root, paths, labels, classes)
+    order = nested_order(files.info.keys, torch.tensor(labels), _SALT_CALTECH101_SPLIT)
     held_out = round(_CALTECH101_EVAL_SHARE * len(order))
     parts = order[held_out:].sort().values, order[:held_out].sort().values
     train, evaluation = (files.take(part, files.info.subset(part)) for part in parts)
@@ -116,22 +117,87 @@ def _load_image_folder(config: DataConfig) -> tuple[FileImages, FileImages]:
     parts = []
     for folder in ("train", "val"):
         root = Path(config.root) / folder
-        try:
-            source = ImageFolder(root)
-        except (FileNotFoundError, NotADirectoryError) as error:
+        paths, labels, classes = _listed(root) if root.is_dir() else ([], [], [])
+        if not paths:
+            there = "holds no images in folders of classes" if root.is_dir() else "is not there"
             raise DataError(
-                f"Data set 'image_folder' needs {root}/<class>/<image> and {config.root}/val/<class>/<image>: {error}"
-            ) from error
-        paths = [Path(path).relative_to(root).as_posix() for path, _ in source.samples]
-        parts.append(_files(config.name, root, paths, source.targets, source.classes))
+                f"Dataset 'image_folder' needs {ascii(str(root))[1:-1]}/<class>/<image>, and the same in val: it "
+                f"{there}."
+            )
+        parts.append(_files(config.name, root, paths, labels, classes))
     train, evaluation = parts
     if train.info.class_names != evaluation.info.class_names:
         only = set(train.info.class_names or ()) ^ set(evaluation.info.class_names or ())
         raise DataError(
-            f"Data set 'image_folder' at {config.root}: train and val must hold the same classes, "
+            f"Dataset 'image_folder' at {config.root}: train and val must hold the same classes, "
             f"but these are in one only: {', '.join(sorted(only)[:10])}."
         )
     return train, evaluation
+
+
+def _listed(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[int], list[str]]:
+    """List the images of a folder with one sub-folder per class, in order of name.
+
+    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are no images and no classes, and neither are
+    files of other kinds.
+
+    Returns:
+        Paths relative to ``root``, class numbers, and class names.
+
+    Raises:
+        DataError: A class has no images.
+    """
+    classes = sorted(
+        one.name for one in root.iterdir() if one.is_dir() and one.name[0] != "." and one.name not in leave_out
+    )
+    paths, labels = [], []
+    for number, name in enumerate(classes):
+        found = sorted(
+            one.relative_to(root).as_posix()
+            for one in (root / name).rglob("*")
+            if one.suffix.lower() in IMG_EXTENSIONS
+            and one.is_file()
+            and not any(part.startswith(".") for part in one.relative_to(root).parts)
+        )
+        if not found:
+            raise DataError(f"The class {name!a} in {str(root)!a} has no images. Remove the folder or fill it.")
+        paths += found
+        labels += [number] * len(found)
+    return paths, labels, classes
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an image file as 8-bit RGB, turned as its EXIF orientation says.
+
+    Grey values of 16 bits are divided by 256, and those of floating point from 0 to 1 are scaled to 255. (Pillow
+    clips both at 255, which makes them white or black.)
+
+    Raises:
+        DataError: The file is damaged or truncated, or its values cannot be brought to 8 bits; it is named.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I") or image.mode == "F":
+                image = Image.fromarray(_to_bytes(np.asarray(image), path))
+            return image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"The image {str(path)!a} cannot be read: {error}. Replace or remove the file.") from error
+
+
+def _to_bytes(values_HW: np.ndarray, path: Path) -> np.ndarray:
+    low, high = float(values_HW.min()), float(values_HW.max())
+    if values_HW.dtype.kind in "iu" and low >= 0 and high < 1 << 16:
+        return (values_HW.astype(np.int64) >> 8).astype(np.uint8)
+    if values_HW.dtype.kind == "f" and low >= 0 and high <= 1:
+        return np.rint(values_HW * 255).astype(np.uint8)
+    raise DataError(
+        f"The image {str(path)!a} has values from {low:g} to {high:g} of type {values_HW.dtype}. Grey images may "
+        "have 8 or 16 bits, or floating point from 0 to 1. Convert the file."
+    )
 
 
 def _square(side: int) -> list[Any]:

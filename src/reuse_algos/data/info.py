@@ -6,8 +6,10 @@ Shapes: N examples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Sized
-from dataclasses import dataclass
+import os
+import unicodedata
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -17,12 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
+from reuse_algos.data.content import Content, content_of, files_of, sample_of
+from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError
 
-__all__ = ["DatasetInfo", "infer_info", "key_of_path", "try_info"]
+__all__ = ["DatasetInfo", "infer_info", "key_of_path", "plain_name", "try_info"]
 
 # Where the map-style data sets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
+_LABELS_COMPARED = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +39,10 @@ class DatasetInfo:
         keys: int64 ``[N]`` on the CPU, all different: the identity of the example at each position. A key stays the
             same when the data set grows, shrinks or is reordered.
         labels: int64 ``[N]`` on the CPU, or None where they are not known.
-        class_names: Name of each class, or None.
+        class_names: Name of each class, or None. Their Unicode is brought into one form (NFC).
+        key_kind: ``id`` for keys that mean something outside of this dataset, ``path`` for file paths, ``position``
+            where nothing better was found. Positions alone never identify an example.
+        content: How to read the raw content of the examples, or None where it cannot be compared.
 
     Raises:
         DataError: If the tensors have another dtype, shape or device, if a key occurs twice, or if a label is not
@@ -45,8 +53,13 @@ class DatasetInfo:
     keys: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
+    key_kind: str = "id"
+    content: Content | None = None
 
     def __post_init__(self) -> None:
+        if self.class_names is not None:
+            # macOS decomposes letters with accents in file names, Linux keeps what it is given.
+            object.__setattr__(self, "class_names", tuple(plain_name(name) for name in self.class_names))
         _check_vector("keys", self.name, self.keys)
         unique = torch.unique(self.keys)
         if len(unique) != len(self.keys):
@@ -81,7 +94,24 @@ class DatasetInfo:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 (64 hex digits) over name, N, keys and labels: equal exactly when all of these are equal."""
+        """Hash (64 hex digits) over :attr:`key_fingerprint` and the content of the examples (:attr:`known_content`)."""
+        if self.content is None:
+            return self.key_fingerprint
+        digest = hashlib.sha256(self.key_fingerprint.encode() + self.content.about.encode())
+        digest.update(_little_endian(self.known_content[1]))
+        return digest.hexdigest()
+
+    @cached_property
+    def known_content(self) -> tuple[Tensor, Tensor]:
+        """Positions and content hashes, both int64 ``[S]``: of all examples where that is cheap or asked for."""
+        if self.content is None:
+            return torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+        rows = torch.arange(self.num_examples) if self.content.cheap else sample_of(self.keys)
+        return rows, self.content.hashes(rows)
+
+    @cached_property
+    def key_fingerprint(self) -> str:
+        """Hash (64 hex digits of sha256) over name, N, keys and labels, without content, as older archives have it."""
         digest = hashlib.sha256()
         name = self.name.encode()
         digest.update(len(name).to_bytes(8, "little") + name)
@@ -111,7 +141,14 @@ class DatasetInfo:
     def subset(self, positions: Tensor) -> DatasetInfo:
         """Info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
         labels = None if self.labels is None else self.labels[positions]
-        return DatasetInfo(self.name, self.keys[positions], labels, self.class_names)
+        content = None if self.content is None else self.content.subset(positions)
+        return replace(self, keys=self.keys[positions], labels=labels, content=content)
+
+    def with_content_of(self, dataset: Any) -> DatasetInfo:
+        """Return this info with the content of a dataset, where it has none yet and the lengths agree."""
+        if self.content is not None or isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
+            return self
+        return self if len(dataset) != self.num_examples else replace(self, content=content_of(dataset))
 
 
 def _check_vector(what: str, name: str, tensor: Tensor) -> None:
@@ -126,22 +163,34 @@ def _little_endian(vector: Tensor) -> bytes:
     return vector.numpy().astype("<i8", copy=False).tobytes()
 
 
+def plain_name(text: str) -> str:
+    """Return a file's or class's name in one Unicode form (NFC), with bytes that are not UTF-8 escaped."""
+    whole = text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return unicodedata.normalize("NFC", whole)
+
+
 def key_of_path(path: str | PurePath) -> int:
-    """Key of a file: the first 8 bytes of blake2b of its relative path with forward slashes, as signed int64."""
+    """Return the key of a file: 8 bytes of blake2b of its relative path with forward slashes, as signed int64.
+
+    The path's Unicode is brought into one form first (:func:`plain_name`).
+    """
     text = path.as_posix() if isinstance(path, PurePath) else path
-    return int.from_bytes(hashlib.blake2b(text.encode()).digest()[:8], "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(plain_name(text).encode()).digest()[:8], "little", signed=True)
 
 
 def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
-    """Find out name, keys, labels and class names of a user's map-style data set without loading an example.
+    """Find out name, keys, labels, class names and content of a user's map-style dataset.
 
-    ``__getitem__`` is never called, since it may be slow or draw random numbers. Tried in this order:
+    At most 20 examples are read here, with the global generators put back afterwards. Labels that some of them show
+    otherwise than the dataset claims are not known. Tried in this order:
 
     1. ``dataset.info``, if it is a :class:`DatasetInfo`;
     2. a ``Subset``: the info of what it was taken from, with the keys and labels of its indices;
-    3. labels from ``.targets`` or ``.labels`` (whole numbers, one per example), from the last 1-D whole-number tensor
-       of a ``TensorDataset``, or from the parts of a ``ConcatDataset``; class names from ``.classes``; the key is the
-       position and the name is the name of the class.
+    3. keys from the paths in ``.samples``, ``.imgs``, ``.paths`` or ``.files``, else positions;
+    4. labels from ``.targets`` or ``.labels`` (whole numbers, one per example), from the second tensor of a
+       ``TensorDataset`` or else its last 1-D whole-number one, or from the parts of a ``ConcatDataset``, changed by
+       ``.target_transform`` where there is one;
+    5. class names from ``.class_to_idx`` or ``.classes``; the name is the name of the dataset's class.
 
     Raises:
         DataError: If the data set is iterable or has no length, or a ``Subset`` holds an index twice.
@@ -158,12 +207,13 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
             "Use a map-style data set (with __len__ and __getitem__)."
         )
     count = len(dataset)
-    return DatasetInfo(
-        name=type(dataset).__name__,
-        keys=torch.arange(count, dtype=torch.int64),
-        labels=_find_labels(dataset, count),
-        class_names=_find_class_names(dataset),
-    )
+    keys, kind = _find_keys(dataset, count)
+    labels, class_names = _find_labels(dataset, count), _find_class_names(dataset)
+    if labels is not None and not _shown(dataset, labels, keys):
+        labels = class_names = None  # what the batches show is something else
+    if labels is not None and class_names is not None and len(labels) and int(labels.max()) >= len(class_names):
+        class_names = None  # names that do not cover the labels are names of something else
+    return DatasetInfo(type(dataset).__name__, keys, labels, class_names, kind, content_of(dataset))
 
 
 def try_info(dataset: Any) -> DatasetInfo | None:
@@ -179,15 +229,33 @@ def try_info(dataset: Any) -> DatasetInfo | None:
         return None
 
 
+def _find_keys(dataset: Any, count: int) -> tuple[Tensor, str]:
+    """Return keys, and what kind they are."""
+    files = files_of(dataset)
+    if files is not None:
+        folder = getattr(dataset, "root", None)
+        base = os.fspath(folder) if isinstance(folder, str | os.PathLike) else None
+        if base is None or not all(path.startswith(base + os.sep) for path in files):
+            base = os.path.commonpath([os.path.dirname(path) for path in files])
+        keys = torch.tensor([key_of_path(PurePath(os.path.relpath(path, base))) for path in files])
+        if len(torch.unique(keys)) == count:
+            return keys, "path"
+    return torch.arange(count, dtype=torch.int64), "position"
+
+
 def _find_labels(dataset: Dataset[Any], count: int) -> Tensor | None:
     if isinstance(dataset, TensorDataset):
-        candidates = [_as_labels(tensor, count) for tensor in reversed(dataset.tensors)]
+        # (input, target) is the usual order; an index may follow.
+        ordered = [*dataset.tensors[1:2], *reversed(dataset.tensors)]
+        candidates = [_as_labels(tensor, count) for tensor in ordered]
     elif isinstance(dataset, ConcatDataset):
         parts = [infer_info(part).labels for part in dataset.datasets]
         known = [part for part in parts if part is not None]
         candidates = [torch.cat(known) if len(known) == len(parts) else None]
     else:
         candidates = [_as_labels(getattr(dataset, name, None), count) for name in _LABEL_ATTRIBUTES]
+        if (change := getattr(dataset, "target_transform", None)) is not None:
+            candidates = [_changed(labels, change) for labels in candidates]
     return next((labels for labels in candidates if labels is not None), None)
 
 
@@ -207,7 +275,48 @@ def _as_labels(values: Any, count: int) -> Tensor | None:
     return torch.from_numpy(values.astype(np.int64))
 
 
-def _find_class_names(dataset: Dataset[Any]) -> tuple[str, ...] | None:
+def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
+    """Return whether some examples, as a batch gets them, have the labels that the dataset claims."""
+    if isinstance(dataset, TensorDataset | ConcatDataset):
+        return True  # read off the tensors themselves, and part by part
+    for position in sample_of(keys, _LABELS_COMPARED).tolist():
+        try:
+            with seeded_rng(0):
+                example = dataset[position]
+        except Exception:  # a user's __getitem__ may raise anything; training will tell
+            return True
+        if isinstance(example, Mapping):
+            shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
+        else:
+            shown = example[1] if isinstance(example, tuple | list) and len(example) > 1 else None
+        if isinstance(shown, Tensor) and shown.numel() == 1 and not shown.is_floating_point():
+            shown = int(shown)
+        if isinstance(shown, int | np.integer) and int(shown) != int(labels[position]):
+            return False
+    return True
+
+
+def _changed(labels: Tensor | None, change: Any) -> Tensor | None:
+    """Return the labels as batches show them, or None where they are not whole numbers then."""
+    if labels is None:
+        return None
+    try:
+        table = {label: change(label) for label in labels.unique().tolist()}
+    except Exception:  # a user's function may raise anything where it wants more than a number
+        return None
+    if not all(isinstance(value, int | np.integer) for value in table.values()):
+        return None
+    return torch.tensor([int(table[label]) for label in labels.tolist()], dtype=torch.int64)
+
+
+def _find_class_names(dataset: Any) -> tuple[str, ...] | None:
+    if getattr(dataset, "target_transform", None) is not None:
+        return None  # the names are those of the numbers before it
+    numbers = getattr(dataset, "class_to_idx", None)
+    if isinstance(numbers, Mapping) and numbers and all(isinstance(number, int) for number in numbers.values()):
+        names = {number: str(name) for name, number in numbers.items()}
+        whole = len(names) == len(numbers) and sorted(names) == list(range(len(names)))
+        return tuple(names[number] for number in range(len(names))) if whole else None
     names = getattr(dataset, "classes", None)
     if isinstance(names, (list, tuple)) and names and all(isinstance(name, str) for name in names):
         return tuple(names)

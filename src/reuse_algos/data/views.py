@@ -6,13 +6,10 @@ the example in exactly the same way again, on any worker, rank or batch.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,6 +17,7 @@ from torch.utils.data import Dataset
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError
 
 __all__ = [
@@ -106,29 +104,6 @@ class EpochCell:
         self._epoch.fill_(epoch)
 
 
-@contextmanager
-def seeded_rng(seed: int) -> Iterator[None]:
-    """Seed the global CPU generators of torch, numpy and random inside the block; put them back afterwards.
-
-    GPU generators are left alone. The states are put back on an exception too.
-
-    Args:
-        seed: int64.
-    """
-    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    try:
-        # Not torch.manual_seed: that would reseed every GPU as well, and nothing would put those back.
-        torch.default_generator.manual_seed(seed)
-        bits = seed & ((1 << 64) - 1)
-        np.random.seed([bits & 0xFFFFFFFF, bits >> 32])
-        random.seed(bits)
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        np.random.set_state(states[1])
-        random.setstate(states[2])
-
-
 class ViewedDataset(Dataset[Any]):
     """Any map-style data set whose random transforms become replayable views.
 
@@ -161,7 +136,7 @@ class ViewedDataset(Dataset[Any]):
         info: DatasetInfo | None = None,
         pixel_space: PixelSpace | None = None,
     ) -> None:
-        self.info = infer_info(dataset) if info is None else info
+        self.info = infer_info(dataset) if info is None else info.with_content_of(dataset)
         if not isinstance(dataset, Sized) or len(dataset) != self.info.num_examples:
             raise DataError(f"The info has {self.info.num_examples} keys, but that is not the length of the data set.")
         self.dataset = dataset

@@ -15,10 +15,9 @@ from composer.models import ComposerModel
 from composer.utils import batch_get, batch_set
 from torch import nn
 
-from reuse_algos.algorithms.prior_run_warm_start.class_rows import find_head
-from reuse_algos.algorithms.prior_run_warm_start.head_only import head_module, pass_of_head
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.priors import scores
+from reuse_algos.training.head import find_head, head_module, pass_of_head
 from reuse_algos.training.outputs import logits_of
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
+from reuse_algos.data.identity import same_data
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError
@@ -96,7 +97,7 @@ def check_same_examples(run: PriorRun, dataset: Dataset) -> None:
         PriorRunMismatchError: they are not, or the run has no record of its data.
     """
     record, info = run.manifest.dataset, infer_info(dataset)
-    if record is None or info.fingerprint != record.fingerprint:
+    if record is None or not same_data(info, record.fingerprint, record.key_fingerprint):
         there = f"{record.name} with {record.num_examples} examples" if record else "unknown data"
         raise PriorRunMismatchError(
             f"run {run.id} was trained on {there} (fingerprint {record.fingerprint[:12] if record else '-'}), the data "

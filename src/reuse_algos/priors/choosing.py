@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, nearest
+from reuse_algos.data.identity import Identity, match_keys, same_data
+from reuse_algos.data.info import DatasetInfo, plain_name
+from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, RunNotFoundError, nearest
 from reuse_algos.training.ranks import on_rank_zero
 
 __all__ = ["RunSelection", "choose_runs", "match_classes", "match_examples", "open_archive", "select_runs"]
@@ -23,7 +25,7 @@ _QUERY_KEYS = ("tags", "run_name", "order", "metric", "limit", "unfinished", "un
 
 def open_archive(archive: RunArchive | str | os.PathLike[str]) -> RunArchive:
     """The archive itself, or the one at this path, which must exist."""
-    return archive if isinstance(archive, RunArchive) else RunArchive(archive, create=False)
+    return archive if isinstance(archive, RunArchive) else RunArchive(archive)
 
 
 def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
@@ -85,7 +87,8 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
         raise PriorRunMismatchError(
             f"run {run.id} has {theirs} classes, this run has {num_classes}. Choose runs with the same classes."
         )
-    names = data.class_names if data else None
+    names = [plain_name(name) for name in (data and data.class_names) or ()]
+    class_names = [plain_name(name) for name in class_names or ()]
     if names and class_names and list(names) != list(class_names):
         differing = [(i, a, b) for i, (a, b) in enumerate(zip(names, class_names, strict=False)) if a != b][:3]
         shown = "; ".join(f"class {i} is {a!r} there and {b!r} here" for i, a, b in differing)
@@ -101,8 +104,8 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
     Args:
         run: the prior run.
         info: the current train data.
-        mismatch: ``refuse``, or ``allow``: match examples by key, and leave out those that are new or whose label
-            changed. Where both sides name their classes, labels are compared by name: a class that was added or
+        mismatch: ``refuse``, or ``allow``: match examples by key and content, and leave out those that are new or whose
+            label changed. Where both sides name their classes, labels are compared by name: a class that was added or
             removed numbers the others anew, and that is no change.
 
     Returns:
@@ -117,13 +120,17 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
             f"run {run.id} has no record of its data, so its signals cannot be matched with examples. "
             "Record runs with RunRecorder."
         )
-    if record.fingerprint == info.fingerprint:
+    if same_data(info, record.fingerprint, record.key_fingerprint):
+        if record.key_fingerprint is None and info.content is not None:
+            warnings.warn(
+                f"run {run.id} was recorded without the content of its examples: only keys and labels were compared",
+                ArchiveWarning,
+                stacklevel=2,
+            )
         return None
-    prior_keys, prior_labels = run.keys(), run.labels()
-    order = torch.argsort(prior_keys)
-    place = torch.searchsorted(prior_keys[order], info.keys).clamp_(max=len(order) - 1)
-    rows = order[place]
-    known = prior_keys[rows] == info.keys
+    prior_labels = run.labels()
+    match = match_keys(Identity(run.keys(), record.key_kind, *run.content()), info)
+    rows, known = match.rows.clamp_min(0), match.rows >= 0
     relabelled = torch.zeros_like(known)
     if prior_labels is not None and info.labels is not None:
         relabelled = known & (_labels_here(prior_labels, record.class_names, info.class_names)[rows] != info.labels)
@@ -132,13 +139,17 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
         f"run {run.id} was trained on {record.name} with {record.num_examples} examples (fingerprint "
         f"{record.fingerprint[:12]}), this run on {info.name} with {info.num_examples} (fingerprint "
         f"{info.fingerprint[:12]}): {int(known.sum())} examples are common by key, {int(relabelled.sum())} of them "
-        "with another label"
+        f"with another label; of {match.checked} compared by content {match.differing} differ"
     )
+    if match.problem:
+        raise PriorRunMismatchError(f"{difference}. They cannot be matched: {match.problem}.")
     if mismatch != "allow":
         raise PriorRunMismatchError(
             f"{difference}. Choose a run on the same data, or say mismatch: allow to use the prior run for the common "
             "examples and go without it for the others."
         )
+    if not match.checked and common and record.key_fingerprint is None and info.content is not None:
+        warnings.warn(f"{difference}; examples are matched by key alone", ArchiveWarning, stacklevel=2)
     if common == 0:
         raise PriorRunMismatchError(f"{difference}. There is nothing to reuse.")
     return torch.where(known & ~relabelled, rows, torch.full_like(rows, -1))

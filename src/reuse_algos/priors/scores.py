@@ -51,6 +51,9 @@ def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     Args:
         logits_BC: any float dtype.
         labels_B: int64.
+
+    >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
+    tensor([0.6931], dtype=torch.float64)
     """
     return -_of_label(_double(logits_BC).log_softmax(1), labels_B)
 
@@ -69,6 +72,9 @@ def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
     Args:
         logits_BC: any float dtype.
         labels_B: int64.
+
+    >>> el2n(torch.tensor([[0.0, 0.0], [100.0, 0.0]]), torch.tensor([0, 0]))
+    tensor([7.0711e-01, 3.7201e-44], dtype=torch.float64)
     """
     one_hot_BC = _one_hot(labels_B, logits_BC.shape[1])
     norm_B = (_double(logits_BC).softmax(1) - one_hot_BC.double()).norm(dim=1)
@@ -94,6 +100,9 @@ def logit_margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
     Pleiss et al. 2020, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (arXiv 2001.10528),
     equation 1; its mean over the epochs of training is their AUM, equation 2.
+
+    >>> logit_margin(torch.tensor([[2.0, 0.5]]), torch.tensor([0]))
+    tensor([1.5000], dtype=torch.float64)
     """
     return _margin(_double(logits_BC), labels_B)
 
@@ -103,6 +112,9 @@ def entropy(logits_BC: Tensor) -> Tensor:
 
     Shannon 1948; as an uncertainty to select examples by: Settles 2009, "Active Learning Literature Survey", section
     3.1.
+
+    >>> entropy(torch.zeros(1, 2))
+    tensor([0.6931], dtype=torch.float64)
     """
     return torch.special.entr(_double(logits_BC).softmax(1)).sum(1)
 
@@ -123,7 +135,11 @@ def loss(losses_TN: Tensor) -> Tensor:
 
 
 def loss_mean(losses_TN: Tensor) -> Tensor:
-    """The mean loss over all presentations of each example: float64 ``[N]``; NaN marks those that were none."""
+    """The mean loss over all presentations of each example: float64 ``[N]``; NaN marks those that were none.
+
+    >>> loss_mean(torch.tensor([[2.0, 1.0], [1.0, torch.nan]]))
+    tensor([1.5000, 1.0000], dtype=torch.float64)
+    """
     return mean_known(losses_TN)
 
 
@@ -137,6 +153,9 @@ def forgetting(correct_TN: Tensor) -> Tensor:
 
     Args:
         correct_TN: 1 (or True) where correct, 0 where not, NaN where the example was not presented; in order of time.
+
+    >>> forgetting(torch.tensor([[1, 0], [0, 0], [1, 1]]))
+    tensor([1., 0.], dtype=torch.float64)
     """
     correct_TN = _double(correct_TN)
     known_TN = ~correct_TN.isnan()
@@ -159,6 +178,9 @@ def variance(probabilities_TN: Tensor) -> Tensor:
 
     Args:
         probabilities_TN: true-class probabilities, NaN where there is none.
+
+    >>> variance(torch.tensor([[0.5, 0.0], [0.5, 1.0]]))
+    tensor([0.0000, 0.8660], dtype=torch.float64)
     """
     probabilities_TN = _double(probabilities_TN)
     known_TN = ~probabilities_TN.isnan()
@@ -176,6 +198,9 @@ def threshold(probabilities_TN: Tensor) -> Tensor:
 
     Args:
         probabilities_TN: true-class probabilities, NaN where there is none.
+
+    >>> threshold(torch.tensor([[0.5, 1.0]]))
+    tensor([0.2500, 0.0000], dtype=torch.float64)
     """
     mean_N = mean_known(probabilities_TN)
     return mean_N * (1 - mean_N)
@@ -192,6 +217,9 @@ def variation_ratio(probabilities_MNC: Tensor) -> Tensor:
 
     Args:
         probabilities_MNC: of each member; a row of NaN where a member does not know the example.
+
+    >>> variation_ratio(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))
+    tensor([0.5000], dtype=torch.float64)
     """
     known_MN = ~probabilities_MNC.isnan().any(2)
     votes_NC = torch.zeros(probabilities_MNC.shape[1:], dtype=torch.float64, device=probabilities_MNC.device)
@@ -209,6 +237,9 @@ def mutual_information(probabilities_MNC: Tensor) -> Tensor:
 
     Args:
         probabilities_MNC: of each member; a row of NaN where a member does not know the example.
+
+    >>> mutual_information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
+    tensor([0.6931], dtype=torch.float64)
     """
     probabilities_MNC = _double(probabilities_MNC)
     mean_NC = mean_known(probabilities_MNC)
@@ -308,6 +339,9 @@ def average_ranks(values_N: Tensor) -> Tensor:
 
     NaN stays NaN and does not count; a single known value has the rank 1/2. They put the scores of several runs on one
     scale before their mean is taken.
+
+    >>> average_ranks(torch.tensor([3.0, 1.0, 3.0]))
+    tensor([0.7500, 0.0000, 0.7500], dtype=torch.float64)
     """
     values_N = _double(values_N)
     known = (~values_N.isnan()).nonzero().flatten()

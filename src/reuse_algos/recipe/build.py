@@ -110,15 +110,15 @@ def build_trainer(recipe: Recipe) -> Trainer:
 def _open_archive(settings: Settings) -> RunArchive | str | None:
     """The archive, or its location where the run is to be trained whether or not it can be reached.
 
-    That is so where only the recorder needs it, with ``on_archive_error: warn``. Algorithms that read it cannot go
+    That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
     without.
     """
     recorder = settings.callbacks.get("run_recorder")
-    tolerant = isinstance(recorder, dict) and recorder.get("on_archive_error") == "warn"
+    tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
     reading = [name for name in settings.algorithms if _is_ours(find("algorithm", name))]
     if settings.archive is None or (tolerant and not reading):
         return settings.archive
-    return RunArchive(settings.archive)
+    return RunArchive(settings.archive, create=True)
 
 
 def check_world_size(recipe: Recipe) -> None:

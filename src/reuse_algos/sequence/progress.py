@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.archive.stores.store import open_store
+from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.sequence.harvests import missing_harvests, remade
@@ -50,7 +50,7 @@ def open_for_reading(location: str) -> RunArchive | None:
         if type(error) is ArchiveError and "://" not in location:
             return None  # no such folder; what is there and cannot be read is one of its children
         raise
-    return RunArchive(store, create=False)
+    return RunArchive(store)
 
 
 def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:

@@ -356,7 +356,10 @@ def _uncounted(arm: ArmResult, pairs: Sequence[tuple[PlannedStep, PriorRun]]) ->
     notes = []
     settings = [options for step, _ in pairs for options in step.recipe.settings.algorithms.values()]
     # With cached features the count is the head's, all of which trains.
-    if any(options.get("freeze") and options.get("source") != "cached" for options in settings):
+    frozen = [
+        options for options in settings if options.get("freeze") or (options.get("trainable") or {}).get("freeze")
+    ]
+    if any(options.get("source") != "cached" for options in frozen):
         notes.append(
             f"{arm.name}: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not."
         )

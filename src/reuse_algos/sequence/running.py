@@ -65,7 +65,7 @@ def run_sequence(
     if jobs < 1:
         raise SequenceError(f"jobs must be at least 1, not {jobs}")
     with _locked(Path(plan.config.folder)) as lock:
-        archive = RunArchive(plan.config.archive)
+        archive = RunArchive(plan.config.archive, create=True)
         states = look_up_states(plan, archive)
         halt = Halt(time_limit)
         how: dict[str, Any] = {"halt": halt, "threads": _threads(jobs)}

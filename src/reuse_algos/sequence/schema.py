@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.archive.format.names import is_safe_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.errors import nearest
 from reuse_algos.harvest import HARVESTABLE

@@ -161,7 +161,14 @@ def perturb(
     keys_B: Tensor | None = None,
     views_B: Tensor | None = None,
 ) -> Tensor:
-    """What to add to the pixels: the first part of what :func:`ascend` returns, of the same arguments."""
+    """What to add to the pixels: the first part of what :func:`ascend` returns, of the same arguments.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
+    >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+    >>> images, pixels = torch.full((1, 3, 1, 1), 0.5), PixelSpace((0.0,) * 3, (1.0,) * 3)
+    >>> perturb(model, images, torch.tensor([0]), Attack("fgsm", epsilon=0.25), pixels).flatten()
+    tensor([-0.2500, -0.2500, -0.2500])
+    """
     return ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B).delta_BCHW
 
 
@@ -209,6 +216,12 @@ def ascend(
         DataError: The inputs are not valid pixels of this space, ``epsilon`` is beyond their diagonal, or labels do not
             fit.
         ModelError: The model has no logits ``[B, K]``, or autograd knows no way from them to the inputs.
+
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    >>> _ = model[1].weight.data.zero_()  # a model without any slope
+    >>> images, pixels = torch.full((1, 3, 1, 1), 0.5), PixelSpace((0.0,) * 3, (1.0,) * 3)
+    >>> ascend(model, images, torch.tensor([0]), Attack("fgsm"), pixels).slope_B
+    tensor([0.])
     """
     if keys_B is None and (attack.starts_randomly or attack.targeted == "random"):
         raise ValueError(f"{attack.describe()} draws by the examples' keys; give keys_B (int64 [B]).")
@@ -260,6 +273,9 @@ def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor
 
     Returns:
         int64 ``[B]``.
+
+    >>> random_targets(0, torch.tensor([0]), 2, torch.tensor([7]), torch.tensor([0]))
+    tensor([1])
     """
     others_B = uniform_ints(view_hash(seed, keys_B, views_B, _SALT_TARGET), num_classes - 1)
     return others_B + (others_B >= labels_B)

@@ -57,7 +57,7 @@ def small(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
         seed: Of the choice.
     """
     with traced():
-        archive = RunArchive(folder)
+        archive = RunArchive(folder, create=True)
         writer = archive.start_run("toy")
         writer.commit(manifest_of(put_files(writer)))
         writer.finish()
@@ -88,7 +88,7 @@ def large(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
 
     One bit is flipped in each of 16 files at once. Each is found by itself, since files are checked one by one.
     """
-    archive = RunArchive(folder)
+    archive = RunArchive(folder, create=True)
     generator = torch.Generator().manual_seed(seed)
     with traced():
         writer = archive.start_run("large")
@@ -146,7 +146,7 @@ def _check_use(folder: Path, run_id: str, name: str, tally: Tally, what: str) ->
 
 def _check_whole(folder: Path, run_id: str, tally: Tally) -> None:
     """The damage was put back, so nothing may be found any more."""
-    archive = RunArchive(folder)
+    archive = RunArchive(folder, create=True)
     for problem in archive.verify().problems:
         tally.tear(f"a false alarm: {problem}")
     use_everything(archive, run_id)

@@ -38,7 +38,7 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
         seed: Of the choice.
     """
     with traced():
-        archive = RunArchive(folder)
+        archive = RunArchive(folder, create=True)
         run_ids = []
         for run in range(2):
             writer = archive.start_run("toy")

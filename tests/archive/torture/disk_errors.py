@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from reuse_algos.archive import RunArchive, store
+from reuse_algos.archive import RunArchive
+from reuse_algos.archive.stores import local
 from reuse_algos.errors import ArchiveError, ArchivePermissionError
 
 from ..small_runs import manifest_of, put_files, use_everything
@@ -34,7 +35,7 @@ def case(folder: Path, count: int | None = None, seed: int = 0, numbers: Sequenc
 def _writing(root: Path, count: int | None, seed: int, numbers: Sequence[int], tally: Tally) -> None:
     """An error is an ArchiveError, old runs stay readable, and the same writer succeeds when it tries again."""
     with traced() as operations:
-        archive = RunArchive(root)
+        archive = RunArchive(root, create=True)
         old = archive.start_run("old")
         old.commit(manifest_of(put_files(old)))
         new = archive.start_run("new")
@@ -96,25 +97,25 @@ class FailingReads:
 
 @contextmanager
 def _failing_reads(target: int = -1, number: int = 0) -> Iterator[FailingReads]:
-    real, mine = store.os, FailingReads(target, number)
-    cast(Any, store).os = mine
+    real, mine = local.os, FailingReads(target, number)
+    cast(Any, local).os = mine
     try:
         yield mine
     finally:
-        cast(Any, store).os = real
+        cast(Any, local).os = real
 
 
 def _reading(root: Path, count: int | None, seed: int, numbers: Sequence[int], tally: Tally) -> None:
     """What cannot be read is an error, and never looks like something that is not there."""
     with traced():
-        archive = RunArchive(root)
+        archive = RunArchive(root, create=True)
         writer = archive.start_run("toy")
         writer.commit(manifest_of(put_files(writer)))
         writer.finish()
     run_id = writer.run_id
 
     def use() -> None:
-        archive = RunArchive(root)
+        archive = RunArchive(root, create=True)
         use_everything(archive, run_id)
         if archive.run_ids() != [run_id] or not archive.run(run_id).finished:
             raise LookupError("the run seems not to be there")

@@ -56,7 +56,7 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
 
 
 def _check(root: Path, expected: dict[str, Any], tally: Tally, name: str) -> None:
-    archive = RunArchive(root)
+    archive = RunArchive(root, create=True)
     for problem in archive.verify().problems:
         tally.lose(f"{name}: {problem}")
     found = description(archive)
@@ -71,7 +71,7 @@ def _check(root: Path, expected: dict[str, Any], tally: Tally, name: str) -> Non
         generation = expected["runs"][run_id]["generation"]
         if archive.run(run_id).manifest.generation != generation + 2:
             tally.lose(f"{name}: {run_id} cannot be resumed")
-        if _run(archive.run(run_id).at_generation(generation)) != expected["runs"][run_id]:
+        if _run(archive.open_run(run_id, generation)) != expected["runs"][run_id]:
             tally.tear(f"{name}: {run_id} reads otherwise once it was resumed")
     writer = archive.start_run("new")
     writer.commit(manifest_of(put_files(writer)))

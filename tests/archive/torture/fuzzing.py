@@ -25,7 +25,7 @@ from reuse_algos.archive import (
     TensorInfo,
     quantize,
 )
-from reuse_algos.archive.format.manifest import data_path
+from reuse_algos.archive.format.names import data_path
 from reuse_algos.archive.format.tensors import DTYPES
 from reuse_algos.errors import ArchiveError, ExampleIdError, RunNotFoundError, SignalNotFoundError
 
@@ -230,7 +230,7 @@ def _attempt(
 def _rich_run(folder: Path) -> tuple[RunArchive, str]:
     """A run with every kind of record and file."""
     with traced():
-        archive = RunArchive(folder)
+        archive = RunArchive(folder, create=True)
         writer = archive.start_run("rich")
         positions = torch.arange(6)
         top_k = {

@@ -16,8 +16,8 @@ from typing import Any, cast
 import torch
 
 from reuse_algos.archive import FileEntry, Manifest, RunWriter, StoredObject
-from reuse_algos.archive.format.generations import final_path, list_generations, read_manifest
-from reuse_algos.archive.format.manifest import run_prefix
+from reuse_algos.archive.format.generations import list_generations, read_manifest
+from reuse_algos.archive.format.names import final_path, run_prefix
 from reuse_algos.archive.upkeep import leases as leases_module
 from reuse_algos.archive.upkeep.collect import collect_garbage
 from reuse_algos.errors import ArchiveConflictError, ArchiveError

@@ -7,7 +7,7 @@ import hashlib
 import msgspec
 
 from reuse_algos.archive import FileEntry, Manifest, RunArchive, TensorInfo
-from reuse_algos.archive.format.manifest import data_path
+from reuse_algos.archive.format.names import data_path
 
 from ..small_runs import manifest_of, rewrite
 

@@ -39,7 +39,7 @@ class _MakesAFile:
 def code(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
     """Reads hostile archives (``count`` of them, all for None) in a process that counts what would run code."""
     canary = folder / "canary"
-    archive = RunArchive(folder / "archive")
+    archive = RunArchive(folder / "archive", create=True)
     with traced():
         attacks = _attacks(archive, canary)
         warm_root = _warm_archive(folder)
@@ -66,7 +66,7 @@ def code(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
 
 def cost(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
     """Refusals of archives that promise much (``count`` of them, all for None), within 0.1 s and 50 MiB each."""
-    archive = RunArchive(folder / "archive")
+    archive = RunArchive(folder / "archive", create=True)
     with traced():
         bombs = _bombs(archive)
         warm_root = _warm_archive(folder)
@@ -103,7 +103,7 @@ def _good_run(archive: RunArchive) -> str:
 
 def _warm_archive(folder: Path) -> str:
     """A sound run and one that is refused late."""
-    archive = RunArchive(folder / "warm")
+    archive = RunArchive(folder / "warm", create=True)
     _good_run(archive)
     _with_manifest(archive, b'{"record":"manifest","files":3}')
     return str(archive.root)

@@ -83,7 +83,7 @@ def _audit(event: str, arguments: tuple[object, ...]) -> None:
 
 
 def _warm_up(root: str) -> None:
-    archive = RunArchive(root)
+    archive = RunArchive(root, create=True)
     for run_id in archive.run_ids():
         _read(archive, run_id)
     archive.verify()
@@ -91,7 +91,7 @@ def _warm_up(root: str) -> None:
 
 def _audited(request: dict[str, Any]) -> dict[str, Any]:
     global _events
-    archive = RunArchive(request["root"])
+    archive = RunArchive(request["root"], create=True)
     sys.addaudithook(_audit)
     events, wrong = {}, {}
     for run_id in request["run_ids"]:
@@ -115,7 +115,7 @@ def _kibibytes(name: str) -> int:
 
 
 def _measured(request: dict[str, Any]) -> dict[str, Any]:
-    archive = RunArchive(request["root"])
+    archive = RunArchive(request["root"], create=True)
     results = {}
     for run_id in request["run_ids"]:
         seconds, processor, mebibytes, found = [], [], [], ""

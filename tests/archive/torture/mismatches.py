@@ -89,7 +89,7 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
     """Each difference (``count`` of them, all for None), refused by default and with the choice to allow it."""
     run_id = record_run(folder, epochs=2)
     harvest(folder, run_id, dataset=viewed(), model=mlp, progress=False)
-    archive, tally = RunArchive(folder), Tally()
+    archive, tally = RunArchive(folder, create=True), Tally()
     run = archive.run(run_id)
     _train(archive, run_id, Other(), "refuse")  # a control: without any difference nothing is refused
     names = list(OTHERS)

@@ -72,7 +72,7 @@ class ArchiveMachine(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.traced = traced()
         self.traced.__enter__()  # not to wait for the disk
-        self.archive = RunArchive(Path(self.folder.name, "archive"))
+        self.archive = RunArchive(Path(self.folder.name, "archive"), create=True)
         self.model: dict[str, ModelRun] = {}
         self.order: list[str] = []
         self.everybody: list[Attempt] = []
@@ -255,7 +255,7 @@ class ArchiveMachine(RuleBasedStateMachine):
     @rule()
     def open_again(self) -> None:
         archive_id = self.archive.archive_id
-        self.archive = RunArchive(self.archive.root)
+        self.archive = RunArchive(self.archive.root, create=True)
         assert self.archive.archive_id == archive_id
 
     @rule()
@@ -267,7 +267,7 @@ class ArchiveMachine(RuleBasedStateMachine):
             run, expected = self.archive.run(run_id), self.model[run_id]
             assert (run.manifest.generation, run.finished) == (len(expected.generations), expected.finished)
             for number, generation in enumerate(expected.generations, start=1):
-                self._compare(run.at_generation(number), generation)
+                self._compare(self.archive.open_run(run.id, number), generation)
 
     def _compare(self, run: Any, expected: ModelGeneration) -> None:
         assert (run.manifest.seed, run.manifest.attempt, run.tags) == (expected.seed, expected.attempt, expected.tags)

@@ -96,7 +96,7 @@ def serving(
 
 def write_and_read(location: str, acknowledge: Callable[[str, int], None]) -> None:
     """Commit a run in two generations, select it as another process would, and read all of it."""
-    writer = RunArchive(location).start_run("toy")
+    writer = RunArchive(location, create=True).start_run("toy")
     for epoch in range(GENERATIONS):
         files = put_files(writer, values=[0.25 * (epoch + 1)] * (epoch + 1), epoch=epoch)
         acknowledge(writer.run_id, writer.commit(manifest_of(files, seed=epoch)).generation)
@@ -110,7 +110,7 @@ class WrongDataError(Exception):
 
 def read(location: str, run_id: str, generation: int) -> None:
     """Read a run from another store object, and compare it with what :func:`write_and_read` wrote."""
-    (run,) = RunArchive(location, create=False, read_only=True).runs(unfinished=True)
+    (run,) = RunArchive(location, read_only=True).runs(unfinished=True)
     epoch = generation - 1
     generator = torch.Generator().manual_seed(epoch)
     logits = torch.randn(12, 5, generator=generator).half()
@@ -145,7 +145,7 @@ def _afterwards(faulty: Faulty, location: str, commits: list[Commit], tally: Tal
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ArchiveWarning)
         try:
-            archive = RunArchive(location)
+            archive = RunArchive(location, create=True)
             for problem in archive.verify().problems:
                 tally.tear(f"{when}, afterwards: {problem}")
             if commits:

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 import torch
 
-from reuse_algos.archive import RunArchive, VerifyReport, store
+from reuse_algos.archive import RunArchive, VerifyReport
+from reuse_algos.archive.stores import local
 from reuse_algos.errors import ArchiveError, ArchiveWarning, ExampleIdError, RunNotFoundError, SignalNotFoundError
 
 from ..small_runs import manifest_of, put_files
@@ -62,8 +63,8 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
         outside = own / "outside"
         outside.mkdir(parents=True)
         with traced():
-            archive = RunArchive(own / "archive")
-            RunArchive(own / "copy")
+            archive = RunArchive(own / "archive", create=True)
+            RunArchive(own / "copy", create=True)
             good = _good_run(archive)
             refused = attacks[name](archive, outside)
         (outside / "secret").write_bytes(b"secret")
@@ -319,9 +320,9 @@ def watching(root: Path) -> Iterator[list[str]]:
     if not _hooked:
         sys.addaudithook(_audit)
         _hooked = True
-    real = store.os
-    cast(Any, store).os, _note_absolute = _WatchedOS(note), note_absolute
+    real = local.os
+    cast(Any, local).os, _note_absolute = _WatchedOS(note), note_absolute
     try:
         yield opened
     finally:
-        cast(Any, store).os, _note_absolute = real, None
+        cast(Any, local).os, _note_absolute = real, None

@@ -62,7 +62,7 @@ def crowd(folder: Path, count: int | None = None, seed: int = 0, writers: int = 
                 tally.lose(what)
             else:
                 tally.tear(what)
-    archive = RunArchive(root)
+    archive = RunArchive(root, create=True)
     present = {run.id for run in archive.runs()}
     for index in range(writers):
         for run_id in (folder / f"writer-{index}").read_text().split():
@@ -77,7 +77,7 @@ def crowd(folder: Path, count: int | None = None, seed: int = 0, writers: int = 
 
 
 def _write_runs(root: Path, runs: int, log: Path) -> None:
-    archive = RunArchive(root)
+    archive = RunArchive(root, create=True)
     with log.open("w", buffering=1) as acknowledged:
         for _ in range(runs):
             writer = archive.start_run("busy")
@@ -126,7 +126,7 @@ def race(folder: Path, count: int | None = None, seed: int = 0, racers: int = RA
     """
     del seed
     rounds, tally = 200 if count is None else count, Tally()
-    archive = RunArchive(folder / "archive")
+    archive = RunArchive(folder / "archive", create=True)
     gate = multiprocessing.get_context("fork").Barrier(racers)
     processes = [
         start_process(_commit_each, archive, rounds, gate, index, folder / f"racer-{index}") for index in range(racers)
@@ -145,8 +145,10 @@ def race(folder: Path, count: int | None = None, seed: int = 0, racers: int = RA
             tally.lose(f"{len(won)} attempts were told that generation {generation} is theirs")
         elif not won:
             tally.lose(f"nobody won generation {generation}")
-        elif run.at_generation(generation).manifest.seed != won[0]:
-            tally.tear(f"generation {generation} is of {run.at_generation(generation).manifest.seed}, {won[0]} won")
+        elif archive.open_run(run.id, generation).manifest.seed != won[0]:
+            tally.tear(
+                f"generation {generation} is of {archive.open_run(run.id, generation).manifest.seed}, {won[0]} won"
+            )
     if run.manifest.generation != rounds:
         tally.lose(f"the newest generation is {run.manifest.generation} of {rounds}")
     tally.notes["different winners"] = len({won[0] for won in winners.values() if won})

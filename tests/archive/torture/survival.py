@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from reuse_algos.archive import RunArchive, store
+from reuse_algos.archive import RunArchive
+from reuse_algos.archive.stores import local
 
 from ..small_runs import MONITOR, manifest_of, put_files, use_everything
 from ..traced_os import TracedOS
@@ -23,17 +24,17 @@ Commit = tuple[str, int]
 @contextmanager
 def traced(before: Callable[[int, str], None] = lambda index, kind: None) -> Iterator[TracedOS]:
     """Put a traced ``os`` in the local store's place for it, in this process."""
-    real, mine = store.os, TracedOS(before)
-    cast(Any, store).os = mine
+    real, mine = local.os, TracedOS(before)
+    cast(Any, local).os = mine
     try:
         yield mine
     finally:
-        cast(Any, store).os = real
+        cast(Any, local).os = real
 
 
 def write_run(root: Path, acknowledge: Callable[[str, int], None]) -> None:
     """Commit a run of three generations, reporting each commit once it has returned."""
-    archive = RunArchive(root)
+    archive = RunArchive(root, create=True)
     writer = archive.start_run("toy")
     for epoch in range(GENERATIONS):
         files = put_files(writer, values=[0.1 * (epoch + 1)] * (epoch + 1), epoch=epoch)
@@ -53,7 +54,7 @@ def check_survivors(root: Path, acknowledged: list[Commit], tally: Tally, when: 
     """Count what a crash broke: all that was acknowledged must be there and sound, and nothing half there."""
     with traced():  # not to wait for the disk
         try:
-            archive = RunArchive(root)
+            archive = RunArchive(root, create=True)
             problems = archive.verify().problems
             run_ids = archive.run_ids()
         except Exception as error:

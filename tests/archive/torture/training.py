@@ -77,7 +77,11 @@ def train(folder: Path, stop: Stop | None = None) -> None:
     """Train with everything recorded, from the newest checkpoint on, distilling from the runs in ``prior`` beside."""
     recorder = RunRecorder(folder / "archive", signals=ALL_SIGNALS, weights=("last", "best", "1ep"))
     algorithm = PriorRunDistillation(
-        folder.parent / "prior", {"order": "first"}, source="cached", combine="mixup", loss="mse", weight=0.5
+        folder.parent / "prior",
+        {"order": "first"},
+        source="cached",
+        combine="mixup",
+        loss={"name": "mse", "weight": 0.5},
     )
     with nullcontext() if stop is None else stop.disk():
         one = trainer(

@@ -59,7 +59,7 @@ def failing_ranks(folder: Path, count: int | None = None, seed: int = 0) -> Outc
             if one["way"] == "full disk":
                 named = error is not None and error["error"] == "ArchiveError" and "free some space" in error["message"]
                 tally.check(named, f"rank {rank} was not told why in {what}")
-        archive = RunArchive(Path(one["folder"]) / "archive")
+        archive = RunArchive(Path(one["folder"]) / "archive", create=True)
         if archive.run_ids() or list(archive.root.glob("runs/*/manifests/*.json")):
             tally.tear(f"something was committed in {what}")
         for problem in archive.verify().problems:
@@ -102,7 +102,7 @@ def resumed(folder: Path, count: int | None = None, seed: int = 0, kills: int = 
         if result["failure"]:
             tally.lose(f"the training could not be resumed: {what}: {result['failure']}")
             continue
-        archive = RunArchive(Path(one["folder"]) / "broken" / "archive")
+        archive = RunArchive(Path(one["folder"]) / "broken" / "archive", create=True)
         runs = archive.runs()
         if len(runs) != 1:
             tally.lose(f"{len(runs)} finished runs: {what}")

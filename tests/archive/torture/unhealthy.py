@@ -59,7 +59,7 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
     names = list(WAYS)
     for name in (names[at] for at in spread(len(names), count, seed)):
         tally.tries += 1
-        archive = RunArchive(folder / f"archive-{tally.tries}")
+        archive = RunArchive(folder / f"archive-{tally.tries}", create=True)
         good, _ = _train(archive, "good", None, 0.1)
         bad, model = _train(archive, "bad", *WAYS[name]())
         _check_stored(archive, bad, model, tally, name)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from composer import Event, State, Time, TimeUnit
+from composer import Event, State
 from composer.core import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
@@ -20,7 +20,6 @@ from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.branches import Branches
 from reuse_algos.algorithms.adversarial_replay.checks import (
-    check_settings,
     image_shape,
     known_views,
     pixels_of,
@@ -32,15 +31,14 @@ from reuse_algos.algorithms.adversarial_replay.checks import (
 from reuse_algos.algorithms.adversarial_replay.forward import Replay, ReplayedForward
 from reuse_algos.algorithms.adversarial_replay.losses import (
     ReplaySums,
-    combined_loss,
     mean_over_ranks,
     warn_stale,
     weighed_loss,
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.algorithms.history_curriculum.example_losses import total_of
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, num_rows
 from reuse_algos.data.hashing import view_hash
@@ -49,10 +47,13 @@ from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import ExampleIdError, ModelError
 from reuse_algos.priors.choosing import RunSelection, match_examples
+from reuse_algos.sections import fit_section
+from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
+from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
-from reuse_algos.training.schedule import is_on
+from reuse_algos.training.window import Window
 
 __all__ = ["AdversarialReplay"]
 
@@ -74,37 +75,22 @@ class AdversarialReplay(ReusingAlgorithm):
     pixel units and clipped to valid pixels. With ``append`` the loss becomes :math:`(1 - w) L + w L_{adv}`.
 
     Args:
-        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
-        runs: which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
-        attack_weights: which archived weights were attacked: ``last``, ``best``, ``100ep`` ...
-        fraction: share of the rows to replay, in (0, 1]; with ``replace`` below 1. Fractions of a row are carried over
-            from batch to batch.
-        mode: ``append``: replayed rows come on top of the batch; ``replace``: they take the place of their clean ones.
-        split_batch_norm: whether replayed rows have a forward pass and batch norms of their own (AdvProp). Evaluation
-            and the recorder see the main ones only. Without, all rows are one batch, as in ordinary adversarial
-            training.
-        weight: append: w in [0, 1]. Default: every row of the batch counts alike.
-        recency: in (0, 1]: of several runs, one of those that have a perturbation is drawn for an example, with a
-            probability proportional to ``recency ** k``; k counts all runs from the newest, 0, whether they have one
-            or not. 1 is all alike. Drawn anew every epoch.
-        start: Composer time from which it is on, such as ``"5ep"`` or ``"0.1dur"``.
-        stop: Composer time from which it is off again.
-        every_n_batches: it is on at every n-th batch only.
-        warn_below: warn when in an epoch the perturbations turned less than this share of the examples that the model
-            is right about; once for a stretch of such epochs. Epochs in which its accuracy on the clean rows is less
-            than a quarter of the way from chance to 1 are not judged.
+        archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: Which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
+        mode: :class:`Append` (replayed rows come on top of the batch) or :class:`Replace` (they take the place of their
+            clean ones), a mapping with ``name``, or the bare name. Default: ``append``.
+        perturbations: :class:`Replayable`: of which weights, how runs are drawn, when they are stale. Default: its
+            defaults.
+        when: :class:`~reuse_algos.training.window.Window`, the batches in which it is on. Default: all of them.
+        keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (float ``[B, C, H, W]``), targets,
+            logits and ids lie. Ids are keys of ``dataset``, of iterable datasets, which must show every example in one
+            view. Default: pairs of inputs and targets.
+        pixels: :class:`~reuse_algos.data.pixels.PixelSpace`: mean and std per channel, on the scale 0 to 1, that the
+            inputs were normalised with. Default: what the dataset's ``pixel_space`` says.
         mismatch: ``refuse`` prior runs on other data, or ``allow`` them: examples (and views) that have no perturbation
-            are not replayed. Runs with other views are refused in any case.
-        pixel_mean: mean per channel, on the scale 0 to 1, that the inputs were normalised with. Default: what the
-            dataset's ``pixel_space`` says.
-        pixel_std: likewise the deviation.
-        input_key: where the inputs lie in a batch, float ``[B, C, H, W]``.
-        target_key: where the targets lie in a batch.
-        output_key: where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
-        id_key: where the example ids (keys of ``dataset``) lie in a batch, for iterable datasets, which must show every
-            example in one view.
-        dataset: what the train data are, where that cannot be read off the loader's dataset.
-        seed: seed of the draw among runs, and of what the model draws for replayed rows (dropout).
+            are not replayed. Runs with other views are refused in any case. Default: ``refuse``.
+        dataset: What the train data are. Default: read off the loader's dataset.
+        seed: Seed of the draw among runs, and of what the model draws for replayed rows (dropout). Default: 0.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -124,7 +110,7 @@ class AdversarialReplay(ReusingAlgorithm):
     Example:
         .. code-block:: python
 
-            Trainer(..., algorithms=[AdversarialReplay("./archive", runs="resnet20-1", fraction=0.5)])
+            Trainer(..., algorithms=[AdversarialReplay("./archive", "resnet20-1")])
     """
 
     place = 1
@@ -134,44 +120,28 @@ class AdversarialReplay(ReusingAlgorithm):
         archive: RunArchive | str | os.PathLike[str],
         runs: RunSelection,
         *,
-        attack_weights: str = "last",
-        fraction: float = 0.5,
-        mode: str = "append",
-        split_batch_norm: bool = True,
-        weight: float | None = None,
-        recency: float = 1.0,
-        start: str | int | Time = "0ba",
-        stop: str | int | Time = "1dur",
-        every_n_batches: int = 1,
-        warn_below: float = 0.1,
+        mode: Append | Replace | str | Mapping[str, Any] = "append",
+        perturbations: Replayable | Mapping[str, Any] | None = None,
+        when: Window | Mapping[str, Any] | None = None,
+        keys: BatchKeys | Mapping[str, Any] | None = None,
+        pixels: PixelSpace | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
-        pixel_mean: Sequence[float] | None = None,
-        pixel_std: Sequence[float] | None = None,
-        input_key: str | int = 0,
-        target_key: str | int = 1,
-        output_key: str | int | None = None,
-        id_key: str | int | None = None,
         dataset: DatasetInfo | None = None,
         seed: int = 0,
     ) -> None:
-        check_settings(mode, fraction, weight, recency, every_n_batches, warn_below)
-        if (pixel_mean is None) != (pixel_std is None):
-            raise ValueError("AdversarialReplay: give both pixel_mean and pixel_std, or neither")
-        super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=id_key)
-        self.attack_weights, self.fraction, self.mode = attack_weights, float(fraction), mode
-        self.split_batch_norm, self.weight, self.recency = split_batch_norm, weight, float(recency)
-        self.start_at = Time.from_input(start, TimeUnit.EPOCH)
-        self.stop_at = Time.from_input(stop, TimeUnit.EPOCH)
-        self.every_n_batches, self.warn_below = every_n_batches, warn_below
-        self.input_key, self.target_key, self.output_key = input_key, target_key, output_key
+        self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
+        super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
+        self.mode: Append | Replace = fit_section(Append | Replace, mode, "mode")
+        self.replayable: Replayable = fit_section(Replayable, perturbations or {}, "perturbations")
+        self.when: Window = fit_section(Window, when or {}, "when")
         self.dataset = dataset
-        self.pixels = (
-            None if pixel_mean is None or pixel_std is None else PixelSpace(tuple(pixel_mean), tuple(pixel_std))
-        )
+        self.pixels: PixelSpace | None = None if pixels is None else fit_section(PixelSpace, pixels, "pixels")
         self.perturbations: Perturbations | None = None
         self._given_pixels = self.pixels
-        self.branches = Branches(split_batch_norm)
-        self._forward = ReplayedForward(mode, split_batch_norm, input_key, self.branches.switch)
+        self.branches = Branches(self.mode.split_batch_norm)
+        self._forward = ReplayedForward(
+            self.mode.name, self.mode.split_batch_norm, self.keys.input, self.branches.switch
+        )
         self._info: DatasetInfo | None = None
         self._rows = torch.zeros(0, dtype=torch.int64)  # of this rank's batch: which rows, and whose perturbation
         self._runs = torch.zeros(0, dtype=torch.int64)
@@ -202,7 +172,7 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def is_active(self, state: State) -> bool:
         """Whether rows of the current batch are replayed."""
-        return is_on(state, self.start_at, self.stop_at, self.every_n_batches)
+        return self.when.is_on(state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -260,13 +230,13 @@ class AdversarialReplay(ReusingAlgorithm):
             self._earlier_slots = self.perturbations.slots_used
         found = Perturbations(
             self.prior_runs,
-            self.attack_weights,
+            self.replayable.weights,
             [match_examples(run, info, self.mismatch) for run in self.prior_runs],
             policy,
             info.keys,
             device_of(state.model),
             seed=self.seed,
-            recency=self.recency,
+            recency=self.replayable.recency,
             mismatch=self.mismatch,
             archive=self.archive.location,
             shape=image_shape(dataset),
@@ -291,8 +261,8 @@ class AdversarialReplay(ReusingAlgorithm):
             self.branches.restart(state)
             self._restarted = True
         examples = self._positions(self.ids.batch)
-        number = int(state.timestamp.batch) // self.every_n_batches
-        rows_R = replayed_rows(self.fraction, len(examples.positions), number)
+        number = int(state.timestamp.batch) // self.when.every_n_batches
+        rows_R = replayed_rows(self.mode.fraction, len(examples.positions), number)
         self._wanted = len(rows_R)
         if self.perturbations is not None:
             views_R = examples.views[rows_R]
@@ -326,7 +296,7 @@ class AdversarialReplay(ReusingAlgorithm):
         inputs_RCHW = self.adversarial_inputs(state, rows_R)
         if inputs_RCHW is None:
             return
-        batch = with_item(take_rows(state.batch, rows_R, count), self.input_key, inputs_RCHW)
+        batch = with_item(take_rows(state.batch, rows_R, count), self.keys.input, inputs_RCHW)
         keys = torch.tensor([int(state.timestamp.batch)]), torch.tensor([(dist.get_global_rank() << 32) + first])
         seed = int(view_hash(self.seed, *keys, _SALT_PASS))
         self._current = Replay(rows_R, count, batch, seed)
@@ -346,7 +316,7 @@ class AdversarialReplay(ReusingAlgorithm):
         """
         assert self.perturbations is not None
         assert self.pixels is not None
-        clean_BCHW: Any = batch_get(state.batch, self.input_key)
+        clean_BCHW: Any = batch_get(state.batch, self.keys.input)
         self.perturbations.check_shape(clean_BCHW.shape[1:])
         if not self._looked_at_pixels:
             refuse_other_pixels(clean_BCHW, self.pixels)  # once, as a GPU has to be waited for
@@ -367,12 +337,12 @@ class AdversarialReplay(ReusingAlgorithm):
                 "to replay are not in it. Let what changes state.batch do so earlier, such as at BEFORE_TRAIN_BATCH."
             )
         model: Any = unwrap_model(state.model)
-        targets_B = batch_get(state.batch, self.target_key)
+        targets_B = batch_get(state.batch, self.keys.target)
         with get_precision_context(state.precision, state.precision_config):
-            if self.mode == "append":
+            if self.mode.name == "append":
                 # Their batch again, as LabelSmoothing may have changed the targets since the forward pass.
-                inputs_RCHW = batch_get(replay.batch, self.input_key)
-                batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), self.input_key, inputs_RCHW)
+                inputs_RCHW = batch_get(replay.batch, self.keys.input)
+                batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), self.keys.input, inputs_RCHW)
                 self._added = weighed_loss(
                     state, replay.rows_R, replay.outputs, batch, model.loss(replay.outputs, batch)
                 )
@@ -380,11 +350,11 @@ class AdversarialReplay(ReusingAlgorithm):
             else:
                 self._add_losses_apart(model, state, replay, sums)
         outputs_BK, adversarial_RK = (
-            logits_of(state.outputs, self.output_key),
-            logits_of(replay.outputs, self.output_key),
+            logits_of(state.outputs, self.keys.output),
+            logits_of(replay.outputs, self.keys.output),
         )
         rows_R = replay.rows_R.to(outputs_BK.device, non_blocking=True)
-        if self.mode == "append":
+        if self.mode.name == "append":
             sums.add_pairs(outputs_BK[rows_R], adversarial_RK, targets_B[rows_R])
         else:
             kept_K = replay.kept_K.to(outputs_BK.device, non_blocking=True)
@@ -401,16 +371,19 @@ class AdversarialReplay(ReusingAlgorithm):
     def _combine(self, state: State) -> None:
         """BEFORE_BACKWARD: the loss of all rows."""
         replay = self._current
-        if self._sums is not None and (self.mode == "append" or replay is None):
+        if self._sums is not None and (self.mode.name == "append" or replay is None):
             self._sums.add_clean_loss(total_of(state.loss), self._count)
         if self._appends:
-            state.loss = combined_loss(state.loss, self._added, *self._shares())
+            clean_share, share = self._shares()
+            # Without replayed rows here the loss is only scaled.
+            added = total_of(state.loss).detach().new_zeros(()) if self._added is None else self._added
+            state.loss = add_to_loss(state.loss, share * added, scale=clean_share, part="adversarial", shown=added)
         self.branches.with_idle(state, replay is not None, replay is not None and replay.main_idle)
 
     @property
     def _appends(self) -> bool:
         """Whether the batch has appended rows, if not in this microbatch then in another, or on another rank."""
-        return self.mode == "append" and self._replayed > 0
+        return self.mode.name == "append" and self._replayed > 0
 
     def _shares(self) -> tuple[float, float]:
         """Weights of the microbatch's clean and replayed means, so that over the whole batch they are 1 - w and w.
@@ -419,7 +392,7 @@ class AdversarialReplay(ReusingAlgorithm):
         as Composer weighs microbatches by their clean rows, and ranks alike.
         """
         rows, replayed = len(self.ids.batch.positions), self._replayed
-        weight = replayed / (self._batch_rows + replayed) if self.weight is None else self.weight
+        weight = replayed / (self._batch_rows + replayed) if self.mode.weight is None else self.mode.weight
         here = 0 if self._current is None else len(self._current.rows_R)
         return 1 - weight, weight * (here / replayed) * (rows / self._count)
 
@@ -427,7 +400,7 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def replaced_rows(self, state: State) -> Tensor | None:
         """The rows of the microbatch that are replayed in place of their clean ones."""
-        if self._current is None or self.mode == "append":
+        if self._current is None or self.mode.name == "append":
             return None
         replaced_B = torch.zeros(self._current.num_rows, dtype=torch.bool)
         replaced_B[self._current.rows_R] = True
@@ -439,7 +412,7 @@ class AdversarialReplay(ReusingAlgorithm):
             return None
         if self._current is None:
             return Replayed(None, self._rows[:0], *self._shares())
-        logits_RK = logits_of(self._current.outputs, self.output_key)
+        logits_RK = logits_of(self._current.outputs, self.keys.output)
         rows_R = self._current.rows_R.to(logits_RK.device, non_blocking=True)
         return Replayed(self._current.outputs, rows_R, *self._shares())
 
@@ -454,9 +427,9 @@ class AdversarialReplay(ReusingAlgorithm):
             self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
             self._times_on += 1
             self._times_due += int(totals[-1] > 0)
-            if self.mode == "append" and self._appended is not None:
+            if self.mode.name == "append" and self._appended is not None:
                 self._appended += int(metrics[_METRICS + "rows"])
-            self.batches_applied += int(metrics[_METRICS + "rows"] > 0 and self.weight != 0)
+            self.batches_applied += int(metrics[_METRICS + "rows"] > 0 and self.mode.weight != 0)
         self._sums = self._current = self._added = None
         self.log_metrics(metrics, logger)
 
@@ -465,9 +438,9 @@ class AdversarialReplay(ReusingAlgorithm):
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
         if fooling is not None:
             # Once for a stretch of stale epochs; a newer stretch is told again.
-            if fooling < self.warn_below and not self._warned:
-                warn_stale(fooling, self.warn_below)
-            self._warned = fooling < self.warn_below
+            if fooling < self.replayable.warn_below and not self._warned:
+                warn_stale(fooling, self.replayable.warn_below)
+            self._warned = fooling < self.replayable.warn_below
 
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
@@ -482,10 +455,10 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def _why_idle(self) -> str:
         if not self._times_on:
-            return f"no batch lay between start={self.start_at} and stop={self.stop_at}"
+            return f"no batch lay between start={self.when.start} and stop={self.when.stop}"
         if not self._times_due:
-            return f"fraction={self.fraction} of the {self._times_on} batches in which it was on is not one row"
-        if self.weight == 0:
+            return f"fraction={self.mode.fraction} of the {self._times_on} batches in which it was on is not one row"
+        if self.mode.weight == 0:
             return "replayed rows have weight=0"
         return f"no row that was drawn in {self._times_due} batches has a perturbation: harvest more views or examples"
 

@@ -16,7 +16,6 @@ from reuse_algos.training.attacks import pixel_room
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
 
 __all__ = [
-    "check_settings",
     "image_shape",
     "known_views",
     "pixels_of",
@@ -25,32 +24,6 @@ __all__ = [
     "refuse_other_pixels",
     "refuse_uneven_ranks",
 ]
-
-
-def check_settings(
-    mode: str, fraction: float, weight: float | None, recency: float, every_n_batches: int, warn_below: float
-) -> None:
-    """Refuse settings of AdversarialReplay that are out of their range.
-
-    Raises:
-        ValueError: one is.
-    """
-    if mode not in ("append", "replace"):
-        raise ValueError(f"AdversarialReplay: mode must be append or replace, got {mode!r}")
-    replace = mode == "replace"
-    for name, value, good, wanted in (
-        ("fraction", fraction, 0 < fraction < 1 or (fraction == 1 and not replace), "in (0, 1]"),
-        ("weight", weight, weight is None or (not replace and 0 <= weight <= 1), "in [0, 1]"),
-        ("recency", recency, 0 < recency <= 1, "in (0, 1]"),
-        ("every_n_batches", every_n_batches, every_n_batches >= 1, "at least 1"),
-        ("warn_below", warn_below, 0 <= warn_below <= 1, "in [0, 1]"),
-    ):
-        if good:
-            continue
-        if replace and name in ("fraction", "weight"):
-            wanted = "in (0, 1): some rows must stay clean" if name == "fraction" else "left out (every row is one)"
-            wanted += ", with mode: replace"
-        raise ValueError(f"AdversarialReplay: {name} must be {wanted}, got {value}")
 
 
 def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:
@@ -63,7 +36,8 @@ def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:
         pixel_room(inputs_BCHW, pixels)
     except DataError as error:
         raise DataError(
-            f"{error} For AdversarialReplay these are pixel_mean and pixel_std, or the dataset's attribute pixel_space."
+            f"{error} For AdversarialReplay these are pixels.mean and pixels.std, or the dataset's attribute "
+            "pixel_space."
         ) from error
 
 
@@ -132,8 +106,8 @@ def pixels_of(dataset: Any) -> PixelSpace:
     if pixels is None:
         raise ExampleIdError(
             f"perturbations are in pixel units, and {type(dataset).__name__} does not say how its pixels were "
-            "normalised. Give pixel_mean and pixel_std (one number per channel, on the scale 0 to 1; 0 and 1 where the "
-            "inputs are pixels), or let the dataset have an attribute pixel_space."
+            "normalised. Give pixels: {mean: ..., std: ...} (one number per channel, on the scale 0 to 1; 0 and 1 "
+            "where the inputs are pixels), or let the dataset have an attribute pixel_space."
         )
     return pixels
 

@@ -6,7 +6,7 @@ Legend: B rows, K classes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,12 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from reuse_algos.algorithms.adversarial_replay.rows import nothing_of
-from reuse_algos.algorithms.history_curriculum.example_losses import total_of, with_weights
 from reuse_algos.errors import StaleReplayWarning
 from reuse_algos.training.interplay import example_losses, example_weights
+from reuse_algos.training.loss import add_to_loss, total_of, with_weights
 
 __all__ = [
     "ReplaySums",
-    "combined_loss",
     "fooling_rate",
     "mean_over_ranks",
     "row_errors",
@@ -29,28 +28,6 @@ __all__ = [
     "warn_stale",
     "with_idle_parameters",
 ]
-
-
-def combined_loss(loss: Any, adversarial: Tensor | None, clean_share: float, adversarial_share: float) -> Any:
-    """``clean_share * L + adversarial_share * L_adv`` in the structure that the model's loss has.
-
-    Args:
-        loss: L: a tensor, a mapping (with or without ``total``) or a tuple of tensors.
-        adversarial: L_adv, one number; None where there are no replayed rows, and L is only scaled.
-        clean_share: at least 0.
-        adversarial_share: at least 0.
-    """
-    if adversarial is None:
-        adversarial = total_of(loss).detach().new_zeros(())
-    added = adversarial_share * adversarial
-    if isinstance(loss, Mapping):
-        if "total" in loss:
-            total = clean_share * loss["total"] + added.to(loss["total"].dtype)
-            return {**loss, "total": total, "adversarial": adversarial}
-        return {**{key: clean_share * value for key, value in loss.items()}, "adversarial": added}
-    if isinstance(loss, (tuple, list)):
-        return (*(clean_share * part for part in loss), added)
-    return clean_share * loss + added
 
 
 def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
@@ -71,24 +48,16 @@ def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: A
 
 
 def with_idle_parameters(loss: Any, parameters: Iterable[nn.Parameter]) -> Any:
-    """The same loss, to which the parameters contribute nothing: their gradients are zeros, not missing.
+    """Return the loss, to which the parameters contribute nothing: their gradients are zeros, not missing.
 
     DistributedDataParallel waits for every parameter's gradient in every backward pass.
 
     Args:
-        loss: a tensor, a mapping (with or without ``total``) or a tuple of tensors.
-        parameters: what had no part in the forward pass.
+        loss: A tensor, a mapping (with or without ``total``) or a tuple of tensors.
+        parameters: What had no part in the forward pass.
     """
     parameters = list(parameters)
-    if not parameters:
-        return loss
-    nothing = nothing_of(parameters)
-    if isinstance(loss, Mapping):
-        key = "total" if "total" in loss else next(iter(loss))
-        return {**loss, key: loss[key] + nothing.to(loss[key].dtype)}
-    if isinstance(loss, (tuple, list)):
-        return (loss[0] + nothing.to(loss[0].dtype), *loss[1:])
-    return loss + nothing.to(loss.dtype)
+    return add_to_loss(loss, nothing_of(parameters)) if parameters else loss
 
 
 def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
@@ -112,6 +81,9 @@ def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
     Args:
         logits_BK: ``[B, K, ...]``.
         targets_B: class indices ``[B, ...]`` or class probabilities ``[B, K, ...]``.
+
+    >>> row_errors(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    tensor([0., 1.])
     """
     return _row_means(_wrong(logits_BK, targets_B))
 
@@ -125,6 +97,9 @@ def turned_rows(clean_RK: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> 
         clean_RK: ``[R, K, ...]``.
         adversarial_RK: of the same rows, perturbed.
         targets_R: as for :func:`row_errors`.
+
+    >>> turned_rows(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([0]))
+    tensor([1.])
     """
     return _row_means(~_wrong(clean_RK, targets_R) & _wrong(adversarial_RK, targets_R))
 
@@ -145,6 +120,9 @@ def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:
     ``(adversarial_error - clean_error) / (1 - clean_error)``, clamped to 0 (stale) to 1; None where the model is right
     about nothing. Rows that are wrong when clean and right when perturbed are set off against turned ones, so this is
     too low for a model that is still often wrong. Where the rows are paired, count :func:`turned_rows`.
+
+    >>> fooling_rate(clean_error=0.2, adversarial_error=0.6)
+    0.49999999999999994
     """
     if clean_error >= 1:
         return None

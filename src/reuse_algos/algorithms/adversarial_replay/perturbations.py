@@ -41,6 +41,10 @@ def choose_prior_runs(seed: int, keys_B: Tensor, epoch: int, available_BM: Tenso
 
     Returns:
         int64 ``[B]``, the run's column, -1 where no run has a perturbation.
+
+    >>> has_one = torch.tensor([[False, True], [False, False]])
+    >>> choose_prior_runs(0, torch.tensor([7, 8]), 0, has_one, recency=1.0)
+    tensor([ 1, -1])
     """
     shares_BM = available_BM * recency ** torch.arange(available_BM.shape[1], dtype=torch.float64)
     ends_BM = shares_BM.cumsum(1)

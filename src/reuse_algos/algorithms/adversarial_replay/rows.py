@@ -35,6 +35,9 @@ def replayed_rows(fraction: float, num_rows: int, batch: int = 0) -> Tensor:
 
     Returns:
         int64 row numbers, ascending.
+
+    >>> replayed_rows(0.5, num_rows=6)
+    tensor([1, 3, 5])
     """
     # The small number keeps 0.29 * 100 = 28.999999999999996 from counting as 28.
     carried = (batch * fraction * num_rows + 1e-6) % 1.0

@@ -9,8 +9,8 @@ from typing import Any
 from composer import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
-from reuse_algos.algorithms.prior_run_warm_start.freezing import TrainablePart
 from reuse_algos.data.example_ids import keep_views
+from reuse_algos.training.trainable import TrainablePart
 
 __all__ = ["Freezing"]
 

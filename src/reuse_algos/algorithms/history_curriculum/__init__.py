@@ -1,6 +1,13 @@
 """What earlier runs learned about each example decides what the next run sees."""
 
 from reuse_algos.algorithms.history_curriculum.history_curriculum import HistoryCurriculum
-from reuse_algos.algorithms.history_curriculum.pacing import PACINGS, allowed_examples
+from reuse_algos.algorithms.history_curriculum.settings import (
+    ActiveBias,
+    Curriculum,
+    DynamicPrune,
+    Focus,
+    Prune,
+    Subset,
+)
 
-__all__ = ["PACINGS", "HistoryCurriculum", "allowed_examples"]
+__all__ = ["ActiveBias", "Curriculum", "DynamicPrune", "Focus", "HistoryCurriculum", "Prune", "Subset"]

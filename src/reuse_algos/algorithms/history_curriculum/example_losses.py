@@ -1,4 +1,4 @@
-"""One loss per example from a model that returns their mean, and the mean with weights put back into the loss.
+"""One loss per example from a model that returns their mean.
 
 Shapes: B rows of a microbatch.
 """
@@ -17,9 +17,10 @@ from torch import nn
 
 from reuse_algos.errors import ModelError
 from reuse_algos.training.interplay import ExampleLosses
+from reuse_algos.training.loss import total_of
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["ExampleLosses", "MeanCheck", "per_example_losses", "refuse_ignored", "total_of", "with_weights"]
+__all__ = ["ExampleLosses", "MeanCheck", "per_example_losses", "refuse_ignored"]
 
 _ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
 _OTHERWISE = "a strategy and mode without weights and updates"
@@ -69,15 +70,6 @@ def _without_reduction(function: Any) -> Callable[..., torch.Tensor]:
         f"weights and updated scores need the loss of each example, but the model's loss function {name} has no "
         f"'reduction'. Let it take reduction='none', or use torch.nn.functional.cross_entropy. {_ADVICE}."
     )
-
-
-def total_of(loss: Any) -> torch.Tensor:
-    """The number that goes backward, as Composer adds it up: the loss, its ``total``, or the sum of its parts."""
-    if isinstance(loss, Mapping):
-        return loss["total"].mean() if "total" in loss else sum(part.mean() for part in loss.values())  # type: ignore[return-value]
-    if isinstance(loss, (tuple, list)):
-        return sum(part.mean() for part in loss)  # type: ignore[return-value]
-    return loss.mean()
 
 
 def refuse_ignored(model: nn.Module, labels_N: torch.Tensor | None) -> None:
@@ -160,23 +152,3 @@ class MeanCheck:
                 f"the model's loss is {total:.6g}, but the mean of its per-example losses is {mean:.6g}: class "
                 f"weights, ignored targets or a further term. {_ADVICE}, or choose {_OTHERWISE}."
             )
-
-
-def with_weights(loss: Any, losses_B: torch.Tensor, weights_B: torch.Tensor) -> Any:
-    """``mean(w_i l_i)`` in place of ``mean(l_i)``, in the structure that the model's loss has.
-
-    Written as ``loss + mean((w_i - 1) l_i)``, so that with weights of 1 the loss keeps its very bits.
-
-    Args:
-        loss: a tensor, a mapping (with or without ``total``) or a tuple of tensors.
-        losses_B: with gradient.
-        weights_B: float ``[B]``.
-    """
-    change = ((weights_B - 1).to(losses_B.dtype) * losses_B).mean()
-    if isinstance(loss, Mapping):
-        if "total" in loss:
-            return {**loss, "total": loss["total"] + change.to(loss["total"].dtype)}
-        return {**loss, "example_weights": change}
-    if isinstance(loss, (tuple, list)):
-        return (*loss, change)
-    return loss + change.to(loss.dtype)

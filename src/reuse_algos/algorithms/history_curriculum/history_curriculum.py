@@ -24,7 +24,6 @@ from reuse_algos.algorithms.history_curriculum.example_losses import (
     MeanCheck,
     per_example_losses,
     refuse_ignored,
-    with_weights,
 )
 from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
 from reuse_algos.algorithms.history_curriculum.plans import (
@@ -35,8 +34,17 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     generator,
     merge_losses,
 )
-from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, StrategySettings
-from reuse_algos.algorithms.history_curriculum.strategies import Clock, Strategy
+from reuse_algos.algorithms.history_curriculum.settings import (
+    LOSS_SCORES,
+    ActiveBias,
+    Curriculum,
+    DynamicPrune,
+    Focus,
+    Prune,
+    Strategy,
+    Subset,
+)
+from reuse_algos.algorithms.history_curriculum.strategies import Clock, Planner
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
@@ -44,7 +52,9 @@ from reuse_algos.data.sampler import TrackedBatchSampler
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
+from reuse_algos.sections import fit_section
 from reuse_algos.training.interplay import clean_rows, mixes_examples
+from reuse_algos.training.loss import with_weights
 from reuse_algos.training.outputs import device_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 
@@ -52,6 +62,7 @@ __all__ = ["HistoryCurriculum"]
 
 log = logging.getLogger(__name__)
 
+_STRATEGIES = Curriculum | Prune | DynamicPrune | ActiveBias | Focus | Subset
 _METRICS = "reuse/history_curriculum/"
 
 
@@ -65,48 +76,28 @@ class HistoryCurriculum(ReusingAlgorithm):
     schedule ends where the recipe says.
 
     Args:
-        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
-        runs: which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`. Not needed with scores of
+        archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: Which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`. Default: none, for scores of
             another origin.
-        strategy: ``curriculum`` (the allowed part of the data grows), ``prune`` (a fixed part, by score),
-            ``dynamic_prune`` (some easy examples are left out in turn, the others weigh more), ``active_bias``
-            (uncertain examples more often, or with more weight), ``focus`` (in proportion to the score), ``subset``
-            (the examples that earlier models disagree on).
-        score: name of a score (:data:`~reuse_algos.priors.run_scores.SCORES`); a mapping with ``name``, ``epoch``
+        strategy: One of the dataclasses of this package, a mapping with ``name``, or the bare name:
+            :class:`Curriculum` (the allowed part of the data grows), :class:`Prune` (a fixed part, by score),
+            :class:`DynamicPrune` (some easy examples are left out in turn, the others weigh more),
+            :class:`ActiveBias` (uncertain examples more often, or with more weight), :class:`Focus` (in proportion to
+            the score), :class:`Subset` (the examples that earlier models disagree on).
+        score: Name of a score (:data:`~reuse_algos.priors.run_scores.SCORES`); a mapping with ``name``, ``epoch``
             and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random
             numbers, a control that reads no run); or the scores themselves, float ``[N]`` by position, NaN where
             unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n``
             for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
-        order: curriculum: ``easy_first``, ``hard_first`` or ``random`` (the control). Default ``easy_first``.
-        pacing: curriculum: ``linear``, ``quadratic``, ``root``, ``step``, ``exponential`` or ``logarithmic``. Default
-            ``linear``.
-        start_fraction: curriculum: share of the data allowed at the start, from 0 to 1. Default 0.2.
-        full_data_at: curriculum: share of training until all data is allowed, at least 0. Default 0.8.
-        keep: prune, subset: share of the examples to keep, in (0, 1]. Default 0.7.
-        examples: prune, subset: how many to keep, instead of ``keep``.
-        end: prune: keep from the ``hard`` or the ``easy`` end. Default ``hard``.
-        offset: prune: share of the examples to skip at that end, in [0, 1). Default 0.
-        class_balance: curriculum, prune, subset: every class in proportion. Default false.
-        prune_rate: dynamic_prune: share of the easy examples that each epoch leaves out, in [0, 1). Default 0.5.
-        easy_share: dynamic_prune: the share of the examples, lowest scores first, that count as easy, in (0, 1].
-            Default: those below the mean score.
-        full_data_from: dynamic_prune: share of training from which on no example is preferred, rounded down to whole
-            epochs: at least one epoch where it is below 1, and at least one that prunes where there are two. Default
-            0.875.
-        rescale: dynamic_prune: weigh the kept easy examples so that the sum over an epoch stays unbiased. Default true.
-        update: dynamic_prune: go on with this run's own losses after each epoch. Default: true where the score is a
-            loss.
-        mode: active_bias: ``sampling`` or ``weighting``. Default ``sampling``.
-        smoothing: active_bias, focus: constant added to every score, at least 0. Default: the mean score for
-            ``active_bias``, 0 for ``focus``.
-        unknown: examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
-            ``drop`` (they are not shown) or ``median`` (they get the median score).
-        control: ``shuffled_scores`` gives every example the score of another one.
-        mismatch: ``refuse`` prior runs on other data, or ``allow`` them: what is not common is unknown.
-        per_example_loss: (outputs, batch) -> float ``[B]`` with the model's loss as its mean, for models other than a
-            ``ComposerClassifier`` with a torch loss function. Only weights and updates need it.
-        dataset: what the train data are, where that cannot be read off the loader's dataset.
-        seed: seed of everything that is drawn.
+        unknown: Examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
+            ``drop`` (they are not shown) or ``median`` (they get the median score). Default: ``keep``.
+        control: ``shuffled_scores`` gives every example the score of another one. Default: none.
+        mismatch: ``refuse`` prior runs on other data, or ``allow`` them: what is not common is unknown. Default:
+            ``refuse``.
+        per_example_loss: (outputs, batch) -> float ``[B]`` with the model's loss as its mean. Only weights and updates
+            need it. Default: that of a ``ComposerClassifier`` with a torch loss function.
+        dataset: What the train data are. Default: read off the loader's dataset.
+        seed: Seed of everything that is drawn. Default: 0.
 
     Raises:
         ValueError: a setting is unknown to the strategy or out of range.
@@ -123,7 +114,7 @@ class HistoryCurriculum(ReusingAlgorithm):
     Example:
         .. code-block:: python
 
-            curriculum = HistoryCurriculum("./archive", runs={"order": "best"}, strategy="dynamic_prune")
+            curriculum = HistoryCurriculum("./archive", {"order": "best"}, strategy={"name": "dynamic_prune"})
             Trainer(..., algorithms=[curriculum])
     """
 
@@ -132,24 +123,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         archive: RunArchive | str | os.PathLike[str],
         runs: RunSelection | None = None,
         *,
-        strategy: str,
+        strategy: Curriculum | Prune | DynamicPrune | ActiveBias | Focus | Subset | str | Mapping[str, Any],
         score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor | None = None,
-        order: str | None = None,
-        pacing: str | None = None,
-        start_fraction: float | None = None,
-        full_data_at: float | None = None,
-        keep: float | None = None,
-        examples: int | None = None,
-        end: str | None = None,
-        offset: float | None = None,
-        class_balance: bool | None = None,
-        prune_rate: float | None = None,
-        easy_share: float | None = None,
-        full_data_from: float | None = None,
-        rescale: bool | None = None,
-        update: bool | None = None,
-        mode: str | None = None,
-        smoothing: float | None = None,
         unknown: str = "keep",
         control: str | None = None,
         mismatch: str = "refuse",
@@ -157,47 +132,27 @@ class HistoryCurriculum(ReusingAlgorithm):
         dataset: DatasetInfo | None = None,
         seed: int = 0,
     ) -> None:
-        self.settings = StrategySettings.of(
-            strategy,
-            {
-                "order": order,
-                "pacing": pacing,
-                "start_fraction": start_fraction,
-                "full_data_at": full_data_at,
-                "keep": keep,
-                "examples": examples,
-                "end": end,
-                "offset": offset,
-                "class_balance": class_balance,
-                "prune_rate": prune_rate,
-                "easy_share": easy_share,
-                "full_data_from": full_data_from,
-                "rescale": rescale,
-                "update": update,
-                "mode": mode,
-                "smoothing": smoothing,
-            },
-        )
+        self.strategy: Strategy = fit_section(_STRATEGIES, strategy, "strategy")
         if unknown not in ("keep", "drop", "median"):
             raise ValueError(f"HistoryCurriculum: unknown must be keep, drop or median, got {unknown!r}")
         if control not in (None, "shuffled_scores"):
             raise ValueError(f"HistoryCurriculum: control must be shuffled_scores or left out, got {control!r}")
-        self.score = _read_score(self.settings.default_score if score is None else score)
+        self.score = _read_score(self.strategy.default_score if score is None else score)
         if runs is None and isinstance(self.score, ScoreSpec):
             raise ValueError("HistoryCurriculum: name the prior runs to read scores from (runs)")
         super().__init__(archive, () if runs is None else runs, seed=seed, mismatch=mismatch)
-        self.update = self._updates(self.settings.values.get("update"))
+        self.update = self._updates(getattr(self.strategy, "update", None))
         self.unknown, self.control = unknown, control
         self.per_example_loss = per_example_loss
         self.dataset = dataset
         self.scores_N: torch.Tensor | None = None
-        self._needs_losses = self.update or self.settings.weights_losses
+        self._needs_losses = self.update or self.strategy.weights_losses
         self._losses: ExampleLosses | None = None
         self._check: MeanCheck | None = None
         self._prior_N = np.zeros(0)
         self._owner_N: np.ndarray | None = None
         self._uses: list[PriorUse] = []
-        self._strategy: Strategy | None = None
+        self._planner: Planner | None = None
         self._clock = Clock(1, 1, 1)
         self._length = 0
         self._own: OwnLosses | None = None
@@ -209,7 +164,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         from_losses = isinstance(self.score, ScoreSpec) and self.score.name in LOSS_SCORES
         from_losses = from_losses and self.score.aggregate == "mean"  # type: ignore[union-attr]
         if wanted is None:
-            return self.settings.name == "dynamic_prune" and from_losses
+            return self.strategy.updates and from_losses
         if wanted and not (from_losses or isinstance(self.score, torch.Tensor)):
             raise ValueError(
                 "HistoryCurriculum: update: true goes on with this run's losses, so the score must be one of "
@@ -295,15 +250,15 @@ class HistoryCurriculum(ReusingAlgorithm):
         if not len(start.pool):
             raise DataError("no example has a score, and unknown: drop leaves out those without. Choose other runs.")
         labels_N = None if info is None or info.labels is None else info.labels.numpy()
-        if self.settings.needs_labels and labels_N is None:
+        if self.strategy.needs_labels and labels_N is None:
             raise DataError("class_balance needs the labels of the train data; give them by dataset=DatasetInfo(...).")
-        self._strategy = self.settings.build(start, labels_N, update=self.update)
-        self._length = self._strategy.length(start)
+        self._planner = self.strategy.build(start, labels_N, update=self.update)
+        self._length = self._planner.length(start)
         self._steer(state, loader, num_examples)
         self._current = None
         log.info(
             "%s by %s: %d of %d examples in each epoch of %d batches",
-            self.settings.name,
+            self.strategy.name,
             self.score.name if isinstance(self.score, ScoreSpec) else "given scores",
             self._length,
             num_examples,
@@ -330,7 +285,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         mixing = mixes_examples(state)
         if mixing and self._needs_losses:
             raise ExampleIdError(
-                f"{mixing[0]} mixes examples, so no loss belongs to one of them, which {self.settings.name} needs for "
+                f"{mixing[0]} mixes examples, so no loss belongs to one of them, which {self.strategy.name} needs for "
                 f"its {'updates' if self.update else 'weights'}. Remove {mixing[0]}, or choose "
                 "update: false with rescale: false, mode: sampling, or a strategy without weights."
             )
@@ -347,9 +302,9 @@ class HistoryCurriculum(ReusingAlgorithm):
             values_N = torch.from_numpy(generator(self.seed, Purpose.RANDOM_SCORES).random(num_examples))
         if bool(torch.isinf(values_N).any()):
             raise DataError("some scores are infinite: the prior run diverged on them. Choose another run or score.")
-        if self.settings.in_proportion and bool((values_N < 0).any()):
+        if self.strategy.in_proportion and bool((values_N < 0).any()):
             raise DataError(
-                f"{self.settings.name} shows examples in proportion to their score, and some scores are negative "
+                f"{self.strategy.name} shows examples in proportion to their score, and some scores are negative "
                 f"({float(values_N[values_N < 0].min()):.4g}). Choose another score, such as loss, or strategy: prune."
             )
         self.scores_N = values_N
@@ -387,11 +342,11 @@ class HistoryCurriculum(ReusingAlgorithm):
 
         Scores change only when an epoch ends, so the plan of the running one is the same whenever it is asked for.
         """
-        assert self._strategy is not None
+        assert self._planner is not None
         if self._current is None or self._current[0] != epoch:
             scores_N = self._prior_N if self._own is None else merge_losses(self._prior_N, self._own.known)
             found = candidates(self._shuffled(scores_N), self.unknown)
-            plan = self._strategy.plan(epoch, found, self._length, self._clock, self.seed)
+            plan = self._planner.plan(epoch, found, self._length, self._clock, self.seed)
             self._current = epoch, found, plan, plan.changes(len(scores_N))
         return self._current[1:]
 

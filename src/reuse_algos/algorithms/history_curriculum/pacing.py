@@ -44,6 +44,9 @@ def allowed_examples(
 
     Returns:
         From 0 to N (``floor(N b)`` at step 0 with a > 0).
+
+    >>> allowed_examples("linear", 10, 50, 100, start_fraction=0.2, full_data_at=0.8)
+    40
     """
     if full_data_at <= 0 or step >= full_data_at * total_steps:
         return num_examples

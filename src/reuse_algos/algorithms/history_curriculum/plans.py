@@ -116,6 +116,9 @@ def difficulty_order(found: Candidates, seed: int, labels_N: np.ndarray | None =
         seed: of the ties.
         labels_N: int64; with labels the order is balanced: each beginning and each end of it holds every class in
             proportion, as near as whole numbers allow.
+
+    >>> difficulty_order(candidates(np.array([0.3, 0.1, 0.2]), "keep"), seed=0)
+    array([1, 2, 0])
     """
     shuffled = generator(seed, Purpose.TIES).permutation(found.pool)
     order = shuffled[np.argsort(found.scores_N[shuffled], kind="stable")]
@@ -145,6 +148,9 @@ def window(
 
     Raises:
         ValueError: the window reaches beyond the data.
+
+    >>> window(candidates(np.array([0.3, 0.1, 0.2]), "keep"), seed=0, count=2, end="easy")
+    array([1, 2])
     """
     unknown = np.flatnonzero(np.isposinf(found.scores_N))
     known = Candidates(np.where(np.isposinf(found.scores_N), np.nan, found.scores_N))
@@ -161,7 +167,11 @@ def window(
 
 
 def passes(pool: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
-    """``length`` elements of a pool: shuffled passes through it, one after the other."""
+    """``length`` elements of a pool: shuffled passes through it, one after the other.
+
+    >>> sorted(passes(np.arange(3), 6, np.random.default_rng(0)).tolist())
+    [0, 0, 1, 1, 2, 2]
+    """
     rounds = -(-length // len(pool))
     return np.concatenate([rng.permutation(pool) for _ in range(rounds)])[:length]
 
@@ -177,6 +187,9 @@ def draw_in_proportion(weights: np.ndarray, length: int, rng: np.random.Generato
         weights: float64 >= 0, not all 0.
         length: number of draws.
         rng: drawn from.
+
+    >>> sorted(draw_in_proportion(np.array([1.0, 3.0]), 4, np.random.default_rng(0)).tolist())
+    [0, 1, 1, 1]
     """
     mixed = rng.permutation(len(weights))
     ends = np.cumsum(weights[mixed])
@@ -197,6 +210,9 @@ def merge_losses(prior_N: np.ndarray, own_N: np.ndarray) -> np.ndarray:
 
     Returns:
         float64 ``[N]``, NaN where neither is known.
+
+    >>> merge_losses(np.array([0.2, 0.4]), np.array([1.0, np.nan]))
+    array([1., 2.])
     """
     both_N = ~np.isnan(own_N) & ~np.isnan(prior_N)
     scale = 1.0

@@ -1,4 +1,4 @@
-"""The strategies: how examples are chosen, epoch by epoch.
+"""The planners of the strategies: how examples are chosen, epoch by epoch.
 
 Shapes: N examples of the data set, M positions that an epoch shows (the same number in every epoch).
 """
@@ -23,7 +23,7 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     window,
 )
 
-__all__ = ["ActiveBias", "Clock", "Curriculum", "DynamicPrune", "Keep", "Strategy"]
+__all__ = ["BiasPlanner", "Clock", "GrowthPlanner", "KeepPlanner", "Planner", "PrunePlanner"]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Clock:
         return self.total_batches / self.epoch_batches
 
 
-class Strategy(Protocol):
+class Planner(Protocol):
     """How examples are chosen. Every epoch has the same length, which is what Composer's schedules reckon with."""
 
     def length(self, found: Candidates) -> int:
@@ -59,7 +59,7 @@ class Strategy(Protocol):
 
 
 @dataclass(frozen=True)
-class Curriculum:
+class GrowthPlanner:
     """Easy first: the allowed part of the ordered data grows, Wu et al. 2021 (arXiv 2012.03107), algorithm 1.
 
     As in the authors' code, the allowed part is shuffled and gone through once; then its size is looked up anew. Every
@@ -105,7 +105,7 @@ class Curriculum:
 
 
 @dataclass(frozen=True)
-class Keep:
+class KeepPlanner:
     """A fixed part of the data, and shorter epochs: static pruning (Data Diet) and subset search (Chitta et al.).
 
     Attributes:
@@ -133,7 +133,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class DynamicPrune:
+class PrunePlanner:
     """Leave out some of the easy examples, others in each epoch; Qin et al. 2024, "InfoBatch" (arXiv 2303.04947).
 
     Examples whose score is below the mean are easy. In each epoch a share of them is dropped at random and the losses
@@ -244,7 +244,7 @@ def _below_mean(scores_N: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class ActiveBias:
+class BiasPlanner:
     """Prefer uncertain examples; Chang et al. 2017, "Active Bias" (arXiv 1704.07433), sections 3.3 and 3.4.
 
     With a statistic s (the deviation of the true-class probability, or its closeness to the threshold), examples are

@@ -1,12 +1,16 @@
 """Earlier runs teach this one."""
 
-from reuse_algos.algorithms.prior_run_distillation.losses import (
-    combination_weights,
-    kl_term,
-    mix_logits,
-    mix_probabilities,
-    mse_term,
-)
 from reuse_algos.algorithms.prior_run_distillation.prior_run_distillation import PriorRunDistillation
+from reuse_algos.algorithms.prior_run_distillation.settings import (
+    KL,
+    MSE,
+    Auto,
+    Cached,
+    Live,
+    Mean,
+    Mixup,
+    Sample,
+    TeachingWindow,
+)
 
-__all__ = ["PriorRunDistillation", "combination_weights", "kl_term", "mix_logits", "mix_probabilities", "mse_term"]
+__all__ = ["KL", "MSE", "Auto", "Cached", "Live", "Mean", "Mixup", "PriorRunDistillation", "Sample", "TeachingWindow"]

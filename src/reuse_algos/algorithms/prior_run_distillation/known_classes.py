@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from reuse_algos.archive import PriorRun
+from reuse_algos.data.identity import same_data
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.choosing import match_classes
@@ -107,7 +108,7 @@ def find_known_classes(
 def _refuse_contradiction(run: PriorRun, info: DatasetInfo | None, error: PriorRunMismatchError) -> None:
     """Refuse the very same labels of the very same examples under other names: one of the two is wrong."""
     record = run.manifest.dataset
-    if record is None or info is None or record.fingerprint != info.fingerprint:
+    if record is None or info is None or not same_data(info, record.fingerprint, record.key_fingerprint):
         return
     if any(a != b for a, b in zip(record.class_names or (), info.class_names or (), strict=False)):
         raise PriorRunMismatchError(f"{error} Examples and labels are the same, so the names contradict them.")

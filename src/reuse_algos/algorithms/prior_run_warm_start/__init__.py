@@ -1,7 +1,6 @@
 """Training goes on from the weights of earlier runs."""
 
-from reuse_algos.algorithms.prior_run_warm_start.class_rows import find_head, known_rows, match_rows
-from reuse_algos.algorithms.prior_run_warm_start.freezing import TrainablePart
+from reuse_algos.algorithms.prior_run_warm_start.class_rows import known_rows, match_rows
 from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     average_weights,
     gaussian_noise,
@@ -9,12 +8,17 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     shuffled_noise,
 )
 from reuse_algos.algorithms.prior_run_warm_start.prior_run_warm_start import PriorRunWarmStart
+from reuse_algos.algorithms.prior_run_warm_start.settings import Average, Change, Keep, Match, Reset, Trainable
 
 __all__ = [
+    "Average",
+    "Change",
+    "Keep",
+    "Match",
     "PriorRunWarmStart",
-    "TrainablePart",
+    "Reset",
+    "Trainable",
     "average_weights",
-    "find_head",
     "gaussian_noise",
     "known_rows",
     "match_rows",

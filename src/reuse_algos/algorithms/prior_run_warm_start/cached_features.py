@@ -17,7 +17,7 @@ from composer.utils import batch_get
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly, PassOfHead
+from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.device_loader import device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info
@@ -26,6 +26,7 @@ from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, Sig
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views
+from reuse_algos.training.head import PassOfHead
 from reuse_algos.training.interplay import changes_inputs, mixes_examples
 from reuse_algos.training.outputs import device_of
 

@@ -1,4 +1,4 @@
-"""The head of a classifier, and the rows of it that belong to classes an earlier run knew.
+"""The rows of a classifier's head that belong to classes an earlier run knew.
 
 Shapes: K classes now, J classes of the earlier run, M classes in common.
 """
@@ -8,39 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reuse_algos.errors import PriorRunMismatchError
 
-__all__ = ["find_head", "known_rows", "match_rows"]
-
-
-def find_head(model: nn.Module, num_classes: int) -> list[str]:
-    """Names of the parameters of the classifier's last layer.
-
-    The head is the last ``nn.Linear`` or convolution of 1 x 1, in the order of ``named_modules()``, with one output for
-    each class.
-
-    Args:
-        model: the user's model, without wrappers.
-        num_classes: K.
-
-    Returns:
-        Names such as ``["module.fc.weight", "module.fc.bias"]``; empty where no layer has K outputs.
-    """
-    found = ""
-    for name, module in model.named_modules():
-        outputs = None
-        if isinstance(module, nn.Linear):
-            outputs = module.out_features
-        elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(module.kernel_size) == {1}:
-            outputs = module.out_channels
-        if outputs == num_classes:
-            found = name
-    if not found:
-        return []
-    module = model.get_submodule(found)
-    return [f"{found}.{name}".replace("_orig_mod.", "") for name, _ in module.named_parameters(recurse=False)]
+__all__ = ["known_rows", "match_rows"]
 
 
 def match_rows(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> tuple[Tensor, Tensor]:

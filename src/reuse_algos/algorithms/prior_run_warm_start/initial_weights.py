@@ -42,6 +42,9 @@ def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
 
     Returns:
         New tensors of the same names, shapes and dtypes.
+
+    >>> average_weights([{"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}])
+    {'w': tensor([0.5000])}
     """
     averaged = {}
     for name, newest in checkpoints[-1].items():
@@ -63,6 +66,9 @@ def shrink_and_perturb(weights: Tensor, noise: Tensor | None, shrink: float, per
         noise: of the same shape; None where ``perturb`` is 0.
         shrink: the paper's lambda, in (0, 1].
         perturb: scale of the noise, at least 0.
+
+    >>> shrink_and_perturb(torch.tensor([1.0]), torch.tensor([0.5]), shrink=0.4, perturb=0.1)
+    tensor([0.4500])
     """
     shrunk = weights if shrink == 1 else shrink * weights
     return shrunk if noise is None or perturb == 0 else shrunk + perturb * noise
@@ -94,13 +100,20 @@ def shuffled_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
 
     Returns:
         The same shape and dtype, on the CPU.
+
+    >>> shuffled_noise(torch.tensor([1.0, 2.0]), torch.Generator().manual_seed(0)).sort().values
+    tensor([1., 2.])
     """
     values = fresh.detach().cpu().flatten()
     return values[torch.randperm(len(values), generator=generator)].reshape(fresh.shape)
 
 
 def gaussian_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of a tensor's shape and dtype, on the CPU: with them ``perturb`` is the paper's sigma."""
+    """Standard normal numbers of a tensor's shape and dtype, on the CPU: with them ``perturb`` is the paper's sigma.
+
+    >>> gaussian_noise(torch.zeros(2), torch.Generator().manual_seed(0)).shape
+    torch.Size([2])
+    """
     return torch.randn(fresh.shape, generator=generator).to(fresh.dtype)
 
 

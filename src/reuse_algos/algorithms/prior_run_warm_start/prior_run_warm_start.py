@@ -8,19 +8,37 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import torch
-from composer import Event, State, Time
+from composer import Event, State
 from composer.loggers import Logger
 from torch import Tensor
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFeatures, features_name
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
-from reuse_algos.algorithms.prior_run_warm_start.freezing import (
+from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
+    Plan,
+    gaussian_noise,
+    initial_values,
+    misfits,
+    noise_generator,
+    shuffled_noise,
+    under_our_names,
+)
+from reuse_algos.algorithms.prior_run_warm_start.settings import Average, Change, Keep, Match, Reset, Trainable
+from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, choose_sources, read_sources
+from reuse_algos.archive import PriorUse, RunArchive, weights_name
+from reuse_algos.data.example_ids import keep_views
+from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.errors import ModelError, PriorRunMismatchError
+from reuse_algos.priors.choosing import RunSelection
+from reuse_algos.sections import fit_section
+from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.trainable import (
     TrainablePart,
     frozen_at_start,
     head_of,
@@ -31,29 +49,13 @@ from reuse_algos.algorithms.prior_run_warm_start.freezing import (
     plain_parameters,
     refuse_torn_ties,
 )
-from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
-    Plan,
-    gaussian_noise,
-    initial_values,
-    misfits,
-    noise_generator,
-    shuffled_noise,
-    under_our_names,
-)
-from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, choose_sources, read_sources
-from reuse_algos.archive import PriorUse, RunArchive, weights_name
-from reuse_algos.data.example_ids import keep_views
-from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.errors import ModelError, PriorRunMismatchError
-from reuse_algos.priors.choosing import RunSelection
-from reuse_algos.training.outputs import plain_state_dict
 
 __all__ = ["PriorRunWarmStart"]
 
 log = logging.getLogger(__name__)
 
 _METRICS = "reuse/warm_start/"
-_WEIGHTS = re.compile(r"last|best|average|[0-9]{1,9}ep|ep[0-9]{4,9}", re.ASCII)
+_WEIGHTS = re.compile(r"last|best|[0-9]{1,9}ep|ep[0-9]{4,9}", re.ASCII)
 _CACHED_EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.EVAL_START, Event.FIT_END)
 _NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
 
@@ -69,36 +71,24 @@ class PriorRunWarmStart(ReusingAlgorithm):
     that are no more.
 
     Args:
-        archive: a :class:`~reuse_algos.archive.RunArchive` or its path.
-        runs: which prior run, see :data:`~reuse_algos.priors.choosing.RunSelection`; a query must say
-            ``limit: 1`` where several runs match it. Several with ``weights="average"``.
-        weights: ``last``, ``best``, ``5ep`` (the name of archived weights), or ``average``: the mean over several runs
-            of one lineage (all of them warm started from one run, or one of them), or over the last ``last_k``
-            checkpoints of one run (LAWA, Kaddour 2022, arXiv 2209.14981).
-        last_k: at least 2.
-        shrink: the paper's lambda, in (0, 1].
-        perturb: scale of the noise, at least 0.
-        noise: ``initial``, the values of this run's own initialisation in a random order (the authors' code), or
-            ``gaussian``, standard normal numbers (the paper's equation, where ``perturb`` is sigma).
-        head: ``keep`` loads the last layer like the others, ``reset`` leaves it as it was initialised, ``match`` loads
-            the rows of those classes that the earlier run knew by the same name.
-        head_pattern: names of the head's parameters, such as ``fc.*``. Default: the last linear layer or 1 x 1
-            convolution with as many outputs as there are classes.
-        reset: patterns of further tensors that stay as they were initialised, or that only the earlier run has.
-        freeze: parameters that do not train: ``backbone`` (all but the head), a pattern such as ``layer1.*``, or a list
-            of these. They are in no group of the optimizer and get no gradient; batch norm among them keeps its
-            statistics.
-        learning_rates: pattern (or ``backbone``, ``head``) -> factor > 0 of the learning rate; of several that match
-            the first one counts. Composer's schedules hold for all.
-        unfreeze_at: Composer time, such as ``5ep`` or ``0.3dur``, at which what is frozen begins to train.
-        source: where the head's inputs come from when everything else is frozen: ``live`` runs the frozen part on every
+        archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
+        runs: Which prior run, see :data:`~reuse_algos.priors.choosing.RunSelection`; a query must say
+            ``limit: 1`` where several runs match it. Several with ``weights: average``.
+        weights: ``last``, ``best``, ``5ep`` (the name of archived weights), or :class:`Average`. Default: ``last``.
+        change: :class:`Change`: what becomes of the weights, shrunk, perturbed or reset. Default: nothing.
+        head: :class:`Keep` loads the last layer like the others, :class:`Reset` leaves it as it was initialised,
+            :class:`Match` loads the rows of those classes that the earlier run knew by the same name. Default:
+            ``keep``.
+        trainable: :class:`Trainable`: what is frozen, and rates of its own for some parts. Default: everything trains.
+        source: Where the head's inputs come from when everything else is frozen: ``live`` runs the frozen part on every
             batch; ``cached`` looks up the features that ``reuse-algos harvest --signals features`` archived, so that
             images are neither loaded nor passed through the network. The numbers are the same. Evaluation runs the
-            whole model.
+            whole model. Default: ``live``.
         mismatch: ``refuse`` a prior run with other class names where the head is kept, or ``allow`` it; with ``cached``
             also a prior run with further examples, and layers in front of the head that draw at random in training.
-        dataset: what the train data are, where that cannot be read off the loader's dataset.
-        seed: seed of the noise.
+            Default: ``refuse``.
+        dataset: What the train data are. Default: read off the loader's dataset.
+        seed: Seed of the noise. Default: 0.
 
     Raises:
         ValueError: arguments are out of range; all are listed.
@@ -115,7 +105,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
     Example:
         .. code-block:: python
 
-            Trainer(..., algorithms=[PriorRunWarmStart("./archive", "resnet56-1", shrink=0.4, perturb=0.1)])
+            Trainer(..., algorithms=[PriorRunWarmStart("./archive", "resnet56-1", change={"shrink": 0.4})])
     """
 
     def __init__(
@@ -123,64 +113,49 @@ class PriorRunWarmStart(ReusingAlgorithm):
         archive: RunArchive | str | os.PathLike[str],
         runs: RunSelection,
         *,
-        weights: str = "last",
-        last_k: int | None = None,
-        shrink: float = 1.0,
-        perturb: float = 0.0,
-        noise: str = "initial",
-        head: str = "keep",
-        head_pattern: str | None = None,
-        reset: str | Sequence[str] | None = None,
-        freeze: str | Sequence[str] | None = None,
-        learning_rates: Mapping[str, float] | None = None,
-        unfreeze_at: str | int | Time | None = None,
+        weights: Average | str | Mapping[str, Any] = "last",
+        change: Change | Mapping[str, Any] | None = None,
+        head: Keep | Reset | Match | str | Mapping[str, Any] = "keep",
+        trainable: Trainable | Mapping[str, Any] | None = None,
         source: str = "live",
         mismatch: str = "refuse",
         dataset: DatasetInfo | None = None,
         seed: int = 0,
     ) -> None:
-        part = TrainablePart(
-            freeze=freeze, learning_rates=learning_rates, unfreeze_at=unfreeze_at, head_pattern=head_pattern
+        named = isinstance(weights, str) and weights != "average"
+        self.weights: Average | str = str(weights) if named else fit_section(Average, weights, "weights")
+        self.change: Change = fit_section(Change, change or {}, "change")
+        self.head: Keep | Reset | Match = fit_section(Keep | Reset | Match, head, "head")
+        wanted: Trainable = fit_section(Trainable, trainable or {}, "trainable")
+        self.part = TrainablePart(
+            freeze=wanted.freeze,
+            learning_rates=wanted.learning_rates,
+            unfreeze_at=wanted.unfreeze_at,
+            head_pattern=self.head.pattern,
         )
-        faults = [
-            f"{name} must be {wanted}, got {value!r}"
-            for name, value, good, wanted in (
-                ("weights", weights, _WEIGHTS.fullmatch(weights), "last, best, average, or epochs such as 5ep"),
-                ("last_k", last_k, last_k is None or last_k >= 2, "at least 2"),
-                ("shrink", shrink, 0 < shrink <= 1, "above 0 and at most 1"),
-                ("perturb", perturb, 0 <= perturb < float("inf"), "at least 0"),
-                ("noise", noise, noise in _NOISES, "initial or gaussian"),
-                ("head", head, head in ("keep", "reset", "match"), "keep, reset or match"),
-                ("source", source, source in ("live", "cached"), "live or cached"),
-            )
-            if not good
-        ]
-        if last_k is not None and weights != "average":
-            faults.append(f"last_k goes with weights: average, and weights is {weights!r}")
-        if source == "cached":
-            faults += [
-                f"source: cached {why}"
-                for why, wrong in (
-                    ("needs a frozen backbone (freeze: backbone)", not freeze),
-                    ("has features of a frozen backbone, so unfreeze_at must be left out", unfreeze_at is not None),
-                    ("has features of weights that were archived, not of averages", weights == "average"),
-                )
-                if wrong
-            ]
-        if faults := faults + part.faults():
+        if faults := [*self._faults(source), *self.part.faults()]:
             raise ValueError("\n".join(f"PriorRunWarmStart: {fault}" for fault in faults))
         super().__init__(archive, runs, seed=seed, mismatch=mismatch)
-        self.weights, self.last_k = weights, last_k
-        self.shrink, self.perturb, self.noise = float(shrink), float(perturb), noise
-        self.head, self.head_pattern = head, head_pattern
-        self.reset = [reset] if isinstance(reset, str) else list(reset or ())
-        self.part = part
         self.source = source
-        self.cached = CachedFeatures(weights_name(weights), mismatch) if source == "cached" else None
+        self.cached = CachedFeatures(weights_name(str(weights)), mismatch) if source == "cached" else None
         self.dataset = dataset
         self.loaded = False
         self._uses: list[tuple[str, list[str]]] = []
         self._facts: dict[str, float] = {}
+
+    def _faults(self, source: str) -> Iterator[str]:
+        """Yield what is wrong with settings that depend on each other."""
+        if isinstance(self.weights, str) and not _WEIGHTS.fullmatch(self.weights):
+            yield f"weights must be last, best, average, or epochs such as 5ep, got {self.weights!r}"
+        if source not in ("live", "cached"):
+            yield f"source must be live or cached, got {source!r}"
+        if source == "cached":
+            if not self.part.freeze:
+                yield "source: cached needs a frozen backbone (trainable: {freeze: backbone})"
+            if self.part.unfreeze_at is not None:
+                yield "source: cached has features of a frozen backbone, so unfreeze_at must be left out"
+            if isinstance(self.weights, Average):
+                yield "source: cached has features of weights that were archived, not of averages"
 
     @property
     def find_unused_parameters(self) -> bool:
@@ -276,7 +251,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
     def _connect(self, state: State, cached: CachedFeatures) -> None:
         """Train on the features of the frozen part, if that is all but the head and is what the prior run archived."""
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
-        head = head_of(state.model, self.head_pattern, info and info.num_classes)
+        head = head_of(state.model, self.head.pattern, info and info.num_classes)
         parameters = plain_parameters(state.model)
         trained = [name for name in parameters if not self.part.is_frozen(name)]
         if set(trained) != set(head):
@@ -286,7 +261,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 f"{listed}. Use freeze: backbone, or source: live."
             )
         backbone = [name for name in plain_state_dict(state.model) if name not in head]
-        if anew := [name for name in backbone if matches(name, self.reset, head)]:
+        if anew := [name for name in backbone if matches(name, self.change.patterns, head)]:
             raise ModelError(
                 f"reset starts {', '.join(anew[:3])} anew, and the archived features are those of the prior run's own "
                 "weights. Reset the head only (head: reset), or use source: live."
@@ -295,7 +270,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def _load(self, state: State) -> None:
         """Read the prior weights, make sure that they fit, and put them into the model."""
-        sources = choose_sources(self.archive, self.prior_runs, self.weights, self.last_k)
+        sources = choose_sources(self.archive, self.prior_runs, self.weights)
         fresh = plain_state_dict(state.model)
         archived = under_our_names(read_sources(sources), fresh)
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
@@ -304,9 +279,10 @@ class PriorRunWarmStart(ReusingAlgorithm):
         identity = "+".join(source.digest for source in sources)
 
         def noise(name: str, tensor: Tensor) -> Tensor:
-            return _NOISES[self.noise](tensor, noise_generator(self.seed, identity, name))
+            return _NOISES[self.change.noise](tensor, noise_generator(self.seed, identity, name))
 
-        values = initial_values(archived, fresh, plan, shrink=self.shrink, perturb=self.perturb, noise=noise)
+        change = self.change
+        values = initial_values(archived, fresh, plan, shrink=change.shrink, perturb=change.perturb, noise=noise)
         aliases = plain_parameters(state.model, tied=True).keys() - plain_parameters(state.model).keys()
         with torch.no_grad():
             for name in values.keys() - aliases:
@@ -324,17 +300,17 @@ class PriorRunWarmStart(ReusingAlgorithm):
         """Which tensors come from where."""
         names = {*fresh, *archived}
         head = self._head_names(state, info)
-        if faults := pattern_faults("reset", self.reset, names, head):
+        if faults := pattern_faults("reset", self.change.patterns, names, head):
             raise ModelError("\n".join(faults))
-        anew = {name for name in names if matches(name, self.reset, head)}
+        anew = {name for name in names if matches(name, self.change.patterns, head)}
         by_class: set[str] = set()
-        if self.head == "reset":
+        if self.head.name == "reset":
             anew.update(head)
-        elif self.head == "match":
+        elif self.head.name == "match":
             by_class = {name for name in head if name not in anew and fresh[name].dim()}
         refuse_torn_ties(state.model, anew | by_class, "what head and reset cover")
         changing: set[str] = set()
-        if self.shrink != 1 or self.perturb != 0:
+        if self.change.shrink != 1 or self.change.perturb != 0:
             is_frozen = frozen_at_start(state)
             changing = {name for name in plain_parameters(state.model) if not is_frozen(name)}
             anew |= _statistics(state, is_frozen)
@@ -344,9 +320,13 @@ class PriorRunWarmStart(ReusingAlgorithm):
     def _head_names(self, state: State, info: DatasetInfo | None) -> list[str]:
         """Names of the head's parameters; none where nobody asks for them and they cannot be found."""
         try:
-            return head_of(state.model, self.head_pattern, info and info.num_classes)
+            return head_of(state.model, self.head.pattern, info and info.num_classes)
         except ModelError:
-            if self.head != "keep" or self.head_pattern is not None or {"head", "backbone"} & set(self.reset):
+            if (
+                self.head.name != "keep"
+                or self.head.pattern is not None
+                or {"head", "backbone"} & set(self.change.patterns)
+            ):
                 raise
             return []
 
@@ -365,7 +345,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         run = sources[-1].run
         theirs = run.manifest.dataset and run.manifest.dataset.class_names
         ours = info and info.class_names
-        if self.head == "keep" and self.mismatch != "allow" and theirs and ours and list(theirs) != list(ours):
+        if self.head.name == "keep" and self.mismatch != "allow" and theirs and ours and list(theirs) != list(ours):
             pairs = enumerate(zip(theirs, ours, strict=False))
             shown = "; ".join([f"class {i} is {a!r} there and {b!r} here" for i, (a, b) in pairs if a != b][:3])
             listed.append(

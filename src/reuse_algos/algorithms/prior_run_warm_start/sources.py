@@ -9,6 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_warm_start.initial_weights import average_weights, differences
+from reuse_algos.algorithms.prior_run_warm_start.settings import Average
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.run import weights_name
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
@@ -34,20 +35,19 @@ class Source(NamedTuple):
         return files[-1].sha256 if files else ""
 
 
-def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: str, last_k: int | None) -> list[Source]:
+def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: Average | str) -> list[Source]:
     """The weights to load or to average, the newest last.
 
     Args:
         archive: where the runs' own prior runs are looked up.
         runs: at least one.
-        weights: a name of archived weights, or ``average``.
-        last_k: with ``average`` over one run, how many of its checkpoints.
+        weights: A name of archived weights, or their average.
 
     Raises:
         PriorRunMismatchError: there are several runs and nothing says how they become one, or they are no lineage.
         SignalNotFoundError: the run has not so many checkpoints.
     """
-    if weights != "average":
+    if isinstance(weights, str):
         if len(runs) > 1:
             listed = ", ".join(run.id for run in runs[:5])
             raise PriorRunMismatchError(
@@ -56,8 +56,8 @@ def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: str, 
             )
         return [Source(runs[0], weights)]
     if len(runs) == 1:
-        return _last_checkpoints(runs[0], last_k)
-    if last_k is not None:
+        return _last_checkpoints(runs[0], weights.last_k)
+    if weights.last_k is not None:
         raise PriorRunMismatchError(
             f"last_k averages the checkpoints of one run, and runs names {len(runs)}. Leave one of them out."
         )

@@ -1,4 +1,4 @@
-"""JSON files that know when they were damaged.
+"""JSON files whose damage is noticed.
 
 A sealed file is ``{"sha256":"<64 hex digits>","content":<JSON object>}`` and a newline. It is ordinary JSON to every
 other tool, and each of its bytes is either fixed or covered by the hash, so that a change of any bit is noticed.
@@ -15,6 +15,7 @@ from typing import Protocol, TypeVar
 import msgspec
 import numpy as np
 
+from reuse_algos.archive.stores.base import MAX_ATOMIC_BYTES
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
 __all__ = ["FORMAT", "MAX_SEALED_BYTES", "check_json_bounds", "seal", "unseal"]
@@ -25,7 +26,7 @@ FORMAT = (1, 1)
 1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.signals.packed`) and the FLOPs of training to 1.0.
 """
 
-MAX_SEALED_BYTES = 16 << 20
+MAX_SEALED_BYTES = MAX_ATOMIC_BYTES  # a commit must have exactly one winner in every store
 MAX_DEPTH = 64
 MAX_ITEMS = 500_000
 

@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
-from reuse_algos.archive.format.manifest import FinalRecord, Manifest, decode_manifest, manifest_path, run_prefix
-from reuse_algos.archive.stores.store import Store
+from reuse_algos.archive.format.manifest import ArchiveRecord, FinalRecord, Manifest, decode_manifest
+from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_generation, manifest_path, run_prefix
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError
 
 __all__ = [
     "DAMAGE",
     "Latest",
-    "final_path",
     "find_latest",
     "list_generations",
     "read_final",
+    "read_identity",
     "read_latest",
     "read_manifest",
 ]
 
 DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
-"""What is wrong with one run for good. Any other error may be gone a moment later, and is no reason to go on as if the
-run were not there."""
-
-_MANIFEST_NAME = re.compile(r"g([0-9]{6})\.json", re.ASCII)
-
-
-def final_path(run_id: str) -> str:
-    """Path of the file that says that a run ended, relative to the archive."""
-    return f"{run_prefix(run_id)}/final.json"
+"""The errors of a damaged run. Any other error may be gone a moment later, so it must not hide the run."""
 
 
 def list_generations(store: Store, run_id: str) -> list[int]:
-    """Committed generations of a run, ascending; empty if the run does not exist."""
+    """Return the committed generations of a run, ascending; empty if it does not exist."""
     names = store.list(f"{run_prefix(run_id)}/manifests")
-    return [int(found[1]) for name in names if (found := _MANIFEST_NAME.fullmatch(name))]
+    return [generation for name in names if (generation := manifest_generation(name)) is not None]
+
+
+def read_identity(store: Store) -> str | None:
+    """Return the id of the archive in a store; None if there is no archive.
+
+    Raises:
+        ArchiveCorruptError: Its record is damaged.
+        ArchiveVersionError: It was made by a newer major version.
+    """
+    data = store.get(IDENTITY, MAX_SEALED_BYTES)
+    return None if data is None else unseal(data, ArchiveRecord, f"{store.location}/{IDENTITY}").archive_id
 
 
 def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:

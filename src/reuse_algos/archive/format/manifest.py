@@ -7,12 +7,12 @@ Readers ignore fields that they do not know, so a minor version may add fields a
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from reuse_algos.archive.format.envelope import FORMAT, seal, unseal
+from reuse_algos.archive.format.names import SAFE_NAME, data_attempt, data_path, manifest_path
 from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = [
@@ -32,22 +32,15 @@ __all__ = [
     "PriorUse",
     "Progress",
     "TensorInfo",
-    "data_path",
     "decode_manifest",
     "encode_manifest",
-    "is_safe_name",
-    "manifest_path",
-    "run_prefix",
 ]
 
 KINDS = ("weights", "metrics", "signals", "dataset")
 
 Scalar = str | int | float | bool | None
 Count = Annotated[int, msgspec.Meta(ge=0)]
-Name = Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
-
-_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
-_ATTEMPT = re.compile(r"-([1-9][0-9]{0,8})-[0-9a-f]{16}\.safetensors\Z", re.ASCII)
+Name = Annotated[str, msgspec.Meta(pattern=rf"\A{SAFE_NAME}\Z")]
 
 
 class _Struct(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,9 +88,13 @@ class DatasetRecord(_Struct, frozen=True, kw_only=True):
     """The training data of a run. Keys and labels are in the file of kind ``dataset`` named ``examples``.
 
     Attributes:
-        name: What the data set is called.
+        name: What the dataset is called.
         num_examples: N; positions are 0 to N-1.
-        fingerprint: Hash over name, N, keys and labels: equal fingerprints mean the same examples in the same order.
+        fingerprint: Hash over name, N, keys, labels and, where ``key_fingerprint`` is there, the content of a sample:
+            equal fingerprints mean the same examples in the same order.
+        key_fingerprint: The same hash without content. None in runs of older versions, which recorded no content, and
+            where it could not be read.
+        key_kind: What the keys are: ``id``, ``path`` or ``position``. None in runs of older versions.
         class_names: One name per class, where known.
         num_classes: Number of classes, where it is a classification task.
         labels_known: Whether the file holds labels.
@@ -109,6 +106,8 @@ class DatasetRecord(_Struct, frozen=True, kw_only=True):
     name: str
     num_examples: Count
     fingerprint: str
+    key_fingerprint: str | None = None
+    key_kind: str | None = None
     class_names: list[str] | None = None
     num_classes: Count | None = None
     labels_known: bool = False
@@ -155,7 +154,7 @@ class Progress(_Struct, frozen=True, kw_only=True):
 
 
 class CostRecord(_Struct, frozen=True, kw_only=True):
-    """What a run spent, in seconds of wall-clock time and in FLOPs.
+    """What a run cost, in seconds of wall-clock time and in FLOPs.
 
     Attributes:
         train_seconds: Training, evaluation excluded.
@@ -185,7 +184,7 @@ class HarvestRecord(_Struct, frozen=True, kw_only=True):
 
 
 class PriorUse(_Struct, frozen=True, kw_only=True):
-    """What this run spent of an earlier one: which weights and signals, and its share of harvest seconds."""
+    """What this run used of an earlier one: weights, signals, and its share of harvest seconds."""
 
     run_id: str
     algorithm: str
@@ -217,7 +216,7 @@ class Manifest(_Struct, frozen=True, kw_only=True, tag_field="record", tag="mani
         model: Its model.
         environment: Where it ran.
         progress: How far it had trained.
-        cost: What it had spent.
+        cost: What it had cost so far.
         monitor: Full name of the metric that orders runs, such as ``"metrics/eval/MulticlassAccuracy"``.
         monitor_mode: Whether more or less of it is better.
         health: ``"diverged"`` after NaN or Inf, ``"empty"`` before anything was trained, else ``"ok"``.
@@ -293,26 +292,6 @@ class MarkerRecord(_Struct, frozen=True, kw_only=True, tag_field="record", tag="
     paths: list[str] = []
 
 
-def is_safe_name(name: str) -> bool:
-    """Whether ``name`` may be part of a path: 1 to 128 of ``A-Z a-z 0-9 . _ -``, the first a letter or digit."""
-    return _SAFE_NAME.fullmatch(name) is not None
-
-
-def run_prefix(run_id: str) -> str:
-    """Path of a run, relative to the archive."""
-    return f"runs/{run_id}"
-
-
-def manifest_path(run_id: str, generation: int) -> str:
-    """Path of a manifest, relative to the archive."""
-    return f"{run_prefix(run_id)}/manifests/g{generation:06d}.json"
-
-
-def data_path(kind: str, name: str, attempt: int, sha256: str) -> str:
-    """Path of a data file, relative to its run."""
-    return f"data/{kind}/{name}-{attempt}-{sha256[:16]}.safetensors"
-
-
 def encode_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest as a sealed file.
 
@@ -359,6 +338,6 @@ def _check(manifest: Manifest, run_id: str, generation: int, where: str) -> None
             f"{where} is in the wrong place: it is generation {manifest.generation} of run {manifest.run_id!r}"
         )
     for entry in manifest.files:
-        found = _ATTEMPT.search(entry.path)
-        if found is None or entry.path != data_path(entry.kind, entry.name, int(found[1]), entry.sha256):
+        attempt = data_attempt(entry.path)
+        if attempt is None or entry.path != data_path(entry.kind, entry.name, attempt, entry.sha256):
             raise ArchiveCorruptError(f"{where} names a file outside the layout: {entry.path[:200]!r}")

@@ -56,11 +56,11 @@ class MetricHistory(NamedTuple):
     value: NDArray[np.float64]
 
     def final(self) -> float:
-        """The last value; NaN if there is none."""
+        """Return the last value; NaN if there is none."""
         return float(self.value[-1]) if len(self.value) else math.nan
 
     def best(self, mode: Mode) -> tuple[float, int]:
-        """The best finite value and its (first) row; NaN and -1 if there is none."""
+        """Return the best finite value and its first row; NaN and -1 if there is none."""
         finite = np.flatnonzero(np.isfinite(self.value))
         if len(finite) == 0:
             return math.nan, -1
@@ -70,10 +70,10 @@ class MetricHistory(NamedTuple):
 
 
 def history_tensors(histories: Mapping[str, MetricHistory]) -> dict[str, Tensor]:
-    """The tensors of a history file, to be put as kind ``metrics``, name ``history``.
+    """Return the tensors of a history file, to be put as kind ``metrics``, name ``history``.
 
     Args:
-        histories: Each metric's history; anything that converts to the fields' types is taken.
+        histories: The history of each metric; columns are converted to the fields' types.
 
     Raises:
         ValueError: The fields of a history differ in length.
@@ -89,7 +89,7 @@ def history_tensors(histories: Mapping[str, MetricHistory]) -> dict[str, Tensor]
 
 
 def read_history(tensors: Mapping[str, Tensor], name: str, where: str) -> MetricHistory:
-    """One metric out of a history file.
+    """Return one metric of a history file.
 
     Raises:
         ArchiveCorruptError: The file holds no well-formed history of it.
@@ -105,12 +105,12 @@ def read_history(tensors: Mapping[str, Tensor], name: str, where: str) -> Metric
 
 
 def final_meta(tensors: Mapping[str, Tensor]) -> dict[str, float | str]:
-    """The last value of each metric, as facts about its history file: so runs can be ordered without opening it.
+    """Return the last value of each metric as facts about the file, so that runs are ordered without opening it.
 
-    A number comes back from JSON bit by bit. What JSON has no number for is spelled as in YAML.
+    A finite number survives JSON bit by bit. NaN and infinity are spelled as in YAML.
 
     Args:
-        tensors: Of the history file; what is no well-formed column of values is passed over.
+        tensors: The tensors of the file; a malformed column of values is passed over.
     """
     meta: dict[str, float | str] = {}
     for name in metric_names(tensors):
@@ -123,7 +123,7 @@ def final_meta(tensors: Mapping[str, Tensor]) -> dict[str, float | str]:
 
 
 def final_of(meta: Mapping[str, object], name: str) -> float | None:
-    """The last value of a metric by the facts about its history file, or None where they do not say it."""
+    """Return the last value of a metric from the facts about its file; None where they do not say it."""
     value = meta.get(_FINAL + name)
     if isinstance(value, str):
         return _NOT_FINITE.get(value)
@@ -131,17 +131,17 @@ def final_of(meta: Mapping[str, object], name: str) -> float | None:
 
 
 def metric_names(tensor_names: Iterable[str]) -> list[str]:
-    """Names of the metrics in a history file, sorted."""
+    """Return the sorted names of the metrics in a history file."""
     return sorted(name.removesuffix("/value") for name in tensor_names if name.endswith("/value"))
 
 
 def resolve_metric(name: str, known: Iterable[str], owner: str) -> str:
-    """The full name of a metric, from itself or from its last part, such as ``"MulticlassAccuracy"``.
+    """Return the full name of a metric, given it or its last part, such as ``"MulticlassAccuracy"``.
 
     Args:
-        name: To be found.
-        known: Full names.
-        owner: Whose metrics they are, as the beginning of a sentence such as ``"run a has"``.
+        name: The name to find.
+        known: The full names.
+        owner: The beginning of the error message, such as ``"run a has"``.
 
     Raises:
         SignalNotFoundError: No metric has this name, or several end in it; the message lists them.
@@ -158,5 +158,5 @@ def resolve_metric(name: str, known: Iterable[str], owner: str) -> str:
 
 
 def infer_mode(name: str) -> Mode:
-    """Whether more or less of a metric is better, from its name: losses and errors are to be small."""
+    """Return whether more or less of a metric is better, from its name: losses and errors should be small."""
     return "min" if any(word in name.lower() for word in _LESS_IS_BETTER) else "max"

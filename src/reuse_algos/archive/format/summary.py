@@ -1,4 +1,4 @@
-"""What selecting runs needs to know of each: little, so that a scan over very many runs neither takes long nor grows.
+"""The fields that selection needs. Kept small so that a scan over many runs stays fast.
 
 A manifest lists every file and every parameter of a run. Here those parts are checked and skipped, not built.
 """
@@ -10,8 +10,9 @@ from typing import Literal
 import msgspec
 
 from reuse_algos.archive.format.envelope import unseal
-from reuse_algos.archive.format.manifest import Scalar, manifest_path
+from reuse_algos.archive.format.manifest import Scalar
 from reuse_algos.archive.format.metrics import final_of, metric_names
+from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = ["RunSummary", "decode_summary"]
@@ -27,9 +28,7 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", tag="manifest"):
-    """Those fields of a :class:`~reuse_algos.archive.format.manifest.Manifest` by which runs are selected and
-    ordered.
-    """
+    """The fields of a manifest by which runs are selected and ordered."""
 
     format: tuple[int, int]
     run_id: str
@@ -43,7 +42,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", 
     files: list[_File] = []
 
     def final_values(self) -> dict[str, float | None]:
-        """The recorded metrics with their last values; None where the manifest does not say it: an older one may not.
+        """Return the recorded metrics with their last values; None where an (older) manifest does not say it.
 
         Raises:
             ArchiveCorruptError: The entry of the metrics history is malformed.
@@ -61,7 +60,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", 
 
 
 def decode_summary(data: bytes, run_id: str, generation: int) -> RunSummary:
-    """Check the manifest file of one generation of a run against damage, and take out what orders runs.
+    """Check the manifest file of one generation for damage, and decode the fields that selection needs.
 
     Raises:
         ArchiveCorruptError: It is damaged, or of another run or generation.

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from reuse_algos.archive.format.envelope import check_json_bounds
 from reuse_algos.archive.format.manifest import Count, FileEntry, TensorInfo
-from reuse_algos.archive.stores.store import Chunk, Store
-from reuse_algos.archive.stores.verified import hash_file, is_verified, remember_verified
+from reuse_algos.archive.stores.base import Chunk, Store
+from reuse_algos.archive.stores.cache import hash_file, is_verified, remember_verified
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "MAX_HEADER_BYTES",
     "describe",
     "hash_chunks",
+    "header_parts",
     "open_tensors",
     "tensor_chunks",
     "tensor_parts",
@@ -73,7 +74,7 @@ class _Slot(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def describe(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
-    """Types and shapes of tensors, in the order in which :func:`tensor_chunks` writes them.
+    """Return types and shapes of tensors, in the order in which :func:`tensor_chunks` writes them.
 
     Raises:
         ArchiveError: A tensor is of a type that an archive cannot hold.
@@ -91,7 +92,7 @@ def describe(tensors: Mapping[str, Tensor]) -> dict[str, TensorInfo]:
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor]) -> list[Chunk]:
-    """A safetensors file in parts, which are views of the tensors' memory if that is on the CPU and contiguous.
+    """Return a safetensors file in parts: views of the tensors' memory where it is on the CPU and contiguous.
 
     Raises:
         ArchiveError: A tensor is of a type that an archive cannot hold, or the header is larger than 1 MiB.
@@ -109,8 +110,27 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> list[Chunk]:
     return [len(header).to_bytes(_LENGTH_BYTES, "little"), header, *parts]
 
 
+def header_parts(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """Return the names of tensors in groups whose file headers stay well below :data:`MAX_HEADER_BYTES`.
+
+    Raises:
+        ArchiveError: A tensor is of a type that an archive cannot hold.
+    """
+    parts: list[list[str]] = [[]]
+    room = MAX_HEADER_BYTES // 2
+    for name, info in describe(tensors).items():
+        # Offsets have up to 19 digits each; a name may double in size when it is escaped.
+        size = 2 * len(name.encode()) + 24 * len(info.shape) + 100
+        if parts[-1] and size > room:
+            parts.append([])
+            room = MAX_HEADER_BYTES // 2
+        parts[-1].append(name)
+        room -= size
+    return parts
+
+
 def hash_chunks(chunks: list[Chunk]) -> tuple[int, str]:
-    """Size in bytes and sha256 in hex of a file in parts."""
+    """Return size in bytes and sha256 in hex of a file in parts."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk)
@@ -124,9 +144,9 @@ def open_tensors(store: Store, path: str, entry: FileEntry) -> dict[str, Tensor]
     file.
 
     Args:
-        store: Where the file is.
-        path: Its name there.
-        entry: What the manifest says of it.
+        store: The store that has the file.
+        path: The path of the file.
+        entry: The manifest's record of the file.
 
     Raises:
         ArchiveCorruptError: The file is missing or is not what ``entry`` says.
@@ -148,15 +168,15 @@ def open_tensors(store: Store, path: str, entry: FileEntry) -> dict[str, Tensor]
 
 
 def tensor_parts(store: Store, path: str, entry: FileEntry, name: str) -> Iterator[Tensor]:
-    """One tensor in parts of some rows each, read into memory one after the other and not mapped.
+    """Read one tensor in parts of some rows each, one after the other and without a memory map.
 
     Looking through all of a large tensor leaves nothing in memory this way. The content is not hashed here: open the
     file by :func:`open_tensors` first.
 
     Args:
-        store: Where the file is.
-        path: Its name there.
-        entry: What the manifest says of it.
+        store: The store that has the file.
+        path: The path of the file.
+        entry: The manifest's record of the file.
         name: The tensor, which has at least one dimension.
 
     Raises:
@@ -181,10 +201,10 @@ def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[i
     """Check a file in full, without trusting an earlier check.
 
     Args:
-        store: Where the file is.
-        path: Its name there.
-        entry: What the manifest says of it.
-        progress: Called with the number of bytes of each part read.
+        store: The store that has the file.
+        path: The path of the file.
+        entry: The manifest's record of the file.
+        progress: Called with the number of bytes of each part read. Default: None.
 
     Raises:
         ArchiveCorruptError: The file is missing or is not what ``entry`` says.

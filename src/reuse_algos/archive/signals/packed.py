@@ -70,7 +70,7 @@ def quantize(
 
 
 def dequantize(values_BP: Tensor, scale_B: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
-    """Numbers from levels.
+    """Return the numbers that levels stand for.
 
     Args:
         values_BP: uint8.
@@ -90,17 +90,17 @@ def dequantize(values_BP: Tensor, scale_B: Tensor, bits: int, shape: Sequence[in
 
 
 def packed_shape(shape: Sequence[int], bits: int) -> int:
-    """P, the bytes of a row of this shape."""
+    """Return P, the bytes of a row of this shape."""
     return -(-math.prod(shape) * bits // 8)
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """A shape as a manifest has it, such as ``3x32x32``."""
+    """Return a shape as a manifest writes it, such as ``3x32x32``."""
     return "x".join(map(str, shape))
 
 
 def parse_shape(text: object) -> tuple[int, ...] | None:
-    """The shape that a text says, 1 to 8 sizes from 1; None for anything else."""
+    """Return the shape that a text says, 1 to 8 sizes from 1; None for anything else."""
     if not isinstance(text, str) or _SHAPE.fullmatch(text) is None:
         return None
     return tuple(map(int, text.split("x")))

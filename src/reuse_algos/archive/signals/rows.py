@@ -44,7 +44,7 @@ class RowFormat:
     shape: tuple[int, ...] | None = None
 
     def decode(self, columns: Mapping[str, Tensor], seen_B: Tensor) -> Tensor:
-        """Rows from columns.
+        """Return rows from columns.
 
         Args:
             columns: The tensors of :data:`TENSORS` without ids, B rows each, 0 where not seen.

@@ -41,8 +41,8 @@ class Segment:
             ``shape`` (of a row, such as "3x32x32").
         tensors: ``ids`` int64 [M], strictly ascending positions; ``values`` [M, ...]; with encoding "top_k" also
             ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.signals.top_k`); with encoding "packed"
-            the
-            values are uint8 [M, P], and there is ``scale`` float32 [M] (see :mod:`reuse_algos.archive.signals.packed`).
+            the values are uint8 [M, P], and there is ``scale`` float32 [M]
+            (see :mod:`reuse_algos.archive.signals.packed`).
         parts: How to read a tensor without the memory map, so that checking a large one does not fill memory with its
             pages; None where the tensors are in memory anyway.
     """
@@ -71,7 +71,7 @@ class Segment:
         return RowFormat("top_k" if encoding == "top_k" else "dense", classes)
 
     def find(self, positions: Tensor, num_examples: int) -> tuple[Tensor, Tensor]:
-        """Where positions are in this segment.
+        """Find positions in this segment.
 
         Args:
             positions: int64 [B], each from 0 to N-1.
@@ -96,13 +96,13 @@ def check_signal(
     num_examples: int | None = None,
     parts: Parts | None = None,
 ) -> str | None:
-    """What is wrong with a segment of a signal, in words; None if nothing is.
+    """Return what is wrong with a segment of a signal, in words; None if nothing is.
 
     Args:
-        meta: As in :class:`Segment`.
-        tensors: As in :class:`Segment`.
-        num_examples: N, where known.
-        parts: As in :class:`Segment`.
+        meta: The facts about the file, as in :class:`Segment`.
+        tensors: Its tensors, as in :class:`Segment`.
+        num_examples: N. Default: not known.
+        parts: Reads a tensor without the memory map, as in :class:`Segment`. Default: None.
     """
     slot, encoding, num_classes = meta.get("slot"), meta.get("encoding", "dense"), meta.get("num_classes")
     if not isinstance(slot, int) or isinstance(slot, bool) or not 0 <= slot < MAX_SLOTS:
@@ -148,7 +148,7 @@ def _check_unbacked(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def unknown_encoding(meta: Mapping[str, Scalar]) -> str | None:
-    """The name of an encoding that this version does not know; None if it does, or if it is no name."""
+    """Return the name of an encoding that this version does not know; None if it does, or if it is not a name."""
     encoding = meta.get("encoding", "dense")
     return encoding[:40] if isinstance(encoding, str) and encoding not in TENSORS else None
 
@@ -197,6 +197,6 @@ def _check_ids(parts: Iterable[Tensor], num_examples: int | None) -> str | None:
 
 
 def layout_of(segment: Segment) -> tuple[object, ...]:
-    """What all segments of a signal must have in common."""
+    """Return what all segments of a signal must have in common."""
     columns = {key: (t.dtype, tuple(t.shape[1:])) for key, t in sorted(segment.tensors.items()) if key != "ids"}
     return segment.row_format, *columns.items()

@@ -32,8 +32,8 @@ class Signal:
     """All rows of one signal of one run, memory mapped.
 
     Args:
-        name: Of the signal, such as ``"logits"``.
-        segments: In the order of the manifest.
+        name: The name of the signal, such as ``"logits"``.
+        segments: The files, in the order of the manifest.
         num_examples: N.
 
     Attributes:
@@ -108,7 +108,7 @@ class Signal:
         )
 
     def slot_meta(self, slot: int) -> dict[str, Any]:
-        """Facts about a slot (see :class:`Segment`), from its latest segment.
+        """Return the facts about a slot (see :class:`Segment`), from its latest segment.
 
         Raises:
             SignalNotFoundError: There is no such slot.
@@ -116,7 +116,7 @@ class Signal:
         return dict(self._segments(slot)[-1].meta)
 
     def seen(self, slot: int) -> Tensor:
-        """Which examples have a row in a slot: bool [N].
+        """Return which examples have a row in a slot: bool [N].
 
         Raises:
             SignalNotFoundError: There is no such slot.
@@ -127,7 +127,7 @@ class Signal:
         return seen
 
     def seen_counts(self) -> Tensor:
-        """In how many slots each example has a row: int64 [N]."""
+        """Return in how many slots each example has a row: int64 [N]."""
         counts = torch.zeros(self.num_examples, dtype=torch.int64)
         for slot in self.slots:
             counts += self.seen(slot)
@@ -168,7 +168,7 @@ class Signal:
         return self.row_format.decode(encoded, seen_B), seen_B
 
     def dense(self, slot: int) -> tuple[Tensor, Tensor]:
-        """All rows of a slot: ``values`` [N, ...] as :meth:`gather` returns them, and ``seen`` bool [N].
+        """Return all rows of a slot: ``values`` [N, ...] as :meth:`gather` returns them, and ``seen`` bool [N].
 
         A dense slot that one segment fills is returned as a view of the memory map, without a copy. Packed rows take
         4 bytes a number here, 4 to 16 times what they take in the archive (on top of the result, decoding takes only
@@ -197,8 +197,8 @@ class Signal:
         """Copy rows to a device, so that a look-up there is one ``index_select``.
 
         Args:
-            device: Where to.
-            slots: Which slots; all by default.
+            device: The device.
+            slots: The slots. Default: all.
             rows: int64 [n], for each position of the *reading* run the position in this run, or -1 for an example that
                 this run did not have. Then ``gather`` takes positions of the reading run.
 

@@ -23,10 +23,10 @@ RATES = {
 
 
 def success_rates(slots: Iterable[Mapping[str, Scalar]]) -> dict[str, float | None]:
-    """The shares of :data:`RATES` over all examples of some slots.
+    """Return the shares of :data:`RATES` over all examples of some slots.
 
     Args:
-        slots: The meta of each.
+        slots: The meta of each slot.
 
     Returns:
         Every share, from 0 to 1: of the sums, so that each example counts alike whatever slot it is in; None where

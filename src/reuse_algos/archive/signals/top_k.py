@@ -38,7 +38,7 @@ def encode_top_k(logits_BC: Tensor, k: int) -> dict[str, Tensor]:
 
 
 def decode_top_k(values_BK: Tensor, indices_BK: Tensor, rest_B: Tensor, num_classes: int) -> Tensor:
-    """Dense logits, in which the classes that were not kept share the rest's mass equally.
+    """Return dense logits, in which the classes that were not kept share the mass of the rest equally.
 
     Args:
         values_BK: The kept logits.

@@ -13,18 +13,19 @@ import hashlib
 import io
 import os
 import re
-import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import filelock
 
-from reuse_algos.archive.stores.verified import cache_directory, hash_file, is_verified, remember_verified
+from reuse_algos.archive.format.names import temporary_name
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["open_cached"]
+__all__ = ["hash_file", "is_verified", "open_cached", "remember_verified"]
 
+_READ_BYTES = 1 << 20
+_seen: set[str] = set()
 _FETCHES = 3
 _LOCK_SECONDS = (
     900  # for another process that fetches the same file; after that it is fetched twice, which harms nobody
@@ -44,7 +45,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
         ArchiveCorruptError: The remote file is missing or not what it should be, three times in a row.
         ArchiveError: It could not be read, or the cache could not be written.
     """
-    folder = cache_directory("files")
+    folder = _cache_directory("files")
     if folder is None:
         raise ArchiveError(f"cannot fetch {where}: there is no home directory; set XDG_CACHE_HOME to a folder to fill")
     if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -107,7 +108,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[str, tuple[int, int] | None]:
     """Put the parts in place if they are what they should be, as which inode; else say what is wrong with them."""
-    temporary = path.with_name(f".tmp-{secrets.token_hex(8)}")
+    temporary = path.with_name(temporary_name())
     digest, length = hashlib.sha256(), 0
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
     try:
@@ -156,3 +157,64 @@ def _errors(where: str, folder: Path) -> Iterator[None]:
         failure = ArchiveError(f"cannot fetch {where} into the cache {folder}: {error.strerror or error}; {advice}")
         failure.errno = error.errno
         raise failure from error
+
+
+def hash_file(file: io.FileIO) -> str:
+    """Sha256 of a file, open for reading, from its beginning, in hex."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_READ_BYTES))
+    file.seek(0)
+    while count := file.readinto(buffer):  # type: ignore[attr-defined]  # raw files have it, io.FileIO does not say so
+        digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+def is_verified(file: io.FileIO, path: str, sha256: str) -> bool:
+    """Whether this very file was found to have this hash before, by this process or by another on this host."""
+    key = _key(file, path, sha256)
+    if key in _seen:
+        return True
+    cache = _cache_directory("verified")
+    if cache is None or not os.path.exists(cache / key):
+        return False
+    _seen.add(key)
+    return True
+
+
+def remember_verified(file: io.FileIO, path: str, sha256: str) -> None:
+    """Remember that this file has this hash. A cache that cannot be written is not an error."""
+    key = _key(file, path, sha256)
+    _seen.add(key)
+    cache = _cache_directory("verified")
+    if cache is not None:
+        with contextlib.suppress(OSError):
+            cache.mkdir(parents=True, exist_ok=True)
+            (cache / key).touch()
+
+
+def _key(file: io.FileIO, path: str, sha256: str) -> str:
+    status = os.fstat(file.fileno())
+    identity = (
+        os.path.realpath(path),
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,
+        sha256,
+    )
+    return hashlib.sha256(repr(identity).encode()).hexdigest()
+
+
+def _cache_directory(name: str) -> Path | None:
+    """This library's directory for one kind of cache on this host; None if there is no home to put it in.
+
+    It is below ``$XDG_CACHE_HOME/reuse_algos``, or ``~/.cache/reuse_algos`` where that is not set.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # the XDG specification: relative ones are to be ignored
+        home = os.path.expanduser("~")
+        if not os.path.isabs(home):
+            return None
+        base = os.path.join(home, ".cache")
+    return Path(base, "reuse_algos", name)

@@ -6,25 +6,31 @@ moment is told in :mod:`reuse_algos.archive.upkeep.leases`.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.generations import list_generations, read_final, read_manifest
-from reuse_algos.archive.format.manifest import FORMAT, is_safe_name, manifest_path, run_prefix
-from reuse_algos.archive.stores.store import Store, StoredObject
+from reuse_algos.archive.format.manifest import FORMAT
+from reuse_algos.archive.format.names import (
+    is_data,
+    is_lease,
+    is_manifest,
+    is_marker,
+    is_safe_name,
+    is_temporary,
+    manifest_path,
+    run_prefix,
+)
+from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.upkeep.leases import (
     MIN_AGE_SECONDS,
     SHORTEST_AGE_SECONDS,
     TRUST_SECONDS,
     Marker,
     Stopwatch,
-    is_lease,
-    is_marker,
     put_at,
     read_markers,
-    require_deletion,
 )
 from reuse_algos.archive.upkeep.verify import Problem
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchiveVersionError
@@ -32,10 +38,6 @@ from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, Archiv
 __all__ = ["GarbageReport", "RunGarbage", "collect_garbage", "plan_run"]
 
 BATCH = 10_000  # files that one marker names: it stays far below the largest file that is read
-
-_DATA = re.compile(r"data/[A-Za-z0-9][A-Za-z0-9._-]*/[^/]+-[1-9][0-9]{0,8}-[0-9a-f]{16}\.safetensors", re.ASCII)
-_TEMPORARY = re.compile(r"(?:[^/]+/)*\.tmp-[0-9a-f]{16}", re.ASCII)
-_MANIFEST = re.compile(r"manifests/g[0-9]{6}\.json", re.ASCII)
 
 
 @dataclass
@@ -113,12 +115,12 @@ def plan_run(
         busy = busy or not old
         if is_lease(path):
             tidy.append(found)
-        elif _DATA.fullmatch(path) or _TEMPORARY.fullmatch(path):
+        elif is_data(path) or is_temporary(path.rpartition("/")[2]):
             if found.path in referenced:
                 kept += 1
             else:
                 files.append(found)
-        elif path != "final.json" and not _MANIFEST.fullmatch(path):
+        elif path != "final.json" and not is_manifest(path):
             unknown.append(found.path)
     return RunGarbage(busy, kept, [] if busy else files, [] if busy else tidy, unknown)
 
@@ -216,9 +218,12 @@ def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
         ArchiveVersionError: A newer version wrote one, and may list files in ways that this one does not know.
     """
     prefix = f"{run_prefix(run_id)}/"
-    odd = [path for path in sorted(paths) if path.startswith(f"{prefix}manifests/") and not _is_known(path, prefix)]
+    below = [path[len(prefix) :] for path in sorted(paths) if path.startswith(f"{prefix}manifests/")]
+    odd = [path for path in below if not is_manifest(path) and not is_temporary(path.rpartition("/")[2])]
     if odd:
-        raise ArchiveCorruptError(f"{odd[0]} is no manifest that this version knows, so it may list anything")
+        raise ArchiveCorruptError(
+            f"{prefix}{odd[0]} is not a manifest that this version knows, so it may list anything"
+        )
     final = read_final(store, run_id)
     generations = list_generations(store, run_id)
     if generations and any(marker.everything for marker in read_markers(store, run_id).values()):
@@ -236,7 +241,3 @@ def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
             )
         referenced.update(prefix + entry.path for entry in manifest.files)
     return referenced
-
-
-def _is_known(path: str, prefix: str) -> bool:
-    return any(pattern.fullmatch(path[len(prefix) :]) for pattern in (_MANIFEST, _TEMPORARY))

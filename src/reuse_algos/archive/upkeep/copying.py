@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.format.generations import DAMAGE, final_path, list_generations, read_final
-from reuse_algos.archive.format.manifest import Manifest, decode_manifest, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest
+from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.selection import scan, tags_match
-from reuse_algos.archive.stores.sizes import MissingFileError, check_sizes
-from reuse_algos.archive.stores.store import Chunk, Store
+from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
-from reuse_algos.archive.upkeep.verify import Problem, reading
+from reuse_algos.archive.upkeep.verify import MissingFileError, Problem, check_sizes, reading
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -97,15 +97,15 @@ def copy_runs(
     others are copied. May run while the source is written: what is committed later is not copied.
 
     Args:
-        source: Where the runs are.
-        target: Where they are to be.
-        run_ids: Which; all by default.
-        progress: Called with the bytes copied or checked so far and the bytes in all.
-        recheck: Hash also the files that an earlier copy brought. Else their sizes must do.
-        known: Paths that an earlier call with the same two stores proved; this call passes them over and adds its own.
-            If one of them turns out to be gone from the target, what is known of its run is forgotten.
-        tags: Of the runs, only those with these; a list of values matches any of them. A run so damaged that its tags
-            cannot be told is reported.
+        source: The store that has the runs.
+        target: The store to copy them to.
+        run_ids: The runs. Default: all.
+        progress: Called with the bytes copied or checked so far and the bytes in all. Default: None.
+        recheck: Hash also the files that an earlier copy brought; otherwise compare their sizes. Default: True.
+        known: Paths that an earlier call with the same two stores proved. They are passed over, and this call's are
+            added. If one is gone from the target, what is known of its run is forgotten. Default: None.
+        tags: Copy only runs with these tags; a list of values matches any of them. A run so damaged that its tags
+            cannot be read is reported. Default: None.
 
     Raises:
         RunNotFoundError: There is no such run in the source.
@@ -168,7 +168,7 @@ def _chosen(
         return chosen
 
     def report_damage(run_id: str, error: ArchiveError) -> None:
-        what = f"it cannot be told whether it has these tags: {error}"
+        what = f"its tags cannot be read: {error}"
         report.problems.append(Problem(run_id, run_prefix(run_id), what))
 
     found = scan(source, chosen, report_damage)

@@ -28,16 +28,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import re
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
-from reuse_algos.archive.format.manifest import LeaseRecord, MarkerRecord, run_prefix
-from reuse_algos.archive.stores.store import Store, StoredObject
+from reuse_algos.archive.format.manifest import LeaseRecord, MarkerRecord
+from reuse_algos.archive.format.names import is_marker, lease_path, marker_path, run_prefix
+from reuse_algos.archive.stores.base import Store, StoredObject
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = [
@@ -47,13 +46,9 @@ __all__ = [
     "Lease",
     "Marker",
     "Stopwatch",
-    "can_delete",
-    "is_lease",
-    "is_marker",
     "put_at",
     "read_markers",
     "refuse_condemned",
-    "require_deletion",
 ]
 
 MIN_AGE_SECONDS = 24 * 3600.0
@@ -69,39 +64,6 @@ RENEW_SECONDS = 900.0
 RETRY_SECONDS = 180.0  # after a renewal that failed: a store that is down takes many seconds to say so
 WAIT_SECONDS = 30.0  # deleting the garbage of one run takes seconds
 POLL_SECONDS = 0.25
-
-_LEASE_NAME = re.compile(r"[1-9][0-9]{0,8}-[0-9a-f]{16}-[0-9]{1,9}\.json", re.ASCII)
-_MARKER_NAME = re.compile(r"[0-9a-f]{16}\.json", re.ASCII)
-
-
-def is_lease(path: str) -> bool:
-    """Whether a path, relative to its run, is that of a lease."""
-    folder, _, name = path.partition("/")
-    return folder == "leases" and _LEASE_NAME.fullmatch(name) is not None
-
-
-def is_marker(path: str) -> bool:
-    """Whether a path, relative to its run, is that of a marker."""
-    folder, _, name = path.partition("/")
-    return folder == "gc" and _MARKER_NAME.fullmatch(name) is not None
-
-
-def can_delete(store: Store) -> bool:
-    """Whether a store can remove objects at all, whoever asks."""
-    return getattr(store, "can_delete", True)
-
-
-def require_deletion(store: Store) -> None:
-    """Refuse to delete in a store that cannot: before a marker is put, which nobody could take away again.
-
-    Raises:
-        ArchiveError: It cannot.
-    """
-    if not can_delete(store):
-        raise ArchiveError(
-            f"cannot delete anything in {store.location}: this kind of store has no way to; nothing was changed. "
-            "Remove the files with the provider's own tools"
-        )
 
 
 class Stopwatch:
@@ -193,13 +155,16 @@ class Lease:
         with self._lock:
             self._drop()
 
-    def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> None:
+    def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> Stopwatch:
         """Make sure that files are there and stay there for a while, to be committed by the next call.
 
         Args:
             paths: The files, relative to the archive.
             check: Raises if they are not there. It is given those of them that this writer has not committed before;
                 the others are there unless the whole run was removed.
+
+        Returns:
+            The time since the check began. What it found may be trusted for :data:`TRUST_SECONDS`.
 
         Raises:
             ArchiveConflictError: The run is being removed.
@@ -212,7 +177,7 @@ class Lease:
             refuse_condemned(self._store, self._run_id, paths)
             check({path for path in paths if self._safe.get(path, watch) is not None})
             if watch.seconds() < TRUST_SECONDS:  # else this process was stopped on the way: all may have changed
-                return
+                return watch
 
     def _is_safe(self, path: str) -> bool:
         """Whether a file needs no lease: it is young in the store too, or committed."""
@@ -222,7 +187,7 @@ class Lease:
         return since is None or _is_young(since)
 
     def _new_path(self) -> str:
-        return f"{run_prefix(self._run_id)}/leases/{self._attempt}-{self._token}-{next(self._numbers)}.json"
+        return lease_path(self._run_id, self._attempt, self._token, next(self._numbers))
 
     def _put(self, path: str) -> None:
         self._store.put_if_absent(path, [seal(LeaseRecord(run_id=self._run_id, attempt=self._attempt), path)])
@@ -232,7 +197,7 @@ class Lease:
             self._held.append(self._unsure)
             self._unsure = None
         while len(self._held) > keep:
-            if can_delete(self._store):
+            if self._store.can_delete:
                 with contextlib.suppress(ArchiveError):  # it is in nobody's way, and a collection takes it when old
                     self._store.delete(self._held[0])
             self._held.pop(0)
@@ -257,7 +222,7 @@ class Marker:
     """
 
     def __init__(self, store: Store, run_id: str, *, everything: bool = False, paths: Iterable[str] = ()) -> None:
-        self.path = f"{run_prefix(run_id)}/gc/{secrets.token_hex(8)}.json"
+        self.path = marker_path(run_id)
         self._store = store
         record = MarkerRecord(run_id=run_id, everything=everything, paths=list(paths))
         store.put_if_absent(self.path, [seal(record, self.path)])
@@ -293,9 +258,9 @@ def read_markers(store: Store, run_id: str) -> dict[str, MarkerRecord]:
     """
     markers = {}
     for name in store.list(f"{run_prefix(run_id)}/gc"):
-        if not _MARKER_NAME.fullmatch(name):
-            continue
         path = f"{run_prefix(run_id)}/gc/{name}"
+        if not is_marker(f"gc/{name}"):
+            continue
         data = store.get(path, MAX_SEALED_BYTES)
         if data is not None:  # else it was taken away since it was listed
             marker = unseal(data, MarkerRecord, path)

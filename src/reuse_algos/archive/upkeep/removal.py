@@ -6,18 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reuse_algos.archive.format.generations import final_path
-from reuse_algos.archive.format.manifest import is_safe_name, run_prefix
-from reuse_algos.archive.stores.store import Store, StoredObject
-from reuse_algos.archive.upkeep.leases import (
-    MIN_AGE_SECONDS,
-    Marker,
-    is_lease,
-    is_marker,
-    put_at,
-    read_markers,
-    require_deletion,
-)
+from reuse_algos.archive.format.names import final_path, is_lease, is_marker, is_safe_name, run_prefix
+from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
+from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS, Marker, put_at, read_markers
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, RunNotFoundError
 
 __all__ = ["RemovalReport", "remove_run"]

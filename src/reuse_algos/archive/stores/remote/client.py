@@ -48,7 +48,7 @@ class ObjectClient:
         self._asker = connect(address, self._settings, retries=3, seconds=_RECORD_SECONDS)
 
     def writer(self, retries: int, seconds: int) -> Any:
-        """The obstore client that sends a request so often again, and waits so long for each."""
+        """Return an obstore client with this many retries and this timeout in seconds (cached)."""
         with self._lock:
             if (retries, seconds) not in self._clients:
                 self._clients[retries, seconds] = connect(
@@ -57,7 +57,7 @@ class ObjectClient:
             return self._clients[retries, seconds]
 
     def where(self, key: str) -> str:
-        """The URL of an object."""
+        """Return the URL of an object."""
         begin = len(self.address.prefix) + 1 if self.address.prefix else 0
         return f"{self.address.location}/{key[begin:]}"
 
@@ -89,7 +89,7 @@ class ObjectClient:
             pause(attempt)
 
     def get(self, key: str, max_bytes: int) -> bytes | None:
-        """A whole object, or None if there is none.
+        """Return a whole object, or None if there is none.
 
         Raises:
             ArchiveCorruptError: It has more than ``max_bytes``.
@@ -108,7 +108,7 @@ class ObjectClient:
         return self.call(key, "read", read)
 
     def stream(self, key: str) -> Iterator[bytes]:
-        """An object in parts.
+        """Read an object in parts.
 
         Raises:
             ArchiveCorruptError: There is none.
@@ -124,7 +124,7 @@ class ObjectClient:
         self._check_length(key, length, found.meta["size"])
 
     def size(self, key: str) -> int | None:
-        """Bytes in an object, or None if there is none.
+        """Return the bytes in an object, or None if there is none.
 
         Raises:
             ArchiveError: It could not be told.
@@ -137,7 +137,7 @@ class ObjectClient:
         return None if found is None else found.meta["size"]
 
     def names(self, key: str) -> set[str]:
-        """Names directly below a key.
+        """Return the names directly below a key.
 
         Raises:
             ArchiveError: They could not be listed.
@@ -149,7 +149,7 @@ class ObjectClient:
         return {name[len(key) + 1 :] for name in keys if name.startswith(f"{key}/")}
 
     def walk(self, key: str) -> Iterator[dict[str, Any]]:
-        """What obstore says of each object below a key.
+        """Return what obstore says of each object below a key.
 
         Raises:
             ArchiveError: Not all could be listed; what came before was right.
@@ -165,7 +165,7 @@ class ObjectClient:
             page = self._next(key, "list", pages, ())
 
     def delete(self, key: str) -> None:
-        """Remove an object. That there is none is no error.
+        """Remove an object. It is not an error if there is none.
 
         Raises:
             ArchiveError: It could not be removed.

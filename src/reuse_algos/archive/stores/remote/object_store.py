@@ -5,20 +5,19 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Iterator
 
-from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.archive.format.names import is_safe_name
+from reuse_algos.archive.stores.base import Chunk, Store, StoredObject, require_writable, split_path
 from reuse_algos.archive.stores.cache import open_cached
 from reuse_algos.archive.stores.remote.client import ObjectClient
 from reuse_algos.archive.stores.remote.config import parse_address
 from reuse_algos.archive.stores.remote.puts import ObjectWriter
-from reuse_algos.archive.stores.store import Chunk, StoredObject, split_path
-from reuse_algos.errors import ArchivePermissionError
 
 __all__ = ["ObjectStore"]
 
 _PROBE_PATH = "index/conditional-put"
 
 
-class ObjectStore:
+class ObjectStore(Store):
     """A bucket, or a prefix in one.
 
     Credentials, region and endpoint come from the environment variables that the provider's own tools use; for S3 also
@@ -47,40 +46,27 @@ class ObjectStore:
 
     @property
     def location(self) -> str:
-        """The URL, without a slash at its end."""
         return self._address.location
 
     def get(self, path: str, max_bytes: int) -> bytes | None:
-        """Read a whole object; see :meth:`Store.get <reuse_algos.archive.stores.store.Store.get>`."""
         return self._client.get(self._key(path), max_bytes)
 
     def open(self, path: str, size: int, sha256: str) -> io.FileIO:
-        """Fetch an object into this host's cache; see :meth:`Store.open <reuse_algos.archive.Store.open>`."""
         key = self._key(path)
         return open_cached(self._client.where(key), size, sha256, lambda: self._client.stream(key))
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Read an object in parts; see :meth:`Store.stream <reuse_algos.archive.stores.store.Store.stream>`."""
         return self._client.stream(self._key(path))
 
     def size(self, path: str) -> int | None:
-        """Size of an object; see :meth:`Store.size <reuse_algos.archive.stores.store.Store.size>`."""
         return self._client.size(self._key(path))
 
     def list(self, prefix: str) -> list[str]:
-        """Names below a prefix; see :meth:`Store.list <reuse_algos.archive.stores.store.Store.list>`.
-
-        Names that no archive has are left out.
-        """
         names = self._client.names(self._key(prefix))
         return sorted(name for name in names if is_safe_name(name))
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below a prefix; see :meth:`Store.walk <reuse_algos.archive.stores.store.Store.walk>`.
-
-        Names that no archive has are passed over. The parts of an upload that was broken off are no objects and are
-        not found: let a lifecycle rule of the bucket remove them.
-        """
+        # The parts of an upload that was broken off are not objects: a lifecycle rule of the bucket removes them.
         key = self._key(prefix)
         begin = len(key) - len(prefix)
         for item in self._client.walk(key):
@@ -89,20 +75,13 @@ class ObjectStore:
                 yield StoredObject(path, item["size"], item["last_modified"].timestamp())
 
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
-        """Write an object; see :meth:`Store.put_if_absent <reuse_algos.archive.stores.store.Store.put_if_absent>`.
-
-        Up to 16 MiB go up in one request that the store refuses if the name is taken. For more it is looked first.
-        """
         key = self._key(path)
-        if self.read_only:
-            raise ArchivePermissionError(f"cannot write {self._client.where(key)}: the archive was opened read-only")
+        require_writable(self.read_only, "write", self._client.where(key))
         self._writer.put_if_absent(key, chunks)
 
     def delete(self, path: str) -> None:
-        """Remove an object; see :meth:`Store.delete <reuse_algos.archive.stores.store.Store.delete>`."""
         key = self._join("/".join(split_path(path, temporary=True)))
-        if self.read_only:
-            raise ArchivePermissionError(f"cannot delete {self._client.where(key)}: the archive was opened read-only")
+        require_writable(self.read_only, "delete", self._client.where(key))
         self._client.delete(key)
 
     def _key(self, path: str) -> str:

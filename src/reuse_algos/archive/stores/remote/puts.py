@@ -22,10 +22,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
+from reuse_algos.archive.stores.base import MAX_ATOMIC_BYTES, Chunk
 from reuse_algos.archive.stores.remote.client import ObjectClient, pause
 from reuse_algos.archive.stores.remote.errors import Fault
-from reuse_algos.archive.stores.store import Chunk
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning
 
 __all__ = ["ObjectWriter"]
@@ -76,10 +75,10 @@ class ObjectWriter:
         for chunk in source:
             begin.append(chunk)
             size += len(chunk)
-            if size > MAX_SEALED_BYTES:
+            if size > MAX_ATOMIC_BYTES:
                 break
         self._probe()
-        if size <= MAX_SEALED_BYTES:
+        if size <= MAX_ATOMIC_BYTES:
             self._put_whole(key, b"".join(begin))
         else:
             self._put_parts(key, itertools.chain(begin, source), None if source is chunks else chunks)
@@ -109,7 +108,7 @@ class ObjectWriter:
             if not fault.transient or attempt == _TRIES or time.monotonic() - began > _SECONDS:
                 break
             pause(attempt)
-        with contextlib.suppress(ArchiveError):  # that it cannot be read either is the lesser news
+        with contextlib.suppress(ArchiveError):  # report the write error, not the failed read-back
             if in_doubt and self._is_stored(key, content):
                 return
         fault.stop("write", self._client.where(key))
@@ -169,7 +168,7 @@ class ObjectWriter:
             return None if size is None else False
         digest = hashlib.sha256()
         # What is as small as a record is read within the time for one, also if it comes byte by byte.
-        whole = self._client.get(key, content.size) if content.size <= MAX_SEALED_BYTES else None
+        whole = self._client.get(key, content.size) if content.size <= MAX_ATOMIC_BYTES else None
         for part in self._client.stream(key) if whole is None else [whole]:
             digest.update(part)
         return digest.hexdigest() == content.sha256

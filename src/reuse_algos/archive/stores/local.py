@@ -1,25 +1,18 @@
-"""Where the bytes of an archive are: a small protocol, and the local directory that fulfils it.
-
-The protocol is what an object store can also do: read whole objects, list, delete, and *put if absent*. Nothing is
-ever changed or renamed through it.
-"""
+"""A store in a local directory."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import io
 import os
-import re
-import secrets
 import stat
-import urllib.parse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import NoReturn
 
-from reuse_algos.archive.format.manifest import is_safe_name
+from reuse_algos.archive.format.names import is_safe_name, is_temporary, temporary_name
+from reuse_algos.archive.stores.base import Chunk, Store, StoredObject, require_writable, split_path
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -28,135 +21,13 @@ from reuse_algos.errors import (
     ArchivePermissionError,
 )
 
-__all__ = ["Chunk", "LocalStore", "Store", "StoredObject", "open_store", "split_path"]
-
-Chunk = bytes | memoryview
-"""A part of a file to be written; a memoryview has one dimension of bytes."""
-
-STORES_GROUP = "reuse_algos.stores"
-"""The entry points by which other packages add kinds of stores; each is named by its URL scheme."""
+__all__ = ["LocalStore"]
 
 _STREAM_BYTES = 1 << 20
 _MAKING_TRIES = 20
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://|(dbfs):/", re.ASCII)
-_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/(?!/)", re.ASCII)
-_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}", re.ASCII)
 
 
-class StoredObject(NamedTuple):
-    """One object of a store: its path, its size in bytes, and when it was written.
-
-    ``modified`` is in seconds since 1970 by the store's own clock, which need not be this machine's.
-    """
-
-    path: str
-    size: int
-    modified: float
-
-
-class Store(Protocol):
-    """Named, immutable sequences of bytes. Names are relative, with ``/`` between safe parts.
-
-    Every method raises an :class:`~reuse_algos.errors.ArchiveError` that names the path when it fails, its child
-    ``ArchivePermissionError`` when it was not allowed, and ``ArchiveCorruptError`` for a name or object that can be no
-    part of an archive.
-
-    A store whose answers take their time may have an attribute ``concurrency``, the number of calls that it takes from
-    as many threads at once; without one it is called by one thread at a time. A store that can remove nothing has
-    ``can_delete = False``: then removals and collections of garbage are refused before they begin, and leases stay.
-    """
-
-    @property
-    def location(self) -> str:
-        """Where this is, for messages: a directory or a URL."""
-        ...
-
-    def get(self, path: str, max_bytes: int) -> bytes | None:
-        """The whole object, or None if there is none. More than ``max_bytes`` are refused unread."""
-        ...
-
-    def open(self, path: str, size: int, sha256: str) -> io.FileIO:
-        """Open an object as a regular local file with a descriptor, to be memory mapped.
-
-        A remote store fetches it into a cache on this host, by content, and checks it against ``size`` and ``sha256``
-        on the way. A local one opens the file itself and leaves both checks to the caller.
-        """
-        ...
-
-    def stream(self, path: str) -> Iterator[bytes]:
-        """The object as it is in the store now, in parts, past any cache."""
-        ...
-
-    def size(self, path: str) -> int | None:
-        """Bytes in the object, or None if there is none."""
-        ...
-
-    def list(self, prefix: str) -> list[str]:
-        """Sorted names directly below ``prefix``; empty if there are none."""
-        ...
-
-    def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Every object below ``prefix`` at any depth, in any order, with what crashed writers left behind."""
-        ...
-
-    def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
-        """Write an object that is complete and durable when this returns.
-
-        Raises:
-            ArchiveConflictError: There is one of this name, complete and durable; it was left as it is.
-        """
-        ...
-
-    def delete(self, path: str) -> None:
-        """Remove an object, or what :meth:`walk` found left over. That there is none is no error."""
-        ...
-
-
-def open_store(location: str | os.PathLike[str], *, create: bool, read_only: bool) -> Store:
-    """Open the store at ``location``. This is the one place that knows which kinds of stores there are.
-
-    Args:
-        location: A directory, ``file://`` and a directory, ``s3://bucket/prefix``, ``gs://bucket/prefix``,
-            ``az://container/prefix``, or a URL of a scheme that an installed package registers under the entry point
-            group ``reuse_algos.stores``, each a function ``(location, *, create, read_only) -> Store``.
-        create: Make the directory if it is missing. Buckets are not made.
-        read_only: Refuse every write.
-
-    Raises:
-        ArchiveError: There is nothing and nothing may be made, or the scheme is not known.
-        ArchiveNotADirectoryError: It is a file, or below one.
-        ArchivePermissionError: It may not be opened, or there are no credentials.
-    """
-    location = os.fspath(location)
-    found = _SCHEME.match(location)
-    scheme = (found[1] or found[2]).lower() if found else ""
-    if scheme == "file":
-        url = urllib.parse.urlsplit(location)
-        if url.netloc not in ("", "localhost") or url.query or url.fragment:
-            raise ArchiveError(f"{location!r} is no local directory: write file:///path, or just the path")
-        location, scheme = urllib.parse.unquote(url.path), ""
-    if not scheme:
-        if found := _ONE_SLASH.match(location):
-            rest = location[found.end() :]
-            raise ArchiveError(
-                f"{location!r} looks like a URL with a slash too few: write {found[1]}://{rest}, or ./{location} for a "
-                "folder of this name"
-            )
-        return LocalStore(Path(location).expanduser(), create=create, read_only=read_only)
-    from reuse_algos.archive.stores.remote.config import OBJECT_SCHEMES  # here, not to load it for local archives
-
-    if scheme in OBJECT_SCHEMES:
-        from reuse_algos.archive.stores.remote.object_store import ObjectStore
-
-        return ObjectStore(location, read_only=read_only)
-    others = {entry.name: entry for entry in importlib.metadata.entry_points(group=STORES_GROUP)}
-    if scheme not in others:
-        known = ", ".join(f"{name}://" for name in sorted({"file", *OBJECT_SCHEMES, *others}))
-        raise ArchiveError(f"{location!r}: no kind of store is known for {scheme}://. Known: a directory, {known}")
-    return others[scheme].load()(location, create=create, read_only=read_only)
-
-
-class LocalStore:
+class LocalStore(Store):
     """A directory on a POSIX file system with hard links.
 
     Writing follows one protocol: a temporary file of a new name in the target's directory, written and synced, then
@@ -186,7 +57,7 @@ class LocalStore:
                     return
                 raise ArchiveNotADirectoryError(f"{self.root} is a file; an archive is a directory: give another path")
             if not allowed:
-                raise ArchiveError(f"there is no archive at {self.root}: check the path, or let it be created")
+                raise ArchiveError(f"there is no archive at {self.root}: check the path, or pass create=True")
             missing = [self.root, *(parent for parent in self.root.parents if not parent.exists())]
             for directory in reversed(missing):
                 with contextlib.suppress(FileExistsError):  # another process makes the archive at the same moment
@@ -199,11 +70,9 @@ class LocalStore:
 
     @property
     def location(self) -> str:
-        """The directory."""
         return str(self.root)
 
     def get(self, path: str, max_bytes: int) -> bytes | None:
-        """Read a whole file; see :meth:`Store.get`."""
         with self._errors(path, "read"):
             try:
                 file = self._open(path)
@@ -216,7 +85,6 @@ class LocalStore:
                 return file.read(size)
 
     def open(self, path: str, size: int, sha256: str) -> io.FileIO:
-        """Open a file for reading; see :meth:`Store.open`."""
         del size, sha256  # to be checked by the caller, who may know that they were checked before
         with self._errors(path, "read"):
             try:
@@ -225,13 +93,11 @@ class LocalStore:
                 raise ArchiveCorruptError(f"{self.root / path} is missing: the archive is damaged") from error
 
     def stream(self, path: str) -> Iterator[bytes]:
-        """Read a file in parts; see :meth:`Store.stream`."""
         with self._errors(path, "read"), self.open(path, 0, "") as file:
             while part := file.read(_STREAM_BYTES):
                 yield part
 
     def size(self, path: str) -> int | None:
-        """Size of a file; see :meth:`Store.size`."""
         *parents, name = split_path(path)
         with self._errors(path, "read"):
             try:
@@ -242,7 +108,6 @@ class LocalStore:
         return self._regular(status, path).st_size
 
     def list(self, prefix: str) -> list[str]:
-        """Names in a directory; see :meth:`Store.list`."""
         with self._errors(prefix, "list"):
             try:
                 with self._directory(split_path(prefix)) as directory:
@@ -251,13 +116,9 @@ class LocalStore:
                 return []
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
-        """Every regular file below a directory; see :meth:`Store.walk`.
-
-        What is no part of an archive (links, devices, names that no archive has) is passed over.
-        """
         for name in self.list(prefix):
             path = f"{prefix}/{name}"
-            if not is_safe_name(name) and not _TEMPORARY.fullmatch(name):
+            if not is_safe_name(name) and not is_temporary(name):
                 continue
             with self._errors(path, "list"):
                 try:
@@ -271,10 +132,8 @@ class LocalStore:
                 yield StoredObject(path, status.st_size, status.st_mtime)
 
     def delete(self, path: str) -> None:
-        """Remove a file, and directories that it leaves empty below the root; see :meth:`Store.delete`."""
         *parents, name = split_path(path, temporary=True)
-        if self.read_only:
-            raise ArchivePermissionError(f"cannot delete {self.root / path}: the archive was opened read-only")
+        require_writable(self.read_only, "delete", self.root / path)
         with self._errors(path, "delete"):
             try:
                 with self._directory(parents) as directory:
@@ -297,10 +156,8 @@ class LocalStore:
             parents = above
 
     def put_if_absent(self, path: str, chunks: Iterable[Chunk]) -> None:
-        """Write a file; see :meth:`Store.put_if_absent`."""
         *parents, name = split_path(path)
-        if self.read_only:
-            raise ArchivePermissionError(f"cannot write {self.root / path}: the archive was opened read-only")
+        require_writable(self.read_only, "write", self.root / path)
         with self._errors(path, "write"), contextlib.ExitStack() as in_directory:
             with contextlib.ExitStack() as in_file:
                 directory, temporary, file = self._new_file(parents, in_directory, in_file)
@@ -316,7 +173,7 @@ class LocalStore:
         self, parents: list[str], in_directory: contextlib.ExitStack, in_file: contextlib.ExitStack
     ) -> tuple[int, str, int]:
         """Descriptor of a directory, and name and descriptor of a new temporary file in it."""
-        temporary = f".tmp-{secrets.token_hex(8)}"
+        temporary = temporary_name()
         for tries_left in reversed(range(_MAKING_TRIES)):
             try:
                 directory = in_directory.enter_context(self._directory(parents, create=True))
@@ -431,20 +288,6 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def split_path(path: str, *, temporary: bool = False) -> list[str]:
-    """The parts of a path; with ``temporary`` the last one may be that of a file that a writer left behind.
-
-    Raises:
-        ArchiveCorruptError: A part is no safe name.
-    """
-    parts = path.split("/")
-    *above, name = parts
-    leftover = temporary and _TEMPORARY.fullmatch(name) is not None
-    if not all(is_safe_name(part) for part in (above if leftover else parts)):
-        raise ArchiveCorruptError(f"{path[:200]!r} cannot be the path of a file in an archive")
-    return parts
 
 
 def _explain(error: OSError, path: Path, action: str) -> NoReturn:

@@ -10,11 +10,11 @@ from composer import State, Time, TimeUnit
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from reuse_algos.algorithms.prior_run_warm_start.class_rows import find_head
-from reuse_algos.algorithms.prior_run_warm_start.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.errors import ModelError, nearest
+from reuse_algos.training.head import find_head
 from reuse_algos.training.outputs import unwrap_model
-from reuse_algos.training.schedule import reached
+from reuse_algos.training.parameter_groups import add_groups, arrange_groups, check_schedulers
+from reuse_algos.training.window import reached
 
 __all__ = [
     "TrainablePart",
@@ -295,7 +295,7 @@ class TrainablePart:
 
     def unfreeze_if_due(self, state: State) -> bool:
         """BATCH_START: let everything train once ``unfreeze_at`` has come; whether that was now."""
-        if not self.changes_while_training or self.unfrozen or not reached(state, self.unfreeze_at):  # type: ignore[arg-type]
+        if self.unfreeze_at is None or not self.freeze or self.unfrozen or not reached(state, self.unfreeze_at):
             return False
         self._unfreeze(state)
         for module in self._norms:

@@ -1,0 +1,283 @@
+"""The sections of PriorRunDistillation: the loss, the combination of teachers, where they come from, and when.
+
+Shapes: B rows, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+from composer import State
+from composer.optim import ComposerScheduler
+from torch import Tensor
+
+from reuse_algos.algorithms.prior_run_distillation.terms import (
+    kl_term,
+    mean_weights,
+    mix_logits,
+    mix_probabilities,
+    mixup_weights,
+    mse_term,
+    sample_weights,
+)
+from reuse_algos.priors.model import ModelFactory
+from reuse_algos.training.window import Window, ahead, scheduled
+
+__all__ = ["KL", "MSE", "Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "Strength", "TeachingWindow"]
+
+
+class Strength(NamedTuple):
+    """The settings of a term at the current batch: its weight w and, for KL, its temperature T."""
+
+    weight: float
+    temperature: float
+
+
+@dataclass(frozen=True)
+class MSE:
+    """The mean squared difference of logits, ``b L + w D`` with b = 1 (arXiv 2303.06480).
+
+    Attributes:
+        weight: w, at least 0. Default: 0.9.
+        weight_scheduler: Multiplies w at every batch, as Composer's schedulers multiply the learning rate:
+            ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Where it is 0 the term is off.
+            Default: w is constant.
+        base_weight: b, at least 0, the weight of the model's own loss. Default: 1.
+
+    Raises:
+        ValueError: A weight is out of its range.
+    """
+
+    name: ClassVar[str] = "mse"
+    weight: float = 0.9
+    weight_scheduler: ComposerScheduler | None = None
+    base_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.base_weight is not None and not self.base_weight >= 0:
+            raise ValueError(f"base_weight must be at least 0, got {self.base_weight}")
+        self.check(self.plain)
+
+    @property
+    def plain(self) -> Strength:
+        """The settings as they are written, without schedulers."""
+        return Strength(float(self.weight), 1.0)
+
+    def at(self, state: State) -> Strength:
+        """Return the settings at the current batch, unchecked: they do not count where the term is off."""
+        return Strength(scheduled(float(self.weight), self.weight_scheduler, state), 1.0)
+
+    def check(self, now: Strength) -> None:
+        """Raise a ``ValueError`` where a setting is out of its range."""
+        if not now.weight >= 0:
+            raise ValueError(f"weight must be at least 0, got {now.weight}")
+
+    def check_ahead(self, state: State, window: Window) -> None:
+        """Raise a ``ValueError`` where a scheduler will bring a setting out of its range within a window."""
+        for value in ahead(self.weight_scheduler, state, window):
+            self.check(self.plain._replace(weight=self.weight * value))
+
+    def base(self, now: Strength, share: float) -> float:
+        """Return b for a batch of whose rows a share has a target."""
+        del now, share
+        return 1.0 if self.base_weight is None else self.base_weight
+
+    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength) -> Tensor:
+        """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
+        del now
+        return mix_logits(teacher_logits, shares)
+
+    def term(
+        self, student_BC: Tensor, target_BC: Tensor, now: Strength, seen_B: Tensor | None, weights_B: Tensor | None
+    ) -> Tensor:
+        """Return D, see :func:`~reuse_algos.functional.mse_term`."""
+        del now
+        return mse_term(student_BC, target_BC, seen_B, weights_B)
+
+    def metrics(self, now: Strength) -> dict[str, float]:
+        """Return the settings that a scheduler changes, for the log."""
+        return {} if self.weight_scheduler is None else {"weight": now.weight}
+
+
+@dataclass(frozen=True)
+class KL(MSE):
+    """The divergence of softened distributions, ``b L + w T^2 KL`` (Hinton et al. 2015, arXiv 1503.02531).
+
+    Attributes:
+        weight: w, at least 0, and at most 1 where ``base_weight`` is left out. Default: 0.9.
+        weight_scheduler: Multiplies w at every batch, as Composer's schedulers multiply the learning rate. Where it is
+            0 the term is off. Default: w is constant.
+        base_weight: b, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
+            combination.
+        temperature: T, above 0. Default: 4.0.
+        temperature_scheduler: Multiplies T at every batch; T must stay above 0. Default: T is constant.
+
+    Raises:
+        ValueError: A weight or the temperature is out of its range.
+    """
+
+    name: ClassVar[str] = "kl"
+    temperature: float = 4.0
+    temperature_scheduler: ComposerScheduler | None = None
+
+    @property
+    def plain(self) -> Strength:
+        """The settings as they are written, without schedulers."""
+        return Strength(float(self.weight), float(self.temperature))
+
+    def at(self, state: State) -> Strength:
+        """Return the settings at the current batch, unchecked: they do not count where the term is off."""
+        temperature = scheduled(float(self.temperature), self.temperature_scheduler, state)
+        return Strength(super().at(state).weight, temperature)
+
+    def check(self, now: Strength) -> None:
+        """Raise a ``ValueError`` where a setting is out of its range."""
+        if not 0 <= now.weight <= (1 if self.base_weight is None else float("inf")):
+            wanted = "in [0, 1]" if self.base_weight is None else "at least 0"
+            raise ValueError(f"weight must be {wanted}, got {now.weight}")
+        if not now.temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {now.temperature}")
+
+    def check_ahead(self, state: State, window: Window) -> None:
+        """Raise a ``ValueError`` where a scheduler will bring a setting out of its range within a window."""
+        super().check_ahead(state, window)
+        for value in ahead(self.temperature_scheduler, state, window):
+            self.check(self.plain._replace(temperature=self.temperature * value))
+
+    def base(self, now: Strength, share: float) -> float:
+        """Return b for a batch of whose rows a share has a target."""
+        # Rows without a target keep their own loss whole: the convex combination holds on average over the batch.
+        return 1.0 - now.weight * share if self.base_weight is None else self.base_weight
+
+    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength) -> Tensor:
+        """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
+        return mix_probabilities(teacher_logits, shares, now.temperature)
+
+    def term(
+        self, student_BC: Tensor, target_BC: Tensor, now: Strength, seen_B: Tensor | None, weights_B: Tensor | None
+    ) -> Tensor:
+        """Return D, see :func:`~reuse_algos.functional.kl_term`."""
+        return kl_term(student_BC, target_BC, now.temperature, seen_B, weights_B)
+
+    def metrics(self, now: Strength) -> dict[str, float]:
+        """Return the settings that a scheduler changes, for the log."""
+        moving = {} if self.temperature_scheduler is None else {"temperature": now.temperature}
+        return {**super().metrics(now), **moving}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """All teachers alike."""
+
+    name: ClassVar[str] = "mean"
+
+    def weights(self, num_teachers: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the teachers' weights for one batch, float64 ``[M]``."""
+        del rng
+        return mean_weights(num_teachers)
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """A random convex combination of the teachers, drawn for each batch.
+
+    Attributes:
+        alpha: Concentration of the Dirichlet distribution, above 0; 1 is uniform over all combinations. Default: 1.0.
+    """
+
+    name: ClassVar[str] = "mixup"
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ValueError(f"alpha must be above 0, got {self.alpha}")
+
+    def weights(self, num_teachers: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the teachers' weights for one batch, float64 ``[M]``."""
+        return mixup_weights(num_teachers, rng, self.alpha)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some of the teachers, drawn for each batch.
+
+    Attributes:
+        size: How many, at least 1. Default: 1.
+    """
+
+    name: ClassVar[str] = "sample"
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+
+    def weights(self, num_teachers: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the teachers' weights for one batch, float64 ``[M]``."""
+        return sample_weights(num_teachers, rng, self.size)
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Archived logits, looked up by example and view.
+
+    Attributes:
+        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
+            (run, weights) pair is one teacher. Default: ``last``.
+    """
+
+    name: ClassVar[str] = "cached"
+    weights: str | Sequence[str] = "last"
+
+    @property
+    def weight_names(self) -> list[str]:
+        """The archived weights as a list."""
+        return [self.weights] if isinstance(self.weights, str) else list(self.weights)
+
+
+@dataclass(frozen=True)
+class Live(Cached):
+    """Archived models that run on every batch.
+
+    Attributes:
+        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
+            (run, weights) pair is one teacher. Default: ``last``.
+        model: The teachers' architecture, a module or a function that makes one. Default: rebuilt from the run's
+            record, or a copy of the student.
+    """
+
+    name: ClassVar[str] = "live"
+    model: ModelFactory | None = None
+
+
+@dataclass(frozen=True)
+class Auto(Live):
+    """Archived logits where they are exactly true for what this run sees, else live teachers.
+
+    Attributes:
+        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
+            (run, weights) pair is one teacher. Default: ``last``.
+        model: The architecture of live teachers, a module or a function that makes one. Default: rebuilt from the run's
+            record, or a copy of the student.
+    """
+
+    name: ClassVar[str] = "auto"
+
+
+@dataclass(frozen=True)
+class TeachingWindow(Window):
+    """The batches in which the term is on.
+
+    Attributes:
+        start: Composer time from which it is on, such as ``"5ep"`` or ``"0.1dur"``. Default: ``"0ba"``.
+        stop: Composer time from which it is off again. Default: ``"1dur"``.
+        every_n_batches: It is on at every n-th batch only, and off (the model's own loss alone) at the others. Default:
+            1.
+        stop_when_better: Switch it off for good once the student passes the best teacher in this metric; ``true`` is
+            the metric that the first prior run monitored. Default: never.
+    """
+
+    stop_when_better: bool | str = False

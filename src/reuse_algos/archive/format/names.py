@@ -1,0 +1,128 @@
+"""The names in an archive: which are safe, and the path of each file of a run.
+
+Paths are relative to the archive, with ``/`` between their parts::
+
+    archive.json
+    runs/<run_id>/data/<kind>/<name>-<attempt>-<16 digits of sha256>.safetensors
+    runs/<run_id>/manifests/g000007.json
+    runs/<run_id>/final.json
+    runs/<run_id>/leases/<attempt>-<16 hex digits>-<number>.json
+    runs/<run_id>/gc/<16 hex digits>.json
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+
+__all__ = [
+    "IDENTITY",
+    "SAFE_NAME",
+    "data_attempt",
+    "data_path",
+    "final_path",
+    "is_data",
+    "is_lease",
+    "is_manifest",
+    "is_marker",
+    "is_safe_name",
+    "is_temporary",
+    "lease_path",
+    "manifest_generation",
+    "manifest_path",
+    "marker_path",
+    "run_prefix",
+    "temporary_name",
+]
+
+IDENTITY = "archive.json"
+"""Path of the archive's own record."""
+
+SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
+"""Pattern of a name that may be part of a path."""
+
+_SAFE_NAME = re.compile(SAFE_NAME, re.ASCII)
+_TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}", re.ASCII)
+_MANIFEST = re.compile(r"g([0-9]{6})\.json", re.ASCII)
+_ATTEMPT = re.compile(r"-([1-9][0-9]{0,8})-[0-9a-f]{16}\.safetensors\Z", re.ASCII)
+_DATA = re.compile(rf"data/{SAFE_NAME}/[^/]+-[1-9][0-9]{{0,8}}-[0-9a-f]{{16}}\.safetensors", re.ASCII)
+_LEASE = re.compile(r"leases/[1-9][0-9]{0,8}-[0-9a-f]{16}-[0-9]{1,9}\.json", re.ASCII)
+_MARKER = re.compile(r"gc/[0-9a-f]{16}\.json", re.ASCII)
+
+
+def is_safe_name(name: str) -> bool:
+    """Return whether a name may be part of a path: 1 to 128 of ``A-Z a-z 0-9 . _ -``, the first a letter or digit."""
+    return _SAFE_NAME.fullmatch(name) is not None
+
+
+def temporary_name() -> str:
+    """Return a new name for a file that is being written. No reader ever looks at such a file."""
+    return f".tmp-{secrets.token_hex(8)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one of :func:`temporary_name`."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def run_prefix(run_id: str) -> str:
+    """Return the path of a run."""
+    return f"runs/{run_id}"
+
+
+def manifest_path(run_id: str, generation: int) -> str:
+    """Return the path of the manifest of one generation."""
+    return f"{run_prefix(run_id)}/manifests/g{generation:06d}.json"
+
+
+def manifest_generation(name: str) -> int | None:
+    """Return the generation that a file name in ``manifests/`` stands for; None for any other name."""
+    found = _MANIFEST.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def final_path(run_id: str) -> str:
+    """Return the path of the record that the run ended."""
+    return f"{run_prefix(run_id)}/final.json"
+
+
+def lease_path(run_id: str, attempt: int, token: str, number: int) -> str:
+    """Return the path of a writer's lease; ``token`` is 16 hex digits of that writer."""
+    return f"{run_prefix(run_id)}/leases/{attempt}-{token}-{number}.json"
+
+
+def marker_path(run_id: str) -> str:
+    """Return a new path for a marker that says what is being deleted."""
+    return f"{run_prefix(run_id)}/gc/{secrets.token_hex(8)}.json"
+
+
+def data_path(kind: str, name: str, attempt: int, sha256: str) -> str:
+    """Return the path of a data file, relative to its run."""
+    return f"data/{kind}/{name}-{attempt}-{sha256[:16]}.safetensors"
+
+
+def data_attempt(path: str) -> int | None:
+    """Return the attempt that a data file's path names; None if the path does not end as one."""
+    found = _ATTEMPT.search(path)
+    return int(found[1]) if found else None
+
+
+def is_data(path: str) -> bool:
+    """Return whether a path, relative to its run, is that of a data file."""
+    return _DATA.fullmatch(path) is not None
+
+
+def is_lease(path: str) -> bool:
+    """Return whether a path, relative to its run, is that of a lease."""
+    return _LEASE.fullmatch(path) is not None
+
+
+def is_marker(path: str) -> bool:
+    """Return whether a path, relative to its run, is that of a marker."""
+    return _MARKER.fullmatch(path) is not None
+
+
+def is_manifest(path: str) -> bool:
+    """Return whether a path, relative to its run, is that of a manifest."""
+    folder, _, name = path.partition("/")
+    return folder == "manifests" and manifest_generation(name) is not None

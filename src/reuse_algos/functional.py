@@ -1,0 +1,88 @@
+"""The pure functions behind the algorithms, as ``composer.functional`` has them: for a training loop of your own.
+
+Each is documented, with an example that runs, where it is defined. The rooms are distillation (terms and the
+combination of teachers), scores of examples, pacing and plans of a curriculum, rows and losses of a replay, initial
+weights of a warm start, and attacks.
+"""
+
+from __future__ import annotations
+
+from reuse_algos.algorithms.adversarial_replay.losses import fooling_rate, row_errors, turned_rows
+from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
+from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows
+from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
+from reuse_algos.algorithms.history_curriculum.plans import (
+    difficulty_order,
+    draw_in_proportion,
+    merge_losses,
+    passes,
+    window,
+)
+from reuse_algos.algorithms.prior_run_distillation.terms import (
+    kl_term,
+    mean_weights,
+    mix_logits,
+    mix_probabilities,
+    mixup_weights,
+    mse_term,
+    sample_weights,
+)
+from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
+    average_weights,
+    gaussian_noise,
+    shrink_and_perturb,
+    shuffled_noise,
+)
+from reuse_algos.priors.scores import (
+    average_ranks,
+    cross_entropy,
+    el2n,
+    entropy,
+    forgetting,
+    logit_margin,
+    loss_mean,
+    mutual_information,
+    threshold,
+    variance,
+    variation_ratio,
+)
+from reuse_algos.training.attacks import ascend, perturb, random_targets
+
+__all__ = [
+    "allowed_examples",
+    "ascend",
+    "average_ranks",
+    "average_weights",
+    "choose_prior_runs",
+    "cross_entropy",
+    "difficulty_order",
+    "draw_in_proportion",
+    "el2n",
+    "entropy",
+    "fooling_rate",
+    "forgetting",
+    "gaussian_noise",
+    "kl_term",
+    "logit_margin",
+    "loss_mean",
+    "mean_weights",
+    "merge_losses",
+    "mix_logits",
+    "mix_probabilities",
+    "mixup_weights",
+    "mse_term",
+    "mutual_information",
+    "passes",
+    "perturb",
+    "random_targets",
+    "replayed_rows",
+    "row_errors",
+    "sample_weights",
+    "shrink_and_perturb",
+    "shuffled_noise",
+    "threshold",
+    "turned_rows",
+    "variance",
+    "variation_ratio",
+    "window",
+]
