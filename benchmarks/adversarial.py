@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -188,6 +189,8 @@ def _described(record: dict[str, Any]) -> str:
 
 
 def _shown(interval: Interval) -> str:
+    if math.isinf(interval.high):  # all seeds have the same value, such as 0: how far another would be is not known
+        return f"{100 * interval.estimate:.2f}"
     return f"{100 * interval.estimate:.2f} [{100 * interval.low:.2f}, {100 * interval.high:.2f}]"
 
 

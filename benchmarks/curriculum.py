@@ -222,7 +222,7 @@ def _shown(interval: Interval, scale: float = 1.0) -> str:
 
 def _difference(own: dict[int, float], other: dict[int, float]) -> str:
     both = sorted(set(own) & set(other))
-    if not both:
+    if not both or own == other:
         return "-"
     return _shown(paired_interval([own[s] for s in both], [other[s] for s in both]), 100)
 

@@ -113,7 +113,9 @@ def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
                 continue
             lines.append(f"{' '.join(overrides)}:" if overrides else f"{SEARCH}:")
             for share, words in (("steps", "steps"), ("cost_seconds", "seconds, all costs")):
-                found = mean_interval([report["arms"][place]["share"][share] for report in reports])
+                # Steps are exact: searches that all took equally many are no copies of each other.
+                exact = share == "steps"
+                found = mean_interval([report["arms"][place]["share"][share] for report in reports], exact=exact)
                 met = "met" if found.high <= goal else "MISSED" if found.low > goal else "not decided"
                 limits = f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
                 lines.append(f"    {limits} of the {words}, {len(reports)} searches: {met}")

@@ -33,6 +33,7 @@ from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, seq
 OUT = Path(__file__).parent / "results" / "sequence_cost.jsonl"
 BETWEEN_REPETITIONS = 100
 SHARES = ("steps", "flops", "train_seconds", "cost_seconds")
+EXACT = ("steps", "flops")  # counted and not measured: equal values are no sign of copies
 
 
 def measure(name: str, overrides: Sequence[str], repetition: int) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def summarise(records: Sequence[dict[str, Any]]) -> None:
             print(f"  {arm['name']:10} mean final {_shown(finals)}")
             for share in SHARES if arm["share"] else ():
                 values = [report["arms"][place]["share"][share] for report in chosen]
-                print(f"    {share} over those of {first['baseline']}: {_shown(values)}")
+                print(f"    {share} over those of {first['baseline']}: {_shown(values, exact=share in EXACT)}")
         if first["search"] is not None:
             for number, report in enumerate(chosen, start=1):
                 winners = ", ".join(f"{arm['arm']} {arm['winner']}" for arm in report["search"]["arms"])
@@ -73,8 +74,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> None:
                 print(f"  repetition {number}: winners {winners}; {verdicts}")
 
 
-def _shown(values: Sequence[float]) -> str:
-    found = mean_interval(values)
+def _shown(values: Sequence[float], *, exact: bool = False) -> str:
+    found = mean_interval(values, exact=exact)
     if len(values) == 1:
         return f"{found.estimate:.4f}"
     return f"{found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]"

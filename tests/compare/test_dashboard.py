@@ -97,7 +97,7 @@ def test_what_w_and_b_has_is_the_comparison(
 
     lines = run.table("curves/train_seconds_table")
     assert run.chart("curves/train_seconds")["panelDefId"] == "wandb/lineseries/v0"
-    assert run.chart("curves/train_seconds")["stringSettings"]["xname"] == "train seconds"
+    assert run.chart("curves/train_seconds")["stringSettings"]["xname"] == "train time"
     ours = [(row["step"], row["lineVal"]) for row in lines if row["lineKey"] == f"{fast.name} (n=3)"]
     assert ours == [(row["train_seconds"], row["mean"]) for row in curve]
     ends = [(row["step"], row["lineVal"]) for row in lines if row["lineKey"].startswith("target")]

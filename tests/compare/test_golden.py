@@ -69,7 +69,7 @@ def test_results_files(number: int) -> None:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunArchive, dict[str, str]]:
     """An archive with the demo's records, and its run ids by the new ones."""
-    archive = RunArchive(tmp_path_factory.mktemp("demo"))
+    archive = RunArchive(tmp_path_factory.mktemp("demo"), create=True)
     old_ids: dict[str, str] = {}
     for one in GOLDEN["archive"]["runs"]:
         text = json.dumps(one["manifest"])

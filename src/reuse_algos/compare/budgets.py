@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -184,7 +185,7 @@ class OverBudgets:
         CompareError: The baseline has no mean final metric, and no target is given.
     """
 
-    method = "budgets"
+    method: Literal["budgets"] = "budgets"
 
     def __init__(self, outcomes: Outcomes, question: Question, baseline: Runs, later_runs: int) -> None:
         self._outcomes, self._question, self._later_runs = outcomes, question, later_runs

@@ -91,10 +91,10 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     Raises:
         CompareError: No target, no such baseline, or an axis on which the cost of the baseline is not known.
     """
-    if question.target is None:
+    target, baseline, confidence = question.target, question.baseline, question.confidence
+    if target is None:
         raise CompareError("a recommendation needs a target: say which value of the metric the next run is to reach")
     question = dataclasses.replace(question, over="budgets")
-    target, baseline, confidence = question.target, question.baseline, question.confidence
     groups = outcomes.groups
     question.check(groups)
     later_runs = question.costs.later_runs or _LATER_RUNS

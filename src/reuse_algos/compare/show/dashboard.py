@@ -127,7 +127,7 @@ def _flat(run: Mapping[str, Any]) -> dict[str, Any]:
 def _summary(comparison: Comparison) -> dict[str, Any]:
     summary: dict[str, Any] = {"target": comparison.target}
     for group in comparison.groups:
-        values = {"verdict": group.verdict, "sentence": group.sentence, "n": group.n}
+        values = {"verdict": group.verdict, "sentence": group.sentence, "n": _n(group)}
         if group.final is not None:
             values["final"] = group.final.estimate
         for axis, speedup in group.speedups.items():
@@ -136,10 +136,15 @@ def _summary(comparison: Comparison) -> dict[str, Any]:
     return summary
 
 
+def _n(group: Group) -> int:
+    # Over budgets the runs of one budget say how much an interval rests on.
+    return max((point.n for point in group.points), default=group.n)
+
+
 def _group(group: Group) -> dict[str, Any]:
     row: dict[str, Any] = {
         "group": group.name, "verdict": group.verdict, "sentence": group.sentence, "control_of": group.control_of,
-        "n": group.n, "paired": group.paired, "target_bound": group.target_bound,
+        "n": _n(group), "paired": group.paired, "target_bound": group.target_bound,
     }  # fmt: skip
     if group.points:
         row["budgets"] = ", ".join(point.budget for point in group.points)

@@ -45,18 +45,18 @@ def figures_table(looks: Sequence[Look], comparison: Comparison, numbers: Number
 
 def _groups(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> Table:
     rows = []
+    counted: tuple[Axis, ...] = ("steps", "cost_seconds")
     for look in looks:
         group, path = comparison.groups[look.index], ("comparison", "groups", look.index)
         mark = "" if group.target_bound == "" else "> "
-        in_words = [numbers.speedup(*path, "speedups", axis) if axis in group.speedups else ""
-                    for axis in ("steps", "cost_seconds")]  # fmt: skip
         rows.append(
             [
                 look, group.verdict, str(group.n), numbers.interval(*path, "final"),
                 numbers.interval(*path, "final_difference", signed=True), f"{group.reached}/{group.n}",
                 Markup(mark) + numbers.count(*path, "to_target", "steps"),
                 Markup(mark) + numbers.seconds(*path, "to_target", "train_seconds"),
-                Markup(mark) + numbers.seconds(*path, "to_target", "cost_seconds"), *in_words,
+                Markup(mark) + numbers.seconds(*path, "to_target", "cost_seconds"),
+                *(numbers.speedup(*path, "speedups", axis) if axis in group.speedups else "" for axis in counted),
             ]
         )  # fmt: skip
     head = [
@@ -68,7 +68,7 @@ def _groups(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> 
 
 
 def _points(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> Table:
-    axes = [axis for axis in AXES if any(point.costs.get(axis) is not None for point in comparison.points)]
+    axes: list[Axis] = [axis for axis in AXES if any(point.costs.get(axis) is not None for point in comparison.points)]
     rows = []
     for look in looks:
         for k, point in enumerate(comparison.groups[look.index].points):
@@ -139,7 +139,6 @@ def payback_table(looks: Sequence[Look], comparison: Comparison, numbers: Number
 def runs_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> Table:
     """Return all runs, each with a link to its details."""
     rows: list[list[Any]] = []
-    over_budgets = comparison.method == "budgets"
     for look in looks:
         for k, run in enumerate(comparison.groups[look.index].runs):
             path = ("comparison", "groups", look.index, "runs", k)
@@ -151,6 +150,6 @@ def runs_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) 
                 row.append(mark + numbers.seconds(*path, "to_target", "cost_seconds"))
             row += [numbers.seconds(*path, name) for name in ("setup_seconds", "harvest_seconds")]
             rows.append(row)
-    to_target = [] if over_budgets else ["steps to target", "cost to target"]
+    to_target = ["steps to target", "cost to target"] if comparison.method in ("curves", "runs") else []
     head = ["run", "group", "budget", "health", "seed", "final", *to_target, "set-up", "harvest"]
     return Table("All runs", head, rows, words=4)

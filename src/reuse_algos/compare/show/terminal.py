@@ -172,10 +172,10 @@ def _points_table(comparison: Comparison) -> Table:
     heads = [(escape(comparison.group_by), False), ("budget", True), ("n", True), ("final", True), ("steps", True)]
     heads += [("all costs", True), *([("dollars", True)] if money else []), ("best at its\ncost, by", False)]
     table = new_table(*heads, first=22)
-    fronts = [(axis, word) for axis, word in _FRONTS if axis in comparison.shown_axes]
+    fronts: list[tuple[Axis, str]] = [(axis, word) for axis, word in _FRONTS if axis in comparison.shown_axes]
+    axes: tuple[Axis, ...] = ("cost_seconds", "dollars") if money else ("cost_seconds",)
     for group in comparison.groups:
         for number, point in enumerate(group.points):
-            axes: list[Axis] = ["cost_seconds", *(["dollars"] if money else [])]
             table.add_row(
                 Text(group.name if number == 0 else ""),
                 Text(point.budget),

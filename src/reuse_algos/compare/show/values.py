@@ -155,11 +155,11 @@ class Numbers:
 
     def until_paid(self, *path: Path) -> Markup:
         """Return after how many later runs something is paid back, with limits."""
-        value, *limits = (self.at(*path, name) for name in ("estimate", "low", "high"))
+        value, low, high = (self.at(*path, name) for name in ("estimate", "low", "high"))
         if math.isnan(value.number):
             return value.show("not known")
         if value.number <= 0.0:
             return value.show("at once")
         whole = 0 if math.isinf(value.number) else math.ceil(value.number - 1e-9)
         words = value.show(f"{whole} later run{'' if whole == 1 else 's'}" if whole else "never")
-        return words + _limits(*limits, [format_runs(limit.number) for limit in limits])
+        return words + _limits(low, high, [format_runs(low.number), format_runs(high.number)])
