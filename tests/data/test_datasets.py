@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -309,3 +310,9 @@ def test_the_shared_cifar100_has_a_hundred_classes_in_alphabetical_order():
     labels = torch.from_numpy(np.load(UNPACK.parent / "cifar100" / "train_labels.npy").astype(np.int64))
     assert torch.bincount(labels).tolist() == [500] * 100
     assert torch.bincount(coarse_labels(labels)).tolist() == [2500] * 20
+
+
+def test_digits_without_scikit_learn_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as where it is not installed
+    with pytest.raises(DataError, match=r"pip install 'reuse-algos\[demo\]'"):
+        load_datasets(DataConfig(name="digits"), torch.device("cpu"))
