@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.archive import RunArchive
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.harvest import harvest
 from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, run_sequence, sequence_report
-from reuse_algos.sequence.harvest_process import harvest_run
 from reuse_algos.sequence.harvests import Harvest
-from reuse_algos.sequence.processes import LOG
-from reuse_algos.sequence.progress import RECIPE
+from reuse_algos.sequence.progress import LOG
 from reuse_algos.training.attacks import Attack, pixel_size
-from sequences import in_process, planned
+from sequences import Clock, Here, Mixed, harvest_here, in_process, planned
 
 ATTACK = {"method": "fgsm", "epsilon": "24/255"}
 REPLAY = {"runs": {"run_name": "${name}-prior-seed-11"}, "mode": "replace", "perturbations": {"warn_below": 0.0}}
@@ -42,18 +40,11 @@ def prior(**harvests: Any) -> dict[str, Any]:
     return {"grid": {"seed": [11]}, "overrides": overrides, "harvest": harvests}
 
 
-def harvest_here(step: PlannedStep, run: PriorRun, asked: Harvest, lock: int) -> int:
-    """Harvests as a process of its own would."""
-    del lock
-    harvest_run(step.folder / RECIPE, run.id, asked.signal, asked.config)
-    return 0
-
-
 def trained(plan: Plan, said: list[str] | None = None, **options: Any) -> list[str]:
     """States of the steps after a call."""
     say = (lambda line: None) if said is None else said.append
-    given = {"runner": in_process, "harvester": harvest_here, **options}
-    return [found.state for found in run_sequence(plan, say=say, **given)]
+    launcher = Here(options.pop("runner", in_process), options.pop("harvester", harvest_here))
+    return [found.state for found in run_sequence(plan, say=say, launcher=launcher, **options)]
 
 
 def test_a_run_is_harvested_before_the_step_that_reuses_it(tmp_path: Path) -> None:
@@ -114,18 +105,19 @@ def test_a_harvest_that_is_added_later_is_made_and_a_changed_one_refused(tmp_pat
         look_up_states(other, archive)
 
 
-def test_time_is_up_before_and_in_a_harvest(tmp_path: Path) -> None:
+def test_time_is_up_before_and_in_a_harvest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
     said: list[str] = []
     ended: list[str] = []
 
-    def slow(step: PlannedStep, ranks: int, lock: int) -> int:
-        status = in_process(step, ranks, lock)
-        time.sleep(1.0)
+    def slow(step: PlannedStep, ranks: int) -> int:
+        status = in_process(step, ranks)
+        clock.now += 1.0
         return status
 
     def too_long(step: PlannedStep, *arguments: Any) -> int:
         ended.append(step.title)
-        time.sleep(1.0)
+        clock.now += 1.0
         return 143  # as of a process that was ended
 
     plan = planned(tmp_path, "grid.seed=[1]", arms=arms(adversarial={"attack": ATTACK}, el2n={}))
@@ -144,9 +136,8 @@ def test_a_harvest_that_was_killed_between_views_goes_on(tmp_path: Path) -> None
     plan = planned(tmp_path, arms={"prior": arm})
     archive = RunArchive(tmp_path / "archive", create=True)
 
-    def killed(step: PlannedStep, run: PriorRun, asked: Harvest, lock: int) -> int:
-        del lock
-        harvest(archive, run.id, signals=[asked.signal], views=1, progress=False)
+    def killed(step: PlannedStep, run_id: str, asked: Harvest) -> int:
+        harvest(archive, run_id, signals=[asked.signal], views=1, progress=False)
         return -9
 
     with pytest.raises(SequenceError, match=r"the harvest of logits of prior/seed-11 failed \(exit status -9\)"):
@@ -179,10 +170,10 @@ def test_processes_harvest_where_the_data_now_lie_and_say_what_failed(
     with pytest.raises(
         SequenceError, match=r"harvest of adversarial of prior/seed-11 failed \(exit status 1\)"
     ) as raised:
-        run_sequence(plan, say=lambda line: None, runner=trained_at(monkeypatch, tmp_path / "data.npz"))
+        run_sequence(plan, say=lambda line: None, launcher=apart(trained_at(monkeypatch, tmp_path / "data.npz")))
     assert "moved.npz" in str(raised.value)
     (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
-    states = run_sequence(plan, say=lambda line: None, runner=in_process)
+    states = run_sequence(plan, say=lambda line: None, launcher=apart(in_process))
     assert [found.state for found in states] == ["finished"]
     assert "adversarial: 60 rows of 1 views" in (tmp_path / "work/prior/seed-11" / LOG).read_text()
 
@@ -194,13 +185,18 @@ def test_processes_harvest_where_the_data_now_lie_and_say_what_failed(
         trained(more, harvester=idle)
 
 
+def apart(runner: Callable[..., int]) -> Mixed:
+    """A launcher whose harvests are processes."""
+    return Mixed(lambda job: job.harvest is not None, Here(runner))
+
+
 def trained_at(monkeypatch: pytest.MonkeyPatch, place: Path) -> Any:
     """A runner for which the data lie somewhere else."""
 
-    def runner(step: PlannedStep, ranks: int, lock: int) -> int:
+    def runner(step: PlannedStep, ranks: int) -> int:
         with monkeypatch.context() as here:
             here.setenv("PLACE", str(place))
-            return in_process(step, ranks, lock)
+            return in_process(step, ranks)
 
     return runner
 

@@ -30,9 +30,9 @@ from reuse_algos.sequence import (
     run_sequence,
     sequence_report,
 )
-from reuse_algos.sequence.processes import LOG, Halt, step_process
-from reuse_algos.sequence.progress import CHECKPOINTS, RECIPE, open_for_reading
-from sequences import in_process, planned, sequence
+from reuse_algos.sequence.halt import Halt
+from reuse_algos.sequence.progress import CHECKPOINTS, LOG, RECIPE, open_for_reading
+from sequences import Clock, Here, Mixed, in_process, planned, sequence
 
 # Both are Composer's, on resuming behind the last batch of an epoch.
 RESUMING = pytest.mark.filterwarnings("ignore:No batches were trained", "ignore:The ``compute`` method of metric")
@@ -57,7 +57,7 @@ def table(report: dict[str, Any]) -> dict[str, Any]:
 
 def trained(here: Path, *overrides: str, **keys: Any) -> dict[str, Any]:
     plan = planned(here, *overrides, **keys)
-    states = run_sequence(plan, say=lambda line: None, runner=in_process)
+    states = run_sequence(plan, say=lambda line: None, launcher=Here())
     return sequence_report(plan.config, states, RunArchive(plan.config.archive)).to_dict()
 
 
@@ -88,12 +88,12 @@ def test_each_step_sees_those_before_and_a_second_call_trains_nothing(tmp_path: 
     assert run.final_metric() == without["steps"][0]["final"]
     assert not list(tmp_path.rglob(CHECKPOINTS))
 
-    def never(step: PlannedStep, ranks: int, lock: int) -> int:
+    def never(step: PlannedStep, ranks: int) -> int:
         raise AssertionError(step.title)
 
     plan = planned(tmp_path, "grid.seed=[1,2,3]")
     said: list[str] = []
-    states = run_sequence(plan, say=said.append, runner=never)
+    states = run_sequence(plan, say=said.append, launcher=Here(never))
     assert sequence_report(plan.config, states, RunArchive(tmp_path / "archive")).to_dict() == report
     assert all("finished before" in line for line in said)
     assert len(said) == 6
@@ -102,16 +102,16 @@ def test_each_step_sees_those_before_and_a_second_call_trains_nothing(tmp_path: 
 def test_a_step_that_fails_stops_the_sequence_and_goes_on_later(tmp_path: Path) -> None:
     calls: list[str] = []
 
-    def failing(step: PlannedStep, ranks: int, lock: int) -> int:
+    def failing(step: PlannedStep, ranks: int) -> int:
         calls.append(step.title)
         (step.folder / LOG).write_text("first\nout of memory\n")
-        return 137 if len(calls) == 2 else in_process(step, ranks, lock)
+        return 137 if len(calls) == 2 else in_process(step, ranks)
 
     with pytest.raises(SequenceError, match=r"(?s)reuse/seed-1 failed \(exit status 137\).*out of memory") as caught:
-        run_sequence(planned(tmp_path), say=lambda line: None, runner=failing)
+        run_sequence(planned(tmp_path), say=lambda line: None, launcher=Here(failing))
     assert "the same command goes on from here" in str(caught.value)
     assert calls == ["without/seed-1", "reuse/seed-1"]
-    run_sequence(planned(tmp_path), say=lambda line: None, runner=failing)
+    run_sequence(planned(tmp_path), say=lambda line: None, launcher=Here(failing))
     assert calls[2:] == ["reuse/seed-1", "without/seed-2", "reuse/seed-2"]
 
 
@@ -125,9 +125,9 @@ class Crash(Callback):
 
 @RESUMING
 def test_an_interrupted_step_resumes_and_a_changed_recipe_is_refused(tmp_path: Path) -> None:
-    def crashing(step: PlannedStep, ranks: int, lock: int) -> int:
+    def crashing(step: PlannedStep, ranks: int) -> int:
         if step.title != "without/seed-2":
-            return in_process(step, ranks, lock)
+            return in_process(step, ranks)
         trainer = train.build_trainer(load_recipe(step.folder / RECIPE))
         trainer.state.callbacks.append(Crash())
         with pytest.raises(KeyboardInterrupt):
@@ -137,7 +137,7 @@ def test_an_interrupted_step_resumes_and_a_changed_recipe_is_refused(tmp_path: P
 
     plan = planned(tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        run_sequence(plan, say=lambda line: None, runner=crashing)
+        run_sequence(plan, say=lambda line: None, launcher=Here(crashing))
     states = {found.step.title: found.state for found in look_up_states(plan, open_for_reading(plan.config.archive))}
     assert states == {
         "without/seed-1": "finished",
@@ -146,7 +146,7 @@ def test_an_interrupted_step_resumes_and_a_changed_recipe_is_refused(tmp_path: P
         "reuse/seed-2": "to do",
     }
     with pytest.raises(SequenceError) as caught:
-        run_sequence(planned(tmp_path, "overrides.optimizer.lr=0.05"), runner=crashing)
+        run_sequence(planned(tmp_path, "overrides.optimizer.lr=0.05"), launcher=Here(crashing))
     text = str(caught.value)
     assert "without/seed-1 is finished (run tiny-without-seed-1" in text
     assert "optimizer.lr was 0.1 and is now 0.05" in text
@@ -154,9 +154,9 @@ def test_an_interrupted_step_resumes_and_a_changed_recipe_is_refused(tmp_path: P
     assert "reuse/seed-2" not in text
     # The checkpoint goes with the archive that has the first part of its record.
     with pytest.raises(SequenceError, match=r"without/seed-2 was interrupted.*archive was .*/archive and is now .*/b"):
-        run_sequence(planned(tmp_path, f"archive={tmp_path}/b"), runner=crashing)
+        run_sequence(planned(tmp_path, f"archive={tmp_path}/b"), launcher=Here(crashing))
 
-    run_sequence(plan, say=lambda line: None, runner=in_process)
+    run_sequence(plan, say=lambda line: None, launcher=Here())
     resumed = RunArchive(tmp_path / "archive").runs(tags={"arm": "without", "step": "seed-2"})[0]
     assert resumed.manifest.attempt == 2
     other = tmp_path / "other"
@@ -176,18 +176,18 @@ def test_steps_out_of_order_and_twice_are_refused(tmp_path: Path) -> None:
     archive.copy_to(copy)
     archive.remove_run(teacher.id, force=True)
     with pytest.raises(SequenceError, match=r"reuse/seed-1 is not finished, but 1 steps that come after it are"):
-        run_sequence(planned(tmp_path), runner=in_process)
+        run_sequence(planned(tmp_path), launcher=Here())
     # Nothing depends on a plain run.
     copy.copy_to(archive)
     archive.remove_run(plain.id, force=True)
-    done = run_sequence(planned(tmp_path), say=lambda line: None, runner=in_process)
+    done = run_sequence(planned(tmp_path), say=lambda line: None, launcher=Here())
     again = next(found.run for found in done if found.step.title == "without/seed-1")
     assert again is not None
     assert again.id != plain.id
     assert again.final_metric() == plain.final_metric()
     copy.copy_to(archive, [plain.id])
     with pytest.raises(SequenceError, match="the archive has 2 finished runs of it"):
-        run_sequence(planned(tmp_path), runner=in_process)
+        run_sequence(planned(tmp_path), launcher=Here())
 
 
 @RESUMING
@@ -195,7 +195,7 @@ def test_trained_to_the_end_and_never_closed(tmp_path: Path) -> None:
     """A kill between the last checkpoint and the end of the run leaves nothing to train: the run is closed."""
     plan = planned(tmp_path, arms={"without": {}}, grid={"seed": [1]})
 
-    def killed_late(step: PlannedStep, ranks: int, lock: int) -> int:
+    def killed_late(step: PlannedStep, ranks: int) -> int:
         trainer = train.build_trainer(load_recipe(step.folder / RECIPE))
 
         class Late(Callback):
@@ -209,24 +209,24 @@ def test_trained_to_the_end_and_never_closed(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_sequence(plan, say=lambda line: None, runner=killed_late)
+        run_sequence(plan, say=lambda line: None, launcher=Here(killed_late))
     assert look_up_states(plan, open_for_reading(plan.config.archive))[0].state == "interrupted"
-    states = run_sequence(plan, say=lambda line: None, runner=in_process)
+    states = run_sequence(plan, say=lambda line: None, launcher=Here())
     assert states[0].run is not None
     assert (states[0].run.manifest.attempt, states[0].run.manifest.progress.batch) == (2, 6)
     assert states[0].run.weight_names == ["last"]
 
 
 def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.sequence.running._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("reuse_algos.sequence.lease.RENEW_SECONDS", 0.1)
 
-    def second(step: PlannedStep, ranks: int, lock: int) -> int:
+    def second(step: PlannedStep, ranks: int) -> int:
         with pytest.raises(SequenceError, match="another process is running the sequence"):
-            run_sequence(planned(tmp_path), runner=in_process)
+            run_sequence(planned(tmp_path), launcher=Here())
         return 1
 
     with pytest.raises(SequenceError, match="failed"):
-        run_sequence(planned(tmp_path), say=lambda line: None, runner=second)
+        run_sequence(planned(tmp_path), say=lambda line: None, launcher=Here(second))
 
 
 def _alive(pid: int) -> bool:
@@ -261,12 +261,8 @@ def test_killed_and_restarted_gives_the_same_table(tmp_path: Path) -> None:
     states = look_up_states(plan_sequence(load_sequence(path, epochs)), open_for_reading(str(here / "archive")))
     assert [found.state for found in states] == ["interrupted", "to do"]
 
-    def runner(step: PlannedStep, ranks: int, lock: int) -> int:
-        interrupted = step.title == "without/seed-1"
-        return step_process(step, ranks, lock) if interrupted else in_process(step, ranks, lock)
-
     plan, said = plan_sequence(load_sequence(path, epochs)), list[str]()
-    states = run_sequence(plan, say=said.append, runner=runner)
+    states = run_sequence(plan, say=said.append, launcher=Mixed(lambda job: job.step.title == "without/seed-1"))
     assert said[0] == "[1/2] without/seed-1: goes on where it was interrupted"
     assert states[0].run is not None
     assert states[0].run.manifest.attempt == 2
@@ -323,7 +319,7 @@ def test_transfer_learning_names_a_winner_per_approach(tmp_path: Path) -> None:
     plan = plan_sequence(load_sequence(shipped_recipe("sequences/transfer_learning"), overrides))
     rates = {"fine-tuning": [0.001, 0.01, 0.1], "feature-extraction": [1, 0.1, 0.01, 0.001]}
     assert {arm: [step.point["optimizer.lr"] for step in plan.of_arm(arm)] for arm in rates} == rates
-    states = run_sequence(plan, say=lambda line: None, runner=in_process)
+    states = run_sequence(plan, say=lambda line: None, launcher=Here())
     report = sequence_report(plan.config, states, RunArchive(plan.config.archive))
     assert report.search is not None
     winners = {arm.arm: arm.winner for arm in report.search.arms}
@@ -352,7 +348,7 @@ def test_growing_data_goes_on_from_the_weights_of_the_step_before(tmp_path: Path
         "grid.data.train_fraction=[0.25,0.5]",
     ]
     plan = plan_sequence(load_sequence(shipped_recipe("sequences/growing_data"), overrides))
-    states = run_sequence(plan, say=lambda line: None, runner=in_process)
+    states = run_sequence(plan, say=lambda line: None, launcher=Here())
     report = sequence_report(plan.config, states, RunArchive(plan.config.archive))
     first, second = report.arms[1].steps
     assert (first.prior_runs, second.prior_runs) == ([], [first.run_id])
@@ -369,7 +365,7 @@ def test_jobs_side_by_side_keep_the_order_of_what_is_reused(tmp_path: Path) -> N
     archive_steps: dict[str, set[str]] = {}
     barrier = threading.Barrier(2)
 
-    def recorded(step: PlannedStep, ranks: int, lock_descriptor: int) -> int:
+    def recorded(step: PlannedStep, ranks: int) -> int:
         with lock:
             going.add(step.title)
             seen.append((step.title, frozenset(going)))
@@ -389,7 +385,11 @@ def test_jobs_side_by_side_keep_the_order_of_what_is_reused(tmp_path: Path) -> N
     plan = planned(tmp_path, "grid.seed=[1,2,3]")
     told: list[str] = []
     states = run_sequence(
-        plan, jobs=2, say=lambda line: None, finished=lambda found: told.append(found.step.title), runner=recorded
+        plan,
+        jobs=2,
+        say=lambda line: None,
+        finished=lambda found: told.append(found.step.title),
+        launcher=Here(recorded),
     )
     assert max(len(others) for _, others in seen) == 2
     assert all(found.run is not None for found in states)
@@ -399,36 +399,56 @@ def test_jobs_side_by_side_keep_the_order_of_what_is_reused(tmp_path: Path) -> N
         assert before == {f"reuse/seed-{other}" for other in range(1, number)}
 
 
-def test_time_is_up_and_the_next_call_goes_on(tmp_path: Path) -> None:
+def test_time_is_up_and_the_next_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
+    clock = Clock(monkeypatch)
 
-    def slow(step: PlannedStep, ranks: int, lock: int) -> int:
+    def slow(step: PlannedStep, ranks: int) -> int:
         calls.append(step.title)
         if len(calls) == 2:
-            time.sleep(1.0)
+            clock.now += 1.0
             return 143  # as of a process that was ended
-        return in_process(step, ranks, lock)
+        return in_process(step, ranks)
 
     plan = planned(tmp_path, "grid.seed=[1]")
     said: list[str] = []
-    states = run_sequence(plan, time_limit=0.0, say=said.append, runner=slow)
+    states = run_sequence(plan, time_limit=0.0, say=said.append, launcher=Here(slow))
     assert (calls, said, [found.state for found in states]) == ([], [], ["to do", "to do"])
-    states = run_sequence(plan, arms=["without"], say=said.append, runner=slow)
+    states = run_sequence(plan, arms=["without"], say=said.append, launcher=Here(slow))
     assert [found.state for found in states] == ["finished", "to do"]
-    states = run_sequence(plan, time_limit=0.5, say=said.append, runner=slow)
+    states = run_sequence(plan, time_limit=0.5, say=said.append, launcher=Here(slow))
     assert [found.state for found in states] == ["finished", "interrupted"]
     assert said[-1] == "[2/2] reuse/seed-1: interrupted, as the time is up"
-    states = run_sequence(plan, say=said.append, runner=slow)
+    states = run_sequence(plan, say=said.append, launcher=Here(slow))
     assert [found.state for found in states] == ["finished", "finished"]
     assert calls == ["without/seed-1", "reuse/seed-1", "reuse/seed-1"]
 
 
-def test_a_process_is_ended_when_the_time_is_up() -> None:
-    with subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"]) as process:
-        assert Halt(0.3).wait(process) is None
-        process.kill()
-    with subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(5)"]) as process:
-        assert Halt(60.0).wait(process) == 5
+def test_a_job_is_cancelled_when_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+
+    class Long:
+        """A job that ends after so many looks, with status 5."""
+
+        local = True
+        cancelled = 0
+
+        def submit(self, job: Any) -> list[int]:
+            return [job]
+
+        def wait(self, handle: list[int], timeout: float) -> int | None:
+            assert 0.0 <= timeout <= 0.5
+            clock.now += timeout
+            handle[0] -= 1
+            return 5 if handle[0] == 0 else None
+
+        def cancel(self, handle: list[int]) -> None:
+            self.cancelled += 1
+
+    for looks, limit, status in ((3, 60.0, 5), (100, 0.75, 143)):
+        launcher: Any = Long()
+        assert Halt(limit).run(launcher, looks) == status  # type: ignore[arg-type]
+        assert launcher.cancelled == 1
 
 
 def test_arms_that_are_chosen_bring_what_they_reuse(tmp_path: Path) -> None:
@@ -440,10 +460,10 @@ def test_arms_that_are_chosen_bring_what_they_reuse(tmp_path: Path) -> None:
     }
     arms = {"taught": {"overrides": teach}, "without": {}, "prior": {"grid": {"seed": [11, 12, 13]}}}
     plan = planned(tmp_path, arms=arms)
-    states = run_sequence(plan, arms=["taught"], say=lambda line: None, runner=in_process)
+    states = run_sequence(plan, arms=["taught"], say=lambda line: None, launcher=Here())
     titles = [found.step.title for found in states if found.run is not None]
     assert titles == ["prior/seed-11", "taught/seed-1", "prior/seed-12", "taught/seed-2"]
     with pytest.raises(SequenceError, match=r"has no arm tought.*taught"):
-        run_sequence(plan, arms=["tought"], say=lambda line: None, runner=in_process)
+        run_sequence(plan, arms=["tought"], say=lambda line: None, launcher=Here())
     with pytest.raises(SequenceError, match="jobs must be at least 1, not 0"):
-        run_sequence(plan, jobs=0, runner=in_process)
+        run_sequence(plan, jobs=0, launcher=Here())

@@ -9,12 +9,12 @@ import pytest
 
 from reuse_algos.cli import main
 from reuse_algos.commands.common import seconds_of
-from sequences import in_process, sequence
+from sequences import Here, sequence
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.sequence.running.step_process", in_process)
+    monkeypatch.setattr("reuse_algos.sequence.running.LocalLauncher", lambda threads: Here())
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

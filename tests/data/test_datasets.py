@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -330,3 +331,9 @@ def test_npz_without_a_known_place_of_channels_is_refused(tmp_path, shape):
     np.savez(tmp_path / "odd", x_train=x, y_train=y, x_test=x, y_test=y)
     with pytest.raises(DataError, match="channels neither last"):
         load(name="npz", path=str(tmp_path / "odd.npz"), batch_size=1)
+
+
+def test_digits_without_scikit_learn_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # as where it is not installed
+    with pytest.raises(DataError, match=r"pip install 'reuse-algos\[demo\]'"):
+        load_datasets(DataConfig(name="digits"), torch.device("cpu"))

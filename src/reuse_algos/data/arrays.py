@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
@@ -109,6 +108,13 @@ def _make_split(
 
 
 def _load_digits(config: DataConfig) -> ImageArrays:
+    try:
+        from sklearn.datasets import load_digits  # only the digits need scikit-learn
+    except ImportError as error:
+        raise DataError(
+            "data.name: the digits come with scikit-learn, which is not installed. Install it with "
+            "pip install 'reuse-algos[demo]'"
+        ) from error
     bunch: Any = load_digits()
     # Grey values 0 to 16 become bytes; the split is stratified and does not depend on scikit-learn's version.
     images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[..., None]

@@ -8,6 +8,7 @@
 What a sequence file can say is in :class:`~reuse_algos.sequence.schema.SequenceConfig`.
 """
 
+from reuse_algos.sequence.launchers import Job, Launcher, LocalLauncher
 from reuse_algos.sequence.plan import Plan, PlannedStep, plan_sequence
 from reuse_algos.sequence.progress import StepState, look_up_states
 from reuse_algos.sequence.render import print_plan, print_report
@@ -16,6 +17,9 @@ from reuse_algos.sequence.running import run_sequence
 from reuse_algos.sequence.schema import SequenceConfig, load_sequence
 
 __all__ = [
+    "Job",
+    "Launcher",
+    "LocalLauncher",
     "Plan",
     "PlannedStep",
     "SequenceConfig",

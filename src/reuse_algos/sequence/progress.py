@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.stores.opening import open_store
@@ -14,10 +14,20 @@ from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.sequence.harvests import missing_harvests, remade
 from reuse_algos.sequence.plan import Plan, PlannedStep, differences, waits_for
 
-__all__ = ["CHECKPOINTS", "RECIPE", "StepState", "look_up_states", "open_for_reading", "trained_state"]
+__all__ = [
+    "CHECKPOINTS",
+    "LOG",
+    "RECIPE",
+    "StepState",
+    "look_up_states",
+    "open_for_reading",
+    "open_store_of",
+    "trained_state",
+]
 
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,11 @@ class StepState:
     step: PlannedStep
     state: Literal["finished", "to harvest", "interrupted", "to do"]
     run: PriorRun | None = None
+
+
+def open_store_of(location: str) -> Any:
+    """Return the store of an archive, to write to; it is made where there is none."""
+    return open_store(location, create=True, read_only=False)
 
 
 def open_for_reading(location: str) -> RunArchive | None:

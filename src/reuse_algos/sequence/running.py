@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import functools
 import os
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +11,14 @@ from typing import Any
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
+from reuse_algos.sequence.halt import Halt
+from reuse_algos.sequence.launchers import Launcher, LocalLauncher
+from reuse_algos.sequence.lease import SequenceLease
 from reuse_algos.sequence.plan import Plan, waits_for
-from reuse_algos.sequence.processes import Halt, Harvester, StepRunner, harvest_process, step_process
 from reuse_algos.sequence.progress import StepState, look_up_states
-from reuse_algos.sequence.step_work import StepWork, drop_checkpoints
+from reuse_algos.sequence.steps import StepWork, drop_checkpoints
 
 __all__ = ["run_sequence"]
-
-_LOCK = "lock"
-_LOCK_SECONDS = 20.0  # that the processes of a killed sequence may take to notice
 
 
 def run_sequence(
@@ -34,8 +29,7 @@ def run_sequence(
     arms: Collection[str] | None = None,
     say: Callable[[str], None] = print,
     finished: Callable[[StepState], None] | None = None,
-    runner: StepRunner | None = None,
-    harvester: Harvester | None = None,
+    launcher: Launcher | None = None,
 ) -> list[StepState]:
     """Train every step that has no finished run yet, in order, and harvest what its arm says.
 
@@ -43,44 +37,57 @@ def run_sequence(
     goes on from its newest checkpoint.
 
     Args:
-        plan: the sequence.
-        jobs: how many steps are trained at the same time; a step never starts before those that it reuses are finished,
-            nor before one that would see its run too early. They share the machine, so seconds tell less.
-        time_limit: seconds after which no further step starts, and those that are being trained are ended, to go on
-            from their newest checkpoints; None: until all is finished.
-        arms: train these arms, and what they reuse, only; None: all.
-        say: told what is going on, a line at a time.
-        finished: told of every finished step, also of those that were finished before.
-        runner: trains one step; by default :func:`step_process`.
-        harvester: harvests one signal of a step's run; by default :func:`harvest_process`.
+        plan: The sequence.
+        jobs: Steps that are trained at the same time; a step never starts before those that it reuses are finished,
+            nor before one that would see its run too early. They share the machine, so seconds tell less. Default: 1.
+        time_limit: Seconds after which no further step starts, and those that are being trained are ended, to go on
+            from their newest checkpoints. Default: None, until all is finished.
+        arms: Train these arms, and what they reuse, only. Default: None, all of them.
+        say: Told what is going on, a line at a time. Default: prints it.
+        finished: Told of every finished step, also of those that were finished before. Default: None.
+        launcher: Runs the jobs. Default: each is a process on this machine.
 
     Returns:
         All steps; finished, unless there were a time limit or a choice of arms.
 
     Raises:
-        SequenceError: a step or a harvest fails (the end of its log is in the message), the sequence is being run
+        SequenceError: A step or a harvest fails (the end of its log is in the message), the sequence is being run
             elsewhere, or what was trained before is not what the file now says.
-        ArchiveError: the archive cannot be read or made.
+        ArchiveError: The archive cannot be read or made.
     """
     if jobs < 1:
         raise SequenceError(f"jobs must be at least 1, not {jobs}")
-    with _locked(Path(plan.config.folder)) as lock:
-        archive = RunArchive(plan.config.archive, create=True)
+    launcher = LocalLauncher(_threads(jobs)) if launcher is None else launcher
+    _make_folder(Path(plan.config.folder))
+    archive = RunArchive(plan.config.archive, create=True)
+    halt = Halt(time_limit)
+    lease = SequenceLease(plan.config.archive, plan.config.name, local=launcher.local, lost=lambda: halt.stop(0.0))
+    lease.acquire(say)
+    try:
         states = look_up_states(plan, archive)
-        halt = Halt(time_limit)
-        how: dict[str, Any] = {"halt": halt, "threads": _threads(jobs)}
-        step_work = StepWork(
-            plan, archive, lock, halt,
-            runner or functools.partial(step_process, **how),
-            harvester or functools.partial(harvest_process, **how),
-        )  # fmt: skip
+        step_work = StepWork(plan, archive, halt, launcher, lease.key)
         work = _Work(step_work, states, jobs, say, finished or (lambda state: None))
         work.do(plan.needed(arms))
-        return states
+    finally:
+        lease.release()
+    if lease.is_lost:
+        raise SequenceError(
+            f"the lease of the sequence {plan.config.name} in {archive.location} was lost: another process has taken "
+            "it over, or the archive could not be reached. The same command goes on from here"
+        )
+    return states
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the sequence's folder, before anything is trained that could not be kept there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SequenceError(f"{folder} cannot be the folder of the sequence: {error.strerror}") from error
 
 
 def _threads(jobs: int) -> int | None:
-    """How many threads each of several jobs may use, so that together they use the machine's cores once."""
+    """Return the threads of each of several jobs, so that together they use the machine's cores once."""
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
@@ -124,7 +131,7 @@ class _Work:
                         except Exception as error:  # whatever it is, the other trainings are not lost for it
                             failure = failure or error
             except BaseException:
-                halt.interrupt()
+                halt.stop()
                 raise
         if failure is not None:
             raise failure
@@ -159,31 +166,6 @@ class _Work:
 
     def _head(self, place: int) -> str:
         return f"[{place + 1}/{len(self.states)}] {self.states[place].step.title}"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Hold the folder of the sequence; the descriptor is handed on, so that a step left behind holds it too."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise SequenceError(f"{folder} cannot be the folder of the sequence: {error.strerror}") from error
-    try:
-        until = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise SequenceError(
-                        f"another process is running the sequence in {folder}. Wait for it, or end it first"
-                    ) from None
-                time.sleep(0.2)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _summary(state: StepState) -> str:

@@ -1,4 +1,4 @@
-"""What one step of a sequence takes: it is trained, and what its arm says is harvested of its run."""
+"""One step of a sequence: it is trained, and what its arm says is harvested of its run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import yaml
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.errors import SequenceError
+from reuse_algos.sequence.halt import Halt
 from reuse_algos.sequence.harvests import Harvest, missing_harvests
+from reuse_algos.sequence.launchers.base import Job, Launcher
+from reuse_algos.sequence.lease import LeaseKey
 from reuse_algos.sequence.plan import Plan, PlannedStep
-from reuse_algos.sequence.processes import LOG, Halt, Harvester, StepRunner
-from reuse_algos.sequence.progress import CHECKPOINTS, RECIPE, StepState, trained_state
+from reuse_algos.sequence.progress import CHECKPOINTS, LOG, RECIPE, StepState, trained_state
 
 __all__ = ["StepWork", "drop_checkpoints"]
 
@@ -29,21 +31,28 @@ _Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:y
 
 @dataclass
 class StepWork:
-    """What one step takes: a process that trains it, and one for each signal that is harvested of its run."""
+    """Does the jobs of one step: to train it, and to harvest each signal of its run.
+
+    Attributes:
+        plan: The sequence.
+        archive: Where the runs are.
+        halt: Says when to end.
+        launcher: Runs the jobs.
+        lease: The sequence's lease, which the jobs watch.
+    """
 
     plan: Plan
     archive: RunArchive
-    lock: int
     halt: Halt
-    runner: StepRunner
-    harvester: Harvester
+    launcher: Launcher
+    lease: LeaseKey
 
     def complete(self, found: StepState, tell: Callable[[str], None]) -> StepState:
         """Train a step unless it is trained, and harvest what its run lacks; unless the time is up before.
 
         Args:
-            found: the step, and what has become of it so far.
-            tell: is told what begins after the training.
+            found: The step, and what has become of it so far.
+            tell: Told what begins after the training.
         """
         if found.run is None:
             found = self._train(found.step)
@@ -59,7 +68,7 @@ class StepWork:
 
     def _train(self, step: PlannedStep) -> StepState:
         _write_recipe(step)
-        status = self.runner(step, self.plan.config.ranks, self.lock)
+        status = self.halt.run(self.launcher, Job(step, self.plan.config.ranks, self.lease))
         if status and self.halt.now:
             return StepState(step, "interrupted")
         if status:
@@ -74,9 +83,9 @@ class StepWork:
         return trained_state(step, found[0])
 
     def _harvest(self, step: PlannedStep, run: PriorRun, harvest: Harvest) -> PriorRun | None:
-        """The run with one more signal; None where the time was up before its end."""
+        """Return the run with one more signal; None where the time was up before its end."""
         _write_recipe(step)
-        status = self.harvester(step, run, harvest, self.lock)
+        status = self.halt.run(self.launcher, Job(step, 1, self.lease, run.id, harvest))
         if status and self.halt.now:
             return None
         what = f"the harvest of {harvest.name} of {step.title}"
@@ -103,7 +112,7 @@ def _failed(step: PlannedStep, what: str, status: int) -> SequenceError:
 
 
 def drop_checkpoints(step: PlannedStep) -> None:
-    """Checkpoints of a step serve to finish it; what later runs need of it is in the archive."""
+    """Remove the checkpoints of a step that is trained: what later runs need of it is in the archive."""
     shutil.rmtree(step.folder / CHECKPOINTS, ignore_errors=True)
 
 

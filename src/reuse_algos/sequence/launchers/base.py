@@ -1,0 +1,77 @@
+"""What a sequence asks of whatever runs its jobs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from reuse_algos.sequence.harvests import Harvest
+from reuse_algos.sequence.lease import LeaseKey
+from reuse_algos.sequence.plan import PlannedStep
+from reuse_algos.sequence.progress import LOG, RECIPE
+
+__all__ = ["Job", "Launcher"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work of a sequence: train a step, or harvest one signal of its run.
+
+    Attributes:
+        step: The step. Its recipe is in its folder.
+        ranks: Processes that train together.
+        lease: The sequence's lease. The job ends itself once it is not held any more.
+        run_id: The run to harvest; None trains the step.
+        harvest: What to harvest; None trains the step.
+    """
+
+    step: PlannedStep
+    ranks: int
+    lease: LeaseKey
+    run_id: str | None = None
+    harvest: Harvest | None = None
+
+    @property
+    def log(self) -> Path:
+        """The file to which the job's output is appended."""
+        return self.step.folder / LOG
+
+    @property
+    def command(self) -> list[str]:
+        """The command that does the work, with this interpreter."""
+        asked: dict[str, Any] = {"lease": dataclasses.asdict(self.lease), "recipe": str(self.step.folder / RECIPE)}
+        if self.harvest is not None:
+            asked |= {
+                "run_id": self.run_id,
+                "signal": self.harvest.signal,
+                "config": dataclasses.asdict(self.harvest.config),
+            }
+        several = ["-m", "composer.cli.launcher", "-n", str(self.ranks)] if self.ranks > 1 else []
+        return [sys.executable, *several, "-m", "reuse_algos.sequence.job", json.dumps(asked)]
+
+
+class Launcher(Protocol):
+    """Runs the jobs of a sequence. Its methods are called from several threads at once.
+
+    Attributes:
+        local: Whether every job ends with the process that submitted it, even where that one is killed. Where this
+            is False, a sequence that was killed can be taken over only once its lease has run out.
+    """
+
+    local: bool
+
+    def submit(self, job: Job) -> Any:
+        """Start a job and return its handle."""
+        ...
+
+    def wait(self, handle: Any, timeout: float) -> int | None:
+        """Return the job's exit status, or None if it still runs after ``timeout`` seconds."""
+        ...
+
+    def cancel(self, handle: Any) -> None:
+        """End a job at once. Do nothing where it has ended."""
+        ...
