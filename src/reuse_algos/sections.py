@@ -15,7 +15,8 @@ Then ``MSE(weight=2.0)``, ``{"name": "mse", "weight": 2.0}`` and ``"mse"`` all g
 against the same annotations. The rules:
 
 - In a union the class is chosen by its class-level ``name``. Where a class of the union has one, a text is always such
-  a name, so ``str`` in the annotation means "the bare name".
+  a name, so ``str`` in the annotation means "the bare name". A class with ``beside_text: ClassVar[bool] = True`` stands
+  beside other texts, which stay as they are: ``weights: Average | str`` takes ``average`` and ``last``.
 - A single class needs no name: ``when: Window | None = None`` takes ``{stop: 0.5dur}``.
 - A field without a default has to be given. Fields may be sections themselves, lists or mappings of them.
 - Check ranges in ``__post_init__`` and raise ``ValueError``: the message is shown behind the section's path.
@@ -153,11 +154,12 @@ def fit(value: Any, hint: Any, path: str, faults: Faults, builders: _Builders = 
         return value
     sections = [member for member in members if _is_section(member)]
     named = {name: member for member in sections if (name := _name_of(member)) is not None}
-    if named and isinstance(value, str):
+    free_text = any(getattr(member, "beside_text", False) for member in sections)
+    if named and isinstance(value, str) and (value in named or not free_text):
         value = {"name": value}
     if sections and isinstance(value, Mapping):
         return _fit_section(value, sections, named, path, faults, builders)
-    if named:
+    if named and not free_text:
         members = [member for member in members if member is not str]
     attempts: list[Faults] = []
     for exact in (True, False):

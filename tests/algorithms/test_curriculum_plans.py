@@ -238,7 +238,7 @@ def test_no_more_than_half_count_as_easy_where_scores_move() -> None:
 
 
 def test_dynamic_prune_with_a_share_of_easy_examples(tmp_path: Path) -> None:
-    RunArchive(tmp_path)
+    RunArchive(tmp_path, create=True)
     scores = np.concatenate([np.arange(100) / 100, np.full(20, np.nan)])  # 20 unknown ones, which are kept
     found = candidates(np.random.default_rng(3).permutation(scores), "keep")
     strategy = DynamicPrune(prune_rate=0.5, easy_share=0.75).build(found, None, update=True)

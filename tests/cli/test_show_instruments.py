@@ -30,7 +30,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
         trainer = build_trainer(load_recipe(str(RECIPE), [*small, *more]))
         trainer.fit()
         trainer.close()
-    return RunArchive(folder)
+    return RunArchive(folder, create=True)
 
 
 def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
@@ -67,7 +67,7 @@ def test_the_panel_has_a_curve_for_each_run_and_one_map(archive: RunArchive) -> 
 
 
 def test_a_run_without_readings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     run = write_run(archive, "plain", 0, [0.5, 0.6])
     with pytest.raises(LookupError, match="was trained without instruments"):
         readings_of_run(archive.run(run))

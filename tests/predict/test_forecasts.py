@@ -92,7 +92,7 @@ def curve(generator: np.random.Generator, rows: int = 40) -> np.ndarray:
 @pytest.fixture(scope="module")
 def thirty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("predict") / "archive"
-    archive, generator = RunArchive(path), np.random.default_rng(0)
+    archive, generator = RunArchive(path, create=True), np.random.default_rng(0)
     for number in range(30):
         write(archive, f"run-{number}", curve(generator).tolist())
     return path
@@ -121,7 +121,7 @@ def test_command_prints_the_same_numbers(thirty: Path, capsys: pytest.CaptureFix
 
 
 def test_decayed_runs_are_forecast_by_their_shape_only(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     generator, recipe = np.random.default_rng(1), {"optimizer": {}, "scheduler": {"name": "cosine_with_warmup"}}
     shape = np.linspace(1, 0.1, 20) ** 2
     for number in range(10):
@@ -155,7 +155,7 @@ def test_a_slow_start_is_not_multiplied() -> None:
 
 
 def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alone, odd = RunArchive(tmp_path / "alone"), RunArchive(tmp_path / "odd")
+    alone, odd = RunArchive(tmp_path / "alone", create=True), RunArchive(tmp_path / "odd")
     one = write(alone, "one", [1.0, 0.8, 0.7, 0.65])
     for number in range(3):
         write(odd, f"nan-{number}", [1.0, math.nan, 0.5, 0.4, 0.3], health="diverged")
@@ -173,7 +173,7 @@ def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_mixed_runs_are_refused(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for workers, hardware, batch in ((1, "a", 8), (2, "b", 8), (2, "a", 16)):
         write(archive, "run", [1, 0.9, 0.8], workers=workers, hardware=hardware, batch=batch)
     one, other, larger = histories(archive)
@@ -184,7 +184,7 @@ def test_mixed_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_speed_command_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     for workers in (1, 2):
         write(archive, "run", [1, 0.9, 0.8], workers=workers, step_seconds=0.8 / workers + 0.1)
     command = ["predict", "speed", str(archive.root), "--workers", "1", "2", "4", "--steps", "3600"]
@@ -205,7 +205,7 @@ def study(archive: RunArchive, scheduler: Any = None) -> None:
 
 
 def test_sweep_command_on_known_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     study(archive)
     command = ["sweep", "batch-size", str(archive.root), "--goal", "0.95", "--json"]
     assert main(command) == 0
@@ -221,7 +221,7 @@ def test_sweep_command_on_known_steps(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_sweep_equals_a_group_by_of_pandas(tmp_path: Path) -> None:
     pandas = pytest.importorskip("pandas")
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     study(archive)
     runs = histories(archive, "monitor")
     frame = pandas.DataFrame(
@@ -237,7 +237,7 @@ def test_sweep_equals_a_group_by_of_pandas(tmp_path: Path) -> None:
 
 
 def test_sweep_refuses_what_the_record_contradicts(tmp_path: Path) -> None:
-    decayed, archive = RunArchive(tmp_path / "decayed"), RunArchive(tmp_path / "archive")
+    decayed, archive = RunArchive(tmp_path / "decayed", create=True), RunArchive(tmp_path / "archive")
     study(decayed, {"name": "linear_with_warmup"})
     with pytest.raises(NotEnoughEvidenceError, match="decays towards its own end"):
         trials_of(histories(decayed, "monitor"), "data.batch_size", "optimizer.lr")
@@ -248,7 +248,7 @@ def test_sweep_refuses_what_the_record_contradicts(tmp_path: Path) -> None:
 
 
 def test_strength_of_runs_without_an_attack_is_zero(tmp_path: Path) -> None:
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     write(archive, "clean", [1.0], accuracy=[0.9])
     attacked = {"optimizer": {}, "algorithms": {"adversarial_training": {"epsilon": 0.1}}}
     write(archive, "robust", [1.0], accuracy=[0.8], recipe=attacked)
@@ -269,7 +269,7 @@ def test_callback_forecasts_and_says_its_error(tmp_path: Path) -> None:
     trainer(loader(blobs()), max_duration="6ep", callbacks=[callback, recorder]).fit()
     made = callback.forecasts[0.5]
     assert (made.method, made.end_step, made.fraction) == ("curve", 48, 0.5)
-    run = RunArchive(tmp_path / "archive").run(recorder.run_id or "")
+    run = RunArchive(tmp_path / "archive", create=True).run(recorder.run_id or "")
     assert run.metric("forecast/50pct/end_loss").value.tolist() == [made.value]
     assert run.metric("forecast/50pct/end_loss").step.tolist() == [24]
     final = run.metric(LOSS).final()

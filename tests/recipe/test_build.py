@@ -207,7 +207,7 @@ def test_values_that_constructors_refuse_are_listed_together(tmp_path):
         values(
             archive=str(tmp_path / "archive"),
             algorithms={
-                "prior_run_distillation": {"runs": "x", "loss": {"name": "kl", "temperature": -1}},
+                "prior_run_distillation": {"runs": "x", "mismatch": "ignore"},
                 "ema": {"half_life": "fast"},
             },
             callbacks={"run_recorder": {"weights": ["newest"]}},

@@ -42,15 +42,17 @@ def test_recipes_can_name_them():
 def test_faults_are_listed_together(tmp_path):
     settings = values(
         tmp_path,
-        algorithms={"adversarial_replay": {"runs": "x", "mode": "add"}},
+        algorithms={"adversarial_replay": {"runs": "x", "mismatch": "ignore"}},
         callbacks={"robust_evaluation": {"attacks": {"pgd": {"step": 3}}, "interval": "1ep"}},
     )
     with pytest.raises(RecipeError) as caught:
         build_trainer(compose_recipe(settings, source="x.yaml"))
     lines = str(caught.value).splitlines()
     assert lines[0] == "x.yaml: 2 errors in the recipe"
-    assert "there is no 'add'" in lines[1]
+    assert "mismatch must be 'refuse' or 'allow', got 'ignore'" in lines[1]
     assert "attacks.pgd: no field 'step'. Did you mean 'steps'" in lines[2]
+    with pytest.raises(RecipeError, match="algorithms.adversarial_replay.mode.name: there is no 'add'"):
+        compose_recipe(values(tmp_path, algorithms={"adversarial_replay": {"runs": "x", "mode": "add"}}))
     with pytest.raises(RecipeError, match="callbacks.robust_evaluation.examples: must be a whole number"):
         compose_recipe(values(tmp_path, callbacks={"robust_evaluation": {"examples": "many"}}))
     with pytest.raises(RecipeError, match="callbacks.robust_evaluation.interval: must be a time such as"):

@@ -122,8 +122,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         dataset: DatasetInfo | None = None,
         seed: int = 0,
     ) -> None:
-        named = isinstance(weights, str) and weights != "average"
-        self.weights: Average | str = str(weights) if named else fit_section(Average, weights, "weights")
+        self.weights: Average | str = fit_section(Average | str, weights, "weights")
         self.change: Change = fit_section(Change, change or {}, "change")
         self.head: Keep | Reset | Match = fit_section(Keep | Reset | Match, head, "head")
         wanted: Trainable = fit_section(Trainable, trainable or {}, "trainable")

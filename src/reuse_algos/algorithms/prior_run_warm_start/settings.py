@@ -23,6 +23,7 @@ class Average:
     """
 
     name: ClassVar[str] = "average"
+    beside_text: ClassVar[bool] = True  # any other text names archived weights
     last_k: int | None = None
 
     def __post_init__(self) -> None:
