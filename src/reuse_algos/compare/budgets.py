@@ -229,6 +229,7 @@ class OverBudgets:
                     own_level=isinstance(self.level, Sample), confidence=confidence,
                 )  # fmt: skip
         return Reading(
+            runs=member.runs,
             basis=self._basis(member, paired=bool(paired)),
             paired=paired,
             bound=ours.bound,

@@ -48,7 +48,7 @@ class _Ends:
     def read(self, group: Runs) -> Reading:
         own = group is self._baseline
         paired = None if own else pairs_by_seed(self._baseline, group, self._question)
-        return Reading(basis=f"n = {len(group)}", paired=paired, bound="", speedups={})
+        return Reading(runs=group, basis=f"n = {len(group)}", paired=paired, bound="", speedups={})
 
 
 def _estimator(outcomes: Outcomes, question: Question, baseline: Runs) -> _Estimator:
@@ -143,7 +143,7 @@ def _group(runs: Runs, baseline: Runs, readings: Mapping[str, Reading], question
         name=name,
         is_baseline=is_baseline,
         control_of=control_of(runs),
-        runs=_runs(runs, reading),
+        runs=_runs(reading),
         points=reading.points,
         final=None if over_budgets else mean_interval(finals, confidence),
         final_difference=difference,
@@ -165,8 +165,8 @@ def _ends(group: Runs, difference: Interval | None, confidence: float) -> str:
     return f" Final value: {format_number(final.estimate)}, which differs by {format_interval(difference, '+', ' ')}."
 
 
-def _runs(group: Runs, reading: Reading) -> list[Run]:
-    costs = reading.to_runs or [None] * len(group)
+def _runs(reading: Reading) -> list[Run]:
+    costs = reading.to_runs or [None] * len(reading.runs)
     return [
         Run(
             run_id=run.run_id,
@@ -179,7 +179,7 @@ def _runs(group: Runs, reading: Reading) -> list[Run]:
             setup_seconds=run.setup_seconds,
             harvest_seconds=run.harvest_seconds,
         )
-        for run, cost in zip(group, costs, strict=True)
+        for run, cost in zip(reading.runs, costs, strict=True)
     ]
 
 

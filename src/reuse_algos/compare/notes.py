@@ -78,9 +78,9 @@ def _diverged(group: Group) -> list[str]:
     bad = [run for run in group.runs if run.health == "diverged" or (group.points and not math.isfinite(run.final))]
     if not bad:
         return []
-    more = ", and a budget with one of them has not reached the target" if group.points else " in the comparison"
+    more = ", and a budget with one of them has not reached the target" if group.points else ""
     ids = some([run.run_id or f"seed {run.seed}" for run in bad])
-    return [f"{group.name}: {len(bad)} of {group.n} runs diverged ({ids}); they stay in{more}."]
+    return [f"{group.name}: {len(bad)} of {group.n} runs diverged ({ids}); they stay in the comparison{more}."]
 
 
 def _repeated_seeds(group: Group) -> list[str]:

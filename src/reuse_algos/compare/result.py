@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
+from reuse_algos.compare.outcomes import Outcome
 from reuse_algos.compare.question import AXES, Axis, Mode
 
 __all__ = ["BreakEven", "Comparison", "CostToTarget", "Group", "Point", "Reading", "Run", "alike", "json_safe"]
@@ -162,11 +163,12 @@ class Reading:
     """What an estimator reads of one group; the engine makes a :class:`Group` of it.
 
     Attributes:
+        runs: The group's runs in the order in which they are shown.
         basis: Number of runs in words, such as ``n = 3 to 5``.
         paired: Whether runs were paired with the baseline's by seed; None for the baseline.
         bound: Of the cost to the target, see :attr:`Group.target_bound`.
         speedups: Against the baseline; empty for the baseline.
-        to_runs: Each run's own cost to the target, in the group's order; empty where there is none.
+        to_runs: Each run's own cost to the target, in the order of ``runs``; empty where there is none.
         to_target: The group's; None where runs are not read over their training.
         cost_to_target: With limits on each axis; empty where runs are read over their training.
         points: The group's budgets.
@@ -174,6 +176,7 @@ class Reading:
         where: Where a budget curve ends, in words; empty elsewhere.
     """
 
+    runs: Sequence[Outcome]
     basis: str
     paired: bool | None
     bound: Bound

@@ -114,6 +114,7 @@ class WithinRuns:
             if has_seconds(group) and has_seconds(self._baseline):
                 speedups["cost_seconds"] = self._speedup(group, "cost_seconds", paired=bool(paired))
         return Reading(
+            runs=group,
             basis=f"n = {len(group)}"
             if own or len(group) == len(self._baseline)
             else f"n = {len(group)} against {len(self._baseline)}",

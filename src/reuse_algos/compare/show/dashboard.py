@@ -111,7 +111,7 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
             **({"points": _table(points)} if points else {"curves": _table(_curves(comparison, charts))}),
             "notes": Table(["note"], [[note] for note in comparison.notes]),
         },
-        lines={f"curves/{chart.key}": _lines(chart) for chart in charts},
+        lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts},
         bars=bars,
         document=document,
     )
