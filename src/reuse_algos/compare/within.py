@@ -63,14 +63,14 @@ def has_seconds(group: Runs) -> bool:
 
 
 def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
-    """Return whether the runs pair by seed: both sides have the same seeds, each once. Both are sorted by seed.
+    """Return whether the runs pair: both sides have the same seeds (or :attr:`Outcome.pair`), each once, in order.
 
     Raises:
         CompareError: They do not, though the question insists on it.
     """
     if question.pairing == "none":
         return False
-    ours, theirs = [o.seed for o in baseline], [o.seed for o in group]
+    ours, theirs = [o.pair_key for o in baseline], [o.pair_key for o in group]
     fits = ours == theirs and None not in ours and len(set(ours)) == len(ours)
     if not fits and question.pairing == "seed":
         raise CompareError(
