@@ -130,7 +130,7 @@ class BudgetCrossing:
 
 
 def _first_at(mean_M: FloatArray, target: float) -> float | None:
-    """Return the first position at which the straight lines between means are at or beyond the target; None if nowhere."""
+    """Return the first position at which the lines between means are at or beyond the target; None if nowhere."""
     reached = np.flatnonzero(mean_M >= target)
     if not reached.size:
         return None
@@ -143,7 +143,7 @@ def _first_at(mean_M: FloatArray, target: float) -> float | None:
 def _interpolations(
     x_M: FloatArray, m: int, x_P: FloatArray, outer: Sequence[int]
 ) -> Iterator[tuple[list[int], FloatArray]]:
-    """Yield budgets K and weights [P, K] of the line from budget m to m + 1, and of the parabola through each outer one."""
+    """Yield budgets K and weights [P, K]: of the line from m to m + 1, and of the parabola through each outer one."""
     for knots in ([m, m + 1], *([m, m + 1, other] for other in outer)):
         weights = []
         for k in knots:
@@ -155,7 +155,7 @@ def _interpolations(
 def _signs(
     curve: Curve, m: int, part_P: FloatArray, target: float | Sample, *, paired: bool, confidence: float
 ) -> tuple[Mask, Mask]:
-    """Return whether the curve is surely below [P], and surely at or above [P], in the gap after budget m at these parts."""
+    """Return whether the curve is surely below [P], and surely at or above [P], at these parts of the gap after m."""
     never = np.zeros(part_P.shape, dtype=bool)
     samples = curve.samples
     inner = [m] if curve.last == 0 else [m, m + 1]

@@ -107,7 +107,7 @@ class Crossing:
 
 
 def own_crossing(curves: MeanCurves) -> int:
-    """Return the first evaluation at which a group's mean curve is at or beyond its own final mean (its last one, or earlier)."""
+    """Return the first evaluation at which a group's mean curve is at or beyond its own final mean."""
     mean_K = curves.mean_K
     return int(np.argmax(mean_K >= mean_K[-1]))
 
@@ -115,7 +115,7 @@ def own_crossing(curves: MeanCurves) -> int:
 def _limits(
     values_RK: FloatArray, final_S: FloatArray, *, paired: bool, confidence: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Return the limits [K] of mean(values_RK[:, k]) - mean(final_S); infinite where there is no spread or a value not finite."""
+    """Return the limits [K] of mean(values_RK[:, k]) - mean(final_S); infinite without spread or finite values."""
     low_K, high_K = np.full(values_RK.shape[1], -np.inf), np.full(values_RK.shape[1], np.inf)
     usable_K = np.isfinite(values_RK).all(axis=0)
     if not np.isfinite(final_S).all() or not usable_K.any():
@@ -165,7 +165,7 @@ def _geometric_mean(costs_RK: FloatArray) -> FloatArray:
 def speedup_of_curves(
     baseline: MeanCurves, group: MeanCurves, *, paired: bool, confidence: float = CONFIDENCE
 ) -> Speedup:
-    """Return the cost of the baseline at its own final level divided by the group's cost to that level, with its interval.
+    """Return the baseline's cost to its own final level divided by the group's cost to that level, with limits.
 
     Args:
         baseline: R runs on K evaluations; the last one is the end of the baseline's budget.
