@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from reuse_algos.compare.budgets import Member, label_of
 from reuse_algos.compare.estimates.cost import cost_interval, speedup_of_budgets
 from reuse_algos.compare.estimates.interval import RUNS_FOR_A_CLAIM, Bound, Interval, Speedup
 from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, crossing
+from reuse_algos.compare.kinds.budgets import Member, label_of
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.words import AXIS_WORDS
 

@@ -11,14 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from reuse_algos.compare.budgets import OverBudgets
 from reuse_algos.compare.estimates.interval import Interval, Speedup, difference_interval, mean_interval
+from reuse_algos.compare.kinds.budgets import OverBudgets
+from reuse_algos.compare.kinds.training import WithinRuns, pairs_by_seed
 from reuse_algos.compare.notes import notes_of
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import AXES, Axis, Question
 from reuse_algos.compare.result import BreakEven, Comparison, Group, Reading, Run
 from reuse_algos.compare.show.words import Sentence, format_interval, format_number
-from reuse_algos.compare.within import WithinRuns, pairs_by_seed
 
 __all__ = ["compare", "control_of"]
 

@@ -14,7 +14,7 @@ from reuse_algos.compare.run_notes import differences, left_out, some
 from reuse_algos.compare.show.words import AXIS_WORDS
 
 if TYPE_CHECKING:
-    from reuse_algos.compare.budgets import Member, OverBudgets
+    from reuse_algos.compare.kinds.budgets import Member, OverBudgets
 
 __all__ = ["notes_of"]
 

@@ -21,9 +21,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from reuse_algos.compare.budgets import Member
 from reuse_algos.compare.candidates import Candidate, Case, Evidence
 from reuse_algos.compare.engine import control_of
+from reuse_algos.compare.kinds.budgets import Member
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import json_safe

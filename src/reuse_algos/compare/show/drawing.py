@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from reuse_algos.compare.estimates.interval import Speedup, mean_interval
+from reuse_algos.compare.kinds.training import shared_steps
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.result import Comparison, Group
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, format_number, format_times, short
-from reuse_algos.compare.within import shared_steps
 
 __all__ = [
     "Bars",

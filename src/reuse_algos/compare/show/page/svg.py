@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series
-from reuse_algos.compare.show.scales import Scale, linear_scale, log_scale
-from reuse_algos.compare.show.values import Numbers, Value
+from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
+from reuse_algos.compare.show.page.values import Numbers, Value
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, format_speedup
 
 __all__ = ["BarView", "Mark", "Plot", "SeriesView", "Sign", "bar_views", "plot_of", "sign_of"]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.drawing import Look, Series
-from reuse_algos.compare.show.values import Numbers
+from reuse_algos.compare.show.page.values import Numbers
 from reuse_algos.compare.show.words import AXIS_WORDS, short
 
 __all__ = [

@@ -23,11 +23,12 @@ from markupsafe import Markup
 
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison, json_safe
-from reuse_algos.compare.show import drawing, tables
+from reuse_algos.compare.show import drawing
 from reuse_algos.compare.show.drawing import Look
-from reuse_algos.compare.show.provenance import COSTS, recipe_text, run_facts, run_rows, used_words
-from reuse_algos.compare.show.svg import bar_views, plot_of, sign_of
-from reuse_algos.compare.show.values import Numbers, visible
+from reuse_algos.compare.show.page import tables
+from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows, used_words
+from reuse_algos.compare.show.page.svg import bar_views, plot_of, sign_of
+from reuse_algos.compare.show.page.values import Numbers, visible
 from reuse_algos.compare.show.words import AXIS_WORDS
 from reuse_algos.errors import CompareError
 
@@ -115,7 +116,7 @@ def _environment() -> Environment:
 
 
 def _resource(name: str) -> str:
-    return (resources.files("reuse_algos.compare.show") / name).read_text(encoding="utf-8")
+    return (resources.files("reuse_algos.compare.show.page") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
