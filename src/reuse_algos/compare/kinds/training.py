@@ -17,9 +17,10 @@ from reuse_algos.compare.estimates.within_runs import (
     speedup_of_curves,
     speedup_of_runs,
 )
+from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
-from reuse_algos.compare.result import CostToTarget, Reading
+from reuse_algos.compare.result import CostToTarget
 from reuse_algos.errors import CompareError
 
 __all__ = ["WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
@@ -80,7 +81,7 @@ def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
 
 
 class WithinRuns:
-    """The estimator of a question over training.
+    """The reader of a question over training.
 
     Args:
         outcomes: All runs.
