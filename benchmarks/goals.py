@@ -134,7 +134,8 @@ def _choices(searches: Sequence[Sequence[dict[str, Any]]], name: str) -> str:
             finals.setdefault(str(candidate["value"]), []).append(candidate["final"]["estimate"])
     means = {value: math.fsum(ends) / len(ends) for value, ends in finals.items()}
     pairs = [(str(ours["winner"]), str(theirs["winner"])) for ours, theirs in zip(baselines, others, strict=True)]
-    lost = mean_interval([means[ours] - means[theirs] for ours, theirs in pairs])
+    # The means are those of all searches, so searches that choose alike lose exactly the same.
+    lost = mean_interval([means[ours] - means[theirs] for ours, theirs in pairs], exact=True)
     same = sum(ours == theirs for ours, theirs in pairs)
     verdict = "a WORSE choice" if lost.low > 0.0 else "not told apart from the choice without reuse"
     chosen = ", ".join(f"{ours} and {theirs}" for ours, theirs in pairs)

@@ -64,7 +64,7 @@ def test_budgets_and_their_report(
     runs = [row["final"] for row in run.table("tables/runs") if row["group"] == "dis/tilled"]
     assert runs == [value for point in best["points"] for value in point["values"]]
     assert {row["control_of"] for row in run.table("tables/groups")} == {None, "dis/tilled"}
-    assert run.config["kind"] == "budgets"
+    assert run.config["method"] == "budgets"
     assert run.config["price_per_hour"] == 3.6
 
 

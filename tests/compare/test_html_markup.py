@@ -20,8 +20,8 @@ from reuse_algos.cli import main
 from reuse_algos.compare import Outcomes
 from reuse_algos.compare.show.drawing import drawn_axes, looks_of
 from reuse_algos.compare.show.page import check_report_path, embedded_json, headline, report_page, write_report
-from reuse_algos.compare.show.scales import linear_scale, log_scale
-from reuse_algos.compare.show.values import visible
+from reuse_algos.compare.show.page.scales import linear_scale, log_scale
+from reuse_algos.compare.show.page.values import visible
 from reuse_algos.errors import CompareError
 
 VOID = {"meta", "link", "br"}

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-from reuse_algos.compare.budgets import Member, label_of
 from reuse_algos.compare.estimates.cost import cost_interval, speedup_of_budgets
 from reuse_algos.compare.estimates.interval import RUNS_FOR_A_CLAIM, Bound, Interval, Speedup
 from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, crossing
+from reuse_algos.compare.kinds.budgets import Member, label_of
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.words import AXIS_WORDS
 
@@ -37,17 +37,17 @@ class Candidate:
     """One technique (or the baseline).
 
     Attributes:
-        name: of the group.
+        name: Of the group.
         standing: ``"recommended"``; ``"cheaper than the baseline"``, but not the cheapest; ``"baseline"``; or ``"not
             enough evidence"``.
-        lacking: why there is not enough evidence, as sentences; empty otherwise.
-        steps: how long to train, with limits; with a ``bound`` the estimate is only a limit.
-        cost: predicted cost of the next run on the axis of the recommendation, with limits; None if not known.
-        dollars: the same in dollars; None without a price, or where seconds are not known.
+        lacking: Why there is not enough evidence, as sentences; empty otherwise.
+        steps: How long to train, with limits; with a ``bound`` the estimate is only a limit.
+        cost: Predicted cost of the next run on the axis of the recommendation, with limits; None if not known.
+        dollars: The same in dollars; None without a price, or where seconds are not known.
         bound: ``"<="`` the target is reached with the smallest measured budget already, ``">="`` not with the largest.
-        sure_budget: the smallest measured budget from which on the mean is surely at or beyond the target, or None.
-        speedup: against the baseline; None for the baseline and where a cost is not known.
-        evidence: the budgets around the crossing.
+        sure_budget: The smallest measured budget from which on the mean is surely at or beyond the target, or None.
+        speedup: Against the baseline; None for the baseline and where a cost is not known.
+        evidence: The budgets around the crossing.
     """
 
     name: str
@@ -67,12 +67,12 @@ class Case:
     """What is asked of every group.
 
     Attributes:
-        baseline: the group that a technique must beat.
-        level: the target, larger being better.
-        axis: how cost is counted.
-        confidence: of the intervals shown.
-        decision: confidence of the intervals that decide.
-        price_per_hour: dollars for an hour, or None.
+        baseline: The group that a technique must beat.
+        level: The target, larger being better.
+        axis: How cost is counted.
+        confidence: Of the intervals shown.
+        decision: Confidence of the intervals that decide.
+        price_per_hour: Dollars for an hour, or None.
     """
 
     baseline: Member

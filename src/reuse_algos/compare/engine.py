@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any
 
-from reuse_algos.compare.budgets import OverBudgets
 from reuse_algos.compare.estimates.interval import Interval, Speedup, difference_interval, mean_interval
+from reuse_algos.compare.kinds.budgets import OverBudgets
+from reuse_algos.compare.kinds.ends import Ends
+from reuse_algos.compare.kinds.reader import Reader, Reading
+from reuse_algos.compare.kinds.training import WithinRuns
 from reuse_algos.compare.notes import notes_of
 from reuse_algos.compare.outcomes import Outcome, Outcomes
+from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import AXES, Axis, Question
-from reuse_algos.compare.result import BreakEven, Comparison, Group, Reading, Run
+from reuse_algos.compare.result import Comparison, Group, Run
 from reuse_algos.compare.show.words import Sentence, format_interval, format_number
-from reuse_algos.compare.within import WithinRuns, pairs_by_seed
 
 __all__ = ["compare", "control_of"]
 
@@ -26,42 +29,17 @@ _LATER_RUNS = 5
 Runs = Sequence[Outcome]
 
 
-class _Estimator(Protocol):
-    """What every kind of comparison offers: how it is called, the target, and the reading of a group."""
-
-    @property
-    def method(self) -> Literal["curves", "runs", "budgets", "ends"]: ...
-    @property
-    def target(self) -> float: ...
-    def read(self, group: Runs, /) -> Reading: ...
-
-
-class _Ends:
-    """Read last values only: no target, no costs."""
-
-    method: Literal["ends"] = "ends"
-    target = math.nan
-
-    def __init__(self, question: Question, baseline: Runs) -> None:
-        self._question, self._baseline = question, baseline
-
-    def read(self, group: Runs) -> Reading:
-        own = group is self._baseline
-        paired = None if own else pairs_by_seed(self._baseline, group, self._question)
-        return Reading(basis=f"n = {len(group)}", paired=paired, bound="", speedups={})
-
-
-def _estimator(outcomes: Outcomes, question: Question, baseline: Runs) -> _Estimator:
+def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> Reader:
     if question.over == "budgets":
         return OverBudgets(outcomes, question, baseline, question.costs.later_runs or _LATER_RUNS)
-    return WithinRuns(outcomes, question, baseline) if question.over == "training" else _Ends(question, baseline)
+    return WithinRuns(outcomes, question, baseline) if question.over == "training" else Ends(question, baseline)
 
 
 def compare(outcomes: Outcomes, question: Question) -> Comparison:
     """Compare groups of runs with the baseline.
 
     Diverged runs take part: they are runs that did not reach the target. Each run bears its harvests in full;
-    :class:`~reuse_algos.compare.result.BreakEven` says what becomes of them over many runs.
+    :class:`~reuse_algos.compare.payback.BreakEven` says what becomes of them over many runs.
 
     Args:
         outcomes: The runs; their metric, mode and grouping are taken as they are.
@@ -73,12 +51,12 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
     groups = outcomes.groups
     question.check(groups)
     baseline = groups[question.baseline]
-    estimator = _estimator(outcomes, question, baseline)
+    reader = _reader(outcomes, question, baseline)
     order = [question.baseline, *_by_technique({name: g for name, g in groups.items() if name != question.baseline})]
     words = Sentence(
-        question.baseline, outcomes.metric, estimator.target, question.target is not None, question.confidence
+        question.baseline, outcomes.metric, reader.target, question.target is not None, question.confidence
     )
-    readings = {name: estimator.read(groups[name]) for name in order}
+    readings = {name: reader.read(groups[name]) for name in order}
     found = [_group(groups[name], baseline, readings, question, words) for name in order]
     found = _with_fronts(found, 1.0 if outcomes.mode == "max" else -1.0)
     judged: Axis = question.costs.judge_by or "cost_seconds"
@@ -89,9 +67,9 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
         baseline=question.baseline,
         metric=outcomes.metric,
         mode=outcomes.mode,
-        target=estimator.target,
+        target=reader.target,
         target_source="baseline mean final" if question.target is None else "given",
-        method=estimator.method,
+        method=reader.method,
         confidence=question.confidence,
         price_per_hour=question.costs.price_per_hour,
         later_runs=question.costs.later_runs or _LATER_RUNS,
@@ -100,7 +78,7 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
         groups=found,
         notes=[],
     )
-    budgets = estimator if isinstance(estimator, OverBudgets) else None
+    budgets = reader if isinstance(reader, OverBudgets) else None
     return dataclasses.replace(comparison, notes=notes_of(comparison, outcomes, budgets))
 
 
@@ -143,7 +121,7 @@ def _group(runs: Runs, baseline: Runs, readings: Mapping[str, Reading], question
         name=name,
         is_baseline=is_baseline,
         control_of=control_of(runs),
-        runs=_runs(runs, reading),
+        runs=_runs(reading),
         points=reading.points,
         final=None if over_budgets else mean_interval(finals, confidence),
         final_difference=difference,
@@ -165,8 +143,8 @@ def _ends(group: Runs, difference: Interval | None, confidence: float) -> str:
     return f" Final value: {format_number(final.estimate)}, which differs by {format_interval(difference, '+', ' ')}."
 
 
-def _runs(group: Runs, reading: Reading) -> list[Run]:
-    costs = reading.to_runs or [None] * len(group)
+def _runs(reading: Reading) -> list[Run]:
+    costs = reading.to_runs or [None] * len(reading.runs)
     return [
         Run(
             run_id=run.run_id,
@@ -179,7 +157,7 @@ def _runs(group: Runs, reading: Reading) -> list[Run]:
             setup_seconds=run.setup_seconds,
             harvest_seconds=run.harvest_seconds,
         )
-        for run, cost in zip(group, costs, strict=True)
+        for run, cost in zip(reading.runs, costs, strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from reuse_algos.compare.run_notes import differences, left_out, some
 from reuse_algos.compare.show.words import AXIS_WORDS
 
 if TYPE_CHECKING:
-    from reuse_algos.compare.budgets import Member, OverBudgets
+    from reuse_algos.compare.kinds.budgets import Member, OverBudgets
 
 __all__ = ["notes_of"]
 
@@ -78,9 +78,9 @@ def _diverged(group: Group) -> list[str]:
     bad = [run for run in group.runs if run.health == "diverged" or (group.points and not math.isfinite(run.final))]
     if not bad:
         return []
-    more = ", and a budget with one of them has not reached the target" if group.points else " in the comparison"
+    more = ", and a budget with one of them has not reached the target" if group.points else ""
     ids = some([run.run_id or f"seed {run.seed}" for run in bad])
-    return [f"{group.name}: {len(bad)} of {group.n} runs diverged ({ids}); they stay in{more}."]
+    return [f"{group.name}: {len(bad)} of {group.n} runs diverged ({ids}); they stay in the comparison{more}."]
 
 
 def _repeated_seeds(group: Group) -> list[str]:

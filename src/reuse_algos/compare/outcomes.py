@@ -62,6 +62,7 @@ class Outcome:
         prior_run_ids: The runs that it used.
         run_id: Of itself.
         control_of: Name of the group that its group is a control of.
+        pair: What runs of two groups must have in common to be compared as a pair; None takes the seed.
         health: ``"ok"`` or ``"diverged"``; diverged runs stay in every comparison.
         history: The metric over training; None where only the end is known.
         manifest: Of the run, for checks of what else differs; None where there is none.
@@ -80,9 +81,15 @@ class Outcome:
     prior_run_ids: tuple[str, ...] = ()
     run_id: str = ""
     control_of: str | None = None
+    pair: str | None = None
     health: str = "ok"
     history: History | None = field(default=None, compare=False)
     manifest: Any = field(default=None, compare=False)
+
+    @property
+    def pair_key(self) -> str | int | None:
+        """What pairs it with a run of another group: ``pair``, else the seed."""
+        return self.seed if self.pair is None else self.pair
 
     @property
     def upfront_seconds(self) -> float:
@@ -142,9 +149,9 @@ class Outcomes:
 
     @property
     def groups(self) -> dict[str, list[Outcome]]:
-        """Runs by group, each sorted by seed and run id."""
+        """Runs by group, each sorted by what pairs them, seed and run id."""
         groups: dict[str, list[Outcome]] = {}
-        for run in sorted(self.runs, key=lambda run: (run.seed is None, run.seed or 0, run.run_id)):
+        for run in sorted(self.runs, key=lambda run: (run.pair or "", run.seed is None, run.seed or 0, run.run_id)):
             groups.setdefault(run.group, []).append(run)
         return groups
 

@@ -54,11 +54,11 @@ def choose_metric(runs: Sequence[PriorRun], metric: str | None) -> str:
     """Return the full name of the metric to compare by.
 
     Args:
-        runs: all runs of the comparison.
-        metric: a full name, or its last part if that is unique; None takes the monitor that all runs share.
+        runs: All runs of the comparison.
+        metric: A full name, or its last part if that is unique; None takes the monitor that all runs share.
 
     Raises:
-        CompareError: no common monitor, or an unknown or ambiguous name.
+        CompareError: No common monitor, or an unknown or ambiguous name.
     """
     known = sorted({name for run in runs for name in run.metric_names})
     if metric is None:

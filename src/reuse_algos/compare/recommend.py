@@ -21,9 +21,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from reuse_algos.compare.budgets import Member
 from reuse_algos.compare.candidates import Candidate, Case, Evidence
 from reuse_algos.compare.engine import control_of
+from reuse_algos.compare.kinds.budgets import Member
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import json_safe
@@ -41,22 +41,22 @@ class Recommendation:
     """What to run next.
 
     Attributes:
-        archive: where the runs are.
-        group_by: the grouping key.
-        baseline: the group that the others are compared with.
-        metric: full name of the metric.
-        mode: whether more or less of it is better.
-        target: value to reach.
-        axis: how cost is counted: as was asked for, else by ``amortised_seconds``, or by ``steps`` where seconds are
+        archive: Where the runs are.
+        group_by: The grouping key.
+        baseline: The group that the others are compared with.
+        metric: Full name of the metric.
+        mode: Whether more or less of it is better.
+        target: Value to reach.
+        axis: How cost is counted: as was asked for, else by ``amortised_seconds``, or by ``steps`` where seconds are
             not known for all runs.
-        confidence: of the intervals shown, two-sided.
-        decision_confidence: of the intervals that decide.
-        later_runs: among how many runs the harvests are shared.
-        price_per_hour: dollars for an hour, or None.
-        choice: name of the recommended technique; None if there is not enough evidence for one.
-        sentence: the answer in words.
-        candidates: what is cheaper than the baseline first, by cost, then the baseline, then the others by cost.
-        notes: what a reader must know.
+        confidence: Of the intervals shown, two-sided.
+        decision_confidence: Of the intervals that decide.
+        later_runs: Among how many runs the harvests are shared.
+        price_per_hour: Dollars for an hour, or None.
+        choice: Name of the recommended technique; None if there is not enough evidence for one.
+        sentence: The answer in words.
+        candidates: What is cheaper than the baseline first, by cost, then the baseline, then the others by cost.
+        notes: What a reader must know.
     """
 
     archive: str

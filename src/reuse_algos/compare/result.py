@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
+from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import AXES, Axis, Mode
 
-__all__ = ["BreakEven", "Comparison", "CostToTarget", "Group", "Point", "Reading", "Run", "alike", "json_safe"]
+__all__ = ["Comparison", "CostToTarget", "Group", "Point", "Run", "alike", "json_safe"]
 
 Method = Literal["curves", "runs", "budgets", "ends"]
 
@@ -101,89 +102,6 @@ class Point:
     costs: dict[Axis, float | None]
     on_pareto_front: dict[Axis, bool]
     used: bool
-
-
-@dataclass(frozen=True)
-class BreakEven:
-    """After how many later runs like these the work done beforehand is paid back.
-
-    Each number is the seconds of work done once, divided by what one later run saves against the baseline when it gets
-    that work for free. It is ``inf`` where nothing is saved, NaN where the target was not reached or the cost is not
-    known. Its limits are those of the speed-up in all costs, with the baseline's cost taken as it was measured.
-
-    Attributes:
-        harvest_seconds: Mean seconds of harvest that a run used.
-        harvest_runs: Later runs until the harvest alone is paid back, with limits.
-        prior_training_seconds: Training and set-up of the prior runs; NaN if one of them cannot be read.
-        prior_training_runs: Later runs until harvest and prior runs are paid back, with limits. It counts if the prior
-            runs were trained only for this.
-        saving_shown: Whether the group is "faster" in seconds of all costs; otherwise nothing may be paid back at all.
-    """
-
-    harvest_seconds: float
-    harvest_runs: Interval
-    prior_training_seconds: float
-    prior_training_runs: Interval
-    saving_shown: bool
-
-    @staticmethod
-    def of(harvest: float, prior: float, baseline_seconds: float, in_seconds: Speedup | None) -> BreakEven:
-        """Compute from seconds of harvest and prior training, and how much less than the baseline a run costs.
-
-        Args:
-            harvest: Mean seconds of harvest per run; they are in the run's costs.
-            prior: Seconds of all prior runs.
-            baseline_seconds: All costs of the baseline; NaN where they are not known.
-            in_seconds: The speed-up in all costs; None, or a bound, where it is not known.
-        """
-        ratios = 3 * (math.nan,)
-        if in_seconds is not None and in_seconds.bound == "":
-            ratios = in_seconds.estimate, in_seconds.low, in_seconds.high
-        saved = [harvest + baseline_seconds * (1.0 - (1.0 / ratio if ratio else math.inf)) for ratio in ratios]
-
-        def runs_until_paid(once: float) -> Interval:
-            middle, most, least = (_quotient(once, saving) for saving in saved)
-            return Interval(middle, least, most)
-
-        shown = in_seconds is not None and in_seconds.verdict == "faster"
-        return BreakEven(harvest, runs_until_paid(harvest), prior, runs_until_paid(harvest + prior), shown)
-
-
-def _quotient(once: float, saving: float) -> float:
-    if math.isnan(once) or math.isnan(saving):
-        return math.nan
-    if once <= 0:
-        return 0.0
-    return once / saving if saving > 0 else math.inf
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What an estimator reads of one group; the engine makes a :class:`Group` of it.
-
-    Attributes:
-        basis: Number of runs in words, such as ``n = 3 to 5``.
-        paired: Whether runs were paired with the baseline's by seed; None for the baseline.
-        bound: Of the cost to the target, see :attr:`Group.target_bound`.
-        speedups: Against the baseline; empty for the baseline.
-        to_runs: Each run's own cost to the target, in the group's order; empty where there is none.
-        to_target: The group's; None where runs are not read over their training.
-        cost_to_target: With limits on each axis; empty where runs are read over their training.
-        points: The group's budgets.
-        prior_seconds: What the prior runs took that are to be paid back.
-        where: Where a budget curve ends, in words; empty elsewhere.
-    """
-
-    basis: str
-    paired: bool | None
-    bound: Bound
-    speedups: dict[Axis, Speedup]
-    to_runs: Sequence[CostToTarget] = ()
-    to_target: CostToTarget | None = None
-    cost_to_target: dict[Axis, Interval | None] = dataclasses.field(default_factory=dict)
-    points: list[Point] = dataclasses.field(default_factory=list)
-    prior_seconds: float = math.nan
-    where: str = ""
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from reuse_algos.compare.estimates.interval import CONFIDENCE, Interval
-from reuse_algos.compare.show.words import format_seconds
+from reuse_algos.compare.estimates.interval import CONFIDENCE
+from reuse_algos.compare.show.words import format_amount, format_count, format_interval, format_number, format_seconds
+from reuse_algos.sequence.costs import Cost
 from reuse_algos.sequence.plan import fingerprint
 from reuse_algos.sequence.progress import StepState
-from reuse_algos.sequence.report import ArmResult, Cost, SequenceReport
+from reuse_algos.sequence.report import ArmResult, SequenceReport
 from reuse_algos.sequence.search import ArmSearch, SearchResult
 
 if TYPE_CHECKING:
@@ -23,7 +23,11 @@ __all__ = ["plan_records", "print_plan", "print_report"]
 
 
 def plan_records(states: Sequence[StepState]) -> list[dict[str, Any]]:
-    """The plan as JSON can hold it: one record per step, in the order of training."""
+    """Return the plan as JSON can hold it: one record per step, in the order of training.
+
+    Args:
+        states: Every step.
+    """
     return [
         {
             "arm": found.step.arm,
@@ -42,7 +46,12 @@ def plan_records(states: Sequence[StepState]) -> list[dict[str, Any]]:
 
 
 def print_plan(states: Sequence[StepState], out: Console) -> None:
-    """What would be trained, and what is there already."""
+    """Print what would be trained, and what is there already.
+
+    Args:
+        states: Every step.
+        out: Where to print.
+    """
     table = _table("step", "state", "duration", "algorithms", "harvested", "recipe")
     for record in plan_records(states):
         table.add_row(
@@ -61,14 +70,21 @@ def print_plan(states: Sequence[StepState], out: Console) -> None:
 
 
 def print_report(report: SequenceReport, out: Console) -> None:
-    """Every step, the totals of the arms, the winners of a search, and what to beware of."""
+    """Print every step, the totals of the arms, the winners of a search, and the notes.
+
+    Args:
+        report: Of a finished sequence.
+        out: Where to print.
+    """
     out.print(f"{report.name}: {report.metric}, {'more' if report.mode == 'max' else 'less'} is better", soft_wrap=True)
     out.print()
     steps = _table("step", "final", "best", "epochs", "steps", "FLOPs", "cost", "reused", right=range(1, 8))
     for arm in report.arms:
         for step in arm.steps:
             name = f"{arm.name}/{step.name}" + ("" if step.health == "ok" else f" ({step.health})")
-            steps.add_row(name, _number(step.final), _number(step.best), *_costs(step.cost), str(len(step.prior_runs)))
+            steps.add_row(
+                name, format_number(step.final), format_number(step.best), *_costs(step.cost), str(len(step.prior_runs))
+            )
         steps.add_row()
     out.print(steps)
     percent = f"{100 * CONFIDENCE:g} %"
@@ -104,13 +120,12 @@ def _table(*names: str, right: Sequence[int] = ()) -> Table:
 
 
 def _total_row(arm: ArmResult) -> list[str]:
-    difference = arm.final_difference
     return [
         arm.name + (" (baseline)" if arm.is_baseline else ""),
         str(len(arm.steps)),
-        _interval(arm.final),
-        "" if difference is None else _interval(difference, sign="+"),
-        _number(arm.best),
+        format_interval(arm.final),
+        format_interval(arm.final_difference, "+"),
+        format_number(arm.best),
         *_costs(arm.total),
     ]
 
@@ -125,8 +140,8 @@ def _share_row(arm: ArmResult, baseline: str) -> list[str]:
 
 
 def _costs(cost: Cost) -> list[str]:
-    flops = "?" if cost.flops is None else f"{cost.flops:.2e}"
-    return [str(cost.epochs), str(cost.steps), flops, format_seconds(cost.cost_seconds)]
+    flops = format_amount("flops", cost.flops)
+    return [str(cost.epochs), format_count(cost.steps), flops, format_seconds(cost.cost_seconds)]
 
 
 def _print_search(search: SearchResult, out: Console) -> None:
@@ -140,7 +155,7 @@ def _print_search(search: SearchResult, out: Console) -> None:
     for agreement in search.agreements:
         text = f"{agreement.arm} against the baseline: {agreement.verdict}"
         if agreement.difference is not None:
-            limits = _interval(agreement.difference, sign="+").replace("\n", " ")
+            limits = format_interval(agreement.difference, "+", " ")
             text += f" (in the baseline's own runs the two winners differ by {limits})"
         out.print(text, soft_wrap=True)
 
@@ -150,19 +165,8 @@ def _candidate(arm: ArmSearch, value: Any) -> str:
     if found is None:
         return "-  "
     won = arm.winner is not None and _key(arm.winner) == _key(value)
-    return f"{_number(found.final.estimate)} (n={found.n}) {'*' if won else ' '}"
+    return f"{format_number(found.final.estimate)} (n={found.n}) {'*' if won else ' '}"
 
 
 def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-
-
-def _number(value: float, sign: str = "") -> str:
-    return format(value, f"{sign}.4f" if abs(value) < 1000 else f"{sign}.4g") if math.isfinite(value) else "nan"
-
-
-def _interval(interval: Interval, sign: str = "") -> str:
-    estimate = _number(interval.estimate, sign)
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return estimate
-    return f"{estimate}\n[{_number(interval.low, sign)}, {_number(interval.high, sign)}]"

@@ -1,4 +1,8 @@
-"""What a sequence cost with reuse and without, and what it got for that: pure numbers, read from the archive."""
+"""What a sequence cost with reuse and without, and what it got for that: pure numbers, read from the archive.
+
+The arms are groups and the steps are their runs in a question to :func:`reuse_algos.compare.compare` over the ends of
+training; steps of one name are a pair.
+"""
 
 from __future__ import annotations
 
@@ -9,43 +13,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.compare.estimates.interval import Interval, difference_interval, mean_interval
+from reuse_algos.compare import Group, Outcome, Outcomes, Question, compare
+from reuse_algos.compare.estimates.interval import Interval
 from reuse_algos.compare.reading import choose_metric, read_outcome
 from reuse_algos.compare.result import json_safe
-from reuse_algos.errors import CompareError, ReuseAlgosError, SequenceError
+from reuse_algos.errors import CompareError, SequenceError
+from reuse_algos.sequence.costs import Cost, costs_of, shares_of, total_of
 from reuse_algos.sequence.plan import PlannedStep, fingerprint
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.schema import SequenceConfig
 from reuse_algos.sequence.search import SearchResult, search_result
 
-__all__ = ["ArmResult", "Cost", "SequenceReport", "StepResult", "sequence_report"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What was spent.
-
-    Attributes:
-        steps: batches trained.
-        epochs: whole epochs.
-        samples: examples trained.
-        train_seconds: training, evaluation excluded, and what an interrupted attempt trained behind its checkpoint.
-        setup_seconds: loading prior runs before the first step.
-        harvest_seconds: passes over the data that filled signals afterwards, each counted once in an arm: at its first
-            use, or at the run where the arm's ``harvest`` made it and none of its steps used it.
-        cost_seconds: the three together.
-        flops: of training as archived, see :class:`~reuse_algos.archive.CostRecord`; what a frozen backbone spares is
-            in the seconds only. None where that of a run is not known.
-    """
-
-    steps: int
-    epochs: int
-    samples: int
-    train_seconds: float
-    setup_seconds: float
-    harvest_seconds: float
-    cost_seconds: float
-    flops: float | None
+__all__ = ["ArmResult", "SequenceReport", "StepResult", "searched_steps", "sequence_report"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +32,17 @@ class StepResult:
     """One finished step.
 
     Attributes:
-        name: of the step.
-        point: the grid's values, by recipe key.
-        run_id: its run.
-        seed: of the run.
+        name: Of the step.
+        point: The grid's values, by recipe key.
+        run_id: Its run.
+        seed: Of the run.
         health: ``ok``, or ``diverged``.
-        fingerprint: of its recipe.
-        special: whether it was trained by the arm's ``first`` and not as the others.
-        final: the metric at the end; NaN where there is none.
-        best: its best value during the run; NaN where there is none.
-        cost: what it took.
-        prior_runs: what it reused.
+        fingerprint: Of its recipe.
+        special: Whether it was trained by the arm's ``first`` and not as the others.
+        final: The metric at the end; NaN where there is none.
+        best: Its best value during the run; NaN where there is none.
+        cost: What it took.
+        prior_runs: What it reused.
     """
 
     name: str
@@ -84,17 +63,18 @@ class ArmResult:
     """One arm.
 
     Attributes:
-        name: of the arm.
-        is_baseline: whether the others are compared with it.
-        steps: its steps, in order.
-        total: what all of them took.
-        final: mean final metric of the steps with its t interval, over whatever the steps differ in.
-        best: the best final metric, and ``best_step`` whose it is.
-        best_step: name of that step; None if no step has a metric.
-        share: total cost over that of the baseline, by the name of the cost; None where the baseline has none of it,
+        name: Of the arm.
+        is_baseline: Whether the others are compared with it.
+        steps: Its steps, in order.
+        total: What all of them took.
+        final: Mean final metric of the steps with its t interval, over whatever the steps differ in.
+        best: The best final metric, and ``best_step`` whose it is.
+        best_step: Name of that step; None if no step has a metric.
+        share: Total cost over that of the baseline, by the name of the cost; None where the baseline has none of it,
             and empty for the baseline itself and where nothing is compared.
-        final_difference: mean final metric minus the baseline's, with its interval; None likewise.
-        paired: whether the steps were paired with the baseline's by name.
+        final_difference: Mean final metric minus the baseline's, with its interval; None for the baseline itself and
+            where nothing is compared.
+        paired: Whether the steps were paired with the baseline's by name.
     """
 
     name: str
@@ -114,14 +94,14 @@ class SequenceReport:
     """All arms of a finished sequence.
 
     Attributes:
-        name: of the sequence.
-        archive: where its runs are.
-        metric: full name of the metric.
-        mode: whether more (``max``) or less of it is better.
-        baseline: the arm that the others are compared with, or None.
-        arms: in the order of the file.
-        search: the winners, where the sequence searches for something.
-        notes: what a reader must know before believing the numbers.
+        name: Of the sequence.
+        archive: Where its runs are.
+        metric: Full name of the metric.
+        mode: Whether more (``max``) or less of it is better.
+        baseline: The arm that the others are compared with, or None.
+        arms: In the order of the file.
+        search: The winners, where the sequence searches for something.
+        notes: What a reader must know before believing the numbers.
     """
 
     name: str
@@ -134,7 +114,7 @@ class SequenceReport:
     notes: list[str]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON can hold it; numbers that are not finite become None."""
+        """Return everything as JSON can hold it; numbers that are not finite become None."""
         return json_safe(dataclasses.asdict(self))
 
 
@@ -142,13 +122,13 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     """Count and compare a finished sequence.
 
     Args:
-        config: the sequence file.
-        states: every step, finished.
-        archive: where the runs are; it is only read.
+        config: The sequence file.
+        states: Every step, finished.
+        archive: Where the runs are; it is only read.
 
     Raises:
-        SequenceError: a step is not finished.
-        CompareError: the runs share no metric, or not the one that the file names.
+        SequenceError: A step is not finished.
+        CompareError: The runs share no metric, or not the one that the file names.
     """
     missing = [found.step.title for found in states if found.state != "finished"]
     if missing:
@@ -157,19 +137,19 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     runs = [run for _, run in pairs]
     metric = choose_metric(runs, config.metric)
     mode = runs[0].metric_mode(metric)
-    arms: list[ArmResult] = []
-    order = [config.baseline] if config.baseline else []
-    order += [name for name in config.arms if name != config.baseline]
-    baseline: ArmResult | None = None
-    for name in order:
-        arm = _arm(name, [pair for pair in pairs if pair[0].arm == name], archive, metric, mode, baseline)
-        if name == config.baseline:
-            arm = baseline = dataclasses.replace(arm, is_baseline=True)
-        arms.append(arm)
-    arms.sort(key=lambda arm: list(config.arms).index(arm.name))
+    # Steps of the same name are the same work with and without reuse. Without a baseline nothing is compared, and the
+    # first arm stands in for it, so that the question can be asked.
+    question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
+    ends = compare(Outcomes([_outcome(step, run, metric) for step, run in pairs], metric, mode), question)
+    arms: dict[str, ArmResult] = {}
+    for name in sorted(config.arms, key=lambda arm: arm != config.baseline):
+        own = [pair for pair in pairs if pair[0].arm == name]
+        baseline = arms.get(config.baseline) if config.baseline else None
+        arms[name] = _arm(ends.group(name), own, archive, metric, mode, config.baseline, baseline)
+    ordered = [arms[name] for name in config.arms]
     search = None
     if config.search is not None:
-        values = {arm.name: _searched(arm, config.search) for arm in arms}
+        values = {arm.name: searched_steps(arm, config.search) for arm in ordered}
         search = search_result(config.search, values, config.baseline, mode)
     return SequenceReport(
         name=config.name,
@@ -177,17 +157,27 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
         metric=metric,
         mode=mode,
         baseline=config.baseline,
-        arms=arms,
+        arms=ordered,
         search=search,
-        notes=_notes(arms, pairs, config.search),
+        notes=_notes(ordered, pairs, config.search),
     )
 
 
-def _searched(arm: ArmResult, key: str) -> list[tuple[dict[str, Any], float]]:
-    """The steps that a search is decided by: those trained alike.
+def _outcome(step: PlannedStep, run: PriorRun, metric: str) -> Outcome:
+    found = read_outcome(run, metric, step.arm)
+    if found is None:
+        raise CompareError(f"{step.title} (run {run.id}) has no value of {metric}: name a metric that all steps have")
+    return dataclasses.replace(found, pair=step.name)
 
-    A first step that was trained otherwise would speak for its value by its own budget. It only counts where nothing
-    else has this value.
+
+def searched_steps(arm: ArmResult, key: str) -> list[tuple[dict[str, Any], float]]:
+    """Return point and final metric of the steps that decide a search: those that were trained alike.
+
+    A first step that was trained differently has a budget of its own. It only counts where no other step has its value.
+
+    Args:
+        arm: The arm.
+        key: Of the grid, what is searched for.
     """
     alike = [step for step in arm.steps if not step.special]
     alone = [step for step in arm.steps if step.special and all(step.point[key] != other.point[key] for other in alike)]
@@ -198,113 +188,49 @@ def _searched(arm: ArmResult, key: str) -> list[tuple[dict[str, Any], float]]:
 
 
 def _arm(
-    name: str,
+    ends: Group,
     pairs: Sequence[tuple[PlannedStep, PriorRun]],
     archive: RunArchive,
     metric: str,
     mode: str,
+    baseline_name: str | None,
     baseline: ArmResult | None,
 ) -> ArmResult:
-    charged: dict[str, float] = {}
-    steps = [_step(step, run, archive, metric, charged) for step, run in pairs]
-    steps = [_with_harvest(result, planned, run, charged) for result, (planned, run) in zip(steps, pairs, strict=True)]
-    total = _sum([step.cost for step in steps])
-    finals = [step.final for step in steps]
+    costs = costs_of(pairs, archive)
+    steps = [_step(step, run, metric, cost) for (step, run), cost in zip(pairs, costs, strict=True)]
+    total = total_of(costs)
     finite = [step for step in steps if math.isfinite(step.final)]
     sign = 1.0 if mode == "max" else -1.0
     best = max(finite, key=lambda step: sign * step.final) if finite else None
-    share: dict[str, float | None] = {}
-    difference, paired = None, False
-    if baseline is not None:
-        share = {key: _ratio(getattr(total, key), getattr(baseline.total, key)) for key in _cost_names()}
-        paired = [step.name for step in steps] == [step.name for step in baseline.steps]
-        difference = difference_interval(finals, [step.final for step in baseline.steps], paired=paired)
+    compared = baseline is not None
     return ArmResult(
-        name=name,
-        is_baseline=False,
+        name=ends.name,
+        is_baseline=ends.name == baseline_name,
         steps=steps,
         total=total,
-        final=mean_interval(finals),
+        final=ends.final or Interval(math.nan, -math.inf, math.inf),
         best=math.nan if best is None else best.final,
         best_step=None if best is None else best.name,
-        share=share,
-        final_difference=difference,
-        paired=paired,
+        share={} if baseline is None else shares_of(total, baseline.total),
+        final_difference=ends.final_difference if compared else None,
+        paired=compared and bool(ends.paired),
     )
 
 
-def _step(step: PlannedStep, run: PriorRun, archive: RunArchive, metric: str, charged: dict[str, float]) -> StepResult:
-    manifest = run.manifest
-    if read_outcome(run, metric) is None:
-        raise CompareError(f"{step.title} (run {run.id}) has no value of {metric}: name a metric that all steps have")
-    harvest = 0.0
-    for use in manifest.prior_runs:
-        # Later steps that use the same harvest get it for nothing, so in all it is never more than was spent.
-        spent = charged.get(use.run_id, 0.0)
-        share = min(use.harvest_seconds, max(0.0, _harvested(archive, use.run_id, use.harvest_seconds) - spent))
-        charged[use.run_id] = spent + share
-        harvest += share
-    trained, cost = manifest.progress, manifest.cost
+def _step(step: PlannedStep, run: PriorRun, metric: str, cost: Cost) -> StepResult:
     return StepResult(
         name=step.name,
         point=step.point,
         run_id=run.id,
-        seed=manifest.seed,
-        health=manifest.health,
+        seed=run.manifest.seed,
+        health=run.manifest.health,
         fingerprint=fingerprint(step.recipe.record),
         special=step.special,
         final=run.final_metric(metric),
         best=run.best_metric(metric)[0],
-        cost=Cost(
-            steps=trained.batch,
-            epochs=trained.epoch,
-            samples=trained.sample,
-            train_seconds=cost.train_seconds,
-            setup_seconds=cost.setup_seconds,
-            harvest_seconds=harvest,
-            cost_seconds=cost.train_seconds + cost.setup_seconds + harvest,
-            flops=cost.train_flops,
-        ),
-        prior_runs=sorted({use.run_id for use in manifest.prior_runs}),
+        cost=cost,
+        prior_runs=sorted({use.run_id for use in run.manifest.prior_runs}),
     )
-
-
-def _with_harvest(result: StepResult, step: PlannedStep, run: PriorRun, charged: Mapping[str, float]) -> StepResult:
-    """With the seconds of what the arm harvests of the run and none of its steps used."""
-    names = {harvest.name for harvest in step.harvests}
-    made = sum(harvest.seconds for harvest in run.manifest.harvests if harvest.signal in names)
-    unused = max(0.0, made - charged.get(run.id, 0.0))
-    cost = result.cost
-    cost = dataclasses.replace(
-        cost, harvest_seconds=cost.harvest_seconds + unused, cost_seconds=cost.cost_seconds + unused
-    )
-    return dataclasses.replace(result, cost=cost)
-
-
-def _harvested(archive: RunArchive, run_id: str, otherwise: float) -> float:
-    """Seconds that all harvests of a run took; ``otherwise`` where the run cannot be read any more."""
-    if otherwise == 0.0:
-        return 0.0
-    try:
-        return max(otherwise, sum(harvest.seconds for harvest in archive.run(run_id).manifest.harvests))
-    except ReuseAlgosError:
-        return otherwise
-
-
-def _cost_names() -> list[str]:
-    return [field.name for field in dataclasses.fields(Cost)]
-
-
-def _sum(costs: Sequence[Cost]) -> Cost:
-    totals: dict[str, Any] = {}
-    for name in _cost_names():
-        values = [getattr(cost, name) for cost in costs]
-        totals[name] = None if None in values else sum(values)
-    return Cost(**totals)
-
-
-def _ratio(part: float | None, whole: float | None) -> float | None:
-    return None if part is None or not whole else part / whole
 
 
 def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRun]], search: str | None) -> list[str]:
@@ -336,9 +262,9 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
         if idle:
             notes.append(f"{arm.name} reused nothing: no step of it names a prior run.")
         if search is not None and any(step.special for step in arm.steps):
-            counted = len(_searched(arm, search)) == len(arm.steps)
+            counted = len(searched_steps(arm, search)) == len(arm.steps)
             notes.append(
-                f"{arm.name}: the first step was trained otherwise than the others, and "
+                f"{arm.name}: the first step was trained differently from the others, and "
                 + ("nothing else has its value, so it decides for it." if counted else "does not count in the search.")
             )
         if len({step.fingerprint for step in arm.steps}) < len(arm.steps) and arm.is_baseline:
@@ -350,7 +276,7 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
 
 
 def _uncounted(arm: ArmResult, pairs: Sequence[tuple[PlannedStep, PriorRun]]) -> list[str]:
-    """Where three forward passes per example are not what was computed."""
+    """Return a note where the count of three forward passes per example is not what was computed."""
     if arm.total.flops is None:
         return []
     notes = []

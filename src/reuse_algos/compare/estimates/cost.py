@@ -42,7 +42,7 @@ class CostCurve:
             raise ValueError("costs must be positive and finite, with one sample for each number of steps")
 
     def at(self, position: float) -> tuple[float, list[FloatArray]]:
-        """Log cost at a position, and the samples [n, 1] whose means it is the sum of, for its noise."""
+        """Return the log cost at a position, and samples [n, 1] whose means add up to it, for its noise."""
         m = min(int(position), len(self.samples) - 1)
         part = position - m
         logs = [np.log(sample.values) for sample in self.samples[m : m + 2]]
@@ -53,7 +53,7 @@ class CostCurve:
         grown = math.expm1(part * math.log(self.steps_M[m + 1] / self.steps_M[m]))
         share = grown / (self.steps_M[m + 1] / self.steps_M[m] - 1.0)
         log_cost = math.log((1.0 - share) * math.exp(first) + share * math.exp(second))
-        # The same cost as a mean of logs, so that the noise of both budgets is weighed rightly.
+        # Write the same cost as a weighted mean of logs, so that the noise of both budgets has the right weight.
         weight = (log_cost - first) / (second - first) if abs(second - first) > 1e-9 else share
         ours, theirs = self.samples[m].by_seed, self.samples[m + 1].by_seed
         common = sorted(ours.keys() & theirs.keys())
@@ -68,9 +68,12 @@ def _half(components: list[FloatArray], confidence: float) -> float:
 
 
 def cost_interval(found: BudgetCrossing, costs: CostCurve, confidence: float = CONFIDENCE) -> Interval:
-    """Cost at a crossing, with limits that count where the crossing may be and the noise of the costs.
+    """Return the cost at a crossing. Its limits count where the crossing may be and the noise of the costs.
 
-    The limits are 0 and ``inf`` where the crossing has none.
+    Args:
+        found: The crossing. Where it has no limits, those of the cost are 0 and ``inf``.
+        costs: Of the same group, on one axis.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
     centre, components = costs.at(found.estimate)
     low, high = 0.0, math.inf
@@ -94,16 +97,16 @@ def speedup_of_budgets(
     own_level: bool,
     confidence: float = CONFIDENCE,
 ) -> Speedup:
-    """Cost of the baseline divided by cost of the group, each where its mean curve reaches the target.
+    """Return the cost of the baseline divided by the cost of the group, each where its mean curve reaches the target.
 
     Args:
-        baseline: its crossing.
-        baseline_costs: on the axis that is asked for.
-        group: its crossing.
-        group_costs: on the same axis.
-        own_level: the target is the baseline's level at its largest budget. The limits of its crossing are then not
+        baseline: Its crossing.
+        baseline_costs: On the axis that is asked for.
+        group: Its crossing.
+        group_costs: On the same axis.
+        own_level: The target is the baseline's level at its largest budget. The limits of its crossing are then not
             noise but readings (see :func:`~reuse_algos.compare.estimates.over_budgets.own_level`), and count in full.
-        confidence: two-sided.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
 
     def log_ratio(at_baseline: float, at_group: float) -> tuple[float, float]:
@@ -128,7 +131,7 @@ def speedup_of_budgets(
     return Speedup(safe_exp(centre), low, high, _RATIO_BOUNDS.get((baseline.bound, group.bound), "?"), verdict)
 
 
-# Which side of the true ratio the estimate is on, where the cost of the baseline, or of the group, is only a limit.
+# Which side of the true ratio the estimate lies, where the cost of the baseline, or of the group, is only a limit.
 _RATIO_BOUNDS: dict[tuple[Bound, Bound], Bound] = {
     ("", ""): "",
     ("", "<="): ">=",

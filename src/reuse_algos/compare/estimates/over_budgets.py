@@ -26,7 +26,7 @@ lies, always rounded outwards. That is closer than 0.01 % of the cost between bu
 
 **The baseline's own cost** is that of its largest budget, or where its mean curve first reached its level at B if that
 was earlier. Whether it was flat by then is itself uncertain: the lower limit of a speed-up counts only the first budget
-at which the baseline was not surely below its level at B, the upper limit all of B. So a plateau flatters nobody.
+at which the baseline was not surely below its level at B, the upper limit all of B. So a plateau favours neither side.
 
 **A given target** is a number without noise. Both curves then have a crossing with limits.
 
@@ -60,8 +60,8 @@ class Sample:
     """The runs of one group at one budget.
 
     Attributes:
-        seeds: of the runs.
-        values: final metric of each run, **larger is better** (negate a loss); not finite for a diverged run.
+        seeds: Of the runs.
+        values: Final metric of each run, **larger is better** (negate a loss); not finite for a diverged run.
     """
 
     seeds: Seeds
@@ -117,9 +117,9 @@ class BudgetCrossing:
     """Where a mean curve reaches the target, as positions (index of a budget plus the part of the way to the next).
 
     Attributes:
-        estimate: of the crossing; with a ``bound`` the smallest or largest budget.
-        low: lower limit, None where there is none (the cost may be anything above 0).
-        high: upper limit, None where there is none.
+        estimate: Of the crossing; with a ``bound`` the smallest or largest budget.
+        low: Lower limit, None where there is none (the cost may be anything above 0).
+        high: Upper limit, None where there is none.
         bound: ``"<="`` already there at the smallest budget, ``">="`` not yet there at the largest, else ``""``.
     """
 
@@ -130,7 +130,7 @@ class BudgetCrossing:
 
 
 def _first_at(mean_M: FloatArray, target: float) -> float | None:
-    """First position at which the straight lines between means are at or beyond the target; None if nowhere."""
+    """Return the first position at which the lines between means are at or beyond the target; None if nowhere."""
     reached = np.flatnonzero(mean_M >= target)
     if not reached.size:
         return None
@@ -143,7 +143,7 @@ def _first_at(mean_M: FloatArray, target: float) -> float | None:
 def _interpolations(
     x_M: FloatArray, m: int, x_P: FloatArray, outer: Sequence[int]
 ) -> Iterator[tuple[list[int], FloatArray]]:
-    """Budgets K and weights [P, K] of the line from budget m to m + 1, and of the parabola through each outer one."""
+    """Yield budgets K and weights [P, K]: of the line from m to m + 1, and of the parabola through each outer one."""
     for knots in ([m, m + 1], *([m, m + 1, other] for other in outer)):
         weights = []
         for k in knots:
@@ -155,7 +155,7 @@ def _interpolations(
 def _signs(
     curve: Curve, m: int, part_P: FloatArray, target: float | Sample, *, paired: bool, confidence: float
 ) -> tuple[Mask, Mask]:
-    """Whether the curve is surely below [P], and surely at or above [P], in the gap after budget m at these parts."""
+    """Return whether the curve is surely below [P], and surely at or above [P], at these parts of the gap after m."""
     never = np.zeros(part_P.shape, dtype=bool)
     samples = curve.samples
     inner = [m] if curve.last == 0 else [m, m + 1]
@@ -163,7 +163,7 @@ def _signs(
     if isinstance(target, Sample) and not np.isfinite(target.values).all():
         return never, never
     if not finite.issuperset(inner):
-        # A run diverged at one end: nothing is known between the two, but the other end can speak for itself.
+        # A run diverged at one end. Between the two nothing is known; the other end still counts.
         below, above = never.copy(), never.copy()
         for k in finite.intersection(inner) if len(inner) > 1 else ():
             alone = Curve(curve.steps_M[k : k + 1], (samples[k],))
@@ -204,13 +204,14 @@ def _signs(
 def crossing(
     curve: Curve, target: float | Sample, *, paired: bool = False, confidence: float = CONFIDENCE
 ) -> BudgetCrossing:
-    """Where a group's mean curve reaches the target, with limits. The method is in the module's docstring.
+    """Return where a group's mean curve reaches the target, with limits. The method is in the module's docstring.
 
     Args:
-        curve: of the group.
-        target: a number, or the runs whose mean it is (the baseline at its largest budget), then with their noise.
-        paired: compare runs of one seed with each other; each gap of the curve must have seeds that the target has.
-        confidence: two-sided.
+        curve: Of the group.
+        target: A number, or the runs whose mean it is (the baseline at its largest budget), then with their noise.
+        paired: Compare runs of one seed with each other; each gap of the curve must have seeds that the target has.
+            Default: False.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
     level = target.mean if isinstance(target, Sample) else target
     found = _first_at(curve.mean_M, level) if math.isfinite(level) else None
@@ -249,7 +250,7 @@ def crossing(
 
 
 def _refined(signs: Callable[[int, FloatArray], tuple[Mask, Mask]], index: int, *, first: bool) -> float:
-    """How far after grid position ``index``, and before the next, a limit lies; rounded outwards.
+    """Return how far after grid position ``index``, and before the next, a limit lies, rounded outwards.
 
     ``first`` looks for the last position that is surely below, otherwise for the first with nothing but surely above it
     from there on.
@@ -265,11 +266,15 @@ def _refined(signs: Callable[[int, FloatArray], tuple[Mask, Mask]], index: int, 
 
 
 def own_level(curve: Curve, confidence: float = CONFIDENCE) -> BudgetCrossing:
-    """Where a group reached the level that it has at its largest budget: there, or earlier if it had flattened out.
+    """Return where a group reached the level of its largest budget: there, or earlier if the curve is flat by then.
 
     The estimate is where its mean curve first is at or beyond its last mean; ``low`` is the first budget that is not
     surely below it (one-sided, half of 1 - confidence, Welch), if that is earlier; ``high`` is the largest budget.
-    A budget at which a run diverged did not reach anything. The last mean must be finite.
+    A budget at which a run diverged did not reach anything.
+
+    Args:
+        curve: Of the group; its last mean is finite.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
     final = curve.samples[-1]
     found = _first_at(curve.mean_M, final.mean)

@@ -1,6 +1,6 @@
 """Speed-up from the mean curves of two groups, at the baseline's own final level.
 
-The question: how much less does a group spend to be as good as the baseline is *at the end of its own budget*? The
+The question: how much less does a group need to be as good as the baseline is *at the end of its own budget*? The
 target is then not a number fixed in advance but the baseline's mean final metric, which is itself an estimate, and by
 construction about half of the baseline's own runs end below it. Reading each run's own hitting time would censor them
 and make the baseline look infinitely slow. So groups are compared, not runs:
@@ -9,7 +9,7 @@ and make the baseline look infinitely slow. So groups are compared, not runs:
   the geometric mean of their costs there (the table shows arithmetic means of costs).
 * A group's cost to the target is its cost where its mean curve **first** is at or beyond the target. The baseline's
   mean curve gets there at the end of its budget, or earlier where it had already flattened out: both groups are read
-  by the same rule, so that a plateau flatters neither.
+  by the same rule, so that a plateau favours neither.
 * The **interval** comes from inverting tests, as in Fieller's theorem, not from the spread of hitting times (a hitting
   time is no smooth function of the data, so that a jackknife or a bootstrap over three runs does not cover). At each
   evaluation k of the group, its runs' values there are compared with the baseline runs' *final* values by a t interval
@@ -64,9 +64,9 @@ class MeanCurves:
     """The runs of one group on their shared evaluations.
 
     Attributes:
-        values_RK: metric, **larger is better** (negate a loss); NaN and infinities count as not reached.
-        costs_RK: cost at each evaluation on one axis (steps or seconds), not negative, not falling.
-        start_R: cost before the first step (set-up and harvest; 0 on the step axis).
+        values_RK: Metric, **larger is better** (negate a loss); NaN and infinities count as not reached.
+        costs_RK: Cost at each evaluation on one axis (steps or seconds), not negative, not falling.
+        start_R: Cost before the first step (set-up and harvest; 0 on the step axis).
     """
 
     values_RK: FloatArray
@@ -87,7 +87,7 @@ class MeanCurves:
         return mean_K
 
     def cost_R(self, k: int) -> FloatArray:
-        """Costs [R] at evaluation ``k``; -1 is before the first step."""
+        """Return the costs [R] at evaluation ``k``; -1 is before the first step."""
         return self.start_R if k < 0 else self.costs_RK[:, k]
 
 
@@ -96,7 +96,7 @@ class Crossing:
     """Where a group's mean curve reaches the target, as indices of its K evaluations; K stands for "not seen".
 
     Attributes:
-        estimate: first evaluation whose mean is at or beyond the target.
+        estimate: First evaluation whose mean is at or beyond the target.
         earliest: L, the first evaluation that is not surely below it.
         latest: U, the first evaluation from which on every one is surely at or beyond it.
     """
@@ -107,7 +107,7 @@ class Crossing:
 
 
 def own_crossing(curves: MeanCurves) -> int:
-    """First evaluation at which a group's mean curve is at or beyond its own final mean (its last one, or earlier)."""
+    """Return the first evaluation at which a group's mean curve is at or beyond its own final mean."""
     mean_K = curves.mean_K
     return int(np.argmax(mean_K >= mean_K[-1]))
 
@@ -115,7 +115,7 @@ def own_crossing(curves: MeanCurves) -> int:
 def _limits(
     values_RK: FloatArray, final_S: FloatArray, *, paired: bool, confidence: float
 ) -> tuple[FloatArray, FloatArray]:
-    """Limits [K] of mean(values_RK[:, k]) - mean(final_S); infinite where there is no spread or a value not finite."""
+    """Return the limits [K] of mean(values_RK[:, k]) - mean(final_S); infinite without spread or finite values."""
     low_K, high_K = np.full(values_RK.shape[1], -np.inf), np.full(values_RK.shape[1], np.inf)
     usable_K = np.isfinite(values_RK).all(axis=0)
     if not np.isfinite(final_S).all() or not usable_K.any():
@@ -127,9 +127,15 @@ def _limits(
 
 
 def crossing_of(baseline: MeanCurves, group: MeanCurves, *, paired: bool, confidence: float = CONFIDENCE) -> Crossing:
-    """Where the group's mean curve reaches the baseline's mean final value, with confidence limits.
+    """Return where the group's mean curve reaches the baseline's mean final value, with confidence limits.
 
-    ``paired`` requires equal R and the same order of seeds. See the module's docstring for the method.
+    The method is in the module's docstring.
+
+    Args:
+        baseline: R runs on their evaluations; the last one is the end of their budget.
+        group: Its own runs and evaluations; as many runs in the same order of seeds if ``paired``.
+        paired: The runs pair by seed.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
     final_S = baseline.values_RK[:, -1]
     evaluations = group.values_RK.shape[1]
@@ -137,7 +143,7 @@ def crossing_of(baseline: MeanCurves, group: MeanCurves, *, paired: bool, confid
     low_K, high_K = _limits(group.values_RK, final_S, paired=paired, confidence=confidence)
     surely_below_K = high_K < 0
     earliest = _first(~surely_below_K)
-    # One more test, at the evaluation where the group has spent what the baseline spent in all: a true mean that is
+    # One more test, at the evaluation where the group has cost what the baseline cost in all: a true mean that is
     # below the target there was below it before, so evaluations before it need no test of their own.
     within = np.flatnonzero(_geometric_mean(group.costs_RK) <= _geometric_mean(baseline.costs_RK[:, -1:]))
     if within.size and surely_below_K[within[-1]]:
@@ -159,20 +165,20 @@ def _geometric_mean(costs_RK: FloatArray) -> FloatArray:
 def speedup_of_curves(
     baseline: MeanCurves, group: MeanCurves, *, paired: bool, confidence: float = CONFIDENCE
 ) -> Speedup:
-    """Cost of the baseline at its own final level divided by the group's cost to that level, with its interval.
+    """Return the baseline's cost to its own final level divided by the group's cost to that level, with limits.
 
     Args:
         baseline: R runs on K evaluations; the last one is the end of the baseline's budget.
-        group: its own number of runs and evaluations; the same order of seeds if ``paired``.
-        paired: the runs pair by seed.
-        confidence: two-sided.
+        group: Its own number of runs and evaluations; the same order of seeds if ``paired``.
+        paired: The runs pair by seed.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
     crossing = crossing_of(baseline, group, paired=paired, confidence=confidence)
     last = group.values_RK.shape[1] - 1
     censored = crossing.estimate > last
 
     def log_ratio(k_baseline: int, k_group: int) -> tuple[float, float, float]:
-        """Log of the cost ratio at two evaluations, and how far its limits are below and above it."""
+        """Return the log of the cost ratio at two evaluations, and how far its limits are below and above it."""
         interval = ratio_interval(
             baseline.cost_R(k_baseline), group.cost_R(k_group), paired=paired, confidence=confidence
         )
@@ -185,7 +191,7 @@ def speedup_of_curves(
         at_latest, below_latest, _ = log_ratio(own_crossing(baseline), crossing.latest)
         if math.isfinite(centre):
             low = safe_exp(centre - math.hypot(below, max(0.0, centre - at_latest)))
-        elif not math.isnan(at_latest):  # the mean curve is there before anything was spent, as a warm start may be
+        elif not math.isnan(at_latest):  # a warm start may be there before the first step
             low = safe_exp(at_latest - below_latest) if math.isfinite(at_latest) else at_latest
     at_earliest, _, _ = log_ratio(baseline.values_RK.shape[1] - 1, min(crossing.earliest - 1, last))
     if math.isfinite(centre) and math.isfinite(at_earliest):
@@ -209,9 +215,9 @@ class Hit:
     """When one run reached the target, on one cost axis.
 
     Attributes:
-        before: cost at the last evaluation below the target (0, or the set-up cost, if there was none). The target was
+        before: Cost at the last evaluation below the target (0, or the set-up cost, if there was none). The target was
             reached after this cost.
-        at: cost at the first evaluation at or beyond the target. For a censored run both are its total cost.
+        at: Cost at the first evaluation at or beyond the target. For a censored run both are its total cost.
         reached: False if the run never reached the target: it is censored at its total cost, never dropped.
     """
 
@@ -223,7 +229,7 @@ class Hit:
 def speedup_of_runs(
     baseline: Sequence[Hit], group: Sequence[Hit], *, paired: bool, confidence: float = CONFIDENCE
 ) -> Speedup:
-    """Speed-up from each run's own cost to a target that was fixed in advance.
+    """Return the speed-up from each run's own cost to a target that was fixed in advance.
 
     The estimate is the ratio of the geometric means of :attr:`Hit.at`. Between two evaluations nothing is known: each
     true cost lies in ``(before, at]``. So the lower limit is the lower t limit computed from the baseline's ``before``
@@ -236,10 +242,10 @@ def speedup_of_runs(
     is never "faster". If a run of the baseline is, it is the other way round.
 
     Args:
-        baseline: one hit per run.
-        group: one hit per run, in the same order as ``baseline`` if ``paired``.
-        paired: the runs pair by seed.
-        confidence: two-sided.
+        baseline: One hit per run.
+        group: One hit per run, in the same order as ``baseline`` if ``paired``.
+        paired: The runs pair by seed.
+        confidence: Two-sided, between 0 and 1. Default: 0.95.
     """
     if not baseline or not group:
         raise ValueError("a speed-up needs at least one run in each group")

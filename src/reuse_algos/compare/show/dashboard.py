@@ -15,7 +15,8 @@ from reuse_algos.compare.estimates.interval import Interval, Speedup
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison, Group, json_safe
-from reuse_algos.compare.show.drawing import Chart, charts_of
+from reuse_algos.compare.show.charts import charts_of
+from reuse_algos.compare.show.drawing import Chart
 from reuse_algos.compare.show.words import AXIS_WORDS, format_speedup
 
 __all__ = ["Bars", "Dashboard", "Lines", "Table", "dashboard_of"]
@@ -111,7 +112,7 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
             **({"points": _table(points)} if points else {"curves": _table(_curves(comparison, charts))}),
             "notes": Table(["note"], [[note] for note in comparison.notes]),
         },
-        lines={f"curves/{chart.key}": _lines(chart) for chart in charts},
+        lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts},
         bars=bars,
         document=document,
     )

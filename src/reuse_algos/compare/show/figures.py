@@ -10,7 +10,7 @@ import numpy as np
 
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison
-from reuse_algos.compare.show.drawing import charts_of
+from reuse_algos.compare.show.charts import charts_of
 from reuse_algos.errors import CompareError
 
 if TYPE_CHECKING:

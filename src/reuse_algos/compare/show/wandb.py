@@ -36,8 +36,8 @@ class WandbTarget:
 
     Attributes:
         project: W&B project.
-        entity: user or team; None is the default of the login.
-        name: of the run; None lets it be ``comparison of <metric>``.
+        entity: User or team; None is the default of the login.
+        name: Of the run; None lets it be ``comparison of <metric>``.
     """
 
     project: str
@@ -46,10 +46,10 @@ class WandbTarget:
 
 
 def check_wandb() -> Any:
-    """The module ``wandb``, before any work is done.
+    """Return the module ``wandb``, or say why it cannot be used, before any work is done.
 
     Raises:
-        CompareError: it is not installed, or a run of it is under way in this process.
+        CompareError: It is not installed, or a run of it is under way in this process.
     """
     try:
         import wandb
@@ -70,9 +70,9 @@ def log_to_wandb(dashboard: Dashboard, target: WandbTarget, *, html: str | None 
     """Log a dashboard as a run and end that run.
 
     Args:
-        dashboard: what to show.
-        target: project, entity and name.
-        html: the self-contained HTML report; it becomes a panel and a file of the artifact. None: there is none.
+        dashboard: What to show.
+        target: Project, entity and name.
+        html: The self-contained HTML report; it becomes a panel and a file of the artifact. Default: None, no report.
 
     Returns:
         Where it is, in words: the run's address, or its folder where W&B is offline (``WANDB_MODE=offline``).

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 
 from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
+from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import Axis
-from reuse_algos.compare.result import BreakEven
 
 __all__ = [
     "AXIS_WORDS",

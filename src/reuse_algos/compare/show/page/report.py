@@ -23,15 +23,17 @@ from markupsafe import Markup
 
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison, json_safe
-from reuse_algos.compare.show import drawing, tables
+from reuse_algos.compare.show import charts, drawing
 from reuse_algos.compare.show.drawing import Look
-from reuse_algos.compare.show.provenance import COSTS, recipe_text, run_facts, run_rows, used_words
-from reuse_algos.compare.show.svg import bar_views, plot_of, sign_of
-from reuse_algos.compare.show.values import Numbers, visible
+from reuse_algos.compare.show.page import tables
+from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows, used_words
+from reuse_algos.compare.show.page.svg import bar_views, plot_of, sign_of
+from reuse_algos.compare.show.page.texts import headline, texts_of
+from reuse_algos.compare.show.page.values import Numbers, visible
 from reuse_algos.compare.show.words import AXIS_WORDS
 from reuse_algos.errors import CompareError
 
-__all__ = ["FILE_TYPES", "check_report_path", "embedded_json", "headline", "report_page", "write_report"]
+__all__ = ["FILE_TYPES", "check_report_path", "embedded_json", "report_page", "write_report"]
 
 FILE_TYPES = ("html", "htm")
 
@@ -49,13 +51,19 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         HTML. It loads nothing, from nowhere. Its element ``report-data`` holds as JSON: ``comparison`` (as
         :meth:`Comparison.to_dict() <reuse_algos.compare.result.Comparison.to_dict>`), ``charts``, ``pareto``,
         ``amortisation`` and ``runs`` (the provenance by run id); each number on the page names its place there.
+
+    Raises:
+        CompareError: Only ends are compared.
     """
+    if comparison.method == "ends":
+        # Without a target and costs there is neither a curve nor a speed-up to draw.
+        raise CompareError("a comparison of ends has no page: compare over training or over budgets")
     manifests = {run.run_id: run.manifest for run in outcomes.runs if run.manifest is not None}
     roots: dict[str, Any] = {
         "comparison": comparison,
-        "charts": drawing.charts_of(comparison, outcomes),
-        "pareto": drawing.pareto(comparison),
-        "amortisation": drawing.amortisation(comparison),
+        "charts": charts.charts_of(comparison, outcomes),
+        "pareto": charts.pareto(comparison),
+        "amortisation": charts.amortisation(comparison),
         "runs": {run_id: run_facts(manifests[run_id]) for run_id in sorted(manifests)},
     }
     numbers = Numbers(roots)
@@ -76,7 +84,7 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "amortisation": roots["amortisation"] and plot_of(roots["amortisation"], numbers, "amortisation"),
         "runs_table": tables.runs_table(looks, comparison, numbers),
         "details": [(look, _details(look, comparison, numbers, roots["runs"])) for look in looks],
-        **_texts(comparison),
+        **texts_of(comparison),
         "signs": _SIGNS,
         "costs": COSTS,
         "data": embedded_json(data),
@@ -115,7 +123,7 @@ def _environment() -> Environment:
 
 
 def _resource(name: str) -> str:
-    return (resources.files("reuse_algos.compare.show") / name).read_text(encoding="utf-8")
+    return (resources.files("reuse_algos.compare.show.page") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
@@ -138,31 +146,6 @@ def embedded_json(data: Mapping[str, Any]) -> Markup:
     for character in "<>&":
         written = written.replace(character, f"\\u{ord(character):04x}")
     return Markup(written)
-
-
-def headline(comparison: Comparison, looks: Sequence[Look]) -> str:
-    """Return the outcome in a few words; controls have no say in it."""
-    baseline = comparison.baseline
-    verdicts = {look.name: comparison.groups[look.index].verdict for look in looks[1:] if not look.control}
-    faster = [name for name, verdict in verdicts.items() if verdict == "faster"]
-    if not verdicts:
-        return f"Only {baseline} so far: nothing to compare it with"
-    if len(verdicts) == 1:
-        ((name, verdict),) = verdicts.items()
-        return {
-            "faster": f"{name} is faster than {baseline}",
-            "slower": f"{name} is slower than {baseline}",
-            "no difference": f"No difference between {name} and {baseline} was shown",
-        }.get(verdict, f"Not enough runs to tell {name} from {baseline}")
-    if not faster:
-        return f"None of {len(verdicts)} techniques was shown to be faster than {baseline}"
-    if len(faster) == len(verdicts):
-        return f"All {len(verdicts)} techniques are faster than {baseline}"
-    if len(faster) == 1:
-        others = len(verdicts) - 1
-        rest = f"{others} others" if others > 1 else "the other technique"
-        return f"{faster[0]} is faster than {baseline}; for {rest} this was not shown"
-    return f"{len(faster)} of {len(verdicts)} techniques are faster than {baseline}"
 
 
 def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]]:
@@ -230,67 +213,6 @@ def _details(look: Look, comparison: Comparison, numbers: Numbers, facts: Mappin
             }
         )  # fmt: skip
     return opened
-
-
-_VERDICTS = (
-    "Faster: the whole interval of the speed-up is above 1. Slower: all of it is below. No difference: it holds 1, so "
-    "none was shown, which is not to say that there is none. ∞: no upper limit is known."
-)
-_HOW = {
-    "budgets": (
-        "Each run was trained for its own budget with a fully decayed schedule, and only its last value counts. The "
-        "mean values of a group are joined by straight lines over the logarithm of its steps, whatever the cost is "
-        "counted in; where that line first reaches the target, the steps to it are read. What they cost is linear in "
-        "steps between two budgets. Nothing is read beyond the budgets that were trained. In the plots the points are "
-        "joined by straight lines for the eye only."
-    ),
-    "curves": (
-        "Groups are compared by their mean curves: the cost at which a mean curve first is as good as the mean final "
-        "value of the baseline. The interval of the speed-up comes from inverted t tests at each evaluation, and "
-        "counts the noise of the target and of the seconds."
-    ),
-    "runs": (
-        "Each run has its own cost to the target. A run that never reached it counts at its total cost, and its group "
-        "is then never called faster."
-    ),
-}
-
-
-def _texts(comparison: Comparison) -> dict[str, Any]:
-    over_budgets = comparison.method == "budgets"
-    reading = [_HOW[comparison.method], "Cost in seconds is training, set-up (loading teachers and caches) and all of "
-               "the used harvests; evaluation is left out."]  # fmt: skip
-    if over_budgets:
-        prior = "and the training of the prior runs " if comparison.count_prior_training else ""
-        reading[1] += (
-            f" Where harvests are shared, their seconds {prior}are divided among {comparison.later_runs} later runs."
-        )
-        reading.append(
-            "FLOPs count the forward and backward passes of training, three forward passes for each example, and those "
-            "of live teachers and of appended rows. Harvests are in the seconds only."
-        )
-    else:
-        reading[1] += " The training of prior runs is not counted, but shown under amortisation."
-    reading.append(_VERDICTS)
-    if comparison.price_per_hour is not None:
-        reading.append(f"Dollars are the cost in seconds at ${comparison.price_per_hour:g} per hour.")
-    at = f" at {comparison.groups[0].largest_budget}" if over_budgets else ""
-    return {
-        "reading": reading,
-        "question": "How much less is needed to be as good as"
-        if over_budgets
-        else "What does each group need to be as good as",
-        "every_point": "Every point is trained with its own schedule to the end. " if over_budgets else "",
-        "source": "declared in advance"
-        if comparison.target_source == "given"
-        else f"mean final value of {comparison.baseline}{at}",
-        "curves_lead": (
-            "Mean final value of the runs of each budget, with its interval. The speed-up is how far a curve lies to "
-            "the left of the baseline's end. The numbers are in the table of all budgets."
-            if over_budgets
-            else "Thick: mean with its interval. Thin: single runs. A sign on the dashed line: target reached."
-        ),
-    }
 
 
 def check_report_path(path: Path) -> None:

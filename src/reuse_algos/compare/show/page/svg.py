@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series
-from reuse_algos.compare.show.scales import Scale, linear_scale, log_scale
-from reuse_algos.compare.show.values import Numbers, Value
+from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
+from reuse_algos.compare.show.page.values import Numbers, Value
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, format_speedup
 
 __all__ = ["BarView", "Mark", "Plot", "SeriesView", "Sign", "bar_views", "plot_of", "sign_of"]
@@ -118,7 +118,8 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
     shown = [s for s in chart.series if s.x]
     points = [p for s in shown for p in (*s.joined, *_thin(s)) if math.isfinite(p[1])]
     points += [(x, y) for s in shown if not s.band for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
-    marked = [value for s in shown for value in (*s.y, *s.low, *s.high)]
+    # A band of two runs is many times as high as its curve, so only whiskers widen the axis.
+    marked = [value for s in shown for value in (*s.y, *(() if s.band else (*s.low, *s.high)))]
     y_scale = linear_scale([y for _, y in points] + marked + ([] if chart.level is None else [chart.level]))
     xs, seconds = [x for x, _ in points], chart.key.endswith("seconds")
     if chart.log:

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from reuse_algos.archive import Manifest
 from reuse_algos.compare.result import json_safe
-from reuse_algos.compare.show.values import visible
+from reuse_algos.compare.show.page.values import visible
 
 __all__ = ["COSTS", "recipe_text", "run_facts", "run_rows", "used_words"]
 

@@ -11,23 +11,40 @@ from markupsafe import Markup
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.drawing import Look, Series
-from reuse_algos.compare.show.values import Numbers
+from reuse_algos.compare.show.page.values import Numbers
 from reuse_algos.compare.show.words import AXIS_WORDS, short
 
-__all__ = ["RunLink", "Table", "curve_table", "figures_table", "payback_table", "runs_table", "target_table"]
+__all__ = [
+    "Labelled",
+    "RunLink",
+    "Table",
+    "curve_table",
+    "figures_table",
+    "payback_table",
+    "runs_table",
+    "target_table",
+]
 
 
 @dataclass(frozen=True)
 class Table:
     """A table: what it shows, one title per column, rows of cells, and how many columns from the left hold words.
 
-    A cell is a text, a :class:`~reuse_algos.compare.show.drawing.Look` or a :class:`RunLink`.
+    A cell is a text, a :class:`~reuse_algos.compare.show.drawing.Look`, a :class:`Labelled` or a :class:`RunLink`.
     """
 
     caption: str
     head: Sequence[str]
     rows: list[list[Any]]
     words: int = 1
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A look with words after its name."""
+
+    look: Look
+    words: str
 
 
 @dataclass(frozen=True)
@@ -126,7 +143,7 @@ def payback_table(looks: Sequence[Look], comparison: Comparison, numbers: Number
         path = ("comparison", "groups", look.index, "break_even")
         rows.append(
             [
-                look if known.saving_shown else f"{look.name} (its saving is not shown)",
+                look if known.saving_shown else Labelled(look, " (its saving is not shown)"),
                 numbers.seconds(*path, "harvest_seconds"), numbers.until_paid(*path, "harvest_runs"),
                 numbers.seconds(*path, "prior_training_seconds"), numbers.until_paid(*path, "prior_training_runs"),
             ]

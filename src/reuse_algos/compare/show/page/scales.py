@@ -1,4 +1,4 @@
-"""From numbers to places on an axis, and the numbers that stand beside it."""
+"""Places of numbers on an axis, and the ticks beside it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Scale:
     """One axis of a plot.
 
     Attributes:
-        low: value at its start.
-        high: value at its end, above ``low``.
-        log: whether equal ratios take equal room; then both ends are above 0.
-        ticks: values to write beside it, ascending, within the ends.
+        low: Value at its start.
+        high: Value at its end, above ``low``.
+        log: Whether equal ratios take equal room; then both ends are above 0.
+        ticks: Values to write beside it, ascending, within the ends.
     """
 
     low: float
@@ -30,7 +30,7 @@ class Scale:
     ticks: tuple[float, ...]
 
     def place(self, value: float) -> float:
-        """Where a value is, 0 at the start and 1 at the end; beyond the ends it is at the end."""
+        """Return where a value is, 0 at the start and 1 at the end; a value beyond an end is at that end."""
         if self.log:
             if value <= 0.0:
                 return 0.0
@@ -45,13 +45,13 @@ class Scale:
 def linear_scale(
     values: Iterable[float], *, from_zero: bool = False, room: float = 0.06, seconds: bool = False
 ) -> Scale:
-    """An axis that holds all finite values, with some ``room`` (a share of their range) at both ends.
+    """Return an axis that holds all finite values, with some room at both ends.
 
     Args:
-        values: what it must hold.
-        from_zero: it starts at 0.
-        room: at the ends; none below 0 where it starts there.
-        seconds: they are, so that steps between ticks are round in minutes and hours as well.
+        values: What it must hold.
+        from_zero: The axis starts at 0. Default: False.
+        room: At each end, as a share of the range; none below 0 where the axis starts there. Default: 0.06.
+        seconds: The values are seconds, so steps between ticks are round in minutes and hours, too. Default: False.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = (0.0 if from_zero else min(finite)), max(finite)
@@ -76,14 +76,14 @@ def log_scale(
     most: float = 1e6,
     seconds: bool = False,
 ) -> Scale:
-    """An axis of ratios that holds all finite values above 0.
+    """Return a logarithmic axis that holds all finite values above 0.
 
     Args:
-        values: what it must hold.
-        room: at the ends, as a share of the range of logarithms.
-        around: a value that it must hold with something on both sides of it.
-        most: at most this many times ``around`` away from it; values beyond are shown at the end.
-        seconds: they are, so that ticks are round in minutes and hours as well.
+        values: What it must hold.
+        room: At each end, as a share of the range of logarithms. Default: 0.08.
+        around: A value that it must hold with something on both sides of it. Default: None, no such value.
+        most: At most this many times ``around`` away from it; values beyond are shown at the end. Default: 1e6.
+        seconds: The values are seconds, so ticks are round in minutes and hours, too. Default: False.
     """
     finite = [value for value in values if math.isfinite(value) and value > 0] or [1.0]
     if around is not None:
@@ -100,7 +100,7 @@ def log_scale(
 
 
 def _log_ticks(low: float, high: float) -> tuple[float, ...]:
-    """The densest of a few usual sets of round numbers that is no denser than is readable."""
+    """Return round numbers, as dense as is still readable."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = ((1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 4, 5, 7), (1, 2, 3, 5), (1, 2, 5), (1, 3), (1,))
     ticks: tuple[float, ...] = ()

@@ -17,9 +17,10 @@ from reuse_algos.compare.estimates.within_runs import (
     speedup_of_curves,
     speedup_of_runs,
 )
+from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
-from reuse_algos.compare.result import CostToTarget, Reading
+from reuse_algos.compare.result import CostToTarget
 from reuse_algos.errors import CompareError
 
 __all__ = ["WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
@@ -63,14 +64,14 @@ def has_seconds(group: Runs) -> bool:
 
 
 def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
-    """Return whether the runs pair by seed: both sides have the same seeds, each once. Both are sorted by seed.
+    """Return whether the runs pair: both sides have the same seeds (or :attr:`Outcome.pair`), each once, in order.
 
     Raises:
         CompareError: They do not, though the question insists on it.
     """
     if question.pairing == "none":
         return False
-    ours, theirs = [o.seed for o in baseline], [o.seed for o in group]
+    ours, theirs = [o.pair_key for o in baseline], [o.pair_key for o in group]
     fits = ours == theirs and None not in ours and len(set(ours)) == len(ours)
     if not fits and question.pairing == "seed":
         raise CompareError(
@@ -80,7 +81,7 @@ def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
 
 
 class WithinRuns:
-    """The estimator of a question over training.
+    """The reader of a question over training.
 
     Args:
         outcomes: All runs.
@@ -114,6 +115,7 @@ class WithinRuns:
             if has_seconds(group) and has_seconds(self._baseline):
                 speedups["cost_seconds"] = self._speedup(group, "cost_seconds", paired=bool(paired))
         return Reading(
+            runs=group,
             basis=f"n = {len(group)}"
             if own or len(group) == len(self._baseline)
             else f"n = {len(group)} against {len(self._baseline)}",

@@ -16,9 +16,10 @@ import numpy as np
 from reuse_algos.compare.estimates.cost import CostCurve, cost_interval, speedup_of_budgets
 from reuse_algos.compare.estimates.interval import MIN_RUNS, RUNS_FOR_A_CLAIM, Speedup, mean_interval
 from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, Curve, Sample, crossing, own_level
+from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import AXES, Axis, Costs, Question, no_final
-from reuse_algos.compare.result import Point, Reading
+from reuse_algos.compare.result import Point
 from reuse_algos.errors import CompareError
 
 __all__ = ["Member", "OverBudgets", "label_of"]
@@ -173,7 +174,7 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 
 class OverBudgets:
-    """The estimator of a question over budgets.
+    """The reader of a question over budgets.
 
     Args:
         outcomes: All runs.
@@ -229,6 +230,7 @@ class OverBudgets:
                     own_level=isinstance(self.level, Sample), confidence=confidence,
                 )  # fmt: skip
         return Reading(
+            runs=member.runs,
             basis=self._basis(member, paired=bool(paired)),
             paired=paired,
             bound=ours.bound,
