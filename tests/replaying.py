@@ -31,13 +31,19 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.5)
 EPSILON = 16 / 255
 
 
+def corners(labels_N: Tensor, seed: int = 0) -> Tensor:
+    """Random pixels ``[N, 6, 6, 3]``, brighter in the corner of the label."""
+    pixels = torch.randint(0, 120, (len(labels_N), 6, 6, 3), generator=torch.Generator().manual_seed(seed))
+    for row, label in enumerate(labels_N.tolist()):
+        pixels[row, 3 * (label // 2) : 3 * (label // 2) + 3, 3 * (label % 2) : 3 * (label % 2) + 3] += 90
+    return pixels
+
+
 def images(length: int = N, num_views: int = VIEWS, *, seed: int = 0, **settings: Any) -> WorkerImages:
     """Images whose brightest corner says the class, in numbered crops."""
-    generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(length) % CLASSES
-    pixels = torch.randint(0, 120, (length, 6, 6, 3), generator=generator)
-    for row, label in enumerate(labels.tolist()):
-        pixels[row, 3 * (label // 2) : 3 * (label // 2) + 3, 3 * (label % 2) : 3 * (label % 2) + 3] += 90
+    pixels = settings.pop("pixels", None)
+    pixels = corners(labels, seed) if pixels is None else pixels
     info = settings.pop("info", None) or DatasetInfo("corners", torch.arange(length), labels, tuple("abcd"))
     settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), "mean": MEAN, "std": STD, **settings}
     data = DeviceImages(pixels.byte(), labels, num_views=num_views, info=info, **settings)

@@ -18,6 +18,7 @@ from replaying import (
     SHAPE,
     N,
     conv_net,
+    corners,
     deltas,
     fit,
     images,
@@ -169,8 +170,8 @@ def grown() -> Any:
     """Twelve more examples in front of the known ones."""
     labels = torch.cat([torch.zeros(12, dtype=torch.int64), torch.arange(N) % CLASSES])
     keys = torch.cat([torch.arange(1000, 1012), torch.arange(N)])
-    data = images(N + 12, info=DatasetInfo("grown", keys, labels, tuple("abcd")))
-    return data
+    pixels = torch.cat([corners(labels[:12], seed=9), corners(torch.arange(N) % CLASSES)])
+    return images(N + 12, info=DatasetInfo("grown", keys, labels, tuple("abcd")), pixels=pixels)
 
 
 def test_grown_data_is_refused_or_replayed_where_known(archive: RunArchive) -> None:

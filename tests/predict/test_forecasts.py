@@ -155,7 +155,7 @@ def test_a_slow_start_is_not_multiplied() -> None:
 
 
 def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alone, odd = RunArchive(tmp_path / "alone", create=True), RunArchive(tmp_path / "odd")
+    alone, odd = RunArchive(tmp_path / "alone", create=True), RunArchive(tmp_path / "odd", create=True)
     one = write(alone, "one", [1.0, 0.8, 0.7, 0.65])
     for number in range(3):
         write(odd, f"nan-{number}", [1.0, math.nan, 0.5, 0.4, 0.3], health="diverged")
@@ -237,7 +237,7 @@ def test_sweep_equals_a_group_by_of_pandas(tmp_path: Path) -> None:
 
 
 def test_sweep_refuses_what_the_record_contradicts(tmp_path: Path) -> None:
-    decayed, archive = RunArchive(tmp_path / "decayed", create=True), RunArchive(tmp_path / "archive")
+    decayed, archive = RunArchive(tmp_path / "decayed", create=True), RunArchive(tmp_path / "archive", create=True)
     study(decayed, {"name": "linear_with_warmup"})
     with pytest.raises(NotEnoughEvidenceError, match="decays towards its own end"):
         trials_of(histories(decayed, "monitor"), "data.batch_size", "optimizer.lr")

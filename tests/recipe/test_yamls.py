@@ -85,7 +85,7 @@ def test_commands_in_headers_parse():
             names = {load_recipe(other).settings.run_name for other in YAMLS if other.parent == path.parent}
             assert arguments.run_id in names, path
             checked += 1
-    assert checked == 5
+    assert checked == 7
 
 
 def test_origin_recipe_of_resnet56():
