@@ -59,7 +59,7 @@ class TaskReader:
     on every rank. A task that an algorithm of the run has found is taken over: it ran before anything weighed the loss.
 
     Args:
-        settings: What is taken as given. Default: nothing.
+        settings: What is taken as given. Default: what ``keys.task`` says, or any other reader's of the run.
         keys: Where targets and outputs lie. Default: pairs of inputs and targets.
         required: Whether a Trainer without a task is an error. Default: True; else :attr:`refusal` says why.
 
@@ -74,7 +74,8 @@ class TaskReader:
     def __init__(
         self, settings: TaskSettings | None = None, keys: BatchKeys | None = None, *, required: bool = True
     ) -> None:
-        self.settings, self.keys, self.required = settings or TaskSettings(), keys or BatchKeys(), required
+        self.keys, self.required = keys or BatchKeys(), required
+        self.settings = settings or self.keys.task
         self.start_afresh()
 
     def start_afresh(self) -> None:
@@ -124,6 +125,12 @@ class TaskReader:
             raise self.refusal or TaskError("the task is known from the first microbatch's loss on (AFTER_LOSS)")
         return self.task
 
+    def _settings_of_all(self, state: State) -> TaskSettings:
+        """The settings of this reader, or of the first one of the run that has any: one section serves all."""
+        readers = (getattr(one, "task_reader", None) for one in (*state.algorithms, *state.callbacks))
+        found = (one.settings for one in (self, *readers) if isinstance(one, TaskReader))
+        return next((settings for settings in found if settings != TaskSettings()), TaskSettings())
+
     def _keep_targets(self, batch: Any) -> None:
         self.targets, self._missing = None, None
         try:
@@ -153,18 +160,21 @@ class TaskReader:
             self.refusal = refusal
 
     def _found(self, state: State) -> Task:
+        settings = self._settings_of_all(state)
+        outputs = logits_of(state.outputs, self.keys.output).detach()
         if self._missing is not None:
-            raise self._missing
+            if settings.kind in (None, "detection"):
+                raise self._missing
+            return _as_set(settings, outputs)
         assert self.targets is not None
         metrics = list(_metrics(state))
         of_loss = set(_ignored_by_loss(unwrap_model(state.model)))
         of_metrics = {index for metric in metrics if type(index := getattr(metric, "ignore_index", None)) is int}
-        outputs = logits_of(state.outputs, self.keys.output).detach()
         task = find_task(
             outputs,
             self.targets,
             float(total_of(state.loss).detach()),
-            self.settings,
+            settings,
             sorted(of_loss | of_metrics),
             [type(metric).__name__ for metric in metrics],
         )
@@ -173,6 +183,15 @@ class TaskReader:
         if task.ignore_index is None and len(named) == 1 and not bool((self.targets == min(named)).any()):
             return replace(task, ignore_index=min(named))
         return task
+
+
+def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
+    """The task of batches without targets, such as unlabelled data for distillation, where the user says its kind."""
+    assert settings.kind is not None
+    usual = 0 if outputs.dim() == 1 else (-1 if settings.kind == "token" and outputs.dim() == 3 else 1)
+    dim = usual if settings.class_dim is None else settings.class_dim
+    classes = 1 if dim == 0 else outputs.shape[dim]
+    return Task(settings.kind, classes, dim, settings.ignore_index, bool(settings.shift), "as set, without targets")
 
 
 def _metrics(state: State) -> Iterator[Any]:

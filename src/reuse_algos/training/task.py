@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
 
-__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "find_task"]
+__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "find_task", "mean_of_counted"]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "token", "dense", "detection"]
 KINDS: tuple[str, ...] = get_args(Kind)
