@@ -31,6 +31,7 @@ _POSITIONS = ("token", "dense")
 # Losses of bfloat16 forward passes are compared with ones computed in float32 here.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 _LEAST_TOLERANCE = 1e-4
+_CONFIRMED = "its loss is the model's own"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class Task:
     def has_positions(self) -> bool:
         """Whether an example has many targets: tokens or pixels."""
         return self.kind in _POSITIONS
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the model's own loss of the first batch is the plain loss of this task, see :meth:`losses`."""
+        return self.evidence == _CONFIRMED
 
     def difference(self, other: Task) -> str | None:
         """Return what differs from another run's task in words, or None where outputs mean the same."""
@@ -318,7 +324,7 @@ def find_task(
         )
     chosen = _distinct(_confirmed(candidates, outputs, targets, own_loss), outputs, targets)
     if len(chosen) == 1:
-        return replace(chosen[0], evidence="its loss is the model's own")
+        return replace(chosen[0], evidence=_CONFIRMED)
     # The loss cannot tell these apart (or is none of the plain ones): hints may, but only if they leave one.
     pool = chosen or _distinct(_without_hints(candidates), outputs, targets)
     named = [task for task in pool if _named_by(metrics, task)]

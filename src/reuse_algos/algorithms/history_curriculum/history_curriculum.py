@@ -22,6 +22,7 @@ from reuse_algos.algorithms.history_curriculum.durations import total_batches
 from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
     MeanCheck,
+    TaskLosses,
     per_example_losses,
     refuse_ignored,
 )
@@ -49,10 +50,11 @@ from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import TrackedBatchSampler
-from reuse_algos.errors import DataError, ExampleIdError
+from reuse_algos.errors import DataError, ExampleIdError, ModelError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
 from reuse_algos.sections import fit_section
+from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.interplay import clean_rows, mixes_examples
 from reuse_algos.training.loss import with_weights
 from reuse_algos.training.outputs import device_of, unwrap_model
@@ -95,7 +97,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         mismatch: ``refuse`` prior runs on other data, or ``allow`` them: what is not common is unknown. Default:
             ``refuse``.
         per_example_loss: (outputs, batch) -> float ``[B]`` with the model's loss as its mean. Only weights and updates
-            need it. Default: that of a ``ComposerClassifier`` with a torch loss function.
+            need it. Default: that of a ``ComposerClassifier`` with a torch loss function, else the plain loss of the
+            task that the first batch shows, where it is the model's own.
         dataset: What the train data are. Default: read off the loader's dataset.
         seed: Seed of everything that is drawn. Default: 0.
 
@@ -148,6 +151,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         self.scores_N: torch.Tensor | None = None
         self._needs_losses = self.update or self.strategy.weights_losses
         self._losses: ExampleLosses | None = None
+        self.task_reader = TaskReader()
+        self._no_losses: ModelError | None = None
         self._check: MeanCheck | None = None
         self._prior_N = np.zeros(0)
         self._owner_N: np.ndarray | None = None
@@ -200,6 +205,8 @@ class HistoryCurriculum(ReusingAlgorithm):
             self.ids.handle(event, state)
             if event == Event.FIT_START:
                 self.begin(state)
+            elif event == Event.BEFORE_FORWARD and isinstance(self._losses, TaskLosses):
+                self.task_reader.handle(event, state)
             elif event == Event.EPOCH_END:
                 if self._check is not None:
                     self._check.on_all_ranks()
@@ -212,6 +219,7 @@ class HistoryCurriculum(ReusingAlgorithm):
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
         super().start_afresh()
+        self.task_reader.start_afresh()
         self._own, self._own_state = None, None
         self._seen_N = np.zeros(0, dtype=bool)
 
@@ -233,11 +241,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._refuse_another(state)
         self._losses = self._check = None
         if self._needs_losses:
-            model = unwrap_model(state.model)
-            self._losses = self.per_example_loss or per_example_losses(model)
-            self._check = MeanCheck(device_of(model))
-            if self.per_example_loss is None:
-                refuse_ignored(model, None if info is None else info.labels)
+            self._losses = self.per_example_loss or self._losses_of(unwrap_model(state.model), info)
+            self._check = MeanCheck(device_of(state.model))
         self._read_scores(info, num_examples)
         if self._own is None and self.update:
             self._own = OwnLosses(num_examples, device_of(state.model))
@@ -264,6 +269,17 @@ class HistoryCurriculum(ReusingAlgorithm):
             num_examples,
             self._clock.epoch_batches,
         )
+
+    def _losses_of(self, model: Any, info: DatasetInfo | None) -> ExampleLosses:
+        """How to get losses of examples from a model; by its task where it has no function for them."""
+        self._no_losses = None
+        try:
+            losses = per_example_losses(model)
+        except ModelError as error:
+            self._no_losses = error  # raised in the first batch, unless the task's plain loss is the model's own
+            return TaskLosses(self.task_reader)
+        refuse_ignored(model, None if info is None else info.labels)
+        return losses
 
     def _describe_data(self, dataset: Any, num_examples: int) -> DatasetInfo:
         info = self.dataset or infer_info(dataset)
@@ -368,6 +384,11 @@ class HistoryCurriculum(ReusingAlgorithm):
         """Weigh the losses of the microbatch, and keep them for the next epoch's scores."""
         assert self._losses is not None
         assert self._check is not None
+        if isinstance(self._losses, TaskLosses) and self.task_reader.handle(Event.AFTER_LOSS, state):
+            if not self.task_reader.known.is_confirmed:
+                assert self._no_losses is not None
+                raise self._no_losses
+            self._losses.settle(state.loss, state.outputs)
         weights_B = self.example_weights(state)
         if weights_B is None and self._own is None:
             return
@@ -376,11 +397,12 @@ class HistoryCurriculum(ReusingAlgorithm):
             losses_B = self._losses(state.outputs, state.batch)
         self._check.add(state.loss, losses_B, len(positions_B))
         if self._own is not None:
+            shown_B = self._losses.of_examples(state.outputs) if isinstance(self._losses, TaskLosses) else losses_B
             kept = clean_rows(state)  # a loss on another input says nothing of the example's own
             if kept is None:
-                self._own.add(positions_B, losses_B)
+                self._own.add(positions_B, shown_B)
             else:
-                self._own.add(positions_B[kept], losses_B.index_select(0, kept.to(losses_B.device)))
+                self._own.add(positions_B[kept], shown_B.index_select(0, kept.to(shown_B.device)))
         if weights_B is not None:
             state.loss = with_weights(state.loss, losses_B, weights_B.to(losses_B.device, torch.float32))
 

@@ -59,7 +59,7 @@ def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
             words = Task(task.kind, 1, shift=task.shift).difference(Task(kind, 1, shift=shift))
             raise PriorRunMismatchError(
                 f"run {run.id} was trained on another task: {words}. Choose other runs, or set keys: {{task: {{kind: "
-                "...}}}} where this run's was found wrongly."
+                "...}} where this run's was found wrongly."
             )
 
 

@@ -196,7 +196,7 @@ class KL(MSE):
             raise TaskError(
                 "PriorRunDistillation with loss: kl needs logits, and the task is regression "
                 f"({task.evidence or 'as set'}), whose outputs are numbers. Set loss: mse, or keys: {{task: {{kind: "
-                "...}}}} where the task was found wrongly."
+                "...}} where the task was found wrongly."
             )
         task.require("PriorRunDistillation with loss: kl", _TASKS)
 
