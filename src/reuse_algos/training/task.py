@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
 
-__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "find_task", "mean_of_counted"]
+__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "by_row", "find_task", "mean_of_counted"]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "token", "dense", "detection"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -234,9 +234,9 @@ class Task:
             right = (rows.logits_BCX > 0) == (rows.targets > 0.5)
         if rows.counted_BX is not None:
             right = right | ~rows.counted_BX
-            some_B = rows.counted_BX.reshape(len(right), -1).any(1)
-            return (right.reshape(len(right), -1).all(1) & some_B).to(torch.uint8)
-        return right.reshape(len(right), -1).all(1).to(torch.uint8)
+            some_B = by_row(rows.counted_BX).any(1)
+            return (by_row(right).all(1) & some_B).to(torch.uint8)
+        return by_row(right).all(1).to(torch.uint8)
 
     def logit_margin(self, rows: Rows) -> torch.Tensor:
         """Return the margin of each example, averaged over its counted targets: float32 ``[B]``.
@@ -272,14 +272,19 @@ def mean_of_counted(values: torch.Tensor, counted: torch.Tensor | None, *, empty
     Returns:
         Float ``[B]``.
     """
-    values_BX = values.reshape(len(values), -1)
+    values_BX = by_row(values)
     if counted is None:
         return values_BX.mean(1)
-    counted_BX = counted.reshape(len(values), -1)
+    counted_BX = by_row(counted)
     numbers_B = counted_BX.sum(1)
     # where, not a product: a NaN or an infinity at an ignored position must not reach the mean.
     sums_B = torch.where(counted_BX, values_BX, torch.zeros_like(values_BX)).sum(1)
     return torch.where(numbers_B > 0, sums_B / numbers_B.clamp_min(1), torch.full_like(sums_B, empty))
+
+
+def by_row(values: torch.Tensor) -> torch.Tensor:
+    """Return ``[B, X]`` of ``[B, ...]``, also where B is 0."""
+    return values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
 
 
 def find_task(

@@ -13,17 +13,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from composer import Event, State
 from composer.models import ComposerClassifier
 from torch import nn
 
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, TaskError
 from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.interplay import ExampleLosses
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.ranks import on_every_rank
+from reuse_algos.training.task import by_row
 
-__all__ = ["ExampleLosses", "MeanCheck", "TaskLosses", "per_example_losses", "refuse_ignored"]
+__all__ = ["ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "per_example_losses", "refuse_ignored"]
 
 _ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
 _OTHERWISE = "a strategy and mode without weights and updates"
@@ -75,6 +78,25 @@ def _without_reduction(function: Any) -> Callable[..., torch.Tensor]:
     )
 
 
+def find_losses(model: nn.Module, info: DatasetInfo | None, reader: TaskReader) -> ExampleLosses:
+    """Return how to get losses of single examples: from the model's loss function, or else from its task.
+
+    Args:
+        model: The user's model, without wrappers.
+        info: The train data.
+        reader: Knows the task once there is a batch.
+
+    Raises:
+        ModelError: The loss function has class weights, or targets are ignored.
+    """
+    try:
+        losses = per_example_losses(model)
+    except ModelError as error:
+        return TaskLosses(reader, error)
+    refuse_ignored(model, None if info is None else info.labels)
+    return losses
+
+
 def refuse_ignored(model: nn.Module, labels_N: torch.Tensor | None) -> None:
     """Refuse class weights and ignored targets where they can be seen at the start.
 
@@ -115,20 +137,26 @@ class TaskLosses:
 
     Args:
         reader: Knows the task and the targets of the running microbatch.
+        otherwise: What is raised in the first microbatch where the model's loss is another one.
     """
 
-    def __init__(self, reader: TaskReader) -> None:
-        self._reader = reader
+    def __init__(self, reader: TaskReader, otherwise: ModelError) -> None:
+        self._reader, self._otherwise = reader, otherwise
         self._over_targets = True
 
-    def settle(self, loss: Any, outputs: Any) -> None:
-        """Find out in a microbatch whether the model's loss is a mean over targets, as torch's are, or over examples.
+    def follow(self, event: Event, state: State) -> None:
+        """Follow the events of the reader.
 
-        Args:
-            loss: The model's, of the running microbatch.
-            outputs: The model's.
+        Raises:
+            ModelError: On every rank, in the first microbatch: the model's loss is not the plain one of its task.
         """
-        own = total_of(loss).detach().float()
+        if self._reader.handle(event, state):
+            if not self._reader.known.is_confirmed:
+                raise self._otherwise
+            self._settle(total_of(state.loss).detach().float(), state.outputs)
+
+    def _settle(self, own: torch.Tensor, outputs: Any) -> None:
+        """Find out whether the model's loss is a mean over targets, as torch's are, or over examples."""
         off = []
         for self._over_targets in (True, False):
             off.append(float((self._weighed(*self._read(outputs)).mean() - own).abs()))
@@ -156,7 +184,7 @@ class TaskLosses:
         losses_B = task.losses(rows)
         if rows.counted_BX is None:
             return losses_B, torch.ones_like(losses_B)
-        return losses_B, rows.counted_BX.reshape(len(losses_B), -1).sum(1).to(losses_B.dtype)
+        return losses_B, by_row(rows.counted_BX).sum(1).to(losses_B.dtype)
 
     def _weighed(self, losses_B: torch.Tensor, numbers_B: torch.Tensor) -> torch.Tensor:
         shares_B = numbers_B if self._over_targets else (numbers_B > 0).to(numbers_B.dtype)

@@ -23,8 +23,7 @@ from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
     MeanCheck,
     TaskLosses,
-    per_example_losses,
-    refuse_ignored,
+    find_losses,
 )
 from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
 from reuse_algos.algorithms.history_curriculum.plans import (
@@ -50,7 +49,7 @@ from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import TrackedBatchSampler
-from reuse_algos.errors import DataError, ExampleIdError, ModelError
+from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
 from reuse_algos.sections import fit_section
@@ -152,7 +151,6 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._needs_losses = self.update or self.strategy.weights_losses
         self._losses: ExampleLosses | None = None
         self.task_reader = TaskReader()
-        self._no_losses: ModelError | None = None
         self._check: MeanCheck | None = None
         self._prior_N = np.zeros(0)
         self._owner_N: np.ndarray | None = None
@@ -206,7 +204,7 @@ class HistoryCurriculum(ReusingAlgorithm):
             if event == Event.FIT_START:
                 self.begin(state)
             elif event == Event.BEFORE_FORWARD and isinstance(self._losses, TaskLosses):
-                self.task_reader.handle(event, state)
+                self._losses.follow(event, state)
             elif event == Event.EPOCH_END:
                 if self._check is not None:
                     self._check.on_all_ranks()
@@ -241,7 +239,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._refuse_another(state)
         self._losses = self._check = None
         if self._needs_losses:
-            self._losses = self.per_example_loss or self._losses_of(unwrap_model(state.model), info)
+            self._losses = self.per_example_loss or find_losses(unwrap_model(state.model), info, self.task_reader)
             self._check = MeanCheck(device_of(state.model))
         self._read_scores(info, num_examples)
         if self._own is None and self.update:
@@ -269,17 +267,6 @@ class HistoryCurriculum(ReusingAlgorithm):
             num_examples,
             self._clock.epoch_batches,
         )
-
-    def _losses_of(self, model: Any, info: DatasetInfo | None) -> ExampleLosses:
-        """How to get losses of examples from a model; by its task where it has no function for them."""
-        self._no_losses = None
-        try:
-            losses = per_example_losses(model)
-        except ModelError as error:
-            self._no_losses = error  # raised in the first batch, unless the task's plain loss is the model's own
-            return TaskLosses(self.task_reader)
-        refuse_ignored(model, None if info is None else info.labels)
-        return losses
 
     def _describe_data(self, dataset: Any, num_examples: int) -> DatasetInfo:
         info = self.dataset or infer_info(dataset)
@@ -384,11 +371,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         """Weigh the losses of the microbatch, and keep them for the next epoch's scores."""
         assert self._losses is not None
         assert self._check is not None
-        if isinstance(self._losses, TaskLosses) and self.task_reader.handle(Event.AFTER_LOSS, state):
-            if not self.task_reader.known.is_confirmed:
-                assert self._no_losses is not None
-                raise self._no_losses
-            self._losses.settle(state.loss, state.outputs)
+        if isinstance(self._losses, TaskLosses):
+            self._losses.follow(Event.AFTER_LOSS, state)
         weights_B = self.example_weights(state)
         if weights_B is None and self._own is None:
             return

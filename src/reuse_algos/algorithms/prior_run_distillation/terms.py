@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reuse_algos.training.task import mean_of_counted
+from reuse_algos.training.task import by_row, mean_of_counted
 
 __all__ = [
     "Average",
@@ -284,8 +284,8 @@ def _mean(
     average: Average,
 ) -> torch.Tensor:
     """Return the mean over what counts in each row, then the weighted sum over rows divided by B (or over targets)."""
-    values_BX = values.reshape(len(values), -1)
-    counted_BX = None if counted is None else counted.reshape(len(values), -1)
+    values_BX = by_row(values)
+    counted_BX = None if counted is None else by_row(counted)
     if average == "targets":
         numbers = (
             values_BX.new_tensor(values_BX.numel()) if counted_BX is None else counted_BX.sum().clamp_min(1).to(values)
