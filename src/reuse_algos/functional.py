@@ -19,10 +19,12 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     window,
 )
 from reuse_algos.algorithms.prior_run_distillation.terms import (
+    bernoulli_kl_term,
     kl_term,
     mean_weights,
     mix_logits,
     mix_probabilities,
+    mix_sigmoids,
     mixup_weights,
     mse_term,
     sample_weights,
@@ -53,6 +55,7 @@ __all__ = [
     "ascend",
     "average_ranks",
     "average_weights",
+    "bernoulli_kl_term",
     "choose_prior_runs",
     "cross_entropy",
     "difficulty_order",
@@ -69,6 +72,7 @@ __all__ = [
     "merge_losses",
     "mix_logits",
     "mix_probabilities",
+    "mix_sigmoids",
     "mixup_weights",
     "mse_term",
     "mutual_information",

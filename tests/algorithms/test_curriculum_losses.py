@@ -192,7 +192,7 @@ def test_microbatches_give_the_same_gradient(archive: RunArchive, distilled: boo
     torch.testing.assert_close(weights(16), weights(5), atol=1e-6, rtol=0)
 
 
-def test_models_of_another_kind_say_their_losses(archive: RunArchive) -> None:
+def test_models_of_another_kind_say_their_losses(archive: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
         return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
 
@@ -204,22 +204,26 @@ def test_models_of_another_kind_say_their_losses(archive: RunArchive) -> None:
         loader = epoch_loader(viewed(), BATCH, collate_fn=collate)
         return _first_batch(archive, [curriculum(archive, **WEIGHTING, **settings)], model, loader=loader)
 
-    with pytest.raises(ModelError, match="DictModel has a loss.. of its own.*per_example_loss=lambda"):
-        run()
-    watch, seen = run(per_example_loss=losses)
-    positions = torch.tensor(seen.batches[0])
-    each = F.cross_entropy(watch.outputs[0], positions % NUM_CLASSES, reduction="none")
-    assert float(watch.losses[0]["total"]) == pytest.approx(float((WEIGHTS[positions] * each).mean()), rel=1e-6)
+    for given in ({}, {"per_example_loss": losses}):  # without, the task's plain loss turns out to be the model's own
+        watch, seen = run(**given)
+        positions = torch.tensor(seen.batches[0])
+        each = F.cross_entropy(watch.outputs[0], positions % NUM_CLASSES, reduction="none")
+        assert float(watch.losses[0]["total"]) == pytest.approx(float((WEIGHTS[positions] * each).mean()), rel=1e-6)
     with pytest.raises(ModelError, match=r"tensor of shape \(\) for 16 examples"):
         run(per_example_loss=lambda outputs, batch: losses(outputs, batch).mean())
     with pytest.raises(ModelError, match="but the mean of its per-example losses is"):
         run(per_example_loss=lambda outputs, batch: 2 * losses(outputs, batch))
+    monkeypatch.setattr(
+        DictModel, "loss", lambda self, z, batch: F.cross_entropy(z["logits"], batch["y"], label_smoothing=0.1)
+    )
+    with pytest.raises(ModelError, match="DictModel has a loss.. of its own.*per_example_loss=lambda"):
+        run()
 
 
 @pytest.mark.parametrize(
     ("loss_fn", "message"),
     [
-        (lambda outputs, targets: F.cross_entropy(outputs, targets), "loss function <lambda> has no 'reduction'"),
+        (lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1), "loss function <lambda> has no 'reduction'"),
         (nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0])), "class weights"),
     ],
 )

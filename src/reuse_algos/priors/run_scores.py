@@ -43,6 +43,7 @@ from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNo
 from reuse_algos.priors import scores
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time, latest_first, one_per_epoch
+from reuse_algos.priors.score_tasks import check_task, of_classes
 
 __all__ = [
     "AGGREGATES",
@@ -283,6 +284,7 @@ class _Plan:
             else:
                 found = in_time([one for one in found if spec.epoch is None or one.epoch <= spec.epoch])
             if len(found) >= recipe.least:
+                check_task(run, spec.name, source.signal, reader)
                 return cls(reader, source, found)
         raise _not_found(run, spec, reader, recipe)
 
@@ -327,6 +329,8 @@ class _Plan:
 
     def _numbers(self, presentation: Presentation, positions_B: Tensor, labels_B: Tensor) -> Tensor:
         views = self.reader.rows(presentation, positions_B)
+        if self.source.signal == "logits":
+            views = [of_classes(rows_B) for rows_B in views]
         return scores.mean_known(torch.stack([self.source.number(rows_B, labels_B) for rows_B in views]))
 
 
@@ -377,6 +381,9 @@ def _ensemble_score(
 ) -> Tensor:
     """float64 ``[N]``: what the members in all runs make of each current example."""
     readers = [PresentationReader(run) for run in runs]
+    for reader in readers:
+        if _members(reader, spec):
+            check_task(reader.run, spec.name, "logits", reader)
     members = [
         (reader, run_rows, one)
         for reader, run_rows in zip(readers, rows, strict=True)
@@ -408,7 +415,7 @@ def _probabilities(
     """float64 ``[B, C]`` of one member for current positions, the mean over its views; NaN where it knows nothing."""
     prior_B = positions_B if rows_N is None else rows_N[positions_B]
     views = reader.rows(presentation, prior_B.clamp_min(0))
-    mean_BC = scores.mean_known(torch.stack([logits_BC.softmax(1) for logits_BC in views]))
+    mean_BC = scores.mean_known(torch.stack([of_classes(logits_B).softmax(1) for logits_B in views]))
     mean_BC[prior_B < 0] = torch.nan
     return mean_BC
 

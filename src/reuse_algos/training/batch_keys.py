@@ -1,8 +1,10 @@
-"""Where inputs, targets and ids lie in a batch, and logits in the model's outputs."""
+"""Where inputs, targets and ids lie in a batch and logits in the model's outputs, and what they mean."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from reuse_algos.training.task import TaskSettings
 
 __all__ = ["BatchKeys"]
 
@@ -13,12 +15,16 @@ class BatchKeys:
 
     Attributes:
         input: Where the inputs lie in a batch. Default: 0, the first of a pair.
-        target: Where the targets lie in a batch. Default: 1.
+        target: Where the targets lie in a batch. Default: 1, or what is called ``labels``, ``label``, ``targets``,
+            ``target`` or ``y`` in a mapping.
         output: Where the logits lie in the model's outputs. Default: the tensor itself, or what is called ``logits``.
         ids: Where the example ids lie in a batch, for iterable datasets. Default: none; the batch sampler is followed.
+        task: :class:`~reuse_algos.training.task.TaskSettings`, what is taken as given of the task. Default: it is found
+            from the first batch.
     """
 
     input: str | int = 0
     target: str | int = 1
     output: str | int | None = None
     ids: str | int | None = None
+    task: TaskSettings = field(default_factory=TaskSettings)

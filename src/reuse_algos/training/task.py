@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
 
-__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "find_task"]
+__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "by_row", "find_task", "mean_of_counted"]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "token", "dense", "detection"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -31,6 +31,7 @@ _POSITIONS = ("token", "dense")
 # Losses of bfloat16 forward passes are compared with ones computed in float32 here.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 _LEAST_TOLERANCE = 1e-4
+_CONFIRMED = "its loss is the model's own"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,11 @@ class Task:
     def has_positions(self) -> bool:
         """Whether an example has many targets: tokens or pixels."""
         return self.kind in _POSITIONS
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether the model's own loss of the first batch is the plain loss of this task, see :meth:`losses`."""
+        return self.evidence == _CONFIRMED
 
     def difference(self, other: Task) -> str | None:
         """Return what differs from another run's task in words, or None where outputs mean the same."""
@@ -228,9 +234,9 @@ class Task:
             right = (rows.logits_BCX > 0) == (rows.targets > 0.5)
         if rows.counted_BX is not None:
             right = right | ~rows.counted_BX
-            some_B = rows.counted_BX.reshape(len(right), -1).any(1)
-            return (right.reshape(len(right), -1).all(1) & some_B).to(torch.uint8)
-        return right.reshape(len(right), -1).all(1).to(torch.uint8)
+            some_B = by_row(rows.counted_BX).any(1)
+            return (by_row(right).all(1) & some_B).to(torch.uint8)
+        return by_row(right).all(1).to(torch.uint8)
 
     def logit_margin(self, rows: Rows) -> torch.Tensor:
         """Return the margin of each example, averaged over its counted targets: float32 ``[B]``.
@@ -266,14 +272,19 @@ def mean_of_counted(values: torch.Tensor, counted: torch.Tensor | None, *, empty
     Returns:
         Float ``[B]``.
     """
-    values_BX = values.reshape(len(values), -1)
+    values_BX = by_row(values)
     if counted is None:
         return values_BX.mean(1)
-    counted_BX = counted.reshape(len(values), -1)
+    counted_BX = by_row(counted)
     numbers_B = counted_BX.sum(1)
     # where, not a product: a NaN or an infinity at an ignored position must not reach the mean.
     sums_B = torch.where(counted_BX, values_BX, torch.zeros_like(values_BX)).sum(1)
     return torch.where(numbers_B > 0, sums_B / numbers_B.clamp_min(1), torch.full_like(sums_B, empty))
+
+
+def by_row(values: torch.Tensor) -> torch.Tensor:
+    """Return ``[B, X]`` of ``[B, ...]``, also where B is 0."""
+    return values.flatten(1) if values.dim() > 1 else values.unsqueeze(1)
 
 
 def find_task(
@@ -318,7 +329,7 @@ def find_task(
         )
     chosen = _distinct(_confirmed(candidates, outputs, targets, own_loss), outputs, targets)
     if len(chosen) == 1:
-        return replace(chosen[0], evidence="its loss is the model's own")
+        return replace(chosen[0], evidence=_CONFIRMED)
     # The loss cannot tell these apart (or is none of the plain ones): hints may, but only if they leave one.
     pool = chosen or _distinct(_without_hints(candidates), outputs, targets)
     named = [task for task in pool if _named_by(metrics, task)]

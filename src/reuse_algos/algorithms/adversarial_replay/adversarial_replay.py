@@ -20,11 +20,13 @@ from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.branches import Branches
 from reuse_algos.algorithms.adversarial_replay.checks import (
+    TASKS,
     image_shape,
     known_views,
     pixels_of,
     refuse_another,
     refuse_changed_inputs,
+    refuse_other_outputs,
     refuse_other_pixels,
     refuse_uneven_ranks,
 )
@@ -49,6 +51,7 @@ from reuse_algos.errors import ExampleIdError, ModelError
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.loss import add_to_loss, total_of
@@ -96,6 +99,7 @@ class AdversarialReplay(ReusingAlgorithm):
         ValueError: an argument is out of its range.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
         ExampleIdError: at the start, where examples, views or pixels are not known.
+        TaskError: in the first batch: the task is neither multiclass nor dense.
         ModelError: the model has batch norms that cannot be split, or outputs that cannot be put together.
 
     Logs ``reuse/adversarial_replay/rows`` (replayed rows of the batch, over all ranks), ``/coverage`` (their share of
@@ -134,6 +138,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.mode: Append | Replace = fit_section(Append | Replace, mode, "mode")
         self.replayable: Replayable = fit_section(Replayable, perturbations or {}, "perturbations")
         self.when: Window = fit_section(Window, when or {}, "when")
+        self.task_reader = TaskReader(keys=self.keys)
         self.dataset = dataset
         self.pixels: PixelSpace | None = None if pixels is None else fit_section(PixelSpace, pixels, "pixels")
         self.perturbations: Perturbations | None = None
@@ -166,6 +171,8 @@ class AdversarialReplay(ReusingAlgorithm):
         """Answer only: the id events always, the loss where there are replayed rows or auxiliary batch norms."""
         if event == Event.BEFORE_LOSS:
             return self._current is not None
+        if event == Event.AFTER_LOSS:
+            return self.task_reader.task is None
         if event in (Event.BEFORE_BACKWARD, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH):
             return self._sums is not None or bool(self.branches.layers)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
@@ -182,6 +189,9 @@ class AdversarialReplay(ReusingAlgorithm):
             self.branches.split(state)
         elif event == Event.BEFORE_LOSS:
             self._look_at_rows(state)
+        elif event == Event.AFTER_LOSS:
+            if self.task_reader.handle(event, state):
+                self.task_reader.known.require("AdversarialReplay", TASKS)
         elif event == Event.BEFORE_BACKWARD:
             self._combine(state)
         elif event == Event.AFTER_BACKWARD:
@@ -202,6 +212,7 @@ class AdversarialReplay(ReusingAlgorithm):
             elif event == Event.BEFORE_TRAIN_BATCH:
                 self._plan_batch(state)
             elif event == Event.BEFORE_FORWARD:
+                self.task_reader.handle(event, state)
                 self._prepare(state)
             elif event == Event.EPOCH_END:
                 self._end_epoch()
@@ -337,7 +348,7 @@ class AdversarialReplay(ReusingAlgorithm):
                 "to replay are not in it. Let what changes state.batch do so earlier, such as at BEFORE_TRAIN_BATCH."
             )
         model: Any = unwrap_model(state.model)
-        targets_B = batch_get(state.batch, self.keys.target)
+        targets_B = targets_of(state.batch, self.keys.target)
         with get_precision_context(state.precision, state.precision_config):
             if self.mode.name == "append":
                 # Their batch again, as LabelSmoothing may have changed the targets since the forward pass.
@@ -353,6 +364,7 @@ class AdversarialReplay(ReusingAlgorithm):
             logits_of(state.outputs, self.keys.output),
             logits_of(replay.outputs, self.keys.output),
         )
+        refuse_other_outputs(outputs_BK, targets_B)
         rows_R = replay.rows_R.to(outputs_BK.device, non_blocking=True)
         if self.mode.name == "append":
             sums.add_pairs(outputs_BK[rows_R], adversarial_RK, targets_B[rows_R])

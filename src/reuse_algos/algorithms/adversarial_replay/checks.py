@@ -11,19 +11,39 @@ from torch import Tensor, nn
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError
+from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import pixel_room
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
 
 __all__ = [
+    "TASKS",
     "image_shape",
     "known_views",
     "pixels_of",
     "refuse_another",
     "refuse_changed_inputs",
+    "refuse_other_outputs",
     "refuse_other_pixels",
     "refuse_uneven_ranks",
 ]
+
+
+TASKS = ("multiclass", "dense")
+"""Tasks whose attacks and errors are defined: those of images with one softmax, or one for each pixel."""
+
+
+def refuse_other_outputs(logits_BK: Tensor, targets_B: Tensor) -> None:
+    """Refuse outputs of which no row can be right or wrong by its largest logit, before the task is known.
+
+    Raises:
+        TaskError: There are fewer than two classes in dimension 1, or targets of another shape.
+    """
+    classes = logits_BK.shape[1] if logits_BK.dim() > 1 else 1
+    if classes < 2 or targets_B.shape not in (logits_BK.shape, logits_BK[:, 0].shape):
+        raise TaskError(
+            f"AdversarialReplay is defined for the tasks {' and '.join(TASKS)}, whose outputs have the classes in "
+            f"dimension 1; found outputs of shape {tuple(logits_BK.shape)} and targets of {tuple(targets_B.shape)}."
+        )
 
 
 def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:

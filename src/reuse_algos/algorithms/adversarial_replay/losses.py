@@ -18,6 +18,7 @@ from reuse_algos.algorithms.adversarial_replay.rows import nothing_of
 from reuse_algos.errors import StaleReplayWarning
 from reuse_algos.training.interplay import example_losses, example_weights
 from reuse_algos.training.loss import add_to_loss, total_of, with_weights
+from reuse_algos.training.task import mean_of_counted
 
 __all__ = [
     "ReplaySums",
@@ -76,32 +77,34 @@ def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -
 
 
 def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    """1 where the largest logit is not the target's: float32 ``[B]``, a share of the positions of dense outputs.
+    """Return 1 where the largest logit is not the target's: float32 ``[B]``, a share of positions of dense outputs.
 
     Args:
         logits_BK: ``[B, K, ...]``.
-        targets_B: class indices ``[B, ...]`` or class probabilities ``[B, K, ...]``.
+        targets_B: Class indices ``[B, ...]`` or class probabilities ``[B, K, ...]``. Indices outside 0 to K-1 do not
+            count; a row of nothing else is 0.
 
     >>> row_errors(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     tensor([0., 1.])
     """
-    return _row_means(_wrong(logits_BK, targets_B))
+    return _row_means(_wrong(logits_BK, targets_B), logits_BK, targets_B)
 
 
 def turned_rows(clean_RK: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> Tensor:
-    """1 where the clean row's largest logit is the target's and the perturbed row's is not: float32 ``[R]``.
+    """Return 1 where the clean row's largest logit is the target's and the perturbed row's is not: float32 ``[R]``.
 
     Shares of the positions of dense outputs.
 
     Args:
         clean_RK: ``[R, K, ...]``.
-        adversarial_RK: of the same rows, perturbed.
-        targets_R: as for :func:`row_errors`.
+        adversarial_RK: Of the same rows, perturbed.
+        targets_R: As for :func:`row_errors`.
 
     >>> turned_rows(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([0]))
     tensor([1.])
     """
-    return _row_means(~_wrong(clean_RK, targets_R) & _wrong(adversarial_RK, targets_R))
+    turned = ~_wrong(clean_RK, targets_R) & _wrong(adversarial_RK, targets_R)
+    return _row_means(turned, clean_RK, targets_R)
 
 
 def _wrong(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
@@ -110,8 +113,10 @@ def _wrong(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
     return logits_BK.detach().argmax(1) != targets_B
 
 
-def _row_means(wrong_B: Tensor) -> Tensor:
-    return wrong_B.float().flatten(1).mean(1) if wrong_B.dim() > 1 else wrong_B.float()
+def _row_means(wrong_B: Tensor, logits_BK: Tensor, targets_B: Tensor) -> Tensor:
+    soft = targets_B.dim() == logits_BK.dim()
+    counted_B = None if soft else (targets_B >= 0) & (targets_B < logits_BK.shape[1])
+    return mean_of_counted(wrong_B.float(), counted_B, empty=0.0)
 
 
 def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, perturb
+from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
@@ -94,6 +96,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
     Raises:
         ValueError: A setting is out of its range.
         ExampleIdError: At the start: it is not known how the inputs were normalised.
+        TaskError: In the first batch: the task is not multiclass.
         PriorRunMismatchError: At the start: another algorithm mixes examples or hides the images.
     """
 
@@ -119,6 +122,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
             self.pixels = PixelSpace(tuple(pixel_mean), tuple(pixel_std))
         self.input_key, self.target_key = input_key, target_key
         self.ids = ExampleIds(None)
+        self.task_reader = TaskReader(keys=BatchKeys(input_key, target_key))
         self.samples = 0
 
     def match(self, event: Event, state: State) -> bool:
@@ -129,6 +133,8 @@ class AdversarialTraining(Algorithm, BatchEffects):
             state: Of the trainer.
         """
         del state
+        if event in (Event.INIT, Event.AFTER_LOSS):
+            return event == Event.INIT or self.task_reader.task is None
         return event in ExampleIds.EVENTS or event in (Event.FIT_START, Event.BEFORE_FORWARD, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -139,6 +145,10 @@ class AdversarialTraining(Algorithm, BatchEffects):
             state: Of the trainer.
             logger: Of the trainer.
         """
+        if event == Event.INIT:
+            self.task_reader.start_afresh()
+        elif event in TaskReader.EVENTS and self.task_reader.handle(event, state):
+            self.task_reader.known.require("AdversarialTraining", ("multiclass",))
         if event == Event.FIT_START:
             self._check(state)
             keep_views(state)
@@ -185,7 +195,12 @@ class AdversarialTraining(Algorithm, BatchEffects):
         assert self.pixels is not None
         model: Any = unwrap_model(state.model)
         inputs_BCHW: Any = state.batch_get_item(self.input_key)
-        labels_B: Any = state.batch_get_item(self.target_key)
+        labels_B = targets_of(state.batch, self.target_key)
+        if labels_B.dim() != 1 or labels_B.is_floating_point():
+            raise TaskError(
+                "AdversarialTraining is defined for the task multiclass, whose targets are whole numbers [B]; found "
+                f"{tuple(labels_B.shape)} {str(labels_B.dtype).removeprefix('torch.')}."
+            )
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
         batch = state.batch
 

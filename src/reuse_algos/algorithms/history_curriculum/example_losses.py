@@ -5,6 +5,7 @@ Shapes: B rows of a microbatch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -12,15 +13,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from composer import Event, State
 from composer.models import ComposerClassifier
 from torch import nn
 
-from reuse_algos.errors import ModelError
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import ModelError, TaskError
+from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.interplay import ExampleLosses
 from reuse_algos.training.loss import total_of
+from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.ranks import on_every_rank
+from reuse_algos.training.task import by_row
 
-__all__ = ["ExampleLosses", "MeanCheck", "per_example_losses", "refuse_ignored"]
+__all__ = ["ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "per_example_losses", "refuse_ignored"]
 
 _ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
 _OTHERWISE = "a strategy and mode without weights and updates"
@@ -72,6 +78,25 @@ def _without_reduction(function: Any) -> Callable[..., torch.Tensor]:
     )
 
 
+def find_losses(model: nn.Module, info: DatasetInfo | None, reader: TaskReader) -> ExampleLosses:
+    """Return how to get losses of single examples: from the model's loss function, or else from its task.
+
+    Args:
+        model: The user's model, without wrappers.
+        info: The train data.
+        reader: Knows the task once there is a batch.
+
+    Raises:
+        ModelError: The loss function has class weights, or targets are ignored.
+    """
+    try:
+        losses = per_example_losses(model)
+    except ModelError as error:
+        return TaskLosses(reader, error)
+    refuse_ignored(model, None if info is None else info.labels)
+    return losses
+
+
 def refuse_ignored(model: nn.Module, labels_N: torch.Tensor | None) -> None:
     """Refuse class weights and ignored targets where they can be seen at the start.
 
@@ -105,6 +130,67 @@ def refuse_ignored(model: nn.Module, labels_N: torch.Tensor | None) -> None:
             "ignore_index: with ignored targets the loss is not the mean of the examples' losses. Leave these examples "
             f"out of the dataset (torch.utils.data.Subset), or choose {_OTHERWISE}. Or g{_ADVICE[1:]}."
         )
+
+
+class TaskLosses:
+    """The plain losses of the task, for models whose own loss they are but cannot be had for single examples.
+
+    Args:
+        reader: Knows the task and the targets of the running microbatch.
+        otherwise: What is raised in the first microbatch where the model's loss is another one.
+    """
+
+    def __init__(self, reader: TaskReader, otherwise: ModelError) -> None:
+        self._reader, self._otherwise = reader, otherwise
+        self._over_targets = True
+
+    def follow(self, event: Event, state: State) -> None:
+        """Follow the events of the reader.
+
+        Raises:
+            ModelError: On every rank, in the first microbatch: the model's loss is not the plain one of its task.
+        """
+        if self._reader.handle(event, state):
+            if not self._reader.known.is_confirmed:
+                raise self._otherwise
+            self._settle(total_of(state.loss).detach().float(), state.outputs)
+
+    def _settle(self, own: torch.Tensor, outputs: Any) -> None:
+        """Find out whether the model's loss is a mean over targets, as torch's are, or over examples."""
+        off = []
+        for self._over_targets in (True, False):
+            off.append(float((self._weighed(*self._read(outputs)).mean() - own).abs()))
+        self._over_targets = not off[1] < off[0]
+
+    def __call__(self, outputs: Any, batch: Any) -> torch.Tensor:
+        """Return float ``[B]``, whose mean is the model's loss.
+
+        An example counts with its share of the counted targets; one without any is 0.
+        """
+        return self._weighed(*self._read(outputs, batch))
+
+    def of_examples(self, outputs: Any) -> torch.Tensor:
+        """Return the loss of each example of the running microbatch by itself: float ``[B]``, NaN where none counts."""
+        return self._read(outputs)[0]
+
+    def _read(self, outputs: Any, batch: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss of each example, and the number of its counted targets."""
+        task, keys = self._reader.known, self._reader.keys
+        targets = self._reader.targets
+        if batch is not None:  # rows of another batch have targets of their own
+            with contextlib.suppress(TaskError):  # the model took them out, and the reader has them
+                targets = targets_of(batch, keys.target)
+        rows = task.rows(logits_of(outputs, keys.output), targets)
+        losses_B = task.losses(rows)
+        if rows.counted_BX is None:
+            return losses_B, torch.ones_like(losses_B)
+        return losses_B, by_row(rows.counted_BX).sum(1).to(losses_B.dtype)
+
+    def _weighed(self, losses_B: torch.Tensor, numbers_B: torch.Tensor) -> torch.Tensor:
+        shares_B = numbers_B if self._over_targets else (numbers_B > 0).to(numbers_B.dtype)
+        # where, not a product: an example without a counted target is NaN.
+        kept_B = losses_B.where(numbers_B > 0, torch.zeros_like(losses_B))
+        return kept_B * shares_B * (len(losses_B) / shares_B.sum().clamp_min(1))
 
 
 class MeanCheck:

@@ -22,8 +22,8 @@ from reuse_algos.algorithms.history_curriculum.durations import total_batches
 from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
     MeanCheck,
-    per_example_losses,
-    refuse_ignored,
+    TaskLosses,
+    find_losses,
 )
 from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
 from reuse_algos.algorithms.history_curriculum.plans import (
@@ -53,6 +53,7 @@ from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
 from reuse_algos.sections import fit_section
+from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.interplay import clean_rows, mixes_examples
 from reuse_algos.training.loss import with_weights
 from reuse_algos.training.outputs import device_of, unwrap_model
@@ -95,7 +96,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         mismatch: ``refuse`` prior runs on other data, or ``allow`` them: what is not common is unknown. Default:
             ``refuse``.
         per_example_loss: (outputs, batch) -> float ``[B]`` with the model's loss as its mean. Only weights and updates
-            need it. Default: that of a ``ComposerClassifier`` with a torch loss function.
+            need it. Default: that of a ``ComposerClassifier`` with a torch loss function, else the plain loss of the
+            task that the first batch shows, where it is the model's own.
         dataset: What the train data are. Default: read off the loader's dataset.
         seed: Seed of everything that is drawn. Default: 0.
 
@@ -148,6 +150,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         self.scores_N: torch.Tensor | None = None
         self._needs_losses = self.update or self.strategy.weights_losses
         self._losses: ExampleLosses | None = None
+        self.task_reader = TaskReader()
         self._check: MeanCheck | None = None
         self._prior_N = np.zeros(0)
         self._owner_N: np.ndarray | None = None
@@ -200,6 +203,8 @@ class HistoryCurriculum(ReusingAlgorithm):
             self.ids.handle(event, state)
             if event == Event.FIT_START:
                 self.begin(state)
+            elif event == Event.BEFORE_FORWARD and isinstance(self._losses, TaskLosses):
+                self._losses.follow(event, state)
             elif event == Event.EPOCH_END:
                 if self._check is not None:
                     self._check.on_all_ranks()
@@ -212,6 +217,7 @@ class HistoryCurriculum(ReusingAlgorithm):
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
         super().start_afresh()
+        self.task_reader.start_afresh()
         self._own, self._own_state = None, None
         self._seen_N = np.zeros(0, dtype=bool)
 
@@ -233,11 +239,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._refuse_another(state)
         self._losses = self._check = None
         if self._needs_losses:
-            model = unwrap_model(state.model)
-            self._losses = self.per_example_loss or per_example_losses(model)
-            self._check = MeanCheck(device_of(model))
-            if self.per_example_loss is None:
-                refuse_ignored(model, None if info is None else info.labels)
+            self._losses = self.per_example_loss or find_losses(unwrap_model(state.model), info, self.task_reader)
+            self._check = MeanCheck(device_of(state.model))
         self._read_scores(info, num_examples)
         if self._own is None and self.update:
             self._own = OwnLosses(num_examples, device_of(state.model))
@@ -368,6 +371,8 @@ class HistoryCurriculum(ReusingAlgorithm):
         """Weigh the losses of the microbatch, and keep them for the next epoch's scores."""
         assert self._losses is not None
         assert self._check is not None
+        if isinstance(self._losses, TaskLosses):
+            self._losses.follow(Event.AFTER_LOSS, state)
         weights_B = self.example_weights(state)
         if weights_B is None and self._own is None:
             return
@@ -376,11 +381,12 @@ class HistoryCurriculum(ReusingAlgorithm):
             losses_B = self._losses(state.outputs, state.batch)
         self._check.add(state.loss, losses_B, len(positions_B))
         if self._own is not None:
+            shown_B = self._losses.of_examples(state.outputs) if isinstance(self._losses, TaskLosses) else losses_B
             kept = clean_rows(state)  # a loss on another input says nothing of the example's own
             if kept is None:
-                self._own.add(positions_B, losses_B)
+                self._own.add(positions_B, shown_B)
             else:
-                self._own.add(positions_B[kept], losses_B.index_select(0, kept.to(losses_B.device)))
+                self._own.add(positions_B[kept], shown_B.index_select(0, kept.to(shown_B.device)))
         if weights_B is not None:
             state.loss = with_weights(state.loss, losses_B, weights_B.to(losses_B.device, torch.float32))
 

@@ -38,9 +38,11 @@ class OwnLosses:
         return self._known_N.double().numpy()
 
     def add(self, positions_B: torch.Tensor, losses_B: torch.Tensor) -> None:
-        """Keep the losses of one microbatch."""
+        """Keep the losses of one microbatch; NaN (no target counts) is no loss."""
         positions_B = positions_B.to(self._sums_2N.device, non_blocking=True)
-        rows_2B = torch.stack([losses_B.detach().float(), torch.ones_like(losses_B, dtype=torch.float32)])
+        losses_B = losses_B.detach().float()
+        known_B = ~losses_B.isnan()
+        rows_2B = torch.stack([losses_B.where(known_B, 0.0), known_B.float()])
         self._sums_2N.index_add_(1, positions_B, rows_2B)
 
     def end_epoch(self) -> None:

@@ -17,7 +17,23 @@ from torch import Tensor, nn
 
 from reuse_algos.algorithms.base import Stopwatch
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
-from reuse_algos.algorithms.prior_run_distillation.settings import KL, MSE, Auto, Cached, Live, Mean, Mixup, Sample
+from reuse_algos.algorithms.prior_run_distillation.layout import (
+    agreement,
+    check_top_k,
+    in_layout,
+    refuse_other_task,
+)
+from reuse_algos.algorithms.prior_run_distillation.settings import (
+    KL,
+    MSE,
+    Auto,
+    Cached,
+    Live,
+    Mean,
+    Mixup,
+    Sample,
+    Weighing,
+)
 from reuse_algos.algorithms.prior_run_distillation.teachers import (
     CachedTeachers,
     LiveTeachers,
@@ -42,6 +58,8 @@ from reuse_algos.training.interplay import (
     replayed_outputs,
 )
 from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
+from reuse_algos.training.ranks import on_every_rank
+from reuse_algos.training.task import Rows, Task
 
 __all__ = ["Lessons"]
 
@@ -89,6 +107,7 @@ class Lessons:
     def forget(self) -> None:
         """INIT: forget what another Trainer did."""
         self.teachers = None
+        self._looked_at_top_k = False
         self._stopwatch, self._earlier_seconds = Stopwatch(), 0.0
         self._earlier_slots: set[int] = set()
         self._flops: float | None = 0.0
@@ -207,52 +226,92 @@ class Lessons:
         seen, rows = counts.tolist()
         return seen / rows if rows else 1.0
 
-    def term(self, state: State, microbatch: Examples | None) -> Tensor:
+    def check_task(self, task: Task) -> None:
+        """Make sure, before the first step, that the term is defined for the task and the prior runs had the same.
+
+        Raises:
+            TaskError, PriorRunMismatchError: It is not, or they had not.
+        """
+        self.loss.check_task(task)
+        refuse_other_task(task, self._runs)
+
+    def term(self, state: State, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor:
         """Return D of a microbatch, a scalar tensor with gradient.
 
         Args:
             state: At BEFORE_BACKWARD.
             microbatch: Its examples, needed for cached teachers.
+            task: The task.
+            rows: The student's outputs and targets.
 
         Raises:
             PriorRunMismatchError: Logits of a teacher and of the student have different shapes.
         """
         assert self.teachers is not None
-        student_BC = self.classes.of_student(logits_of(state.outputs, self.keys.output))
+        student_BC = self.classes.of_student(rows.logits_BCX)
         chosen = self._chosen
         with self._stopwatch.running():
             examples = None if microbatch is None else self._positions(microbatch)
             found, seen_B = self.teachers.targets(state, examples, chosen)
-        each = len(self.source.weight_names)
-        logits = [self.classes.of_teacher(i // each, teacher_BC) for i, teacher_BC in zip(chosen, found, strict=True)]
+        self._look_at_top_k(found, chosen)
+        logits = self._teacher_logits(task, found, chosen, student_BC, rows)
         shares = [float(self.combination[i]) for i in chosen]
-        weights_B = example_weights(state)
-        for index, teacher_BC in zip(chosen, logits, strict=True):
+        weighing = Weighing(seen_B, example_weights(state), rows.counted_BX)
+        target_BC = self.loss.target(logits, shares, self.strength, task)
+        term = self.loss.term(student_BC, target_BC, self.strength, task, weighing)
+        if (replayed := replayed_outputs(state)) is not None:
+            term = replayed.clean_share * term
+            if len(rows_R := replayed.rows_R):
+                # What the teachers say of the clean view is the target of a replayed row, too.
+                of_rows = (None if part is None else part[rows_R.to(part.device)] for part in weighing)
+                theirs_RC = task.rows(logits_of(replayed.outputs, self.keys.output)).logits_BCX
+                theirs_RC = self.classes.of_student(theirs_RC)
+                of_replayed = self.loss.term(theirs_RC, target_BC[rows_R], self.strength, task, Weighing(*of_rows))
+                term = term + replayed.share * of_replayed
+        self._count(term, task, student_BC, target_BC, weighing)
+        return term
+
+    def _teacher_logits(
+        self, task: Task, found: Sequence[Tensor], chosen: Sequence[int], student_BC: Tensor, rows: Rows
+    ) -> list[Tensor]:
+        """Return what the chosen teachers say, ``[B, C, X]`` each, of the classes that all know."""
+        assert self.teachers is not None
+        each, logits = len(self.source.weight_names), []
+        for index, theirs in zip(chosen, found, strict=True):
+            teacher_BC = self.classes.of_teacher(index // each, in_layout(task, theirs, rows.logits_BCX))
             if teacher_BC.shape != student_BC.shape:
                 raise PriorRunMismatchError(
                     f"teacher {self.teachers.names[index]} gives logits of shape {tuple(teacher_BC.shape)}, the "
                     f"student of shape {tuple(student_BC.shape)} (dimension 1 is the classes). They must be alike."
                 )
-        target_BC = self.loss.target(logits, shares, self.strength)
-        term = self.loss.term(student_BC, target_BC, self.strength, seen_B, weights_B)
-        if (replayed := replayed_outputs(state)) is not None:
-            term = replayed.clean_share * term
-            if len(rows_R := replayed.rows_R):
-                # What the teachers say of the clean view is the target of a replayed row, too.
-                seen_R = None if seen_B is None else seen_B[rows_R]
-                weights_R = None if weights_B is None else weights_B[rows_R.cpu()]
-                theirs_RC = self.classes.of_student(logits_of(replayed.outputs, self.keys.output))
-                of_replayed = self.loss.term(theirs_RC, target_BC[rows_R], self.strength, seen_R, weights_R)
-                term = term + replayed.share * of_replayed
-        self._count(term, student_BC, target_BC, seen_B)
-        return term
+            logits.append(teacher_BC)
+        return logits
+
+    def _look_at_top_k(self, found: Sequence[Tensor], chosen: Sequence[int]) -> None:
+        """Look at the first targets once: where they keep the largest logits only, these must be enough."""
+        if self._looked_at_top_k or self.cached is None or not isinstance(self.loss, KL):
+            return
+        self._looked_at_top_k = True
+        cached, temperature = self.cached, self.strength.temperature
+
+        def look() -> None:
+            for index, logits_BC in zip(chosen, found, strict=True):
+                if kept := cached.kept_classes[index]:
+                    check_top_k(cached.names[index], logits_BC, kept, temperature)
+
+        if any(cached.kept_classes):
+            on_every_rank(look)
 
     @torch.no_grad()
-    def _count(self, term: Tensor, student_BC: Tensor, target_BC: Tensor, seen_B: Tensor | None) -> None:
-        agree = (student_BC.argmax(1) == target_BC.argmax(1)).float().reshape(len(student_BC), -1).mean(1)
-        seen = torch.ones_like(agree) if seen_B is None else seen_B.float()
+    def _count(self, term: Tensor, task: Task, student_BC: Tensor, target_BC: Tensor, weighing: Weighing) -> None:
+        seen = torch.ones(len(student_BC), device=term.device) if weighing.seen_B is None else weighing.seen_B.float()
+        yes_BC = self.loss.answers(target_BC)
+        agree = agreement(task, student_BC, target_BC, yes_BC, weighing.counted_BX)
+        compared = torch.zeros_like(seen) if agree is None else seen * ~agree.isnan()
+        agree = compared if agree is None else agree.nan_to_num(0.0)
         rows = torch.full_like(term, len(seen))
-        self._sums.append(torch.stack([term.detach() * rows, (agree * seen).sum(), seen.sum(), rows]))
+        parts = [term.detach() * rows, (agree * seen).sum(), compared.sum(), seen.sum(), rows]
+        self._sums.append(torch.stack(parts))
 
     @property
     def base_weight(self) -> float:
@@ -273,10 +332,11 @@ class Lessons:
             sums = torch.stack(self._sums).sum(0)
             if dist.get_world_size() > 1:
                 dist.all_reduce(sums)
-            term, agree, seen, rows = sums.tolist()
+            term, agree, compared, seen, rows = sums.tolist()
             self._add_flops(rows)
             metrics["loss"], metrics["coverage"] = term / rows, seen / rows
-            metrics["agreement"] = agree / max(seen, 1.0)
+            if compared:  # of regression, and of rows without a counted target, no answer can be compared
+                metrics["agreement"] = agree / compared
             metrics["teacher_seconds"] = self.seconds()
         self._sums = []
         return {**metrics, **self.loss.metrics(self.strength)}

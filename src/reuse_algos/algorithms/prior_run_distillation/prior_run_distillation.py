@@ -35,6 +35,7 @@ from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.batch_norm import restore_batch_norm
+from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.loss import add_to_loss
 
 __all__ = ["PriorRunDistillation"]
@@ -49,8 +50,10 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     The training loss becomes :math:`b L + w D`, with :math:`L` the model's own loss after every other algorithm
     rewrote it, :math:`D` the distillation term, and :math:`w` = ``loss.weight``. Where another algorithm weighs
-    examples (``HistoryCurriculum``), :math:`D` is weighed in the same way. Sections are given as a dataclass of this
-    package, as a mapping, or as the bare name.
+    examples (``HistoryCurriculum``), :math:`D` is weighed in the same way. The task is found in the first batch:
+    ``kl`` compares softmax distributions of multiclass, token and dense tasks over their counted targets, and the
+    yes-or-no answers of binary and multilabel tasks; regression needs ``mse``, on outputs. Sections are
+    given as a dataclass of this package, as a mapping, or as the bare name.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
@@ -64,7 +67,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         loss: :class:`KL` or :class:`MSE`, with weight and temperature. Default: ``kl``.
         when: :class:`TeachingWindow`, the batches in which the term is on. Default: all of them.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
-            logits and ids lie. Default: pairs of inputs and targets.
+            targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
         mismatch: ``refuse`` prior runs on other data, classes or views; ``allow`` uses examples that match by key
             (others go without the term), the classes of the same name (the term is over these), and cached logits of
             unknown views. Default: ``refuse``.
@@ -74,8 +77,10 @@ class PriorRunDistillation(ReusingAlgorithm):
     Raises:
         ValueError: A setting is out of its range, or a scheduler brings the weight or the temperature out of it.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
+        TaskError: In the first batch, before the first step: the term is not defined for the task, or none is found.
 
-    Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows whose largest logit is the teachers'),
+    Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
+    answer is the teachers'; not for regression),
     ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start), ``/active`` (0 or 1), and
     ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
 
@@ -110,6 +115,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
         )
+        self.task_reader = TaskReader(keys=self.keys)
         self.dataset = dataset
         self.passed_teacher = False
         self._student: nn.Module | None = None
@@ -127,6 +133,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         """Answer only: the id events always, the loss while the term is on."""
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
+        if event == Event.AFTER_LOSS:
+            return self.task_reader.task is None
         if event == Event.EVAL_END:
             return bool(self.when.stop_when_better) and not self.passed_teacher and bool(self.prior_runs)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
@@ -144,9 +152,13 @@ class PriorRunDistillation(ReusingAlgorithm):
             if isinstance(self.source, Live) and self.source.model is None:
                 self._student = copy.deepcopy(state.model)
                 restore_batch_norm(self._student)
+        elif event == Event.AFTER_LOSS:
+            if self.task_reader.handle(event, state):
+                self.lessons.check_task(self.task_reader.known)
         elif event == Event.BEFORE_BACKWARD:
             microbatch = None if self.lessons.cached is None else self.ids.microbatch
-            term = self.lessons.term(state, microbatch)
+            rows = self.task_reader.rows(state.outputs)
+            term = self.lessons.term(state, microbatch, self.task_reader.known, rows)
             added, base = self.lessons.strength.weight * term, self.lessons.base_weight
             state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
         elif event == Event.EVAL_END:
@@ -166,8 +178,10 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().start_afresh()
         self.passed_teacher = False
         self.lessons.forget()
+        self.task_reader.start_afresh()
 
     def _follow_batch(self, event: Event, state: State) -> None:
+        self.task_reader.handle(event, state)
         if event == Event.FIT_START:
             self._find_examples(state)
             self.begin(state)

@@ -1,13 +1,13 @@
 """The sections of PriorRunDistillation: the loss, the combination of teachers, where they come from, and when.
 
-Shapes: B rows, C classes.
+Shapes: B rows, C classes or labels, X positions of an example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, get_args
 
 import numpy as np
 from composer import State
@@ -15,18 +15,41 @@ from composer.optim import ComposerScheduler
 from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_distillation.terms import (
+    Average,
+    bernoulli_kl_term,
     kl_term,
     mean_weights,
     mix_logits,
     mix_probabilities,
+    mix_sigmoids,
     mixup_weights,
     mse_term,
     sample_weights,
 )
+from reuse_algos.errors import TaskError
 from reuse_algos.priors.model import ModelFactory
+from reuse_algos.training.task import Task
 from reuse_algos.training.window import Window, ahead, scheduled
 
-__all__ = ["KL", "MSE", "Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "Strength", "TeachingWindow"]
+__all__ = ["KL", "MSE", "Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "Strength", "TeachingWindow", "Weighing"]
+
+
+_TASKS = ("multiclass", "binary", "multilabel", "regression", "token", "dense")
+
+
+class Weighing(NamedTuple):
+    """What of a microbatch counts, and how much.
+
+    Attributes:
+        seen_B: Bool ``[B]``, rows that have a target of the teachers; None: all.
+        weights_B: Float ``[B]``, weights of the rows; None: all are 1.
+        counted_BX: Bool, the positions (labels, outputs) that count, see :class:`~reuse_algos.training.task.Rows`;
+            None: all.
+    """
+
+    seen_B: Tensor | None = None
+    weights_B: Tensor | None = None
+    counted_BX: Tensor | None = None
 
 
 class Strength(NamedTuple):
@@ -46,6 +69,9 @@ class MSE:
             ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Where it is 0 the term is off.
             Default: w is constant.
         base_weight: b, at least 0, the weight of the model's own loss. Default: 1.
+        average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
+            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
+            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
 
     Raises:
         ValueError: A weight is out of its range.
@@ -55,8 +81,11 @@ class MSE:
     weight: float = 0.9
     weight_scheduler: ComposerScheduler | None = None
     base_weight: float | None = None
+    average: Average = "examples"
 
     def __post_init__(self) -> None:
+        if self.average not in get_args(Average):
+            raise ValueError(f"average must be examples or targets, got {self.average!r}")
         if self.base_weight is not None and not self.base_weight >= 0:
             raise ValueError(f"base_weight must be at least 0, got {self.base_weight}")
         self.check(self.plain)
@@ -85,17 +114,23 @@ class MSE:
         del now, share
         return 1.0 if self.base_weight is None else self.base_weight
 
-    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength) -> Tensor:
+    def check_task(self, task: Task) -> None:
+        """Raise a ``TaskError`` where the term is not defined for a task."""
+        task.require("PriorRunDistillation with loss: mse", _TASKS)
+
+    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
-        del now
+        del now, task
         return mix_logits(teacher_logits, shares)
 
-    def term(
-        self, student_BC: Tensor, target_BC: Tensor, now: Strength, seen_B: Tensor | None, weights_B: Tensor | None
-    ) -> Tensor:
+    def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.mse_term`."""
-        del now
-        return mse_term(student_BC, target_BC, seen_B, weights_B)
+        del now, task
+        return mse_term(student_BC, target_BC, *weighing, average=self.average)
+
+    def answers(self, target_BC: Tensor) -> Tensor:
+        """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
+        return target_BC > 0
 
     def metrics(self, now: Strength) -> dict[str, float]:
         """Return the settings that a scheduler changes, for the log."""
@@ -112,6 +147,9 @@ class KL(MSE):
             0 the term is off. Default: w is constant.
         base_weight: b, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
             combination.
+        average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
+            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
+            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
         temperature: T, above 0. Default: 4.0.
         temperature_scheduler: Multiplies T at every batch; T must stay above 0. Default: T is constant.
 
@@ -152,15 +190,29 @@ class KL(MSE):
         # Rows without a target keep their own loss whole: the convex combination holds on average over the batch.
         return 1.0 - now.weight * share if self.base_weight is None else self.base_weight
 
-    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength) -> Tensor:
-        """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
-        return mix_probabilities(teacher_logits, shares, now.temperature)
+    def check_task(self, task: Task) -> None:
+        """Raise a ``TaskError`` where the term is not defined for a task."""
+        if task.kind == "regression":
+            raise TaskError(
+                "PriorRunDistillation with loss: kl needs logits, and the task is regression "
+                f"({task.evidence or 'as set'}), whose outputs are numbers. Set loss: mse, or keys: {{task: {{kind: "
+                "...}} where the task was found wrongly."
+            )
+        task.require("PriorRunDistillation with loss: kl", _TASKS)
 
-    def term(
-        self, student_BC: Tensor, target_BC: Tensor, now: Strength, seen_B: Tensor | None, weights_B: Tensor | None
-    ) -> Tensor:
-        """Return D, see :func:`~reuse_algos.functional.kl_term`."""
-        return kl_term(student_BC, target_BC, now.temperature, seen_B, weights_B)
+    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
+        """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
+        mix = mix_sigmoids if task.is_sigmoid else mix_probabilities
+        return mix(teacher_logits, shares, now.temperature)
+
+    def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
+        """Return D, see :func:`~reuse_algos.functional.kl_term` and ``bernoulli_kl_term``."""
+        divergence = bernoulli_kl_term if task.is_sigmoid else kl_term
+        return divergence(student_BC, target_BC, now.temperature, *weighing, average=self.average)
+
+    def answers(self, target_BC: Tensor) -> Tensor:
+        """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
+        return target_BC > 0.5
 
     def metrics(self, now: Strength) -> dict[str, float]:
         """Return the settings that a scheduler changes, for the log."""

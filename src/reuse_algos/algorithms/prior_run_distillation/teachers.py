@@ -199,6 +199,9 @@ class CachedTeachers:
 
     Raises:
         SignalNotFoundError: a run has no logits.
+
+    Attributes:
+        kept_classes: For each teacher how many of its largest logits are archived; None: all.
     """
 
     def __init__(
@@ -212,6 +215,7 @@ class CachedTeachers:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [0] * len(self.names)
         self.slots_used: set[int] = set()
+        self.kept_classes: list[int | None] = []
         self.complete = True
         self._device = device
         self._exact = policy is not None and policy.num_views > 0
@@ -231,6 +235,7 @@ class CachedTeachers:
                 signals.append((signal, run_rows, [slot for slot in wanted if slot in signal.slots]))
         share = sum(signal.nbytes for signal, _, _ in signals)
         for signal, run_rows, slots in signals:
+            self.kept_classes.append(signal.kept_classes)
             known = run_rows is None or bool((run_rows >= 0).all())
             self.complete &= known and all(bool(signal.seen(slot).all()) for slot in slots)
             if share <= _RESIDENT_BYTES:

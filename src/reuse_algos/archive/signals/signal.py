@@ -83,6 +83,11 @@ class Signal:
         return self.row_format.num_classes
 
     @property
+    def kept_classes(self) -> int | None:
+        """K where only the largest logits of each row are kept (encoding ``top_k``), else None."""
+        return self._first.tensors["values"].shape[1] if self.encoding == "top_k" else None
+
+    @property
     def row_shape(self) -> tuple[int, ...]:
         """Shape of a row as :meth:`gather` returns it: ``(C,)`` for logits, ``(C, H, W)`` for packed images."""
         if self.row_format.shape is not None:

@@ -1,0 +1,111 @@
+"""Teachers' logits in the layout of the task, and what of them can be believed and compared.
+
+Shapes: B rows, C classes or labels, X positions of an example, K kept classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from reuse_algos.archive import PriorRun, encode_top_k
+from reuse_algos.archive.signals.top_k import top_k_error
+from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.training.task import Task, mean_of_counted
+
+__all__ = ["agreement", "check_top_k", "in_layout", "refuse_other_task"]
+
+_MOST_ERROR = 0.05
+"""Of the kept classes' probability that ``top_k`` may misplace, as a mean over rows: 1/20 of the teacher's answer."""
+
+
+def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
+    """Bring a teacher's logits, as its model gave them or already so, into the layout of the task.
+
+    Unlike :meth:`Task.rows <reuse_algos.training.task.Task.rows>` it takes another number of classes where they lie in
+    dimension 1.
+
+    Args:
+        task: Of the student.
+        logits: ``[B, C, X]``, ``[B, X, C]``, ``[B, C]`` or ``[B]``.
+        like_BCX: The student's, in the layout.
+
+    Returns:
+        Float ``[B, C, X]``.
+    """
+    if logits.dim() == 1 or (task.class_dim == 0 and logits.dim() + 1 == like_BCX.dim()):
+        return logits.unsqueeze(1)
+    places = like_BCX.shape[2] + int(task.shift) if like_BCX.dim() > 2 else None
+    if task.class_dim == -1 and places is not None and logits.shape[1:] == (places, like_BCX.shape[1]):
+        logits = logits.movedim(-1, 1)
+    return logits[:, :, :-1] if task.shift and logits.shape[2] == places else logits
+
+
+def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
+    """Refuse prior runs that recorded another task; those that recorded none are not asked.
+
+    Raises:
+        PriorRunMismatchError: A run's outputs mean something else than this run's.
+    """
+    for run in runs:
+        theirs = getattr(run.manifest, "task", None)
+        kind = getattr(theirs, "kind", None)
+        if kind is None:
+            continue
+        shift = bool(getattr(theirs, "shift", False))
+        if (kind, shift) != (task.kind, task.shift):
+            words = Task(task.kind, 1, shift=task.shift).difference(Task(kind, 1, shift=shift))
+            raise PriorRunMismatchError(
+                f"run {run.id} was trained on another task: {words}. Choose other runs, or set keys: {{task: {{kind: "
+                "...}} where this run's was found wrongly."
+            )
+
+
+def check_top_k(name: str, logits_BC: Tensor, kept: int, temperature: float) -> None:
+    """Refuse targets of which only the largest logits are archived where the temperature makes too little of them.
+
+    Args:
+        name: Of the teacher.
+        logits_BC: Decoded: the classes that were not kept share the mass of the rest.
+        kept: K.
+        temperature: T.
+
+    Raises:
+        PriorRunMismatchError: More than 5 % of the kept classes' probability may be misplaced, as a mean over rows.
+    """
+    if temperature <= 1:
+        return  # the kept mass is exact at 1, and the rest counts less below
+    parts = encode_top_k(logits_BC, kept)
+    error = float(top_k_error(parts["values"], parts["rest"], logits_BC.shape[1], temperature).mean())
+    if error > _MOST_ERROR:
+        raise PriorRunMismatchError(
+            f"teacher {name} has its {kept} largest logits of {logits_BC.shape[1]} archived (top_k). At temperature "
+            f"{temperature:g} up to {error:.0%} of their probability may be misplaced, more than {_MOST_ERROR:.0%}. "
+            "Use a temperature nearer to 1, a larger top_k, dense logits (`reuse-algos harvest`) or source: live."
+        )
+
+
+def agreement(
+    task: Task, student_BC: Tensor, target_BC: Tensor, yes_BC: Tensor, counted_BX: Tensor | None
+) -> Tensor | None:
+    """Return the share of each row's counted positions (or labels) where student and teachers answer the same.
+
+    Args:
+        task: The task.
+        student_BC: Logits ``[B, C, X]``.
+        target_BC: The teachers' probabilities or logits.
+        yes_BC: Labels that the teachers say yes to, for binary and multilabel tasks.
+        counted_BX: What counts; None: everything.
+
+    Returns:
+        Float32 ``[B]``, NaN for a row in which nothing counts; None for regression, where no answers are the same.
+    """
+    if task.is_softmax:
+        same = student_BC.argmax(1) == target_BC.argmax(1)
+    elif task.is_sigmoid:
+        same = (student_BC > 0) == yes_BC
+    else:
+        return None
+    return mean_of_counted(same.float(), counted_BX, empty=torch.nan)
