@@ -26,9 +26,7 @@ from reuse_algos.callbacks.monitor import BestSoFar, Monitor
 from reuse_algos.callbacks.provenance import model_flops, model_record
 from reuse_algos.callbacks.readings import readings_of
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
-from reuse_algos.callbacks.run_forecast import forecast_metrics
 from reuse_algos.callbacks.run_record import RunRecord
-from reuse_algos.callbacks.sections import section
 from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, complete_slots, make_capture, parse_signals
 from reuse_algos.callbacks.spool import Spool
 from reuse_algos.callbacks.state_facts import (
@@ -43,6 +41,7 @@ from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_trai
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
+from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import changes_inputs, clean_rows
 from reuse_algos.training.outputs import logits_of, plain_state_dict
@@ -119,8 +118,9 @@ class RunRecorder(Callback):
                     f"RunRecorder weights: {name!r} is not 'init', 'last', 'best' or every n epochs such as '5ep'"
                 )
         self.signals = parse_signals(signals)
-        monitor = Monitor(monitor) if isinstance(monitor, str) else section(Monitor, monitor, "RunRecorder monitor")
-        self.keys = section(BatchKeys, keys, "RunRecorder keys")
+        monitor = {"metric": monitor} if isinstance(monitor, str) else monitor or {}
+        monitor = fit_section(Monitor, monitor, "RunRecorder monitor")
+        self.keys = fit_section(BatchKeys, keys or {}, "RunRecorder keys")
         self.dataset = dataset
         self._monitor = monitor
         self._start_afresh()
@@ -292,7 +292,6 @@ class RunRecorder(Callback):
         record, epoch = self._record, int(state.timestamp.epoch)
         assert record is not None
         self._log.end_epoch(state)
-        self._keep_forecasts(state)
         if self._capture is not None:
             complete = complete_slots(self._capture, self._known)
             on_every_rank(lambda: record.put_signals(self._capture, complete))
@@ -301,10 +300,6 @@ class RunRecorder(Callback):
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
             on_rank_zero(lambda: record.put_weights(f"ep{epoch:04d}", evaluated_weights(state)))
-
-    def _keep_forecasts(self, state: State) -> None:
-        for name, value in forecast_metrics(state).items():
-            self._log.add(name, value, state)
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
@@ -351,7 +346,6 @@ class RunRecorder(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last weights, commit, and mark the run as ended by itself."""
         self._log.end_epoch(state)
-        self._keep_forecasts(state)
         self._ended = True
         log_cost(self._finish(state), logger)
 
