@@ -38,7 +38,7 @@ def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor:
-    """The logits tensor ``[B, C, ...]`` of a model's outputs.
+    """Return the logits ``[B, C, ...]`` (``[B]`` from models with one number for each example) of a model's outputs.
 
     Args:
         outputs: a tensor, a mapping, a sequence, or an object with a ``logits`` attribute.
@@ -59,8 +59,9 @@ def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor
         found = outputs.get("logits")
     else:
         found = getattr(outputs, "logits", None)
-    if not isinstance(found, torch.Tensor) or found.dim() < 2:
+    if not isinstance(found, torch.Tensor) or found.dim() < 1:
         raise ModelError(
-            f"no logits [B, C, ...] found in outputs of type {type(outputs).__name__}; name their place by output_key"
+            f"no logits [B, C, ...] or [B] found in outputs of type {type(outputs).__name__}; name their place by "
+            "output_key"
         )
     return found
