@@ -1,4 +1,4 @@
-"""The task of a running Trainer, found in its first microbatch, and the rows of each microbatch in the task's layout."""
+"""The task of a running Trainer, found in its first microbatch, and the rows of each microbatch in its layout."""
 
 from __future__ import annotations
 
