@@ -9,9 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from composer import Callback, Event, State
-from composer.algorithms import SAM
 from composer.callbacks import CheckpointSaver
 from composer.loggers import Logger
 from composer.utils import dist
@@ -27,25 +25,25 @@ from reuse_algos.callbacks.provenance import model_flops, model_record
 from reuse_algos.callbacks.readings import readings_of
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
 from reuse_algos.callbacks.run_record import RunRecord
-from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, complete_slots, make_capture, parse_signals
+from reuse_algos.callbacks.signal_capture import parse_signals
+from reuse_algos.callbacks.signal_watch import SignalWatch
 from reuse_algos.callbacks.spool import Spool
 from reuse_algos.callbacks.state_facts import (
     dataset_record,
     evaluated_weights,
     examples_of,
     info_of,
-    num_epochs,
     scalar,
 )
 from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_train_seconds
-from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.interplay import changes_inputs, clean_rows
-from reuse_algos.training.outputs import logits_of, plain_state_dict
+from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
+from reuse_algos.training.recorded_task import record_of
+from reuse_algos.training.task import TaskSettings
 
 __all__ = ["RunRecorder"]
 
@@ -60,8 +58,9 @@ class RunRecorder(Callback):
     only its CheckpointSaver knows whether a checkpoint is due, and ``Trainer.save_checkpoint`` runs no event at all.
 
     Signals are taken from the forward pass that happens anyway, kept on the training device and written when an epoch
-    ends. A run that was interrupted stays marked as unfinished. The run's loggers (W&B and others) are told run id,
-    archive and prior runs, ``time/train_seconds`` at every step as an x axis, and at the end ``reuse/cost/...``
+    ends. They are measured as the task defines it (:class:`~reuse_algos.callbacks.measures.Measures`). A run that was
+    interrupted stays marked as unfinished. The run's loggers (W&B and others) are told run id, archive and prior runs,
+    ``time/train_seconds`` at every step as an x axis, and at the end ``reuse/cost/...``
     (:mod:`reuse_algos.callbacks.tracker_facts`).
 
     Args:
@@ -78,6 +77,8 @@ class RunRecorder(Callback):
             ``Accuracy``, else the first one.
         keys: Where targets, logits and ids lie, see :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default:
             targets at position 1 of the batch, ids by the batch sampler.
+        task: What kind of problem is trained, see :class:`~reuse_algos.training.task.TaskSettings`. Default: found in
+            the first batch, and held against the model's loss.
         dataset: What the train data are. Default: what the loader's dataset says.
         spool: A folder on a disk that all ranks share. The run is recorded there first, and each commit is passed on to
             the archive. Where that fails, training goes on, and ``reuse-algos copy`` passes on the rest later. Default:
@@ -86,6 +87,8 @@ class RunRecorder(Callback):
     Raises:
         ValueError: A setting is wrong.
         ExampleIdError: At the start, where signals cannot be attributed to examples.
+        TaskError: Before the first step, where a signal is not defined for the task or its task cannot be found.
+        DataError: Before the first step, where rows of the batch are not the examples of the dataset.
         ArchiveError: The archive cannot be written; on every rank, and nothing half-written is ever visible.
     """
 
@@ -100,6 +103,7 @@ class RunRecorder(Callback):
         signals: Mapping[str, Mapping[str, Any] | None] | None = None,
         monitor: str | Monitor | None = None,
         keys: BatchKeys | None = None,
+        task: TaskSettings | None = None,
         dataset: DatasetInfo | None = None,
         spool: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -121,24 +125,22 @@ class RunRecorder(Callback):
         monitor = {"metric": monitor} if isinstance(monitor, str) else monitor or {}
         monitor = fit_section(Monitor, monitor, "RunRecorder monitor")
         self.keys = fit_section(BatchKeys, keys or {}, "RunRecorder keys")
+        self.task = fit_section(TaskSettings, task or {}, "RunRecorder task")
         self.dataset = dataset
         self._monitor = monitor
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         """Forget what belongs to the run of one Trainer."""
-        self.ids = ExampleIds(self.keys.ids)
+        self.watch = SignalWatch(self.signals, self.task, self.keys)
         self.overhead_seconds = 0.0
         self._resume: dict[str, Any] | None = None
         self._record: RunRecord | None = None
         self._info: DatasetInfo | None = None
         self._log = MetricLog()
         self._best = BestSoFar(self._monitor, keep_weights="best" in self.weights)
-        self._capture: SignalCapture | None = None
-        self._known: dict[tuple[str, int], torch.Tensor] = {}
         self._state: State | None = None
         self._model: ModelRecord | None = None
-        self._passes = 0
         self._ended = False
         self._standalone = False
         self._eval_began = 0.0
@@ -151,10 +153,7 @@ class RunRecorder(Callback):
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the example ids, do the event's work, and time it: Composer's entry point."""
         began = time.perf_counter()
-        if self.signals and event in ExampleIds.EVENTS:
-            self.ids.handle(event, state)
-        elif event == Event.FIT_START:
-            keep_views(state)
+        self.watch.handle(event, state)
         super().run_event(event, state, logger)
         self.overhead_seconds += time.perf_counter() - began
 
@@ -183,12 +182,9 @@ class RunRecorder(Callback):
                     f"run {self.run_id} was started on other training data. Give the second fit a Trainer and a "
                     "RunRecorder of its own."
                 )
-            if self._capture is not None:
-                self._capture.num_epochs = num_epochs(state)
+            self.watch.start(state, self._info)
             return
-        self.ids.info = self._info
-        if self.signals:
-            self._capture = make_capture(self.signals, state, self._info)
+        self.watch.start(state, self._info)
         if self.spool is not None:
             self.spool.begin()
         if not self._go_on(state):
@@ -222,17 +218,10 @@ class RunRecorder(Callback):
         run = self.archive.open_run(manifest.run_id, manifest.generation)
         self._model = manifest.model
         self._log = MetricLog.of_run(run)
-        if "logits" in self.signals and "logits" in run.signal_names:
-            logits = run.signal("logits")
-            self._known = {("logits", slot): logits.seen(slot) for slot in logits.slots}
         self._log.load_state_dict(resume["log"])
         self.overhead_seconds += float(resume["overhead_seconds"])
         self._best.value = float(resume["best_value"])
-        partial = {(str(name), int(slot), int(epoch)) for name, slot, epoch in resume["partial"]}
-        for entry in self._record.own_signals():
-            slot, epoch = int(entry.meta["slot"]), int(entry.meta["epoch"])  # type: ignore[arg-type]
-            if self._capture is not None and (entry.name, slot, epoch) in partial:
-                self._capture.restore(Segment(entry.name, slot, dict(entry.meta), self._record.read(entry)))
+        self.watch.take_back(run, self._record, self._record.own_signals(), resume["partial"])
 
     # While training -------------------------------------------------------------------------------------------------
 
@@ -242,33 +231,6 @@ class RunRecorder(Callback):
         if self._model is None:
             flops = model_flops(state) if dist.get_global_rank() == 0 else None
             self._model = model_record(state.model, flops)
-
-    def batch_start(self, state: State, logger: Logger) -> None:
-        """Count the passes of a batch from 0."""
-        del state, logger
-        self._passes = 0
-
-    def before_train_batch(self, state: State, logger: Logger) -> None:
-        """Count this pass."""
-        del state, logger
-        self._passes += 1
-
-    def after_forward(self, state: State, logger: Logger) -> None:
-        """Keep the rows of this microbatch."""
-        del logger
-        epoch = int(state.timestamp.epoch)
-        if self._capture is None or not self._capture.wanted(epoch):
-            return
-        # SAM's second pass of a batch is made with perturbed weights.
-        if self._passes > 1 and any(isinstance(one, SAM) for one in state.algorithms):
-            return
-        examples = self.ids.microbatch
-        if changes_inputs(state):
-            examples = examples._replace(views=torch.full_like(examples.views, -1))
-        # Logits need no targets, and some batches have none.
-        targets = state.batch_get_item(self.keys.target) if self.signals.keys() - {"logits"} else None
-        logits = logits_of(state.outputs, self.keys.output)
-        self._capture.record(epoch, examples, logits, targets, clean_rows(state))  # type: ignore[arg-type]
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the batch to the epoch's means."""
@@ -292,11 +254,7 @@ class RunRecorder(Callback):
         record, epoch = self._record, int(state.timestamp.epoch)
         assert record is not None
         self._log.end_epoch(state)
-        if self._capture is not None:
-            complete = complete_slots(self._capture, self._known)
-            on_every_rank(lambda: record.put_signals(self._capture, complete))
-            record.first_kept = self._capture.first_kept(epoch - 1)
-            self._capture.end_epoch()
+        self.watch.end_epoch(record, epoch - 1)
         matches = [_EVERY.fullmatch(name) for name in self.weights]
         if any(every and epoch % int(every[1]) == 0 for every in matches):
             on_rank_zero(lambda: record.put_weights(f"ep{epoch:04d}", evaluated_weights(state)))
@@ -399,7 +357,7 @@ class RunRecorder(Callback):
             "log": self._log.state_dict(),
             "best_value": self._best.value,
             "overhead_seconds": self.overhead_seconds,
-            "partial": [] if self._capture is None else self._capture.slots,
+            "partial": [] if self.watch.capture is None else self.watch.capture.slots,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -412,7 +370,7 @@ class RunRecorder(Callback):
         assert record is not None
 
         def write_rest() -> None:
-            record.put_signals(self._capture)
+            record.put_signals(self.watch.capture)
             if dist.get_global_rank() == 0:
                 if record.manifest is None and info is not None:
                     record.put("dataset", "examples", examples_of(info))
@@ -440,6 +398,7 @@ class RunRecorder(Callback):
             tags=self.tags,
             recipe=self.recipe,
             dataset=None if self._info is None else dataset_record(self._info, state),
+            task=None if self.watch.reader.task is None else record_of(self.watch.reader.task),
             model=self._model,
             log=self._log,
             monitor=self._best.name(self._log),

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
 
-__all__ = ["KINDS", "Kind", "Rows", "Task", "TaskSettings", "find_task"]
+__all__ = ["CONFIRMED", "KINDS", "Kind", "Rows", "Task", "TaskSettings", "find_task"]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "token", "dense", "detection"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -28,6 +28,9 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 _SOFTMAX = ("multiclass", "token", "dense")
 _POSITIONS = ("token", "dense")
+CONFIRMED = "its loss is the model's own"
+"""The evidence of a task whose plain loss is the loss that the model gave."""
+
 # Losses of bfloat16 forward passes are compared with ones computed in float32 here.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 _LEAST_TOLERANCE = 1e-4
@@ -318,7 +321,7 @@ def find_task(
         )
     chosen = _distinct(_confirmed(candidates, outputs, targets, own_loss), outputs, targets)
     if len(chosen) == 1:
-        return replace(chosen[0], evidence="its loss is the model's own")
+        return replace(chosen[0], evidence=CONFIRMED)
     # The loss cannot tell these apart (or is none of the plain ones): hints may, but only if they leave one.
     pool = chosen or _distinct(_without_hints(candidates), outputs, targets)
     named = [task for task in pool if _named_by(metrics, task)]
