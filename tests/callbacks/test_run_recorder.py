@@ -57,7 +57,9 @@ class Oracle(Callback):
 def _record(
     archive: Path, *, algorithms: Any = (), callbacks: Any = (), model: Any = None, fit: Any = None, **settings: Any
 ) -> PriorRun:
+    recipe = settings.pop("recipe", None)
     recorder = RunRecorder(archive, **{"run_name": "run", **settings})
+    recorder.recipe = recipe
     one = trainer(
         epoch_loader(viewed()),
         model or mlp(1),

@@ -133,6 +133,11 @@ class RobustEvaluation(Callback):
         del logger
         _data(self._find_evaluator(state), self.pixels)
 
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics that robust evaluations will have, such as ``robust/PGDAccuracy``."""
+        return [f"{ROBUST}/{_title(name)}" for name in (_CLEAN, *self.attacks)]
+
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Attack whatever the interval says: ``Trainer.eval`` asks for everything."""
         del state, logger
