@@ -214,14 +214,13 @@ def test_labels_are_needed(tmp_path: Path) -> None:
 
 def test_captured_margins(tmp_path: Path) -> None:
     signals = {"logits": {"last_epochs": 2}, "logit_margin": {}}
-    run = RunArchive(tmp_path).run(record_run(tmp_path, epochs=3, signals=signals))
+    run_id = record_run(tmp_path, epochs=3, signals=signals)
+    run = RunArchive(tmp_path).run(run_id)
     assert run.signal("logit_margin").slots == [0, 1, 2]
     labels = run.labels()
     assert labels is not None
-    for epoch in (
-        1,
-        2,
-    ):  # two views: the logits of epoch 1 are in the slot of view 1, those of epoch 2 in that of view 0
+    # Two views: the logits of epoch 1 are in the slot of view 1, those of epoch 2 in that of view 0.
+    for epoch in (1, 2):
         logits, _ = run.signal("logits").dense(epoch % 2)
         one_hot = torch.nn.functional.one_hot(labels, 4).bool()
         expected = logits.double()[one_hot] - logits.double().masked_fill(one_hot, -math.inf).max(1).values

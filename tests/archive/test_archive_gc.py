@@ -206,12 +206,12 @@ def test_a_run_that_cannot_be_judged_is_left_alone(archive: RunArchive, make_run
 
 def test_a_run_of_a_newer_minor_version_is_left_alone(archive: RunArchive, make_run: MakeRun, monkeypatch) -> None:
     """It may list files in a field that this version does not know."""
-    monkeypatch.setattr("reuse_algos.archive.run_writer.FORMAT", (1, 2))
+    monkeypatch.setattr("reuse_algos.archive.run_writer.FORMAT", (1, 3))
     run_id = make_run()
     add_garbage(archive, run_id)
     age(archive.root)
     (problem,) = archive.collect_garbage(delete=True).skipped
-    assert "format 1.2" in problem.what
+    assert "format 1.3" in problem.what
 
 
 def test_what_is_no_part_of_an_archive_is_left_alone_and_named(archive: RunArchive, make_run: MakeRun) -> None:

@@ -51,7 +51,7 @@ def test_manifest_is_plain_json_for_other_tools(archive: RunArchive, make_run: M
     run_id = make_run(tags={"method": "baseline"})
     loaded = json.loads((archive.root / f"runs/{run_id}/manifests/g000001.json").read_bytes())
     assert loaded["content"]["tags"] == {"method": "baseline"}
-    assert loaded["content"]["format"] == [1, 1]
+    assert loaded["content"]["format"] == [1, 2]
     assert loaded["content"]["archive_id"] == archive.archive_id
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
+from reuse_algos.callbacks.run_keeper import RunKeeper
 from reuse_algos.errors import ArchiveError, ExampleIdError
 from reuse_algos.harvest import harvest
 from toy import blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
@@ -190,13 +191,13 @@ def test_a_part_of_an_epoch_does_not_replace_a_whole_one(tmp_path: Path) -> None
 
 def test_commits_at_checkpoints_are_overhead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recorder = RunRecorder(tmp_path / "archive", run_name="run")
-    commit = recorder._commit
+    commit = RunKeeper.commit
 
-    def slow(state: State, **arguments: Any) -> None:
+    def slow(self: RunKeeper, state: State, **arguments: Any) -> None:
         time.sleep(0.2)
-        commit(state, **arguments)
+        commit(self, state, **arguments)
 
-    monkeypatch.setattr(recorder, "_commit", slow)
+    monkeypatch.setattr(RunKeeper, "commit", slow)
     settings = checkpointed(tmp_path / "checkpoints", save_interval="1ep", max_duration="3ep")
     trainer(epoch_loader(viewed()), mlp(1), callbacks=[recorder], **settings).fit()
     assert recorder.overhead_seconds > 4 * 0.2

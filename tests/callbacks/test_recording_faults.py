@@ -12,7 +12,7 @@ from toy import record_run
 
 
 @pytest.mark.ranks
-def test_where_one_rank_fails_all_raise_and_nothing_is_committed(tmp_path: Path) -> None:
+def test_where_one_rank_fails_all_raise_and_no_run_counts_as_finished(tmp_path: Path) -> None:
     """One try with a rank that is killed, one with a rank whose disk is full."""
     outcome = trainings.failing_ranks(tmp_path, count=2)
     assert (outcome.tries, outcome.ok) == (2, True), outcome
@@ -35,7 +35,8 @@ def test_runs_that_do_not_fit_are_refused_or_remapped(tmp_path: Path) -> None:
 
 def test_the_comparison_notices_a_difference(tmp_path: Path) -> None:
     """A control: of runs of another seed nothing is bit-equal."""
-    runs = [RunArchive(tmp_path).run(record_run(tmp_path, seed=seed, epochs=1)) for seed in (1, 2)]
+    run_ids = [record_run(tmp_path, seed=seed, epochs=1) for seed in (1, 2)]
+    runs = [RunArchive(tmp_path).run(run_id) for run_id in run_ids]
     assert trainings.differences(runs[0], runs[0]) == []
     found = trainings.differences(*runs)
     assert "last 0.weight" in str(found) or "last module.0.weight" in str(found), found

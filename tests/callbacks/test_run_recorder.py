@@ -57,7 +57,9 @@ class Oracle(Callback):
 def _record(
     archive: Path, *, algorithms: Any = (), callbacks: Any = (), model: Any = None, fit: Any = None, **settings: Any
 ) -> PriorRun:
+    recipe = settings.pop("recipe", None)
     recorder = RunRecorder(archive, **{"run_name": "run", **settings})
+    recorder.recipe = recipe
     one = trainer(
         epoch_loader(viewed()),
         model or mlp(1),
@@ -339,9 +341,9 @@ def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"keys": {"targets": "y"}}, "keys: there is no setting 'targets'. Did you mean 'target'"),
-        ({"monitor": {"name": "loss"}}, "monitor: there is no setting 'name'"),
-        ({"keys": "y"}, "keys must be a section of settings, not 'y'"),
+        ({"keys": {"targets": "y"}}, "keys.targets: there is no such key. Did you mean 'target'"),
+        ({"monitor": {"name": "loss"}}, "monitor.name: there is no such key"),
+        ({"keys": "y"}, "keys: must be a section of keys, not 'y'"),
         ({"monitor": {"mode": "best"}}, "mode must be 'max' or 'min', not 'best'"),
         ({"weights": "often"}, "'often' is not 'init', 'last', 'best' or every n epochs"),
         ({"signals": {"logit": {}}}, "no signal 'logit' can be captured. Did you mean 'logits'"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from composer import DataSpec
 from torch.utils.data import DataLoader
@@ -25,7 +24,8 @@ def capture(signals: dict | None = None, num_examples: int = N) -> SignalCapture
 
 def put(to: SignalCapture, positions: list[int], value: float, view: int = 0) -> None:
     examples = Examples(torch.tensor(positions), torch.full((len(positions),), view))
-    to.record(0, examples, torch.full((len(positions), C), value), torch.zeros(len(positions), dtype=torch.int64))
+    logits = torch.full((len(positions), C), value)
+    to.record(0, examples, {"logits": logits, "loss": logits[:, 0], "correct": logits[:, 0].to(torch.uint8)})
 
 
 def rows(of: SignalCapture) -> dict[int, float]:
@@ -97,18 +97,3 @@ def test_a_batch_may_hold_numbers_that_belong_to_no_example(tmp_path) -> None:
     trainer(data, model, callbacks=[recorder], max_duration="1ep").fit()
     (run,) = RunArchive(tmp_path / "archive").runs()
     assert run.signal("loss").seen(0).all()
-
-
-def test_targets_below_zero_have_no_loss() -> None:
-    one = capture({"loss": {}, "logit_margin": {}}, num_examples=3)
-    logits = torch.tensor([[0.0, 2.0], [1.0, 1.0], [3.0, 0.0]])
-    one.record(0, Examples(torch.arange(3), torch.zeros(3, dtype=torch.int64)), logits, torch.tensor([0, -100, -1]))
-    found = {segment.name: segment.tensors["values"] for segment in one.segments()}
-    torch.testing.assert_close(found["loss"], torch.tensor([2.126928, torch.nan, torch.nan]), equal_nan=True)
-    torch.testing.assert_close(found["logit_margin"], torch.tensor([-2.0, torch.nan, torch.nan]), equal_nan=True)
-    # Of dense outputs the positions that have a target count.
-    dense = capture({"loss": {}}, num_examples=1)
-    example = Examples(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-    dense.record(0, example, logits.T[None], torch.tensor([[0, -1, 0]]))
-    (segment,) = dense.segments()
-    assert segment.tensors["values"].tolist() == pytest.approx([(2.126928 + 0.048587) / 2], rel=1e-5)

@@ -11,6 +11,7 @@ from reuse_algos.archive.format.manifest import (
     ModelRecord,
     PriorUse,
     Progress,
+    TaskRecord,
     TensorInfo,
 )
 from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
@@ -54,6 +55,7 @@ __all__ = [
     "Signal",
     "Store",
     "StoredObject",
+    "TaskRecord",
     "TensorInfo",
     "VerifyReport",
     "copy_runs",

@@ -9,7 +9,7 @@ from typing import Any
 from composer import State
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.archive import CostRecord, DatasetRecord, FileEntry, Manifest, ModelRecord, Progress
+from reuse_algos.archive import CostRecord, DatasetRecord, FileEntry, Manifest, ModelRecord, Progress, TaskRecord
 from reuse_algos.callbacks.metric_log import MetricLog
 from reuse_algos.callbacks.provenance import environment, model_record
 from reuse_algos.training.flops import training_flops
@@ -26,6 +26,7 @@ class RunFacts:
         tags: Labels of the run.
         recipe: The settings that made the run, or None.
         dataset: The training data, or None where nothing is known of them.
+        task: The kind of problem, or None where it is not known.
         model: The model, or None before the first batch.
         log: The metrics so far.
         monitor: Name of the metric that orders runs, or None.
@@ -37,6 +38,7 @@ class RunFacts:
     tags: Mapping[str, str]
     recipe: Mapping[str, Any] | None
     dataset: DatasetRecord | None
+    task: TaskRecord | None
     model: ModelRecord | None
     log: MetricLog
     monitor: str | None
@@ -64,6 +66,7 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
         seed=state.rank_zero_seed,
         recipe=None if facts.recipe is None else dict(facts.recipe),
         dataset=facts.dataset or (base and base.dataset),
+        task=facts.task or (base and base.task),
         model=facts.model or model_record(state.model, None),
         environment=environment() if base is None else base.environment,
         progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),

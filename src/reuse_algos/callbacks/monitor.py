@@ -11,7 +11,7 @@ from composer.utils import dist
 
 from reuse_algos.archive import infer_mode
 from reuse_algos.callbacks.metric_log import MetricLog
-from reuse_algos.callbacks.robust_evaluation import ROBUST
+from reuse_algos.callbacks.robust_evaluation import ROBUST, RobustEvaluation
 from reuse_algos.callbacks.state_facts import evaluated_weights
 from reuse_algos.errors import nearest
 
@@ -78,6 +78,9 @@ class BestSoFar:
             return
         names = [f"metrics/{label}/{name}" for label, metrics in state.eval_metrics.items() for name in metrics]
         wanted = self.monitor.metric
+        robust = [one for one in state.callbacks if isinstance(one, RobustEvaluation)]
+        # Robust evaluations are rarer than others: the first may be still to come.
+        names += [f"metrics/eval/{name}" for one in robust for name in one.metric_names]
         if not any(name == wanted or name.endswith("/" + wanted) for name in names):
             # The metrics of robust evaluation are in the log only.
             names = sorted(

@@ -22,13 +22,13 @@ from composer.utils.batch_helpers import batch_get, batch_set
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from reuse_algos.callbacks.sections import section
 from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
+from reuse_algos.sections import fit_section
 from reuse_algos.training.attacks import Attack, ascend
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -111,9 +111,9 @@ class RobustEvaluation(Callback):
         self.interval = Time.from_input(interval, TimeUnit.EPOCH)
         if not self.interval.value > 0:
             raise ValueError(f"RobustEvaluation interval must be above 0, not {interval!r}")
-        self.pixels = None if pixels is None else section(PixelSpace, pixels, "RobustEvaluation pixels")
+        self.pixels = None if pixels is None else fit_section(PixelSpace, pixels, "RobustEvaluation pixels")
         self.evaluator = evaluator
-        self.keys = section(BatchKeys, keys, "RobustEvaluation keys")
+        self.keys = fit_section(BatchKeys, keys or {}, "RobustEvaluation keys")
         self.batch_size = batch_size
         self.latest_metrics: dict[str, float] = {}
         self._periods = 0
@@ -132,6 +132,11 @@ class RobustEvaluation(Callback):
         """Say before the training what would be wrong with the evaluation."""
         del logger
         _data(self._find_evaluator(state), self.pixels)
+
+    @property
+    def metric_names(self) -> list[str]:
+        """Names of the metrics that robust evaluations will have, such as ``robust/PGDAccuracy``."""
+        return [f"{ROBUST}/{_title(name)}" for name in (_CLEAN, *self.attacks)]
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Attack whatever the interval says: ``Trainer.eval`` asks for everything."""

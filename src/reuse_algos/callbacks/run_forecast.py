@@ -19,7 +19,7 @@ from reuse_algos.predict.forecast import EndForecast, forecast_run
 from reuse_algos.predict.history import TRAIN_LOSS, History, histories
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["RunForecast", "forecast_metrics"]
+__all__ = ["RunForecast"]
 
 _ROWS = 200  # enough for a fit of three coefficients, and a checkpoint stays small
 
@@ -41,8 +41,7 @@ class RunForecast(Callback):
         at: Shares of the run after which to forecast, in (0, 1). Default: 0.25, 0.5, 0.75.
         earlier: Tags of the earlier runs that are of the same kind as this one. Default: all runs of the archive.
         schedule: ``constant`` or ``decayed``; ``auto`` looks whether the rate has fallen by the time of the forecast,
-        and
-            cannot know of a drop to come. Default: ``auto``.
+            and cannot know of a drop to come. Default: ``auto``.
         level: Probability of the intervals, in (0, 1). Default: 0.9.
 
     Raises:
@@ -75,7 +74,7 @@ class RunForecast(Callback):
         self._rows: list[tuple[float, float, float]] = []
         self._block: list[float] = []
         self._highest_rate = 0.0
-        self._fresh: dict[str, float] = {}
+        self._read: tuple[int, dict[str, float]] = (-1, {})
         self._tried: list[float] = []
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -86,10 +85,26 @@ class RunForecast(Callback):
             on_rank_zero(self._read_earlier)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Keep the loss, and forecast when a share of the run is done."""
+        """Keep the loss, and log a forecast when a share of the run is done."""
+        if readings := self.readings(state):
+            logger.log_metrics(readings)
+
+    def readings(self, state: State) -> dict[str, float]:
+        """Return the forecasts that this step made, or at the last step their errors; empty at most steps.
+
+        They are made once, for whoever asks first at this step: the recorder may ask before BATCH_END reaches this
+        callback. They are made on rank 0, and other ranks get none.
+        """
+        now = int(state.timestamp.batch)
+        if self._read[0] != now:
+            self._read = now, self._follow(state)
+        return self._read[1]
+
+    def _follow(self, state: State) -> dict[str, float]:
+        """Keep the loss of the step that has just ended, and return what can be said at it."""
         loss = (state.total_loss_dict or {}).get(TRAIN_LOSS)
         if loss is None:  # gradient scaling skipped the step
-            return
+            return {}
         end, now = _end_step(state), int(state.timestamp.batch)
         self._block.append(float(loss))
         if len(self._block) >= max(1, end // _ROWS) or now >= end:
@@ -98,19 +113,14 @@ class RunForecast(Callback):
             self._block = []
         rate = float(state.optimizers[0].param_groups[0]["lr"])
         self._highest_rate = max(self._highest_rate, rate)
+        found: dict[str, float] = {}
         if dist.get_global_rank() != 0:
-            return
+            return found
         for share in self.at:
             if share not in self._tried and now >= share * end and now < end:
                 self._tried.append(share)
-                self._forecast(share, end, rate, state, logger)
-        if now >= end and self.forecasts:
-            self._log_errors(state, logger)
-
-    def take(self) -> dict[str, float]:
-        """Return the metrics since the last call, for the recorder."""
-        fresh, self._fresh = self._fresh, {}
-        return fresh
+                found |= self._forecast(share, end, rate, state)
+        return self._errors(state) if now >= end else found
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses so far and the forecasts that were made."""
@@ -119,7 +129,6 @@ class RunForecast(Callback):
             "block": list(self._block),
             "highest_rate": self._highest_rate,
             "tried": list(self._tried),
-            "fresh": dict(self._fresh),
             "forecasts": {str(share): vars(forecast) for share, forecast in self.forecasts.items()},
         }
 
@@ -129,7 +138,6 @@ class RunForecast(Callback):
         self._block = [float(value) for value in state["block"]]
         self._highest_rate = float(state["highest_rate"])
         self._tried = [float(share) for share in state["tried"]]
-        self._fresh = {str(name): float(value) for name, value in state["fresh"].items()}
         self.forecasts = {float(share): EndForecast(**made) for share, made in state["forecasts"].items()}
 
     def _read_earlier(self) -> None:
@@ -140,7 +148,7 @@ class RunForecast(Callback):
         except NotEnoughEvidenceError:  # the first run of an archive
             self._earlier_runs = []
 
-    def _forecast(self, share: float, end: int, rate: float, state: State, logger: Logger) -> None:
+    def _forecast(self, share: float, end: int, rate: float, state: State) -> dict[str, float]:
         fell = self.schedule == "decayed" or (self.schedule == "auto" and rate < 0.99 * self._highest_rate)
         try:
             made = forecast_run(self._history(fell, state), float(end), self._earlier_runs, level=self.level)
@@ -148,7 +156,7 @@ class RunForecast(Callback):
             warnings.warn(
                 f"RunForecast makes no forecast at {share:.0%} of the run: {error}", NoEffectWarning, stacklevel=2
             )
-            return
+            return {}
         self.forecasts[share] = made
         values = {
             "end_loss": made.value,
@@ -156,7 +164,7 @@ class RunForecast(Callback):
             "end_loss_high": made.high,
             "end_seconds": made.seconds,
         }
-        self._log({f"{_name(share)}/{key}": value for key, value in values.items() if math.isfinite(value)}, logger)
+        return {f"{_name(share)}/{key}": value for key, value in values.items() if math.isfinite(value)}
 
     def _history(self, fell: bool, state: State) -> History:
         steps, losses, seconds = (np.asarray(column) for column in zip(*self._rows, strict=True))
@@ -183,30 +191,14 @@ class RunForecast(Callback):
         since = int(state.timestamp.batch) - int(state.dataloader_len or 1)
         return float(np.mean([loss for step, loss, _ in self._rows if step > since]))
 
-    def _log_errors(self, state: State, logger: Logger) -> None:
+    def _errors(self, state: State) -> dict[str, float]:
+        """Return how far each forecast was off, relative and with its sign."""
         loss, seconds = self._last_epoch(state), self._rows[-1][2]
         errors: dict[str, float] = {}
         for share, made in self.forecasts.items():
             errors[f"{_name(share)}/end_loss_error"] = made.value / loss - 1
             errors[f"{_name(share)}/end_seconds_error"] = made.seconds / seconds - 1
-        self._log(errors, logger)
-
-    def _log(self, values: dict[str, float], logger: Logger) -> None:
-        self._fresh.update(values)
-        logger.log_metrics(values)
-
-
-def forecast_metrics(state: State) -> dict[str, float]:
-    """Return what the :class:`RunForecast` callbacks of a run have logged since the last call.
-
-    Args:
-        state: Of the trainer.
-    """
-    found: dict[str, float] = {}
-    for callback in state.callbacks:
-        if isinstance(callback, RunForecast):
-            found.update(callback.take())
-    return found
+        return errors
 
 
 def _name(share: float) -> str:

@@ -1,6 +1,7 @@
 """Keeping what the forward pass computed anyway, one row per example.
 
-Shapes: B rows of a microbatch, T rows collected, M of them written, N training examples, C classes, K kept classes.
+Shapes: B rows of a microbatch, T rows collected, M of them written, N training examples, C classes, K kept classes, X
+positions of an example (none for most tasks).
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from composer import State
 from composer.callbacks import EarlyStopper, ThresholdStopper
 
@@ -18,7 +18,7 @@ from reuse_algos.archive import encode_top_k
 from reuse_algos.callbacks.state_facts import num_epochs
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
-from reuse_algos.errors import ExampleIdError, nearest
+from reuse_algos.errors import DataError, ExampleIdError, nearest
 from reuse_algos.training.interplay import mixes_examples
 from reuse_algos.training.ranks import on_every_rank
 
@@ -26,6 +26,7 @@ __all__ = ["CaptureSettings", "Segment", "SignalCapture", "complete_slots", "mak
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _NAMES = ("logits", "loss", "correct", "logit_margin")
+_ALSO = {"logits": ("top_k",), "loss": ("of",)}
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,16 @@ class CaptureSettings:
     """What to keep of one signal. Logits are kept once for each view, the others for each epoch.
 
     Attributes:
-        last_epochs: keep this many epochs, counted from the end of training; None: all.
-        top_k: logits only: keep the K largest with their indices and the logsumexp of the rest; None: all, as float16.
+        last_epochs: Keep this many epochs, counted from the end of training. Default: None, which keeps all.
+        top_k: Logits only: keep the K largest with their indices and the logsumexp of the rest. Default: None, which
+            keeps all, as float16.
+        of: Loss only: ``own``, the model's own loss of each example, or ``task``, the plain loss of the task (cross
+            entropy, binary cross entropy or squared error), whatever the model learns from. Default: ``own``.
     """
 
     last_epochs: int | None = None
     top_k: int | None = None
+    of: str = "own"
 
 
 def parse_signals(signals: Mapping[str, Mapping[str, Any] | None] | None) -> dict[str, CaptureSettings]:
@@ -52,11 +57,14 @@ def parse_signals(signals: Mapping[str, Mapping[str, Any] | None] | None) -> dic
         if name not in _NAMES:
             raise ValueError(f"RunRecorder signals: no signal {name!r} can be captured.{nearest(name, _NAMES)}")
         settings = dict(raw or {})
-        allowed = ("last_epochs", "top_k") if name == "logits" else ("last_epochs",)
+        allowed = ("last_epochs", *_ALSO.get(name, ()))
         for key, value in settings.items():
             if key not in allowed:
                 raise ValueError(f"RunRecorder signals.{name}: unknown setting {key!r}.{nearest(key, allowed)}")
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            if key == "of":
+                if value not in ("own", "task"):
+                    raise ValueError(f"RunRecorder signals.{name}.of must be own or task, got {value!r}")
+            elif value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"RunRecorder signals.{name}.{key} must be a whole number above 0, got {value!r}")
         parsed[name] = CaptureSettings(**settings)
     return parsed
@@ -82,7 +90,14 @@ class _Buffer:
 
     def put(self, positions_B: torch.Tensor, rows: Mapping[str, torch.Tensor]) -> None:
         for key, value in {"ids": positions_B, **rows}.items():
-            self._parts.setdefault(key, []).append(value)
+            parts = self._parts.setdefault(key, [])
+            if parts and parts[0].shape[1:] != value.shape[1:]:
+                raise DataError(
+                    f"logits of shape {tuple(value.shape[1:])} cannot be kept beside those of shape "
+                    f"{tuple(parts[0].shape[1:])}: examples of one signal need one size. Pad them to one length, or "
+                    "record without logits."
+                )
+            parts.append(value)
         self._collected += len(positions_B)
         if self._collected > 2 * self._num_examples:  # a pass without end, over examples that come again and again
             self._parts = {key: [value] for key, value in self.newest().items()}
@@ -144,62 +159,43 @@ class SignalCapture:
         self,
         epoch: int,
         examples: Examples,
-        logits_BC: torch.Tensor,
-        targets_B: torch.Tensor | None,
+        values: Mapping[str, torch.Tensor],
         kept_R: torch.Tensor | None = None,
     ) -> None:
         """Keep the rows of one microbatch.
 
         Args:
-            epoch: number of the running epoch.
-            examples: which examples the rows are.
-            logits_BC: ``[B, C, ...]``, any float dtype.
-            targets_B: class indices ``[B, ...]`` or class probabilities ``[B, C, ...]``; needed for all but logits.
-            kept_R: int64 on the CPU: only these rows; None: all.
-
-        Raises:
-            ValueError: more than logits is wanted and there are no targets.
+            epoch: Number of the running epoch.
+            examples: Which examples the rows are.
+            values: For each signal of this epoch a tensor whose first dimension is the rows: ``logits`` ``[B, C, X]``
+                in any float dtype, the others ``[B]``.
+            kept_R: int64 on the CPU: only these rows. Default: all.
         """
-        names = self.wanted(epoch)
-        if not names:
-            return
-        logits_BC = logits_BC.detach()
+        values = {name: values[name].detach() for name in self.wanted(epoch)}
         if kept_R is not None:
-            if not len(kept_R):
-                return
-            rows = kept_R.to(logits_BC.device)
             examples = Examples(examples.positions[kept_R], examples.views[kept_R])
-            logits_BC, targets_B = logits_BC[rows], None if targets_B is None else targets_B[rows]
-        view = int(examples.views[0])
-        if bool((examples.views != view).any()):
-            self._record_by_view(epoch, examples, logits_BC, targets_B)
-            return
-        for name in names:
-            slot = view if name == "logits" and view >= 0 else epoch
-            meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
-            if name == "logits":
-                kept = self.settings[name].top_k
-                rows = encode_top_k(logits_BC, kept) if kept else {"values": _to_half(logits_BC)}
-                meta |= {"encoding": "top_k" if kept else "dense", "num_classes": logits_BC.shape[1]}
-            else:
-                if targets_B is None:
-                    raise ValueError(f"signal {name!r} needs the targets of the batch; name them by target_key")
-                rows = {"values": _OF_TARGETS[name](logits_BC, targets_B)}
-                meta |= {"encoding": "dense", "num_classes": None}
-            key = (name, slot)
-            if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
-                self._buffers[key] = _Buffer(meta, self.num_examples)
-            self._buffers[key].put(examples.positions, rows)
+            values = {name: value[kept_R.to(value.device)] for name, value in values.items()}
+        for view in examples.views.unique().tolist():
+            rows_R = (examples.views == view).nonzero().flatten()
+            some = len(rows_R) < len(examples.views)  # a batch that mixes views: one part for each
+            for name, value in values.items():
+                part = value[rows_R.to(value.device)] if some else value
+                self._put(epoch, name, view, examples.positions[rows_R], part)
 
-    def _record_by_view(
-        self, epoch: int, examples: Examples, logits_BC: torch.Tensor, targets_B: torch.Tensor | None
-    ) -> None:
-        """A batch that mixes views: one part for each."""
-        for view in examples.views.unique():
-            rows = (examples.views == view).nonzero().flatten()
-            part = Examples(examples.positions[rows], examples.views[rows])
-            rows = rows.to(logits_BC.device)
-            self.record(epoch, part, logits_BC[rows], None if targets_B is None else targets_B[rows])
+    def _put(self, epoch: int, name: str, view: int, positions_B: torch.Tensor, value: torch.Tensor) -> None:
+        slot = view if name == "logits" and view >= 0 else epoch
+        meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
+        kept = self.settings[name].top_k
+        if name == "logits":
+            rows = encode_top_k(value, kept) if kept else {"values": _to_half(value)}
+            meta |= {"encoding": "top_k" if kept else "dense", "num_classes": value.shape[1]}
+        else:
+            rows = {"values": value}
+            meta |= {"encoding": "dense", "num_classes": None}
+        key = (name, slot)
+        if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
+            self._buffers[key] = _Buffer(meta, self.num_examples)
+        self._buffers[key].put(positions_B, rows)
 
     @property
     def slots(self) -> list[list[str | int]]:
@@ -227,44 +223,10 @@ class SignalCapture:
         self._buffers[(segment.name, segment.slot)] = buffer
 
 
-def _to_half(logits_BC: torch.Tensor) -> torch.Tensor:
-    """float16, with values beyond its range at its ends (NaN stays NaN)."""
-    return logits_BC.float().clamp(-_HALF_MAX, _HALF_MAX).half()
-
-
-def _loss(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
-    """Cross entropy of each row (mean over positions of dense outputs), float32 ``[B]``.
-
-    Positions with a target below 0 do not count; a row of nothing else is NaN.
-    """
-    if targets_B.dim() == logits_BC.dim():
-        losses = F.cross_entropy(logits_BC.float(), targets_B, reduction="none")
-        return losses.reshape(len(logits_BC), -1).mean(1)
-    losses = F.cross_entropy(logits_BC.float(), targets_B.clamp_min(0), reduction="none")
-    return losses.masked_fill(targets_B < 0, torch.nan).reshape(len(logits_BC), -1).nanmean(1)
-
-
-def _correct(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
-    """1 where the largest logit is the target's (at all positions of dense outputs), uint8 ``[B]``."""
-    if targets_B.dim() == logits_BC.dim():
-        targets_B = targets_B.argmax(1)
-    return (logits_BC.argmax(1) == targets_B).reshape(len(logits_BC), -1).all(1).to(torch.uint8)
-
-
-def _logit_margin(logits_BC: torch.Tensor, targets_B: torch.Tensor) -> torch.Tensor:
-    """The target's logit minus the largest other one (mean over positions of dense outputs), float32 ``[B]``.
-
-    Equation 1 of Pleiss et al. 2020 (arXiv 2001.10528). Positions with a target below 0 do not count.
-    """
-    if targets_B.dim() == logits_BC.dim():
-        targets_B = targets_B.argmax(1)
-    index = targets_B.clamp_min(0).unsqueeze(1)
-    logits_BC = logits_BC.float()
-    margins = logits_BC.gather(1, index) - logits_BC.scatter(1, index, -torch.inf).amax(1, keepdim=True)
-    return margins.squeeze(1).masked_fill(targets_B < 0, torch.nan).reshape(len(logits_BC), -1).nanmean(1)
-
-
-_OF_TARGETS = {"loss": _loss, "correct": _correct, "logit_margin": _logit_margin}
+def _to_half(logits: torch.Tensor) -> torch.Tensor:
+    """float16, with finite values beyond its range at its ends; masked classes (-inf) and NaN stay what they are."""
+    logits = logits.float()
+    return torch.where(logits.isinf(), logits, logits.clamp(-_HALF_MAX, _HALF_MAX)).half()
 
 
 def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: DatasetInfo | None) -> SignalCapture:

@@ -9,13 +9,23 @@ import torch
 from composer import State, TimeUnit
 from composer.algorithms import EMA
 
+from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import DatasetRecord
 from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.training.outputs import plain_state_dict
 
-__all__ = ["dataset_record", "evaluated_weights", "examples_of", "info_of", "num_epochs", "scalar"]
+__all__ = [
+    "batch_values",
+    "dataset_record",
+    "evaluated_values",
+    "evaluated_weights",
+    "examples_of",
+    "info_of",
+    "num_epochs",
+    "scalar",
+]
 
 
 def info_of(state: State, given: DatasetInfo | None = None) -> DatasetInfo | None:
@@ -59,6 +69,25 @@ def scalar(metric: Any) -> float | None:
     """Value of a torchmetrics metric, or None where it is more than one number."""
     value = metric.compute()
     return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
+
+
+def batch_values(state: State) -> dict[str, float]:
+    """Return the losses and metrics of the batch that has just ended, by full name."""
+    values: dict[str, Any] = dict(state.total_loss_dict) if state.total_loss_dict else {}
+    for name, metric in (state.train_metrics or {}).items():
+        if (value := scalar(metric)) is not None:
+            values[f"metrics/train/{name}"] = value
+    for algorithm in state.algorithms:
+        if isinstance(algorithm, ReusingAlgorithm):
+            values.update(algorithm.latest_metrics)
+    return values
+
+
+def evaluated_values(state: State) -> dict[str, float]:
+    """Return the metrics of the evaluator that has just ended, by full name."""
+    label = state.dataloader_label
+    found = {f"metrics/{label}/{name}": scalar(metric) for name, metric in state.eval_metrics[label or ""].items()}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def num_epochs(state: State) -> int | None:

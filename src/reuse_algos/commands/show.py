@@ -88,6 +88,7 @@ def summary(prior: PriorRun) -> dict[str, Any]:
         "weights": {entry.name: entry.bytes for entry in manifest.files if entry.kind == "weights"},
         "signals": {name: _signal(prior, name) for name in prior.signal_names},
         "dataset": plain["dataset"],
+        "task": plain["task"],
         "model": model,
         "environment": plain["environment"],
         "prior_runs": plain["prior_runs"],
@@ -159,6 +160,8 @@ def _print(facts: dict[str, Any], out: Console) -> None:
         classes = "" if data["num_classes"] is None else f", {data['num_classes']} classes"
         row("data", f"{data['name']}: {data['num_examples']} examples{classes}; {data['transform']}, {views}")
         row("", f"fingerprint {data['fingerprint']}")
+    if facts["task"]:
+        row("task", _task_words(facts["task"]))
     if facts["model"]:
         model = facts["model"]
         flops = model["flops_per_example"]
@@ -173,6 +176,12 @@ def _print(facts: dict[str, Any], out: Console) -> None:
     row("harvests", *(_harvest_line(harvest) for harvest in facts["harvests"]))
     row("recipe", *_tree(facts["recipe"] or {}))
     out.print(table)
+
+
+def _task_words(task: dict[str, Any]) -> str:
+    """Such as ``token of 50257, ignoring -100, shifted by one``."""
+    ignored = "" if task["ignore_index"] is None else f", ignoring {task['ignore_index']}"
+    return f"{task['kind']} of {task['num_classes']}{ignored}{', shifted by one' if task['shift'] else ''}"
 
 
 def _cost_words(cost: dict[str, float | None]) -> list[str]:

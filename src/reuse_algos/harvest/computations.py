@@ -19,6 +19,7 @@ from reuse_algos.errors import DataError, ModelError
 from reuse_algos.priors import scores
 from reuse_algos.training.head import find_head, head_module, pass_of_head
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.task import Task
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
 
@@ -40,6 +41,8 @@ class ArchivedForward:
         input_key: where the inputs lie in a batch, for models that are plain modules.
         output_key: where the logits lie in the model's outputs.
         memory_bytes: bound on the per-example gradients of ``grand``.
+        task: What the run learned, as recorded; it says which dimension of the outputs holds the classes. Default:
+            None, for runs whose record has none, and outputs are kept as they are.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class ArchivedForward:
         input_key: str | int,
         output_key: str | int | None,
         memory_bytes: int,
+        task: Task | None = None,
     ) -> None:
         self._module, self._device = module, device
         self._precision = Precision(precision or "fp32")
         self._input_key, self._output_key = input_key, output_key
         self._memory_bytes = memory_bytes
+        self._task = task
         self._head: nn.Module | None = None
 
     def __call__(self, signal: str, batch: Any, labels_B: torch.Tensor | None) -> torch.Tensor:
@@ -67,15 +72,19 @@ class ArchivedForward:
 
         Raises:
             DataError: there are no labels.
+            TaskError: the score is not defined for the run's task, or the outputs are not of it.
             ModelError: the model has no logits ``[B, C]``, or no linear last layer, or its logits are not what its head
                 returned.
         """
         batch = _to_device(batch, self._device)
         inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
         if signal == "logits":
-            return self._logits(inputs).float().cpu()
+            logits = self._logits(inputs)
+            return (logits if self._task is None else self._task.rows(logits).logits_BCX).float().cpu()
         if signal == "features":
             return self._features(inputs).float().cpu()
+        if self._task is not None:
+            self._task.require(f"the score {signal!r}", ("multiclass",))
         labels_B = self._required(signal, labels_B)
         if signal == "grand":
             return self._gradient_norms(inputs, labels_B).float().cpu()

@@ -29,6 +29,7 @@ from reuse_algos.priors.model import ModelFactory, archived_model
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.scores import GRADIENT_BYTES
 from reuse_algos.training.attacks import Attack
+from reuse_algos.training.recorded_task import task_of
 
 __all__ = ["HarvestResult", "harvest"]
 
@@ -188,7 +189,7 @@ def harvest(
         work.append(_Pass(signal, train, done, [view for view in wanted if view not in done], store, kept, made))
     module = archived_model(run, weights, factory=model).to(target)
     precision = precision or (run.manifest.recipe or {}).get("precision")
-    compute = ArchivedForward(module, target, precision, input_key, output_key, memory_bytes)
+    compute = ArchivedForward(module, target, precision, input_key, output_key, memory_bytes, task_of(run.manifest))
     results = []
     with _bar(progress) as bar:
         for one in work:

@@ -12,6 +12,7 @@ from composer.utils import MissingConditionalImportError, dist, get_device, repr
 from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.example_ids import TrackExamples
@@ -208,7 +209,10 @@ def _components(section: str, recipe: Recipe, archive: RunArchive | str | None, 
             more = _our_arguments(component, recipe, archive)
         elif (section, component.name) == ("loggers", "wandb"):
             component = dataclasses.replace(component, options=_wandb_options(component.options, recipe))
-        built.append(_built(component, faults, **more))
+        one = _built(component, faults, **more)
+        if isinstance(one, RunRecorder):
+            one.recipe = recipe.record
+        built.append(one)
     return built
 
 
@@ -217,7 +221,6 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
     settings = recipe.settings
     offered = {
         "archive": archive,
-        "recipe": recipe.record,
         "run_name": settings.run_name,
         "tags": dict(settings.tags),
         "seed": settings.seed,

@@ -28,6 +28,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 
 _SOFTMAX = ("multiclass", "token", "dense")
 _POSITIONS = ("token", "dense")
+
 # Losses of bfloat16 forward passes are compared with ones computed in float32 here.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 _LEAST_TOLERANCE = 1e-4

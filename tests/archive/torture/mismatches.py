@@ -53,7 +53,8 @@ def _data(
     views: tuple[int, str] = (3, "noise(0.3)"),
 ) -> Dataset:
     """The examples with the given keys, in this order, under labels, keys and views of one's own."""
-    examples = Subset(blobs(int(order.max()) + 1), order.tolist())
+    # The last numbers that torch draws depend on how many are drawn, so no fewer than the prior run's.
+    examples = Subset(blobs(max(LENGTH, int(order.max()) + 1)), order.tolist())
     policy = ViewPolicy(seed=views[0], num_views=2, transform=views[1])
     return ViewedDataset(NoisyDataset(examples), policy, DatasetInfo("blobs", order + offset, labels(order), names))  # type: ignore[arg-type]
 

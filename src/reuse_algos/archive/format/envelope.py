@@ -20,7 +20,7 @@ from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersion
 
 __all__ = ["FORMAT", "MAX_SEALED_BYTES", "check_json_bounds", "seal", "unseal"]
 
-FORMAT = (1, 1)
+FORMAT = (1, 2)
 """The format version written: a reader refuses a higher major version and reads a higher minor one.
 
 1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.signals.packed`) and the FLOPs of training to 1.0.

@@ -31,6 +31,7 @@ __all__ = [
     "ModelRecord",
     "PriorUse",
     "Progress",
+    "TaskRecord",
     "TensorInfo",
     "decode_manifest",
     "encode_manifest",
@@ -114,6 +115,24 @@ class DatasetRecord(_Struct, frozen=True, kw_only=True):
     view_seed: int | None = None
     num_views: Count = 0
     transform: str = "unknown"
+
+
+class TaskRecord(_Struct, frozen=True, kw_only=True):
+    """What kind of learning problem a run was trained on; since format 1.2.
+
+    Attributes:
+        kind: Such as ``multiclass``, ``binary`` or ``token``. (A newer minor version may know more.)
+        num_classes: Classes, labels or predicted numbers of an output.
+        class_dim: Dimension of the model's outputs that holds them: 1 or -1; 0 where outputs are ``[B]``.
+        ignore_index: A class number that did not count as a target, or None.
+        shift: Whether position t was judged by the target at t + 1.
+    """
+
+    kind: Name
+    num_classes: Count
+    class_dim: int = 1
+    ignore_index: int | None = None
+    shift: bool = False
 
 
 class ModelRecord(_Struct, frozen=True, kw_only=True):
@@ -213,6 +232,7 @@ class Manifest(_Struct, frozen=True, kw_only=True, tag_field="record", tag="mani
         seed: Of the run.
         recipe: The run's settings.
         dataset: Its training data.
+        task: What kind of problem it learned, or None where that is not known (always so before format 1.2).
         model: Its model.
         environment: Where it ran.
         progress: How far it had trained.
@@ -238,6 +258,7 @@ class Manifest(_Struct, frozen=True, kw_only=True, tag_field="record", tag="mani
     seed: int | None = None
     recipe: dict[str, Any] | None = None
     dataset: DatasetRecord | None = None
+    task: TaskRecord | None = None
     model: ModelRecord | None = None
     environment: EnvironmentRecord | None = None
     progress: Progress = Progress()

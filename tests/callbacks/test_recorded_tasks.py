@@ -1,0 +1,431 @@
+"""What is recorded of each kind of task: the model's own loss, right axes, ignored targets, and refusals by name."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from composer import DataSpec
+from composer.models import ComposerClassifier, ComposerModel
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.callbacks import RunRecorder
+from reuse_algos.callbacks.signal_capture import SignalCapture, parse_signals
+from reuse_algos.cli import main
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import Examples
+from reuse_algos.data.views import ViewedDataset, ViewPolicy
+from reuse_algos.errors import DataError, ReuseAlgosError, TaskError
+from reuse_algos.harvest import harvest
+from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.recorded_task import task_of
+from reuse_algos.training.task import Task
+from toy import NUM_CLASSES, blobs, mlp, trainer
+
+N, D, T, V, H = 12, 6, 5, 7, 4
+ALL = {"logits": {}, "loss": {}, "correct": {}, "logit_margin": {}}
+
+
+class Net(ComposerModel):
+    """A model with a loss of its own, for batches that are pairs or mappings."""
+
+    def __init__(self, net: nn.Module, loss: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.net, self.function = net, loss
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.net(batch["x"] if isinstance(batch, dict) else batch[0])
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        del args, kwargs
+        return self.function(outputs, batch["labels"] if isinstance(batch, dict) else batch[1])
+
+
+class Mapped(Dataset):
+    """Examples as mappings, as tokenised text comes."""
+
+    def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        self.x, self.y = x, y
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {"x": self.x[index], "labels": self.y[index]}
+
+
+def numbers(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def linear(outputs: int, *then: nn.Module) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(D, outputs), *then)
+
+
+def tokens(padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Vectors of T tokens, and their classes, of which the last of some examples do not count."""
+    labels = (torch.arange(N)[:, None] + torch.arange(T)) % V
+    for row in range(N):
+        labels[row, 2 + row % 4 :] = padding
+    return numbers(N, T, D), labels
+
+
+def pixels(ignored: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    masks = (torch.arange(N)[:, None, None] + torch.arange(H)[:, None] + torch.zeros(H, dtype=torch.int64)) % 3
+    if ignored is not None:
+        masks[:, 0] = ignored
+        masks[3] = ignored  # an image in which nothing counts
+    return numbers(N, 3, H, H), masks
+
+
+def shifted(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The loss of causal language models: position t predicts the token at t + 1."""
+    return F.cross_entropy(outputs[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def of_tokens(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs.flatten(0, 1), labels.flatten(), ignore_index=-100)
+
+
+def dense_loss(ignored: int) -> Callable[..., torch.Tensor]:
+    return functools.partial(F.cross_entropy, ignore_index=ignored)
+
+
+@dataclass
+class Case:
+    """One kind of task, and how its rows are read by hand."""
+
+    net: Callable[[], nn.Module]
+    data: tuple[torch.Tensor, torch.Tensor]
+    loss: Callable[..., torch.Tensor]
+    expected: Task
+    classes_last: Callable[[torch.Tensor], torch.Tensor] = lambda outputs: outputs  # ``[B, X, C]`` of the outputs
+    mapped: bool = False
+    signals: dict[str, Any] = field(default_factory=lambda: ALL)
+
+    def losses(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The model's own loss, one example at a time."""
+        return torch.stack([self.loss(outputs[row : row + 1], self.data[1][row : row + 1]) for row in range(N)])
+
+
+_X, _W = numbers(N, D), numbers(D, 5, seed=1)
+_DENSE: Callable[[torch.Tensor], torch.Tensor] = lambda outputs: outputs.movedim(1, -1)  # noqa: E731
+_BCE, _NUMBERS = F.binary_cross_entropy_with_logits, {"logits": {}, "loss": {}}
+CASES = {
+    "one logit": Case(lambda: linear(1), (_X, (_X @ _W[:, :1] > 0).float()), _BCE, Task("binary", 1)),
+    "one logit without a dimension": Case(
+        lambda: linear(1, nn.Flatten(0)), (_X, (_X @ _W[:, 0] > 0).float()), _BCE, Task("binary", 1, 0)
+    ),
+    "labels": Case(lambda: linear(5), (_X, (_X @ _W > 0).float()), _BCE, Task("multilabel", 5)),
+    "one number": Case(lambda: linear(1), (_X, _X @ _W[:, :1]), F.mse_loss, Task("regression", 1), signals=_NUMBERS),
+    "three numbers": Case(lambda: linear(3), (_X, _X @ _W[:, :3]), F.mse_loss, Task("regression", 3), signals=_NUMBERS),
+    "language model": Case(
+        lambda: linear(V), tokens(-100), shifted, Task("token", V, -1, None, True), lambda z: z[:, :-1], True
+    ),
+    "tagger": Case(lambda: linear(V), tokens(-100), of_tokens, Task("token", V, -1), mapped=True),
+    "classes": Case(
+        lambda: linear(4), (_X, torch.arange(N) % 4), F.cross_entropy, Task("multiclass", 4), lambda z: z[:, None]
+    ),
+    **{
+        f"pixels, {ignored} ignored": Case(
+            lambda: nn.Conv2d(3, 3, 1),
+            pixels(ignored),
+            dense_loss(-100 if ignored is None else ignored),
+            Task("dense", 3),
+            _DENSE,
+        )
+        for ignored in (None, -1, -100, 255)
+    },
+}
+
+
+def record(folder: Path, case: Case, **arguments: Any) -> tuple[PriorRun, torch.Tensor]:
+    """A run whose weights stay as they are, and the outputs of all examples."""
+    model = Net(case.net(), case.loss)
+    plain = Mapped(*case.data) if case.mapped else TensorDataset(*case.data)
+    info = DatasetInfo("toy", torch.arange(N))
+    dataset = ViewedDataset(plain, ViewPolicy(seed=0, num_views=1), info)
+    recorder = RunRecorder(folder, run_name="run", signals=case.signals, **arguments)
+    # The first batch has every kind of row; batches of 6 in microbatches of 3.
+    loader = DataLoader(dataset, batch_size=6, shuffle=True)
+    one = trainer(loader, model, lr=0.0, max_duration="1ep", callbacks=[recorder], device_train_microbatch_size=3)  # type: ignore[arg-type]
+    one.fit()
+    with torch.no_grad():
+        return RunArchive(folder).run("run"), model.net(case.data[0])
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_the_recorded_rows_are_the_model_s_own(tmp_path: Path, name: str) -> None:
+    case = CASES[name]
+    run, outputs = record(tmp_path, case)
+    task = task_of(run.manifest)
+    assert task is not None
+    fields = ("kind", "num_classes", "class_dim", "shift")
+    assert [getattr(task, one) for one in fields] == [getattr(case.expected, one) for one in fields]
+    loss, _ = run.signal("loss").dense(0)
+    expected = case.losses(outputs)
+    torch.testing.assert_close(loss.float(), expected, atol=1e-6, rtol=1e-6, equal_nan=True)
+    stored, _ = run.signal("logits").dense(0)
+    layout = case.classes_last(outputs) if task.has_positions or task.kind == "multiclass" else outputs
+    if task.has_positions:
+        layout = layout.movedim(-1, 1)
+    torch.testing.assert_close(stored.float(), layout.reshape(stored.shape), atol=1e-3, rtol=1e-3)
+    entry = next(one for one in run.manifest.files if one.name == "logits")
+    assert entry.meta["num_classes"] == task.num_classes == stored.shape[1]
+    if "correct" in case.signals:
+        _check_correct_and_margin(run, case, task, outputs)
+
+
+def _check_correct_and_margin(run: PriorRun, case: Case, task: Task, outputs: torch.Tensor) -> None:
+    """Hold them against a loop over rows, positions and classes."""
+    correct, margin = run.signal("correct").dense(0)[0], run.signal("logit_margin").dense(0)[0]
+    scores = np.asarray(case.classes_last(outputs)).reshape(N, -1, task.num_classes)
+    targets = case.data[1][:, 1:] if task.shift else case.data[1]
+    labels = np.asarray(targets).reshape(N, scores.shape[1], -1)
+    for row in range(N):
+        right, margins = [], []
+        for place, truth in zip(scores[row], labels[row], strict=True):
+            if task.is_sigmoid:
+                right += [(z > 0) == (y == 1) for z, y in zip(place, truth, strict=True)]
+                margins += [z if y == 1 else -z for z, y in zip(place, truth, strict=True)]
+            elif 0 <= truth[0] < task.num_classes:
+                right.append(place.argmax() == truth[0])
+                margins.append(place[truth[0]] - np.delete(place, truth[0]).max())
+        assert bool(correct[row]) == (bool(right) and all(right))
+        assert float(margin[row]) == pytest.approx(np.mean(margins) if margins else np.nan, abs=1e-5, nan_ok=True)
+
+
+# Refused before the first step ---------------------------------------------------------------------------------------
+
+
+def refused(folder: Path, case: Case, error: type[ReuseAlgosError], match: str, **arguments: Any) -> None:
+    with pytest.raises(error, match=match):
+        record(folder, case, **arguments)
+    assert not any(entry.kind == "signals" for run in _runs(folder) for entry in run.manifest.files)
+
+
+def _runs(folder: Path) -> list[PriorRun]:
+    return RunArchive(folder).runs(unfinished=True)
+
+
+@pytest.mark.parametrize("signal", ["correct", "logit_margin"])
+@pytest.mark.parametrize("name", ["one number", "three numbers"])
+def test_what_regression_has_not_is_refused_by_name(tmp_path: Path, name: str, signal: str) -> None:
+    case = Case(**{**vars(CASES[name]), "signals": {signal: {}}})
+    refused(tmp_path, case, TaskError, f"the signal '{signal}' is not defined for the task 'regression'")
+
+
+@pytest.mark.parametrize("name", ["tagger", "pixels, -1 ignored"])
+def test_top_k_of_positions_is_refused(tmp_path: Path, name: str) -> None:
+    case = Case(**{**vars(CASES[name]), "signals": {"logits": {"top_k": 2, "last_epochs": 1}}})
+    refused(tmp_path, case, TaskError, "signals.logits.top_k: 2 is defined for one row of classes")
+
+
+def smoothed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("loss", [smoothed, functools.partial(F.multi_margin_loss, p=2)])
+def test_a_loss_that_cannot_be_had_per_example_is_refused_with_what_to_set(tmp_path: Path, loss: Any) -> None:
+    case = Case(**{**vars(CASES["classes"]), "loss": loss, "signals": {"loss": {}}})
+    refused(tmp_path / "own", case, TaskError, r"Set signals.loss: \{of: task\} to record the plain loss")
+    plain = Case(**{**vars(case), "signals": {"loss": {"of": "task"}}})
+    run, outputs = record(tmp_path / "plain", plain)
+    expected = F.cross_entropy(outputs, case.data[1], reduction="none")
+    torch.testing.assert_close(run.signal("loss").dense(0)[0].float(), expected)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        nn.CrossEntropyLoss(label_smoothing=0.1),
+        functools.partial(F.cross_entropy, weight=torch.tensor([1.0, 2.0, 3.0, 0.5])),
+    ],
+)
+def test_a_classifier_s_own_loss_function_gives_the_loss_of_each_example(tmp_path: Path, function: Any) -> None:
+    model = ComposerClassifier(linear(4), num_classes=4, loss_fn=function)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}})
+    targets = torch.arange(N) % 4
+    trainer(
+        DataLoader(TensorDataset(_X, targets), batch_size=6), model, lr=0.0, max_duration="1ep", callbacks=[recorder]
+    ).fit()
+    given = {"weight": function.keywords["weight"]} if isinstance(function, functools.partial) else {}
+    given |= {"label_smoothing": 0.1} if isinstance(function, nn.Module) else {}
+    with torch.no_grad():
+        expected = F.cross_entropy(model.module(_X), targets, reduction="none", **given)
+    torch.testing.assert_close(RunArchive(tmp_path).run("run").signal("loss").dense(0)[0].float(), expected)
+
+
+def test_the_task_may_be_set_where_nothing_tells(tmp_path: Path) -> None:
+    """Outputs as many as positions: only the setting tells which dimension holds the classes."""
+    x, y = numbers(N, T, D), torch.randint(0, T, (N, T), generator=torch.Generator().manual_seed(3))
+    case = Case(
+        lambda: linear(T), (x, y), lambda z, t: F.multi_margin_loss(z.flatten(0, 1), t.flatten()), Task("token", T, -1)
+    )
+    case.signals = {"logits": {}, "correct": {}}
+    refused(tmp_path / "one", case, TaskError, "several tasks fit .* Set task:")
+    given = {"kind": "token", "class_dim": -1, "shift": False}
+    run, outputs = record(tmp_path / "two", case, task=given)
+    torch.testing.assert_close(run.signal("logits").dense(0)[0].float(), outputs.mT, atol=1e-3, rtol=1e-3)
+
+
+# The first batch -----------------------------------------------------------------------------------------------------
+
+_Loader = Callable[[Dataset], Any]
+
+
+def _flip(batch: Any) -> Any:
+    return [-batch[0], batch[1]]
+
+
+def _scaled(batch: Any) -> Any:
+    return [2 * batch[0] + 1, batch[1]]
+
+
+def _mixed(rows: Any) -> Any:
+    x, y = default_collate(rows)
+    soft = F.one_hot(y, NUM_CLASSES).float()
+    return [0.5 * x + 0.5 * x.flip(0), 0.5 * soft + 0.5 * soft.flip(0)]
+
+
+def _hard_mixed(rows: Any) -> Any:
+    """Mixtures that keep the label of one of both."""
+    x, y = default_collate(rows)
+    return [0.7 * x + 0.3 * x.roll(1, 0), y]
+
+
+def _viewed(dataset: Dataset) -> Dataset:
+    info = DatasetInfo("blobs", torch.arange(64), torch.arange(64) % NUM_CLASSES)
+    return ViewedDataset(dataset, ViewPolicy(seed=0, num_views=2), info)
+
+
+class OwnGenerator(Dataset):
+    """Augments from a generator that nobody seeds, as some augmentation libraries do."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng()
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.from_numpy(self.rng.standard_normal(D)).float(), index % NUM_CLASSES
+
+
+def _fit(folder: Path, loader: Any, **arguments: Any) -> RunRecorder:
+    recorder = RunRecorder(folder, run_name="run", signals={"logits": {}}, **arguments)
+    trainer(loader, mlp(1), callbacks=[recorder], max_duration="1ep").fit()
+    return recorder
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), None),
+        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_scaled), None),
+        (lambda: DataLoader(_viewed(OwnGenerator()), 16), "was read twice and was not the same"),
+        (lambda: DataLoader(_viewed(blobs()), 16, collate_fn=_hard_mixed), "inputs"),
+        (lambda: DataLoader(_viewed(blobs()), 16, collate_fn=_mixed), "targets"),
+        (lambda: DataLoader(blobs(), 16, collate_fn=_mixed), "targets"),
+        (lambda: DataSpec(DataLoader(blobs(), 16), microbatch_transforms=lambda b: [b[0], b[1].flip(0)]), "targets"),
+    ],
+)
+def test_rows_that_are_not_the_examples_are_refused(tmp_path: Path, make: Any, match: str | None) -> None:
+    if match is None:
+        # A scale and a shift that are the same for every row (a normalisation) are no difference.
+        assert "are the examples that they are said to be" in (_fit(tmp_path, make()).watch.report or "")
+        return
+    with pytest.raises(DataError, match=match):
+        _fit(tmp_path, make())
+    assert all(run.manifest.progress.batch == 0 or not run.signal_names for run in _runs(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["batch_transforms", "microbatch_transforms"])
+def test_random_transforms_of_a_data_spec_are_refused(tmp_path: Path, kind: str) -> None:
+    def augment(batch: Any) -> Any:
+        sign = torch.tensor([1.0, -1.0]).repeat(len(batch[0]))[: len(batch[0]), None]
+        return [batch[0] * sign, batch[1]]
+
+    given: dict[str, Any] = {kind: augment}
+    with pytest.raises(DataError, match="the inputs at \\[0\\] are not the examples'"):
+        _fit(tmp_path, DataSpec(DataLoader(_viewed(blobs()), 16, shuffle=True), **given))
+
+
+def test_one_line_says_what_was_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="reuse_algos.callbacks.signal_watch"):
+        _fit(tmp_path, DataLoader(_viewed(blobs()), 16))
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signal_watch")]
+    assert line == (
+        "RunRecorder: task multiclass of 4 (its loss is the model's own); loss is not recorded; 4 views are the same "
+        "when read twice; 4 rows of the first batch are the examples that they are said to be"
+    )
+
+
+# Values, harvest and show --------------------------------------------------------------------------------------------
+
+
+def test_masked_classes_stay_masked(tmp_path: Path) -> None:
+    capture = SignalCapture(parse_signals({"logits": {}}), 3, None)
+    logits = torch.tensor([[-torch.inf, 1e6, 0.5], [torch.nan, -1e6, 2.0], [torch.inf, 1.0, -torch.inf]])
+    capture.record(0, Examples(torch.arange(3), torch.zeros(3, dtype=torch.int64)), {"logits": logits})
+    (segment,) = capture.segments()
+    largest = torch.finfo(torch.float16).max
+    expected = torch.tensor([[-torch.inf, largest, 0.5], [torch.nan, -largest, 2.0], [torch.inf, 1.0, -torch.inf]])
+    torch.testing.assert_close(segment.tensors["values"].float(), expected, equal_nan=True)
+
+
+def test_examples_of_different_lengths_are_refused_where_logits_are_kept() -> None:
+    capture = SignalCapture(parse_signals({"logits": {}}), 4, None)
+    views = torch.zeros(2, dtype=torch.int64)
+    capture.record(0, Examples(torch.tensor([0, 1]), views), {"logits": torch.zeros(2, 3, 5)})
+    with pytest.raises(DataError, match=r"shape \(3, 4\) cannot be kept beside those of shape \(3, 5\)"):
+        capture.record(0, Examples(torch.tensor([2, 3]), views), {"logits": torch.zeros(2, 3, 4)})
+
+
+def test_a_harvest_has_the_layout_of_the_captured_logits(tmp_path: Path) -> None:
+    for name in ("language model", "one logit without a dimension"):
+        case, folder = CASES[name], tmp_path / name
+        run, _ = record(folder, case)
+        captured, _ = run.signal("logits").dense(0)
+        plain = Mapped(*case.data) if case.mapped else TensorDataset(*case.data)
+        dataset = ViewedDataset(plain, ViewPolicy(seed=0, num_views=1), DatasetInfo("toy", torch.arange(N)))
+        harvest(folder, run.id, dataset=dataset, model=Net(case.net(), case.loss), replace=True, progress=False)
+        harvested, _ = RunArchive(folder).run("run").signal("logits").dense(0)
+        assert captured.shape == harvested.shape
+        torch.testing.assert_close(harvested, captured, atol=1e-3, rtol=1e-3)
+        with pytest.raises(TaskError, match="the score 'el2n' is not defined for the task"):
+            harvest(folder, run.id, signals=["el2n"], dataset=dataset, model=Net(case.net(), case.loss), progress=False)
+
+
+def test_show_names_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record(tmp_path, CASES["language model"])
+    assert main(["show", str(tmp_path), "run"]) == 0
+    assert "token of 7, shifted by one" in capsys.readouterr().out
+
+
+def test_targets_of_mappings_may_have_another_name(tmp_path: Path) -> None:
+    class Renamed(Mapped):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            return {"x": self.x[index], "labels": self.y[index], "other": self.y[index].clone()}
+
+    model = Net(linear(V), of_tokens)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}}, keys=BatchKeys(target="other"))
+    plain = Renamed(*tokens(-100))
+    data = ViewedDataset(plain, ViewPolicy(seed=0, num_views=1), DatasetInfo("t", torch.arange(N)))
+    trainer(DataLoader(data, 6), model, lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    with torch.no_grad():
+        outputs = model.net(plain.x)
+    expected = torch.stack([of_tokens(outputs[row, None], plain.y[row, None]) for row in range(N)])
+    torch.testing.assert_close(RunArchive(tmp_path).run("run").signal("loss").dense(0)[0].float(), expected)
