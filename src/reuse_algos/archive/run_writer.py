@@ -26,8 +26,8 @@ from reuse_algos.archive.format.names import data_path, final_path, is_safe_name
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.archive.signals.segments import check_signal
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import check_sizes
 from reuse_algos.archive.upkeep.leases import TRUST_SECONDS, Lease, Stopwatch
-from reuse_algos.archive.upkeep.verify import check_sizes
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["RunWriter", "utc_now"]

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from reuse_algos.archive.format.generations import DAMAGE, Latest, find_latest
+from reuse_algos.archive.format.generations import Latest, find_latest
 from reuse_algos.archive.format.metrics import Mode, infer_mode, resolve_metric
 from reuse_algos.archive.format.summary import RunSummary, decode_summary
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import DAMAGE
 from reuse_algos.errors import ArchiveError, SignalNotFoundError
 
 __all__ = ["Found", "Order", "scan", "select", "tags_match"]

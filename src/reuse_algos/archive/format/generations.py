@@ -8,10 +8,9 @@ from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
 from reuse_algos.archive.format.manifest import ArchiveRecord, FinalRecord, Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_generation, manifest_path, run_prefix
 from reuse_algos.archive.stores.base import Store
-from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError
+from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = [
-    "DAMAGE",
     "Latest",
     "find_latest",
     "list_generations",
@@ -20,9 +19,6 @@ __all__ = [
     "read_latest",
     "read_manifest",
 ]
-
-DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
-"""The errors of a damaged run. Any other error may be gone a moment later, so it must not hide the run."""
 
 
 def list_generations(store: Store, run_id: str) -> list[int]:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final
+from reuse_algos.archive.format.generations import list_generations, read_final
 from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.selection import scan, tags_match
 from reuse_algos.archive.stores.base import Chunk, Store
+from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_sizes, reading
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
-from reuse_algos.archive.upkeep.verify import MissingFileError, Problem, check_sizes, reading
+from reuse_algos.archive.upkeep.verify import Problem
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,

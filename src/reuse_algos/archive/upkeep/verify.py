@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final, read_identity, read_manifest
+from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.manifest import FileEntry
 from reuse_algos.archive.format.names import IDENTITY, final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.format.tensors import verify_file
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import DAMAGE, reading
 from reuse_algos.archive.upkeep.leases import read_markers
-from reuse_algos.errors import ArchiveCorruptError, ArchiveError
+from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["MissingFileError", "Problem", "VerifyReport", "check_sizes", "reading", "verify_archive", "verify_runs"]
+__all__ = ["Problem", "VerifyReport", "verify_archive", "verify_runs"]
 
 
 @dataclass(frozen=True)
@@ -51,25 +50,6 @@ class VerifyReport:
     def ok(self) -> bool:
         """Whether nothing is wrong."""
         return not self.problems
-
-
-@contextlib.contextmanager
-def reading(store: Store) -> Iterator[None]:
-    """A part of a store that cannot be read is damage, as long as the rest of it can be.
-
-    Raises:
-        ArchiveCorruptError: The part is damaged, or cannot be read.
-        ArchiveVersionError: It was written in a newer major format.
-        ArchiveError: The store is out of reach as a whole.
-    """
-    try:
-        yield
-    except DAMAGE:
-        raise
-    except ArchiveError as error:
-        with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place is no sign of an outage
-            store.size(IDENTITY)  # raises if it is out of reach as a whole
-        raise ArchiveCorruptError(str(error)) from error
 
 
 def verify_archive(
@@ -201,34 +181,3 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
     for generation in range(1, highest + 1):  # none is ever deleted, so a gap is damage: reading it says so
         attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))
     return files
-
-
-class MissingFileError(ArchiveCorruptError):
-    """A file that a manifest is to list is not there."""
-
-
-def check_sizes(store: Store, sizes: Mapping[str, int]) -> None:
-    """Make sure that files are there, with as many threads as the store takes.
-
-    Args:
-        store: Where.
-        sizes: Bytes of each file, by its path.
-
-    Raises:
-        MissingFileError: One is not there.
-        ArchiveCorruptError: One has another size.
-        ArchiveError: One could not be asked for.
-    """
-    threads = min(store.concurrency, len(sizes))
-    with contextlib.ExitStack() as stack:
-        if threads > 1:
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="archive")
-            stack.callback(pool.shutdown, cancel_futures=True)  # of no use any more once one has failed
-            found = pool.map(store.size, sizes)
-        else:
-            found = map(store.size, sizes)
-        for (path, size), there in zip(sizes.items(), found, strict=True):
-            if there is None:
-                raise MissingFileError(f"{store.location}/{path} is not there")
-            if there != size:
-                raise ArchiveCorruptError(f"{store.location}/{path} has {there} bytes, the manifest says {size}")
