@@ -12,17 +12,10 @@ from torch import Tensor
 
 from reuse_algos.archive.format.envelope import FORMAT, seal
 from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
-from reuse_algos.archive.format.manifest import (
-    KINDS,
-    FileEntry,
-    FinalRecord,
-    Manifest,
-    Scalar,
-    decode_manifest,
-    encode_manifest,
-)
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest, encode_manifest
 from reuse_algos.archive.format.metrics import final_meta
 from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.records import KINDS, FileEntry, FinalRecord, Scalar
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.archive.signals.segments import check_signal
 from reuse_algos.archive.stores.base import Store

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
-from reuse_algos.archive.format.manifest import ArchiveRecord, FinalRecord, Manifest, decode_manifest
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_generation, manifest_path, run_prefix
+from reuse_algos.archive.format.records import ArchiveRecord, FinalRecord
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveCorruptError
 
@@ -18,6 +19,7 @@ __all__ = [
     "read_identity",
     "read_latest",
     "read_manifest",
+    "read_record",
 ]
 
 
@@ -38,6 +40,18 @@ def read_identity(store: Store) -> str | None:
     return None if data is None else unseal(data, ArchiveRecord, f"{store.location}/{IDENTITY}").archive_id
 
 
+def read_record(store: Store, path: str) -> bytes:
+    """Read a sealed file that must be there.
+
+    Raises:
+        ArchiveCorruptError: It is missing, or larger than a record may be.
+    """
+    data = store.get(path, MAX_SEALED_BYTES)
+    if data is None:
+        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
+    return data
+
+
 def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:
     """Read one generation.
 
@@ -45,7 +59,7 @@ def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:
         ArchiveCorruptError: It is missing or damaged.
         ArchiveVersionError: It was written in a newer major format.
     """
-    return decode_manifest(_manifest_data(store, run_id, generation), run_id, generation)
+    return decode_manifest(read_record(store, manifest_path(run_id, generation)), run_id, generation)
 
 
 def read_final(store: Store, run_id: str) -> FinalRecord | None:
@@ -119,12 +133,4 @@ def _find_latest(store: Store, run_id: str) -> Latest | None:
     if final is not None and final.generation > latest:
         path = manifest_path(run_id, final.generation)
         raise ArchiveCorruptError(f"{store.location}/{path} is missing: the run ended with it, so it was deleted")
-    return Latest(run_id, latest, _manifest_data(store, run_id, latest), final) if latest else None
-
-
-def _manifest_data(store: Store, run_id: str, generation: int) -> bytes:
-    path = manifest_path(run_id, generation)
-    data = store.get(path, MAX_SEALED_BYTES)
-    if data is None:
-        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
-    return data
+    return Latest(run_id, latest, read_record(store, manifest_path(run_id, latest)), final) if latest else None

@@ -10,9 +10,9 @@ from typing import Literal
 import msgspec
 
 from reuse_algos.archive.format.envelope import unseal
-from reuse_algos.archive.format.manifest import Scalar
 from reuse_algos.archive.format.metrics import final_of, metric_names
 from reuse_algos.archive.format.names import manifest_path
+from reuse_algos.archive.format.records import Scalar
 from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = ["RunSummary", "decode_summary"]

@@ -34,8 +34,8 @@ from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
-from reuse_algos.archive.format.manifest import LeaseRecord, MarkerRecord
 from reuse_algos.archive.format.names import is_marker, lease_path, marker_path, run_prefix
+from reuse_algos.archive.format.records import LeaseRecord, MarkerRecord
 from reuse_algos.archive.stores.base import Store, StoredObject
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 

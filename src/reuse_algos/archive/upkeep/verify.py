@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
-from reuse_algos.archive.format.manifest import FileEntry
 from reuse_algos.archive.format.names import IDENTITY, final_path, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.records import FileEntry
 from reuse_algos.archive.format.tensors import verify_file
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, reading
