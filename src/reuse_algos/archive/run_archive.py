@@ -12,19 +12,22 @@ from pathlib import Path
 
 from reuse_algos.archive.format.envelope import seal
 from reuse_algos.archive.format.generations import (
+    find_sound,
     list_generations,
     read_final,
     read_identity,
     read_latest,
     read_manifest,
 )
-from reuse_algos.archive.format.manifest import Manifest
+from reuse_algos.archive.format.labels import check_labels
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, is_safe_name
 from reuse_algos.archive.format.records import ArchiveRecord
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
-from reuse_algos.archive.selection import Order, scan, select, tags_match
+from reuse_algos.archive.selection import Order, SteppedBackError, scan, select, stepped_back, tags_match
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.upkeep import Upkeep
@@ -60,7 +63,7 @@ class RunArchive(Upkeep):
         if isinstance(path, str | os.PathLike):
             path = open_store(path, create=create, read_only=read_only)
         super().__init__(path)
-        self._warned: set[str] = set()
+        self._faults: dict[str, str] = {}
         self.archive_id = self._identity(create and not read_only)
 
     def __repr__(self) -> str:
@@ -91,6 +94,11 @@ class RunArchive(Upkeep):
             raise ArchiveError(f"there is no archive at {self.location}: check the path, or pass create=True")
         return found
 
+    @property
+    def faults(self) -> dict[str, str]:
+        """What was warned of so far, by run: damage, missing permission, or a generation that was passed over."""
+        return dict(self._faults)
+
     def run_ids(self, *, uncommitted: bool = False) -> list[str]:
         """Return the sorted ids of all committed runs, damaged ones included.
 
@@ -98,7 +106,7 @@ class RunArchive(Upkeep):
             uncommitted: Also list what has files but no commit: not yet a run, or not any more. Default: False.
         """
         candidates = self._candidates()
-        return candidates if uncommitted else [name for name in candidates if list_generations(self._store, name)]
+        return candidates if uncommitted else [name for name in candidates if self._is_committed(name)]
 
     def runs(
         self,
@@ -150,8 +158,8 @@ class RunArchive(Upkeep):
             ArchiveVersionError: It was written by a newer major version.
             ArchiveError: A run could not be read.
         """
-        if is_safe_name(run_id) and (latest := read_latest(self._store, run_id)):
-            return PriorRun(self._store, *latest)
+        if is_safe_name(run_id) and (run := self._newest(run_id)):
+            return run
         latest, named = None, []
         for found in scan(self._store, self._candidates(), self._warn):
             if found.summary.run_name == run_id:
@@ -179,8 +187,8 @@ class RunArchive(Upkeep):
         """
         if is_safe_name(run_id):
             if generation is None:
-                if latest := read_latest(self._store, run_id):
-                    return PriorRun(self._store, *latest)
+                if run := self._newest(run_id):
+                    return run
             elif list_generations(self._store, run_id):
                 manifest = read_manifest(self._store, run_id, generation)
                 return PriorRun(self._store, manifest, read_final(self._store, run_id))
@@ -192,7 +200,11 @@ class RunArchive(Upkeep):
         Args:
             run_name: The name, which need not be unique.
             created_at: When the run was started; UTC if it names no zone. Default: now.
+
+        Raises:
+            ArchiveError: The name holds control characters, or ``created_at`` is not a time.
         """
+        check_labels(run_name, {})
         slug = re.sub(r"[^a-z0-9._-]+", "-", run_name.lower()).strip("-._")[:64] or "run"
         return RunWriter(
             self._store,
@@ -252,10 +264,29 @@ class RunArchive(Upkeep):
             raise RunNotFoundError(f"{run_id!r} cannot be the id of a run")
         return RunWriter(self._store, self.archive_id, run_id, attempt)
 
+    def _is_committed(self, run_id: str) -> bool:
+        try:
+            with refusals_as_damage(self._store):
+                return bool(list_generations(self._store, run_id))
+        except DAMAGE as error:  # it is listed all the same, so that it can be verified or removed
+            self._warn(run_id, error)
+            return True
+
+    def _newest(self, run_id: str) -> PriorRun | None:
+        """The newest sound generation of a run; None if it does not exist."""
+        found = find_sound(self._store, run_id, decode_manifest)
+        if found is None:
+            return None
+        latest, manifest = found
+        if latest.fault is not None:
+            self._warn(run_id, stepped_back(latest))
+        return PriorRun(self._store, manifest, latest.final)
+
     def _warn(self, run_id: str, error: ArchiveError) -> None:
-        if run_id not in self._warned:
-            self._warned.add(run_id)
-            warnings.warn(f"run {run_id} is left out: {error}", ArchiveWarning, stacklevel=3)
+        if run_id not in self._faults:
+            self._faults[run_id] = str(error)
+            what = "is not as it was committed" if isinstance(error, SteppedBackError) else "is left out"
+            warnings.warn(f"run {run_id} {what}: {error}", ArchiveWarning, stacklevel=3)
 
     def _not_found(self, run_id: str) -> RunNotFoundError:
         found = scan(self._store, self._candidates(), self._warn)

@@ -12,21 +12,30 @@ from typing import Any, Literal
 import msgspec
 
 from reuse_algos.archive.format.envelope import FORMAT, seal, unseal
+from reuse_algos.archive.format.labels import check_labels
 from reuse_algos.archive.format.names import data_attempt, data_path, manifest_path
 from reuse_algos.archive.format.records import (
     CostRecord,
+    Count,
     DatasetRecord,
     EnvironmentRecord,
     FileEntry,
     HarvestRecord,
+    Integer,
+    Label,
     ModelRecord,
     PriorUse,
     Progress,
     Struct,
+    Tags,
 )
 from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = ["FORMAT", "Manifest", "decode_manifest", "encode_manifest"]
+
+
+MAX_SETTINGS_BYTES = 1 << 20
+"""The most that a recipe, or the keyword arguments of a model, may take: they are read, compared and shown whole."""
 
 
 class Manifest(Struct, frozen=True, kw_only=True, tag_field="record", tag="manifest"):
@@ -64,21 +73,21 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="record", tag="manif
     format: tuple[int, int] = FORMAT
     archive_id: str = ""
     run_id: str = ""
-    run_name: str = ""
-    generation: int = 0
-    attempt: int = 0
-    write_id: str = ""
-    created_at: str = ""
-    committed_at: str = ""
-    tags: dict[str, str] = msgspec.field(default_factory=dict)
-    seed: int | None = None
+    run_name: Label = ""
+    generation: Count = 0
+    attempt: Count = 0
+    write_id: Label = ""
+    created_at: Label = ""
+    committed_at: Label = ""
+    tags: Tags = msgspec.field(default_factory=dict)
+    seed: Integer | None = None
     recipe: dict[str, Any] | None = None
     dataset: DatasetRecord | None = None
     model: ModelRecord | None = None
     environment: EnvironmentRecord | None = None
     progress: Progress = Progress()
     cost: CostRecord = CostRecord()
-    monitor: str | None = None
+    monitor: Label | None = None
     monitor_mode: Literal["max", "min"] = "max"
     health: Literal["ok", "diverged", "empty"] = "ok"
     harvests: list[HarvestRecord] = msgspec.field(default_factory=list)
@@ -96,9 +105,10 @@ def encode_manifest(manifest: Manifest) -> bytes:
         ArchiveError: It holds what JSON cannot, or breaks the bounds or the layout.
     """
     where = manifest_path(manifest.run_id, manifest.generation)
+    check_labels(manifest.run_name, manifest.tags)
     model = manifest.model and msgspec.structs.replace(manifest.model, config=_plain(manifest.model.config))
     sealed = seal(msgspec.structs.replace(manifest, recipe=_plain(manifest.recipe), model=model), where)
-    _check(manifest, manifest.run_id, manifest.generation, where)
+    _check(manifest, manifest.run_id, manifest.generation, where, len(sealed))
     return sealed
 
 
@@ -111,7 +121,7 @@ def decode_manifest(data: bytes, run_id: str, generation: int) -> Manifest:
     """
     where = manifest_path(run_id, generation)
     manifest = unseal(data, Manifest, where)
-    _check(manifest, run_id, generation, where)
+    _check(manifest, run_id, generation, where, len(data))
     return manifest
 
 
@@ -126,11 +136,28 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _check(manifest: Manifest, run_id: str, generation: int, where: str) -> None:
+def _has_huge_integer(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_huge_integer, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_huge_integer, value))
+    return isinstance(value, int) and not -(2**63) <= value < 2**63
+
+
+def _check(manifest: Manifest, run_id: str, generation: int, where: str, size: int) -> None:
     if (manifest.run_id, manifest.generation) != (run_id, generation):
         raise ArchiveCorruptError(
             f"{where} is in the wrong place: it is generation {manifest.generation} of run {manifest.run_id!r}"
         )
+    for name, settings in (("recipe", manifest.recipe), ("model", manifest.model and manifest.model.config)):
+        if _has_huge_integer(settings):
+            raise ArchiveCorruptError(f"{where} has {name} settings with an integer of more than 64 bits")
+        # The whole manifest is larger than its settings, so most need no encoding.
+        found = len(msgspec.json.encode(settings)) if size > MAX_SETTINGS_BYTES else 0
+        if found > MAX_SETTINGS_BYTES:
+            raise ArchiveCorruptError(
+                f"{where} has {name} settings of {found} bytes; at most {MAX_SETTINGS_BYTES} are archived"
+            )
     for entry in manifest.files:
         attempt = data_attempt(entry.path)
         if attempt is None or entry.path != data_path(entry.kind, entry.name, attempt, entry.sha256):

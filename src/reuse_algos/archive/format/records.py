@@ -22,6 +22,8 @@ __all__ = [
     "FileEntry",
     "FinalRecord",
     "HarvestRecord",
+    "Integer",
+    "Label",
     "LeaseRecord",
     "MarkerRecord",
     "ModelRecord",
@@ -29,13 +31,32 @@ __all__ = [
     "Progress",
     "Scalar",
     "Struct",
+    "Tags",
     "TensorInfo",
 ]
 
 KINDS = ("weights", "metrics", "signals", "dataset")
 
-Scalar = str | int | float | bool | None
-Count = Annotated[int, msgspec.Meta(ge=0)]
+MAX_LABEL, MAX_TEXT = 512, 4096  # characters
+
+Label = Annotated[str, msgspec.Meta(max_length=MAX_LABEL)]
+"""A name that is shown whole: of a run, a tag, a metric."""
+
+Tags = Annotated[
+    dict[Label, Annotated[str, msgspec.Meta(max_length=MAX_TEXT)]],
+    msgspec.Meta(max_length=1000),
+]
+"""Every selection reads the tags of every run, so one run must not hold 100,000 of them."""
+
+# Far beyond what any run costs, and small enough that sums over runs stay finite. Negative seconds are read, as a clock
+# that was set back left some in records of older versions.
+Seconds = Annotated[float, msgspec.Meta(ge=-1e12, le=1e12)]
+Flops = Annotated[float, msgspec.Meta(ge=0, le=1e40)]
+
+# JSON may hold an integer of 400 digits, which no float, tensor or database can.
+Integer = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Scalar = str | Integer | float | bool | None
 Name = Annotated[str, msgspec.Meta(pattern=rf"\A{SAFE_NAME}\Z")]
 
 
@@ -107,7 +128,7 @@ class DatasetRecord(Struct, frozen=True, kw_only=True):
     class_names: list[str] | None = None
     num_classes: Count | None = None
     labels_known: bool = False
-    view_seed: int | None = None
+    view_seed: Integer | None = None
     num_views: Count = 0
     transform: str = "unknown"
 
@@ -137,7 +158,7 @@ class EnvironmentRecord(Struct, frozen=True, kw_only=True):
     """Where a run ran: versions of the software, a description of the hardware, the commit of the code."""
 
     versions: dict[str, str]
-    hardware: dict[str, str | int | float | None]
+    hardware: dict[str, str | Integer | float | None]
     git_commit: str | None = None
 
 
@@ -162,20 +183,20 @@ class CostRecord(Struct, frozen=True, kw_only=True):
             where an algorithm of Composer's changes what a step is, as SAM does.
     """
 
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    setup_seconds: float = 0.0
-    overhead_seconds: float = 0.0
-    train_flops: float | None = None
+    train_seconds: Seconds = 0.0
+    eval_seconds: Seconds = 0.0
+    setup_seconds: Seconds = 0.0
+    overhead_seconds: Seconds = 0.0
+    train_flops: Flops | None = None
 
 
 class HarvestRecord(Struct, frozen=True, kw_only=True):
     """One pass of the run's model over its training data that filled a signal afterwards, and what it took."""
 
     signal: str
-    views: list[int]
+    views: list[Integer]
     weights: str
-    seconds: float
+    seconds: Seconds
     hardware: str
 
 
@@ -186,7 +207,7 @@ class PriorUse(Struct, frozen=True, kw_only=True):
     algorithm: str
     weights: list[str] = []
     signals: list[str] = []
-    harvest_seconds: float = 0.0
+    harvest_seconds: Seconds = 0.0
 
 
 class FinalRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="final"):
@@ -194,7 +215,7 @@ class FinalRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="fi
 
     format: tuple[int, int] = FORMAT
     run_id: str
-    generation: int
+    generation: Count
     status: str = "finished"
     ended_at: str
 
@@ -212,7 +233,7 @@ class LeaseRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="le
 
     format: tuple[int, int] = FORMAT
     run_id: str
-    attempt: int
+    attempt: Count
 
 
 class MarkerRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="marker"):

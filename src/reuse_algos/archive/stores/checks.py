@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from reuse_algos.archive.format.names import IDENTITY
 from reuse_algos.archive.stores.base import Store
-from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchivePermissionError, ArchiveVersionError
 
-__all__ = ["DAMAGE", "MissingFileError", "check_sizes", "reading"]
+__all__ = ["DAMAGE", "MissingFileError", "check_sizes", "reading", "refusals_as_damage"]
 
 DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
 """The errors of a damaged run. Any other error may be gone a moment later, so it must not hide the run."""
@@ -32,6 +32,21 @@ def reading(store: Store) -> Iterator[None]:
     except ArchiveError as error:
         with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place is no sign of an outage
             store.size(IDENTITY)  # raises if it is out of reach as a whole
+        raise ArchiveCorruptError(str(error)) from error
+
+
+@contextlib.contextmanager
+def refusals_as_damage(store: Store) -> Iterator[None]:
+    """Treat what this user may not read as damage of that part, as long as the archive itself may be read.
+
+    Raises:
+        ArchiveCorruptError: The part is damaged, or may not be read.
+        ArchiveError: Anything else, which may be gone a moment later; or nothing of the store may be read.
+    """
+    try:
+        yield
+    except ArchivePermissionError as error:
+        store.size(IDENTITY)  # raises if nothing may be read
         raise ArchiveCorruptError(str(error)) from error
 
 

@@ -23,6 +23,7 @@ from reuse_algos.archive.format.names import (
     run_prefix,
 )
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
+from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.leases import (
     MIN_AGE_SECONDS,
     SHORTEST_AGE_SECONDS,
@@ -157,7 +158,7 @@ def collect_garbage(
     for number, run_id in enumerate(run_ids, start=1):
         try:
             _collect_run(store, run_id, delete, min_age_seconds, report)
-        except (ArchiveCorruptError, ArchiveVersionError, ArchiveConflictError) as error:
+        except (*DAMAGE, ArchiveConflictError) as error:
             report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
         if progress is not None:
             progress(number, len(run_ids))
@@ -165,7 +166,8 @@ def collect_garbage(
 
 
 def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
-    found = _look(store, run_id, time.time(), min_age_seconds)
+    with refusals_as_damage(store):
+        found = _look(store, run_id, time.time(), min_age_seconds)
     report.runs += 1
     report.kept += found.kept
     report.unknown += found.unknown

@@ -21,6 +21,7 @@ class Plan:
 
     Attributes:
         run_id: The run.
+        target_id: Identity of the target when the copy began; None for a store without a record of it.
         attempt: Of its newest generation.
         files: Size and sha256 of each data file that has to be proven in the target.
         trusted: Those of them that need no new hash, as a generation that is there lists them.
@@ -32,6 +33,7 @@ class Plan:
     """
 
     run_id: str
+    target_id: str | None
     attempt: int = 1
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     trusted: set[str] = field(default_factory=set)
@@ -50,10 +52,10 @@ class Plan:
 class Planner:
     """Finds out what is to be done for one run. Writes nothing."""
 
-    def __init__(self, source: Store, target: Store, run_id: str, recheck: bool, known: set[str]) -> None:
-        self._source, self._target, self._run_id = source, target, run_id
+    def __init__(self, source: Store, target: Store, plan: Plan, recheck: bool, known: set[str]) -> None:
+        self._source, self._target, self._run_id = source, target, plan.run_id
         self._recheck, self._known = recheck, known
-        self._plan = Plan(run_id)
+        self._plan = plan
         self._hashes: dict[str, tuple[int, str]] = {}
 
     def plan(self) -> Plan | None:
@@ -71,7 +73,8 @@ class Planner:
         if not generations and final is None:
             return None
         highest = max([*generations, final.generation if final else 0])
-        there = set(list_generations(self._target, run_id))
+        with reading(self._target):
+            there = set(list_generations(self._target, run_id))
         for generation in range(1, highest + 1):
             if generation not in there or manifest_path(run_id, generation) not in self._known:
                 self._add(generation, generation in there)
@@ -113,7 +116,8 @@ class Planner:
 
     def _is_there(self, path: str, data: bytes) -> bool:
         """Whether the target has a record of the source; raises if it has another one."""
-        there = self._target.get(path, MAX_SEALED_BYTES)
+        with reading(self._target):
+            there = self._target.get(path, MAX_SEALED_BYTES)
         if there not in (None, data):
             raise conflict_of(self._source, self._target, path, self._run_id)
         return there is not None

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.format.generations import read_record
+from reuse_algos.archive.format.generations import check_identity, read_identity, read_record
 from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.selection import scan, tags_match
 from reuse_algos.archive.stores.base import Chunk, Store
@@ -86,11 +86,12 @@ def copy_runs(
         ArchiveError: One of the two archives cannot be read or written.
     """
     known = set() if known is None else known
+    identity = read_identity(target)
     report = CopyReport()
     plans: list[Plan] = []
     for run_id in _chosen(source, run_ids, tags, report):
         with _reported(run_id, report):
-            if plan := Planner(source, target, run_id, recheck, known).plan():
+            if plan := Planner(source, target, Plan(run_id, identity), recheck, known).plan():
                 plans.append(plan)
     total = sum(plan.bytes for plan in plans)
     done = 0
@@ -109,7 +110,7 @@ def copy_runs(
             except MissingFileError:  # known no longer, if it was known: somebody removed it from the target
                 if not _forget(known, plan.run_id):
                     raise
-                again = Planner(source, target, plan.run_id, recheck, known).plan() or plan
+                again = Planner(source, target, Plan(plan.run_id, identity), recheck, known).plan() or plan
                 more = done + again.bytes - planned
                 planned, total = planned + more, total + more
                 _copy_run(source, target, again, report, advance, known)
@@ -203,6 +204,7 @@ def _carry_out(
             _put_record(source, target, manifest_path(plan.run_id, generation), plan.run_id)
         lease.note_committed(())
     if plan.final:
+        check_identity(target, plan.target_id, f"run {plan.run_id} cannot be copied")
         _put_record(source, target, final_path(plan.run_id), plan.run_id)
         known.add(final_path(plan.run_id))
     known.update(manifest_path(plan.run_id, generation) for generation in plan.pending)
@@ -261,6 +263,7 @@ def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[
 
 
 def _check_sizes(target: Store, plan: Plan) -> None:
+    check_identity(target, plan.target_id, f"run {plan.run_id} cannot be copied")
     if plan.base is not None and target.size(plan.base) is None:
         raise MissingFileError(f"{target.location}/{plan.base} is not there any more")
     check_sizes(target, {path: size for path, size in plan.listed.items() if path not in plan.held})
