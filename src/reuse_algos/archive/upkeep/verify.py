@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
@@ -14,14 +14,18 @@ from reuse_algos.archive.stores.checks import DAMAGE, reading
 from reuse_algos.archive.upkeep.leases import read_markers
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["Problem", "VerifyReport", "verify_archive", "verify_runs"]
+__all__ = ["Problem", "VerifyReport", "verify_archive"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One damaged file: whose it is, its path relative to the archive, and what is wrong with it.
+    """One damaged file.
 
-    ``conflict`` says that nothing is damaged, but that two writers made different things of one name.
+    Attributes:
+        run_id: The run that it belongs to; empty for the archive itself.
+        path: Its path, relative to the archive.
+        what: What is wrong with it.
+        conflict: Whether nothing is damaged, but two writers wrote different content under one name. Default: False.
     """
 
     run_id: str
@@ -58,13 +62,14 @@ def verify_archive(
     progress: Callable[[int, int], None] | None = None,
     records: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Check an archive, of which not even ``archive.json`` need be sound.
+    """Check an archive. Even ``archive.json`` may be damaged.
 
     Args:
         store: The archive's store.
-        run_id: One run; all by default.
-        progress: Called with the bytes hashed so far and the bytes to hash in all.
-        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
+        run_id: The run to check. Default: all.
+        progress: Called with the bytes hashed so far and the bytes to hash in all. Default: None.
+        records: Called before that, with the number of runs whose manifests were read and the number of runs.
+            Default: None.
 
     Returns:
         What was found. Damage is never raised.
@@ -86,34 +91,20 @@ def verify_archive(
             run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
     except DAMAGE as error:
         problems.append(Problem("", "runs", str(error)))
-    report = verify_runs(store, run_ids, progress, records)
+    report = _verify_runs(store, run_ids, progress, records)
     report.problems[:0] = problems
     return report
 
 
-def verify_runs(
+def _verify_runs(
     store: Store,
-    run_ids: Iterable[str],
-    progress: Callable[[int, int], None] | None = None,
-    records: Callable[[int, int], None] | None = None,
+    run_ids: list[str],
+    progress: Callable[[int, int], None] | None,
+    records: Callable[[int, int], None] | None,
 ) -> VerifyReport:
-    """Check every generation of runs, and read and hash every file that any generation lists.
-
-    Args:
-        store: The archive's store.
-        run_ids: Which runs.
-        progress: Called with the bytes hashed so far and the bytes to hash in all.
-        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
-
-    Returns:
-        What was found. Damage is never raised.
-
-    Raises:
-        ArchiveError: The store is out of reach as a whole.
-    """
+    """Check every generation of runs, and hash every file that a generation lists."""
     report = VerifyReport()
     files: dict[tuple[str, str], FileEntry] = {}
-    run_ids = list(run_ids)
     for number, run_id in enumerate(run_ids, start=1):
         files.update(_verify_records(store, run_id, report))
         if records is not None:
