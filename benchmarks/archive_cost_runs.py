@@ -17,8 +17,9 @@ from reuse_algos.archive import (
     history_tensors,
 )
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.manifest import FinalRecord, encode_manifest
+from reuse_algos.archive.format.manifest import encode_manifest
 from reuse_algos.archive.format.names import final_path, manifest_path
+from reuse_algos.archive.format.records import FinalRecord
 from reuse_algos.callbacks.provenance import environment
 
 MONITOR = "metrics/eval/MulticlassAccuracy"

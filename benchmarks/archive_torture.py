@@ -86,6 +86,9 @@ CASES = (
     Case(18, "diverged and empty runs", "unhealthy.case", about=5),
     Case(19, "prior runs that do not fit", "mismatches.case", about=18),
     Case(20, "archives of released formats", "formats.case", about=3),
+    Case(21, "the disk goes away while writing", "lost_disks.unmounted", about=60),
+    Case(22, "a suspended writer's files are collected", "lost_disks.suspended", about=8),
+    Case(23, "one odd run in a shared archive", "neighbours.case", about=26),
 )
 
 

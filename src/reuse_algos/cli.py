@@ -58,7 +58,7 @@ examples:
   reuse-algos runs ./archive --order best
   reuse-algos compare ./archive --group-by tags.method --baseline baseline
 
-exit codes: 0 done; 1 the check found problems; 2 wrong usage, or an error that is named on stderr; 130 interrupted."""
+exit codes: 0 done; 1 damage, which is named; 2 wrong usage, or an error that is named on stderr; 130 interrupted."""
 
 
 class _Version(argparse.Action):
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; by default those of the process.
 
     Returns:
-        The exit code: 0 done, 1 the check found problems, 2 wrong usage or an error (one message on stderr; --debug
+        The exit code: 0 done, 1 damage (a run was left out), 2 wrong usage or an error (one message on stderr; --debug
         shows the traceback), 130 interrupted, 141 if the reader of stdout went away.
     """
     try:
@@ -110,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code = args.run(args)
             sys.stdout.flush()
-            return code
+            archive = getattr(args, "read_archive", None)
+            # A run that was left out, or read from an earlier generation, was named on stderr.
+            return 1 if code == 0 and archive is not None and archive.faults else code
         except BrokenPipeError:
             # As in `reuse-algos runs ... | head`: nobody is there to be told. Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,8 +13,8 @@ from typing import Any, cast
 
 from reuse_algos.archive import Store, StoredObject
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.manifest import ArchiveRecord
 from reuse_algos.archive.format.names import IDENTITY
+from reuse_algos.archive.format.records import ArchiveRecord
 from reuse_algos.archive.stores.base import Chunk
 from reuse_algos.archive.upkeep import collect, leases, removal
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError

@@ -16,7 +16,7 @@ from reuse_algos.archive import RunArchive, copy_runs
 from reuse_algos.archive.upkeep.verify import verify_archive
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError, ArchiveWarning
 
-from .conftest import MakeRun, files_below, manifest_of, put_files, rewrite
+from .conftest import MONITOR, MakeRun, files_below, manifest_of, put_files, rewrite
 from .dict_store import DictStore
 from .torture import bit_flips, changed_files
 
@@ -52,19 +52,34 @@ def test_an_older_manifest_in_a_newer_place_is_found(archive: RunArchive) -> Non
         writer.commit(manifest_of(put_files(writer, epoch=epoch)))
     manifests = archive.root / "runs" / writer.run_id / "manifests"
     rewrite(manifests / "g000003.json", lambda _: (manifests / "g000002.json").read_bytes())
-    with pytest.raises(ArchiveCorruptError, match=r"g000003\.json is in the wrong place"):
-        archive.run(writer.run_id)
+    with pytest.warns(
+        ArchiveWarning, match=r"generation 3 cannot .*g000003\.json is in the wrong place.*generation 2 is"
+    ):
+        assert archive.run(writer.run_id).manifest.generation == 2
     assert len(archive.verify().problems) == 1
 
 
 def test_a_damaged_newest_generation_is_no_silent_step_back(archive: RunArchive) -> None:
     writer = archive.start_run("toy")
     for epoch in range(2):
-        writer.commit(manifest_of(put_files(writer, epoch=epoch)))
+        writer.commit(manifest_of(put_files(writer, values=[0.5] * (epoch + 1), epoch=epoch)))
     newest = archive.root / "runs" / writer.run_id / "manifests" / "g000002.json"
     rewrite(newest, lambda data: data[:-40])
-    with pytest.raises(ArchiveCorruptError, match=r"g000002\.json is damaged"):
-        archive.run(writer.run_id)
+    said = rf"{writer.run_id} is not as .*generation 2 cannot .*g000002\.json is damaged.*generation 1 is read instead"
+    for select in (
+        lambda archive: archive.run(writer.run_id),
+        lambda archive: archive.run("toy"),
+        lambda archive: archive.open_run(writer.run_id),
+        lambda archive: archive.runs(unfinished=True)[0],
+        lambda archive: archive.runs(unfinished=True, order="best")[0],
+    ):
+        reader = RunArchive(archive.root)
+        with pytest.warns(ArchiveWarning, match=said) as warned:
+            run = select(reader)
+        assert (len(warned), run.manifest.generation, len(run.metric(MONITOR).value)) == (1, 1, 1)
+        assert list(reader.faults) == [writer.run_id]
+        assert select(reader).manifest.generation == 1  # it warns once (warnings are errors here)
+    assert [problem.path[-12:] for problem in archive.verify().problems] == ["g000002.json"]
     with pytest.raises(ArchiveCorruptError):
         archive.resume_run(writer.run_id)
 
@@ -76,11 +91,50 @@ def test_the_deleted_last_generation_of_a_finished_run_is_found(archive: RunArch
     writer.finish()
     manifests = archive.root / "runs" / writer.run_id / "manifests"
     (manifests / "g000002.json").unlink()
+    with pytest.warns(ArchiveWarning, match=r"g000002\.json is missing: .*instead, as a run that has not ended"):
+        run = archive.run(writer.run_id)
+    assert (run.manifest.generation, run.finished) == (1, False)
+    assert archive.runs() == []  # half of a run must not count as a whole one
     with pytest.raises(ArchiveCorruptError, match=r"g000002\.json is missing"):
-        archive.run(writer.run_id)
+        archive.resume_run(writer.run_id)
     assert [problem.path[-12:] for problem in archive.verify().problems] == ["g000002.json"]
     shutil.rmtree(manifests)
     assert len(archive.verify().problems) == 2
+
+
+def test_a_generation_whose_files_were_collected_hides_no_earlier_one(archive: RunArchive) -> None:
+    """A writer that was suspended for longer than the collector waits may have committed it (and failed then)."""
+    writer = archive.start_run("toy")
+    for epoch in range(3):
+        writer.commit(manifest_of(put_files(writer, epoch=epoch)))
+    lost = {entry.path for entry in archive.run(writer.run_id).manifest.files}
+    lost -= {entry.path for entry in archive.open_run(writer.run_id, 2).manifest.files}
+    path = archive.root / "runs" / writer.run_id / sorted(lost)[0]
+    path.unlink()
+    said = rf"{writer.run_id} .*generation 3 cannot be used: .*{path.name} is missing; generation 2 is read instead"
+    for select in (
+        lambda archive: archive.run(writer.run_id),
+        lambda archive: archive.runs(unfinished=True)[0],
+    ):
+        with pytest.warns(ArchiveWarning, match=said):
+            run = select(RunArchive(archive.root))
+        assert run.manifest.generation == 2
+        assert run.weights()
+        assert run.signal("logits")
+    assert [problem.path for problem in archive.verify().problems] == [f"runs/{writer.run_id}/{sorted(lost)[0]}"]
+
+
+def test_a_run_of_many_damaged_generations_is_refused_soon(archive: RunArchive) -> None:
+    writer = archive.start_run("toy")
+    writer.commit(manifest_of(put_files(writer)))
+    manifests = archive.root / "runs" / writer.run_id / "manifests"
+    for generation in range(2, 19):
+        (manifests / f"g{generation:06d}.json").write_bytes(b"not a manifest")
+    with pytest.raises(ArchiveCorruptError, match=r"g000018\.json is damaged"):  # 16 steps back, and no more
+        archive.run(writer.run_id)
+    (manifests / "g000018.json").unlink()
+    with pytest.warns(ArchiveWarning, match=r"generation 17 cannot .*generation 1 is read"):
+        assert archive.run(writer.run_id).manifest.generation == 1
 
 
 def test_a_gap_in_the_generations_is_found(archive: RunArchive) -> None:

@@ -293,7 +293,7 @@ def test_a_commit_waits_until_it_is_decided_whether_its_file_is_deleted(
     assert markers == []
     Marker(archive._store, writer.run_id, paths=[path])
     monkeypatch.setattr(leases, "WAIT_SECONDS", 0.0)
-    with pytest.raises(ArchiveError, match=f"(?s){path} lay unused.*reuse-algos gc") as caught:
+    with pytest.raises(ArchiveError, match=f"(?s){path} was unused.*reuse-algos gc") as caught:
         writer.commit(manifest_of(files))
     assert not isinstance(caught.value, ArchiveConflictError)
     writer.commit(manifest_of(files[1:]))  # what is not condemned can be committed

@@ -59,7 +59,7 @@ def test_every_field_of_a_manifest_comes_back(archive: RunArchive) -> None:
     writer = archive.start_run("full")
     manifest = manifest_of(
         put_files(writer),
-        tags={"study": "ünïcode \u2028 [[[{{{"},
+        tags={"study": "ünïcode \u3000 [[[{{{"},
         seed=-3,
         recipe={"optimizer": {"lr": 0.1, "betas": [0.9, 0.95]}, "flag": None},
         model=ModelRecord(

@@ -232,11 +232,11 @@ class Failing:
 
 
 @pytest.mark.parametrize("concurrency", [1, 4])
-@pytest.mark.parametrize("error", [ArchiveError("503"), ArchivePermissionError("403")])
 @pytest.mark.parametrize("name", ["manifests/g000001.json", "final.json"])
 def test_what_cannot_be_read_now_changes_no_selection(
-    archive: RunArchive, make_run: MakeRun, name: str, error: ArchiveError, concurrency: int
+    archive: RunArchive, make_run: MakeRun, name: str, concurrency: int
 ) -> None:
+    error = ArchiveError("503")
     ids = [make_run(values=(value,)) for value in (0.1, 0.9, 0.5)]
     failing = RunArchive(Failing(archive, f"runs/{ids[1]}/{name}", error, concurrency), create=True)
     for order in ("best", "first", "latest"):
@@ -246,6 +246,38 @@ def test_what_cannot_be_read_now_changes_no_selection(
         failing.run("toy")  # which might be the name of that run
     with pytest.raises(type(error), match=str(error)):
         failing.run("unknown")
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+@pytest.mark.parametrize("name", ["manifests/g000001.json", "final.json"])
+def test_a_run_that_may_not_be_read_is_named_and_left_out(
+    archive: RunArchive, make_run: MakeRun, name: str, concurrency: int
+) -> None:
+    ids = [make_run(values=(value,)) for value in (0.1, 0.9, 0.5)]
+    path = f"runs/{ids[1]}/{name}"
+    for order, expected in (("best", [ids[2], ids[0]]), ("first", [ids[0], ids[2]]), ("latest", [ids[2], ids[0]])):
+        shared = RunArchive(Failing(archive, path, ArchivePermissionError(f"403 for {path}"), concurrency))
+        with pytest.warns(ArchiveWarning, match=f"run {ids[1]} is left out: 403 for {path}"):
+            assert [run.id for run in shared.runs(order=order)] == expected
+        assert shared.faults == {ids[1]: f"403 for {path}"}
+    with pytest.raises(ArchivePermissionError, match="403"):
+        shared.run(ids[1])
+
+
+def test_an_archive_that_may_not_be_read_at_all_is_an_error(archive: RunArchive, make_run: MakeRun) -> None:
+    make_run()
+    closed = RunArchive(archive.root)
+
+    class Closed(Failing):
+        def get(self, path: str, max_bytes: int) -> bytes | None:
+            raise ArchivePermissionError(f"403 for {path}")
+
+        def size(self, path: str) -> int | None:
+            raise ArchivePermissionError(f"403 for {path}")
+
+    closed._store = Closed(archive, "", ArchiveError(), 1)  # type: ignore[assignment]
+    with pytest.raises(ArchivePermissionError, match=r"403 for archive\.json"):
+        closed.runs()
 
 
 def test_an_unreadable_file_here_is_raised_and_an_odd_one_is_damage(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .torture import conformance, formats, model
+from .torture import conformance, formats, lost_disks, model, neighbours
 from .torture.outcome import Tally, spread
 
 
@@ -29,6 +29,21 @@ def test_the_dictionary_notices_a_difference(tmp_path: Path, monkeypatch: pytest
 def test_archives_of_every_released_format_are_read(tmp_path: Path) -> None:
     outcome = formats.case(tmp_path)
     assert (outcome.tries >= 3, outcome.ok) == (True, True), outcome
+
+
+def test_a_disk_that_goes_away_takes_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    outcome = lost_disks.unmounted(tmp_path)
+    assert (outcome.tries >= 40, outcome.ok) == (True, True), outcome
+
+
+def test_a_suspended_writer_hides_no_sound_generation(tmp_path: Path) -> None:
+    outcome = lost_disks.suspended(tmp_path)
+    assert (outcome.tries, outcome.ok) == (8, True), outcome
+
+
+def test_one_odd_run_is_no_trouble_of_the_others(tmp_path: Path) -> None:
+    outcome = neighbours.case(tmp_path)
+    assert (outcome.tries, outcome.ok) == (len(neighbours.ODDITIES), True), outcome
 
 
 def test_faults_are_counted() -> None:
@@ -78,5 +93,5 @@ def test_the_script_prints_a_line_for_each_case(tmp_path: Path) -> None:
     assert [line[key] for key in ("row", "tries", "lost", "torn", "undetected")] == [20, 6, 0, 0, 0]
     assert line["seconds"] > 0
     assert output.read_text() == done.stdout
-    done = subprocess.run([*command[:2], "--rows", "21"], capture_output=True, text=True)
-    assert (done.returncode, "there are no rows [21]" in done.stderr) == (2, True)
+    done = subprocess.run([*command[:2], "--rows", "99"], capture_output=True, text=True)
+    assert (done.returncode, "there are no rows [99]" in done.stderr) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import multiprocessing
 import os
 from collections.abc import Iterable
@@ -147,3 +148,22 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hash_that_is_none(files: Path) -> None:
     with pytest.raises(ArchiveCorruptError, match="cannot have the sha256"):
         open_cached("s3://b/x", 1, "../../etc/passwd", Remote(DATA))
+
+
+def test_what_is_remembered_is_pruned(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_cache, "MAX_VERIFIED", 100)
+    monkeypatch.setattr(file_cache, "_key", lambda file, path, sha256: sha256)
+    verified = files.parent / "verified"
+    target = tmp_path / "file"
+    target.write_bytes(b"x")
+    counts = []
+    with io.FileIO(str(target)) as file:
+        for number in range(150):
+            # Every 50th key begins with 00 and looks whether there are too many.
+            file_cache.remember_verified(file, str(target), f"{'00' if number % 50 == 49 else '11'}{number:062x}")
+            counts.append(len(os.listdir(verified)))
+            if number == 74:
+                for path in verified.iterdir():
+                    os.utime(path, (1, 1))
+    assert (counts[99], counts[148], counts[149]) == (100, 149, 75)
+    assert {int(path.name[2:], 16) for path in verified.iterdir()} == set(range(75, 150))  # the newest are kept

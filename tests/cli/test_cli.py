@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import reuse_algos
+from archive.torture.hostile import sealed as reseal
 from compare.synthetic_runs import METRIC, noisy, write_run
 from reuse_algos.archive import (
     DatasetRecord,
@@ -27,7 +28,7 @@ from reuse_algos.archive import (
     RunArchive,
 )
 from reuse_algos.cli import main
-from reuse_algos.errors import RunNotFoundError
+from reuse_algos.errors import ArchiveError, RunNotFoundError
 
 X = np.arange(1, 11) / 10
 
@@ -286,7 +287,7 @@ def test_a_damaged_run_is_a_warning_line_in_a_list(tmp_path: Path, capsys: pytes
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         code, out, err = call(capsys, "runs", str(archive.root), "--json")
-    assert code == 0
+    assert code == 1  # not all of it could be read
     assert ids_of(out) == [good]
     assert err.startswith(f"reuse-algos: ArchiveWarning: run {bad} is left out")
     assert err.count("\n") == 1
@@ -458,11 +459,22 @@ def test_a_closed_pipe_is_no_error(made: dict[str, Any]) -> None:
 
 def test_a_strangers_names_do_not_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = RunArchive(tmp_path / "archive", create=True)
-    run_id = write_run(archive, "plain", 0, [0.5], tags={"note": "\x1b]0;owned\x07\x1b[2J", "way": "\u202egnp"})
+    tags = {"note": "\x1b]0;owned\x07\x1b[2J", "way": "\u202egnp", "csi": "\x9b2J"}
+    with pytest.raises(ArchiveError, match=r"the tag '\\u001b\]0;owned.*holds a control character"):
+        write_run(archive, "plain", 0, [0.5], tags=tags)
+    run_id = write_run(archive, "plain", 0, [0.5], tags={"note": "NOTE", "way": "WAY", "csi": "CSI"})
+    (path,) = (archive.root / "runs" / run_id / "manifests").iterdir()
+    content = json.loads(path.read_bytes())["content"] | {"tags": tags}  # as another program may write it
+    path.chmod(0o644)
+    path.write_bytes(reseal(json.dumps(content, separators=(",", ":")).encode()))
+    assert main(["runs", str(tmp_path / "archive"), "--json"]) == 0
+    said = capsys.readouterr().out
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(said)
+    assert json.loads(said)[0]["tags"] == tags  # escaped, not changed
     for command in (["runs", str(tmp_path / "archive")], ["show", str(tmp_path / "archive"), run_id]):
         assert main(command) == 0
     assert main(["show", str(tmp_path / "archive"), "\x1b[2Jno"]) == 2
     seen = capsys.readouterr()
-    assert not {"\x1b", "\x07", "\u202e"} & set(seen.out + seen.err)
+    assert not {"\x1b", "\x07", "\x9b", "\u202e"} & set(seen.out + seen.err)
     assert "\\x1b]0;owned" in "".join(seen.out.split())
     assert "\\x1b[2Jno" in seen.err

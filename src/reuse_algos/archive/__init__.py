@@ -1,20 +1,19 @@
 """The run archive: committed runs that later runs read. It knows nothing of Composer or of training."""
 
-from reuse_algos.archive.format.manifest import (
-    FORMAT,
+from reuse_algos.archive.format.manifest import FORMAT, Manifest
+from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
+from reuse_algos.archive.format.records import (
     CostRecord,
     DatasetRecord,
     EnvironmentRecord,
     FileEntry,
     HarvestRecord,
-    Manifest,
     ModelRecord,
     PriorUse,
     Progress,
     TaskRecord,
     TensorInfo,
 )
-from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
 from reuse_algos.archive.format.tensors import describe, header_parts
 from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reuse_algos.archive.format.manifest import FileEntry, FinalRecord, Manifest
+from reuse_algos.archive.format.manifest import Manifest
 from reuse_algos.archive.format.metrics import (
     MetricHistory,
     Mode,
@@ -19,6 +19,7 @@ from reuse_algos.archive.format.metrics import (
     resolve_metric,
 )
 from reuse_algos.archive.format.names import run_prefix
+from reuse_algos.archive.format.records import FileEntry, FinalRecord
 from reuse_algos.archive.format.tensors import open_tensors, tensor_parts
 from reuse_algos.archive.signals.segments import Segment
 from reuse_algos.archive.signals.signal import Signal

@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import re
 import secrets
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from reuse_algos.archive.format.envelope import seal
 from reuse_algos.archive.format.generations import (
+    find_sound,
     list_generations,
     read_final,
     read_identity,
     read_latest,
     read_manifest,
 )
-from reuse_algos.archive.format.manifest import ArchiveRecord, Manifest
+from reuse_algos.archive.format.labels import check_labels
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, is_safe_name
+from reuse_algos.archive.format.records import ArchiveRecord
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
-from reuse_algos.archive.selection import Order, scan, select, tags_match
+from reuse_algos.archive.selection import Order, SteppedBackError, scan, select, stepped_back, tags_match
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
-from reuse_algos.archive.upkeep.collect import GarbageReport, collect_garbage
-from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
-from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS
-from reuse_algos.archive.upkeep.removal import RemovalReport, remove_run
-from reuse_algos.archive.upkeep.verify import VerifyReport, verify_archive
+from reuse_algos.archive.upkeep.upkeep import Upkeep
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveError,
@@ -43,7 +42,7 @@ from reuse_algos.errors import (
 __all__ = ["RunArchive"]
 
 
-class RunArchive:
+class RunArchive(Upkeep):
     """Committed runs in a directory or an object store, shared by any number of readers and writers at once.
 
     Args:
@@ -62,19 +61,13 @@ class RunArchive:
 
     def __init__(self, path: str | os.PathLike[str] | Store, *, create: bool = False, read_only: bool = False) -> None:
         if isinstance(path, str | os.PathLike):
-            self._store = open_store(path, create=create, read_only=read_only)
-        else:
-            self._store = path
-        self._warned: set[str] = set()
+            path = open_store(path, create=create, read_only=read_only)
+        super().__init__(path)
+        self._faults: dict[str, str] = {}
         self.archive_id = self._identity(create and not read_only)
 
     def __repr__(self) -> str:
         return f"RunArchive({self.location!r})"
-
-    @property
-    def location(self) -> str:
-        """Where the archive is: a directory or a URL."""
-        return self._store.location
 
     @property
     def root(self) -> Path:
@@ -101,6 +94,11 @@ class RunArchive:
             raise ArchiveError(f"there is no archive at {self.location}: check the path, or pass create=True")
         return found
 
+    @property
+    def faults(self) -> dict[str, str]:
+        """What was warned of so far, by run: damage, missing permission, or a generation that was passed over."""
+        return dict(self._faults)
+
     def run_ids(self, *, uncommitted: bool = False) -> list[str]:
         """Return the sorted ids of all committed runs, damaged ones included.
 
@@ -108,7 +106,7 @@ class RunArchive:
             uncommitted: Also list what has files but no commit: not yet a run, or not any more. Default: False.
         """
         candidates = self._candidates()
-        return candidates if uncommitted else [name for name in candidates if list_generations(self._store, name)]
+        return candidates if uncommitted else [name for name in candidates if self._is_committed(name)]
 
     def runs(
         self,
@@ -160,8 +158,8 @@ class RunArchive:
             ArchiveVersionError: It was written by a newer major version.
             ArchiveError: A run could not be read.
         """
-        if is_safe_name(run_id) and (latest := read_latest(self._store, run_id)):
-            return PriorRun(self._store, *latest)
+        if is_safe_name(run_id) and (run := self._newest(run_id)):
+            return run
         latest, named = None, []
         for found in scan(self._store, self._candidates(), self._warn):
             if found.summary.run_name == run_id:
@@ -189,8 +187,8 @@ class RunArchive:
         """
         if is_safe_name(run_id):
             if generation is None:
-                if latest := read_latest(self._store, run_id):
-                    return PriorRun(self._store, *latest)
+                if run := self._newest(run_id):
+                    return run
             elif list_generations(self._store, run_id):
                 manifest = read_manifest(self._store, run_id, generation)
                 return PriorRun(self._store, manifest, read_final(self._store, run_id))
@@ -202,7 +200,11 @@ class RunArchive:
         Args:
             run_name: The name, which need not be unique.
             created_at: When the run was started; UTC if it names no zone. Default: now.
+
+        Raises:
+            ArchiveError: The name holds control characters, or ``created_at`` is not a time.
         """
+        check_labels(run_name, {})
         slug = re.sub(r"[^a-z0-9._-]+", "-", run_name.lower()).strip("-._")[:64] or "run"
         return RunWriter(
             self._store,
@@ -262,107 +264,29 @@ class RunArchive:
             raise RunNotFoundError(f"{run_id!r} cannot be the id of a run")
         return RunWriter(self._store, self.archive_id, run_id, attempt)
 
-    def verify(
-        self,
-        run_id: str | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        records: Callable[[int, int], None] | None = None,
-    ) -> VerifyReport:
-        """Check runs for damage: read every generation, and hash every file again.
+    def _is_committed(self, run_id: str) -> bool:
+        try:
+            with refusals_as_damage(self._store):
+                return bool(list_generations(self._store, run_id))
+        except DAMAGE as error:  # it is listed all the same, so that it can be verified or removed
+            self._warn(run_id, error)
+            return True
 
-        Args:
-            run_id: The run. Default: all.
-            progress: Called with the bytes hashed so far and the bytes to hash in all. Default: None.
-            records: Called before that with the number of runs whose manifests were read and the number of runs.
-                Default: None.
-
-        Returns:
-            What was found. Damage is never raised.
-
-        Raises:
-            RunNotFoundError: There is no such run.
-            ArchiveError: The store is out of reach as a whole.
-        """
-        if run_id is not None:
-            with contextlib.suppress(ArchiveError):  # what cannot be listed is damage, which is reported below
-                if run_id not in self._candidates():
-                    raise self._not_found(run_id)
-        return verify_archive(self._store, run_id, progress, records)
-
-    def collect_garbage(
-        self,
-        *,
-        delete: bool = False,
-        min_age_seconds: float = MIN_AGE_SECONDS,
-        progress: Callable[[int, int], None] | None = None,
-    ) -> GarbageReport:
-        """Find what no manifest lists, and delete it if asked to.
-
-        Args:
-            delete: Really delete; otherwise nothing is written at all. Default: False.
-            min_age_seconds: A run in which anything is younger is left alone; at least an hour. Default: a day.
-            progress: Called with the number of runs looked at so far and the number of runs. Default: None.
-
-        Raises:
-            ArchiveError: The age is too short, or the archive cannot be read or written.
-        """
-        return collect_garbage(self._store, delete=delete, min_age_seconds=min_age_seconds, progress=progress)
-
-    def remove_run(
-        self, run_id: str, *, force: bool = False, progress: Callable[[int, int], None] | None = None
-    ) -> RemovalReport:
-        """Delete a run and all that is in its folder.
-
-        Args:
-            run_id: The run, which may be damaged.
-            force: Also remove a run that may still be written; its writer fails at its next commit. Default: False.
-            progress: Called with the number of objects deleted so far and the number of objects. Default: None.
-
-        Raises:
-            RunNotFoundError: There is nothing of this run.
-            ArchiveConflictError: The run may still be written, and ``force`` was not given; nothing was removed.
-            ArchiveError: The archive cannot be read or written.
-        """
-        return remove_run(self._store, run_id, force=force, progress=progress)
-
-    def copy_to(
-        self,
-        target: RunArchive,
-        run_ids: Iterable[str] | None = None,
-        progress: Callable[[int, int], None] | None = None,
-        *,
-        recheck: bool = True,
-        known: set[str] | None = None,
-        tags: Mapping[str, object] | None = None,
-    ) -> CopyReport:
-        """Copy committed runs into another archive (:func:`~reuse_algos.archive.upkeep.copying.copy_runs`).
-
-        Args:
-            target: The other archive. Nothing in it is ever replaced.
-            run_ids: The runs. Default: all.
-            progress: Called with the bytes copied or checked so far and the bytes in all. Default: None.
-            recheck: Hash also the files that an earlier copy brought; otherwise compare their sizes. Default: True.
-            known: Paths that an earlier call between the two archives proved. They are passed over, and this call's
-                are added. Default: None.
-            tags: Copy only runs with these tags; a list of values matches any of them. Default: None.
-
-        Returns:
-            What was copied. A damaged run, or one that differs from a run of the same id in the target, is a problem
-            of the report.
-
-        Raises:
-            RunNotFoundError: There is no such run here.
-            ArchiveError: One of the archives cannot be read or written.
-        """
-        return copy_runs(self._store, target._store, run_ids, progress, recheck=recheck, known=known, tags=tags)
-
-    def _candidates(self) -> list[str]:
-        return [name for name in self._store.list("runs") if is_safe_name(name)]
+    def _newest(self, run_id: str) -> PriorRun | None:
+        """The newest sound generation of a run; None if it does not exist."""
+        found = find_sound(self._store, run_id, decode_manifest)
+        if found is None:
+            return None
+        latest, manifest = found
+        if latest.fault is not None:
+            self._warn(run_id, stepped_back(latest))
+        return PriorRun(self._store, manifest, latest.final)
 
     def _warn(self, run_id: str, error: ArchiveError) -> None:
-        if run_id not in self._warned:
-            self._warned.add(run_id)
-            warnings.warn(f"run {run_id} is left out: {error}", ArchiveWarning, stacklevel=3)
+        if run_id not in self._faults:
+            self._faults[run_id] = str(error)
+            what = "is not as it was committed" if isinstance(error, SteppedBackError) else "is left out"
+            warnings.warn(f"run {run_id} {what}: {error}", ArchiveWarning, stacklevel=3)
 
     def _not_found(self, run_id: str) -> RunNotFoundError:
         found = scan(self._store, self._candidates(), self._warn)

@@ -11,23 +11,16 @@ import msgspec
 from torch import Tensor
 
 from reuse_algos.archive.format.envelope import FORMAT, seal
-from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
-from reuse_algos.archive.format.manifest import (
-    KINDS,
-    FileEntry,
-    FinalRecord,
-    Manifest,
-    Scalar,
-    decode_manifest,
-    encode_manifest,
-)
+from reuse_algos.archive.format.generations import check_identity, list_generations, read_final, read_manifest
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest, encode_manifest
 from reuse_algos.archive.format.metrics import final_meta
 from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.records import KINDS, FileEntry, FinalRecord, Scalar
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.archive.signals.segments import check_signal
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import check_sizes
 from reuse_algos.archive.upkeep.leases import TRUST_SECONDS, Lease, Stopwatch
-from reuse_algos.archive.upkeep.verify import check_sizes
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["RunWriter", "utc_now"]
@@ -213,7 +206,7 @@ class RunWriter:
         Only of the fresh ones if a generation is there: what this writer has committed goes only with the whole run,
         whose manifests go first.
         """
-        self._check_identity()
+        check_identity(self._store, self._archive_id, f"run {self.run_id} cannot be committed")
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
         self._check_sizes(manifest, fresh if self._generation else None)
@@ -226,15 +219,6 @@ class RunWriter:
             check_sizes(self._store, {path: size for path, size in sizes.items() if paths is None or path in paths})
         except ArchiveCorruptError as error:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
-
-    def _check_identity(self) -> None:
-        # An unmounted disk leaves an empty directory in its place, and a run committed there would be lost.
-        if (found := read_identity(self._store)) != self._archive_id:
-            what = "holds no archive" if found is None else f"is the archive {found}"
-            raise ArchiveError(
-                f"run {self.run_id} cannot be committed: {self._store.location} {what}, but the run began in the "
-                f"archive {self._archive_id}: is its disk mounted?"
-            )
 
     def _is_mine(self, generation: int) -> bool:
         """Whether this writer made a generation; raises with an explanation if another attempt did."""

@@ -9,20 +9,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from reuse_algos.archive.format.generations import DAMAGE, Latest, find_latest
+from reuse_algos.archive.format.generations import Latest, find_sound
 from reuse_algos.archive.format.metrics import Mode, infer_mode, resolve_metric
 from reuse_algos.archive.format.summary import RunSummary, decode_summary
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.stores.base import Store
-from reuse_algos.errors import ArchiveError, SignalNotFoundError
+from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError, SignalNotFoundError
 
-__all__ = ["Found", "Order", "scan", "select", "tags_match"]
+__all__ = ["Found", "Order", "SteppedBackError", "scan", "select", "stepped_back", "tags_match"]
 
 Order = Literal["best", "latest", "first"]
 Warn = Callable[[str, ArchiveError], None]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+
+
+class SteppedBackError(ArchiveCorruptError):
+    """The newest generation of a run is damaged, and an earlier one is read instead."""
 
 
 class Found(NamedTuple):
@@ -38,7 +43,8 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
     Args:
         store: The archive's store.
         run_ids: The runs; those that do not exist are passed over.
-        warn: Called with the id of each damaged run and its error.
+        warn: Called with the id of each run that is damaged, or that this user may not read, and its error. An error
+            of :class:`SteppedBackError` says that the run is there, with an earlier generation.
 
     Raises:
         ArchiveError: A run could not be read, which says nothing of whether it is sound.
@@ -46,8 +52,9 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
 
     def read(run_id: str) -> Found | ArchiveError | None:
         try:
-            latest = find_latest(store, run_id)
-            return latest and Found(decode_summary(latest.data, run_id, latest.generation), latest)
+            with refusals_as_damage(store):
+                found = find_sound(store, run_id, decode_summary)
+            return found and Found(found[1], found[0])
         except DAMAGE as error:
             return error
 
@@ -55,7 +62,18 @@ def scan(store: Store, run_ids: Iterable[str], warn: Warn) -> Iterator[Found]:
         if isinstance(found, ArchiveError):
             warn(run_id, found)
         elif found is not None:
+            if found.latest.fault is not None:
+                warn(run_id, stepped_back(found.latest))
             yield found
+
+
+def stepped_back(latest: Latest) -> SteppedBackError:
+    """Return the fault of a newer generation, with the one that is read instead."""
+    ended = "" if latest.final is not None else ", as a run that has not ended"
+    return SteppedBackError(
+        f"generation {latest.newest} cannot be used: {latest.fault}; "
+        f"generation {latest.generation} is read instead{ended}"
+    )
 
 
 def select(

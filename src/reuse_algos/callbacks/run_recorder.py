@@ -117,12 +117,11 @@ class RunRecorder(Callback):
                     f"RunRecorder weights: {name!r} is not 'init', 'last', 'best' or every n epochs such as '5ep'"
                 )
         self.signals = parse_signals(signals)
-        monitor = {"metric": monitor} if isinstance(monitor, str) else monitor or {}
-        monitor = fit_section(Monitor, monitor, "RunRecorder monitor")
+        watched = {"metric": monitor} if isinstance(monitor, str) else monitor or {}
+        self._monitor: Monitor = fit_section(Monitor, watched, "RunRecorder monitor")
         self.keys = fit_section(BatchKeys, keys or {}, "RunRecorder keys")
         self.task = fit_section(TaskSettings, task or {}, "RunRecorder task")
         self.dataset = dataset
-        self._monitor = monitor
         self._start_afresh()
 
     def _start_afresh(self) -> None:

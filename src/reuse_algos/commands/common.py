@@ -203,17 +203,21 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
-    return RunArchive(archive_path(args), read_only=read_only)
+    archive = RunArchive(archive_path(args), read_only=read_only)
+    if read_only:  # for the exit code, which says whether all of it could be read
+        args.read_archive = archive
+    return archive
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value; floats that are not finite become null."""
     from reuse_algos.compare.result import json_safe
 
-    print(json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
+    print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def printable(text: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from reuse_algos.archive import dequantize, quantize, shape_text
-from reuse_algos.archive.format.manifest import Scalar
+from reuse_algos.archive.format.records import Scalar
 from reuse_algos.archive.signals.success import success_rates
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.pixels import PixelSpace, pixel_space_of

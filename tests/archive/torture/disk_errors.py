@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, cast
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.archive.stores import local
-from reuse_algos.errors import ArchiveError, ArchivePermissionError
+from reuse_algos.errors import ArchiveError, ArchivePermissionError, ArchiveWarning
 
 from ..small_runs import manifest_of, put_files, use_everything
 from ..traced_os import fail_at
@@ -119,6 +120,8 @@ def _reading(root: Path, count: int | None, seed: int, numbers: Sequence[int], t
         use_everything(archive, run_id)
         if archive.run_ids() != [run_id] or not archive.run(run_id).finished:
             raise LookupError("the run seems not to be there")
+        if archive.faults:  # of one run, which did not stop the others
+            raise ArchiveError(f"{archive.faults}")
 
     def verify() -> None:
         if problems := RunArchive(root).verify().problems:
@@ -133,7 +136,8 @@ def _reading(root: Path, count: int | None, seed: int, numbers: Sequence[int], t
             tally.tries += 1
             when = f"{errno.errorcode[number]} at reading call {index} of {action.__name__}"
             try:
-                with _failing_reads(index, number):
+                with _failing_reads(index, number), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ArchiveWarning)
                     action()
             except ArchiveError as error:
                 tally.check(str(root) in str(error) or run_id in str(error), f"{when}: {error!r}")

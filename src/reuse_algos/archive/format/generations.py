@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
-from reuse_algos.archive.format.manifest import ArchiveRecord, FinalRecord, Manifest, decode_manifest
+from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_generation, manifest_path, run_prefix
+from reuse_algos.archive.format.records import ArchiveRecord, FinalRecord
 from reuse_algos.archive.stores.base import Store
-from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError
+from reuse_algos.archive.stores.checks import MissingFileError
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
 __all__ = [
-    "DAMAGE",
     "Latest",
-    "find_latest",
+    "check_identity",
+    "find_sound",
     "list_generations",
     "read_final",
     "read_identity",
     "read_latest",
     "read_manifest",
+    "read_record",
 ]
 
-DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
-"""The errors of a damaged run. Any other error may be gone a moment later, so it must not hide the run."""
+
+MOST_STEPS = 16
+"""How many damaged generations a reader passes over before it refuses the run."""
+
+
+class ListedFile(Protocol):
+    """A file that a manifest lists: its path, relative to the run, and its size in bytes."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+
+class HasFiles(Protocol):
+    """What lists files: a manifest or its summary."""
+
+    @property
+    def files(self) -> Sequence[ListedFile]: ...
+
+
+ManifestT = TypeVar("ManifestT", bound=HasFiles)
 
 
 def list_generations(store: Store, run_id: str) -> list[int]:
@@ -42,6 +67,38 @@ def read_identity(store: Store) -> str | None:
     return None if data is None else unseal(data, ArchiveRecord, f"{store.location}/{IDENTITY}").archive_id
 
 
+def check_identity(store: Store, archive_id: str | None, refusal: str) -> None:
+    """Make sure that a store is still the archive that it was, before anything becomes visible in it.
+
+    An unmounted disk leaves an empty directory in its place, and what is committed there is lost.
+
+    Args:
+        store: The archive's store.
+        archive_id: The id that it had.
+        refusal: The beginning of the error, such as ``"run a cannot be committed"``.
+
+    Raises:
+        ArchiveError: It is another archive, or none.
+    """
+    if (found := read_identity(store)) != archive_id:
+        what = "holds no archive" if found is None else f"is the archive {found}"
+        raise ArchiveError(
+            f"{refusal}: {store.location} {what}, but it was the archive {archive_id}: is its disk mounted?"
+        )
+
+
+def read_record(store: Store, path: str) -> bytes:
+    """Read a sealed file that must be there.
+
+    Raises:
+        ArchiveCorruptError: It is missing, or larger than a record may be.
+    """
+    data = store.get(path, MAX_SEALED_BYTES)
+    if data is None:
+        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
+    return data
+
+
 def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:
     """Read one generation.
 
@@ -49,7 +106,7 @@ def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:
         ArchiveCorruptError: It is missing or damaged.
         ArchiveVersionError: It was written in a newer major format.
     """
-    return decode_manifest(_manifest_data(store, run_id, generation), run_id, generation)
+    return decode_manifest(read_record(store, manifest_path(run_id, generation)), run_id, generation)
 
 
 def read_final(store: Store, run_id: str) -> FinalRecord | None:
@@ -70,12 +127,23 @@ def read_final(store: Store, run_id: str) -> FinalRecord | None:
 
 
 class Latest(NamedTuple):
-    """A run's highest generation as it was read, neither checked nor decoded, and the record that the run ended."""
+    """A generation of a run as readers get it, not decoded in full.
+
+    Attributes:
+        run_id: The run.
+        generation: The newest generation that is sound.
+        data: Its manifest file.
+        final: The record that the run ended; None while it has not, and for a generation before the last one.
+        newest: The newest generation that there should be.
+        fault: Why that one was passed over, if it is another one. Default: None.
+    """
 
     run_id: str
     generation: int
     data: bytes
     final: FinalRecord | None
+    newest: int
+    fault: ArchiveCorruptError | None = None
 
     def manifest(self) -> Manifest:
         """Check and decode it.
@@ -88,47 +156,84 @@ class Latest(NamedTuple):
 
 
 def read_latest(store: Store, run_id: str) -> tuple[Manifest, FinalRecord | None] | None:
-    """Read a run's highest generation and whether it ended; None if the run does not exist.
+    """Read a run's highest generation and whether it ended, for a writer that goes on behind it.
+
+    A writer never steps back: what is damaged must be looked at by somebody before anything is built on it.
+
+    Returns:
+        None if the run does not exist.
 
     Raises:
         ArchiveCorruptError: It is damaged, or generations that were there are gone.
         ArchiveVersionError: It was written in a newer major format.
     """
-    latest = find_latest(store, run_id)
-    return latest and (latest.manifest(), latest.final)
+    found = find_sound(store, run_id, decode_manifest, most_steps=0)
+    return found and (found[1], found[0].final)
 
 
-def find_latest(store: Store, run_id: str) -> Latest | None:
-    """Find a run's highest generation and whether it ended; None if the run does not exist.
+def find_sound(
+    store: Store, run_id: str, decode: Callable[[bytes, str, int], ManifestT], *, most_steps: int = MOST_STEPS
+) -> tuple[Latest, ManifestT] | None:
+    """Find the newest generation of a run that is sound, for a reader.
 
-    There is no falling back to an older generation: a commit is complete once it can be seen, so a highest one that
-    cannot be read is damage.
+    A damaged manifest is passed over, and so is one of a run that has not ended that names a file which is not there: a
+    writer that was suspended for longer than the collector waits may have committed it. The last generation of a run
+    that ended was looked at by its writer, so its files are not listed again. A newer format is not damage, and is
+    never passed over.
+
+    Args:
+        store: The archive's store.
+        run_id: The run.
+        decode: Decodes a manifest file of a run and a generation.
+        most_steps: How many generations to step back. It bounds what a hostile run costs. Default: 16.
+
+    Returns:
+        The generation, and what ``decode`` made of it; None if the run does not exist.
 
     Raises:
-        ArchiveCorruptError: The record of the end is damaged, or generations that were there are gone.
+        ArchiveCorruptError: No generation is sound; this is the fault of the newest one. Or the record of the end is.
         ArchiveVersionError: It was written in a newer major format.
     """
-    try:
-        return _find_latest(store, run_id)
-    except ArchiveCorruptError:
-        if read_final(store, run_id) is None and not list_generations(store, run_id):
-            return None  # it was removed at this moment
-        raise
-
-
-def _find_latest(store: Store, run_id: str) -> Latest | None:
     final = read_final(store, run_id)  # before the listing, which then cannot be the older of the two
-    generations = list_generations(store, run_id)
-    latest = generations[-1] if generations else 0
-    if final is not None and final.generation > latest:
-        path = manifest_path(run_id, final.generation)
-        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the run ended with it, so it was deleted")
-    return Latest(run_id, latest, _manifest_data(store, run_id, latest), final) if latest else None
+    last = final.generation if final is not None else 0
+    fault: ArchiveCorruptError | None = None
+    generations = set(list_generations(store, run_id)) | ({last} if last else set())
+    for generation in sorted(generations, reverse=True)[: most_steps + 1]:
+        try:
+            data = _read_generation(store, run_id, generation, last)
+            found = decode(data, run_id, generation)
+            if most_steps and (fault is not None or generation > last):
+                _check_there(store, run_id, found.files)
+        except ArchiveCorruptError as error:
+            fault = fault or error
+        else:
+            return Latest(
+                run_id, generation, data, final if generation >= last else None, max(generations), fault
+            ), found
+    if fault is not None and (read_final(store, run_id) is not None or list_generations(store, run_id)):
+        raise fault
+    return None  # there was nothing, or it was removed at this moment
 
 
-def _manifest_data(store: Store, run_id: str, generation: int) -> bytes:
+def _read_generation(store: Store, run_id: str, generation: int, last: int) -> bytes:
     path = manifest_path(run_id, generation)
     data = store.get(path, MAX_SEALED_BYTES)
     if data is None:
-        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
+        why = "the run ended with it, so it was deleted" if generation == last else "the archive is damaged"
+        raise ArchiveCorruptError(f"{store.location}/{path} is missing: {why}")
     return data
+
+
+def _check_there(store: Store, run_id: str, files: Sequence[ListedFile]) -> None:
+    """Make sure that the files of a generation are there, by one listing.
+
+    Raises:
+        MissingFileError: One is not there, or has another size.
+    """
+    prefix = run_prefix(run_id)
+    there = {found.path: found.size for found in store.walk(f"{prefix}/data")} if files else {}
+    for entry in files:
+        path = f"{prefix}/{entry.path}"
+        if there.get(path) != entry.bytes:
+            size = f"has {there[path]} bytes, the manifest says {entry.bytes}" if path in there else "is missing"
+            raise MissingFileError(f"{store.location}/{path} {size}")

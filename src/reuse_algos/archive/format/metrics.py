@@ -7,6 +7,7 @@ JSON because NaN and infinity must survive.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
@@ -31,6 +32,7 @@ __all__ = [
 Mode = Literal["max", "min"]
 
 _FINAL = "final/"
+_LARGEST = sys.float_info.max
 _NOT_FINITE = {".nan": math.nan, ".inf": math.inf, "-.inf": -math.inf}
 
 _LESS_IS_BETTER = ("loss", "entropy", "error", "perplexity", "mse", "mae")
@@ -127,7 +129,9 @@ def final_of(meta: Mapping[str, object], name: str) -> float | None:
     value = meta.get(_FINAL + name)
     if isinstance(value, str):
         return _NOT_FINITE.get(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
+        return None  # JSON may hold an integer of 400 digits, which is not a float
+    return float(value)
 
 
 def metric_names(tensor_names: Iterable[str]) -> list[str]:

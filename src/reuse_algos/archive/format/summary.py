@@ -10,9 +10,9 @@ from typing import Literal
 import msgspec
 
 from reuse_algos.archive.format.envelope import unseal
-from reuse_algos.archive.format.manifest import Scalar
 from reuse_algos.archive.format.metrics import final_of, metric_names
 from reuse_algos.archive.format.names import manifest_path
+from reuse_algos.archive.format.records import Label, Scalar, Tags
 from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = ["RunSummary", "decode_summary"]
@@ -23,6 +23,8 @@ class _File(msgspec.Struct, frozen=True):
 
     kind: str
     name: str
+    path: str
+    bytes: int
     tensors: msgspec.Raw
     meta: msgspec.Raw = msgspec.Raw(b"{}")
 
@@ -32,11 +34,11 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True, tag_field="record", 
 
     format: tuple[int, int]
     run_id: str
-    run_name: str
+    run_name: Label
     generation: int
-    created_at: str
-    tags: dict[str, str] = {}
-    monitor: str | None = None
+    created_at: Label
+    tags: Tags = {}
+    monitor: Label | None = None
     monitor_mode: Literal["max", "min"] = "max"
     health: Literal["ok", "diverged", "empty"] = "ok"
     files: list[_File] = []

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive.format.envelope import check_json_bounds
-from reuse_algos.archive.format.manifest import Count, FileEntry, TensorInfo
+from reuse_algos.archive.format.records import Count, FileEntry, TensorInfo
 from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.stores.cache import hash_file, is_verified, remember_verified
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reuse_algos.archive.format.manifest import Scalar
+from reuse_algos.archive.format.records import Scalar
 from reuse_algos.archive.signals.packed import BITS, packed_shape, parse_shape
 from reuse_algos.archive.signals.rows import TENSORS, RowFormat
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from reuse_algos.archive.format.manifest import Scalar
+from reuse_algos.archive.format.records import Scalar
 
 __all__ = ["RATES", "success_rates"]
 

@@ -27,9 +27,11 @@ __all__ = ["hash_file", "is_verified", "open_cached", "remember_verified"]
 _READ_BYTES = 1 << 20
 _seen: set[str] = set()
 _FETCHES = 3
-_LOCK_SECONDS = (
-    900  # for another process that fetches the same file; after that it is fetched twice, which harms nobody
-)
+# For another process that fetches the same file. After that the file is fetched twice, which costs time only.
+_LOCK_SECONDS = 900
+
+MAX_VERIFIED = 100_000
+"""The most files that a host remembers as verified: each takes an empty file of its own."""
 
 
 def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable[bytes]]) -> io.FileIO:
@@ -39,7 +41,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
         where: The remote file, for messages.
         size: Its size in bytes.
         sha256: Its hash, 64 hex digits.
-        fetch: Begins to read the remote file anew, in parts.
+        fetch: Begins to read the remote file from its start, in parts.
 
     Raises:
         ArchiveCorruptError: The remote file is missing or not what it should be, three times in a row.
@@ -66,7 +68,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
 
 
 def _open_sound(path: Path, size: int, sha256: str, written: tuple[int, int] | None = None) -> io.FileIO | None:
-    """Open a cached file if it is what it should be, else remove it.
+    """Open a cached file if it is sound, else remove it.
 
     Args:
         path: The file.
@@ -107,7 +109,11 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[str, tuple[int, int] | None]:
-    """Put the parts in place if they are what they should be, as which inode; else say what is wrong with them."""
+    """Write the parts to a cached file if they are sound.
+
+    Returns:
+        What is wrong with the parts, empty if nothing; and device and inode of the new file, None if there is none.
+    """
     temporary = path.with_name(temporary_name())
     digest, length = hashlib.sha256(), 0
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
@@ -137,7 +143,7 @@ def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes of this host from fetching the same. Where no lock can be had it goes without."""
+    """Keep other processes of this host from fetching the same file. Go without where the lock cannot be had."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, NotImplementedError):  # filelock's Timeout is an OSError, too
             stack.enter_context(filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS))
@@ -160,7 +166,7 @@ def _errors(where: str, folder: Path) -> Iterator[None]:
 
 
 def hash_file(file: io.FileIO) -> str:
-    """Sha256 of a file, open for reading, from its beginning, in hex."""
+    """Return the sha256 of a file that is open for reading, from its beginning, in hex."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_READ_BYTES))
     file.seek(0)
@@ -170,7 +176,7 @@ def hash_file(file: io.FileIO) -> str:
 
 
 def is_verified(file: io.FileIO, path: str, sha256: str) -> bool:
-    """Whether this very file was found to have this hash before, by this process or by another on this host."""
+    """Return whether this very file was found to have this hash before, by any process of this host."""
     key = _key(file, path, sha256)
     if key in _seen:
         return True
@@ -190,6 +196,18 @@ def remember_verified(file: io.FileIO, path: str, sha256: str) -> None:
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
             (cache / key).touch()
+            if key.startswith("00"):  # one key in 256: listing the directory each time would cost more than it saves
+                _forget_oldest(cache)
+
+
+def _forget_oldest(cache: Path) -> None:
+    """Remove the oldest half of what is remembered, once there is more than the bound; such files are hashed again."""
+    with os.scandir(cache) as entries:
+        found = [(entry.stat(follow_symlinks=False).st_mtime_ns, entry.name) for entry in entries]
+    if len(found) > MAX_VERIFIED:
+        for _, name in sorted(found)[: len(found) // 2]:
+            with contextlib.suppress(OSError):  # another process prunes too
+                os.unlink(cache / name)
 
 
 def _key(file: io.FileIO, path: str, sha256: str) -> str:
@@ -207,7 +225,7 @@ def _key(file: io.FileIO, path: str, sha256: str) -> str:
 
 
 def _cache_directory(name: str) -> Path | None:
-    """This library's directory for one kind of cache on this host; None if there is no home to put it in.
+    """Return this library's directory for one kind of cache on this host; None if there is no home directory.
 
     It is below ``$XDG_CACHE_HOME/reuse_algos``, or ``~/.cache/reuse_algos`` where that is not set.
     """

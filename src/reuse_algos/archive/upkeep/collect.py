@@ -1,7 +1,7 @@
-"""Collecting garbage: deleting what crashed and abandoned writers left behind, and no manifest lists.
+"""Garbage collection: delete files that crashed or abandoned writers left, and that no manifest lists.
 
-A run is collected only if nothing in it is young. How that is made safe against a writer that wakes up at this very
-moment is told in :mod:`reuse_algos.archive.upkeep.leases`.
+A run is collected only if nothing in it is young. :mod:`reuse_algos.archive.upkeep.leases` explains why that is safe
+against a writer that continues at the same moment.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from reuse_algos.archive.format.names import (
     run_prefix,
 )
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
+from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.leases import (
     MIN_AGE_SECONDS,
     SHORTEST_AGE_SECONDS,
@@ -45,12 +46,12 @@ class GarbageReport:
     """What was, or would be, collected.
 
     Attributes:
-        runs: Runs looked at, those included that were never committed.
-        kept: Files that some manifest lists.
+        runs: Number of runs looked at, including those that were never committed.
+        kept: Number of files that a manifest lists.
         collected: Path and size in bytes of each object that was deleted, or in a dry run would be.
-        busy: Runs in which something is young: they were left alone.
-        unknown: Paths that are none of an archive's: they were left alone.
-        skipped: Runs that cannot be judged, because something in them is damaged or newer: they were left alone.
+        busy: Runs in which something is young. Nothing in them was deleted.
+        unknown: Paths that do not belong to an archive. They were kept.
+        skipped: Runs that are damaged, of a newer version, or not readable by this user. Nothing in them was deleted.
     """
 
     runs: int = 0
@@ -76,11 +77,11 @@ class RunGarbage:
     """What can be collected of one run.
 
     Attributes:
-        busy: Something in it is young, so nothing can.
-        kept: Number of files that some manifest lists.
-        files: What a commit could name, but no manifest does, and temporary files.
-        tidy: Old leases, and markers that killed collections left: deleted last.
-        unknown: Paths that are none of an archive's.
+        busy: Whether something in it is young, so that nothing can be collected.
+        kept: Number of files that a manifest lists.
+        files: Data files that no manifest lists, and temporary files.
+        tidy: Old leases, and markers that killed collections left. They are deleted last.
+        unknown: Paths that do not belong to an archive.
     """
 
     busy: bool
@@ -96,11 +97,11 @@ def plan_run(
     """Decide what of a run is garbage. Nothing is read.
 
     Args:
-        objects: All that is in the run.
+        objects: All objects of the run.
         run_id: The run.
-        referenced: Paths, relative to the archive, that some manifest of the run lists.
-        now: The time by the store's clock, seconds since 1970.
-        min_age_seconds: What is younger makes the whole run busy.
+        referenced: Paths, relative to the archive, that a manifest of the run lists.
+        now: The time by the store's clock, in seconds since 1970.
+        min_age_seconds: An object younger than this makes the whole run busy.
     """
     start = len(run_prefix(run_id)) + 1
     busy, kept, files, tidy, unknown = False, 0, [], [], []
@@ -108,7 +109,7 @@ def plan_run(
         path = found.path[start:]
         old = now - found.modified >= min_age_seconds
         if is_marker(path):
-            # Another collection at work is no reason to wait: both delete the same. A day later its marker is litter.
+            # Another collection deletes the same files, so its marker does not make the run busy. It is tidied later.
             if now - found.modified >= max(min_age_seconds, MIN_AGE_SECONDS):
                 tidy.append(found)
             continue
@@ -132,15 +133,16 @@ def collect_garbage(
     min_age_seconds: float = MIN_AGE_SECONDS,
     progress: Callable[[int, int], None] | None = None,
 ) -> GarbageReport:
-    """Find what no manifest lists, and delete it if asked to. May be interrupted, and run twice at once.
+    """Find files that no manifest lists, and delete them if asked to.
 
-    A dry run goes by this machine's clock, as it may write nothing; a real one by the store's.
+    It may be interrupted, and two may run at once. A dry run uses this machine's clock, as it may not write; a real one
+    uses the store's clock.
 
     Args:
         store: The archive's store.
-        delete: Really delete. Else nothing is written at all.
-        min_age_seconds: A run in which anything is younger is left alone; at least an hour.
-        progress: Called with the number of runs looked at so far and the number of runs.
+        delete: Delete. Otherwise nothing is written. Default: False.
+        min_age_seconds: A run in which anything is younger is kept whole; at least an hour. Default: a day.
+        progress: Called with the number of runs looked at so far and the number of runs. Default: None.
 
     Raises:
         ArchiveError: The age is too short, or the archive cannot be read or written, or its store cannot delete.
@@ -157,7 +159,7 @@ def collect_garbage(
     for number, run_id in enumerate(run_ids, start=1):
         try:
             _collect_run(store, run_id, delete, min_age_seconds, report)
-        except (ArchiveCorruptError, ArchiveVersionError, ArchiveConflictError) as error:
+        except (*DAMAGE, ArchiveConflictError) as error:
             report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
         if progress is not None:
             progress(number, len(run_ids))
@@ -165,7 +167,8 @@ def collect_garbage(
 
 
 def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
-    found = _look(store, run_id, time.time(), min_age_seconds)
+    with refusals_as_damage(store):
+        found = _look(store, run_id, time.time(), min_age_seconds)
     report.runs += 1
     report.kept += found.kept
     report.unknown += found.unknown
@@ -182,7 +185,7 @@ def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float
 
 
 def _delete_batch(store: Store, run_id: str, batch: set[str], min_age_seconds: float, report: GarbageReport) -> bool:
-    """Delete these files of a run, and what is to be tidied up; False if the run turns out to be in use."""
+    """Delete these files of a run, and old leases and markers; return False if the run is in use after all."""
     watch = Stopwatch()
     marker = Marker(store, run_id, paths=sorted(batch))
     try:
@@ -192,9 +195,9 @@ def _delete_batch(store: Store, run_id: str, batch: set[str], min_age_seconds: f
         raise
     doomed = [item for item in found.files if item.path in batch] + found.tidy
     for item in doomed:
-        if watch.seconds() > TRUST_SECONDS:  # this process was stopped on the way: its marker may not be there any more
+        if watch.seconds() > TRUST_SECONDS:  # this process was stopped for long: its marker may be gone
             break
-        # If this fails, the marker stays: the request may still be under way, and so the file is not to be relied on.
+        # If this fails the marker stays, because the request may still be under way.
         store.delete(item.path)
         report.collected.append((item.path, item.size))
     marker.withdraw()
@@ -202,7 +205,7 @@ def _delete_batch(store: Store, run_id: str, batch: set[str], min_age_seconds: f
 
 
 def _look(store: Store, run_id: str, now: float | None, min_age_seconds: float, marker: str = "") -> RunGarbage:
-    """What of a run is garbage at this moment; without ``now``, the moment when ``marker`` was put."""
+    """Return what of a run is garbage at ``now``, or, if that is None, when ``marker`` was put."""
     objects = list(store.walk(run_prefix(run_id)))
     if now is None:
         now = put_at(store, objects, marker)
@@ -211,11 +214,11 @@ def _look(store: Store, run_id: str, now: float | None, min_age_seconds: float, 
 
 
 def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
-    """Every file that any generation lists.
+    """Return every file that a generation lists.
 
     Raises:
-        ArchiveCorruptError: That cannot be known: a manifest is missing or damaged.
-        ArchiveVersionError: A newer version wrote one, and may list files in ways that this one does not know.
+        ArchiveCorruptError: A manifest is missing or damaged, so that the files cannot be known.
+        ArchiveVersionError: A newer version wrote a manifest, and may list files in ways that this one does not know.
     """
     prefix = f"{run_prefix(run_id)}/"
     below = [path[len(prefix) :] for path in sorted(paths) if path.startswith(f"{prefix}manifests/")]

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final
-from reuse_algos.archive.format.manifest import Manifest, decode_manifest
+from reuse_algos.archive.format.generations import check_identity, read_identity, read_record
 from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.selection import scan, tags_match
 from reuse_algos.archive.stores.base import Chunk, Store
+from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_sizes, reading
+from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
-from reuse_algos.archive.upkeep.verify import MissingFileError, Problem, check_sizes, reading
+from reuse_algos.archive.upkeep.verify import Problem
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -54,33 +55,6 @@ class CopyReport:
         return not self.problems
 
 
-@dataclass
-class _Plan:
-    """What is to be done for one run.
-
-    Attributes:
-        run_id: The run.
-        attempt: Of its newest generation.
-        files: Size and sha256 of each data file that has to be proven in the target.
-        trusted: Those of them that need no new hash, as a generation that is there lists them.
-        pending: Generations to be made visible.
-        listed: Size of each data file that these list.
-        base: The manifest before these in the target, if there is one.
-        held: Files that it lists: as long as it is there, so are they.
-        final: Whether to copy the mark that the run ended.
-    """
-
-    run_id: str
-    attempt: int = 1
-    files: dict[str, tuple[int, str]] = field(default_factory=dict)
-    trusted: set[str] = field(default_factory=set)
-    pending: list[int] = field(default_factory=list)
-    listed: dict[str, int] = field(default_factory=dict)
-    base: str | None = None
-    held: set[str] = field(default_factory=set)
-    final: bool = False
-
-
 def copy_runs(
     source: Store,
     target: Store,
@@ -112,13 +86,14 @@ def copy_runs(
         ArchiveError: One of the two archives cannot be read or written.
     """
     known = set() if known is None else known
+    identity = read_identity(target)
     report = CopyReport()
-    plans: list[_Plan] = []
+    plans: list[Plan] = []
     for run_id in _chosen(source, run_ids, tags, report):
         with _reported(run_id, report):
-            if plan := _Planner(source, target, run_id, recheck, known).plan():
+            if plan := Planner(source, target, Plan(run_id, identity), recheck, known).plan():
                 plans.append(plan)
-    total = sum(_plan_bytes(plan) for plan in plans)
+    total = sum(plan.bytes for plan in plans)
     done = 0
 
     def advance(count: int) -> None:
@@ -128,25 +103,20 @@ def copy_runs(
             progress(done, total)
 
     for plan in plans:
-        planned = done + _plan_bytes(plan)
+        planned = done + plan.bytes
         with _reported(plan.run_id, report):
             try:
                 _copy_run(source, target, plan, report, advance, known)
             except MissingFileError:  # known no longer, if it was known: somebody removed it from the target
                 if not _forget(known, plan.run_id):
                     raise
-                again = _Planner(source, target, plan.run_id, recheck, known).plan() or plan
-                more = done + _plan_bytes(again) - planned
+                again = Planner(source, target, Plan(plan.run_id, identity), recheck, known).plan() or plan
+                more = done + again.bytes - planned
                 planned, total = planned + more, total + more
                 _copy_run(source, target, again, report, advance, known)
             report.runs += 1
         advance(planned - done)  # also past what was trusted, or left out for a problem
     return report
-
-
-def _plan_bytes(plan: _Plan) -> int:
-    """Bytes that a plan has to prove in the target."""
-    return sum(size for size, _ in plan.files.values())
 
 
 def _forget(known: set[str], run_id: str) -> bool:
@@ -185,82 +155,10 @@ def _reported(run_id: str, report: CopyReport) -> Iterator[None]:
         report.problems.append(Problem(run_id, run_prefix(run_id), str(error), conflict))
 
 
-class _Planner:
-    """Finds out what is to be done for one run. Writes nothing."""
-
-    def __init__(self, source: Store, target: Store, run_id: str, recheck: bool, known: set[str]) -> None:
-        self._source, self._target, self._run_id = source, target, run_id
-        self._recheck, self._known = recheck, known
-        self._plan = _Plan(run_id)
-        self._hashes: dict[str, tuple[int, str]] = {}
-
-    def plan(self) -> _Plan | None:
-        """The plan; None for what was never committed.
-
-        Raises:
-            ArchiveConflictError: The target has another run of this id.
-            ArchiveCorruptError: The run is damaged, here or there.
-            ArchiveVersionError: It was written in a newer major format.
-        """
-        run_id = self._run_id
-        with reading(self._source):
-            final = read_final(self._source, run_id)  # before the listing, which then cannot be the older of the two
-            generations = list_generations(self._source, run_id)
-        if not generations and final is None:
-            return None
-        highest = max([*generations, final.generation if final else 0])
-        there = set(list_generations(self._target, run_id))
-        for generation in range(1, highest + 1):
-            if generation not in there or manifest_path(run_id, generation) not in self._known:
-                self._add(generation, generation in there)
-        if self._plan.pending and (before := there & set(range(1, self._plan.pending[0]))):
-            self._hold(max(before))
-        if final is not None and not (final_path(run_id) in self._known and highest in there):
-            with reading(self._source):
-                data = _get(self._source, final_path(run_id))
-            self._plan.final = not self._is_there(final_path(run_id), data) and max(there, default=0) <= highest
-        return self._plan
-
-    def _add(self, generation: int, visible: bool) -> None:
-        path = manifest_path(self._run_id, generation)
-        with reading(self._source):
-            data = _get(self._source, path)
-        manifest = decode_manifest(data, self._run_id, generation)
-        self._plan.attempt = manifest.attempt
-        if visible:
-            self._is_there(path, data)
-        else:
-            self._plan.pending.append(generation)
-        for entry in manifest.files:
-            where = f"{run_prefix(self._run_id)}/{entry.path}"
-            if self._hashes.setdefault(where, (entry.bytes, entry.sha256)) != (entry.bytes, entry.sha256):
-                raise ArchiveCorruptError(f"{self._source.location}/{path} contradicts another entry about {where}")
-            if not visible:
-                self._plan.listed[where] = entry.bytes
-            if where not in self._known:
-                self._plan.files[where] = (entry.bytes, entry.sha256)
-                if visible and not self._recheck:
-                    self._plan.trusted.add(where)
-
-    def _hold(self, generation: int) -> None:
-        self._plan.base = path = manifest_path(self._run_id, generation)
-        with reading(self._source):
-            data = _get(self._source, path)
-        files = decode_manifest(data, self._run_id, generation).files
-        self._plan.held = {f"{run_prefix(self._run_id)}/{entry.path}" for entry in files}
-
-    def _is_there(self, path: str, data: bytes) -> bool:
-        """Whether the target has a record of the source; raises if it has another one."""
-        there = self._target.get(path, MAX_SEALED_BYTES)
-        if there not in (None, data):
-            raise _conflict(self._source, self._target, path, self._run_id)
-        return there is not None
-
-
 def _copy_run(
     source: Store,
     target: Store,
-    plan: _Plan,
+    plan: Plan,
     report: CopyReport,
     advance: Callable[[int], None],
     known: set[str],
@@ -276,7 +174,7 @@ def _copy_run(
 def _carry_out(
     source: Store,
     target: Store,
-    plan: _Plan,
+    plan: Plan,
     lease: Lease,
     report: CopyReport,
     advance: Callable[[int], None],
@@ -306,6 +204,7 @@ def _carry_out(
             _put_record(source, target, manifest_path(plan.run_id, generation), plan.run_id)
         lease.note_committed(())
     if plan.final:
+        check_identity(target, plan.target_id, f"run {plan.run_id} cannot be copied")
         _put_record(source, target, final_path(plan.run_id), plan.run_id)
         known.add(final_path(plan.run_id))
     known.update(manifest_path(plan.run_id, generation) for generation in plan.pending)
@@ -363,7 +262,8 @@ def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[
         )
 
 
-def _check_sizes(target: Store, plan: _Plan) -> None:
+def _check_sizes(target: Store, plan: Plan) -> None:
+    check_identity(target, plan.target_id, f"run {plan.run_id} cannot be copied")
     if plan.base is not None and target.size(plan.base) is None:
         raise MissingFileError(f"{target.location}/{plan.base} is not there any more")
     check_sizes(target, {path: size for path, size in plan.listed.items() if path not in plan.held})
@@ -371,39 +271,9 @@ def _check_sizes(target: Store, plan: _Plan) -> None:
 
 def _put_record(source: Store, target: Store, path: str, run_id: str) -> None:
     with reading(source):
-        data = _get(source, path)
+        data = read_record(source, path)
     try:
         target.put_if_absent(path, [data])
     except ArchiveConflictError as error:
         if target.get(path, MAX_SEALED_BYTES) != data:  # else another copy was first
-            raise _conflict(source, target, path, run_id) from error
-
-
-def _get(store: Store, path: str) -> bytes:
-    data = store.get(path, MAX_SEALED_BYTES)
-    if data is None:
-        raise ArchiveCorruptError(f"{store.location}/{path} is missing: the archive is damaged")
-    return data
-
-
-def _conflict(source: Store, target: Store, path: str, run_id: str) -> ArchiveConflictError:
-    both = " and ".join(_described(store, path, run_id) for store in (source, target))
-    return ArchiveConflictError(
-        f"run {run_id} is another one in the target: of {path} there are {both}. Nothing was changed; remove the one "
-        "that is not wanted"
-    )
-
-
-def _described(store: Store, path: str, run_id: str) -> str:
-    try:
-        data = _get(store, path)
-        if path == final_path(run_id):
-            record = read_final(store, run_id)
-            return f"one in {store.location}, ended {record.ended_at}" if record else f"none in {store.location}"
-        manifest: Manifest = decode_manifest(data, run_id, int(path[-11:-5]))
-        return (
-            f"one in {store.location}, committed {manifest.committed_at} by attempt {manifest.attempt} in the archive "
-            f"{manifest.archive_id[:8]}"
-        )
-    except ArchiveError as error:
-        return f"one in {store.location} that cannot be read ({error})"
+            raise conflict_of(source, target, path, run_id) from error

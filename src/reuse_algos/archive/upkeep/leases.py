@@ -1,27 +1,25 @@
-"""How writers and those who delete keep out of each other's way in one run, without a lock.
+"""How writers and deletions stay out of each other's way in one run, without a lock.
 
 Each raises a flag of its own first, and only then looks for the other's:
 
-- A writer about to commit puts a *lease*, looks for *markers* that condemn a file that it is about to commit, looks
-  whether the files are there, and puts the manifest.
-- Whoever deletes puts a *marker* that says which files, looks at the run once more, gives up if anything in it is young
-  (a lease, for example), deletes, and takes the marker away last.
+- A writer about to commit puts a *lease*, looks for *markers* that name a file that it is about to commit, checks that
+  the files are there, and puts the manifest.
+- A deletion puts a *marker* that names its files, looks at the run again, gives up if anything in it is young (a lease,
+  for example), deletes, and removes the marker last.
 
-So if a file is deleted that a writer wants to commit, then either the marker was put before the writer looked for it,
-and the writer stops; or the lease was put before the other looked at the run, and that one stops; or the marker is gone
-again, and with it the file, which the writer notices. A file that the writer has itself put a moment ago is as good a
-flag as a lease, and what it has committed before needs none: so an ordinary commit puts no lease.
+If a file is deleted that a writer wants to commit, there are three cases. The marker came before the writer's look: the
+writer stops. The lease came before the deletion's second look: the deletion stops. The marker is gone again: then the
+file is gone too, and the writer notices. A file that the writer itself put a moment ago serves as a lease, and a file
+that it has committed needs none. So an ordinary commit puts no lease.
 
-This needs of the store that what was put or deleted is so for everybody at once, which the object stores promise too,
-and nothing of clocks but that they do not run at wildly different speeds: ages are differences of two times of the
-store's own clock.
+The store must show a put or a deletion to everybody at once; object stores promise that too. Clocks may differ, but not
+run at very different speeds: an age is the difference of two times of the store's own clock.
 
-A marker of a collection that was left behind by a process that was killed harms nobody, as it condemns only what no
-manifest lists. One of a removal (``everything``) stands until the removal is run again: it stops every commit to the
-run, collections leave the run alone if it has a manifest, and checking the archive reports it. That is meant so: a run
-of which a part is deleted already must not be written any further.
+A marker that a killed collection left behind is harmless, as it names only files that no manifest lists. The marker of
+a removal (``everything``) stays until the removal is run again. Until then every commit to the run fails, collections
+pass the run over if it has a manifest, and ``verify`` reports it: a partly deleted run must not be written.
 
-In a store that cannot delete (``can_delete``) nobody puts a marker, and leases stay where they are.
+In a store that cannot delete (``can_delete``) there are no markers, and leases stay.
 """
 
 from __future__ import annotations
@@ -34,8 +32,8 @@ from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, seal, unseal
-from reuse_algos.archive.format.manifest import LeaseRecord, MarkerRecord
 from reuse_algos.archive.format.names import is_marker, lease_path, marker_path, run_prefix
+from reuse_algos.archive.format.records import LeaseRecord, MarkerRecord
 from reuse_algos.archive.stores.base import Store, StoredObject
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
@@ -52,13 +50,13 @@ __all__ = [
 ]
 
 MIN_AGE_SECONDS = 24 * 3600.0
-"""What nobody has touched for so long may be deleted."""
+"""Files of at least this age may be deleted."""
 
 SHORTEST_AGE_SECONDS = 3600.0
-"""The least that a user may ask for instead."""
+"""The shortest age that a user may ask for instead."""
 
 TRUST_SECONDS = 1800.0
-"""For how long one may act on what was seen: well below the shortest age at which things are deleted."""
+"""How long a check may be relied on: well below the shortest age at which files are deleted."""
 
 RENEW_SECONDS = 900.0
 RETRY_SECONDS = 180.0  # after a renewal that failed: a store that is down takes many seconds to say so
@@ -69,19 +67,19 @@ POLL_SECONDS = 0.25
 class Stopwatch:
     """Seconds since it was made, by whichever of two clocks ran further.
 
-    One stands still while the computer sleeps, the other can be set back.
+    The monotonic clock stops while the computer sleeps, and the wall clock can be set back.
     """
 
     def __init__(self) -> None:
         self._wall, self._steady = time.time(), time.monotonic()
 
     def seconds(self) -> float:
-        """Seconds since then."""
+        """Return the seconds since it was made."""
         return max(time.time() - self._wall, time.monotonic() - self._steady)
 
 
 class Lease:
-    """The signs of life of one writer in one run. May be used from several threads.
+    """The lease of one writer in one run. Several threads may use it.
 
     Args:
         store: The archive's store.
@@ -101,7 +99,7 @@ class Lease:
         self._lock = threading.Lock()
 
     def renew(self) -> None:
-        """Put a new lease, and take the one before away.
+        """Put a new lease, and remove the one before.
 
         Raises:
             ArchiveError: It could not be written.
@@ -125,15 +123,15 @@ class Lease:
             self._alive = watch
 
     def renew_if_due(self) -> None:
-        """The same, if this writer has put nothing for a quarter of an hour.
+        """Renew the lease if this writer has put nothing for a quarter of an hour.
 
-        After a renewal that failed this does nothing for some minutes, as each try may take long.
+        After a renewal that failed it does nothing for three minutes, as each try may take long.
         """
         if self._alive.seconds() > RENEW_SECONDS and (self._failed is None or self._failed.seconds() > RETRY_SECONDS):
             self.renew()
 
     def note_put(self, path: str, since: Stopwatch) -> None:
-        """The writer put a file, which was not there before.
+        """Note that the writer put a file that was not there before.
 
         Args:
             path: Its path, relative to the archive.
@@ -144,19 +142,19 @@ class Lease:
             self._failed = None
 
     def note_committed(self, paths: Iterable[str]) -> None:
-        """The writer has committed files, so no lease is needed any more."""
+        """Note that the writer has committed files, and remove the lease."""
         with self._lock:
             self._drop()
             fresh = {path: since for path, since in self._safe.items() if since is not None and _is_young(since)}
             self._safe = fresh | dict.fromkeys(paths)
 
     def release(self) -> None:
-        """Take the lease away: what it protected is given up."""
+        """Remove the lease, and give up what it protected."""
         with self._lock:
             self._drop()
 
     def guard(self, paths: AbstractSet[str], check: Callable[[AbstractSet[str]], None]) -> Stopwatch:
-        """Make sure that files are there and stay there for a while, to be committed by the next call.
+        """Check that files are there and will stay there for the commit that follows.
 
         Args:
             paths: The files, relative to the archive.
@@ -180,7 +178,7 @@ class Lease:
                 return watch
 
     def _is_safe(self, path: str) -> bool:
-        """Whether a file needs no lease: it is young in the store too, or committed."""
+        """Return whether a file needs no lease: it is young in the store too, or committed."""
         if path not in self._safe:
             return False
         since = self._safe[path]
@@ -198,7 +196,7 @@ class Lease:
             self._unsure = None
         while len(self._held) > keep:
             if self._store.can_delete:
-                with contextlib.suppress(ArchiveError):  # it is in nobody's way, and a collection takes it when old
+                with contextlib.suppress(ArchiveError):  # a collection removes it later
                     self._store.delete(self._held[0])
             self._held.pop(0)
 
@@ -209,7 +207,7 @@ def _is_young(since: Stopwatch) -> bool:
 
 
 class Marker:
-    """A flag in a run that says what is being deleted. Putting it is making it.
+    """A flag in a run that names what is being deleted. Constructing it writes it.
 
     Args:
         store: The archive's store.
@@ -228,15 +226,17 @@ class Marker:
         store.put_if_absent(self.path, [seal(record, self.path)])
 
     def withdraw(self) -> None:
-        """Take it away, after the last deletion has been answered.
+        """Remove the marker, after the last deletion succeeded.
 
-        Never after one that failed: that one may still be under way.
+        Keep it after a deletion that failed, which may still be under way.
         """
         self._store.delete(self.path)
 
 
 def put_at(store: Store, objects: Iterable[StoredObject], path: str) -> float:
-    """When an object was put, seconds since 1970 by the store's clock: of one that was just put, the time there now.
+    """Return when an object was put, seconds since 1970 by the store's clock.
+
+    Of an object that was just put, this is the store's time now.
 
     Raises:
         ArchiveCorruptError: It is not among what the store lists.
@@ -250,7 +250,7 @@ def put_at(store: Store, objects: Iterable[StoredObject], path: str) -> float:
 
 
 def read_markers(store: Store, run_id: str) -> dict[str, MarkerRecord]:
-    """The markers in a run, by their paths.
+    """Return the markers in a run by their paths.
 
     Raises:
         ArchiveCorruptError: One is damaged.
@@ -271,7 +271,7 @@ def read_markers(store: Store, run_id: str) -> dict[str, MarkerRecord]:
 
 
 def refuse_condemned(store: Store, run_id: str, paths: AbstractSet[str]) -> None:
-    """Make sure that no file is about to be deleted, or wait a while until it is decided.
+    """Check that no file is about to be deleted; wait up to half a minute for a deletion to end.
 
     Args:
         store: The archive's store.
@@ -290,7 +290,7 @@ def refuse_condemned(store: Store, run_id: str, paths: AbstractSet[str]) -> None
 
 
 def _blocked(store: Store, run_id: str, paths: AbstractSet[str]) -> ArchiveError | None:
-    """Why these files of a run cannot be committed at this moment."""
+    """Return why these files of a run cannot be committed now, or None."""
     for where, marker in read_markers(store, run_id).items():
         if marker.everything:
             return ArchiveConflictError(
@@ -298,7 +298,7 @@ def _blocked(store: Store, run_id: str, paths: AbstractSet[str]) -> ArchiveError
             )
         if doomed := next((path for path in marker.paths if path in paths), None):
             return ArchiveError(
-                f"run {run_id} cannot be committed: {doomed} lay unused for so long that it is being deleted. Run "
-                f"`reuse-algos gc {store.location} --delete` to its end, and write the file anew"
+                f"run {run_id} cannot be committed: {doomed} was unused for so long that it is being deleted. Run "
+                f"`reuse-algos gc {store.location} --delete` to its end, and write the file again"
             )
     return None

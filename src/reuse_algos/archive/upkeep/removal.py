@@ -18,7 +18,7 @@ _ROUNDS = 5
 
 @dataclass(frozen=True)
 class RemovalReport:
-    """What was removed: the run, how many objects, and their size in bytes."""
+    """What was removed: the run, the number of its objects, and their size in bytes."""
 
     run_id: str
     files: int
@@ -28,16 +28,16 @@ class RemovalReport:
 def remove_run(
     store: Store, run_id: str, *, force: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> RemovalReport:
-    """Delete a run and all that is in its folder. If interrupted, it is completed by calling it again.
+    """Delete a run and everything in its folder. If it is interrupted, call it again.
 
-    The mark that the run ended goes first, and with it the run is gone for everybody who asks for finished runs. Then
-    the manifests, the newest last, so that no reader ever sees an older generation for the newest. Then the data.
+    The record that the run ended goes first, so that readers of finished runs no longer see it. The manifests follow,
+    the newest last, so that no reader takes an older generation for the newest. The data go last.
 
     Args:
         store: The archive's store.
-        run_id: The run; it may be damaged.
-        force: Also remove a run that may still be written. Its writer fails at its next commit.
-        progress: Called with the number of objects deleted so far and the number of objects.
+        run_id: The run, which may be damaged.
+        force: Also remove a run that may still be written; its writer fails at its next commit. Default: False.
+        progress: Called with the number of objects deleted so far and the number of objects. Default: None.
 
     Raises:
         RunNotFoundError: There is nothing of this run.
@@ -48,19 +48,19 @@ def remove_run(
     if not is_safe_name(run_id) or not (before := list(store.walk(prefix))):
         raise RunNotFoundError(f"there is nothing of a run {run_id!r} in {store.location}")
     require_deletion(store)
-    if not force:  # before the marker, which would stop the writer of a run that must then not be removed
+    if not force:  # before the marker, which stops the run's writer
         _refuse_if_busy(store, run_id, before, time.time())
     marker = Marker(store, run_id, everything=True)
     if not force:
         try:
             objects = list(store.walk(prefix))
-            if objects:  # else another removal was quicker, and took the marker with the rest
+            if objects:  # otherwise another removal was first, and removed the marker too
                 _refuse_if_busy(store, run_id, objects, put_at(store, objects, marker.path), marker.path)
         except BaseException:
             marker.withdraw()
             raise
     sizes: dict[str, int] = {}
-    for _ in range(_ROUNDS):  # again, as a writer that looked for the marker before it was put may have put something
+    for _ in range(_ROUNDS):  # again, as a writer may have put a file since
         found = [item for item in store.walk(prefix) if item.path != marker.path]
         if not found:
             break
@@ -85,7 +85,7 @@ def _order(path: str, run_id: str) -> tuple[int, str]:
 
 
 def _refuse_if_busy(store: Store, run_id: str, objects: list[StoredObject], now: float, marker: str = "") -> None:
-    """Refuse a run of which a writer may be alive, unless its removal had begun before."""
+    """Refuse a run whose writer may be alive, unless its removal had begun before."""
     if any(found.everything for path, found in read_markers(store, run_id).items() if path != marker):
         return
     start = len(run_prefix(run_id)) + 1

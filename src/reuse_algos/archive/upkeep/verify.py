@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from reuse_algos.archive.format.generations import DAMAGE, list_generations, read_final, read_identity, read_manifest
-from reuse_algos.archive.format.manifest import FileEntry
+from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.names import IDENTITY, final_path, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.records import FileEntry
 from reuse_algos.archive.format.tensors import verify_file
 from reuse_algos.archive.stores.base import Store
+from reuse_algos.archive.stores.checks import DAMAGE, reading
 from reuse_algos.archive.upkeep.leases import read_markers
-from reuse_algos.errors import ArchiveCorruptError, ArchiveError
+from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["MissingFileError", "Problem", "VerifyReport", "check_sizes", "reading", "verify_archive", "verify_runs"]
+__all__ = ["Problem", "VerifyReport", "verify_archive"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One damaged file: whose it is, its path relative to the archive, and what is wrong with it.
+    """One damaged file.
 
-    ``conflict`` says that nothing is damaged, but that two writers made different things of one name.
+    Attributes:
+        run_id: The run that it belongs to; empty for the archive itself.
+        path: Its path, relative to the archive.
+        what: What is wrong with it.
+        conflict: Whether nothing is damaged, but two writers wrote different content under one name. Default: False.
     """
 
     run_id: str
@@ -53,38 +56,20 @@ class VerifyReport:
         return not self.problems
 
 
-@contextlib.contextmanager
-def reading(store: Store) -> Iterator[None]:
-    """A part of a store that cannot be read is damage, as long as the rest of it can be.
-
-    Raises:
-        ArchiveCorruptError: The part is damaged, or cannot be read.
-        ArchiveVersionError: It was written in a newer major format.
-        ArchiveError: The store is out of reach as a whole.
-    """
-    try:
-        yield
-    except DAMAGE:
-        raise
-    except ArchiveError as error:
-        with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place is no sign of an outage
-            store.size(IDENTITY)  # raises if it is out of reach as a whole
-        raise ArchiveCorruptError(str(error)) from error
-
-
 def verify_archive(
     store: Store,
     run_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     records: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Check an archive, of which not even ``archive.json`` need be sound.
+    """Check an archive. Even ``archive.json`` may be damaged.
 
     Args:
         store: The archive's store.
-        run_id: One run; all by default.
-        progress: Called with the bytes hashed so far and the bytes to hash in all.
-        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
+        run_id: The run to check. Default: all.
+        progress: Called with the bytes hashed so far and the bytes to hash in all. Default: None.
+        records: Called before that, with the number of runs whose manifests were read and the number of runs.
+            Default: None.
 
     Returns:
         What was found. Damage is never raised.
@@ -106,34 +91,20 @@ def verify_archive(
             run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
     except DAMAGE as error:
         problems.append(Problem("", "runs", str(error)))
-    report = verify_runs(store, run_ids, progress, records)
+    report = _verify_runs(store, run_ids, progress, records)
     report.problems[:0] = problems
     return report
 
 
-def verify_runs(
+def _verify_runs(
     store: Store,
-    run_ids: Iterable[str],
-    progress: Callable[[int, int], None] | None = None,
-    records: Callable[[int, int], None] | None = None,
+    run_ids: list[str],
+    progress: Callable[[int, int], None] | None,
+    records: Callable[[int, int], None] | None,
 ) -> VerifyReport:
-    """Check every generation of runs, and read and hash every file that any generation lists.
-
-    Args:
-        store: The archive's store.
-        run_ids: Which runs.
-        progress: Called with the bytes hashed so far and the bytes to hash in all.
-        records: Called before that, with the number of runs whose manifests were read so far and the number of runs.
-
-    Returns:
-        What was found. Damage is never raised.
-
-    Raises:
-        ArchiveError: The store is out of reach as a whole.
-    """
+    """Check every generation of runs, and hash every file that a generation lists."""
     report = VerifyReport()
     files: dict[tuple[str, str], FileEntry] = {}
-    run_ids = list(run_ids)
     for number, run_id in enumerate(run_ids, start=1):
         files.update(_verify_records(store, run_id, report))
         if records is not None:
@@ -201,34 +172,3 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
     for generation in range(1, highest + 1):  # none is ever deleted, so a gap is damage: reading it says so
         attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))
     return files
-
-
-class MissingFileError(ArchiveCorruptError):
-    """A file that a manifest is to list is not there."""
-
-
-def check_sizes(store: Store, sizes: Mapping[str, int]) -> None:
-    """Make sure that files are there, with as many threads as the store takes.
-
-    Args:
-        store: Where.
-        sizes: Bytes of each file, by its path.
-
-    Raises:
-        MissingFileError: One is not there.
-        ArchiveCorruptError: One has another size.
-        ArchiveError: One could not be asked for.
-    """
-    threads = min(store.concurrency, len(sizes))
-    with contextlib.ExitStack() as stack:
-        if threads > 1:
-            pool = ThreadPoolExecutor(threads, thread_name_prefix="archive")
-            stack.callback(pool.shutdown, cancel_futures=True)  # of no use any more once one has failed
-            found = pool.map(store.size, sizes)
-        else:
-            found = map(store.size, sizes)
-        for (path, size), there in zip(sizes.items(), found, strict=True):
-            if there is None:
-                raise MissingFileError(f"{store.location}/{path} is not there")
-            if there != size:
-                raise ArchiveCorruptError(f"{store.location}/{path} has {there} bytes, the manifest says {size}")
