@@ -40,6 +40,7 @@ TASKS: dict[str, tuple[tuple[int, ...], Tensor, Loss]] = {
     "multilabel": ((4,), (ROWS > 0).float(), F.binary_cross_entropy_with_logits),
     "regression": ((2,), X.flatten(1)[:, :2] * 3 - 1, F.mse_loss),
     "token": ((4, 3), HOLES, _token_loss),
+    "as many tokens as classes": ((4, 4), HOLES, _token_loss),
     "dense": ((3, 2, 2), HOLES.reshape(N, 2, 2), F.cross_entropy),
 }
 
@@ -119,6 +120,19 @@ def test_distillation(archives: dict[str, Path], name: str, loss: str, source: s
     assert whole[term] > 0
     assert parts[term] == pytest.approx(whole[term], rel=1e-6, abs=1e-6)
     assert ("reuse/distillation/agreement" in whole) == (name != "regression")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_cached_logits_teach_what_live_ones_do(tmp_path: Path, name: str) -> None:
+    """Logits of a model that did not change while they were captured, float16, are those of the live teacher."""
+    _fit(name, seed=1, callbacks=[RunRecorder(tmp_path, run_name="prior", signals={"logits": {}})])
+    terms = {}
+    for source in ("live", "cached"):
+        teach = PriorRunDistillation(tmp_path, "prior", source=source, loss="mse")
+        _fit(name, teach)
+        terms[source] = teach.latest_metrics["reuse/distillation/loss"]
+    assert terms["cached"] == pytest.approx(terms["live"], rel=2e-3)
+    assert terms["live"] > 0
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -22,7 +22,7 @@ _MOST_ERROR = 0.05
 
 
 def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
-    """Bring a teacher's logits, as its model gave them or already so, into the layout of the task.
+    """Bring a teacher's logits, as its model gave them, into the layout of the task.
 
     Unlike :meth:`Task.rows <reuse_algos.training.task.Task.rows>` it takes another number of classes where they lie in
     dimension 1.

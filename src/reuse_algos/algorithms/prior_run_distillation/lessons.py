@@ -278,7 +278,9 @@ class Lessons:
         assert self.teachers is not None
         each, logits = len(self.source.weight_names), []
         for index, theirs in zip(chosen, found, strict=True):
-            teacher_BC = self.classes.of_teacher(index // each, in_layout(task, theirs, rows.logits_BCX))
+            if not self.teachers.in_layout[index]:
+                theirs = in_layout(task, theirs, rows.logits_BCX)
+            teacher_BC = self.classes.of_teacher(index // each, theirs)
             if teacher_BC.shape != student_BC.shape:
                 raise PriorRunMismatchError(
                     f"teacher {self.teachers.names[index]} gives logits of shape {tuple(teacher_BC.shape)}, the "

@@ -56,10 +56,12 @@ class Teachers(Protocol):
         names: of each teacher.
         flops_per_example: of the forward pass of each that has given targets: 0 where it makes none, None where it
             cannot be counted.
+        in_layout: whether the logits of each lie in the layout of the task already (classes in dimension 1).
     """
 
     names: list[str]
     flops_per_example: list[int | None]
+    in_layout: list[bool]
 
     def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Logits of the teachers with these numbers for the microbatch in ``state.batch``."""
@@ -99,6 +101,7 @@ class LiveTeachers:
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [None] * len(self.names)
+        self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
         self._input_key, self._output_key = input_key, output_key
         self._modules: list[nn.Module] = []
@@ -214,6 +217,8 @@ class CachedTeachers:
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [0] * len(self.names)
+        # Runs of formats before 1.2 recorded no task, and their logits as the model gave them.
+        self.in_layout = [run.manifest.task is not None for run in runs for _ in weights]
         self.slots_used: set[int] = set()
         self.kept_classes: list[int | None] = []
         self.complete = True
