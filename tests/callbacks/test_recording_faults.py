@@ -12,7 +12,7 @@ from toy import record_run
 
 
 @pytest.mark.ranks
-def test_where_one_rank_fails_all_raise_and_no_run_counts_as_finished(tmp_path: Path) -> None:
+def test_where_one_rank_fails_all_raise_and_nothing_is_committed(tmp_path: Path) -> None:
     """One try with a rank that is killed, one with a rank whose disk is full."""
     outcome = trainings.failing_ranks(tmp_path, count=2)
     assert (outcome.tries, outcome.ok) == (2, True), outcome

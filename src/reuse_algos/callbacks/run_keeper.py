@@ -122,14 +122,13 @@ class RunKeeper:
             flops = model_flops(state) if dist.get_global_rank() == 0 else None
             self._model = model_record(state.model, flops)
 
-    def commit(self, state: State, *, last: bool = False, push: bool = True, alone: bool = False) -> None:
+    def commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
         """Commit on all ranks together; everything that can fail on one of them is inside.
 
         Args:
             state: Composer's state.
             last: Whether to write the last weights. Default: False.
             push: Whether to pass the commit on, where there is a spool. Default: True.
-            alone: Whether to wait for no other rank, because they may be gone. On rank 0 only. Default: False.
         """
         record, info = self.record, self.info
         assert record is not None
@@ -150,7 +149,7 @@ class RunKeeper:
         def describe(files: list[FileEntry]) -> Manifest:
             return manifest_of(self._facts(state), state, record.manifest, files)
 
-        record.commit(describe, write_rest, alone=alone)
+        record.commit(describe, write_rest)
         if self.spool is not None and push:
             self.spool.push(record.run_id, last=self.ended)
 
@@ -168,10 +167,12 @@ class RunKeeper:
         return manifest
 
     def keep_interrupted(self, state: State) -> None:
-        """Commit what rank 0 has of an interrupted run, as unfinished, and say how to go on. On rank 0 only."""
-        self.commit(state, last="last" in self.weights, push=False, alone=True)
+        """Commit what there is of an interrupted run, as unfinished, where one rank has it all; say how to go on."""
+        if dist.get_world_size() == 1:
+            self.commit(state, last="last" in self.weights, push=False)
         assert self.record is not None
-        assert self.record.manifest is not None
+        if dist.get_global_rank() != 0 or self.record.manifest is None:
+            return
         saving = any(isinstance(one, CheckpointSaver) for one in state.callbacks)
         say(stopped_line(self.record.run_id, self.archive.location, self.record.manifest, checkpoints=saving))
 

@@ -109,16 +109,12 @@ class RunRecord:
         self,
         describe: Callable[[list[FileEntry]], Manifest],
         prepare: Callable[[], None],
-        *,
-        alone: bool = False,
     ) -> None:
         """Make everything written so far visible, on all ranks together or not at all.
 
         Args:
             describe: makes the manifest from the list of valid files; runs on rank 0.
             prepare: writes what is still to be written; runs on every rank.
-            alone: Commit what this rank has and wait for no other, because the others may be gone. On rank 0 only.
-                Default: False.
 
         Raises:
             ArchiveError: on every rank, where any rank could not write.
@@ -128,7 +124,7 @@ class RunRecord:
             prepare()
             return list(self._fresh.values())
 
-        each = [write()] if alone else on_every_rank(write)
+        each = on_every_rank(write)
         written = [entry for entries in each for entry in entries]
         # Epoch by epoch and not rank by rank: an epoch of one rank must not take out a later one of another.
         for entry in sorted(written, key=lambda entry: int(entry.meta.get("epoch") or 0)):
@@ -140,7 +136,7 @@ class RunRecord:
         def make_visible() -> Manifest:
             return self._writer.commit(describe(list(self._files.values())))
 
-        self.manifest = make_visible() if alone else on_rank_zero(make_visible)
+        self.manifest = on_rank_zero(make_visible)
 
     def _left_window(self, entry: FileEntry) -> bool:
         """Return whether a signal's file is of an epoch before the window of last epochs."""

@@ -11,7 +11,6 @@ from typing import Any
 
 from composer import Callback, Event, State
 from composer.loggers import Logger
-from composer.utils import dist
 
 from reuse_algos.archive import RunArchive, header_parts
 from reuse_algos.callbacks.monitor import Monitor
@@ -264,15 +263,15 @@ class RunRecorder(Callback):
     def close(self, state: State, logger: Logger) -> None:
         """Commit a run that was interrupted as unfinished, with what it has, and say how to go on.
 
-        Other ranks may be gone, so rank 0 waits for none: the rows of the running epoch are its own.
+        Of several ranks some may be gone, and a record with the rows of one rank only would be wrong: then the last
+        commit stays the newest.
         """
         del logger
         keeper = self.keeper
         if keeper.record is None or keeper.ended or state is not keeper.state or int(state.timestamp.batch) == 0:
             return
-        if dist.get_global_rank() == 0:
-            with contextlib.suppress(ArchiveConflictError):  # another attempt has taken the run over
-                keeper.keep_interrupted(state)
+        with contextlib.suppress(ArchiveConflictError):  # another attempt has taken the run over
+            keeper.keep_interrupted(state)
 
     def state_dict(self) -> dict[str, Any]:
         """Commit, so that checkpoint and record agree, and return what the checkpoint must know of the record.
