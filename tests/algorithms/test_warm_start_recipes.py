@@ -128,9 +128,6 @@ def test_faults_of_a_recipe(half: Path) -> None:
         load_recipe(shipped_recipe("digits/warm_start"), [wrong, f"archive={half}"])
     for word in ("wieghts: PriorRunWarmStart has no such option. Did you mean 'weights'", "source: must be text"):
         assert word in str(caught.value)
-    recipe = load_recipe(
-        shipped_recipe("digits/warm_start"),
-        ["algorithms.prior_run_warm_start={runs: x, change: {shrink: 2}}", f"archive={half}", *QUICK],
-    )
+    wrong = "algorithms.prior_run_warm_start={runs: x, change: {shrink: 2}}"
     with pytest.raises(RecipeError, match="shrink must be above 0 and at most 1, got 2"):
-        build_trainer(recipe)
+        load_recipe(shipped_recipe("digits/warm_start"), [wrong, f"archive={half}", *QUICK])
