@@ -90,7 +90,7 @@ def test_the_script_prints_a_line_for_each_case(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     first, line = (json.loads(text) for text in done.stdout.splitlines())
     assert {"hardware", "versions", "commit", "date", "command"} <= first.keys()
-    assert [line[key] for key in ("row", "tries", "lost", "torn", "undetected")] == [20, 6, 0, 0, 0]
+    assert [line[key] for key in ("row", "tries", "lost", "torn", "undetected")] == [20, 9, 0, 0, 0]
     assert line["seconds"] > 0
     assert output.read_text() == done.stdout
     done = subprocess.run([*command[:2], "--rows", "99"], capture_output=True, text=True)
