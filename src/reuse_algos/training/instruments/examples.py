@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from reuse_algos.errors import DataError, ModelError
+from reuse_algos.training.loss import total_of
 
 __all__ = ["ExampleLosses", "Parameters", "first_examples", "flat", "like_flat", "undisturbed"]
 
@@ -203,7 +204,7 @@ class ExampleLosses:
 
     def _loss(self, parameters: Mapping[str, Tensor], batch: Any) -> Tensor:
         outputs = self.outputs(parameters, batch)
-        return _total(self.model.loss(outputs, batch))
+        return total_of(self.model.loss(outputs, batch))
 
     def _chunk(self, parameters: Parameters, start: int, stop: int) -> tuple[Tensor, Parameters]:
         moving = [leaf[start:stop] for leaf, is_row in zip(self._leaves, self._rows, strict=True) if is_row]
@@ -243,12 +244,3 @@ def trained_parameters(model: nn.Module) -> Parameters:
 def _at_least_float(value: Any) -> Any:
     """Return half-precision tensors as float32 and anything else as it is."""
     return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _total(loss: Any) -> Tensor:
-    """Return the number that goes backward: the loss, its ``total``, or the sum of its parts."""
-    if isinstance(loss, Mapping):
-        return loss["total"].mean() if "total" in loss else cast(Tensor, sum(part.mean() for part in loss.values()))
-    if isinstance(loss, tuple | list):
-        return cast(Tensor, sum(part.mean() for part in loss))
-    return loss.mean()
