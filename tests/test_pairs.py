@@ -122,7 +122,7 @@ def features_run(archive: RunArchive, name: str, keys: Tensor, rows: Tensor) -> 
 
 def test_archived_features_are_matched_by_key(tmp_path: Path) -> None:
     keys, images, texts, _ = pairs(60)
-    archive = RunArchive(tmp_path / "archive")
+    archive = RunArchive(tmp_path / "archive", create=True)
     image_run = features_run(archive, "images", keys[:50], images[:50])
     order = torch.randperm(50, generator=torch.Generator().manual_seed(1)) + 10
     text_run = features_run(archive, "texts", keys[order], texts[order])
