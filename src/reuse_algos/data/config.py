@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reuse_algos.data.augment import AUGMENT_KINDS
+from reuse_algos.data.pseudo import PseudoLabels
+from reuse_algos.data.resampling import RESAMPLING
 from reuse_algos.errors import DataError, nearest
 
-__all__ = ["DATASET_NAMES", "DataConfig"]
+__all__ = ["DATASET_NAMES", "DataConfig", "PseudoLabels"]
 
 DATASET_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
 
@@ -38,6 +40,12 @@ class DataConfig:
         drop_last: Leave out the last training batch of an epoch if it is not full.
         train_fraction: Part of the training examples, above 0 up to 1: stratified by class and nested.
         train_examples: Number of training examples instead, chosen the same way.
+        train_rest: Take the training examples that ``train_fraction`` or ``train_examples`` leaves out, in place of
+            those that it takes: an unlabelled pool beside a labelled part.
+        pseudo_labels: Train on the images that archived teachers chose from an unlabelled pool, with the teachers'
+            labels in place of the dataset's; null for the dataset's own.
+        resample: How often each class is shown: ``natural`` as often as it has examples, ``sqrt`` in proportion to the
+            square root of that, ``uniform`` as often as every other class. An epoch has the same number of examples.
         classes: Classes to keep (numbers or names), numbered anew in this order; all if null.
         labels: ``fine``, or ``coarse`` for the 20 superclasses of CIFAR-100.
         image_size: Side of the images in pixels: images in memory are resized once (null keeps them), image files are
@@ -58,6 +66,9 @@ class DataConfig:
     drop_last: bool = True
     train_fraction: float = 1.0
     train_examples: int | None = None
+    train_rest: bool = False
+    pseudo_labels: PseudoLabels | None = None
+    resample: str = "natural"
     classes: list[int | str] | None = None
     labels: str = "fine"
     image_size: int | None = None
@@ -71,7 +82,7 @@ class DataConfig:
         faults = []
         if self.name not in DATASET_NAMES:
             faults.append(f"data.name: unknown data set {self.name!r}.{nearest(str(self.name), DATASET_NAMES)}")
-        for field, choices in (("augment", AUGMENT_KINDS), ("labels", ("fine", "coarse"))):
+        for field, choices in (("augment", AUGMENT_KINDS), ("labels", ("fine", "coarse")), ("resample", RESAMPLING)):
             value = getattr(self, field)
             if value not in choices:
                 faults.append(f"data.{field}: unknown value {value!r}.{nearest(str(value), choices)}")
@@ -92,6 +103,8 @@ class DataConfig:
             faults.append(f"data.train_fraction: must be above 0 and at most 1, not {self.train_fraction}.")
         if self.train_examples is not None and self.train_fraction != 1:
             faults.append("data.train_examples: give this or data.train_fraction, not both.")
+        if self.train_rest and self.train_examples is None and self.train_fraction == 1:
+            faults.append("data.train_rest: nothing is left out. Set data.train_examples or data.train_fraction.")
         if self.name == "npz" and self.path is None:
             faults.append("data.path: the npz data set needs the path of its file.")
         if faults:

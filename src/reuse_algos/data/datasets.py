@@ -23,6 +23,7 @@ from reuse_algos.data.files import (
 )
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.pseudo import Chosen, chosen_info
 from reuse_algos.data.subsets import select_classes, take_part
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
@@ -63,21 +64,28 @@ class LoadedData:
     std: tuple[float, ...]
 
 
-def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> LoadedData:
+def load_datasets(config: DataConfig, device: torch.device | str = "cpu", chosen: Chosen | None = None) -> LoadedData:
     """Load what the recipe asks for.
 
     Args:
         config: The ``data:`` section.
         device: Where data that is held on the device goes.
+        chosen: The training images to take and their labels, where the section has ``pseudo_labels``. Default: None.
 
     Raises:
-        DataError: If the section is wrong, or the data is not there or not what it should be.
+        DataError: If the section is wrong, the data is not there or not what it should be, or the section has
+            ``pseudo_labels`` and nothing is chosen.
     """
     config.check()
+    if config.pseudo_labels is not None and chosen is None:
+        raise DataError(
+            "data.pseudo_labels: these labels are in a run archive, and whoever loads this data has none. Train by a "
+            "recipe with archive: ..., or load the pool without pseudo_labels."
+        )
     if config.name in _FILE_SETS:
-        loaded = _load_file_sets(config, device)
+        loaded = _load_file_sets(config, device, chosen)
     else:
-        loaded = _load_array_sets(load_arrays(config), config, device)
+        loaded = _load_array_sets(load_arrays(config), config, device, chosen)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
         raise DataError(
             f"data.batch_size {config.batch_size} is more than the {loaded.info.num_examples} training examples, so "
@@ -121,12 +129,14 @@ def build_dataset(
     return datasets[0], datasets[1]
 
 
-def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.device | str) -> LoadedData:
+def _load_array_sets(
+    arrays: ImageArrays, config: DataConfig, device: torch.device | str, chosen: Chosen | None
+) -> LoadedData:
     splits = []
     choices = [_choose(split.info, arrays.num_classes, config) for split in (arrays.train, arrays.eval)]
-    choices[0] = _part(choices[0], config)
+    choices[0] = _part(choices[0], config, chosen)
     for split, choice in zip((arrays.train, arrays.eval), choices, strict=True):
-        everything = choice.info.num_examples == split.info.num_examples
+        everything = torch.equal(choice.positions, torch.arange(split.info.num_examples))
         images = split.images if everything else split.images[choice.positions]
         splits.append(Split(images if config.image_size is None else resize(images, config.image_size), choice.info))
     train, held_out = splits
@@ -145,11 +155,11 @@ def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.devi
     )
 
 
-def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedData:
+def _load_file_sets(config: DataConfig, device: torch.device | str, chosen: Chosen | None) -> LoadedData:
     side = _DEFAULT_FILE_SIDE if config.image_size is None else config.image_size
     files = load_files(config)
     choices = [_choose(part.info, len(part.info.class_names or ()), config) for part in files]
-    choices[0] = _part(choices[0], config)
+    choices[0] = _part(choices[0], config, chosen)
     train, held_out = (part.take(choice.positions, choice.info) for part, choice in zip(files, choices, strict=True))
     num_classes = choices[0].num_classes
     if config.device_resident is True:
@@ -213,10 +223,19 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
     return _Choice(positions, info, strata[positions], num_classes)
 
 
-def _part(choice: _Choice, config: DataConfig) -> _Choice:
-    """The part of the training examples that is asked for."""
-    part = take_part(choice.info.keys, choice.strata, fraction=config.train_fraction, examples=config.train_examples)
-    return _Choice(choice.positions[part], choice.info.subset(part), choice.strata[part], choice.num_classes)
+def _part(choice: _Choice, config: DataConfig, chosen: Chosen | None) -> _Choice:
+    """Return the part of the training examples that is asked for, and what of it was chosen under other labels."""
+    part = take_part(
+        choice.info.keys,
+        choice.strata,
+        fraction=config.train_fraction,
+        examples=config.train_examples,
+        rest=config.train_rest,
+    )
+    info = choice.info.subset(part)
+    if chosen is not None:
+        part, info = part[chosen.positions], chosen_info(info, chosen)
+    return _Choice(choice.positions[part], info, choice.strata[part], choice.num_classes)
 
 
 def _held_on_device(config: DataConfig, device: torch.device, num_bytes: int) -> bool:

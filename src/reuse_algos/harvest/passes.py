@@ -31,7 +31,7 @@ from reuse_algos.priors.scores import GRADIENT_BYTES
 from reuse_algos.training.attacks import Attack
 from reuse_algos.training.recorded_task import task_of
 
-__all__ = ["HarvestResult", "harvest"]
+__all__ = ["HarvestResult", "harvest", "view_batches"]
 
 OF_VIEWS = ("logits", "features", ADVERSARIAL)
 """Signals that are of the views of training unless otherwise asked; scores are of the plain examples."""
@@ -225,7 +225,7 @@ class _Pass:
 
 def _rows(one: _Pass, view: int, compute: ArchivedForward, batch_size: int, advance: Callable[[int], None]) -> Encoded:
     """A view of a signal as it is archived."""
-    batches = _batches(one.train, view, batch_size)
+    batches = view_batches(one.train, view, batch_size)
     if one.made is not None:
         return attack_view(one.made, compute, infer_info(one.train).keys, view, batches, advance)
     parts = []
@@ -254,11 +254,20 @@ def _default_batch_size(signal: str, gradients: int) -> int:
     return min(_BATCH_SIZE, max(_SMALL_BATCH, gradients)) if signal == "grand" else _BATCH_SIZE
 
 
-def _batches(dataset: Dataset, view: int, batch_size: int) -> Iterator[tuple[Any, torch.Tensor | None]]:
-    """All batches of a view in order of position, each with the labels of its examples where they are known."""
+def view_batches(
+    dataset: Dataset, view: int, batch_size: int, positions: torch.Tensor | None = None
+) -> Iterator[tuple[Any, torch.Tensor | None]]:
+    """Yield the batches of a view, each with the labels of its examples where they are known.
+
+    Args:
+        dataset: Images on a device, or any map-style dataset that takes ``ExampleView``.
+        view: Number of the view.
+        batch_size: Examples of a batch.
+        positions: Which examples, in order; int64 on the CPU. Default: None, all of them.
+    """
     labels_N = infer_info(dataset).labels
     count = len(dataset)  # type: ignore[arg-type]
-    parts = torch.arange(count).split(batch_size)
+    parts = (torch.arange(count) if positions is None else positions).split(batch_size)
     lists = [[ExampleView(position, view) for position in part.tolist()] for part in parts]
     if isinstance(dataset, DeviceImages):
         loader = device_dataloader(dataset, batch_sampler=lists)

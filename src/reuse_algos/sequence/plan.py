@@ -45,6 +45,7 @@ class PlannedStep:
         folder: of its recipe, log and checkpoints.
         special: whether it is trained by the arm's ``first``.
         harvests: what is harvested of its run.
+        judged: whether the arm is judged by its metric.
     """
 
     arm: str
@@ -56,6 +57,7 @@ class PlannedStep:
     folder: Path
     special: bool
     harvests: tuple[Harvest, ...] = ()
+    judged: bool = True
 
     @property
     def tags(self) -> dict[str, str]:
@@ -116,6 +118,9 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     faults = Faults(config.source)
     arms = [list(_planned_arm(config, name, arm, faults)) for name, arm in config.arms.items()]
     steps = [step for row in itertools.zip_longest(*arms) for step in row if step is not None]
+    for name, own in zip(config.arms, arms, strict=True):
+        if own and not any(step.judged for step in own):
+            faults.add(join("arms", name), "has no step that it is judged by. Leave out judge: false of one")
     _check_search(config, arms, faults)
     steps = _other_arms_first(steps)
     for index, step in enumerate(steps):
@@ -260,7 +265,8 @@ def _planned(
         return None
     if "run_recorder" not in recipe.settings.callbacks:
         faults.add(f"{arm}/{name}", "callbacks.run_recorder: missing. A step has to be archived")
-    return PlannedStep(arm, name, position, point, values, recipe, folder, special)
+    judged = step[1].judge and recipe.settings.label is None
+    return PlannedStep(arm, name, position, point, values, recipe, folder, special, judged=judged)
 
 
 def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | None:
@@ -357,6 +363,19 @@ def _queries(step: PlannedStep) -> list[tuple[str, dict[str, Any]]]:
                 query = {"run_name": query}
             if isinstance(query, dict):
                 found.append((f"algorithms.{name}.runs", {**query, "tags": query.get("tags") or {}}))
+    return found + _pool_queries(step)
+
+
+def _pool_queries(step: PlannedStep) -> list[tuple[str, dict[str, Any]]]:
+    """Return where a step asks for teachers of a pool, or for a pool."""
+    settings, found = step.recipe.settings, []
+    if settings.label is not None:
+        asked = settings.label.runs
+        for query in asked if isinstance(asked, list) else [asked]:
+            query = query if isinstance(query, dict) else {"run_name": query}
+            found.append(("label.runs", {**query, "tags": query.get("tags") or {}}))
+    if settings.data.pseudo_labels is not None:
+        found.append(("data.pseudo_labels.run", {"run_name": settings.data.pseudo_labels.run, "tags": {}}))
     return found
 
 

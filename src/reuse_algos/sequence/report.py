@@ -39,6 +39,7 @@ class StepResult:
         health: ``ok``, or ``diverged``.
         fingerprint: Of its recipe.
         special: Whether it was trained by the arm's ``first`` and not as the others.
+        judged: Whether the arm is judged by its metric; its cost counts in any case.
         final: The metric at the end; NaN where there is none.
         best: Its best value during the run; NaN where there is none.
         cost: What it took.
@@ -52,6 +53,7 @@ class StepResult:
     health: str
     fingerprint: str
     special: bool
+    judged: bool
     final: float
     best: float
     cost: Cost
@@ -67,8 +69,8 @@ class ArmResult:
         is_baseline: Whether the others are compared with it.
         steps: Its steps, in order.
         total: What all of them took.
-        final: Mean final metric of the steps with its t interval, over whatever the steps differ in.
-        best: The best final metric, and ``best_step`` whose it is.
+        final: Mean final metric of the judged steps with its t interval, over whatever the steps differ in.
+        best: The best final metric of a judged step, and ``best_step`` whose it is.
         best_step: Name of that step; None if no step has a metric.
         share: Total cost over that of the baseline, by the name of the cost; None where the baseline has none of it,
             and empty for the baseline itself and where nothing is compared.
@@ -134,13 +136,14 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     if missing:
         raise SequenceError(f"{len(missing)} steps are not finished yet: {', '.join(missing)}")
     pairs = [(found.step, found.run) for found in states if found.run is not None]
-    runs = [run for _, run in pairs]
+    judged = [pair for pair in pairs if pair[0].judged]
+    runs = [run for _, run in judged]
     metric = choose_metric(runs, config.metric)
     mode = runs[0].metric_mode(metric)
     # Steps of the same name are the same work with and without reuse. Without a baseline nothing is compared, and the
     # first arm stands in for it, so that the question can be asked.
     question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
-    ends = compare(Outcomes([_outcome(step, run, metric) for step, run in pairs], metric, mode), question)
+    ends = compare(Outcomes([_outcome(step, run, metric) for step, run in judged], metric, mode), question)
     arms: dict[str, ArmResult] = {}
     for name in sorted(config.arms, key=lambda arm: arm != config.baseline):
         own = [pair for pair in pairs if pair[0].arm == name]
@@ -179,8 +182,9 @@ def searched_steps(arm: ArmResult, key: str) -> list[tuple[dict[str, Any], float
         arm: The arm.
         key: Of the grid, what is searched for.
     """
-    alike = [step for step in arm.steps if not step.special]
-    alone = [step for step in arm.steps if step.special and all(step.point[key] != other.point[key] for other in alike)]
+    alike = [step for step in arm.steps if step.judged and not step.special]
+    first = [step for step in arm.steps if step.judged and step.special]
+    alone = [step for step in first if all(step.point[key] != other.point[key] for other in alike)]
     values = [step.point[key] for step in arm.steps]
     counted = [step for step in arm.steps if step in alike or step in alone]
     counted.sort(key=lambda step: values.index(step.point[key]))  # as in the grid, whichever step is left out
@@ -199,7 +203,7 @@ def _arm(
     costs = costs_of(pairs, archive)
     steps = [_step(step, run, metric, cost) for (step, run), cost in zip(pairs, costs, strict=True)]
     total = total_of(costs)
-    finite = [step for step in steps if math.isfinite(step.final)]
+    finite = [step for step in steps if step.judged and math.isfinite(step.final)]
     sign = 1.0 if mode == "max" else -1.0
     best = max(finite, key=lambda step: sign * step.final) if finite else None
     compared = baseline is not None
@@ -218,6 +222,7 @@ def _arm(
 
 
 def _step(step: PlannedStep, run: PriorRun, metric: str, cost: Cost) -> StepResult:
+    measured = metric in run.metric_names
     return StepResult(
         name=step.name,
         point=step.point,
@@ -226,8 +231,9 @@ def _step(step: PlannedStep, run: PriorRun, metric: str, cost: Cost) -> StepResu
         health=run.manifest.health,
         fingerprint=fingerprint(step.recipe.record),
         special=step.special,
-        final=run.final_metric(metric),
-        best=run.best_metric(metric)[0],
+        judged=step.judged,
+        final=run.final_metric(metric) if measured else math.nan,
+        best=run.best_metric(metric)[0] if measured else math.nan,
         cost=cost,
         prior_runs=sorted({use.run_id for use in run.manifest.prior_runs}),
     )
@@ -243,13 +249,16 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
     baseline = next((arm for arm in arms if arm.is_baseline), None)
     own = {arm.name: {step.run_id for step in arm.steps} for arm in arms}
     for arm in arms:
+        aside = [step.name for step in arm.steps if not step.judged]
+        if aside:
+            notes.append(f"{arm.name} is not judged by {', '.join(aside)}: only their cost counts.")
         if baseline is not None and len(arm.steps) != len(baseline.steps):
             notes.append(
                 f"{arm.name} has {len(arm.steps)} steps and {baseline.name} has {len(baseline.steps)}: totals of "
                 "unlike amounts of work, so their share is no saving."
             )
         notes += _uncounted(arm, [pair for pair in pairs if pair[0].arm == arm.name])
-        diverged = [step.name for step in arm.steps if step.health != "ok"]
+        diverged = [step.name for step in arm.steps if step.health == "diverged"]
         if diverged:
             notes.append(f"{arm.name}: {', '.join(diverged)} diverged; their cost counts.")
         borrowed = sorted({run for step in arm.steps for run in step.prior_runs} - own[arm.name])

@@ -50,6 +50,8 @@ class StepConfig:
         overrides: likewise.
         tags: likewise.
         grid: likewise, for this step only.
+        judge: whether the arm is judged by this step's metric. Its cost always counts. A step that labels a pool has no
+            metric, and never is. Default: true.
     """
 
     name: str | None = None
@@ -57,6 +59,7 @@ class StepConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
+    judge: bool = True
 
 
 @dataclass
