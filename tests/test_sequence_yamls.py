@@ -23,6 +23,7 @@ def test_all_are_there() -> None:
         "five_seeds",
         "growing_data",
         "learning_rate_search",
+        "periods",
         "pool",
         "transfer_learning",
     ]

@@ -4,6 +4,7 @@ from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.adversarial_training import AdversarialTraining
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
+from reuse_algos.algorithms.gradient_interpolation import GradientInterpolation
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
@@ -12,6 +13,7 @@ __all__ = [
     "AdversarialReplay",
     "AdversarialTraining",
     "Freezing",
+    "GradientInterpolation",
     "HistoryCurriculum",
     "PriorRunDistillation",
     "PriorRunWarmStart",

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from reuse_algos.data.augment import AUGMENT_KINDS
 from reuse_algos.data.pseudo import PseudoLabels
 from reuse_algos.data.resampling import RESAMPLING
+from reuse_algos.data.rotation import Rotated
 from reuse_algos.errors import DataError, nearest
 
-__all__ = ["DATASET_NAMES", "DataConfig", "PseudoLabels"]
+__all__ = ["DATASET_NAMES", "DataConfig", "PseudoLabels", "Rotated"]
 
 DATASET_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
 
@@ -46,6 +47,8 @@ class DataConfig:
             labels in place of the dataset's; null for the dataset's own.
         resample: How often each class is shown: ``natural`` as often as it has examples, ``sqrt`` in proportion to the
             square root of that, ``uniform`` as often as every other class. An epoch has the same number of examples.
+        rotated: Make data that drift over time: images in memory, turned further from period to period, with the time
+            as one more channel; null for the images as they are.
         classes: Classes to keep (numbers or names), numbered anew in this order; all if null.
         labels: ``fine``, or ``coarse`` for the 20 superclasses of CIFAR-100.
         image_size: Side of the images in pixels: images in memory are resized once (null keeps them), image files are
@@ -69,6 +72,7 @@ class DataConfig:
     train_rest: bool = False
     pseudo_labels: PseudoLabels | None = None
     resample: str = "natural"
+    rotated: Rotated | None = None
     classes: list[int | str] | None = None
     labels: str = "fine"
     image_size: int | None = None
@@ -105,6 +109,8 @@ class DataConfig:
             faults.append("data.train_examples: give this or data.train_fraction, not both.")
         if self.train_rest and self.train_examples is None and self.train_fraction == 1:
             faults.append("data.train_rest: nothing is left out. Set data.train_examples or data.train_fraction.")
+        if self.rotated is not None and (self.augment != "none" or self.name in ("caltech101", "image_folder")):
+            faults.append("data.rotated: goes with images in memory and augment: none, since one channel is the time.")
         if self.name == "npz" and self.path is None:
             faults.append("data.path: the npz data set needs the path of its file.")
         if faults:

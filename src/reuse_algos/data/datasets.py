@@ -24,6 +24,7 @@ from reuse_algos.data.files import (
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.pseudo import Chosen, chosen_info
+from reuse_algos.data.rotation import rotate_arrays
 from reuse_algos.data.subsets import select_classes, take_part
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
@@ -132,6 +133,8 @@ def build_dataset(
 def _load_array_sets(
     arrays: ImageArrays, config: DataConfig, device: torch.device | str, chosen: Chosen | None
 ) -> LoadedData:
+    if config.rotated is not None:
+        arrays = rotate_arrays(arrays, config.rotated)
     splits = []
     choices = [_choose(split.info, arrays.num_classes, config) for split in (arrays.train, arrays.eval)]
     choices[0] = _part(choices[0], config, chosen)

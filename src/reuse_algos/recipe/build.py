@@ -24,7 +24,7 @@ from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
-from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of
+from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sections import Faults
 
@@ -98,7 +98,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             eval_dataloader=eval_loader(data, settings.data),
             optimizers=optimizer,
             schedulers=scheduler,
-            algorithms=[*algorithms, *([] if pool is None else [pool.algorithm])],
+            algorithms=[*algorithms, *watchers(settings.data, pool)],
             callbacks=[*callbacks, TrackExamples()],  # seeded views hold whatever else is in the recipe
             loggers=loggers,
             device=device,

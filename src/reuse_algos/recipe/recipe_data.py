@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from composer import Algorithm
 
+from reuse_algos.algorithms.gradient_interpolation import PeriodOrder
 from reuse_algos.algorithms.pseudo_labels import PoolUse
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
@@ -18,7 +20,7 @@ from reuse_algos.recipe.interpolation import resolve
 from reuse_algos.recipe.source import parse_yaml, read_text
 from reuse_algos.sections import Faults, fit_fields
 
-__all__ = ["Pool", "data_section", "load_recipe_data", "pool_of"]
+__all__ = ["Pool", "data_section", "load_recipe_data", "pool_of", "watchers"]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ def pool_of(config: DataConfig, archive: RunArchive | str | None) -> Pool | None
     [(run_id, generation)] = choose_runs(archive, asked.run)
     run = archive.open_run(run_id, generation)
     return Pool(run, asked, PoolUse(archive, run))
+
+
+def watchers(config: DataConfig, pool: Pool | None) -> list[Algorithm]:
+    """Return the algorithms that hold a run to its data: to its pool, and to the order of periods."""
+    found: list[Algorithm] = [] if pool is None else [pool.algorithm]
+    return found if config.rotated is None else [*found, PeriodOrder(config.rotated.period)]
 
 
 def load_recipe_data(config: DataConfig, pool: Pool | None, device: torch.device) -> LoadedData:

@@ -122,6 +122,8 @@ def plan_sequence(config: SequenceConfig) -> Plan:
         if own and not any(step.judged for step in own):
             faults.add(join("arms", name), "has no step that it is judged by. Leave out judge: false of one")
     _check_search(config, arms, faults)
+    for own in arms:
+        _check_periods(own, faults)
     steps = _other_arms_first(steps)
     for index, step in enumerate(steps):
         _check_prior_runs(config, steps[:index], step, faults)
@@ -303,6 +305,25 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
         if missing is not None:
             known = nearest(config.search, missing.point)
             faults.add("search", f"{config.search!r} is not in the grid of {missing.title}.{known}")
+
+
+def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
+    """Refuse arms whose periods go back: a step would start from a run that has seen what it is judged by."""
+    last: dict[tuple[str, str], PlannedStep] = {}
+    for step in steps:
+        rotated = step.recipe.settings.data.rotated
+        if rotated is None:
+            continue
+        alone = {key: value for key, value in step.point.items() if not key.startswith("data.rotated")}
+        before = last.get(key := (step.arm, json.dumps(alone, sort_keys=True, default=str)))
+        then = before.recipe.settings.data.rotated if before is not None else None
+        if before is not None and then is not None and then.period > rotated.period and reuses(step, before):
+            faults.add(
+                step.title,
+                f"periods are out of order: it is trained up to period {rotated.period} and may reuse {before.title}, "
+                f"which is trained up to {then.period}. Write the periods in rising order",
+            )
+        last[key] = step
 
 
 def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], step: PlannedStep, faults: Faults) -> None:
