@@ -28,6 +28,7 @@ from reuse_algos.commands import (
     sweep,
     train,
     verify,
+    zero_shot,
 )
 from reuse_algos.commands.common import ARCHIVE_HELP, printable
 from reuse_algos.errors import ReuseAlgosError
@@ -46,6 +47,7 @@ _COMMANDS = (
     harvest,
     label,
     drift,
+    zero_shot,
     scores,
     verify,
     copy,

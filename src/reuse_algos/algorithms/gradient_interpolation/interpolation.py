@@ -32,6 +32,11 @@ def interpolate(model: Callable[[Tensor], Tensor], times_B: Tensor, delta: Tenso
 
     Raises:
         ModelError: The outputs do not depend on the time.
+
+    Example:
+        >>> times_B, delta = torch.tensor([1.0, 3.0]), torch.tensor(0.5)
+        >>> interpolate(lambda t: t[:, None] ** 2, times_B, delta).flatten()  # t^2 - d^2
+        tensor([0.7500, 8.7500])
     """
     with forward_ad.dual_level():
         before_B = times_B - delta
@@ -60,6 +65,10 @@ def ascend_delta(
         rate: Their size: the step moves by ``rate`` times the derivative.
         limit: Largest absolute value, above 0.
         average: What becomes of each derivative, such as its mean over ranks. Default: None, nothing.
+
+    Example:
+        >>> ascend_delta(lambda d: d**2, 0.5, steps=1, rate=0.25, limit=1.0)
+        0.75
     """
     delta = float(start)
     for _ in range(steps):
