@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from reuse_algos.compare.candidates import Candidate, Case, Evidence
+from reuse_algos.compare.advice.candidates import Candidate, Case, Evidence
 from reuse_algos.compare.engine import control_of
 from reuse_algos.compare.kinds.budgets import Member
 from reuse_algos.compare.outcomes import Outcomes

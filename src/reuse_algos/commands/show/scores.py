@@ -225,7 +225,7 @@ def _pictures(
     written: dict[str, str] = {}
     if args.picture is None and args.contact_sheet is None:
         return written
-    from reuse_algos.commands import score_pictures
+    from reuse_algos.commands.show import score_pictures
     from reuse_algos.errors import DataError
 
     if info.labels is None:

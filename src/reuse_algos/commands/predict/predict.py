@@ -86,7 +86,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
-    from reuse_algos.commands.predict_plot import check_plot, draw
+    from reuse_algos.commands.predict.plot import check_plot, draw
 
     if args.plot is not None:
         check_plot(args.plot, args.what)

@@ -59,8 +59,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
-    from reuse_algos.commands.predict import show_table
-    from reuse_algos.commands.predict_plot import check_plot, draw
+    from reuse_algos.commands.predict.plot import check_plot, draw
+    from reuse_algos.commands.predict.predict import show_table
 
     if args.plot is not None:
         check_plot(args.plot, args.what)

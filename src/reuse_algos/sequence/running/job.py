@@ -20,9 +20,9 @@ from reuse_algos import train
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe.compose import load_recipe
-from reuse_algos.sequence.harvests import attack_of
-from reuse_algos.sequence.lease import LeaseKey, outlast
-from reuse_algos.sequence.schema import HarvestConfig
+from reuse_algos.sequence.planning.harvests import attack_of
+from reuse_algos.sequence.planning.schema import HarvestConfig
+from reuse_algos.sequence.running.lease import LeaseKey, outlast
 
 __all__ = ["harvest_run", "main"]
 

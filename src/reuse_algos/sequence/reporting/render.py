@@ -10,11 +10,11 @@ from rich.table import Table
 
 from reuse_algos.compare.estimates.interval import CONFIDENCE
 from reuse_algos.compare.show.words import format_amount, format_count, format_interval, format_number, format_seconds
-from reuse_algos.sequence.costs import Cost
-from reuse_algos.sequence.plan import fingerprint
+from reuse_algos.sequence.planning.plan import fingerprint
 from reuse_algos.sequence.progress import StepState
-from reuse_algos.sequence.report import ArmResult, SequenceReport
-from reuse_algos.sequence.search import ArmSearch, SearchResult
+from reuse_algos.sequence.reporting.costs import Cost
+from reuse_algos.sequence.reporting.report import ArmResult, SequenceReport
+from reuse_algos.sequence.reporting.search import ArmSearch, SearchResult
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -10,12 +10,12 @@ import yaml
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.errors import SequenceError
-from reuse_algos.sequence.halt import Halt
-from reuse_algos.sequence.harvests import Harvest, missing_harvests
 from reuse_algos.sequence.launchers.base import Job, Launcher
-from reuse_algos.sequence.lease import LeaseKey
-from reuse_algos.sequence.plan import Plan, PlannedStep
+from reuse_algos.sequence.planning.harvests import Harvest, missing_harvests
+from reuse_algos.sequence.planning.plan import Plan, PlannedStep
 from reuse_algos.sequence.progress import CHECKPOINTS, LOG, RECIPE, StepState, trained_state
+from reuse_algos.sequence.running.halt import Halt
+from reuse_algos.sequence.running.lease import LeaseKey
 
 __all__ = ["StepWork", "drop_checkpoints"]
 

@@ -17,8 +17,8 @@ from reuse_algos.commands.common import (
     print_json,
     tags_of,
 )
-from reuse_algos.commands.comparing import add_costs, add_groups
-from reuse_algos.commands.wandb_options import add_wandb, send_to_wandb, wandb_target
+from reuse_algos.commands.compare.options import add_costs, add_groups
+from reuse_algos.commands.compare.wandb_options import add_wandb, send_to_wandb, wandb_target
 
 __all__ = ["add_parser", "run"]
 

@@ -12,7 +12,7 @@ from reuse_algos.harvest.adversarial import default_bits
 from reuse_algos.harvest.passes import OF_VIEWS
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.recipe.schema import Settings
-from reuse_algos.sequence.schema import HarvestConfig
+from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.training.attacks import Attack
 
 __all__ = ["Harvest", "attack_of", "missing_harvests", "remade"]

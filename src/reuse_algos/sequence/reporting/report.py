@@ -18,11 +18,11 @@ from reuse_algos.compare.estimates.interval import Interval
 from reuse_algos.compare.reading import choose_metric, read_outcome
 from reuse_algos.compare.result import json_safe
 from reuse_algos.errors import CompareError, SequenceError
-from reuse_algos.sequence.costs import Cost, costs_of, shares_of, total_of
-from reuse_algos.sequence.plan import PlannedStep, fingerprint
+from reuse_algos.sequence.planning.plan import PlannedStep, fingerprint
+from reuse_algos.sequence.planning.schema import SequenceConfig
 from reuse_algos.sequence.progress import StepState
-from reuse_algos.sequence.schema import SequenceConfig
-from reuse_algos.sequence.search import SearchResult, search_result
+from reuse_algos.sequence.reporting.costs import Cost, costs_of, shares_of, total_of
+from reuse_algos.sequence.reporting.search import SearchResult, search_result
 
 __all__ = ["ArmResult", "SequenceReport", "StepResult", "searched_steps", "sequence_report"]
 

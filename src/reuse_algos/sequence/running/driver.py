@@ -11,12 +11,12 @@ from typing import Any
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
-from reuse_algos.sequence.halt import Halt
 from reuse_algos.sequence.launchers import Launcher, LocalLauncher
-from reuse_algos.sequence.lease import SequenceLease
-from reuse_algos.sequence.plan import Plan, waits_for
+from reuse_algos.sequence.planning.plan import Plan, waits_for
 from reuse_algos.sequence.progress import StepState, look_up_states
-from reuse_algos.sequence.steps import StepWork, drop_checkpoints
+from reuse_algos.sequence.running.halt import Halt
+from reuse_algos.sequence.running.lease import SequenceLease
+from reuse_algos.sequence.running.steps import StepWork, drop_checkpoints
 
 __all__ = ["run_sequence"]
 

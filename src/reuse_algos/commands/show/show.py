@@ -15,7 +15,7 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
 )
-from reuse_algos.commands.instrument_panel import add_options, show_inside
+from reuse_algos.commands.show.instrument_panel import add_options, show_inside
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -15,8 +15,8 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
 )
-from reuse_algos.commands.progress import progress_bar
-from reuse_algos.commands.show import readable_bytes
+from reuse_algos.commands.show.show import readable_bytes
+from reuse_algos.commands.upkeep.progress import progress_bar
 
 __all__ = ["add_parser", "run"]
 

@@ -21,7 +21,7 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
 )
-from reuse_algos.commands.progress import progress_bar
+from reuse_algos.commands.upkeep.progress import progress_bar
 from reuse_algos.errors import ArchiveError
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from reuse_algos.commands.common import (
     print_json,
     printable,
 )
-from reuse_algos.commands.progress import progress_bar
-from reuse_algos.commands.show import readable_bytes
+from reuse_algos.commands.show.show import readable_bytes
+from reuse_algos.commands.upkeep.progress import progress_bar
 from reuse_algos.errors import ArchiveError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.recipe.source import leaves, merge_sections, parse_yaml, read_text
 from reuse_algos.sections import Faults, join
-from reuse_algos.sequence.harvests import Harvest
-from reuse_algos.sequence.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
+from reuse_algos.sequence.planning.harvests import Harvest
+from reuse_algos.sequence.planning.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 
 __all__ = ["Plan", "PlannedStep", "differences", "fingerprint", "plan_sequence", "reuses", "trained_by", "waits_for"]
 

@@ -133,7 +133,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
 
 
 def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dict[str, Any]]:
-    from reuse_algos.commands.score_pictures import save
+    from reuse_algos.commands.show.score_pictures import save
     from reuse_algos.training.instruments.diagnosis import diagnose
 
     read = {run.id: readings_of_run(run) for run in runs}

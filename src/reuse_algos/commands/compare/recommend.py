@@ -15,7 +15,7 @@ from reuse_algos.commands.common import (
     print_json,
     tags_of,
 )
-from reuse_algos.commands.comparing import add_costs, add_groups
+from reuse_algos.commands.compare.options import add_costs, add_groups
 
 __all__ = ["add_parser", "run"]
 
