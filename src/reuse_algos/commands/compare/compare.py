@@ -8,7 +8,6 @@ from pathlib import Path
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
     Subparsers,
-    UsageError,
     add_archive,
     add_command,
     add_json,
@@ -17,13 +16,12 @@ from reuse_algos.commands.common import (
     print_json,
     tags_of,
 )
-from reuse_algos.commands.compare.options import add_costs, add_groups
+from reuse_algos.commands.compare.options import add_costs, add_groups, question_of
 from reuse_algos.commands.compare.wandb_options import add_wandb, send_to_wandb, wandb_target
 
 __all__ = ["add_parser", "run"]
 
 _LATER_RUNS = 5
-_OF_BUDGETS = ("judge_by", "price_per_hour", "later_runs", "count_prior_training")
 
 _DETAILS = """\
 Without --target, groups are compared by their mean curves at the baseline's mean final metric.
@@ -36,7 +34,7 @@ role=prior were trained to be reused, and are left out (--tag role=prior asks fo
 A budget of training is part of a method: group by it as well where one group has several
 (--group-by tags.method,recipe.max_duration --baseline "baseline / 20ep"), or better, compare the
 budget-accuracy curves: --budgets reads the last value of each run only, joins the budgets of each
-group by lines, and reports how much less it spends to be as good as the baseline at its largest
+group by lines, and reports how much less it costs to be as good as the baseline at its largest
 budget. It also counts FLOPs, dollars and the harvest shared among later runs."""
 
 
@@ -81,30 +79,18 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare; 0, whatever the verdict."""
-    from reuse_algos.compare import Costs, Question, compare, read_outcomes
-    from reuse_algos.compare.show.figures import check_plot_path, plot_comparison
-    from reuse_algos.compare.show.page import check_report_path, report_page, write_report
+    """Compare, and return 0, whatever the verdict."""
+    from reuse_algos.compare import compare, read_outcomes
+    from reuse_algos.compare.show.figures import plot_comparison
+    from reuse_algos.compare.show.files import PAGES, check_file
+    from reuse_algos.compare.show.page import report_page, write_report
     from reuse_algos.compare.show.terminal import comparison_table
 
-    _check(args)
     tracked = wandb_target(args)
-    if args.plot is not None:
-        check_plot_path(args.plot)
-    if args.html is not None:
-        check_report_path(args.html)
-    archive = open_archive(args)
-    question = Question(
-        group_by=args.group_by,
-        baseline=args.baseline,
-        over="budgets" if args.budgets else "training",
-        target=args.target,
-        metric=args.metric,
-        mode=args.mode,
-        pairing=args.pairing,
-        costs=Costs(args.judge_by, args.price_per_hour, args.later_runs or _LATER_RUNS, args.count_prior_training),
-    )
-    outcomes = read_outcomes(archive, question, tags_of(args))
+    check_file(args.plot)
+    check_file(args.html, PAGES)
+    question = question_of(args, "budgets" if args.budgets else "training", pairing=args.pairing)
+    outcomes = read_outcomes(open_archive(args), question, tags_of(args))
     comparison = compare(outcomes, question)
     if args.plot is not None:
         plot_comparison(comparison, outcomes, args.plot)
@@ -116,19 +102,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = console()
     out.print(comparison_table(comparison))
-    if args.plot is not None:
-        out.print(f"plot: {args.plot}", soft_wrap=True)
-    if args.html is not None:
-        out.print(f"report: {args.html}", soft_wrap=True)
+    for what, place in (("plot", args.plot), ("report", args.html)):
+        if place is not None:
+            out.print(f"{what}: {place}", soft_wrap=True)
     if (place := send_to_wandb(tracked, comparison, outcomes)) is not None:
         out.print(f"W&B: {place}", soft_wrap=True)
     return 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuse options that do not go together, before any work is done."""
-    if args.budgets and args.plot is not None:
-        raise UsageError("--plot draws single runs over time, which --budgets does not read: leave one of them out")
-    given = [name for name in _OF_BUDGETS if getattr(args, name) not in (None, False)]
-    if given and not args.budgets:
-        raise UsageError(f"--{', --'.join(given).replace('_', '-')}: only with --budgets")

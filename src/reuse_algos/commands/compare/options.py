@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import add_tags, positive
 
-__all__ = ["add_costs", "add_groups"]
+if TYPE_CHECKING:
+    from reuse_algos.compare import Question
+
+__all__ = ["add_costs", "add_groups", "question_of"]
 
 
 def add_groups(parser: argparse.ArgumentParser) -> None:
-    """``--group-by``, ``--baseline``, ``--metric``, ``--mode`` and ``--tag``."""
+    """Add --group-by, --baseline, --metric, --mode and --tag."""
     parser.add_argument(
         "--group-by",
         default="tags.method",
@@ -27,12 +31,12 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
 
 
 def add_costs(parser: argparse._ActionsContainer, *, later_runs: int, axis: str) -> None:
-    """``--judge-by``, ``--price-per-hour``, ``--later-runs`` and ``--count-prior-training``; None where not given.
+    """Add --judge-by, --price-per-hour, --later-runs and --count-prior-training; None where not given.
 
     Args:
-        parser: or a group of its options.
-        later_runs: what is taken where nothing is said, for the help.
-        axis: likewise.
+        parser: Of the command, or a group of its options.
+        later_runs: Among how many runs harvests are shared where nothing is said, for the help.
+        axis: What counts as cost where nothing is said, for the help.
     """
     parser.add_argument(
         "--judge-by",
@@ -51,4 +55,29 @@ def add_costs(parser: argparse._ActionsContainer, *, later_runs: int, axis: str)
         "--count-prior-training",
         action="store_true",
         help="share the training of the prior runs as well: it was done only for this",
+    )
+
+
+def question_of(args: argparse.Namespace, over: Any, **more: Any) -> Question:
+    """Return the question that the arguments ask.
+
+    Args:
+        args: Of the command, with the options of :func:`add_groups` and :func:`add_costs`.
+        over: What is read of each run, see :class:`~reuse_algos.compare.Question`.
+        more: Further fields of the question.
+
+    Raises:
+        CompareError: The arguments make no sense together.
+    """
+    from reuse_algos.compare import Costs, Question
+
+    return Question(
+        group_by=args.group_by,
+        baseline=args.baseline,
+        over=over,
+        target=args.target,
+        metric=args.metric,
+        mode=args.mode,
+        costs=Costs(args.judge_by, args.price_per_hour, args.later_runs, args.count_prior_training),
+        **more,
     )

@@ -15,7 +15,7 @@ from reuse_algos.commands.common import (
     print_json,
     tags_of,
 )
-from reuse_algos.commands.compare.options import add_costs, add_groups
+from reuse_algos.commands.compare.options import add_costs, add_groups, question_of
 
 __all__ = ["add_parser", "run"]
 
@@ -27,7 +27,7 @@ From the runs in the archive, each trained to the end of its own schedule at one
 what that costs, and how sure it is. A technique is recommended if the target was measured (nothing
 is extrapolated), with at least 3 seeds at each budget that counts, and if it is surely cheaper than
 the baseline, with a stricter limit the more techniques there are. Otherwise the answer is "not
-enough evidence", which is no error. Controls (tag control_of) are never recommended. Runs with the
+enough evidence", which is not an error. Controls (tag control_of) are never recommended. Runs with the
 tag role=prior were trained to be reused, and take no part."""
 
 
@@ -53,19 +53,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Recommend; 0, whatever the answer."""
-    from reuse_algos.compare import Costs, Question, read_outcomes, recommend
+    """Recommend, and return 0, whatever the answer."""
+    from reuse_algos.compare import read_outcomes, recommend
     from reuse_algos.compare.show.terminal import recommendation_table
 
-    question = Question(
-        group_by=args.group_by,
-        baseline=args.baseline,
-        over="budgets",
-        target=args.target,
-        metric=args.metric,
-        mode=args.mode,
-        costs=Costs(args.judge_by, args.price_per_hour, args.later_runs or _LATER_RUNS, args.count_prior_training),
-    )
+    question = question_of(args, "budgets")
     found = recommend(read_outcomes(open_archive(args), question, tags_of(args)), question)
     if args.json:
         print_json(found.to_dict())

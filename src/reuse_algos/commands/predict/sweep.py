@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import math
+from dataclasses import asdict
 from typing import Any
 
-from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
-    Subparsers,
-    UsageError,
-    add_archive,
-    add_command,
-    add_json,
-    add_tags,
-    open_archive,
-    print_json,
-    tags_of,
-)
+from reuse_algos.commands.common import ARCHIVE_HELP, Subparsers, UsageError, add_command
+from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
+from reuse_algos.commands.predict.charts import chart, line, points
 
 __all__ = ["add_parser", "run"]
 
@@ -43,53 +35,32 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos sweep strength ./archive --over algorithms.adversarial_training.epsilon --metric RobustAccuracy
         """,
     )
-    parser.add_argument("what", choices=("batch-size", "strength"), metavar="WHAT", help="batch-size or strength")
-    add_archive(parser)
-    add_tags(parser)
-    parser.add_argument("--metric", metavar="NAME", default="monitor", help="default: the runs' monitor")
+    add_options(parser, tuple(_QUESTIONS), "the runs' monitor", "monitor")
     parser.add_argument("--goal", type=float, metavar="X", help="batch-size: value that the metric has to pass")
     parser.add_argument("--over", metavar="PATH", help="value of the recipe (batch-size: data.batch_size)")
     parser.add_argument(
         "--tune", metavar="PATH", default="optimizer.lr", help="batch-size: tuned value (default: optimizer.lr)"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also write a plot: .png, .pdf or .svg")
-    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
-    from reuse_algos.commands.predict.plot import check_plot, draw
-    from reuse_algos.commands.predict.predict import show_table
-
-    if args.plot is not None:
-        check_plot(args.plot, args.what)
-    found = _batch_size(args) if args.what == "batch-size" else _strength(args)
-    if args.plot is not None:
-        draw(args.what, found, args.plot)
-    if args.json:
-        print_json(found)
-        return 0
-    for title, rows in found.items():
-        if rows:
-            show_table(title, rows)
-    return 0
+    return show_answer(args, _QUESTIONS)
 
 
-def _batch_size(args: argparse.Namespace) -> dict[str, Any]:
-    from dataclasses import asdict
-
+def _batch_size(args: argparse.Namespace) -> Answer:
     from reuse_algos.errors import NotEnoughEvidenceError
-    from reuse_algos.predict import batch_sweep, histories, noise_scale
+    from reuse_algos.predict import batch_sweep, noise_scale
     from reuse_algos.predict.evidence import trials_of
 
     if args.goal is None:
         raise UsageError("sweep batch-size needs --goal, the value that the metric has to pass")
-    runs = histories(open_archive(args), args.metric, tags=tags_of(args))
+    runs = histories_of(args)
     trials = trials_of(runs, args.over or "data.batch_size", args.tune)
     sizes = {run.num_examples for run in runs if run.num_examples}
-    found = batch_sweep(trials, args.goal, mode=runs[0].mode, num_examples=min(sizes) if sizes else None)
-    points = [
+    sweep = batch_sweep(trials, args.goal, mode=runs[0].mode, num_examples=min(sizes) if sizes else None)
+    rows = [
         {
             "batch": point.batch,
             "steps": point.steps,
@@ -99,37 +70,46 @@ def _batch_size(args: argparse.Namespace) -> dict[str, Any]:
             "reached": f"{point.num_reached} of {point.num_trials}",
             "flags": "; ".join(point.flags),
         }
-        for point in found.points
+        for point in sweep.points
     ]
     regimes = [
         {"from": near.batch, "to": far.batch, "slope": slope, "interval": [low, high], "regime": said}
         for near, far, (slope, low, high), said in zip(
-            found.points, found.points[1:], found.slopes, found.regimes, strict=False
+            sweep.points, sweep.points[1:], sweep.slopes, sweep.regimes, strict=False
         )
     ]
-    answer: dict[str, Any] = {"steps_to_result": points, "regimes": regimes}
+    found: dict[str, Any] = {"steps_to_result": rows, "regimes": regimes}
     try:
-        scale = noise_scale([p.batch for p in found.points], [p.steps for p in found.points])
-        answer["noise_scale"] = asdict(scale)
+        found["noise_scale"] = asdict(noise_scale([p.batch for p in sweep.points], [p.steps for p in sweep.points]))
     except NotEnoughEvidenceError as error:
-        answer["noise_scale"] = {"not_enough_evidence": str(error)}
-    answer["flags"] = [{"flag": flag} for flag in found.flags]
-    return answer
+        found["noise_scale"] = {"not_enough_evidence": str(error)}
+    found["flags"] = [{"flag": flag} for flag in sweep.flags]
+    known = [row for row in rows if math.isfinite(row["perfect"])]
+    perfect = line("perfect scaling", [row["batch"] for row in known], [row["perfect"] for row in known], dashed=True)
+    steps = points("steps to the goal", rows, "batch", "steps")
+    headline = "; ".join(f"{row['from']} to {row['to']}: {row['regime']}" for row in regimes)
+    lead = f"How many steps do larger batches save on the way to {args.goal:g}?"
+    return Answer(
+        headline, lead, found, [chart("Steps to the goal", "batch size", "steps", [perfect, steps], log=True)]
+    )
 
 
-def _strength(args: argparse.Namespace) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from reuse_algos.predict import find_transition, histories
+def _strength(args: argparse.Namespace) -> Answer:
+    from reuse_algos.predict import find_transition
     from reuse_algos.predict.evidence import points_over
 
     if args.over is None:
         raise UsageError("sweep strength needs --over, such as algorithms.adversarial_training.epsilon")
-    runs = histories(open_archive(args), args.metric, tags=tags_of(args))
-    points = sorted(points_over(runs, args.over))
-    found = find_transition([value for value, _ in points], [metric for _, metric in points])
-    answer = "a transition is shown" if found.shown else "no transition shown"
-    return {
-        "transition": {"answer": answer, **asdict(found)},
-        "points": [{"value": value, "metric": metric} for value, metric in points],
-    }
+    rows = [{"value": value, "metric": metric} for value, metric in sorted(points_over(histories_of(args), args.over))]
+    shape = find_transition([row["value"] for row in rows], [row["metric"] for row in rows])
+    answer = "a transition is shown" if shape.shown else "no transition shown"
+    series = [points("runs", rows, "value", "metric")]
+    if shape.shown:
+        ends = [rows[0]["value"], shape.start, shape.stop, rows[-1]["value"]]
+        series.append(line("plateaus", ends, [shape.before, shape.before, shape.after, shape.after]))
+    lead = f"Does the metric change at once over {args.over}, or little by little?"
+    found = {"transition": {"answer": answer, **asdict(shape)}, "points": rows}
+    return Answer(answer.capitalize(), lead, found, [chart("Metric over the strength", args.over, "metric", series)])
+
+
+_QUESTIONS = {"batch-size": _batch_size, "strength": _strength}

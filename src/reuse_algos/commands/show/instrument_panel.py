@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import UsageError, console, open_archive, print_json
+from reuse_algos.compare.show.files import PLOTS, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,14 +134,10 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
 
 
 def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dict[str, Any]]:
-    from reuse_algos.commands.show.score_pictures import save
     from reuse_algos.training.instruments.diagnosis import diagnose
 
     read = {run.id: readings_of_run(run) for run in runs}
-    try:
-        save(panel(read), Path(args.picture))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"--picture {args.picture}: the picture cannot be written: {error}") from error
+    write_file(Path(args.picture), PLOTS, lambda where: panel(read).savefig(where, dpi=150))
     return [
         {
             "run_id": name,

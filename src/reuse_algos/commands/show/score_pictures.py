@@ -6,7 +6,6 @@ Shapes: N examples, K images per class and end, H height, W width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
     from reuse_algos.data.datasets import LoadedData
 
-__all__ = ["contact_sheet", "ends_of_classes", "histogram", "image_reader", "save"]
+__all__ = ["contact_sheet", "ends_of_classes", "histogram", "image_reader"]
 
 _SIDE = 48
 _LARGEST_SIDE = 64
@@ -132,15 +131,6 @@ def contact_sheet(
     cut = f"; the first {len(shown)} of {len(ends)} classes" if len(shown) < len(ends) else ""
     figure.suptitle(_plain(title + cut), fontsize="small")
     return figure
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure; the extension (png, pdf or svg) is the type.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    figure.savefig(path, dpi=150)
 
 
 def _scaled(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

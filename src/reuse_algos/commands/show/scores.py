@@ -95,13 +95,12 @@ def run(args: argparse.Namespace) -> int:
     _split_names(args)
     data = data_of(args.data)
     limit, noise_file = _noise_of(args.noise)
-    from reuse_algos.compare.show.figures import check_plot_path
+    from reuse_algos.compare.show.files import check_file
     from reuse_algos.priors.label_noise import label_noise
     from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, recorded_info, score_uses
 
     for path in (args.picture, args.contact_sheet):
-        if path is not None:
-            check_plot_path(path)
+        check_file(path)
     try:
         spec = ScoreSpec(args.score, args.epoch, args.aggregate)
     except ValueError as error:
@@ -226,6 +225,7 @@ def _pictures(
     if args.picture is None and args.contact_sheet is None:
         return written
     from reuse_algos.commands.show import score_pictures
+    from reuse_algos.compare.show.files import PLOTS, write_file
     from reuse_algos.errors import DataError
 
     if info.labels is None:
@@ -236,14 +236,15 @@ def _pictures(
         raise DataError(f"no example of {info.name} has a known score, so there is nothing to draw.")
     title = f"{score} of {info.name} by {len(args.runs)} run{'s' if len(args.runs) > 1 else ''}"
     if args.picture is not None:
-        score_pictures.save(score_pictures.histogram(values, labels, names, title), args.picture)
+        figure = score_pictures.histogram(values, labels, names, title)
+        write_file(args.picture, PLOTS, lambda where: figure.savefig(where, dpi=150))
         written["picture"] = str(args.picture)
     if args.contact_sheet is not None:
         from reuse_algos.harvest import load_run_data
 
         loaded = load_run_data(first, {**data, "augment": "none"})
         sheet = score_pictures.contact_sheet(ends, names, score_pictures.image_reader(loaded), title)
-        score_pictures.save(sheet, args.contact_sheet)
+        write_file(args.contact_sheet, PLOTS, lambda where: sheet.savefig(where, dpi=150))
         written["contact_sheet"] = str(args.contact_sheet)
     return written
 

@@ -14,6 +14,7 @@ from reuse_algos.commands.common import (
     console,
     open_archive,
     print_json,
+    readable_bytes,
 )
 from reuse_algos.commands.show.instrument_panel import add_options, show_inside
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_parser", "readable_bytes", "run", "summary"]
+__all__ = ["add_parser", "run", "summary"]
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -244,14 +245,3 @@ def _tree(node: dict[str, Any], prefix: str = "") -> list[str]:
         else:
             lines.append(f"{prefix}{key}={value}")
     return lines
-
-
-def readable_bytes(size: float) -> str:
-    """A number of bytes for people, such as ``3.1 MiB``."""
-    if size < 1024:
-        return f"{size:.0f} B"
-    for unit in ("KiB", "MiB"):
-        size /= 1024
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-    return f"{size / 1024:.1f} GiB"

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from reuse_algos.commands.common import Subparsers, add_command, add_json, add_tags, console, print_json, tags_of
-from reuse_algos.commands.show.show import readable_bytes
+from reuse_algos.commands.common import (
+    Subparsers,
+    add_command,
+    add_json,
+    add_tags,
+    console,
+    print_json,
+    readable_bytes,
+    tags_of,
+)
 from reuse_algos.commands.upkeep.progress import progress_bar
 
 __all__ = ["add_parser", "run"]

@@ -14,8 +14,8 @@ from reuse_algos.commands.common import (
     console,
     open_archive,
     print_json,
+    readable_bytes,
 )
-from reuse_algos.commands.show.show import readable_bytes
 from reuse_algos.commands.upkeep.progress import progress_bar
 
 __all__ = ["add_parser", "run"]
@@ -56,7 +56,7 @@ def age(text: str) -> float:
     """Argument type: a time of at least an hour, in seconds."""
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([mhdw])", text, re.ASCII)
     if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is no age such as 90m, 12h, 1d or 2w")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")
     seconds = float(found[1]) * _SECONDS[found[2]]
     if seconds < 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is less than 1h: a file may be about to be committed")

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
-    ARCHIVE_VARIABLE,
     Subparsers,
     UsageError,
     add_archive,
     add_command,
     add_json,
     console,
-    names_archive,
     open_archive,
     print_json,
     printable,
+    readable_bytes,
+    runs_named,
 )
-from reuse_algos.commands.show.show import readable_bytes
 from reuse_algos.commands.upkeep.progress import progress_bar
 from reuse_algos.errors import ArchiveError
 
@@ -56,9 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Remove runs; 0, or 1 if the answer was no."""
-    elsewhere = args.archive_option or (os.environ.get(ARCHIVE_VARIABLE) and not names_archive(args.archive or ""))
-    if args.archive is not None and elsewhere:
-        args.archive, args.run_ids = None, [args.archive, *args.run_ids]
+    args.run_ids = runs_named(args, args.run_ids)
     archive = open_archive(args, read_only=False)
     there = set(archive.run_ids(uncommitted=True))  # by id, as a run may be too damaged to be opened
     run_ids = list(dict.fromkeys(name if name in there else archive.run(name).id for name in args.run_ids))

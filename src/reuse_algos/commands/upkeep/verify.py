@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
     ARCHIVE_HELP,
-    ARCHIVE_VARIABLE,
     Subparsers,
     add_archive,
     add_command,
     add_json,
     archive_path,
     console,
-    names_archive,
     open_archive,
     print_json,
+    runs_named,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 from reuse_algos.errors import ArchiveError
@@ -41,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Sizes, hashes and headers of all files that any manifest names are checked, without the cache that\n"
         "remembers earlier checks. Exit code 0: all is well; 1: there are problems, each listed\n"
         "with file and cause; 2: the archive could not be reached.\n\n"
-        f"{ARCHIVE_HELP}\nA single argument that is no folder and no URL is a RUN then.",
+        f"{ARCHIVE_HELP}\nA single argument that is neither a folder nor a URL is a RUN then.",
         """
         reuse-algos verify ./archive
         reuse-algos verify ./archive resnet56-17-0123abcdef --json
@@ -55,11 +53,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Verify; 0 if all is well, 1 if there are problems."""
-    named_elsewhere = args.archive_option or (
-        os.environ.get(ARCHIVE_VARIABLE) and not names_archive(args.archive or "")
-    )
-    if args.run_id is None and args.archive is not None and named_elsewhere:
-        args.archive, args.run_id = None, args.archive
+    if args.run_id is None:
+        args.run_id = next(iter(runs_named(args, [])), None)
     check = _opened(args)
     with _bars(args) as (progress, records):
         report = check(progress, records)

@@ -28,8 +28,7 @@ from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import json_safe
 from reuse_algos.compare.run_notes import differences, left_out
-from reuse_algos.compare.show.words import AXIS_WORDS, less_of, limits_words, short
-from reuse_algos.errors import CompareError
+from reuse_algos.compare.show.words import less_of, limits_words, short
 
 __all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
 
@@ -91,10 +90,8 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     Raises:
         CompareError: No target, no such baseline, or an axis on which the cost of the baseline is not known.
     """
-    target, baseline, confidence = question.target, question.baseline, question.confidence
-    if target is None:
-        raise CompareError("a recommendation needs a target: say which value of the metric the next run is to reach")
-    question = dataclasses.replace(question, over="budgets")
+    question = question.of_next_run()
+    target, baseline, confidence = float(question.target or 0.0), question.baseline, question.confidence
     groups = outcomes.groups
     question.check(groups)
     later_runs = question.costs.later_runs or _LATER_RUNS
@@ -103,9 +100,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     techniques = [name for name in members if name != baseline and name not in controls]
     seconds = all("amortised_seconds" in members[name].costs for name in (baseline, *techniques))
     axis = question.costs.judge_by or ("amortised_seconds" if seconds else "steps")
-    if axis not in members[baseline].costs:
-        why = "say the price of an hour" if axis == "dollars" else "judge by steps"
-        raise CompareError(f"what the runs of {baseline} cost in {AXIS_WORDS[axis]} is not known: {why}")
+    question.check_axis(axis, members[baseline].costs)
     case = Case(
         baseline=members[baseline],
         level=target if outcomes.mode == "max" else -target,
