@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.arrays import ImageArrays, Split, load_arrays, resize
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
-from reuse_algos.data.config import DATASET_NAMES, DataConfig
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
-from reuse_algos.data.files import (
+from reuse_algos.data.datasets.arrays import ImageArrays, Split, load_arrays, resize
+from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
+from reuse_algos.data.datasets.config import DATASET_NAMES, DataConfig
+from reuse_algos.data.datasets.files import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     decode_squares,
     load_files,
     train_transform,
 )
+from reuse_algos.data.datasets.subsets import select_classes, take_part
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.pixels import PixelSpace
-from reuse_algos.data.subsets import select_classes, take_part
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 

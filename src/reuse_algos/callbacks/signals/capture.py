@@ -15,7 +15,7 @@ from composer import State
 from composer.callbacks import EarlyStopper, ThresholdStopper
 
 from reuse_algos.archive import encode_top_k
-from reuse_algos.callbacks.state_facts import num_epochs
+from reuse_algos.callbacks.recorder.state_facts import num_epochs
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, ExampleIdError, nearest

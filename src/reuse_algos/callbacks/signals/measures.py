@@ -12,7 +12,7 @@ import torch
 from composer import State
 
 from reuse_algos.algorithms.history_curriculum.example_losses import per_example_losses
-from reuse_algos.callbacks.signal_capture import CaptureSettings
+from reuse_algos.callbacks.signals.capture import CaptureSettings
 from reuse_algos.errors import ModelError, TaskError
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.interplay import ExampleLosses, example_losses

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reuse_algos.data.augment import AUGMENT_KINDS
+from reuse_algos.data.images.augment import AUGMENT_KINDS
 from reuse_algos.errors import DataError, nearest
 
 __all__ = ["DATASET_NAMES", "DataConfig"]
