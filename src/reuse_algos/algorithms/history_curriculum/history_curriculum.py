@@ -49,6 +49,7 @@ from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import TrackedBatchSampler
+from reuse_algos.data.text import example_lengths
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
@@ -86,10 +87,10 @@ class HistoryCurriculum(ReusingAlgorithm):
             :class:`ActiveBias` (uncertain examples more often, or with more weight), :class:`Focus` (in proportion to
             the score), :class:`Subset` (the examples that earlier models disagree on).
         score: Name of a score (:data:`~reuse_algos.priors.run_scores.SCORES`); a mapping with ``name``, ``epoch``
-            and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random
-            numbers, a control that reads no run); or the scores themselves, float ``[N]`` by position, NaN where
-            unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n``
-            for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
+            and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random numbers, a
+            control) or ``length`` (tokens of each text), which read no run; or the scores themselves, float ``[N]`` by
+            position, NaN where unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and
+            ``focus``, ``el2n`` for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
         unknown: Examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
             ``drop`` (they are not shown) or ``median`` (they get the median score). Default: ``keep``.
         control: ``shuffled_scores`` gives every example the score of another one. Default: none.
@@ -242,7 +243,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         if self._needs_losses:
             self._losses = self.per_example_loss or find_losses(unwrap_model(state.model), info, self.task_reader)
             self._check = MeanCheck(device_of(state.model))
-        self._read_scores(info, num_examples)
+        self._read_scores(info, num_examples, loader.dataset)
         if self._own is None and self.update:
             self._own = OwnLosses(num_examples, device_of(state.model))
             if self._own_state is not None:
@@ -294,7 +295,7 @@ class HistoryCurriculum(ReusingAlgorithm):
                 "update: false with rescale: false, mode: sampling, or a strategy without weights."
             )
 
-    def _read_scores(self, info: DatasetInfo, num_examples: int) -> None:
+    def _read_scores(self, info: DatasetInfo, num_examples: int, dataset: Any) -> None:
         if isinstance(self.score, ScoreSpec):
             values_N = prior_scores(self.prior_runs, self.score, info, mismatch=self.mismatch)
             self._uses = score_uses(self.prior_runs, self.score, "history_curriculum")
@@ -302,6 +303,8 @@ class HistoryCurriculum(ReusingAlgorithm):
             values_N = self.score.detach().to("cpu", torch.float64)
             if values_N.shape != (num_examples,):
                 raise DataError(f"scores of shape {tuple(values_N.shape)} were given for {num_examples} examples.")
+        elif self.score == "length":
+            values_N = example_lengths(dataset)
         else:
             values_N = torch.from_numpy(generator(self.seed, Purpose.RANDOM_SCORES).random(num_examples))
         if bool(torch.isinf(values_N).any()):
@@ -437,12 +440,12 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._own_state = state["own_losses"]
 
 
-def _read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> ScoreSpec | torch.Tensor | None:
-    """The score; None for random numbers."""
+def _read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> ScoreSpec | torch.Tensor | str | None:
+    """Return the score: None for random numbers, and the text ``length`` as it is, which no run is asked for."""
     if isinstance(score, (ScoreSpec, torch.Tensor)):
         return score
     if isinstance(score, str):
-        return None if score == "random" else ScoreSpec(score)
+        return None if score == "random" else score if score == "length" else ScoreSpec(score)
     try:
         return ScoreSpec(**score)
     except TypeError as error:

@@ -21,6 +21,7 @@ from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.tokens import refuse_other_tokens
 
 __all__ = [
     "CachedTeachers",
@@ -112,6 +113,7 @@ class LiveTeachers:
         for run in runs:
             for name in weights:
                 module = state.device.module_to_device(archived_model(run, name, factory=factory, like=student))
+                refuse_other_tokens(module, state.model, f"{run.id}/{name}")
                 if channels_last:
                     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._modules.append(module)

@@ -126,14 +126,16 @@ class SignalWatch:
         """Look at the first batch on every rank, before the first step, and say what was found."""
 
         def look() -> str:
-            self.measures.check(state, self._batch)
+            assert self.capture is not None
+            self.measures.check(state, self._batch, self.capture.num_examples)
             clean_R = clean_rows(state)
             return check_rows(state, self._batch, self._examples(state), clean_R, self.keys)
 
         rows = on_every_rank(look)[0]
         task = self.reader.task
         words = "task not found" if task is None else f"task {task.kind} of {task.num_classes} ({task.evidence})"
-        self.report = f"RunRecorder: {words}; {self.measures.about_loss}; {rows}"
+        found = (words, self.measures.about_loss, self.measures.about_logits, rows)
+        self.report = "RunRecorder: " + "; ".join(part for part in found if part)
         log.info(self.report)
 
     def _record(self, state: State) -> None:
