@@ -216,7 +216,7 @@ class Lessons:
         if self.cached is None or self.cached.complete:
             return 1.0
         examples = self._positions(batch)
-        seen_B = self.cached.targets(state, examples, self._chosen).seen_B
+        seen_B = self.cached.targets(state, None, examples, self._chosen).seen_B
         assert seen_B is not None
         weights_B = example_weights(state, examples.positions)
         rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
@@ -235,11 +235,12 @@ class Lessons:
         self.loss.check_task(task)
         refuse_other_task(task, self._runs)
 
-    def term(self, state: State, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor:
+    def term(self, state: State, batch: Any, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor:
         """Return D of a microbatch, a scalar tensor with gradient.
 
         Args:
             state: At BEFORE_BACKWARD.
+            batch: The microbatch as it was before the forward pass.
             microbatch: Its examples, needed for cached teachers.
             task: The task.
             rows: The student's outputs and targets.
@@ -252,7 +253,7 @@ class Lessons:
         chosen = self._chosen
         with self._stopwatch.running():
             examples = None if microbatch is None else self._positions(microbatch)
-            found, seen_B = self.teachers.targets(state, examples, chosen)
+            found, seen_B = self.teachers.targets(state, batch, examples, chosen)
         self._look_at_top_k(found, chosen)
         logits = self._teacher_logits(task, found, chosen, student_BC, rows)
         shares = [float(self.combination[i]) for i in chosen]

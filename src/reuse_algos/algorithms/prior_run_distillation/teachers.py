@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from composer import State
 from composer.core import get_precision_context
 from composer.models import ComposerModel
+from composer.utils.batch_helpers import batch_get
 from torch import nn
 
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
@@ -19,6 +20,7 @@ from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.model import ModelFactory, archived_model
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
+from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import logits_of
 
@@ -63,8 +65,8 @@ class Teachers(Protocol):
     flops_per_example: list[int | None]
     in_layout: list[bool]
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
-        """Logits of the teachers with these numbers for the microbatch in ``state.batch``."""
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Return the logits of the teachers with these numbers for a microbatch, or for its examples."""
         ...
 
 
@@ -103,6 +105,7 @@ class LiveTeachers:
         self.flops_per_example: list[int | None] = [None] * len(self.names)
         self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
+        self._guards = [BatchGuard(f"teacher {name}") for name in self.names]
         self._input_key, self._output_key = input_key, output_key
         self._modules: list[nn.Module] = []
         channels_last = any(
@@ -116,21 +119,25 @@ class LiveTeachers:
                     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._modules.append(module)
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
-        """Run the chosen teachers on ``state.batch`` in the student's precision."""
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Run the chosen teachers on a microbatch as it was before the student saw it, in the student's precision."""
         del examples
         logits = []
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
             for index in chosen:
                 module = self._modules[index]
-                inputs = state.batch if isinstance(module, ComposerModel) else state.batch_get_item(self._input_key)
-                logits.append(logits_of(module(inputs), self._output_key))
+                logits.append(logits_of(module(self._inputs_of(index, batch)), self._output_key))
+                self._guards[index].look()
                 if index not in self._counted:
                     self._counted.add(index)
-                    self.flops_per_example[index] = forward_flops(
-                        functools.partial(module, inputs), state, f"teacher {self.names[index]}"
-                    )
+                    again = functools.partial(module, self._inputs_of(index, batch))
+                    self.flops_per_example[index] = forward_flops(again, state, f"teacher {self.names[index]}")
         return Targets(logits, None)
+
+    def _inputs_of(self, index: int, batch: Any) -> Any:
+        """What a teacher is given: a copy of its own, since it may be a model that takes things out of its batch."""
+        given = self._guards[index].copy(batch)
+        return given if isinstance(self._modules[index], ComposerModel) else batch_get(given, self._input_key)
 
 
 def signal_name(weights: str) -> str:
@@ -259,8 +266,9 @@ class CachedTeachers:
         slots = self._slots[teacher]
         return torch.full_like(examples.positions, slots[epoch % len(slots)])
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Look the rows of the microbatch up."""
+        del batch
         assert examples is not None
         logits, seen_B = [], None
         for index in chosen:
