@@ -23,26 +23,15 @@ from reuse_algos.algorithms.prior_run_distillation.layout import (
     in_layout,
     refuse_other_task,
 )
-from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
-    Auto,
-    Cached,
-    Live,
-    Mean,
-    Mixup,
-    Sample,
-    Weighing,
-)
-from reuse_algos.algorithms.prior_run_distillation.teachers import (
-    CachedTeachers,
-    LiveTeachers,
-    Teachers,
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Weighing
+from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached, Live, Mean, Mixup, Sample
+from reuse_algos.algorithms.prior_run_distillation.source_choice import (
     missing_from_cache,
     no_images,
     refuse_top_k,
     signal_name,
 )
+from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers, Teachers
 from reuse_algos.archive import PriorRun, PriorUse
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples

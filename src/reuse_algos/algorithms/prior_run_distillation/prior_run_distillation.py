@@ -15,9 +15,8 @@ from torch import nn
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
     Auto,
     Cached,
     Live,
