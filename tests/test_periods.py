@@ -24,7 +24,7 @@ from reuse_algos.algorithms.gradient_interpolation import GradientInterpolation,
 from reuse_algos.archive import DatasetRecord, PriorRun, RunArchive
 from reuse_algos.cli import main
 from reuse_algos.data import DataConfig, load_datasets
-from reuse_algos.data.rotation import Rotated, period_of
+from reuse_algos.data.datasets.rotation import Rotated, period_of
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, RecipeError
 from reuse_algos.models import build_model
 from reuse_algos.models.time_conditioned import Time2Vec, TimeConditioned, time_of, with_time

@@ -18,9 +18,9 @@ from reuse_algos import train
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.cli import main
 from reuse_algos.data import DataConfig, load_datasets
+from reuse_algos.data.datasets.pseudo import Chosen, PseudoLabels, chosen_info, shared_examples
+from reuse_algos.data.datasets.resampling import class_quotas, resampling_plan
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.pseudo import Chosen, PseudoLabels, chosen_info, shared_examples
-from reuse_algos.data.resampling import class_quotas, resampling_plan
 from reuse_algos.errors import (
     ArchiveConflictError,
     DataError,

@@ -10,50 +10,20 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import (
-    compare,
-    copy,
-    demo,
-    drift,
-    gc,
-    harvest,
-    label,
-    predict,
-    recommend,
-    rm,
-    runs,
-    scores,
-    sequence,
-    show,
-    sweep,
-    train,
-    verify,
-    zero_shot,
-)
+from reuse_algos.commands import demo, drift, harvest, label, sequence, train, zero_shot
 from reuse_algos.commands.common import ARCHIVE_HELP, printable
+from reuse_algos.commands.compare import compare, recommend
+from reuse_algos.commands.predict import predict, sweep
+from reuse_algos.commands.show import runs, scores, show
+from reuse_algos.commands.upkeep import copy, gc, rm, verify
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
+# In the order in which --help lists them.
 _COMMANDS = (
-    train,
-    sequence,
-    runs,
-    show,
-    compare,
-    recommend,
-    predict,
-    sweep,
-    harvest,
-    label,
-    drift,
-    zero_shot,
-    scores,
-    verify,
-    copy,
-    gc,
-    rm,
-    demo,
+    *(train, sequence, runs, show, compare, recommend, predict, sweep),
+    *(harvest, label, drift, zero_shot, scores, verify, copy, gc, rm, demo),
 )
 
 _EPILOG = f"""\

@@ -27,10 +27,11 @@ from reuse_algos.archive import (
     RunWriter,
     weights_name,
 )
-from reuse_algos.callbacks.provenance import environment, hardware_name
-from reuse_algos.callbacks.state_facts import dataset_record, examples_of
-from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
+from reuse_algos.callbacks.recorder.provenance import environment, hardware_name
+from reuse_algos.callbacks.recorder.state_facts import dataset_record, examples_of
+from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.info import infer_info
+from reuse_algos.data.text.config import TEXT_NAMES
 from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError
 from reuse_algos.harvest.computations import ArchivedForward
 from reuse_algos.harvest.harvest_store import encode_rows
@@ -132,6 +133,8 @@ def label_pool(
     archive = open_archive(archive)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     teachers = select_runs(archive, config.runs)
+    if pool.name in TEXT_NAMES:
+        raise DataError(f"data.name: {pool.name!r} is a dataset of texts, and pools are of images.")
     plain = replace(pool, augment="none", pseudo_labels=None, resample="natural", drop_last=False)
     loaded = load_datasets(plain, target)
     info = unlabelled(infer_info(loaded.train))

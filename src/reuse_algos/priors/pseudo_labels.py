@@ -6,8 +6,8 @@ Legend: N images of the pool, C classes, M chosen pairs.
 from __future__ import annotations
 
 from reuse_algos.archive import PriorRun
+from reuse_algos.data.datasets.pseudo import Chosen, PseudoLabels, shared_examples
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.pseudo import Chosen, PseudoLabels, shared_examples
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.priors.pool_selection import select_pairs

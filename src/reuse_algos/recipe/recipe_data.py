@@ -11,9 +11,9 @@ from composer import Algorithm
 from reuse_algos.algorithms.gradient_interpolation import PeriodOrder
 from reuse_algos.algorithms.pseudo_labels import PoolUse
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
+from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
+from reuse_algos.data.datasets.pseudo import PseudoLabels
 from reuse_algos.data.info import infer_info
-from reuse_algos.data.pseudo import PseudoLabels
 from reuse_algos.priors.choosing import choose_runs
 from reuse_algos.priors.pseudo_labels import choose_pairs
 from reuse_algos.recipe.interpolation import resolve
