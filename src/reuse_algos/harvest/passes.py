@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from reuse_algos.archive import FileEntry, RunArchive, weights_name
+from reuse_algos.archive import FileEntry, PriorRun, RunArchive, weights_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.archive.signals.success import success_rates
 from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
@@ -23,6 +23,7 @@ from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, neare
 from reuse_algos.harvest.adversarial import ADVERSARIAL, AttackSettings, attack_settings, attack_view
 from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, gradient_rows
 from reuse_algos.harvest.harvest_store import Attempt, Encoded, SignalStore, complete_views, encode_rows
+from reuse_algos.harvest.shards import Shards
 from reuse_algos.harvest.training_data import plain_data, viewed_data
 from reuse_algos.priors.choosing import open_archive
 from reuse_algos.priors.model import ModelFactory, archived_model
@@ -87,6 +88,7 @@ def harvest(
     output_key: str | int | None = None,
     input_key: str | int = 0,
     memory_bytes: int = GRADIENT_BYTES,
+    shards: Shards | None = None,
     progress: bool = True,
 ) -> list[HarvestResult]:
     """Run an archived model over its training data and store what it says, view by view, in the run.
@@ -134,6 +136,8 @@ def harvest(
         input_key: where the inputs lie in a batch, for models that are plain modules.
         memory_bytes: for ``grand``: bound on the gradients of single examples that are held at once (the activations
             come on top); at least one is held.
+        shards: parts that other processes compute or have computed, see :class:`~reuse_algos.harvest.shards.Shards`;
+            not for adversarial. The rows are the same bit for bit, and the seconds of all parts are recorded.
         progress: show a progress bar.
 
     Returns:
@@ -158,6 +162,8 @@ def harvest(
         raise ValueError(f"attack and bits belong to the signal {ADVERSARIAL}; harvested are {', '.join(signals)}")
     if plain and ("features" not in signals or views is not None):
         raise ValueError(f"plain is for the signal features, without views; harvested are {', '.join(signals)}")
+    if shards is not None and ADVERSARIAL in signals:
+        raise ValueError(f"the signal {ADVERSARIAL} cannot be harvested in shards; harvested are {', '.join(signals)}")
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, not {bits!r}")
     began = time.perf_counter()
@@ -198,12 +204,16 @@ def harvest(
             task = bar.add_task(f"harvest {name} of {run.id}", total=len(one.todo) * len(one.train))  # type: ignore[arg-type]
             entries = []
             for view in one.todo:
+                split = None if shards is None else _Split(shards, attempt, _about(run, name, one, view, precision))
                 try:
-                    columns, meta = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count))
+                    made = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count), split)
                 except BaseException:  # an interrupt too: what was spent was spent
                     one.store.interrupted()
                     raise
-                entries.append(one.store.commit(view, columns, meta))
+                if made is not None:
+                    entries.append(one.store.commit(view, *made))
+                    if split is not None:
+                        split.shards.clear(split.about)
             now = time.perf_counter()
             results.append(_result(run.id, name, one, entries, now - began))
             began = now
@@ -223,16 +233,51 @@ class _Pass:
     made: AttackSettings | None
 
 
-def _rows(one: _Pass, view: int, compute: ArchivedForward, batch_size: int, advance: Callable[[int], None]) -> Encoded:
-    """A view of a signal as it is archived."""
-    batches = view_batches(one.train, view, batch_size)
+@dataclass(frozen=True)
+class _Split:
+    """The parts of one view: how many, whose clock counts their seconds, and what they are of."""
+
+    shards: Shards
+    attempt: Attempt
+    about: dict[str, Any]
+
+
+def _about(run: PriorRun, name: str, one: _Pass, view: int, precision: str | None) -> dict[str, Any]:
+    """Return what tells the parts of one view from those of another harvest."""
+    weights = one.store.weights
+    hashes = [file.sha256 for file in run.manifest.files if (file.kind, file.name) == ("weights", weights)]
+    fingerprint = infer_info(one.train).fingerprint
+    policy = getattr(one.train, "view_policy", None)
+    return {
+        "run": run.id, "signal": name, "view": view, "weights": hashes, "data": fingerprint,
+        "transform": None if policy is None else policy.transform, "precision": precision,
+    }  # fmt: skip
+
+
+def _rows(
+    one: _Pass,
+    view: int,
+    compute: ArchivedForward,
+    batch_size: int,
+    advance: Callable[[int], None],
+    split: _Split | None,
+) -> Encoded | None:
+    """Return a view of a signal as it is archived; None where only a part of it is computed."""
     if one.made is not None:
+        batches = view_batches(one.train, view, batch_size)
         return attack_view(one.made, compute, infer_info(one.train).keys, view, batches, advance)
-    parts = []
-    for batch, labels_B in batches:
-        parts.append(compute(one.signal, batch, labels_B))
-        advance(len(parts[-1]))
-    return encode_rows(one.signal, torch.cat(parts), one.top_k)
+
+    def parts(positions: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        for batch, labels_B in view_batches(one.train, view, batch_size, positions):
+            rows = compute(one.signal, batch, labels_B)
+            advance(len(rows))
+            yield rows
+
+    if split is None:
+        return encode_rows(one.signal, torch.cat(list(parts(None))), one.top_k)
+    count = len(one.train)  # type: ignore[arg-type]
+    rows_N = split.shards.rows(split.about, count, batch_size, parts, split.attempt.add)
+    return None if rows_N is None else encode_rows(one.signal, rows_N, one.top_k)
 
 
 def _result(run_id: str, name: str, one: _Pass, entries: Sequence[FileEntry], seconds: float) -> HarvestResult:

@@ -11,6 +11,7 @@ from omegaconf import MISSING
 from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.harvest.label import LabelConfig
 from reuse_algos.models import ModelConfig
+from reuse_algos.recipe.resources import Resources
 from reuse_algos.sections import Faults
 
 __all__ = ["Settings", "check_settings"]
@@ -38,6 +39,7 @@ class Settings:
         label: label the training part of ``data`` with archived teachers, see
             :class:`~reuse_algos.harvest.label.LabelConfig`, and train nothing: model, optimizer and durations do not
             count. Default: null, train.
+        resources: what a cluster sets aside for the run, see :class:`~reuse_algos.recipe.resources.Resources`.
         optimizer: ``name`` and the options of that optimizer.
         scheduler: ``name`` and the options of that scheduler, or null for a constant learning rate.
         max_duration: how long to train.
@@ -73,6 +75,7 @@ class Settings:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     label: LabelConfig | None = None
+    resources: Resources = field(default_factory=Resources)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
     max_duration: str | int = MISSING
