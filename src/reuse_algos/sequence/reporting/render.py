@@ -10,7 +10,7 @@ from rich.table import Table
 
 from reuse_algos.compare.estimates.interval import CONFIDENCE
 from reuse_algos.compare.show.words import format_amount, format_count, format_interval, format_number, format_seconds
-from reuse_algos.sequence.planning.plan import fingerprint
+from reuse_algos.sequence.planning.order import fingerprint
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.reporting.costs import Cost
 from reuse_algos.sequence.reporting.report import ArmResult, SequenceReport

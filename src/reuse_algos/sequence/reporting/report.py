@@ -18,7 +18,8 @@ from reuse_algos.compare.estimates.interval import Interval
 from reuse_algos.compare.reading import choose_metric, read_outcome
 from reuse_algos.compare.result import json_safe
 from reuse_algos.errors import CompareError, SequenceError
-from reuse_algos.sequence.planning.plan import PlannedStep, fingerprint
+from reuse_algos.sequence.planning.order import fingerprint
+from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.planning.schema import SequenceConfig
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.reporting.costs import Cost, costs_of, shares_of, total_of

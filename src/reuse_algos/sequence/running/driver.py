@@ -12,7 +12,8 @@ from typing import Any
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
 from reuse_algos.sequence.launchers import Launcher, LocalLauncher
-from reuse_algos.sequence.planning.plan import Plan, waits_for
+from reuse_algos.sequence.planning.order import waits_for
+from reuse_algos.sequence.planning.plan import Plan
 from reuse_algos.sequence.progress import StepState, look_up_states
 from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.lease import SequenceLease
