@@ -116,7 +116,11 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
             finished=keep,
         )
     finally:
-        left = [found for found in look_up_states(plan, open_for_reading(config.archive)) if found.state != "finished"]
+        left = [
+            found
+            for found in look_up_states(plan, open_for_reading(config.archive))
+            if found.state not in ("finished", "stopped")
+        ]
         print(f"\n{len(plan.steps) - len(left)} of {len(plan.steps)} runs are finished", flush=True)
         for arm in config.arms:
             names = [f"{found.step.name}{_LEFT_STATES[found.state]}" for found in left

@@ -75,7 +75,9 @@ def waits_for(step: PlannedStep, other: PlannedStep) -> bool:
 
     It reuses the run of ``other``, or its own run, if it were there too early, would be reused by it.
     """
-    return reuses(step, other) or reuses(other, step)
+    # Which steps of a rung are trained at all is known when the rung before has ended.
+    later = step.arm == other.arm and (step.rung or 0) > (other.rung or 0)
+    return later or reuses(step, other) or reuses(other, step)
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:

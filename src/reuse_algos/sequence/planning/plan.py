@@ -11,14 +11,16 @@ from typing import Any
 from reuse_algos.errors import RecipeError, SequenceError, nearest
 from reuse_algos.recipe.source import leaves
 from reuse_algos.sections import Faults, join
+from reuse_algos.sequence.planning.halving import rungs_of
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.order import fits, other_arms_first, queries_of, reuses
+from reuse_algos.sequence.planning.sampling import sampled_points
 from reuse_algos.sequence.planning.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
-from reuse_algos.sequence.planning.step import PlannedStep, planned_step, step_name
+from reuse_algos.sequence.planning.step import PlannedStep, Slot, planned_step, step_name
 
 __all__ = ["Plan", "PlannedStep", "plan_sequence"]
 
-_OWN_TAGS = ("sequence", "arm", "step")
+_OWN_TAGS = ("sequence", "arm", "step", "rung")
 _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite")
 _MAX_STEPS = 10_000
 
@@ -37,14 +39,14 @@ class Plan:
     steps: list[PlannedStep]
 
     def of_arm(self, arm: str) -> list[PlannedStep]:
-        """The steps of one arm, in order."""
+        """Return the steps of one arm, in order."""
         return [step for step in self.steps if step.arm == arm]
 
     def needed(self, arms: Collection[str] | None) -> list[int]:
-        """Places of the steps of some arms, and of all that they reuse; of all steps for None.
+        """Return the places of the steps of some arms, and of all that they reuse; of all steps for None.
 
         Raises:
-            SequenceError: there is no such arm.
+            SequenceError: There is no such arm.
         """
         if arms is None:
             return list(range(len(self.steps)))
@@ -65,8 +67,8 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     """Expand the grids, read and check every step's recipe.
 
     Raises:
-        RecipeError: with the faults of all recipes; also where a step is to reuse runs of this sequence and none of
-            the steps before it can be meant.
+        RecipeError: The recipes have faults, or a step is to reuse runs of this sequence and none of the steps before
+            it can be meant. The message has all of them.
     """
     faults = Faults(config.source)
     arms = [list(_planned_arm(config, name, arm, faults)) for name, arm in config.arms.items()]
@@ -89,11 +91,15 @@ def _planned_arm(config: SequenceConfig, name: str, arm: ArmConfig, faults: Faul
         _check_section(path, section, faults)
     seen: dict[str, str] = {}
     position = 0
-    for index, step in enumerate(steps):
+    halving = config.search.rungs_in(name) if config.search else None
+    rungs = [None] if halving is None else rungs_of(halving)
+    for rung, (index, step) in itertools.product(rungs, enumerate(steps)):
         place = join(where, index)
         _check_section(place, step, faults)
         for point in _points(config, arm, step, (at, place), faults):
-            title = step_name(step, point, index)
+            title = (
+                step_name(step, point, index) if rung is None else f"rung-{rung.number}_{step_name(step, point, index)}"
+            )
             if title in seen:
                 faults.add(place, f"{name} has two steps of the name {title!r}. Give each a name of its own")
                 continue
@@ -103,7 +109,8 @@ def _planned_arm(config: SequenceConfig, name: str, arm: ArmConfig, faults: Faul
             seen[title] = place
             first = arm.first if position == 0 else None
             here = (join(at, "first"), first) if first is not None else (at, own)
-            planned = planned_step(config, name, here, (place, step), title, position, point, first is not None, faults)
+            slot = Slot(name, title, position, point, here, (place, step), first is not None, rung)
+            planned = planned_step(config, slot, faults)
             position += 1
             if planned is not None:
                 yield dataclasses.replace(planned, harvests=_harvests(arm, planned, join(at, "harvest"), faults))
@@ -148,17 +155,30 @@ def _points(
                 faults.add(join(path, key), "is in the grid of all steps, too. Keep one")
             else:
                 axes[key] = values
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    if config.sample is None:
+        return points
+    drawn = sampled_points(config.sample, "sample", faults)
+    for key in {key for point in drawn for key in point} & axes.keys():
+        faults.add(join("sample.over", key), "is in the grid, too. Keep one")
+    return [{**point, **sample} for point in points for sample in drawn]
 
 
 def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]], faults: Faults) -> None:
     if config.search is None or len(faults):
         return
+    key = config.search.key
     for steps in arms:
-        missing = next((step for step in steps if config.search not in step.point), None)
+        missing = next((step for step in steps if key not in step.point), None)
         if missing is not None:
-            known = nearest(config.search, missing.point)
-            faults.add("search", f"{config.search!r} is not in the grid of {missing.title}.{known}")
+            faults.add("search", f"{key!r} is not in the grid of {missing.title}.{nearest(key, missing.point)}")
+        lengths = {(step.rung, str(step.recipe.settings.max_duration)) for step in steps if step.rung is not None}
+        if len({length for _, length in lengths}) < len({rung for rung, _ in lengths}):
+            said = ", ".join(length for _, length in sorted(lengths))
+            faults.add(
+                "search.halving",
+                f"rungs of {steps[0].arm} have equal budgets ({said}). Use fewer, or a longer max_duration",
+            )
 
 
 def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], step: PlannedStep, faults: Faults) -> None:

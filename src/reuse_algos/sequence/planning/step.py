@@ -15,10 +15,11 @@ from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.recipe.source import merge_sections, parse_yaml, read_text
 from reuse_algos.sections import Faults, join
+from reuse_algos.sequence.planning.halving import Rung, rung_duration
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.schema import FirstConfig, SequenceConfig, StepConfig
 
-__all__ = ["PlannedStep", "planned_step", "step_name"]
+__all__ = ["PlannedStep", "Slot", "planned_step", "step_name"]
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 120
@@ -38,6 +39,7 @@ class PlannedStep:
         folder: of its recipe, log and checkpoints.
         special: whether it is trained by the arm's ``first``.
         harvests: what is harvested of its run.
+        rung: round of a search by halving in which it is trained, from 1; None outside of such a search.
     """
 
     arm: str
@@ -49,6 +51,7 @@ class PlannedStep:
     folder: Path
     special: bool
     harvests: tuple[Harvest, ...] = ()
+    rung: int | None = None
 
     @property
     def tags(self) -> dict[str, str]:
@@ -62,7 +65,7 @@ class PlannedStep:
 
 
 def step_name(step: StepConfig, point: Mapping[str, Any], index: int) -> str:
-    """Such as ``lr-0.1_seed-2``; values that are no single word or number are told apart by a few digits."""
+    """Return a name such as ``lr-0.1_seed-2``; values that are not one word or number are told apart by digits."""
     parts = [] if step.name is None else [step.name]
     for key, value in point.items():
         text = json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)
@@ -73,18 +76,40 @@ def step_name(step: StepConfig, point: Mapping[str, Any], index: int) -> str:
     return _UNSAFE.sub("-", "_".join(parts))[:_MAX_NAME] or f"step-{index + 1}"
 
 
-def planned_step(
-    config: SequenceConfig,
-    arm: str,
-    own: tuple[str, FirstConfig],
-    step: tuple[str, StepConfig],
-    name: str,
-    position: int,
-    point: dict[str, Any],
-    special: bool,
-    faults: Faults,
-) -> PlannedStep | None:
-    """Read and check a step's recipe, with everything that the sequence changes of it; None where it has faults."""
+@dataclass(frozen=True)
+class Slot:
+    """Where a step belongs, before its recipe is read.
+
+    Attributes:
+        arm: Name of the arm.
+        name: Of the step.
+        position: In its arm, from 0.
+        point: The values of the grid, by dotted recipe key.
+        own: Path and section of what the arm (or its ``first``) changes.
+        step: Path and section of what the step itself changes.
+        special: Whether it is trained by the arm's ``first``.
+        rung: Round of a search by halving, or None.
+    """
+
+    arm: str
+    name: str
+    position: int
+    point: dict[str, Any]
+    own: tuple[str, FirstConfig]
+    step: tuple[str, StepConfig]
+    special: bool
+    rung: Rung | None
+
+
+def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedStep | None:
+    """Read and check a step's recipe, with everything that the sequence changes of it; None where it has faults.
+
+    Args:
+        config: The sequence file.
+        slot: Where the step belongs.
+        faults: Where faults are noted.
+    """
+    arm, name, own, step = slot.arm, slot.name, slot.own, slot.step
     if own[1].recipe is not None and step[1].recipe is not None:
         paths = f"{join(own[0], 'recipe')} and {join(step[0], 'recipe')}"
         faults.add("", f"{paths} both say what to train. Keep one")
@@ -96,12 +121,20 @@ def planned_step(
     values = _read_recipe(chosen, config.source, faults)
     if values is None:
         return None
-    for overrides in (config.overrides, own[1].overrides, step[1].overrides):
+    of_rung = slot.rung.overrides if slot.rung else {}
+    for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
         merge_sections(values, overrides)
-    for key, value in point.items():
+    for key, value in slot.point.items():
         merge_sections(values, _as_sections(key, value))
+    if slot.rung is not None:
+        whole = values.get("max_duration")
+        values["max_duration"] = rung_duration(whole, slot.rung)
+        if values["max_duration"] is None:
+            faults.add(f"{arm}/{name}", f"max_duration: halving needs such as 40ep or 400ba, not {whole!r}")
+            return None
     folder = Path(config.folder) / arm / name
     own_tags = {"sequence": config.name, "arm": arm, "step": name}
+    own_tags |= {"rung": str(slot.rung.number)} if slot.rung else {}
     tags = values.get("tags") if isinstance(values.get("tags"), dict) else {}
     values["tags"] = {
         **(tags or {}), "study": config.name, "method": arm,
@@ -126,7 +159,8 @@ def planned_step(
         return None
     if "run_recorder" not in recipe.settings.callbacks:
         faults.add(f"{arm}/{name}", "callbacks.run_recorder: missing. A step has to be archived")
-    return PlannedStep(arm, name, position, point, values, recipe, folder, special)
+    rung = slot.rung.number if slot.rung else None
+    return PlannedStep(arm, name, slot.position, slot.point, values, recipe, folder, slot.special, rung=rung)
 
 
 def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | None:
