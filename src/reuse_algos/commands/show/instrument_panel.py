@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import UsageError, console, open_archive, print_json
+from reuse_algos.compare.reading import INSTRUMENTS, readings_of
 from reuse_algos.compare.show.files import PLOTS, write_file
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_options", "panel", "readings_of_run", "show_inside"]
 
-_PREFIX = "instruments/"
 _HISTOGRAM = "gradient_sizes/"
 _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4
@@ -72,12 +72,7 @@ def readings_of_run(run: PriorRun) -> Readings:
     """
     from reuse_algos.errors import SignalNotFoundError
 
-    found: Readings = {}
-    for name in run.metric_names:
-        if name.startswith(_PREFIX):
-            history = run.metric(name)
-            pairs = zip(history.step.tolist(), history.value.tolist(), strict=True)
-            found[name.removeprefix(_PREFIX)] = [(int(step), float(value)) for step, value in pairs]
+    found = {name.removeprefix(INSTRUMENTS): rows for name, rows in readings_of(run, (INSTRUMENTS,)).items()}
     if not found:
         raise SignalNotFoundError(
             f"run {run.id} was trained without instruments. Add the callback training_instruments (TrainingInstruments "
