@@ -16,7 +16,7 @@ from reuse_algos.errors import DataError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from reuse_algos.data.datasets import LoadedData
+    from reuse_algos.data.datasets.load import LoadedData
 
 __all__ = ["contact_sheet", "ends_of_classes", "histogram", "image_reader"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reuse_algos.archive import FileEntry, PriorRun, weights_name
-from reuse_algos.data.config import DataConfig
+from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.harvest.adversarial import default_bits
 from reuse_algos.harvest.passes import OF_VIEWS
 from reuse_algos.priors.presentations import harvested_name

@@ -10,8 +10,8 @@ from composer import State
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import CostRecord, DatasetRecord, FileEntry, Manifest, ModelRecord, Progress, TaskRecord
-from reuse_algos.callbacks.metric_log import MetricLog
-from reuse_algos.callbacks.provenance import environment, model_record
+from reuse_algos.callbacks.recorder.metric_log import MetricLog
+from reuse_algos.callbacks.recorder.provenance import environment, model_record
 from reuse_algos.training.flops import training_flops
 
 __all__ = ["RunFacts", "manifest_of"]

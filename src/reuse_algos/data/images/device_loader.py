@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from reuse_algos.data.augment import Augmentation, Normalisation
 from reuse_algos.data.content import rows_content
+from reuse_algos.data.images.augment import Augmentation, Normalisation
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.views import UNKNOWN_VIEW, EpochCell, ExampleView, ViewPolicy
 from reuse_algos.errors import DataError
 

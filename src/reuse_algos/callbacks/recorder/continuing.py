@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.callbacks.spool import Spool
+from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.errors import RunNotFoundError
 from reuse_algos.training.ranks import on_rank_zero
 

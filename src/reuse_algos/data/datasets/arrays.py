@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.datasets import CIFAR10, CIFAR100, FashionMNIST
 
-from reuse_algos.data.config import DataConfig
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.subsets import nested_order
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.subsets import nested_order
 from reuse_algos.errors import DataError
 
 __all__ = ["ImageArrays", "Split", "load_arrays", "missing_data", "resize"]

@@ -13,20 +13,20 @@ from composer import Callback, Event, State
 from composer.loggers import Logger
 
 from reuse_algos.archive import RunArchive, header_parts
-from reuse_algos.callbacks.monitor import Monitor
 from reuse_algos.callbacks.readings import readings_of
-from reuse_algos.callbacks.robust_evaluation import robust_metrics
-from reuse_algos.callbacks.run_keeper import RunKeeper, RunLabels
-from reuse_algos.callbacks.signal_capture import parse_signals
-from reuse_algos.callbacks.signal_watch import SignalWatch
-from reuse_algos.callbacks.spool import Spool
-from reuse_algos.callbacks.state_facts import (
+from reuse_algos.callbacks.recorder.monitor import Monitor
+from reuse_algos.callbacks.recorder.run_keeper import RunKeeper, RunLabels
+from reuse_algos.callbacks.recorder.spool import Spool
+from reuse_algos.callbacks.recorder.state_facts import (
     batch_values,
     evaluated_values,
     evaluated_weights,
     info_of,
 )
-from reuse_algos.callbacks.tracker_facts import log_cost, log_identity, log_train_seconds
+from reuse_algos.callbacks.recorder.tracker_facts import log_cost, log_identity, log_train_seconds
+from reuse_algos.callbacks.robust_evaluation import robust_metrics
+from reuse_algos.callbacks.signals.capture import parse_signals
+from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.sections import fit_section
@@ -48,10 +48,10 @@ class RunRecorder(Callback):
     only its CheckpointSaver knows whether a checkpoint is due, and ``Trainer.save_checkpoint`` runs no event at all.
 
     Signals are taken from the forward pass that happens anyway, kept on the training device and written when an epoch
-    ends. They are measured as the task defines it (:class:`~reuse_algos.callbacks.measures.Measures`). A run that was
-    interrupted stays marked as unfinished. The run's loggers (W&B and others) are told run id, archive and prior runs,
-    ``time/train_seconds`` at every step as an x axis, and at the end ``reuse/cost/...``
-    (:mod:`reuse_algos.callbacks.tracker_facts`).
+    ends. They are measured as the task defines it (:class:`~reuse_algos.callbacks.signals.measures.Measures`). A run
+    that was interrupted stays marked as unfinished. The run's loggers (W&B and others) are told run id, archive and
+    prior runs, ``time/train_seconds`` at every step as an x axis, and at the end ``reuse/cost/...``
+    (:mod:`reuse_algos.callbacks.recorder.tracker_facts`).
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or a path. An archive is made where there is none.
@@ -60,10 +60,10 @@ class RunRecorder(Callback):
         weights: Which weights to keep: ``init`` (at the start), ``last`` (at the end), ``best`` (by ``monitor``),
             ``5ep`` (every fifth epoch). Default: ``last``.
         signals: Which signals to keep, for example ``{"logits": {"last_epochs": 32, "top_k": 16}, "loss": {}}``, see
-            :class:`~reuse_algos.callbacks.signal_capture.CaptureSettings`. Default: none.
+            :class:`~reuse_algos.callbacks.signals.capture.CaptureSettings`. Default: none.
         monitor: The metric that orders runs and decides ``best``: a name such as ``MulticlassAccuracy``, or a
-            :class:`~reuse_algos.callbacks.monitor.Monitor`. Default: the first evaluation metric whose name holds
-            ``Accuracy``, else the first one.
+            :class:`~reuse_algos.callbacks.recorder.monitor.Monitor`. Default: the first evaluation metric whose name
+            holds ``Accuracy``, else the first one.
         keys: Where targets, logits and ids lie, see :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default:
             targets at position 1 of the batch, ids by the batch sampler.
         task: What kind of problem is trained, see :class:`~reuse_algos.training.task.TaskSettings`. Default: found in

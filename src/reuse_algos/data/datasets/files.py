@@ -15,11 +15,11 @@ from torchvision import transforms
 from torchvision.datasets import Caltech101
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from reuse_algos.data.arrays import missing_data
-from reuse_algos.data.augment import cutout
-from reuse_algos.data.config import DataConfig
+from reuse_algos.data.datasets.arrays import missing_data
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.subsets import nested_order
+from reuse_algos.data.images.augment import cutout
 from reuse_algos.data.info import DatasetInfo, key_of_path
-from reuse_algos.data.subsets import nested_order
 from reuse_algos.errors import DataError
 
 __all__ = [

@@ -16,7 +16,7 @@ from reuse_algos.archive import Manifest
 from reuse_algos.errors import ArchiveWarning
 
 if TYPE_CHECKING:
-    from reuse_algos.callbacks.run_recorder import RunRecorder
+    from reuse_algos.callbacks.recorder.run_recorder import RunRecorder
 
 __all__ = ["TRAIN_SECONDS", "log_cost", "log_identity", "log_train_seconds"]
 

@@ -10,7 +10,7 @@ import torch
 from composer.utils import dist
 
 from reuse_algos.archive import FileEntry, Manifest, RunArchive, RunWriter, header_parts
-from reuse_algos.callbacks.signal_capture import SignalCapture
+from reuse_algos.callbacks.signals.capture import SignalCapture
 from reuse_algos.errors import ArchiveError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 

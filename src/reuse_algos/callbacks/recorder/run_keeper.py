@@ -12,16 +12,16 @@ from composer.callbacks import CheckpointSaver
 from composer.utils import dist
 
 from reuse_algos.archive import FileEntry, Manifest, ModelRecord, RunArchive
-from reuse_algos.callbacks.console import archived_line, say, stopped_line
-from reuse_algos.callbacks.continuing import goes_on
-from reuse_algos.callbacks.manifest_of import RunFacts, manifest_of
-from reuse_algos.callbacks.metric_log import MetricLog
-from reuse_algos.callbacks.monitor import BestSoFar, Monitor
-from reuse_algos.callbacks.provenance import model_flops, model_record
-from reuse_algos.callbacks.run_record import RunRecord
-from reuse_algos.callbacks.signal_watch import SignalWatch
-from reuse_algos.callbacks.spool import Spool
-from reuse_algos.callbacks.state_facts import dataset_record, evaluated_weights, examples_of
+from reuse_algos.callbacks.recorder.console import archived_line, say, stopped_line
+from reuse_algos.callbacks.recorder.continuing import goes_on
+from reuse_algos.callbacks.recorder.manifest_of import RunFacts, manifest_of
+from reuse_algos.callbacks.recorder.metric_log import MetricLog
+from reuse_algos.callbacks.recorder.monitor import BestSoFar, Monitor
+from reuse_algos.callbacks.recorder.provenance import model_flops, model_record
+from reuse_algos.callbacks.recorder.run_record import RunRecord
+from reuse_algos.callbacks.recorder.spool import Spool
+from reuse_algos.callbacks.recorder.state_facts import dataset_record, evaluated_weights, examples_of
+from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 from reuse_algos.training.recorded_task import record_of

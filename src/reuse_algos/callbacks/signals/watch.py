@@ -12,11 +12,11 @@ from composer import Event, State
 from composer.algorithms import SAM
 
 from reuse_algos.archive import FileEntry, PriorRun
-from reuse_algos.callbacks.batch_checks import check_rows
-from reuse_algos.callbacks.measures import Measures
-from reuse_algos.callbacks.run_record import RunRecord
-from reuse_algos.callbacks.signal_capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
-from reuse_algos.callbacks.state_facts import num_epochs
+from reuse_algos.callbacks.recorder.run_record import RunRecord
+from reuse_algos.callbacks.recorder.state_facts import num_epochs
+from reuse_algos.callbacks.signals.batch_checks import check_rows
+from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
+from reuse_algos.callbacks.signals.measures import Measures
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.batch_keys import BatchKeys
@@ -126,14 +126,16 @@ class SignalWatch:
         """Look at the first batch on every rank, before the first step, and say what was found."""
 
         def look() -> str:
-            self.measures.check(state, self._batch)
+            assert self.capture is not None
+            self.measures.check(state, self._batch, self.capture.num_examples)
             clean_R = clean_rows(state)
             return check_rows(state, self._batch, self._examples(state), clean_R, self.keys)
 
         rows = on_every_rank(look)[0]
         task = self.reader.task
         words = "task not found" if task is None else f"task {task.kind} of {task.num_classes} ({task.evidence})"
-        self.report = f"RunRecorder: {words}; {self.measures.about_loss}; {rows}"
+        found = (words, self.measures.about_loss, self.measures.about_logits, rows)
+        self.report = "RunRecorder: " + "; ".join(part for part in found if part)
         log.info(self.report)
 
     def _record(self, state: State) -> None:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.arrays import ImageArrays, Split, load_arrays, resize
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
-from reuse_algos.data.config import DATASET_NAMES, DataConfig
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
-from reuse_algos.data.files import (
+from reuse_algos.data.datasets.arrays import ImageArrays, Split, load_arrays, resize
+from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
+from reuse_algos.data.datasets.config import DATASET_NAMES, DataConfig
+from reuse_algos.data.datasets.files import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     decode_squares,
     load_files,
     train_transform,
 )
+from reuse_algos.data.datasets.subsets import select_classes, take_part
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.pixels import PixelSpace
-from reuse_algos.data.subsets import select_classes, take_part
+from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
+from reuse_algos.data.text.corpora import content_key, load_corpus
+from reuse_algos.data.text.dataset import TextDataset, corpus_info
+from reuse_algos.data.text.vocabulary import Vocabulary, token_keys
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
@@ -47,9 +52,11 @@ class LoadedData:
         eval_info: Identity of the evaluation examples.
         num_classes: Number of classes.
         class_names: Their names, or None.
-        image_shape: (C, H, W) of an image.
-        mean: Mean per channel that was subtracted, on the scale 0 to 1.
-        std: Deviation per channel that was divided by, on the same scale.
+        image_shape: (C, H, W) of an image; () of texts.
+        mean: Mean per channel that was subtracted, on the scale 0 to 1; () of texts.
+        std: Deviation per channel that was divided by, on the same scale; () of texts.
+        inputs: What else a model must know of its inputs. Of texts: ``vocabulary`` (V), ``max_tokens`` (T), ``learn``
+            and ``token_keys`` (int64 ``[V]``). Default: nothing.
     """
 
     train: Dataset[Any]
@@ -58,9 +65,10 @@ class LoadedData:
     eval_info: DatasetInfo
     num_classes: int
     class_names: tuple[str, ...] | None
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> LoadedData:
@@ -76,6 +84,8 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
     config.check()
     if config.name in _FILE_SETS:
         loaded = _load_file_sets(config, device)
+    elif config.name in TEXT_NAMES:
+        loaded = _load_texts(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
@@ -174,6 +184,54 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+    )
+
+
+def _load_texts(config: DataConfig) -> LoadedData:
+    options = config.text or TextConfig()
+    root = None if config.root == DataConfig.root and config.name != "text_files" else config.root
+    corpus = load_corpus(config.name, root, config.classes if config.name == "fortunes" else None)
+    info = corpus_info(corpus, config.name)
+    if corpus.held_out is None:
+        # By content, so that equal texts are on one side.
+        keys = torch.tensor([content_key(text) for text in corpus.texts], dtype=torch.int64)
+        assert info.labels is not None
+        held = torch.zeros(len(keys), dtype=torch.bool)
+        held[take_part(keys, info.labels, fraction=options.held_out)] = True
+        sides = [(corpus, info, positions.nonzero().flatten()) for positions in (~held, held)]
+    else:
+        eval_info = corpus_info(corpus.held_out, config.name)
+        pairs = ((corpus, info), (corpus.held_out, eval_info))
+        sides = [(one, known, torch.arange(known.num_examples)) for one, known in pairs]
+    parts: list[tuple[list[str], DatasetInfo, int]] = []
+    for number, (one, known, positions) in enumerate(sides):
+        known = known.subset(positions)
+        choice = _choose(known, len(one.class_names), config)
+        choice = choice if number else _part(choice, config)
+        texts = [one.texts[place] for place in positions[choice.positions].tolist()]
+        parts.append((texts, choice.info, choice.num_classes))
+    vocabulary = Vocabulary.of(parts[0][0], options.level, options.vocabulary)
+    train, held_out = (
+        TextDataset(texts, known, vocabulary, options.max_tokens, options.learn, config.view_seed)
+        for texts, known, _ in parts
+    )
+    num_classes = len(vocabulary) if options.learn == "tokens" else parts[0][2]
+    return LoadedData(
+        train=train,
+        eval=held_out,
+        info=train.info,
+        eval_info=held_out.info,
+        num_classes=num_classes,
+        class_names=train.info.class_names,
+        image_shape=(),
+        mean=(),
+        std=(),
+        inputs={
+            "vocabulary": len(vocabulary),
+            "max_tokens": options.max_tokens,
+            "learn": options.learn,
+            "token_keys": token_keys(vocabulary.tokens),
+        },
     )
 
 
