@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.signal_capture import SignalCapture, parse_signals
+from reuse_algos.callbacks.signals.capture import SignalCapture, parse_signals
 from reuse_algos.cli import main
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
@@ -387,9 +387,9 @@ def test_random_transforms_of_a_data_spec_are_refused(tmp_path: Path, kind: str)
 
 
 def test_one_line_says_what_was_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="reuse_algos.callbacks.signal_watch"):
+    with caplog.at_level(logging.INFO, logger="reuse_algos.callbacks.signals.watch"):
         _fit(tmp_path, DataLoader(_viewed(blobs()), 16))
-    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signal_watch")]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signals.watch")]
     assert line == (
         "RunRecorder: task multiclass of 4 (its loss is the model's own); loss is not recorded; 4 views are the same "
         "when read twice; 4 rows of the first batch are the examples that they are said to be"

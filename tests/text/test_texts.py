@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from reuse_algos import HistoryCurriculum
-from reuse_algos.data.config import DataConfig
-from reuse_algos.data.datasets import load_datasets
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.load import load_datasets
 from reuse_algos.data.info import key_of_path
 from reuse_algos.data.text import TextConfig, Vocabulary, example_lengths, load_corpus
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model

@@ -18,7 +18,7 @@ from composer.core import get_precision_context
 from composer.loggers import Logger
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.algorithms.history_curriculum.durations import total_batches
+from reuse_algos.algorithms.history_curriculum.durations import check_schedulers, total_batches
 from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
     MeanCheck,
@@ -106,6 +106,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         ValueError: a setting is unknown to the strategy or out of range.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
         ExampleIdError: the loader's order cannot be taken over, or another HistoryCurriculum is on.
+        DataError: epochs become shorter, and a torch scheduler takes its steps in another unit than ``max_duration``.
         ModelError: losses of single examples are needed and cannot be had; also later, on every rank, where their mean
             turns out to be another number than the model's loss (looked at after the first batch and each epoch).
 
@@ -335,13 +336,15 @@ class HistoryCurriculum(ReusingAlgorithm):
         batch_size = tracked.steer(
             lambda epoch: self._plan(epoch)[1].order_M, num_examples=num_examples, length=self._length, seed=self.seed
         )
+        plain: Any = tracked.batch_sampler
+        full = num_examples // batch_size if plain.drop_last else -(-num_examples // batch_size)
         batches = len(loader)
         if limit is not None and int(limit) < before:  # train_subset_num_batches
-            batches = min(batches, int(limit))
+            batches, full = min(batches, int(limit)), min(full, int(limit))
         state.dataloader_len = batches
-        sampler: Any = tracked.batch_sampler.sampler  # type: ignore[attr-defined]
-        samples = min(batches * batch_size, len(sampler) * sampler.num_replicas)
+        samples = min(batches * batch_size, len(plain.sampler) * plain.sampler.num_replicas)
         self._clock = Clock(batch_size, batches, total_batches(state, batches, samples, batch_size))
+        check_schedulers(state, batches, full)
 
     # Each epoch -----------------------------------------------------------------------------------------------------
 
