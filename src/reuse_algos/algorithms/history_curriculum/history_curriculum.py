@@ -46,7 +46,7 @@ from reuse_algos.algorithms.history_curriculum.settings import (
 )
 from reuse_algos.algorithms.history_curriculum.strategies import Clock, Planner
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.example_ids import ExampleIds, refuse_streams
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import TrackedBatchSampler
 from reuse_algos.data.text import example_lengths
@@ -202,6 +202,8 @@ class HistoryCurriculum(ReusingAlgorithm):
                 self._check.on_all_ranks()
             self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
         else:
+            if event == Event.FIT_START:
+                refuse_streams("HistoryCurriculum", state)
             self.ids.handle(event, state)
             if event == Event.FIT_START:
                 self.begin(state)

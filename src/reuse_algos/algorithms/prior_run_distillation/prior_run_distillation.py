@@ -27,7 +27,7 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
 )
 from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
@@ -108,6 +108,7 @@ class PriorRunDistillation(ReusingAlgorithm):
     ) -> None:
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
+        self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
         self.loss: KL | MSE = fit_section(KL | MSE, loss, "loss")
         self.when: TeachingWindow = fit_section(TeachingWindow, when or {}, "when")
@@ -186,6 +187,8 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.begin(state)
         elif self.lessons.cached is not None:
             self.ids.handle(event, state)
+        elif event == Event.EPOCH_END:
+            tell_epoch(state)
         if event == Event.BEFORE_TRAIN_BATCH:
             self.lessons.strength = self.loss.at(state)
             on = self.is_active(state)

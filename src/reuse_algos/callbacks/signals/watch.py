@@ -17,7 +17,7 @@ from reuse_algos.callbacks.recorder.state_facts import num_epochs
 from reuse_algos.callbacks.signals.batch_checks import check_rows
 from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
 from reuse_algos.callbacks.signals.measures import Measures
-from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch import TaskReader
@@ -45,7 +45,7 @@ class SignalWatch:
 
     def __init__(self, signals: Mapping[str, CaptureSettings], task: TaskSettings, keys: BatchKeys) -> None:
         self.signals, self.keys = signals, keys
-        self.ids = ExampleIds(keys.ids)
+        self.ids = ExampleIds(keys.ids, keys.views)
         # Logits can be kept as they are where outputs leave no doubt; everything else is defined by the task.
         self.reader = TaskReader(task, keys, required=bool(signals.keys() - {"logits"}))
         self.measures = Measures(signals, self.reader)
@@ -74,6 +74,8 @@ class SignalWatch:
             self.ids.handle(event, state)
         elif event == Event.FIT_START:
             keep_views(state)
+        elif event == Event.EPOCH_END:
+            tell_epoch(state)
         if event == Event.BATCH_START:
             self._passes = 0
         elif event == Event.BEFORE_TRAIN_BATCH:
