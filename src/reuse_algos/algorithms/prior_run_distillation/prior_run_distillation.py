@@ -25,6 +25,7 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
     Sample,
     TeachingWindow,
 )
+from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views
@@ -158,8 +159,9 @@ class PriorRunDistillation(ReusingAlgorithm):
             microbatch = None if self.lessons.cached is None else self.ids.microbatch
             reader, rows = self.task_reader, self.task_reader.rows(state.outputs)
             term = self.lessons.term(state, reader.batch, microbatch, reader.known, rows)
-            added, base = self.lessons.strength.weight * term, self.lessons.base_weight
-            state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
+            if term is not None:
+                added, base = self.lessons.strength.weight * term, self.lessons.base_weight
+                state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
         elif event == Event.EVAL_END:
             self._compare_with_teacher(state)
         elif event == Event.FIT_END:
@@ -235,15 +237,17 @@ class PriorRunDistillation(ReusingAlgorithm):
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
         del flops_per_example
-        return self.lessons.flops
+        return self.lessons.spending.flops
 
     def teacher_seconds(self) -> float:
         """Return the seconds spent on getting targets, over all attempts of this run."""
-        return self.lessons.seconds()
+        return self.lessons.spending.seconds()
 
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
-        return self.lessons.uses(self.prior_runs)
+        cached, names = self.lessons.cached is not None, self.source.weight_names
+        signals = [signal_name(name) for name in names] if cached else []
+        return self.lessons.spending.uses(self.prior_runs, names, signals)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on as if it had never stopped."""
