@@ -16,7 +16,12 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
-from reuse_algos.algorithms.prior_run_distillation.layout import check_top_k, in_layout, refuse_other_task
+from reuse_algos.algorithms.prior_run_distillation.layout import (
+    check_top_k,
+    in_layout,
+    refuse_other_task,
+    right_answers,
+)
 from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Weighing
 from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached, Live, Mean, Mixup, Sample
 from reuse_algos.algorithms.prior_run_distillation.source_choice import SourceChoice, choose_source, refuse_top_k
@@ -234,8 +239,12 @@ class Lessons:
                 theirs_RC = self.loss.in_units(self.classes.of_student(theirs_RC), deviation)
                 of_replayed = self.loss.term(theirs_RC, target_BC[rows_R], self.strength, task, Weighing(*of_rows))
                 term = term + replayed.share * of_replayed
-        pulled = self._pulls(state, term) if self._looking else None
-        self._tally.add(term, task, student_BC, target_BC, self.loss.answers(target_BC), weighing, pulled)
+        yes_BC, pulled, judged = self.loss.answers(target_BC), None, None
+        if self._looking:
+            pulled = self._pulls(state, term)
+            if self.classes.here_M is None:  # else labels are numbers of other classes than the targets'
+                judged = right_answers(task, rows, target_BC, yes_BC, seen_B)
+        self._tally.add(term, task, student_BC, target_BC, yes_BC, weighing, pulled, judged)
         return term if ready else None
 
     def _teacher_logits(

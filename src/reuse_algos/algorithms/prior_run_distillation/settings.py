@@ -166,6 +166,11 @@ class TeachingWindow(Window):
             1.
         stop_when_better: Switch it off for good once the student passes the best teacher in this metric; ``true`` is
             the metric that the first prior run monitored. Default: never.
+        stop_when_harmful: Switch it off for good, with a warning, where a few batches of each epoch show that it does
+            harm: its gradient opposes that of the model's own loss, the student answers more of the training rows
+            rightly than its teachers, or channels die. As long as it is on, training is the same with or without this.
+            Default: True.
     """
 
     stop_when_better: bool | str = False
+    stop_when_harmful: bool = True

@@ -28,8 +28,11 @@ class Totals(NamedTuple):
         seen: Rows with a target.
         rows: All rows.
         own: Squared norm of the gradient of the model's own loss with respect to the logits; 0 where not measured.
-        taught: That of the term.
+        of_term: That of the term.
         inner: The inner product of the two.
+        judged: Rows whose answers were held against the labels; 0 where not looked at.
+        right: Of these, the student's right answers.
+        taught: And the teachers'.
     """
 
     term: float
@@ -38,19 +41,22 @@ class Totals(NamedTuple):
     seen: float
     rows: float
     own: float
-    taught: float
+    of_term: float
     inner: float
+    judged: float
+    right: float
+    taught: float
 
     def ratio(self, base: float, weight: float) -> float | None:
         """Return the norm of the weighed term's gradient over that of the weighed loss; None where not measured."""
-        if self.own <= 0 or self.taught <= 0 or base <= 0:
+        if self.own <= 0 or self.of_term <= 0 or base <= 0:
             return None
-        return weight * self.taught**0.5 / (base * self.own**0.5)
+        return weight * self.of_term**0.5 / (base * self.own**0.5)
 
     @property
     def cosine(self) -> float | None:
         """Cosine of the angle between the two gradients, -1 to 1; None where not measured."""
-        norms = (self.own * self.taught) ** 0.5
+        norms = (self.own * self.of_term) ** 0.5
         return self.inner / norms if norms > 0 else None
 
 
@@ -77,6 +83,7 @@ class Tally:
         yes_BC: Tensor,
         weighing: Weighing,
         pulled: Tensor | None,
+        judged: Tensor | None = None,
     ) -> None:
         """Add a microbatch.
 
@@ -88,6 +95,8 @@ class Tally:
             yes_BC: Labels that the teachers say yes to, for binary and multilabel tasks.
             weighing: What counts.
             pulled: Of :func:`~reuse_algos.algorithms.prior_run_distillation.strength.pulls`; None: not measured.
+            judged: Number of rows whose answers were judged, and of right ones of the student and of its teachers,
+                float ``[3]``. Default: not looked at.
         """
         seen = torch.ones(len(student_BC), device=term.device) if weighing.seen_B is None else weighing.seen_B.float()
         agree = agreement(task, student_BC, target_BC, yes_BC, weighing.counted_BX)
@@ -96,7 +105,8 @@ class Tally:
         rows = torch.full_like(term, len(seen))
         # A microbatch's loss is the mean over its own rows: times their number, its gradients are those of the batch.
         squares = torch.zeros(3, device=term.device) if pulled is None else pulled.to(term.device) * len(seen) ** 2
-        parts = [term.detach() * rows, (agree * seen).sum(), compared.sum(), seen.sum(), rows, *squares]
+        answers = torch.zeros(3, device=term.device) if judged is None else judged.to(term.device)
+        parts = [term.detach() * rows, (agree * seen).sum(), compared.sum(), seen.sum(), rows, *squares, *answers]
         self._sums.append(torch.stack([part.float() for part in parts]))
 
     def read(self) -> Totals:
