@@ -23,6 +23,7 @@ from reuse_algos.priors.views import too_old
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.tokens import refuse_other_tokens
 
 __all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
 
@@ -109,6 +110,7 @@ class LiveTeachers:
         for run in runs:
             for name in weights:
                 module = state.device.module_to_device(archived_model(run, name, factory=factory, like=student))
+                refuse_other_tokens(module, state.model, f"{run.id}/{name}")
                 if channels_last:
                     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._modules.append(module)
