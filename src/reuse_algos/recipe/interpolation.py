@@ -13,7 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
-from omegaconf.grammar_parser import OmegaConfGrammarParser, parse
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse
 
 from reuse_algos.sections import BROKEN, Faults, join
 
@@ -87,8 +88,8 @@ def _resolvers(text: str) -> Iterator[tuple[str, str]]:
     waiting = [parse(text)]
     while waiting:
         node = waiting.pop()
-        if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext):
-            yield node.resolverName().getText(), node.getText()
+        if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext) and (name := node.resolverName()):
+            yield name.getText(), node.getText()
         waiting += list(getattr(node, "getChildren", tuple)())
 
 
