@@ -186,7 +186,7 @@ def test_runs_selects_and_orders(made: dict[str, Any], capsys: pytest.CaptureFix
     assert ids_of(out) == best
     assert json.loads(out)[0]["final_metric"] == pytest.approx(finals[best[0]])
     error = refused(capsys, "runs", path, "--order", "best", "--metric", "MultiAccuracy")
-    assert "no run has a metric 'MultiAccuracy'" in error
+    assert "the runs have no metric 'MultiAccuracy'" in error
 
 
 def test_runs_says_what_there_is(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
