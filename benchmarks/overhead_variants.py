@@ -20,8 +20,8 @@ from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRu
 from reuse_algos.algorithms.prior_run_distillation import KL
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model

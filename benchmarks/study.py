@@ -37,7 +37,7 @@ from reuse_algos.commands.common import console, seconds_of
 from reuse_algos.compare.show.terminal import comparison_table
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.sequence import StepState, load_sequence, look_up_states, plan_sequence, run_sequence
-from reuse_algos.sequence.plan import trained_by
+from reuse_algos.sequence.planning.plan import trained_by
 from reuse_algos.sequence.progress import open_for_reading
 
 RESULTS = Path(__file__).parent / "results"

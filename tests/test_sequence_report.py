@@ -13,7 +13,7 @@ from rich.console import Console
 from reuse_algos.archive import HarvestRecord, ModelRecord, PriorUse
 from reuse_algos.errors import CompareError, SequenceError
 from reuse_algos.sequence import StepState, print_report, sequence_report
-from reuse_algos.sequence.search import search_result
+from reuse_algos.sequence.reporting.search import search_result
 from sequences import made_up, planned
 
 VALUES = {

@@ -13,7 +13,7 @@ import torch
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
-from reuse_algos.commands.instrument_panel import panel, readings_of_run
+from reuse_algos.commands.show.instrument_panel import panel, readings_of_run
 from reuse_algos.harvest.laziness import laziness_of_run
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model

@@ -19,7 +19,8 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
 from reuse_algos.compare import Outcomes
 from reuse_algos.compare.show.drawing import drawn_axes, looks_of
-from reuse_algos.compare.show.page import check_report_path, embedded_json, headline, report_page, write_report
+from reuse_algos.compare.show.files import PAGES, check_file
+from reuse_algos.compare.show.page import embedded_json, headline, report_page, write_report
 from reuse_algos.compare.show.page.scales import linear_scale, log_scale
 from reuse_algos.compare.show.page.values import visible
 from reuse_algos.errors import CompareError
@@ -291,13 +292,13 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert main([*arguments, *by_budget]) == 0
     assert f"report: {report}" in capsys.readouterr().out
     assert main(["compare", "nowhere", "--html", "report.pdf"]) == 2
-    assert "end the name in .html or .htm" in capsys.readouterr().err
+    assert "end the name in .html, .htm" in capsys.readouterr().err
 
 
 def test_reports_that_can_not_be_written(tmp_path: Path) -> None:
     for name in ("report.pdf", "report", "html"):
-        with pytest.raises(CompareError, match=r"end the name in \.html or \.htm"):
-            check_report_path(tmp_path / name)
+        with pytest.raises(CompareError, match=r"end the name in \.html, \.htm"):
+            check_file(tmp_path / name, PAGES)
     with pytest.raises(CompareError, match="no folder"):
         write_report("", tmp_path / "nowhere" / "report.html")
     (tmp_path / "folder.html").mkdir()

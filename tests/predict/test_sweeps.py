@@ -9,8 +9,8 @@ import pytest
 from scipy import optimize
 
 from reuse_algos.errors import NotEnoughEvidenceError
-from reuse_algos.predict.attack_strength import find_transition, regression_shrinkage
-from reuse_algos.predict.batch_size import Trial, batch_sweep, effective_rate, noise_scale, regime
+from reuse_algos.predict.sweeps.attack_strength import find_transition, regression_shrinkage
+from reuse_algos.predict.sweeps.batch_size import Trial, batch_sweep, effective_rate, noise_scale, regime
 
 DIGITS = {4: 375, 16: 136, 64: 79, 256: 56, 1024: 61}
 

@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         sequence_report,
     )
     from reuse_algos.sequence.progress import open_for_reading
-    from reuse_algos.sequence.render import plan_records
+    from reuse_algos.sequence.reporting.render import plan_records
 
     path = args.file if args.file.endswith((".yaml", ".yml")) else shipped_recipe(args.file)
     config = load_sequence(path, args.overrides, archive=args.archive)

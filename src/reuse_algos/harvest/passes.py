@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from reuse_algos.archive import FileEntry, RunArchive, weights_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.archive.signals.success import success_rates
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest

@@ -70,9 +70,23 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
+def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: dict[str, torch.Tensor]) -> None:
+    """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
+    expected, parameters = module.state_dict(), [key for key, _ in module.named_parameters()]
+    hidden = [key for key in parameters if key not in expected and key not in archived]
+    if hidden:
+        raise PriorRunMismatchError(
+            f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
+            f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "
+            "should_save_peft_only). The archive does not hold the base model, so this run's model cannot be rebuilt. "
+            "Record runs with the whole state dict (should_save_peft_only=False), or use source: cached."
+        )
+
+
 def _load_weights(module: nn.Module, run: PriorRun, name: str) -> None:
     """Copy archived weights into a module; a ComposerModel's ``module.`` prefix may be missing on either side."""
     archived = dict(run.weights(name))
+    _refuse_adapters(module, run, name, archived)
     expected = module.state_dict()
     if archived.keys() != expected.keys():
         prefix = "module."

@@ -11,8 +11,8 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
-from reuse_algos.sequence.harvests import missing_harvests, remade
-from reuse_algos.sequence.plan import Plan, PlannedStep, differences, waits_for
+from reuse_algos.sequence.planning.harvests import missing_harvests, remade
+from reuse_algos.sequence.planning.plan import Plan, PlannedStep, differences, waits_for
 
 __all__ = [
     "CHECKPOINTS",

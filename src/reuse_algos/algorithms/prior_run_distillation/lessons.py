@@ -23,26 +23,15 @@ from reuse_algos.algorithms.prior_run_distillation.layout import (
     in_layout,
     refuse_other_task,
 )
-from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
-    Auto,
-    Cached,
-    Live,
-    Mean,
-    Mixup,
-    Sample,
-    Weighing,
-)
-from reuse_algos.algorithms.prior_run_distillation.teachers import (
-    CachedTeachers,
-    LiveTeachers,
-    Teachers,
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Weighing
+from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached, Live, Mean, Mixup, Sample
+from reuse_algos.algorithms.prior_run_distillation.source_choice import (
     missing_from_cache,
     no_images,
     refuse_top_k,
     signal_name,
 )
+from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers, Teachers
 from reuse_algos.archive import PriorRun, PriorUse
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
@@ -216,7 +205,7 @@ class Lessons:
         if self.cached is None or self.cached.complete:
             return 1.0
         examples = self._positions(batch)
-        seen_B = self.cached.targets(state, examples, self._chosen).seen_B
+        seen_B = self.cached.targets(state, None, examples, self._chosen).seen_B
         assert seen_B is not None
         weights_B = example_weights(state, examples.positions)
         rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
@@ -235,11 +224,12 @@ class Lessons:
         self.loss.check_task(task)
         refuse_other_task(task, self._runs)
 
-    def term(self, state: State, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor:
+    def term(self, state: State, batch: Any, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor:
         """Return D of a microbatch, a scalar tensor with gradient.
 
         Args:
             state: At BEFORE_BACKWARD.
+            batch: The microbatch as it was before the forward pass.
             microbatch: Its examples, needed for cached teachers.
             task: The task.
             rows: The student's outputs and targets.
@@ -252,7 +242,7 @@ class Lessons:
         chosen = self._chosen
         with self._stopwatch.running():
             examples = None if microbatch is None else self._positions(microbatch)
-            found, seen_B = self.teachers.targets(state, examples, chosen)
+            found, seen_B = self.teachers.targets(state, batch, examples, chosen)
         self._look_at_top_k(found, chosen)
         logits = self._teacher_logits(task, found, chosen, student_BC, rows)
         shares = [float(self.combination[i]) for i in chosen]

@@ -15,9 +15,8 @@ from torch import nn
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
     Auto,
     Cached,
     Live,
@@ -157,8 +156,8 @@ class PriorRunDistillation(ReusingAlgorithm):
                 self.lessons.check_task(self.task_reader.known)
         elif event == Event.BEFORE_BACKWARD:
             microbatch = None if self.lessons.cached is None else self.ids.microbatch
-            rows = self.task_reader.rows(state.outputs)
-            term = self.lessons.term(state, microbatch, self.task_reader.known, rows)
+            reader, rows = self.task_reader, self.task_reader.rows(state.outputs)
+            term = self.lessons.term(state, reader.batch, microbatch, reader.known, rows)
             added, base = self.lessons.strength.weight * term, self.lessons.base_weight
             state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
         elif event == Event.EVAL_END:

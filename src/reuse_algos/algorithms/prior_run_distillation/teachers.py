@@ -4,34 +4,27 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from composer import State
 from composer.core import get_precision_context
 from composer.models import ComposerModel
+from composer.utils.batch_helpers import batch_get
 from torch import nn
 
+from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.priors.model import ModelFactory, archived_model
-from reuse_algos.priors.presentations import harvested_name
-from reuse_algos.priors.views import missing_views, other_views
+from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.tokens import refuse_other_tokens
 
-__all__ = [
-    "CachedTeachers",
-    "LiveTeachers",
-    "Targets",
-    "Teachers",
-    "missing_from_cache",
-    "no_images",
-    "refuse_top_k",
-    "signal_name",
-]
+__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
 
 _RESIDENT_BYTES = 2 << 30
 """Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
@@ -63,8 +56,8 @@ class Teachers(Protocol):
     flops_per_example: list[int | None]
     in_layout: list[bool]
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
-        """Logits of the teachers with these numbers for the microbatch in ``state.batch``."""
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Return the logits of the teachers with these numbers for a microbatch, or for its examples."""
         ...
 
 
@@ -103,6 +96,7 @@ class LiveTeachers:
         self.flops_per_example: list[int | None] = [None] * len(self.names)
         self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
+        self._guards = [BatchGuard(f"teacher {name}") for name in self.names]
         self._input_key, self._output_key = input_key, output_key
         self._modules: list[nn.Module] = []
         channels_last = any(
@@ -112,82 +106,30 @@ class LiveTeachers:
         for run in runs:
             for name in weights:
                 module = state.device.module_to_device(archived_model(run, name, factory=factory, like=student))
+                refuse_other_tokens(module, state.model, f"{run.id}/{name}")
                 if channels_last:
                     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._modules.append(module)
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
-        """Run the chosen teachers on ``state.batch`` in the student's precision."""
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Run the chosen teachers on a microbatch as it was before the student saw it, in the student's precision."""
         del examples
         logits = []
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
             for index in chosen:
                 module = self._modules[index]
-                inputs = state.batch if isinstance(module, ComposerModel) else state.batch_get_item(self._input_key)
-                logits.append(logits_of(module(inputs), self._output_key))
+                logits.append(logits_of(module(self._inputs_of(index, batch)), self._output_key))
+                self._guards[index].look()
                 if index not in self._counted:
                     self._counted.add(index)
-                    self.flops_per_example[index] = forward_flops(
-                        functools.partial(module, inputs), state, f"teacher {self.names[index]}"
-                    )
+                    again = functools.partial(module, self._inputs_of(index, batch))
+                    self.flops_per_example[index] = forward_flops(again, state, f"teacher {self.names[index]}")
         return Targets(logits, None)
 
-
-def signal_name(weights: str) -> str:
-    """Name of the logits signal that belongs to archived weights: ``logits``, or ``logits.ep0100``."""
-    return harvested_name("logits", weights)
-
-
-def missing_from_cache(
-    run: PriorRun, weights: Sequence[str], policy: ViewPolicy | None, whole: bool = False
-) -> str | None:
-    """Why cached logits of a run cannot stand for this run's views exactly, or None where they can.
-
-    Args:
-        run: the prior run.
-        weights: whose logits are wanted.
-        policy: the views that this run will see.
-        whole: also ask for every example of every view.
-    """
-    views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
-    advice = f"Run `reuse-algos harvest ARCHIVE {run.id} {views}`, or use source: live"
-    for name in weights:
-        if signal_name(name) not in run.signal_names:
-            return f"run {run.id} has no signal {signal_name(name)!r}. {advice}."
-    if policy is None or policy.num_views == 0:
-        return (
-            "this run's augmentation is not a known view, so no cached row is true for it. Set data.num_views (or wrap "
-            "the dataset in ViewedDataset), use source: live, or say mismatch: allow"
-        )
-    if differs := other_views(run, policy):
-        return f"{differs}. {advice}"
-    for name in weights:
-        if missing := missing_views(run, run.signal(signal_name(name)), policy, "logits", whole=whole):
-            return f"{missing}. {advice}."
-    return None
-
-
-def no_images(algorithm: str, why: str) -> str:
-    """Say that teachers must be cached, since an algorithm loads no images, and why they would not be."""
-    return (
-        f"{algorithm} with source: cached trains on features, and live teachers need the images. Teachers must be "
-        f"cached beside it: {why}"
-    )
-
-
-def refuse_top_k(runs: Sequence[PriorRun], weights: Sequence[str]) -> None:
-    """Make sure that all logits of the teachers are archived, for MSE.
-
-    Raises:
-        PriorRunMismatchError: a run keeps only its largest ones.
-    """
-    for run in runs:
-        for name in weights:
-            if run.signal(signal_name(name)).encoding == "top_k":
-                raise PriorRunMismatchError(
-                    f"run {run.id} keeps only its largest logits (top_k), and MSE needs all of them. Use loss: kl, "
-                    "source: live, or harvest dense logits."
-                )
+    def _inputs_of(self, index: int, batch: Any) -> Any:
+        """What a teacher is given: a copy of its own, since it may be a model that takes things out of its batch."""
+        given = self._guards[index].copy(batch)
+        return given if isinstance(self._modules[index], ComposerModel) else batch_get(given, self._input_key)
 
 
 class CachedTeachers:
@@ -259,8 +201,9 @@ class CachedTeachers:
         slots = self._slots[teacher]
         return torch.full_like(examples.positions, slots[epoch % len(slots)])
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Look the rows of the microbatch up."""
+        del batch
         assert examples is not None
         logits, seen_B = [], None
         for index in chosen:

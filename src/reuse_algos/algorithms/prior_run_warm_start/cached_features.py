@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
-from reuse_algos.data.device_loader import device_collate
+from reuse_algos.data.images.device_loader import device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError
