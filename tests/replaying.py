@@ -190,7 +190,7 @@ def both_branches(one: Any) -> dict[str, Tensor]:
     """State of the model of a trainer that has ended, with the auxiliary batch norms that were put aside."""
     for algorithm in one.state.algorithms:
         if isinstance(algorithm, AdversarialReplay):
-            algorithm.branches.take_back(one.state)
+            algorithm.replay.branches.take_back(one.state)
     return one.state.model.state_dict()
 
 

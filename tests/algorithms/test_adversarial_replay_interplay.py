@@ -35,7 +35,7 @@ from reuse_algos.algorithms.adversarial_replay import (
     fooling_rate,
     turned_rows,
 )
-from reuse_algos.algorithms.adversarial_replay.losses import ReplaySums
+from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums
 from reuse_algos.algorithms.history_curriculum import ActiveBias, DynamicPrune
 from reuse_algos.algorithms.prior_run_distillation import KL, Auto, Cached, Live
 from reuse_algos.archive import RunArchive
@@ -134,8 +134,8 @@ def test_a_curriculum_learns_nothing_from_replaced_rows(archive: RunArchive) -> 
     )
     # One epoch of one batch that holds all examples that are shown.
     _, calls, _ = fit([curriculum, replay(archive, mode="replace")], max_duration="1ep", lr=0.0)
-    assert curriculum._own is not None
-    known = curriculum._own.known
+    assert curriculum.own is not None
+    known = curriculum.own.known
     for batch, (inputs, labels) in enumerate(calls.batches):
         positions = positions_of(inputs, 0)
         losses = F.cross_entropy(calls.outputs[batch], labels, reduction="none")

@@ -152,7 +152,7 @@ def test_durations_in_samples_count_the_ragged_batch_of_every_epoch(archive: Run
     ):
         algorithm = curriculum(archive, **settings)
         one, _, _ = fit([algorithm], loader=loader, max_duration=duration)
-        assert (int(one.state.timestamp.batch), algorithm._clock.total_batches) == (batches, batches)
+        assert (int(one.state.timestamp.batch), algorithm.epochs.clock.total_batches) == (batches, batches)
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from composer.loggers import Logger
 
 from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.errors import NoEffectWarning
+from reuse_algos.errors import ExampleIdError, NoEffectWarning
 from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive
 from reuse_algos.training.interplay import BatchEffects
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["ReusingAlgorithm", "Stopwatch"]
+__all__ = ["ReusingAlgorithm", "Stopwatch", "refuse_another"]
 
 
 class Stopwatch:
@@ -157,6 +157,25 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         others = [one for one in state.algorithms if not isinstance(one, ReusingAlgorithm)]
         ours = sorted((one for one in state.algorithms if isinstance(one, ReusingAlgorithm)), key=lambda one: one.place)
         state.algorithms[:] = [*others, *ours]
+
+
+def refuse_another(state: State, kind: type, what: str, several: str) -> None:
+    """Refuse a second algorithm of a kind of which a run can have one.
+
+    Args:
+        state: Of the trainer.
+        kind: The class, sub-classes included.
+        what: What only one can do, after "only one can".
+        several: What the one that is kept can put together, such as ``several runs``.
+
+    Raises:
+        ExampleIdError: There are two.
+    """
+    if sum(isinstance(algorithm, kind) for algorithm in state.algorithms) > 1:
+        raise ExampleIdError(
+            f"there are two {kind.__name__} algorithms, and only one can {what}. Keep one of them; {several} come "
+            "together in its runs."
+        )
 
 
 def _snake_case(name: str) -> str:

@@ -20,7 +20,6 @@ __all__ = [
     "image_shape",
     "known_views",
     "pixels_of",
-    "refuse_another",
     "refuse_changed_inputs",
     "refuse_other_outputs",
     "refuse_other_pixels",
@@ -77,19 +76,6 @@ def refuse_changed_inputs(state: State) -> None:
         raise PriorRunMismatchError(
             f"{hiding[0]} with source: cached trains on features, and there are no images to perturb. Use source: live "
             "there."
-        )
-
-
-def refuse_another(state: State, kind: type) -> None:
-    """Refuse a second algorithm of a kind.
-
-    Raises:
-        ExampleIdError: there are two.
-    """
-    if sum(isinstance(algorithm, kind) for algorithm in state.algorithms) > 1:
-        raise ExampleIdError(
-            f"there are two {kind.__name__} algorithms, and only one can replay rows of a batch. Keep one of them; "
-            "several runs come together in its runs."
         )
 
 

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reuse_algos.algorithms.adversarial_replay.settings import Replayable
 from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
 
@@ -59,54 +62,53 @@ class Perturbations:
 
     Args:
         runs: prior runs.
-        weights: name of the archived weights that were attacked.
-        rows: for each run the prior position of each current example (None: the same position).
+        settings: of which weights, and how runs are drawn.
+        info: the current train data.
         policy: the current run's views, numbered ones.
-        keys_N: identities of the current examples.
         device: where to keep perturbations that fit.
         seed: of the draw among the runs.
-        recency: see :func:`choose_prior_runs`.
         mismatch: ``refuse``, or ``allow``: examples and views without perturbations go without.
         archive: what the archive is called in messages.
         shape: (C, H, W) of the current images, where it is known.
+        slots_used: views looked up in earlier attempts of this run, by run id; what is looked up now goes in.
 
     Attributes:
         image_shape: (C, H, W) of the perturbations.
         complete: whether every example has a perturbation in every view.
-        slots_used: views looked up so far, by run id.
 
     Raises:
         SignalNotFoundError: a run has no perturbations of these weights.
-        PriorRunMismatchError: a run has other views, lacks some (``refuse``), or its images have another size.
+        PriorRunMismatchError: a run has other data or views, lacks some (``refuse``), or its images have another size.
         DataError: perturbations are not finite, or larger than what was harvested.
     """
 
     def __init__(
         self,
         runs: Sequence[PriorRun],
-        weights: str,
-        rows: Sequence[Tensor | None],
+        settings: Replayable,
+        info: DatasetInfo,
         policy: ViewPolicy,
-        keys_N: Tensor,
         device: torch.device,
         *,
-        seed: int,
-        recency: float,
+        seed: int = 0,
         mismatch: str = "refuse",
         archive: str = "ARCHIVE",
         shape: Sequence[int] | None = None,
+        slots_used: dict[str, set[int]] | None = None,
     ) -> None:
-        self.name = harvested_name("adversarial", weights)
-        newest_first = sorted(zip(runs, rows, strict=True), key=_age, reverse=True)
+        self.name = harvested_name("adversarial", settings.weights)
+        # Matched in the order in which they were named, so that the first that does not fit is the one named.
+        matched = [(run, match_examples(run, info, mismatch)) for run in runs]
+        newest_first = sorted(matched, key=_age, reverse=True)
         self.run_ids = [run.id for run, _ in newest_first]
-        self.slots_used: dict[str, set[int]] = {run.id: set() for run in runs}
-        self._device, self._seed, self._recency = device, seed, recency
-        self._keys_N = keys_N
+        self._slots_used: dict[str, set[int]] = {} if slots_used is None else slots_used
+        self._device, self._seed, self._recency = device, seed, settings.recency
+        self._keys_N = info.keys
         self._rows: list[Tensor | None] = []
         self._seen: list[Tensor | None] = []
         self._signals: list[Signal | ResidentSignal] = []
         command = f"`reuse-algos harvest {archive} {{}} --signals adversarial --views {policy.num_views}"
-        command += "`" if weights == "last" else f" --weights {weights}`"
+        command += "`" if settings.weights == "last" else f" --weights {settings.weights}`"
         found = [
             (run, run_rows, self._checked(run, policy, mismatch, command.format(run.id)))
             for run, run_rows in newest_first
@@ -172,7 +174,7 @@ class Perturbations:
         """What was used of each prior run, with the share of its harvest that the looked-up views are."""
         uses = []
         for run in runs:
-            used = self.slots_used[run.id]
+            used = self._slots_used.get(run.id, set())
             harvests = [one for one in run.manifest.harvests if one.signal == self.name and one.views]
             seconds = sum(len(used & set(one.views)) / len(one.views) * one.seconds for one in harvests)
             uses.append(PriorUse(run_id=run.id, algorithm=_USER, signals=[self.name], harvest_seconds=seconds))
@@ -212,7 +214,7 @@ class Perturbations:
         return delta_RCHW
 
     def _of_run(self, column: int, positions_R: Tensor, views_R: Tensor) -> Tensor:
-        self.slots_used[self.run_ids[column]].update(views_R.unique().tolist())
+        self._slots_used.setdefault(self.run_ids[column], set()).update(views_R.unique().tolist())
         rows = self._rows[column]
         found, _ = self._signals[column].gather(positions_R if rows is None else rows[positions_R], views_R)
         return found.to(self._device, torch.float32, non_blocking=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from composer import Event, State
+from composer.core import get_precision_context
 from composer.models import ComposerClassifier
 from torch import nn
 
@@ -26,7 +27,15 @@ from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.task import by_row
 
-__all__ = ["ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "per_example_losses", "refuse_ignored"]
+__all__ = [
+    "CheckedLosses",
+    "ExampleLosses",
+    "MeanCheck",
+    "TaskLosses",
+    "find_losses",
+    "per_example_losses",
+    "refuse_ignored",
+]
 
 _ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
 _OTHERWISE = "a strategy and mode without weights and updates"
@@ -191,6 +200,46 @@ class TaskLosses:
         # where, not a product: an example without a counted target is NaN.
         kept_B = losses_B.where(numbers_B > 0, torch.zeros_like(losses_B))
         return kept_B * shares_B * (len(losses_B) / shares_B.sum().clamp_min(1))
+
+
+class CheckedLosses:
+    """Losses of single examples, whose mean is held against the model's loss in every microbatch.
+
+    Args:
+        losses: How to get them.
+        device: Of the model.
+    """
+
+    def __init__(self, losses: ExampleLosses, device: torch.device) -> None:
+        self.losses = losses
+        self._check = MeanCheck(device)
+
+    def follow(self, event: Event, state: State) -> None:
+        """Follow all events. What any rank found is raised on all of them, after the first batch and each epoch.
+
+        Raises:
+            ModelError: The model's loss is another number than the mean.
+        """
+        if isinstance(self.losses, TaskLosses) and event in TaskReader.EVENTS:
+            self.losses.follow(event, state)
+        # The check waits for the device, so it is not made in every batch.
+        if event in (Event.EPOCH_END, Event.FIT_END) or (event == Event.BATCH_END and not self._check.looked):
+            self._check.on_all_ranks()
+
+    def of_microbatch(self, state: State, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the losses of a microbatch, whose mean is the model's loss, and those of each example by itself.
+
+        Args:
+            state: At AFTER_LOSS.
+            rows: Of the microbatch.
+
+        Returns:
+            Float ``[B]`` with gradient, and float ``[B]``, NaN where no target of an example counts.
+        """
+        with get_precision_context(state.precision, state.precision_config):
+            losses_B = self.losses(state.outputs, state.batch)
+        self._check.add(state.loss, losses_B, rows)
+        return losses_B, self.losses.of_examples(state.outputs) if isinstance(self.losses, TaskLosses) else losses_B
 
 
 class MeanCheck:

@@ -14,7 +14,7 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.run import weights_name
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
 
-__all__ = ["USE", "Source", "choose_sources", "read_sources"]
+__all__ = ["USE", "Source", "choose_sources", "read_sources", "used_weights"]
 
 USE = "prior_run_warm_start"
 """What this algorithm is called in the records of runs that used it."""
@@ -87,6 +87,14 @@ def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
                 f"{len(listed)} tensors:\n  " + "\n  ".join(listed) + "\nChoose runs of one architecture."
             )
     return checkpoints[0] if len(checkpoints) == 1 else average_weights(checkpoints)
+
+
+def used_weights(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
+    """Return the names of the weights by run, for the record of a run that loads them."""
+    uses: dict[str, list[str]] = {}
+    for source in sources:
+        uses.setdefault(source.run.id, []).append(source.weights)
+    return list(uses.items())
 
 
 def _last_checkpoints(run: PriorRun, last_k: int | None) -> list[Source]:

@@ -1,0 +1,192 @@
+"""Archived weights into a model: what is loaded, what changes, what stays, and whether it fits.
+
+Shapes: M classes that the earlier run knew, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from composer import State
+from torch import Tensor
+
+from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
+from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
+    Plan,
+    gaussian_noise,
+    initial_values,
+    misfits,
+    noise_generator,
+    shuffled_noise,
+    under_our_names,
+)
+from reuse_algos.algorithms.prior_run_warm_start.settings import Change, Keep
+from reuse_algos.algorithms.prior_run_warm_start.sources import Source, read_sources
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import ModelError, PriorRunMismatchError
+from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.trainable import (
+    frozen_at_start,
+    head_of,
+    holds,
+    matches,
+    norm_layers,
+    pattern_faults,
+    plain_parameters,
+    refuse_torn_ties,
+)
+
+__all__ = ["Loaded", "load_weights"]
+
+_NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
+
+
+class Loaded(NamedTuple):
+    """What came of loading.
+
+    Attributes:
+        share: Of the model's parameters that have an archived value.
+        known_classes: M, where the head was matched by class; None elsewhere.
+    """
+
+    share: float
+    known_classes: int | None
+
+
+def load_weights(
+    state: State,
+    sources: Sequence[Source],
+    info: DatasetInfo | None,
+    *,
+    change: Change,
+    head: Keep,
+    seed: int,
+    mismatch: str,
+) -> Loaded:
+    """Put archived weights into the trainer's model.
+
+    Args:
+        state: At FIT_START.
+        sources: At least one, the newest last; several are averaged.
+        info: The train data, where they are known.
+        change: What becomes of the weights.
+        head: What becomes of the last layer.
+        seed: Of the noise.
+        mismatch: ``refuse`` or ``allow`` other class names where the head is kept.
+
+    Raises:
+        PriorRunMismatchError: Tensors or classes do not fit; all are listed.
+        ModelError: A pattern matches nothing, the head cannot be found, or nothing is left to load.
+        SignalNotFoundError: A run has no such weights.
+    """
+    fresh = plain_state_dict(state.model)
+    archived = under_our_names(read_sources(sources), fresh)
+    plan = _plan(state, sources, fresh, archived, info, change, head)
+    listed = misfits(archived, fresh, plan)
+    if head.name == "keep" and mismatch != "allow":
+        listed += _other_classes(sources[-1], info)
+    if listed:
+        raise PriorRunMismatchError(
+            f"the weights of run {sources[-1].run.id} do not fit this model:\n  " + "\n  ".join(listed) + "\nUse "
+            "head: match or head: reset for the last layer, and reset: [pattern, ...] for others that are to start "
+            "from their initialisation."
+        )
+    identity = "+".join(source.digest for source in sources)
+
+    def noise(name: str, tensor: Tensor) -> Tensor:
+        return _NOISES[change.noise](tensor, noise_generator(seed, identity, name))
+
+    values = initial_values(archived, fresh, plan, shrink=change.shrink, perturb=change.perturb, noise=noise)
+    parameters = plain_parameters(state.model)
+    # A tied parameter is one tensor under two names: written once.
+    aliases = plain_parameters(state.model, tied=True).keys() - parameters.keys()
+    with torch.no_grad():
+        for name in values.keys() - aliases:
+            fresh[name].copy_(values[name])
+    known = 0 if plan.rows is None else len(plan.rows[0])
+    taken = sum(
+        (known / len(parameters[name]) if name in plan.by_class else 1.0) * parameters[name].numel()
+        for name in values.keys() & parameters.keys()
+    )
+    if not taken:
+        raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
+    total = sum(parameter.numel() for parameter in parameters.values())
+    return Loaded(taken / total, None if plan.rows is None else known)
+
+
+def _plan(
+    state: State,
+    sources: Sequence[Source],
+    fresh: Mapping[str, Tensor],
+    archived: Mapping[str, Tensor],
+    info: DatasetInfo | None,
+    change: Change,
+    head: Keep,
+) -> Plan:
+    """Return which tensors come from where."""
+    names = {*fresh, *archived}
+    head_names = _head_names(state, info, change, head)
+    if faults := pattern_faults("reset", change.patterns, names, head_names):
+        raise ModelError("\n".join(faults))
+    anew = {name for name in names if matches(name, change.patterns, head_names)}
+    by_class: set[str] = set()
+    if head.name == "reset":
+        anew.update(head_names)
+    elif head.name == "match":
+        by_class = {name for name in head_names if name not in anew and fresh[name].dim()}
+    refuse_torn_ties(state.model, anew | by_class, "what head and reset cover")
+    changing: set[str] = set()
+    if change.shrink != 1 or change.perturb != 0:
+        is_frozen = frozen_at_start(state)
+        changing = {name for name in plain_parameters(state.model) if not is_frozen(name)}
+        anew |= _statistics(state, is_frozen)
+    rows = _known_classes(sources, info) if by_class else None
+    return Plan(anew, by_class, rows, changing)
+
+
+def _head_names(state: State, info: DatasetInfo | None, change: Change, head: Keep) -> list[str]:
+    """Return the names of the head's parameters; none where nobody asks for them and they cannot be found."""
+    try:
+        return head_of(state.model, head.pattern, info and info.num_classes)
+    except ModelError:
+        if head.name != "keep" or head.pattern is not None or {"head", "backbone"} & set(change.patterns):
+            raise
+        return []
+
+
+def _known_classes(sources: Sequence[Source], info: DatasetInfo | None) -> tuple[Tensor, Tensor]:
+    """Return the rows of the classes that both sides know, here and there."""
+    names = [source.run.manifest.dataset and source.run.manifest.dataset.class_names for source in sources]
+    differing = next((s.run.id for s, theirs in zip(sources, names, strict=True) if theirs != names[0]), None)
+    if differing is not None:
+        raise PriorRunMismatchError(
+            f"runs {sources[0].run.id} and {differing} have different classes, so no row of their averaged head "
+            "belongs to one class. Choose runs with the same classes, or use head: reset."
+        )
+    return match_rows(names[0], info and info.class_names)
+
+
+def _other_classes(source: Source, info: DatasetInfo | None) -> list[str]:
+    """Return in what the class names differ; nothing where they are the same, or not known on both sides."""
+    record = source.run.manifest.dataset
+    theirs, ours = record and record.class_names, info and info.class_names
+    if not theirs or not ours or list(theirs) == list(ours):
+        return []
+    pairs = enumerate(zip(theirs, ours, strict=False))
+    shown = "; ".join([f"class {i} is {a!r} there and {b!r} here" for i, (a, b) in pairs if a != b][:3])
+    return [
+        f"the classes: {shown or f'{len(theirs)} there, {len(ours)} here'} (head: match goes by their names, "
+        "head: reset leaves the head as it was initialised, mismatch: allow takes the rows as they are)"
+    ]
+
+
+def _statistics(state: State, is_frozen: Callable[[str], bool]) -> set[str]:
+    """Return the running statistics that shrinking and perturbing make void: those of layers that train."""
+    return {
+        f"{name}.{key}"
+        for name, layer in norm_layers(state.model).items()
+        if not holds(name, layer, is_frozen)
+        for key, _ in layer.named_buffers(recurse=False)
+    }
