@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from features import Steps, digits, head_of_blobs, interrupted
+from features import Steps, digits, head_of_blobs
 from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation
 from reuse_algos.algorithms.adversarial_replay.checks import refuse_changed_inputs
 from reuse_algos.algorithms.prior_run_warm_start import cached_features, prior_run_warm_start
@@ -212,20 +209,6 @@ def test_what_is_recorded(store: RunArchive, tmp_path: Path) -> None:
     assert (use.weights, use.signals) == (["last"], ["features"])
     assert use.harvest_seconds == pytest.approx(harvested.seconds / 2), "one of two views was used"
     assert live.manifest.prior_runs[0].harvest_seconds == 0
-
-
-@pytest.mark.parametrize("stop", [2, 5])
-def test_resumes_bit_equal(store: RunArchive, tmp_path: Path, stop: int) -> None:
-    straight = interrupted(store, tmp_path / "straight")
-    interrupted(store, tmp_path / "stopped", Stop(stop))
-    later = interrupted(store, tmp_path / "stopped")
-    assert len(straight.weights) == 8
-    assert later.losses == straight.losses[stop:]
-    assert all(same(a, b) for a, b in zip(later.weights, straight.weights[stop:], strict=True))
-    (use,) = store.runs(run_name="resumable", order="latest")[0].manifest.prior_runs
-    assert use.harvest_seconds == next(
-        h.seconds for h in store.run("baseline-1").manifest.harvests if h.signal == "features"
-    )
 
 
 def test_a_record_that_is_completed_after_its_process_died(store: RunArchive, tmp_path: Path) -> None:
@@ -433,28 +416,3 @@ def test_match_only_answers(store: RunArchive) -> None:
         algorithm.match(event, one.state)
     assert algorithm.state_dict() == before
     one.close()
-
-
-@pytest.mark.ranks
-def test_two_ranks(store: RunArchive, tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "ranks" / "train_head.py"
-    command = [
-        sys.executable,
-        "-m",
-        "composer.cli.launcher",
-        "-n",
-        "2",
-        str(script),
-        str(store.location),
-        str(tmp_path),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for case in ("plain", "microbatches", "compiled"):
-        for rank in range(2):
-            live, cached = found[rank][case]
-            assert cached["losses"] == pytest.approx(live["losses"], abs=1e-5), case
-            assert cached["shapes"] == [16]
-            assert cached["head"] == pytest.approx(live["head"], abs=1e-5)
-        assert found[0][case][1]["head"] == found[1][case][1]["head"], "the ranks agree"
