@@ -23,7 +23,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "curriculum, hard first": {"strategy": "curriculum", "order": "hard_first", "pacing": "step"},
     "prune": {"strategy": "prune", "keep": 0.5, "offset": 0.1},
     "prune, balanced": {"strategy": "prune", "keep": 0.75, "class_balance": True, "score": "forgetting"},
-    "dynamic_prune": {"strategy": "dynamic_prune", "prune_rate": 0.6, "full_data_from": 0.7},
+    "dynamic_prune": {"strategy": "dynamic_prune", "prune_rate": 0.6, "stop": "0.7dur"},
     "dynamic_prune, fixed scores": {
         "strategy": "dynamic_prune",
         "prune_rate": 0.4,

@@ -33,7 +33,7 @@ from toy import epoch_loader, mlp, trainer, viewed
 LENGTHS = {"prune": 32, "prune, balanced": 48, "subset": 40}
 CONTROLS: dict[str, dict[str, Any]] = {
     "itself": {},
-    "shuffled scores": {"control": "shuffled_scores"},
+    "shuffled scores": {"shuffled": True},
     "random": {"score": "random"},
 }
 # Settings with which each strategy shows every example once, with weight 1.
@@ -57,6 +57,8 @@ def _length(name: str, algorithm: HistoryCurriculum, settings: dict[str, Any]) -
 @pytest.mark.parametrize("name", ROWS)
 def test_trains_with_the_stated_number_of_examples(archive: RunArchive, name: str, control: str) -> None:
     settings = {**ROWS[name], **CONTROLS[control]}
+    if settings.pop("shuffled", False):
+        settings["score"] = {"name": settings.get("score"), "shuffled": True}
     algorithm = curriculum(archive, **settings)
     one, seen, logger = fit([algorithm])
     length = _length(name, algorithm, settings)

@@ -42,18 +42,19 @@ _OTHERWISE = "a strategy and mode without weights and updates"
 
 
 def per_example_losses(model: nn.Module) -> ExampleLosses:
-    """The loss function of a ``ComposerClassifier`` with ``reduction="none"``.
+    """Return the loss function of a ``ComposerClassifier`` with ``reduction="none"``.
 
     Works for loss functions that take an argument ``reduction`` (torch's functions, Composer's ``soft_cross_entropy``)
     and for loss modules that have an attribute of that name (``nn.CrossEntropyLoss``). Dense outputs are averaged over
     their positions.
 
     Args:
-        model: the user's model, without wrappers.
+        model: The user's model, without wrappers.
 
     Raises:
-        ModelError: the model computes its loss in another way.
+        ModelError: The model computes its loss in another way.
     """
+    # A loss() of the user's own may add terms that belong to no example, so its name alone proves nothing.
     if not isinstance(model, ComposerClassifier) or type(model).loss is not ComposerClassifier.loss:
         raise ModelError(
             f"weights and updated scores need the loss of each example, but {type(model).__name__} has a loss() of its "
@@ -64,6 +65,7 @@ def per_example_losses(model: nn.Module) -> ExampleLosses:
     def losses(outputs: Any, batch: Any) -> torch.Tensor:
         _, targets = batch
         values = unreduced(outputs, targets)
+        # Dense outputs have a loss for each position.
         return values.reshape(len(values), -1).mean(1)
 
     return losses
@@ -71,12 +73,12 @@ def per_example_losses(model: nn.Module) -> ExampleLosses:
 
 def _without_reduction(function: Any) -> Callable[..., torch.Tensor]:
     if isinstance(function, nn.Module) and hasattr(function, "reduction"):
-        plain = copy.copy(function)
+        plain = copy.copy(function)  # the user's own keeps its reduction
         plain.reduction = "none"  # type: ignore[assignment]
         return plain
     try:
         takes = "reduction" in inspect.signature(function).parameters and not isinstance(function, nn.Module)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError):  # builtins have no signature
         takes = False
     if takes:
         return functools.partial(function, reduction="none")
@@ -109,16 +111,15 @@ def find_losses(model: nn.Module, info: DatasetInfo | None, reader: TaskReader) 
 def refuse_ignored(model: nn.Module, labels_N: torch.Tensor | None) -> None:
     """Refuse class weights and ignored targets where they can be seen at the start.
 
-    With either the loss is no mean over the rows: it is divided by the weights of the targets, or by the number of
-    those that are not ignored.
-
     Args:
-        model: the user's model, one that :func:`per_example_losses` takes.
+        model: The user's model, one that :func:`per_example_losses` takes.
         labels_N: int64, where they are known.
 
     Raises:
-        ModelError: the loss function has class weights, or a label is below 0 or the loss function's ``ignore_index``.
+        ModelError: The loss function has class weights, or a label is below 0 or the loss function's ``ignore_index``.
     """
+    # With either, the loss is not the mean over the rows: torch divides by the weights of the targets, or by the number
+    # of those that are not ignored.
     function: Any = model._loss_fn
     settings: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):
@@ -166,7 +167,7 @@ class TaskLosses:
 
     def _settle(self, own: torch.Tensor, outputs: Any) -> None:
         """Find out whether the model's loss is a mean over targets, as torch's are, or over examples."""
-        off = []
+        off = []  # the two differ where targets are ignored, and by how much says which it is
         for self._over_targets in (True, False):
             off.append(float((self._weighed(*self._read(outputs)).mean() - own).abs()))
         self._over_targets = not off[1] < off[0]
@@ -183,7 +184,7 @@ class TaskLosses:
         return self._read(outputs)[0]
 
     def _read(self, outputs: Any, batch: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The loss of each example, and the number of its counted targets."""
+        """Return the loss of each example, and the number of its counted targets."""
         task, keys = self._reader.known, self._reader.keys
         targets = self._reader.targets
         if batch is not None:  # rows of another batch have targets of their own
@@ -243,29 +244,35 @@ class CheckedLosses:
 
 
 class MeanCheck:
-    """Makes sure that the mean of the per-example losses is the loss that the model gave, for every microbatch.
-
-    What was found stays on the training device until it is asked for, so nothing waits.
+    """Checks that the mean of the per-example losses is the loss that the model gave, for every microbatch.
 
     Args:
-        device: of the model.
+        device: Of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.looked = False
+        # Excess, loss and mean of the worst microbatch. It stays on the training device until it is asked for, so that
+        # no microbatch makes a GPU wait.
         self._worst_3 = torch.zeros(3, dtype=torch.float32, device=device)
 
     def add(self, loss: Any, losses_B: torch.Tensor, rows: int) -> None:
         """Compare one microbatch; a loss and losses that are both not finite any more (divergence) agree.
 
+        Args:
+            loss: Of the model.
+            losses_B: Of the examples.
+            rows: Of the microbatch.
+
         Raises:
-            ModelError: there is not one loss per row.
+            ModelError: There is not one loss per row.
         """
         if losses_B.shape != (rows,):
             raise ModelError(f"per_example_loss gives a tensor of shape {tuple(losses_B.shape)} for {rows} examples.")
         given = total_of(loss).detach()
         total, mean = given.float(), losses_B.detach().float().mean()
         coarse = max(torch.finfo(given.dtype).eps, torch.finfo(losses_B.dtype).eps)
+        # A part in a thousand, or four units in the last place of the coarser dtype: sums are taken in another order.
         excess = (total - mean).abs() / (max(1e-3, 4 * coarse) * total.abs().clamp_min(1e-3))
         excess = torch.where(total.isfinite() | mean.isfinite(), excess.nan_to_num(torch.inf), 0.0)
         found_3 = torch.stack([excess, total, mean]).to(self._worst_3.device)
@@ -275,7 +282,7 @@ class MeanCheck:
         """Raise on every rank what any of them found. Every rank must call this.
 
         Raises:
-            ModelError: the loss is something else (class weights, ignored targets, a regularisation term).
+            ModelError: The loss is something else (class weights, ignored targets, a regularisation term).
         """
         self.looked = True
         on_every_rank(self._raise)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from composer import Event, State
 from composer.loggers import Logger
+from torch.utils.data import IterableDataset
 
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
 from reuse_algos.algorithms.history_curriculum.epochs import Epochs
@@ -27,6 +28,7 @@ from reuse_algos.algorithms.history_curriculum.settings import (
     DynamicPrune,
     Focus,
     Prune,
+    Score,
     Strategy,
     Subset,
 )
@@ -42,6 +44,7 @@ from reuse_algos.training.interplay import clean_rows, mixes_examples
 from reuse_algos.training.loss import with_weights
 from reuse_algos.training.outputs import device_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
+from reuse_algos.training.window import Window
 
 __all__ = ["HistoryCurriculum"]
 
@@ -69,14 +72,16 @@ class HistoryCurriculum(ReusingAlgorithm):
             :class:`DynamicPrune` (some easy examples are left out in turn, the others weigh more),
             :class:`ActiveBias` (uncertain examples more often, or with more weight), :class:`Focus` (in proportion to
             the score), :class:`Subset` (the examples that earlier models disagree on).
-        score: Name of a score (:data:`~reuse_algos.priors.run_scores.SCORES`); a mapping with ``name``, ``epoch``
-            and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random
-            numbers, a control that reads no run); or the scores themselves, float ``[N]`` by position, NaN where
-            unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n``
-            for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
+        score: :class:`Score`, a mapping of its fields, or the bare name of a score
+            (:data:`~reuse_algos.priors.run_scores.SCORES`); ``random`` (uniform random numbers, a control that reads no
+            run); or the scores themselves, float ``[N]`` by position, NaN where unknown. Higher is harder. Default:
+            ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n`` for ``prune``, ``variance`` for
+            ``active_bias``, ``variation_ratio`` for ``subset``.
         unknown: Examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
             ``drop`` (they are not shown) or ``median`` (they get the median score). Default: ``keep``.
-        control: ``shuffled_scores`` gives every example the score of another one. Default: none.
+        when: :class:`~reuse_algos.training.window.Window`, the part of training in which the strategy is on, in whole
+            epochs; in the others, of the same length, all examples are shown in turn. Default: all of it, and for
+            ``dynamic_prune`` up to ``0.875dur``.
         mismatch: ``refuse`` prior runs on other data, or ``allow`` them: what is not common is unknown. Default:
             ``refuse``.
         per_example_loss: (outputs, batch) -> float ``[B]`` with the model's loss as its mean. Only weights and updates
@@ -86,11 +91,11 @@ class HistoryCurriculum(ReusingAlgorithm):
         seed: Seed of everything that is drawn. Default: 0.
 
     Raises:
-        ValueError: a setting is unknown to the strategy or out of range.
-        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
-        ExampleIdError: the loader's order cannot be taken over, or another HistoryCurriculum is on.
-        DataError: epochs become shorter, and a torch scheduler takes its steps in another unit than ``max_duration``.
-        ModelError: losses of single examples are needed and cannot be had; also later, on every rank, where their mean
+        ValueError: A setting is unknown to the strategy or out of range.
+        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
+        ExampleIdError: The loader's order cannot be taken over, or another HistoryCurriculum is on.
+        DataError: Epochs become shorter, and a torch scheduler takes its steps in another unit than ``max_duration``.
+        ModelError: Losses of single examples are needed and cannot be had; also later, on every rank, where their mean
             turns out to be another number than the model's loss (looked at after the first batch and each epoch).
 
     Logs ``reuse/history_curriculum/data_in_use``, ``/mean_score``, ``/never_seen`` and ``/dropped_above_mean``. The
@@ -109,9 +114,9 @@ class HistoryCurriculum(ReusingAlgorithm):
         runs: RunSelection | None = None,
         *,
         strategy: Curriculum | Prune | DynamicPrune | ActiveBias | Focus | Subset | str | Mapping[str, Any],
-        score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor | None = None,
+        score: str | Mapping[str, Any] | Score | torch.Tensor | None = None,
         unknown: str = "keep",
-        control: str | None = None,
+        when: Window | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
         per_example_loss: ExampleLosses | None = None,
         dataset: DatasetInfo | None = None,
@@ -120,14 +125,15 @@ class HistoryCurriculum(ReusingAlgorithm):
         self.strategy: Strategy = fit_section(_STRATEGIES, strategy, "strategy")
         if unknown not in ("keep", "drop", "median"):
             raise ValueError(f"HistoryCurriculum: unknown must be keep, drop or median, got {unknown!r}")
-        if control not in (None, "shuffled_scores"):
-            raise ValueError(f"HistoryCurriculum: control must be shuffled_scores or left out, got {control!r}")
-        self.score = read_score(self.strategy.default_score if score is None else score)
+        self.when: Window = self.strategy.when if when is None else fit_section(Window, when, "when")
+        if self.when.every_n_batches != 1:
+            raise ValueError("HistoryCurriculum: a strategy decides whole epochs, so when has no every_n_batches")
+        self.score, self._shuffled = read_score(score, self.strategy.default_score)
         if runs is None and isinstance(self.score, ScoreSpec):
             raise ValueError("HistoryCurriculum: name the prior runs to read scores from (runs)")
         super().__init__(archive, () if runs is None else runs, seed=seed, mismatch=mismatch)
         self.update = goes_on(self.score, self.strategy)
-        self.unknown, self.control = unknown, control
+        self.unknown = unknown
         self.per_example_loss = per_example_loss
         self.dataset = dataset
         self.task_reader = TaskReader()
@@ -140,7 +146,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._seen_N = np.zeros(0, dtype=bool)
 
     def match(self, event: Event, state: State) -> bool:
-        """Answer only: the id events always, the loss where losses of single examples are needed."""
+        """Return true for the id events, and for the loss where losses of single examples are needed."""
         del state
         if event == Event.AFTER_LOSS:
             return self._losses is not None
@@ -148,6 +154,8 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
+        if event == Event.FIT_START:
+            _refuse_streams(state.dataloader)
         if event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
         if self._losses is not None:
@@ -169,14 +177,14 @@ class HistoryCurriculum(ReusingAlgorithm):
     # Start ----------------------------------------------------------------------------------------------------------
 
     def start_afresh(self) -> None:
-        """INIT: forget what another Trainer did with this algorithm."""
+        """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()
         self.task_reader.start_afresh()
         self.epochs, self.own, self._own_state, self._losses = None, None, None, None
         self._seen_N = np.zeros(0, dtype=bool)
 
     def begin(self, state: State) -> None:
-        """FIT_START: as for every algorithm; without prior runs where the scores do not come from any."""
+        """Load from the prior runs, or without any where the scores do not come from runs (FIT_START)."""
         if isinstance(self.score, ScoreSpec):
             super().begin(state)
             return
@@ -187,6 +195,7 @@ class HistoryCurriculum(ReusingAlgorithm):
     def start(self, state: State) -> None:
         """Read the scores and take over the order of the train DataLoader."""
         loader: Any = state.dataloader
+        # Every check comes before the loader is changed, so that an error leaves the Trainer as it was.
         info = _described(loader.dataset, self.dataset)
         needs_losses = self.update or self.strategy.weights_losses
         if needs_losses:
@@ -201,6 +210,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         )
         if isinstance(self.score, ScoreSpec):
             self._uses = score_uses(self.prior_runs, self.score, "history_curriculum")
+        # Kept over a second fit; a checkpoint is read as soon as the number of examples is known.
         if self.own is None and self.update:
             self.own = OwnLosses(info.num_examples, device_of(state.model))
             if self._own_state is not None:
@@ -209,10 +219,9 @@ class HistoryCurriculum(ReusingAlgorithm):
         if len(self._seen_N) != info.num_examples:
             self._seen_N = np.zeros(info.num_examples, dtype=bool)
         prior_N, labels_N = self.scores_N.numpy(), None if info.labels is None else info.labels.numpy()
-        owner_N = None if self.control is None else score_owners(prior_N, self.seed)
-        self.epochs = Epochs(
-            prior_N, self.strategy, labels_N, self.own, owner_N=owner_N, unknown=self.unknown, seed=self.seed
-        )
+        owner_N = score_owners(prior_N, self.seed) if self._shuffled else None
+        settings: dict[str, Any] = {"when": self.when, "unknown": self.unknown, "seed": self.seed}
+        self.epochs = Epochs(prior_N, self.strategy, labels_N, self.own, owner_N=owner_N, **settings)
         self.epochs.steer(state, loader)
         log.info(
             "%s: %d of %d examples in each epoch of %d batches",
@@ -225,7 +234,7 @@ class HistoryCurriculum(ReusingAlgorithm):
     # Each batch -----------------------------------------------------------------------------------------------------
 
     def example_weights(self, state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Return those of the running epoch's plan."""
+        """Return the weights of the running epoch's plan; see ``BatchEffects``."""
         assert self.epochs is not None
         weights_N = self.epochs.plan(int(state.timestamp.epoch)).plan.weights_N
         if weights_N is None:
@@ -254,7 +263,8 @@ class HistoryCurriculum(ReusingAlgorithm):
             state.loss = with_weights(state.loss, losses_B, weights_B.to(losses_B.device, torch.float32))
 
     def _log_batch(self, state: State, logger: Logger) -> None:
-        """Log the batch that just ended, over all ranks: every rank knows what all of them were shown."""
+        """Log the batch that just ended, over all ranks."""
+        # Without asking them: the plan says what every rank was shown.
         assert self.epochs is not None
         found, plan, changes = self.epochs.plan(int(state.timestamp.epoch))
         size = self.epochs.clock.batch_size
@@ -310,4 +320,15 @@ def _refuse_mixing(state: State, what_for: str) -> None:
         raise ExampleIdError(
             f"{mixing[0]} mixes examples, so no loss belongs to one of them, which {what_for}. Remove {mixing[0]}, or "
             "choose update: false with rescale: false, mode: sampling, or a strategy without weights."
+        )
+
+
+def _refuse_streams(loader: Any) -> None:
+    # Before the ids are followed, whose advice for streams (ids in the batch) cannot help here.
+    dataset = getattr(loader, "dataset", None)
+    if isinstance(dataset, IterableDataset):
+        raise ExampleIdError(
+            f"HistoryCurriculum decides the order of the examples, and {type(dataset).__name__} is an iterable "
+            "dataset, which decides it by itself. Use a map-style dataset; PriorRunDistillation works with streams (ids in the "
+            "batch, or live teachers)."
         )

@@ -12,40 +12,38 @@ import numpy as np
 import torch
 
 from reuse_algos.algorithms.history_curriculum.plans import Purpose, generator
-from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, Strategy
+from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, Score, Strategy
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import DataError
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores
+from reuse_algos.sections import fit_section
 
-__all__ = ["Score", "find_scores", "goes_on", "read_score", "score_owners"]
+__all__ = ["Scores", "find_scores", "goes_on", "read_score", "score_owners"]
 
-Score = ScoreSpec | torch.Tensor | None
+Scores = ScoreSpec | torch.Tensor | None
 """Read from prior runs, given, or (None) random numbers."""
 
 
-def read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> Score:
-    """Return what a recipe says of the score.
+def read_score(score: str | Mapping[str, Any] | Score | torch.Tensor | None, default: str) -> tuple[Scores, bool]:
+    """Return where scores come from, and whether they are shuffled.
 
     Args:
-        score: The name of a score, ``random``, the arguments of a ``ScoreSpec``, or the scores themselves.
+        score: The name of a score, ``random``, a section, or the scores themselves; None: the default.
+        default: The score where none is named.
 
     Raises:
-        ValueError: The name or an argument is unknown.
+        ValueError: A name or key is unknown.
     """
-    if isinstance(score, (ScoreSpec, torch.Tensor)):
-        return score
-    if isinstance(score, str):
-        return None if score == "random" else ScoreSpec(score)
-    try:
-        return ScoreSpec(**score)
-    except TypeError as error:
-        raise ValueError(
-            f"HistoryCurriculum: score takes name, epoch and aggregate, got {', '.join(map(str, score))}"
-        ) from error
+    if isinstance(score, torch.Tensor):
+        return score, False
+    if score == "random":
+        return None, False
+    section: Score = fit_section(Score, {"name": score} if isinstance(score, str) else score or {}, "score")
+    return section.spec(default), section.shuffled
 
 
-def goes_on(score: Score, strategy: Strategy) -> bool:
+def goes_on(score: Scores, strategy: Strategy) -> bool:
     """Return whether this run's own losses take the place of the scores after each epoch.
 
     Args:
@@ -68,7 +66,7 @@ def goes_on(score: Score, strategy: Strategy) -> bool:
 
 
 def find_scores(
-    score: Score, runs: Sequence[PriorRun], info: DatasetInfo, strategy: Strategy, *, seed: int, mismatch: str
+    score: Scores, runs: Sequence[PriorRun], info: DatasetInfo, strategy: Strategy, *, seed: int, mismatch: str
 ) -> torch.Tensor:
     """Return the score of each example: float64 ``[N]``, higher is harder, NaN where it is not known.
 
@@ -92,6 +90,7 @@ def find_scores(
             raise DataError(f"scores of shape {tuple(values_N.shape)} were given for {info.num_examples} examples.")
     else:
         values_N = torch.from_numpy(generator(seed, Purpose.RANDOM_SCORES).random(info.num_examples))
+    # Infinity stands for "unknown, but kept" in the plans.
     if bool(torch.isinf(values_N).any()):
         raise DataError("some scores are infinite: the prior run diverged on them. Choose another run or score.")
     if strategy.in_proportion and bool((values_N < 0).any()):
@@ -103,10 +102,11 @@ def find_scores(
 
 
 def score_owners(scores_N: np.ndarray, seed: int) -> np.ndarray:
-    """Return whose score each example gets in the control ``shuffled_scores``: int64 ``[N]``.
+    """Return whose score each example gets in the control ``shuffled``: int64 ``[N]``.
 
     Examples without a score stay without one, so that as many are shown as with their own scores.
     """
+    # Among those that have one only.
     known = np.flatnonzero(~np.isnan(scores_N))
     owner_N = np.arange(len(scores_N))
     owner_N[known] = generator(seed, Purpose.SHUFFLED_SCORES).permutation(known)
