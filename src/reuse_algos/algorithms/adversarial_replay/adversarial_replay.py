@@ -83,11 +83,11 @@ class AdversarialReplay(ReusingAlgorithm):
         seed: Seed of the draw among runs, and of what the model draws for replayed rows (dropout). Default: 0.
 
     Raises:
-        ValueError: an argument is out of its range.
-        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
-        ExampleIdError: at the start, where examples, views or pixels are not known.
-        TaskError: in the first batch: the task is neither multiclass nor dense.
-        ModelError: the model has batch norms that cannot be split, or outputs that cannot be put together.
+        ValueError: An argument is out of its range.
+        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
+        ExampleIdError: At the start, where examples, views or pixels are not known.
+        TaskError: In the first batch: the task is neither multiclass nor dense.
+        ModelError: The model has batch norms that cannot be split, or outputs that cannot be put together.
 
     Logs ``reuse/adversarial_replay/rows``, ``/coverage``, ``/clean_loss``, ``/adversarial_loss``, ``/clean_error``,
     ``/adversarial_error`` and ``/fooling`` (share of what the model is right about that the perturbations turn). The
@@ -131,7 +131,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self._slots_used: dict[str, set[int]] = {}  # views looked up so far, by run id
 
     def match(self, event: Event, state: State) -> bool:
-        """Answer only: the id events always, the loss where there are replayed rows or auxiliary batch norms."""
+        """Return true for the id events, and for the loss where there are replayed rows or auxiliary batch norms."""
         if event == Event.BEFORE_LOSS:
             return self.replay.current is not None
         if event == Event.AFTER_LOSS:
@@ -181,7 +181,7 @@ class AdversarialReplay(ReusingAlgorithm):
     # Start ----------------------------------------------------------------------------------------------------------
 
     def start_afresh(self) -> None:
-        """INIT: forget what another Trainer did with this algorithm."""
+        """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()
         self.task_reader.start_afresh()
         self.replay.forget()
@@ -237,14 +237,14 @@ class AdversarialReplay(ReusingAlgorithm):
         self.replay.begin_batch(state, wanted, rows)
 
     def _positions(self, examples: Examples) -> Examples:
-        """Rows of the current data; ids that came with the batch are its keys, in the only view there is."""
+        """Return rows of the current data; ids that came with the batch are its keys, in the only view there is."""
         if self.ids.id_key is None:
             return examples
         assert self._info is not None
         return Examples(self._info.positions_of(examples.positions), torch.zeros_like(examples.views))
 
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:
-        """What the model is to see instead of some rows of the microbatch in ``state.batch``.
+        """Return what the model is to see instead of some rows of the microbatch in ``state.batch``.
 
         Sub-classes may get them from elsewhere, such as an attack on the current model.
 
@@ -271,24 +271,24 @@ class AdversarialReplay(ReusingAlgorithm):
     # What others ask ------------------------------------------------------------------------------------------------
 
     def replaced_rows(self, state: State) -> Tensor | None:
-        """The rows of the microbatch that are replayed in place of their clean ones."""
+        """Return the rows of the microbatch that are replayed in place of their clean ones."""
         return self.replay.replaced_rows()
 
     def replayed_outputs(self, state: State) -> Replayed | None:
-        """The appended rows."""
+        """Return the outputs of the appended rows."""
         return self.replay.replayed_outputs()
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """Passes of appended rows."""
+        """Return the FLOPs of appended rows."""
         rows = self.replay.record.appended
         return None if rows is None else float(PASSES_PER_STEP * flops_per_example * rows)
 
     def prior_uses(self) -> list[PriorUse]:
-        """What was used of each prior run, with the share of its harvest that the looked-up views are."""
+        """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
         return [] if self.perturbations is None else self.perturbations.prior_uses(self.prior_runs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on as if it had never stopped."""
+        """Return what a resumed run needs to go on as if it had never stopped."""
         state = super().state_dict()
         state.update(
             restarted=self.replay.restarted,

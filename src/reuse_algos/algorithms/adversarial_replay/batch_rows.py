@@ -15,13 +15,14 @@ __all__ = ["BatchRows", "mean_over_ranks"]
 
 
 def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
-    """The mean of each number over all ranks, every one of which must call this; a GPU has to be waited for.
+    """Return the mean of each number over all ranks. Every rank must call this.
 
     Args:
-        numbers: of this rank.
-        device: of the model.
-        alike: whether they are known to be the same on all ranks, and nobody has to be asked.
+        numbers: Of this rank.
+        device: Of the model.
+        alike: Whether the numbers are known to be the same on all ranks.
     """
+    # Without asking the other ranks where that is possible: reading the sum makes a GPU wait.
     if alike or dist.get_world_size() == 1:
         return [float(number) for number in numbers]
     totals = torch.tensor(numbers, dtype=torch.float64, device=device)
@@ -34,7 +35,7 @@ class BatchRows:
 
     Args:
         rows_R: int64 on the CPU, ascending: which rows of the batch.
-        runs_R: int64 on the CPU: whose perturbation each gets; None where nobody is asked for one.
+        runs_R: int64 on the CPU: the column of the run whose perturbation each gets; None where there are no runs.
         num_rows: Rows of the batch.
         device: Of the model.
         alike: Whether all ranks replay as many rows.
@@ -63,6 +64,7 @@ class BatchRows:
         Returns:
             int64 on the CPU: which of these are replayed.
         """
+        # The cut is known only now: microbatches may be smaller after Composer ran out of memory and tries again.
         self.first, self.count = self.first + self.count, count
         here = (self._rows_R >= self.first) & (self._rows_R < self.first + count)
         self.runs_here = None if self._runs_R is None else self._runs_R[here]

@@ -28,7 +28,7 @@ __all__ = ["look_at_rows", "weighed_loss", "with_idle_parameters"]
 
 
 def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: bool, keys: BatchKeys) -> Tensor | None:
-    """BEFORE_LOSS: the loss of the replayed rows by the targets of their clean ones, and what is logged.
+    """Compute the loss of the replayed rows by the targets of their clean ones, and what is logged (BEFORE_LOSS).
 
     Args:
         state: Of the trainer.
@@ -41,7 +41,7 @@ def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: boo
         The loss of appended rows, a scalar with gradient; None where rows take the place of their clean ones.
 
     Raises:
-        TaskError: no row can be right or wrong by its largest logit.
+        TaskError: No row can be right or wrong by its largest logit.
     """
     model: Any = unwrap_model(state.model)
     targets_B = targets_of(state.batch, keys.target)
@@ -69,7 +69,8 @@ def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: boo
 
 @torch.no_grad()
 def _add_losses_apart(model: Any, state: State, replay: Replay, sums: ReplaySums) -> None:
-    """replace: losses of the rows that stayed clean and of the replayed ones, for the log."""
+    """Add the losses of the rows that stayed clean and of the replayed ones, for the log (mode ``replace``)."""
+    # The model's loss is one number for both kinds of rows, so it is asked once more for each.
     for rows, add in ((replay.kept_K, sums.add_clean_loss), (replay.rows_R, sums.add_adversarial_loss)):
         if len(rows):
             parts = (take_rows(part, rows, replay.num_rows) for part in (state.outputs, state.batch))
@@ -77,14 +78,14 @@ def _add_losses_apart(model: Any, state: State, replay: Replay, sums: ReplaySums
 
 
 def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
-    """The loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
+    """Return the loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
 
     Args:
-        state: of the trainer, after the forward pass.
+        state: Of the trainer, after the forward pass.
         rows_R: int64 on the CPU: which rows of the microbatch they are.
-        outputs: of the replayed rows.
-        batch: theirs.
-        loss: what the model says of these two.
+        outputs: Of the replayed rows.
+        batch: Theirs.
+        loss: What the model says of these two.
     """
     weights_B, losses = example_weights(state), example_losses(state)
     if weights_B is not None and losses is not None:

@@ -47,7 +47,7 @@ class ReplayRecord:
         metrics = ReplaySums.read(totals)
         self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
         self._times_on += 1
-        self._times_due += int(totals[-1] > 0)
+        self._times_due += int(totals[-1] > 0)  # small fractions of small batches may ask for none
         if appends and self.appended is not None:
             self.appended += int(metrics["rows"])
         self.sums = None
@@ -58,6 +58,7 @@ class ReplayRecord:
         fooling = ReplaySums.staleness(self._epoch_sums) if len(self._epoch_sums) else None
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
         if fooling is not None:
+            # A newer stretch is told of as well: the perturbations may have fooled the model in between.
             if fooling < warn_below and not self._warned:
                 warn_stale(fooling, warn_below)
             self._warned = fooling < warn_below

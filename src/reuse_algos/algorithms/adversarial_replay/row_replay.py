@@ -59,24 +59,26 @@ class RowReplay:
         self._added: Tensor | None = None  # the loss of the current rows
 
     def forget(self) -> None:
-        """INIT: forget what another Trainer did."""
+        """Forget what another Trainer did (INIT)."""
         self.branches.forget()
         self.leave_batch()
         self.record, self.restarted = ReplayRecord(), False
 
     def leave_batch(self) -> None:
-        """Nothing is replayed until the next batch; an attempt at this one that failed leaves nothing behind."""
+        """Replay nothing until the next batch."""
+        # Also what an attempt at this batch left that failed: Composer tries again with smaller microbatches.
         self._forward.disarm()
         self.rows = self.current = self._added = self.record.sums = None
 
     def begin_batch(self, state: State, wanted: int, rows: BatchRows) -> None:
-        """BEFORE_TRAIN_BATCH: these rows are replayed.
+        """Replay these rows in the batch that comes (BEFORE_TRAIN_BATCH).
 
         Args:
             state: Of the trainer.
             wanted: How many rows were to be replayed.
             rows: Those that are.
         """
+        # Once, in the first batch in which it is on: the main branch has gone on since the model was split.
         if not self.restarted:
             self.branches.restart(state)
             self.restarted = True
@@ -84,7 +86,7 @@ class RowReplay:
         self.record.begin_batch(wanted, device_of(state.model))
 
     def prepare(self, state: State, inputs: Callable[[State, Tensor], Tensor | None]) -> None:
-        """BEFORE_FORWARD: put the microbatch's replayed rows into the forward pass that comes.
+        """Put the microbatch's replayed rows into the forward pass that comes (BEFORE_FORWARD).
 
         Args:
             state: Of the trainer.
@@ -99,16 +101,18 @@ class RowReplay:
         if inputs_RCHW is None:
             return
         batch = with_item(take_rows(state.batch, rows_R, count), self.keys.input, inputs_RCHW)
+        # What the model draws for these rows is a function of the batch and of the first row, not of a generator's
+        # state.
         place = torch.tensor([(dist.get_global_rank() << 32) + self.rows.first])
         seed = int(view_hash(self.seed, torch.tensor([int(state.timestamp.batch)]), place, _SALT_PASS))
         self.current = Replay(rows_R, count, batch, seed)
         self._forward.arm(state.model, state.batch, self.current)
 
     def look_at_rows(self, state: State) -> None:
-        """BEFORE_LOSS: compute the loss of the replayed rows, and what is logged.
+        """Compute the loss of the replayed rows, and what is logged (BEFORE_LOSS).
 
         Raises:
-            ModelError: they were not in the forward pass.
+            ModelError: They were not in the forward pass.
         """
         assert self.current is not None
         assert self.record.sums is not None
@@ -120,7 +124,7 @@ class RowReplay:
         self._added = look_at_rows(state, self.current, self.record.sums, appends=self._appends, keys=self.keys)
 
     def combine(self, state: State) -> None:
-        """BEFORE_BACKWARD: let the loss be that of all rows."""
+        """Make the loss that of all rows (BEFORE_BACKWARD)."""
         replay = self.current
         if self.rows is not None and self.record.sums is not None and (self._appends or replay is None):
             self.record.sums.add_clean_loss(total_of(state.loss), self.rows.count)
@@ -132,16 +136,16 @@ class RowReplay:
         self.branches.with_idle(state, replay is not None, replay is not None and replay.main_idle)
 
     def after_backward(self) -> None:
-        """AFTER_BACKWARD: the main branch of the batch norms again."""
+        """Return to the main branch of the batch norms (AFTER_BACKWARD)."""
         self._forward.settle()
 
     def after_batch(self, state: State) -> None:
-        """AFTER_TRAIN_BATCH: nothing moves the auxiliary branches where no row of any rank went through them."""
+        """Keep the auxiliary branches where no row of any rank went through them (AFTER_TRAIN_BATCH)."""
         if self.rows is None or not self.rows.replayed:
             self.branches.leave(state)
 
     def end_batch(self) -> dict[str, float]:
-        """BATCH_END: return the metrics by name, over all ranks."""
+        """Return the metrics by name, over all ranks (BATCH_END)."""
         metrics = self.record.end_batch(appends=self._appends)
         self.rows = self.current = self._added = None
         return metrics

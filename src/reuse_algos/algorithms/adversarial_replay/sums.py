@@ -61,11 +61,16 @@ def _row_means(wrong_B: Tensor, logits_BK: Tensor, targets_B: Tensor) -> Tensor:
 
 
 def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:
-    """Share of what the model is right about that perturbations turn, net: from errors on *different* rows.
+    """Return an estimate of the share of what the model is right about that perturbations turn.
 
-    ``(adversarial_error - clean_error) / (1 - clean_error)``, clamped to 0 (stale) to 1; None where the model is right
-    about nothing. Rows that are wrong when clean and right when perturbed are set off against turned ones, so this is
-    too low for a model that is still often wrong. Where the rows are paired, count :func:`turned_rows`.
+    It comes from errors on *different* rows: ``(adversarial_error - clean_error) / (1 - clean_error)``, clamped to 0
+    (stale) to 1; None where the model is right about nothing. Rows that are wrong when clean and right when perturbed
+    count against turned ones, so this is too low for a model that is still often wrong. Where the rows are paired,
+    count :func:`turned_rows`.
+
+    Args:
+        clean_error: Share of wrong rows among clean ones, from 0 to 1.
+        adversarial_error: Share of wrong rows among perturbed ones, from 0 to 1.
 
     >>> fooling_rate(clean_error=0.2, adversarial_error=0.6)
     0.49999999999999994
@@ -76,11 +81,11 @@ def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:
 
 
 def warn_stale(fooling: float, warn_below: float) -> None:
-    """Say that replayed perturbations hardly fool the model any more.
+    """Warn that replayed perturbations hardly fool the model any more.
 
     Args:
-        fooling: the share that they turned in an epoch.
-        warn_below: what it should have been.
+        fooling: The share that they turned in an epoch.
+        warn_below: What it should have been.
     """
     warnings.warn(
         f"AdversarialReplay: the replayed perturbations turned {fooling:.1%} of what the model is right about in this "
@@ -108,13 +113,14 @@ _TOTALS = (
 
 
 class ReplaySums:
-    """What is logged of a batch, summed on the training device, so that nothing waits before the batch ends.
+    """What is logged of a batch, summed on the training device.
 
     Args:
-        device: of the model.
+        device: Of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
+        # One tensor that is read once, when the batch has ended: each number that is read makes a GPU wait.
         self._sums = torch.zeros(len(_TOTALS) - 1, dtype=torch.float32, device=device)
 
     def add_clean_loss(self, mean: Tensor, num_rows: int) -> None:
@@ -142,7 +148,7 @@ class ReplaySums:
         self._sums[place + 1] += num_rows
 
     def over_ranks(self, wanted: int) -> Tensor:
-        """The sums of all ranks, and how many rows were to be replayed: float64 on the CPU."""
+        """Return the sums of all ranks, and how many rows were to be replayed: float64 on the CPU."""
         totals = torch.cat([self._sums.double(), self._sums.new_tensor([wanted]).double()])
         if dist.get_world_size() > 1:
             dist.all_reduce(totals)
@@ -150,7 +156,7 @@ class ReplaySums:
 
     @staticmethod
     def read(totals: Tensor) -> dict[str, float]:
-        """The metrics by name; what has no rows is left out."""
+        """Return the metrics by name; what has no rows is left out."""
         of = dict(zip(_TOTALS, totals.tolist(), strict=True))
         found = {"rows": of["rows"], "coverage": of["rows"] / of["wanted"] if of["wanted"] else 0.0}
         if of["clean_rows"]:
@@ -173,11 +179,9 @@ class ReplaySums:
 
     @staticmethod
     def staleness(totals: Tensor) -> float | None:
-        """The fooling of an epoch; None where the model cannot be judged by it yet, or nothing was replayed.
-
-        An untrained model is turned by nothing. It is judged once its accuracy on the clean rows is at least a quarter
-        of the way from chance to 1: 33 % of 10 classes, 26 % of 100.
-        """
+        """Return the fooling of an epoch; None where the model cannot be judged by it yet, or nothing was replayed."""
+        # An untrained model is turned by nothing. It is judged once its accuracy on the clean rows is at least a
+        # quarter of the way from chance to 1: 33 % of 10 classes, 26 % of 100.
         of = dict(zip(_TOTALS, totals.tolist(), strict=True))
         right = of["compared"] - of["clean_errors"]
         if right < of["chance"] + (of["compared"] - of["chance"]) / 4:

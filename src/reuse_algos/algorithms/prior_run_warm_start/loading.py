@@ -84,6 +84,7 @@ def load_weights(
     fresh = plain_state_dict(state.model)
     archived = under_our_names(read_sources(sources), fresh)
     plan = _plan(state, sources, fresh, archived, info, change, head)
+    # Everything that does not fit is said at once: a user who renames layers must not learn of them one by one.
     listed = misfits(archived, fresh, plan)
     if head.name == "keep" and mismatch != "allow":
         listed += _other_classes(sources[-1], info)
@@ -130,20 +131,21 @@ def _plan(
     head_names = _head_names(state, info, change, head)
     if faults := pattern_faults("reset", change.patterns, names, head_names):
         raise ModelError("\n".join(faults))
-    anew = {name for name in names if matches(name, change.patterns, head_names)}
+    kept = {name for name in names if matches(name, change.patterns, head_names)}
     by_class: set[str] = set()
     if head.name == "reset":
-        anew.update(head_names)
+        kept.update(head_names)
     elif head.name == "match":
-        by_class = {name for name in head_names if name not in anew and fresh[name].dim()}
-    refuse_torn_ties(state.model, anew | by_class, "what head and reset cover")
+        by_class = {name for name in head_names if name not in kept and fresh[name].dim()}
+    refuse_torn_ties(state.model, kept | by_class, "what head and reset cover")
     changing: set[str] = set()
     if change.shrink != 1 or change.perturb != 0:
         is_frozen = frozen_at_start(state)
         changing = {name for name in plain_parameters(state.model) if not is_frozen(name)}
-        anew |= _statistics(state, is_frozen)
+        # As in the authors' code: the archived statistics are of activations that the changed weights do not give.
+        kept |= _statistics(state, is_frozen)
     rows = _known_classes(sources, info) if by_class else None
-    return Plan(anew, by_class, rows, changing)
+    return Plan(kept, by_class, rows, changing)
 
 
 def _head_names(state: State, info: DatasetInfo | None, change: Change, head: Keep) -> list[str]:
@@ -151,6 +153,7 @@ def _head_names(state: State, info: DatasetInfo | None, change: Change, head: Ke
     try:
         return head_of(state.model, head.pattern, info and info.num_classes)
     except ModelError:
+        # A model without a head that can be found is loaded whole, unless a setting speaks of the head.
         if head.name != "keep" or head.pattern is not None or {"head", "backbone"} & set(change.patterns):
             raise
         return []

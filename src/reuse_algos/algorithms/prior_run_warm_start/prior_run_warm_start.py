@@ -44,9 +44,8 @@ class PriorRunWarmStart(ReusingAlgorithm):
     Weights are loaded once, at the start of the first ``fit``: neither a resumed run nor a second ``fit`` loads them
     again; another Trainer does. Everything that is loaded becomes ``shrink * weights + perturb * noise`` (Ash & Adams
     2020, arXiv 1910.08475, section 4), but for what is frozen, here, by ``Freezing`` or by the model's own
-    ``requires_grad``: that stays as the earlier run left it. Where weights are shrunk or perturbed,
-    running statistics of batch norm start anew, as in the authors' code: those of the earlier run are of activations
-    that are no more.
+    ``requires_grad``: that stays as the earlier run left it. Where weights are shrunk or perturbed, running statistics
+    of batch norm stay as they were initialised, as in the authors' code.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
@@ -69,12 +68,12 @@ class PriorRunWarmStart(ReusingAlgorithm):
         seed: Seed of the noise. Default: 0.
 
     Raises:
-        ValueError: arguments are out of range; all are listed.
-        DataError: at the start of training, with ``cached``, batches are no pairs of inputs and labels.
-        ModelError: at the Trainer's construction or at the start of training, a pattern matches nothing, the head
+        ValueError: Arguments are out of range; all are listed.
+        DataError: At the start of training, with ``cached``: batches are not pairs of inputs and labels.
+        ModelError: At the Trainer's construction or at the start of training, a pattern matches nothing, the head
             cannot be found, a scheduler does not suit, or a checkpoint was loaded, too.
-        RunNotFoundError, SignalNotFoundError: at the start of training.
-        PriorRunMismatchError: likewise; tensors or classes do not fit, all are listed.
+        RunNotFoundError, SignalNotFoundError: At the start of training.
+        PriorRunMismatchError: At the start of training: tensors or classes do not fit, all are listed.
 
     Logs ``reuse/warm_start/loaded`` (share of the model's parameters with an archived value), ``/known_classes`` (M,
     with ``match``), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
@@ -136,18 +135,18 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """DDP must not wait for the gradients of parameters that are frozen for some time."""
+        """Whether DDP must look for parameters without a gradient: those that are frozen for some time."""
         return self.part.changes_while_training
 
     @property
     def hides_inputs(self) -> bool:
-        """With ``cached``, batches hold features."""
+        """Whether batches hold features instead of inputs: with ``cached``."""
         return self.cached is not None
 
     # What the engine asks -------------------------------------------------------------------------------------------
 
     def match(self, event: Event, state: State) -> bool:
-        """Answer only: the start always, batches where something is frozen."""
+        """Return true for the start, and for batches where something is frozen."""
         del state
         if self.cached is not None and event in _CACHED_EVENTS:
             return True
@@ -159,6 +158,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
+        # At INIT, before Composer makes schedulers of the optimizer's groups and wraps the model for DDP.
         if event == Event.INIT:
             self._refuse_shards(state)
             self._forget()
@@ -170,6 +170,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 self.ids.handle(event, state)
             else:
                 keep_views(state)
+            # A checkpoint of this run says that the weights are loaded already; any other would be overwritten by them.
             if not self.loaded:
                 self._refuse_checkpoint(state)
             if not self.loaded or self.cached is not None:
@@ -190,7 +191,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 self.cached.disconnect(state)
 
     def _forget(self) -> None:
-        """INIT: an algorithm that has served another Trainer starts this one's model from the prior run, too."""
+        """Forget another Trainer, so that this one's model starts from the prior run as well (INIT)."""
         self.start_afresh()
         self.loaded, self._uses, self._facts = False, [], {}
         if self.cached is not None:
@@ -248,9 +249,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 f"{listed}. Use freeze: backbone, or source: live."
             )
         backbone = [name for name in plain_state_dict(state.model) if name not in head]
-        if anew := [name for name in backbone if matches(name, self.change.patterns, head)]:
+        if fresh := [name for name in backbone if matches(name, self.change.patterns, head)]:
             raise ModelError(
-                f"reset leaves {', '.join(anew[:3])} as initialised, and the archived features are those of the prior "
+                f"reset leaves {', '.join(fresh[:3])} as initialised, and the archived features are those of the prior "
                 "run's own weights. Reset the head only (head: reset), or use source: live."
             )
         return head
@@ -258,7 +259,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
     # Record and state -----------------------------------------------------------------------------------------------
 
     def prior_uses(self) -> list[PriorUse]:
-        """The runs and weights that training started from."""
+        """Return the runs and weights that training started from."""
         uses = [PriorUse(run_id=run_id, algorithm=USE, weights=list(weights)) for run_id, weights in self._uses]
         if self.cached is not None:
             name, seconds = features_name(self.cached.weights), self.cached.harvest_seconds
@@ -266,7 +267,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         return uses
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on as if it had never stopped."""
+        """Return what a resumed run needs to go on as if it had never stopped."""
         state = super().state_dict()
         state.update(loaded=self.loaded, uses=self._uses, facts=self._facts, part=self.part.state_dict())
         if self.cached is not None:
