@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import HarvestRecord, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.info import DatasetInfo
 from shorthand import sections
 from toy import epoch_loader, trainer

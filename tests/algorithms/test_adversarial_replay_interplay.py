@@ -39,7 +39,7 @@ from reuse_algos.algorithms.history_curriculum import ActiveBias, DynamicPrune
 from reuse_algos.algorithms.prior_run_distillation import KL, Auto, Cached, Live
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.augment import Augmentation
+from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import (
     ExampleIdError,

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from reuse_algos.algorithms import AdversarialTraining
 from reuse_algos.algorithms.adversarial_training import adversarial_inputs
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack
 from toy import loader, trainer

@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassHammingDis
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.monitor import Monitor
+from reuse_algos.callbacks.recorder.monitor import Monitor
 from reuse_algos.errors import ArchiveError
 from toy import NUM_CLASSES, NUM_FEATURES, NumberedDataset, blobs, epoch_loader, mlp, trainer, viewed
 

@@ -27,7 +27,7 @@ from ranks.attack_while_training import MEAN, SIDE, STD, eval_loader, images, li
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RobustEvaluation, RunRecorder, run_recorder
 from reuse_algos.cli import main
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning
 from reuse_algos.training.attacks import Attack, perturb
 from reuse_algos.training.batch_keys import BatchKeys

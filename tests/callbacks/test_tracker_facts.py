@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import CostRecord, Manifest, PriorRun, PriorUse, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.tracker_facts import log_cost
+from reuse_algos.callbacks.recorder.tracker_facts import log_cost
 from reuse_algos.errors import ArchiveWarning
 from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 from wandb_files import OfflineRun, keep_offline

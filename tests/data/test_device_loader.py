@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ExampleView
 from reuse_algos.errors import DataError

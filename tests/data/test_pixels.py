@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
 from reuse_algos.data import DataConfig, ViewedDataset, ViewPolicy, load_datasets
-from reuse_algos.data.datasets import IMAGENET_MEAN, IMAGENET_STD
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.datasets.load import IMAGENET_MEAN, IMAGENET_STD
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import DataError
 
 SPACE = PixelSpace((0.5, 0.25, 0.0), (0.25, 0.5, 1.0))

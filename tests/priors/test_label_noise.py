@@ -8,9 +8,9 @@ import torch
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.config import DataConfig
-from reuse_algos.data.datasets import load_datasets
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.load import load_datasets
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.models import build_model

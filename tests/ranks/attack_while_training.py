@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RobustEvaluation, RunRecorder
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from toy import trainer
 
 MEAN, STD = (0.4, 0.6), (0.3, 0.2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from reuse_algos.callbacks.provenance import model_record
+from reuse_algos.callbacks.recorder.provenance import model_record
 from reuse_algos.errors import ModelError
 from reuse_algos.training.batch_norm import (
     BranchSwitch,

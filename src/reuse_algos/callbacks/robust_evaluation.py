@@ -22,9 +22,9 @@ from composer.utils.batch_helpers import batch_get, batch_set
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest

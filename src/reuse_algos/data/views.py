@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, infer_info
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError
 
@@ -26,7 +26,6 @@ __all__ = [
     "ExampleView",
     "ViewPolicy",
     "ViewedDataset",
-    "seeded_rng",
     "uniform_floats",
     "uniform_ints",
     "view_hash",

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
@@ -84,7 +84,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
         data = load_datasets(settings.data, _torch_device(device.name))
     reproducibility.seed_all(settings.seed)
-    model = build_model(settings.model, data.num_classes, data.image_shape)
+    model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
     optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
     faults.raise_if_any()
     try:

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import MISSING
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.callbacks.signal_capture import parse_signals
-from reuse_algos.data.datasets import DataConfig
+from reuse_algos.callbacks.signals.capture import parse_signals
+from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.models import ModelConfig, model_names
 from reuse_algos.recipe.fitting import Component, fit_named, fit_options

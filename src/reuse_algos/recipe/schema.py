@@ -8,7 +8,7 @@ from typing import Any
 from composer.core import Precision, Time, TimeUnit
 from omegaconf import MISSING
 
-from reuse_algos.data.datasets import DataConfig
+from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.models import ModelConfig
 from reuse_algos.sections import Faults
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
 
 __all__ = ["Attack", "Forward", "Perturbed", "ascend", "perturb", "pixel_room", "pixel_size", "random_targets"]

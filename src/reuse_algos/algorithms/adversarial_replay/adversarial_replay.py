@@ -33,8 +33,8 @@ from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, 
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.data.pixels import PixelSpace
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
@@ -75,8 +75,8 @@ class AdversarialReplay(ReusingAlgorithm):
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (float ``[B, C, H, W]``), targets,
             logits and ids lie. Ids are keys of ``dataset``, of iterable datasets, which must show every example in one
             view. Default: pairs of inputs and targets.
-        pixels: :class:`~reuse_algos.data.pixels.PixelSpace`: mean and std per channel, on the scale 0 to 1, that the
-            inputs were normalised with. Default: what the dataset's ``pixel_space`` says.
+        pixels: :class:`~reuse_algos.data.images.pixels.PixelSpace`: mean and std per channel, on the scale 0 to 1, that
+            the inputs were normalised with. Default: what the dataset's ``pixel_space`` says.
         mismatch: ``refuse`` prior runs on other data, or ``allow`` them: examples (and views) that have no perturbation
             are not replayed. Runs with other views are refused in any case. Default: ``refuse``.
         dataset: What the train data are. Default: read off the loader's dataset.

@@ -9,7 +9,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import pixel_room

@@ -19,8 +19,8 @@ from reuse_algos.algorithms.adversarial_replay.losses import look_at_rows
 from reuse_algos.algorithms.adversarial_replay.record import ReplayRecord
 from reuse_algos.algorithms.adversarial_replay.rows import take_rows, with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace
-from reuse_algos.data.example_ids import num_rows
 from reuse_algos.data.hashing import view_hash
+from reuse_algos.data.trainer import num_rows
 from reuse_algos.errors import ModelError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import Replayed

@@ -18,7 +18,7 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, perturb
 from reuse_algos.training.batch_keys import BatchKeys

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from composer import Event, State
 from composer.loggers import Logger
-from torch.utils.data import IterableDataset
 
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
 from reuse_algos.algorithms.history_curriculum.epochs import Epochs
@@ -33,7 +32,7 @@ from reuse_algos.algorithms.history_curriculum.settings import (
     Subset,
 )
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.example_ids import ExampleIds, refuse_streams
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
@@ -73,10 +72,10 @@ class HistoryCurriculum(ReusingAlgorithm):
             :class:`ActiveBias` (uncertain examples more often, or with more weight), :class:`Focus` (in proportion to
             the score), :class:`Subset` (the examples that earlier models disagree on).
         score: :class:`Score`, a mapping of its fields, or the bare name of a score
-            (:data:`~reuse_algos.priors.run_scores.SCORES`); ``random`` (uniform random numbers, a control that reads no
-            run); or the scores themselves, float ``[N]`` by position, NaN where unknown. Higher is harder. Default:
-            ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n`` for ``prune``, ``variance`` for
-            ``active_bias``, ``variation_ratio`` for ``subset``.
+            (:data:`~reuse_algos.priors.run_scores.SCORES`); ``random`` (uniform random numbers, a control) or
+            ``length`` (tokens of each text), which read no run; or the scores themselves, float ``[N]`` by position,
+            NaN where unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``,
+            ``el2n`` for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
         unknown: Examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
             ``drop`` (they are not shown) or ``median`` (they get the median score). Default: ``keep``.
         when: :class:`~reuse_algos.training.window.Window`, the part of training in which the strategy is on, in whole
@@ -155,7 +154,8 @@ class HistoryCurriculum(ReusingAlgorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
         if event == Event.FIT_START:
-            _refuse_streams(state.dataloader)
+            # Before the ids are followed, whose advice for streams (ids in the batch) cannot help here.
+            refuse_streams("HistoryCurriculum", state)
         if event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
         if self._losses is not None:
@@ -203,10 +203,10 @@ class HistoryCurriculum(ReusingAlgorithm):
         refuse_another(state, HistoryCurriculum, "decide the order of the train DataLoader", "scores of several runs")
         self._losses = None
         if needs_losses:
-            losses = self.per_example_loss or find_losses(unwrap_model(state.model), info, self.task_reader)
+            losses = self.per_example_loss or find_losses(unwrap_model(state.model), self.task_reader)
             self._losses = CheckedLosses(losses, device_of(state.model))
         self.scores_N = find_scores(
-            self.score, self.prior_runs, info, self.strategy, seed=self.seed, mismatch=self.mismatch
+            self.score, self.prior_runs, info, self.strategy, loader.dataset, seed=self.seed, mismatch=self.mismatch
         )
         if isinstance(self.score, ScoreSpec):
             self._uses = score_uses(self.prior_runs, self.score, "history_curriculum")
@@ -320,15 +320,4 @@ def _refuse_mixing(state: State, what_for: str) -> None:
         raise ExampleIdError(
             f"{mixing[0]} mixes examples, so no loss belongs to one of them, which {what_for}. Remove {mixing[0]}, or "
             "choose update: false with rescale: false, mode: sampling, or a strategy without weights."
-        )
-
-
-def _refuse_streams(loader: Any) -> None:
-    # Before the ids are followed, whose advice for streams (ids in the batch) cannot help here.
-    dataset = getattr(loader, "dataset", None)
-    if isinstance(dataset, IterableDataset):
-        raise ExampleIdError(
-            f"HistoryCurriculum decides the order of the examples, and {type(dataset).__name__} is an iterable "
-            "dataset, which decides it by itself. Use a map-style dataset; PriorRunDistillation works with streams (ids in the "
-            "batch, or live teachers)."
         )

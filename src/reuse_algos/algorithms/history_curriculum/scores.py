@@ -15,21 +15,24 @@ from reuse_algos.algorithms.history_curriculum.plans import Purpose, generator
 from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, Score, Strategy
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.text import example_lengths
 from reuse_algos.errors import DataError
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores
 from reuse_algos.sections import fit_section
 
 __all__ = ["Scores", "find_scores", "goes_on", "read_score", "score_owners"]
 
-Scores = ScoreSpec | torch.Tensor | None
-"""Read from prior runs, given, or (None) random numbers."""
+Scores = ScoreSpec | torch.Tensor | str
+"""Read from prior runs, given, ``random`` or ``length``."""
+
+_WITHOUT_RUNS = ("random", "length")
 
 
 def read_score(score: str | Mapping[str, Any] | Score | torch.Tensor | None, default: str) -> tuple[Scores, bool]:
     """Return where scores come from, and whether they are shuffled.
 
     Args:
-        score: The name of a score, ``random``, a section, or the scores themselves; None: the default.
+        score: The name of a score, ``random``, ``length``, a section, or the scores themselves; None: the default.
         default: The score where none is named.
 
     Raises:
@@ -37,8 +40,8 @@ def read_score(score: str | Mapping[str, Any] | Score | torch.Tensor | None, def
     """
     if isinstance(score, torch.Tensor):
         return score, False
-    if score == "random":
-        return None, False
+    if isinstance(score, str) and score in _WITHOUT_RUNS:
+        return score, False
     section: Score = fit_section(Score, {"name": score} if isinstance(score, str) else score or {}, "score")
     return section.spec(default), section.shuffled
 
@@ -66,7 +69,14 @@ def goes_on(score: Scores, strategy: Strategy) -> bool:
 
 
 def find_scores(
-    score: Scores, runs: Sequence[PriorRun], info: DatasetInfo, strategy: Strategy, *, seed: int, mismatch: str
+    score: Scores,
+    runs: Sequence[PriorRun],
+    info: DatasetInfo,
+    strategy: Strategy,
+    dataset: Any,
+    *,
+    seed: int,
+    mismatch: str,
 ) -> torch.Tensor:
     """Return the score of each example: float64 ``[N]``, higher is harder, NaN where it is not known.
 
@@ -75,6 +85,7 @@ def find_scores(
         runs: Prior runs to read from.
         info: The train data.
         strategy: What the scores are for.
+        dataset: The train dataset, which is asked for the lengths of its texts.
         seed: Of random numbers.
         mismatch: ``refuse`` or ``allow`` runs on other data.
 
@@ -88,6 +99,8 @@ def find_scores(
         values_N = score.detach().to("cpu", torch.float64)
         if values_N.shape != (info.num_examples,):
             raise DataError(f"scores of shape {tuple(values_N.shape)} were given for {info.num_examples} examples.")
+    elif score == "length":
+        values_N = example_lengths(dataset)
     else:
         values_N = torch.from_numpy(generator(seed, Purpose.RANDOM_SCORES).random(info.num_examples))
     # Infinity stands for "unknown, but kept" in the plans.

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
-from reuse_algos.data.device_loader import device_collate
+from reuse_algos.data.images.device_loader import device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError
@@ -231,7 +231,7 @@ class CachedFeatures:
             raise PriorRunMismatchError(
                 f"run {run.id} has features of views with (transform, seed) {there}, this run shows {here}. {advice}"
             )
-        if missing := missing_views(run, signal, policy, "features", whole=True):
+        if missing := missing_views(run, signal, policy, "features", least=1.0):
             raise PriorRunMismatchError(f"{missing}. {advice}")
         return signal
 

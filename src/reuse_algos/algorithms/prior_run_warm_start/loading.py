@@ -26,7 +26,9 @@ from reuse_algos.algorithms.prior_run_warm_start.settings import Change, Keep
 from reuse_algos.algorithms.prior_run_warm_start.sources import Source, read_sources
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError
+from reuse_algos.models.text import TOKEN_KEYS
 from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.tokens import common_tokens, token_tensors
 from reuse_algos.training.trainable import (
     frozen_at_start,
     head_of,
@@ -49,10 +51,12 @@ class Loaded(NamedTuple):
     Attributes:
         share: Of the model's parameters that have an archived value.
         known_classes: M, where the head was matched by class; None elsewhere.
+        known_tokens: Tokens whose rows were loaded, where the vocabulary is another one; None elsewhere.
     """
 
     share: float
     known_classes: int | None
+    known_tokens: int | None
 
 
 def load_weights(
@@ -86,7 +90,9 @@ def load_weights(
     plan = _plan(state, sources, fresh, archived, info, change, head)
     # Everything that does not fit is said at once: a user who renames layers must not learn of them one by one.
     listed = misfits(archived, fresh, plan)
-    if head.name == "keep" and mismatch != "allow":
+    # Where the head's rows are tokens, these matched already, and class names have nothing to add.
+    by_token = not set(plan.by_token).isdisjoint(_head_names(state, info, change, head))
+    if head.name == "keep" and mismatch != "allow" and not by_token:
         listed += _other_classes(sources[-1], info)
     if listed:
         raise PriorRunMismatchError(
@@ -106,15 +112,15 @@ def load_weights(
     with torch.no_grad():
         for name in values.keys() - aliases:
             fresh[name].copy_(values[name])
-    known = 0 if plan.rows is None else len(plan.rows[0])
-    taken = sum(
-        (known / len(parameters[name]) if name in plan.by_class else 1.0) * parameters[name].numel()
-        for name in values.keys() & parameters.keys()
-    )
+    taken = 0.0
+    for name in values.keys() & parameters.keys():
+        rows = plan.rows_of(name)
+        taken += parameters[name].numel() * (1.0 if rows is None else len(rows[0]) / len(parameters[name]))
     if not taken:
         raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
     total = sum(parameter.numel() for parameter in parameters.values())
-    return Loaded(taken / total, None if plan.rows is None else known)
+    known = (None if rows is None else len(rows[0]) for rows in (plan.rows, plan.tokens))
+    return Loaded(taken / total, *known)
 
 
 def _plan(
@@ -132,11 +138,15 @@ def _plan(
     if faults := pattern_faults("reset", change.patterns, names, head_names):
         raise ModelError("\n".join(faults))
     kept = {name for name in names if matches(name, change.patterns, head_names)}
+    tokens = common_tokens(archived, fresh)
+    by_token = set() if tokens is None else set(token_tensors(state.model)) - kept
+    if tokens is not None:
+        kept.add(TOKEN_KEYS)  # the vocabulary is that of this run's data
     by_class: set[str] = set()
     if head.name == "reset":
         kept.update(head_names)
     elif head.name == "match":
-        by_class = {name for name in head_names if name not in kept and fresh[name].dim()}
+        by_class = {name for name in head_names if name not in kept | by_token and fresh[name].dim()}
     refuse_torn_ties(state.model, kept | by_class, "what head and reset cover")
     changing: set[str] = set()
     if change.shrink != 1 or change.perturb != 0:
@@ -145,7 +155,7 @@ def _plan(
         # As in the authors' code: the archived statistics are of activations that the changed weights do not give.
         kept |= _statistics(state, is_frozen)
     rows = _known_classes(sources, info) if by_class else None
-    return Plan(kept, by_class, rows, changing)
+    return Plan(kept, by_class, rows, changing, by_token, tokens)
 
 
 def _head_names(state: State, info: DatasetInfo | None, change: Change, head: Keep) -> list[str]:

@@ -76,7 +76,8 @@ class PriorRunWarmStart(ReusingAlgorithm):
         PriorRunMismatchError: At the start of training: tensors or classes do not fit, all are listed.
 
     Logs ``reuse/warm_start/loaded`` (share of the model's parameters with an archived value), ``/known_classes`` (M,
-    with ``match``), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
+    with ``match``), ``/known_tokens`` (with another vocabulary than the prior run's: tokens whose rows of the embedding
+    were loaded), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
     ``cached``: relative difference of a few archived features from those that this model computes).
 
     Example:
@@ -229,8 +230,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
             )
             self._uses = used_weights(sources)
             self._facts = {_METRICS + "loaded": found.share}
-            if found.known_classes is not None:
-                self._facts[_METRICS + "known_classes"] = float(found.known_classes)
+            for fact, value in (("known_classes", found.known_classes), ("known_tokens", found.known_tokens)):
+                if value is not None:
+                    self._facts[_METRICS + fact] = float(value)
             names = ", ".join(f"{run_id} ({', '.join(weights)})" for run_id, weights in self._uses)
             log.info("started from %s: %.1f %% of the parameters", names, 100 * found.share)
         if self.cached is not None:
