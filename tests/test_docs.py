@@ -202,7 +202,9 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            code = build_main(["-q", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "t"), str(DOCS), str(tmp_path / "html")])
+            code = build_main(
+                ["-q", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "t"), str(DOCS), str(tmp_path / "html")]
+            )
     finally:
         sys.path[:] = path
     assert code == 0

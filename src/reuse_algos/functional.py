@@ -7,9 +7,9 @@ weights of a warm start, and attacks.
 
 from __future__ import annotations
 
-from reuse_algos.algorithms.adversarial_replay.losses import fooling_rate, row_errors, turned_rows
 from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows
+from reuse_algos.algorithms.adversarial_replay.sums import fooling_rate, row_errors, turned_rows
 from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
     difficulty_order,
