@@ -15,7 +15,7 @@ from reuse_algos.archive.signals.top_k import top_k_error
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.training.task import Rows, Task, mean_of_counted
 
-__all__ = ["agreement", "check_top_k", "in_layout", "refuse_other_task", "right_answers"]
+__all__ = ["agreement", "check_top_k", "in_layout", "refuse_other_shape", "refuse_other_task", "right_answers"]
 
 _MOST_ERROR = 0.05
 """Of the kept classes' probability that ``top_k`` may misplace, as a mean over rows: 1/20 of the teacher's answer."""
@@ -61,6 +61,19 @@ def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
                 f"run {run.id} was trained on another task: {words}. Choose other runs, or set keys: {{task: {{kind: "
                 "...}} where this run's was found wrongly."
             )
+
+
+def refuse_other_shape(name: str, teacher_BC: Tensor, student_BC: Tensor) -> None:
+    """Refuse logits of a teacher that cannot be compared with the student's.
+
+    Raises:
+        PriorRunMismatchError: Their shapes differ.
+    """
+    if teacher_BC.shape != student_BC.shape:
+        raise PriorRunMismatchError(
+            f"teacher {name} gives logits of shape {tuple(teacher_BC.shape)}, the student of shape "
+            f"{tuple(student_BC.shape)} (dimension 1 is the classes). They must be alike."
+        )
 
 
 def check_top_k(name: str, logits_BC: Tensor, kept: int, temperature: float) -> None:

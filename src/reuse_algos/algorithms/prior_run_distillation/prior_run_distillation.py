@@ -156,12 +156,12 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
-            if isinstance(self.source, Live) and self.source.model is None:
-                self._student = copy.deepcopy(state.model)
-                restore_batch_norm(self._student)
+            self._student = self._copy_of(state.model)
         elif event == Event.AFTER_LOSS:
-            if self.task_reader.handle(event, state):
-                self.lessons.check_task(self.task_reader.known)
+            if (reader := self.task_reader).handle(event, state):
+                microbatch = None if self.lessons.cached is None else self.ids.microbatch
+                rows = reader.rows(state.outputs)
+                self.lessons.check_first(state, reader.batch, microbatch, reader.known, rows)
         elif event == Event.BEFORE_BACKWARD:
             microbatch = None if self.lessons.cached is None else self.ids.microbatch
             reader, rows = self.task_reader, self.task_reader.rows(state.outputs)
@@ -182,6 +182,19 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.log_metrics({_METRICS + name: value for name, value in metrics.items()}, logger)
         else:
             self._follow_batch(event, state)
+
+    def _copy_of(self, model: nn.Module) -> nn.Module | None:
+        """An untouched copy, for archived models of its architecture; None where none is needed or can be made."""
+        if isinstance(self.source, Live) and self.source.model is not None:
+            return None
+        try:
+            student = copy.deepcopy(model)
+        except Exception:
+            if isinstance(self.source, Live):
+                raise
+            return None  # cached logits do without a model; they are then not held against one
+        restore_batch_norm(student)
+        return student
 
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
