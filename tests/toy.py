@@ -105,7 +105,7 @@ def trainer(
     return Trainer(
         model=model,
         train_dataloader=loader,
-        optimizers=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
+        optimizers=arguments.pop("optimizers", None) or torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
         max_duration=max_duration,
         device="cpu",
         seed=seed,

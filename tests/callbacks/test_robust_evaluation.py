@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from compare.asking import compare_runs
 from ranks.attack_while_training import MEAN, SIDE, STD, eval_loader, images, linear, robust_history
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.callbacks import RobustEvaluation, RunRecorder, run_recorder
+from reuse_algos.callbacks import RobustEvaluation, RunRecorder, train_clock
+from reuse_algos.callbacks.recorder import run_recorder
 from reuse_algos.cli import main
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, NoEffectWarning
@@ -228,6 +229,7 @@ def test_a_resumed_run_goes_on_with_the_interval(tmp_path: Path) -> None:
 
 def test_it_counts_as_evaluation_and_not_as_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
+    monkeypatch.setattr(train_clock, "perf_counter", lambda: now[0])
     monkeypatch.setattr(run_recorder, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(RobustEvaluation):
@@ -239,7 +241,7 @@ def test_it_counts_as_evaluation_and_not_as_training(tmp_path: Path, monkeypatch
 
     run = recorded(tmp_path, Slow(attacks={"fgsm": {}}, examples=5), max_duration="3ep")
     cost = run.manifest.cost
-    assert cost.eval_seconds == 3000.0
+    assert (cost.train_seconds, cost.eval_seconds) == (0.0, 3000.0)
     assert cost.overhead_seconds == 0.0
     assert run.metric(FGSM).eval_seconds.tolist() == [0.0, 1000.0, 2000.0], "a row counts the evaluations before it"
 

@@ -43,10 +43,7 @@ class LoadedData:
             an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
-        info: Identity of the training examples.
-        eval_info: Identity of the evaluation examples.
         num_classes: Number of classes.
-        class_names: Their names, or None.
         image_shape: (C, H, W) of an image.
         mean: Mean per channel that was subtracted, on the scale 0 to 1.
         std: Deviation per channel that was divided by, on the same scale.
@@ -54,13 +51,25 @@ class LoadedData:
 
     train: Dataset[Any]
     eval: Dataset[Any]
-    info: DatasetInfo
-    eval_info: DatasetInfo
     num_classes: int
-    class_names: tuple[str, ...] | None
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Identity of the training examples."""
+        return self.train.info  # type: ignore[attr-defined]
+
+    @property
+    def eval_info(self) -> DatasetInfo:
+        """Identity of the evaluation examples."""
+        return self.eval.info  # type: ignore[attr-defined]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, or None."""
+        return self.info.class_names
 
 
 def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> LoadedData:
@@ -135,10 +144,7 @@ def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.devi
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=arrays.num_classes,
-        class_names=train.info.class_names,
         image_shape=train_set.image_shape,
         mean=arrays.mean,
         std=arrays.std,
@@ -167,10 +173,7 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
