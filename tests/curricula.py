@@ -53,6 +53,18 @@ class Stop(Algorithm):
         raise KeyboardInterrupt
 
 
+class Started(Algorithm):
+    """Whether an epoch was started."""
+
+    seen = False
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.EPOCH_START
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        self.seen = True
+
+
 class IgnoredTargets(Dataset):
     """Blobs, some of whose labels are ignored (-100), which nothing says beforehand."""
 

@@ -10,51 +10,27 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import (
-    compare,
-    copy,
-    demo,
-    gc,
-    harvest,
-    predict,
-    recommend,
-    rm,
-    runs,
-    scores,
-    sequence,
-    show,
-    sweep,
-    train,
-    verify,
-)
+from reuse_algos.commands import demo, harvest, sequence, train
 from reuse_algos.commands.common import ARCHIVE_HELP, printable
+from reuse_algos.commands.compare import compare, recommend
+from reuse_algos.commands.predict import predict, sweep
+from reuse_algos.commands.show import runs, scores, show
+from reuse_algos.commands.upkeep import copy, gc, rm, verify
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
+# In the order in which --help lists them.
 _COMMANDS = (
-    train,
-    sequence,
-    runs,
-    show,
-    compare,
-    recommend,
-    predict,
-    sweep,
-    harvest,
-    scores,
-    verify,
-    copy,
-    gc,
-    rm,
-    demo,
+    *(train, sequence, runs, show, compare, recommend, predict, sweep),
+    *(harvest, scores, verify, copy, gc, rm, demo),
 )
 
 _EPILOG = f"""\
 {ARCHIVE_HELP}
 
 examples:
-  reuse-algos train yamls/digits.yaml tags.method=baseline
+  reuse-algos train yamls/digits/baseline.yaml tags.method=baseline
   reuse-algos runs ./archive --order best
   reuse-algos compare ./archive --group-by tags.method --baseline baseline
 

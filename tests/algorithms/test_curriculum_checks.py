@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from composer import Algorithm, Event, State
 from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 
-from curricula import BATCH, IgnoredTargets, N, Stop, curriculum, fit, series
+from curricula import BATCH, IgnoredTargets, N, Started, Stop, curriculum, fit, series
 from reuse_algos.algorithms.history_curriculum.example_losses import MeanCheck
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
@@ -26,18 +25,6 @@ from toy import NUM_CLASSES, NUM_FEATURES, checkpointed, epoch_loader, mlp, trai
 WEIGHTING = {"strategy": "active_bias", "mode": "weighting", "score": torch.linspace(0.1, 3.0, N).double()}
 
 SMOOTHED = nn.CrossEntropyLoss(label_smoothing=0.1)  # the plain loss of no task, so its own function is asked
-
-
-class _Started(Algorithm):
-    """Whether an epoch was started."""
-
-    seen = False
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.EPOCH_START
-
-    def apply(self, event: Event, state: State, logger: Any) -> None:
-        self.seen = True
 
 
 def _info(labels: torch.Tensor | None) -> DatasetInfo:
@@ -63,7 +50,7 @@ def _model(loss_fn: Any = None, dtype: torch.dtype = torch.float32) -> ComposerC
     ],
 )
 def test_class_weights_are_refused_before_the_first_batch(archive: RunArchive, loss_fn: Any) -> None:
-    started = _Started()
+    started = Started()
     with pytest.raises(ModelError, match="class weights: it divides by .* per_example_loss"):
         fit([curriculum(archive, **WEIGHTING), started], model=_model(loss_fn))
     assert not started.seen
@@ -181,7 +168,7 @@ def test_durations_in_samples_count_the_ragged_batch_of_every_epoch(archive: Run
 def test_windows_beyond_the_data_are_refused_before_the_first_epoch(
     archive: RunArchive, settings: dict[str, Any]
 ) -> None:
-    started = _Started()
+    started = Started()
     with pytest.raises(ValueError, match="only 64 have a score"):
         fit([curriculum(archive, **settings), started])
     assert not started.seen

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_distillation.layout import check_top_k, in_layout
-from reuse_algos.algorithms.prior_run_distillation.settings import KL, MSE, Strength, Weighing
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Strength, Weighing
 from reuse_algos.errors import PriorRunMismatchError, TaskError
 from reuse_algos.training.task import Task
 

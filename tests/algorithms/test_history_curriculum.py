@@ -6,6 +6,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,24 @@ import torch
 from composer import Algorithm, Event, State
 from composer.loggers import InMemoryLogger
 from composer.optim import CosineAnnealingScheduler, CosineAnnealingWithWarmupScheduler, MultiStepScheduler
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader
 
-from curricula import BATCH, ROWS, N, Seen, Stop, curriculum, fit, follow_all, series
+from curricula import BATCH, ROWS, N, Seen, Started, Stop, curriculum, fit, follow_all, series
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.sampler import EpochSampler
-from reuse_algos.errors import NoEffectWarning
+from reuse_algos.errors import DataError, NoEffectWarning
 from toy import checkpointed, epoch_loader, mlp, trainer, viewed
 
 LENGTHS = {"prune": 32, "prune, balanced": 48, "subset": 40}
@@ -200,6 +212,62 @@ def test_schedules_end_where_the_recipe_says(archive: RunArchive, scheduler: Any
             steps = 4 * -(-length // BATCH)
             # Composer sets the rate of a batch from the time before the last one.
             assert rates[-1] == pytest.approx(0.1 * 0.5 * (1 + np.cos(np.pi * (steps - 1) / steps)))
+
+
+def _chained(optimizer: Any, steps: int) -> LRScheduler:
+    return ChainedScheduler([LambdaLR(optimizer, lambda step: 1 - step / (2 * steps))], optimizer=optimizer)
+
+
+def _in_turn(optimizer: Any, steps: int) -> LRScheduler:
+    parts = [LinearLR(optimizer, 0.1, total_iters=steps // 4), CosineAnnealingLR(optimizer, steps - steps // 4)]
+    return SequentialLR(optimizer, parts, milestones=[steps // 4])
+
+
+TORCH: dict[str, Callable[[Any, int], LRScheduler]] = {
+    "one cycle": lambda optimizer, steps: OneCycleLR(optimizer, 1.0, total_steps=steps + 1),
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+    "polynomial": lambda optimizer, steps: PolynomialLR(optimizer, steps, power=2.0),
+    "milestones": lambda optimizer, steps: MultiStepLR(optimizer, [steps // 2, 3 * steps // 4]),
+    "lambda": lambda optimizer, steps: LambdaLR(optimizer, lambda step: 1 - step / (2 * steps)),
+    "chained": _chained,
+    "in turn": _in_turn,
+}
+
+
+def _torch_rates(algorithms: list[Any], name: str, steps: int, duration: str, every_batch: bool) -> list[float]:
+    """The rates of a training of 64 examples in batches of 16, with a torch scheduler made for so many steps."""
+    model = mlp(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    settings = {"optimizers": optimizer, "step_schedulers_every_batch": every_batch, "max_duration": duration}
+    return _rates(algorithms, TORCH[name](optimizer, steps), None, model=model, **settings)
+
+
+PRUNED = {"strategy": "prune", "keep": 0.5}
+TORCH_WARNING = pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR gives it
+
+
+@TORCH_WARNING
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_schedulers_that_count_full_epochs_are_refused(archive: RunArchive, name: str) -> None:
+    started = Started()
+    # 8 epochs of 4 batches would be 32 steps, and 16 are made.
+    with pytest.raises(DataError, match=r"2 batches here instead of 4: .* Set max_duration='16ba'"):
+        _torch_rates([curriculum(archive, **PRUNED), started], name, 32, "8ep", True)
+    assert not started.seen
+
+
+@TORCH_WARNING
+@pytest.mark.parametrize("name", ["one cycle", "in turn"])
+def test_torch_schedulers_give_their_whole_schedule_as_the_message_says(archive: RunArchive, name: str) -> None:
+    by_batch = _torch_rates([curriculum(archive, **PRUNED)], name, 8, "8ba", True)
+    assert by_batch == _torch_rates([], name, 8, "8ba", True)
+    by_epoch = _torch_rates([curriculum(archive, **PRUNED)], name, 4, "4ep", False)
+    assert by_epoch[:-1:2] == _torch_rates([], name, 4, "4ep", False)[:-1:4]
+    # 16 batches are 8 epochs now and were 4.
+    with pytest.raises(DataError, match=r"step after every epoch, .* Set max_duration in epochs"):
+        _torch_rates([curriculum(archive, **PRUNED)], name, 4, "16ba", False)
+    # Epochs of full length are no reason to refuse anything.
+    _torch_rates([curriculum(archive, strategy="focus")], name, 8, "1ep", True)
 
 
 def test_durations_mean_what_they_say(archive: RunArchive) -> None:

@@ -228,9 +228,32 @@ def test_what_regression_has_not_is_refused_by_name(tmp_path: Path, name: str, s
 
 
 @pytest.mark.parametrize("name", ["tagger", "pixels, -1 ignored"])
-def test_top_k_of_positions_is_refused(tmp_path: Path, name: str) -> None:
-    case = Case(**{**vars(CASES[name]), "signals": {"logits": {"top_k": 2, "last_epochs": 1}}})
-    refused(tmp_path, case, TaskError, "signals.logits.top_k: 2 is defined for one row of classes")
+def test_top_k_keeps_the_largest_of_each_position(tmp_path: Path, name: str) -> None:
+    """The two largest logits of each token or pixel in float16, and the mass of the others exactly."""
+    case = Case(**{**vars(CASES[name]), "signals": {"logits": {"top_k": 2}}})
+    run, outputs = record(tmp_path, case)
+    signal = run.signal("logits")
+    (slot,) = signal.slots
+    decoded = signal.dense(slot)[0]
+    logits = outputs.movedim(-1, 1) if name == "tagger" else outputs
+    assert signal.row_shape == tuple(logits.shape[1:])
+    assert signal.kept_classes == 2
+    kept, places = logits.topk(2, dim=1)
+    torch.testing.assert_close(decoded.gather(1, places), kept.half().float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(decoded.logsumexp(1), logits.logsumexp(1), rtol=1e-3, atol=1e-3)
+    assert signal.nbytes == len(logits) * logits[0, 0].numel() * (2 * 2 + 2 * 4 + 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_k": 9}, "signals.logits.top_k: 9 of"),
+        ({"size": [2, 2]}, r"signals.logits.size: \[2, 2\] makes maps of pixels smaller"),
+    ],
+)
+def test_logits_that_cannot_be_kept_so_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    case = Case(**{**vars(CASES["tagger"]), "signals": {"logits": settings}})
+    refused(tmp_path, case, TaskError, message)
 
 
 def smoothed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

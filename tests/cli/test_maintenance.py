@@ -17,7 +17,7 @@ from reuse_algos.archive import LocalStore, PriorUse, RunArchive
 from reuse_algos.archive.upkeep.leases import Marker
 from reuse_algos.cli import main
 from reuse_algos.commands.common import names_archive
-from reuse_algos.commands.gc import age
+from reuse_algos.commands.upkeep.gc import age
 from reuse_algos.errors import ArchiveError
 
 X = np.arange(1, 11) / 10

@@ -13,8 +13,8 @@ import torch
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import DatasetRecord, RunArchive
 from reuse_algos.cli import main
-from reuse_algos.commands import score_pictures
 from reuse_algos.commands.common import ARCHIVE_VARIABLE
+from reuse_algos.commands.show import score_pictures
 from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import LoadedData, load_datasets
 from reuse_algos.data.info import DatasetInfo

@@ -14,7 +14,7 @@ from sequences import Here, sequence
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.sequence.running.LocalLauncher", lambda threads: Here())
+    monkeypatch.setattr("reuse_algos.sequence.running.driver.LocalLauncher", lambda threads: Here())
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:

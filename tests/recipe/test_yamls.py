@@ -45,6 +45,14 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "transfer/feature_extraction",
         "transfer/cached_features",
         "cifar100/small/adversarial_replay",
+        "text/bbc_news/baseline",
+        "text/bbc_news/short",
+        "text/bbc_news/distilled",
+        "text/bbc_news/distilled_first35",
+        "text/bbc_news/curriculum_length",
+        "text/bbc_news/curriculum_loss",
+        "text/city_names/baseline",
+        "text/city_names/distilled",
     }
 
 
@@ -57,9 +65,13 @@ def test_header_says_what_how_and_at_what_cost(path):
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT / "yamls")))
-def test_recipe_builds_a_trainer(path, small_npz, on_cpu):
+def test_recipe_builds_a_trainer(path, small_npz, small_texts, on_cpu):
     overrides = list(on_cpu)
-    if "digits" not in path.parts:
+    if path.parent.parent.name == "text":
+        pytest.importorskip("transformers")
+        overrides += ["data.name=text_files", f"data.root={small_texts}", "data.train_examples=null"]
+        overrides += ["data.batch_size=2", "data.eval_batch_size=null"]
+    elif "digits" not in path.parts:
         overrides += ["data.name=npz", f"data.path={small_npz}", "data.batch_size=32"]
     if "small" in path.parts:
         overrides += ["data.train_examples=128"]

@@ -19,11 +19,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
+from reuse_algos.data.streams.ids import keys_of_ids
 from reuse_algos.data.trainer import rows_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["ExampleIds", "TrackExamples", "keep_views", "track_loader"]
+__all__ = ["ExampleIds", "TrackExamples", "keep_views", "refuse_streams", "tell_epoch", "track_loader"]
 
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
 """What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else."""
@@ -72,6 +73,9 @@ def keep_views(state: State) -> None:
         ExampleIdError: The views are hidden inside another dataset, which would show the first one in every epoch.
     """
     outer = inner = getattr(state.dataloader, "dataset", None)
+    if isinstance(outer, IterableDataset):
+        tell_epoch(state)
+        return
     if isinstance(getattr(outer, "view_policy", None), ViewPolicy):
         _track_train_loader(state)
         return
@@ -81,6 +85,34 @@ def keep_views(state: State) -> None:
                 f"{type(outer).__name__} hides the views of the {type(inner).__name__} inside it, so every epoch would "
                 f"show the same one. Wrap it the other way round: ViewedDataset({type(outer).__name__}(...), policy)."
             )
+
+
+def tell_epoch(state: State) -> None:
+    """Tell a stream which epoch comes next, at FIT_START and EPOCH_END.
+
+    Composer tells samplers only, and streams have none.
+    """
+    dataset = getattr(state.dataloader, "dataset", None)
+    if isinstance(dataset, IterableDataset) and hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(int(state.timestamp.epoch))  # type: ignore[attr-defined]
+
+
+def refuse_streams(who: str, state: State) -> None:
+    """Refuse a stream to an algorithm that decides which examples are shown, and when.
+
+    Args:
+        who: Name of the algorithm.
+        state: At FIT_START.
+
+    Raises:
+        ExampleIdError: The train dataset is iterable: it decides its order itself.
+    """
+    dataset = getattr(state.dataloader, "dataset", None)
+    if isinstance(dataset, IterableDataset):
+        raise ExampleIdError(
+            f"{who} decides which examples are shown, and {type(dataset).__name__} is a stream, which decides that "
+            "itself. Use a map-style dataset, or the proportions of its streams (Stream(proportion=...))."
+        )
 
 
 def _track_train_loader(state: State) -> TrackedBatchSampler:
@@ -102,10 +134,10 @@ class ExampleIds:
     AFTER_DATALOADER on) and :attr:`microbatch` (from BEFORE_FORWARD on).
 
     Args:
-        id_key: Key of the batch under which the ids lie, int64 ``[B]``, for iterable or streaming datasets. Default:
-            None, which takes the index lists of the batch sampler.
+        id_key: Key of the batch under which the ids lie, B whole numbers or texts, for iterable or streaming datasets.
+            Default: None, which takes the index lists of the batch sampler.
         view_key: Key of the batch under which the view numbers lie, int64 ``[B]``. Default: None, which makes all
-            views unknown (-1).
+            views unknown (-1) unless the dataset has one view only.
 
     Attributes:
         info: The training data. Where it is set, ids from a batch are its keys and become positions; otherwise they
@@ -159,6 +191,7 @@ class ExampleIds:
             self._install(state)
         elif event == Event.EPOCH_END:
             self._fetched = 0
+            tell_epoch(state)
         elif event == Event.BEFORE_DATALOADER:
             self._fetched += 1
         elif event == Event.AFTER_DATALOADER:
@@ -183,6 +216,9 @@ class ExampleIds:
                 "HistoryCurriculum's pruning decides before the data is loaded and costs no extra forward pass."
             )
         if self.id_key is not None:
+            policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
+            self.view_policy = policy if isinstance(policy, ViewPolicy) else None
+            tell_epoch(state)
             return
         keep_views(state)
         if state.dataset_resumption.get("train"):
@@ -224,13 +260,15 @@ class ExampleIds:
 
     def _from_batch(self, batch: Any) -> Examples:
         try:
-            positions = torch.as_tensor(batch[self.id_key]).detach().to("cpu", torch.int64).reshape(-1)
-            views = torch.full_like(positions, -1)
+            positions = keys_of_ids(batch[self.id_key])
+            only = self.view_policy is not None and self.view_policy.num_views == 1
+            views = torch.full_like(positions, 0 if only else -1)
             if self.view_key is not None:
                 views = torch.as_tensor(batch[self.view_key]).detach().to("cpu", torch.int64).reshape(-1)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ExampleIdError(
-                f"the batch has no integer ids under id_key={self.id_key!r} (view_key={self.view_key!r}): {error}"
+                f"the batch has no ids (whole numbers or texts) under id_key={self.id_key!r} "
+                f"(view_key={self.view_key!r}): {error}"
             ) from error
         if self.info is not None:
             positions = self.info.positions_of(positions)
@@ -253,3 +291,8 @@ class TrackExamples(Callback):
         """Swap the train DataLoader where its dataset has views (a no-op where it has been swapped)."""
         del logger
         keep_views(state)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Tell streams the number of the next epoch."""
+        del logger
+        tell_epoch(state)

@@ -221,7 +221,9 @@ def try_info(dataset: Any) -> DatasetInfo | None:
 
     For callers that can do without: whoever needs to tell examples apart calls :func:`infer_info` and gets the error.
     """
-    if dataset is None or isinstance(dataset, IterableDataset):
+    if dataset is None:
+        return None
+    if isinstance(dataset, IterableDataset) and not isinstance(getattr(dataset, "info", None), DatasetInfo):
         return None
     try:
         return infer_info(dataset)

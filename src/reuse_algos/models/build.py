@@ -9,13 +9,14 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, ComposerModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.models.cifar_resnet import CifarResNet
 from reuse_algos.models.digits_cnn import DigitsCNN
+from reuse_algos.models.text import TEXT_MODELS, build_text_model
 from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
 
 __all__ = ["ModelConfig", "ReusableClassifier", "build_model", "model_names"]
@@ -30,6 +31,7 @@ _RESNET_BLOCKS = {
     "resnet110": 18,
 }
 _DEFAULT_WIDTH = 16
+_OF_TEXTS = ("vocabulary", "max_tokens")
 _AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,8 +41,11 @@ class ModelConfig:
 
     Attributes:
         name: ``resnet8``, ``20``, ``32``, ``44``, ``56``, ``110`` (He et al., for small images), ``resnet_small`` (the
-            same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision.
-        width: Channels of the first convolution of this library's own models; null is 16.
+            same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision. For texts: ``tiny_bert``
+            (classes) and ``tiny_gpt`` (a causal language model).
+        width: Channels of the first convolution of this library's own models, null is 16; of models for texts the size
+            of the hidden vectors, null is 64.
+        depth: Layers of models for texts; null is 2.
         weights: Name of torchvision's pretrained weights, such as ``DEFAULT``; null starts from random numbers.
         weights_path: A ``.safetensors`` file with the weights to start from; null for none.
         new_head: Leave out of ``weights_path`` what differs from the model only in its number of rows: the last layer
@@ -52,6 +57,7 @@ class ModelConfig:
 
     name: str = "resnet20"
     width: int | None = None
+    depth: int | None = None
     weights: str | None = None
     weights_path: str | None = None
     new_head: bool = False
@@ -60,7 +66,7 @@ class ModelConfig:
 
 def model_names() -> list[str]:
     """Every name that :func:`build_model` knows, this library's own first."""
-    return [*_RESNET_BLOCKS, "digits_cnn", *torchvision_model_names()]
+    return [*_RESNET_BLOCKS, "digits_cnn", *TEXT_MODELS, *torchvision_model_names()]
 
 
 class ReusableClassifier(ComposerClassifier):
@@ -100,8 +106,9 @@ def build_model(
     config: ModelConfig | Mapping[str, Any] | str,
     num_classes: int | None = None,
     image_shape: Sequence[int] | None = None,
-) -> ReusableClassifier:
-    """Build a classifier with Composer's metrics: accuracy in training, accuracy and cross entropy in evaluation.
+    inputs: Mapping[str, Any] | None = None,
+) -> ComposerModel:
+    """Build a model with Composer's metrics: accuracy in training, accuracy and cross entropy in evaluation.
 
     The model has an attribute ``reuse_config``: a dict of plain values that this function takes as ``config``, alone,
     to build the same architecture again (weights to start from are left out: an archived model brings its own).
@@ -112,6 +119,8 @@ def build_model(
         config: Fields of :class:`ModelConfig`, or a name. A mapping may hold ``num_classes`` and ``image_shape`` too.
         num_classes: Number of classes, at least 2.
         image_shape: (C, H, W) of the images.
+        inputs: What a model for texts must know, see :func:`~reuse_algos.models.text.build_text_model`. Default: what
+            ``config`` says.
 
     Raises:
         ModelError: If a field or the name is unknown, or the model cannot be built for such images and classes.
@@ -119,7 +128,12 @@ def build_model(
     given = _as_mapping(config)
     num_classes = given.pop("num_classes", None) if num_classes is None else num_classes
     image_shape = given.pop("image_shape", None) if image_shape is None else image_shape
+    known = {key: given.pop(key) for key in _OF_TEXTS if key in given}
     settings = _settings(given)
+    if settings.name in TEXT_MODELS:
+        return _text_model(settings, num_classes, {**known, **(inputs or {})})
+    if settings.depth is not None:
+        raise ModelError(f"model.depth: is for models for texts, and {settings.name!r} has a depth of its own.")
     classes, shape = _check_task(settings.name, num_classes, image_shape)
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
@@ -129,6 +143,19 @@ def build_model(
     if settings.autocast is not None:
         reuse_config["autocast"] = settings.autocast
     return ReusableClassifier(module, classes, reuse_config, autocast)
+
+
+def _text_model(settings: ModelConfig, num_classes: int | None, inputs: Mapping[str, Any]) -> ComposerModel:
+    """Build a transformer, and load the weights that the recipe names."""
+    if num_classes is None or num_classes < 2:
+        raise ModelError(f"Model {settings.name!r}: num_classes must be 2 or more, not {num_classes}.")
+    for field in ("weights", "autocast"):
+        if getattr(settings, field) is not None:
+            raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
+    model = build_text_model(settings.name, num_classes, inputs, settings.width, settings.depth)
+    if settings.weights_path is not None:
+        _load_safetensors(model, Path(settings.weights_path), new_head=settings.new_head)
+    return model
 
 
 def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from reuse_algos.errors import NotEnoughEvidenceError, nearest
-from reuse_algos.predict.batch_size import Trial
+from reuse_algos.predict.cost.speed import SpeedModel, fit_speed
 from reuse_algos.predict.history import History, recipe_value
 from reuse_algos.predict.loss_curve import LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun
-from reuse_algos.predict.speed import SpeedModel, fit_speed
+from reuse_algos.predict.sweeps.batch_size import Trial
 
 __all__ = ["budget_curve", "finished", "points_over", "sized_runs", "speed_of", "steps_per_second", "trials_of"]
 

@@ -84,7 +84,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
         data = load_datasets(settings.data, _torch_device(device.name))
     reproducibility.seed_all(settings.seed)
-    model = build_model(settings.model, data.num_classes, data.image_shape)
+    model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
     optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
     faults.raise_if_any()
     try:

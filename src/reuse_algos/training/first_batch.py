@@ -12,6 +12,7 @@ from composer import Event, State
 from composer.utils.batch_helpers import batch_get
 
 from reuse_algos.errors import ReuseAlgosError, TaskError
+from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.find_task import find_task
 from reuse_algos.training.loss import total_of
@@ -55,9 +56,10 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
 class TaskReader:
     """Finds the task of a Trainer and reads the outputs and targets of each microbatch by it.
 
-    The owner passes on :attr:`EVENTS`. At BEFORE_FORWARD the targets are kept, because some models take them out of the
-    batch. At the first AFTER_LOSS the task is found from them, the outputs and the model's loss; rank 0's answer counts
-    on every rank. A task that an algorithm of the run has found is taken over: it ran before anything weighed the loss.
+    The owner passes on :attr:`EVENTS`. At BEFORE_FORWARD the batch is copied, because some models take things out of it
+    or write into it. At the first AFTER_LOSS the task is found from its targets, the outputs and the model's loss; rank
+    0's answer counts on every rank. A task that an algorithm of the run has found is taken over: it ran before anything
+    weighed the loss.
 
     Args:
         keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
@@ -67,7 +69,6 @@ class TaskReader:
     Attributes:
         task: None before the first AFTER_LOSS, or where there is none.
         refusal: Why there is no task; None where there is one.
-        targets: Of the running microbatch, from BEFORE_FORWARD on.
     """
 
     EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_LOSS)
@@ -81,8 +82,30 @@ class TaskReader:
         """INIT: forget the task of another Trainer."""
         self.task: Task | None = None
         self.refusal: TaskError | None = None
-        self.targets: torch.Tensor | None = None
+        self._targets: torch.Tensor | None = None
         self._missing: TaskError | None = None
+        self._guard = BatchGuard("the model's forward pass")
+        self._batch: Any = None
+
+    @property
+    def batch(self) -> Any:
+        """The running microbatch as it was before the forward pass. Read it; do not change it.
+
+        Raises:
+            DataError: The model wrote into a tensor that it had left alone in the first batch.
+        """
+        self._guard.look()
+        return self._batch
+
+    @property
+    def targets(self) -> torch.Tensor | None:
+        """The targets of the running microbatch, from BEFORE_FORWARD on; None where there are none.
+
+        Raises:
+            DataError: The model wrote into a tensor that it had left alone in the first batch.
+        """
+        self._guard.look()
+        return self._targets
 
     def handle(self, event: Event, state: State) -> bool:
         """Follow one of :attr:`EVENTS`; every rank must do so.
@@ -94,7 +117,8 @@ class TaskReader:
             TaskError: No task can be found, and one is required. Every rank raises it.
         """
         if event == Event.BEFORE_FORWARD:
-            self._keep_targets(state.batch)
+            self._batch = self._guard.copy(state.batch)
+            self._keep_targets(self._batch)
         elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
             self.task = self._shared(state)
             if self.task is None:
@@ -131,9 +155,9 @@ class TaskReader:
         return next((settings for settings in found if settings != TaskSettings()), TaskSettings())
 
     def _keep_targets(self, batch: Any) -> None:
-        self.targets, self._missing = None, None
+        self._targets, self._missing = None, None
         try:
-            self.targets = targets_of(batch, self.keys.target)
+            self._targets = targets_of(batch, self.keys.target)
         except TaskError as error:
             self._missing = error  # raised, or kept as the refusal, when the task is looked for: on every rank
 

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 from composer import State
-from composer.algorithms import AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment
+from composer.algorithms import (
+    AugMix,
+    ColOut,
+    CutMix,
+    CutOut,
+    MixUp,
+    ProgressiveResizing,
+    RandAugment,
+    SeqLengthWarmup,
+)
 
 __all__ = [
     "BatchEffects",
@@ -117,8 +126,8 @@ def mixes_examples(state: State) -> list[str]:
 
 
 def changes_inputs(state: State) -> list[str]:
-    """Names of the algorithms that change single inputs at random, so that a row is no known view any more."""
-    changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing)
+    """Names of the algorithms that change or cut single inputs, so that a row is not the known view any more."""
+    changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing, SeqLengthWarmup)
     return [type(algorithm).__name__ for algorithm in state.algorithms if isinstance(algorithm, changing)]
 
 

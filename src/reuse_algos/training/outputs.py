@@ -41,20 +41,21 @@ def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor
     """Return the logits ``[B, C, ...]`` (``[B]`` from models with one number for each example) of a model's outputs.
 
     Args:
-        outputs: a tensor, a mapping, a sequence, or an object with a ``logits`` attribute.
-        output_key: where the logits lie. Default: the tensor itself, or what is called ``logits``.
+        outputs: A tensor, a mapping, a sequence, or an object with a ``logits`` attribute. A tensor is the logits
+            whatever the key: models with several heads give a tuple in training and one tensor in evaluation.
+        output_key: Where the logits lie in a mapping or a sequence. Default: what is called ``logits``.
 
     Raises:
-        ModelError: there are no logits under that key.
+        ModelError: There are no logits under that key.
     """
     found: Any = None
-    if output_key is not None:
+    if isinstance(outputs, torch.Tensor):
+        found = outputs
+    elif output_key is not None:
         try:
             found = outputs[output_key]
         except (KeyError, IndexError, TypeError) as error:
             raise ModelError(f"the model's outputs have nothing under output_key={output_key!r}: {error!r}") from error
-    elif isinstance(outputs, torch.Tensor):
-        found = outputs
     elif isinstance(outputs, Mapping):
         found = outputs.get("logits")
     else:

@@ -18,7 +18,7 @@ from composer.core import get_precision_context
 from composer.loggers import Logger
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.algorithms.history_curriculum.durations import total_batches
+from reuse_algos.algorithms.history_curriculum.durations import check_schedulers, total_batches
 from reuse_algos.algorithms.history_curriculum.example_losses import (
     ExampleLosses,
     MeanCheck,
@@ -46,9 +46,10 @@ from reuse_algos.algorithms.history_curriculum.settings import (
 )
 from reuse_algos.algorithms.history_curriculum.strategies import Clock, Planner
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.example_ids import ExampleIds, refuse_streams
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import TrackedBatchSampler
+from reuse_algos.data.text import example_lengths
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
@@ -86,10 +87,10 @@ class HistoryCurriculum(ReusingAlgorithm):
             :class:`ActiveBias` (uncertain examples more often, or with more weight), :class:`Focus` (in proportion to
             the score), :class:`Subset` (the examples that earlier models disagree on).
         score: Name of a score (:data:`~reuse_algos.priors.run_scores.SCORES`); a mapping with ``name``, ``epoch``
-            and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random
-            numbers, a control that reads no run); or the scores themselves, float ``[N]`` by position, NaN where
-            unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``, ``el2n``
-            for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
+            and ``aggregate`` (:class:`~reuse_algos.priors.run_scores.ScoreSpec`); ``random`` (uniform random numbers, a
+            control) or ``length`` (tokens of each text), which read no run; or the scores themselves, float ``[N]`` by
+            position, NaN where unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and
+            ``focus``, ``el2n`` for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
         unknown: Examples without a score: ``keep`` (they count as harder than all others and are never thinned out),
             ``drop`` (they are not shown) or ``median`` (they get the median score). Default: ``keep``.
         control: ``shuffled_scores`` gives every example the score of another one. Default: none.
@@ -105,6 +106,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         ValueError: a setting is unknown to the strategy or out of range.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: at the start of training.
         ExampleIdError: the loader's order cannot be taken over, or another HistoryCurriculum is on.
+        DataError: epochs become shorter, and a torch scheduler takes its steps in another unit than ``max_duration``.
         ModelError: losses of single examples are needed and cannot be had; also later, on every rank, where their mean
             turns out to be another number than the model's loss (looked at after the first batch and each epoch).
 
@@ -200,6 +202,8 @@ class HistoryCurriculum(ReusingAlgorithm):
                 self._check.on_all_ranks()
             self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
         else:
+            if event == Event.FIT_START:
+                refuse_streams("HistoryCurriculum", state)
             self.ids.handle(event, state)
             if event == Event.FIT_START:
                 self.begin(state)
@@ -241,7 +245,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         if self._needs_losses:
             self._losses = self.per_example_loss or find_losses(unwrap_model(state.model), self.task_reader)
             self._check = MeanCheck(device_of(state.model))
-        self._read_scores(info, num_examples)
+        self._read_scores(info, num_examples, loader.dataset)
         if self._own is None and self.update:
             self._own = OwnLosses(num_examples, device_of(state.model))
             if self._own_state is not None:
@@ -293,7 +297,7 @@ class HistoryCurriculum(ReusingAlgorithm):
                 "update: false with rescale: false, mode: sampling, or a strategy without weights."
             )
 
-    def _read_scores(self, info: DatasetInfo, num_examples: int) -> None:
+    def _read_scores(self, info: DatasetInfo, num_examples: int, dataset: Any) -> None:
         if isinstance(self.score, ScoreSpec):
             values_N = prior_scores(self.prior_runs, self.score, info, mismatch=self.mismatch)
             self._uses = score_uses(self.prior_runs, self.score, "history_curriculum")
@@ -301,6 +305,8 @@ class HistoryCurriculum(ReusingAlgorithm):
             values_N = self.score.detach().to("cpu", torch.float64)
             if values_N.shape != (num_examples,):
                 raise DataError(f"scores of shape {tuple(values_N.shape)} were given for {num_examples} examples.")
+        elif self.score == "length":
+            values_N = example_lengths(dataset)
         else:
             values_N = torch.from_numpy(generator(self.seed, Purpose.RANDOM_SCORES).random(num_examples))
         if bool(torch.isinf(values_N).any()):
@@ -330,13 +336,15 @@ class HistoryCurriculum(ReusingAlgorithm):
         batch_size = tracked.steer(
             lambda epoch: self._plan(epoch)[1].order_M, num_examples=num_examples, length=self._length, seed=self.seed
         )
+        plain: Any = tracked.batch_sampler
+        full = num_examples // batch_size if plain.drop_last else -(-num_examples // batch_size)
         batches = len(loader)
         if limit is not None and int(limit) < before:  # train_subset_num_batches
-            batches = min(batches, int(limit))
+            batches, full = min(batches, int(limit)), min(full, int(limit))
         state.dataloader_len = batches
-        sampler: Any = tracked.batch_sampler.sampler  # type: ignore[attr-defined]
-        samples = min(batches * batch_size, len(sampler) * sampler.num_replicas)
+        samples = min(batches * batch_size, len(plain.sampler) * plain.sampler.num_replicas)
         self._clock = Clock(batch_size, batches, total_batches(state, batches, samples, batch_size))
+        check_schedulers(state, batches, full)
 
     # Each epoch -----------------------------------------------------------------------------------------------------
 
@@ -436,12 +444,12 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._own_state = state["own_losses"]
 
 
-def _read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> ScoreSpec | torch.Tensor | None:
-    """The score; None for random numbers."""
+def _read_score(score: str | Mapping[str, Any] | ScoreSpec | torch.Tensor) -> ScoreSpec | torch.Tensor | str | None:
+    """Return the score: None for random numbers, and the text ``length`` as it is, which no run is asked for."""
     if isinstance(score, (ScoreSpec, torch.Tensor)):
         return score
     if isinstance(score, str):
-        return None if score == "random" else ScoreSpec(score)
+        return None if score == "random" else score if score == "length" else ScoreSpec(score)
     try:
         return ScoreSpec(**score)
     except TypeError as error:

@@ -1,9 +1,8 @@
 """Earlier runs teach this one."""
 
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
     Auto,
     Cached,
     Live,

@@ -154,17 +154,29 @@ class Plan:
         rows: int64 ``[M]`` rows here and int64 ``[M]`` rows there, see
             :func:`~reuse_algos.algorithms.prior_run_warm_start.class_rows.match_rows`; needed with ``by_class``.
         changing: names that are shrunk and perturbed.
+        by_token: Names of tensors with one row for each token, of which only the rows of known tokens are loaded.
+        tokens: int64 ``[M]`` rows here and int64 ``[M]`` rows there, see
+            :func:`~reuse_algos.training.tokens.common_tokens`; needed with ``by_token``.
     """
 
     anew: Collection[str] = ()
     by_class: Collection[str] = ()
     rows: tuple[Tensor, Tensor] | None = None
     changing: Collection[str] = ()
+    by_token: Collection[str] = ()
+    tokens: tuple[Tensor, Tensor] | None = None
+
+    def rows_of(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return the rows here and there of a tensor that is loaded row by row; None for the others."""
+        if name in self.by_token:
+            return self.tokens
+        return self.rows if name in self.by_class else None
 
 
 def misfits(archived: Mapping[str, Tensor], fresh: Mapping[str, Tensor], plan: Plan) -> list[str]:
     """Everything that keeps archived weights from being loaded as planned, in words; empty where nothing does."""
-    both = sorted(name for name in plan.by_class if name in archived and name in fresh)
+    by_row = {*plan.by_class, *plan.by_token}
+    both = sorted(name for name in by_row if name in archived and name in fresh)
     listed = differences(
         {**archived, **{name: archived[name][:1] for name in both}},
         {**fresh, **{name: fresh[name][:1] for name in both}},
@@ -175,7 +187,7 @@ def misfits(archived: Mapping[str, Tensor], fresh: Mapping[str, Tensor], plan: P
             listed += [
                 f"{name}: {len(weights[name])} rows {side}, too few for the classes named {side}"
                 for name in both
-                if int(rows.max()) >= len(weights[name])
+                if name not in plan.by_token and int(rows.max()) >= len(weights[name])
             ]
     return listed
 
@@ -208,13 +220,13 @@ def initial_values(
         if name in plan.anew:
             continue
         value = archived[name]
-        if name in plan.by_class and plan.rows is not None:
-            value = known_rows(tensor, value, *plan.rows)
+        if (rows := plan.rows_of(name)) is not None:
+            value = known_rows(tensor, value, *rows)
         if name in plan.changing:
             drawn = noise(name, tensor) if perturb else None
             moved = shrink_and_perturb(value, drawn, shrink, perturb)
-            if name in plan.by_class and plan.rows is not None:
-                value[plan.rows[0]] = moved[plan.rows[0]]
+            if rows is not None:
+                value[rows[0]] = moved[rows[0]]
             else:
                 value = moved
         values[name] = value

@@ -35,9 +35,11 @@ from reuse_algos.archive import PriorUse, RunArchive, weights_name
 from reuse_algos.data.example_ids import keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ModelError, PriorRunMismatchError
+from reuse_algos.models.text import TOKEN_KEYS
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.tokens import common_tokens, token_tensors
 from reuse_algos.training.trainable import (
     TrainablePart,
     frozen_at_start,
@@ -99,7 +101,8 @@ class PriorRunWarmStart(ReusingAlgorithm):
         PriorRunMismatchError: likewise; tensors or classes do not fit, all are listed.
 
     Logs ``reuse/warm_start/loaded`` (share of the model's parameters with an archived value), ``/known_classes`` (M,
-    with ``match``), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
+    with ``match``), ``/known_tokens`` (with another vocabulary than the prior run's: tokens whose rows of the embedding
+    were loaded), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
     ``cached``: relative difference of a few archived features from those that this model computes).
 
     Example:
@@ -274,7 +277,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
         archived = under_our_names(read_sources(sources), fresh)
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
         plan = self._plan(state, sources, fresh, archived, info)
-        self._refuse_misfits(sources, misfits(archived, fresh, plan), info)
+        # Where the head's rows are tokens, these matched already, and class names have nothing to add.
+        by_token = not set(plan.by_token).isdisjoint(self._head_names(state, info))
+        self._refuse_misfits(sources, misfits(archived, fresh, plan), None if by_token else info)
         identity = "+".join(source.digest for source in sources)
 
         def noise(name: str, tensor: Tensor) -> Tensor:
@@ -302,11 +307,15 @@ class PriorRunWarmStart(ReusingAlgorithm):
         if faults := pattern_faults("reset", self.change.patterns, names, head):
             raise ModelError("\n".join(faults))
         anew = {name for name in names if matches(name, self.change.patterns, head)}
+        tokens = common_tokens(archived, fresh)
+        by_token = set() if tokens is None else set(token_tensors(state.model)) - anew
+        if tokens is not None:
+            anew.add(TOKEN_KEYS)  # the vocabulary is that of this run's data
         by_class: set[str] = set()
         if self.head.name == "reset":
             anew.update(head)
         elif self.head.name == "match":
-            by_class = {name for name in head if name not in anew and fresh[name].dim()}
+            by_class = {name for name in head if name not in anew | by_token and fresh[name].dim()}
         refuse_torn_ties(state.model, anew | by_class, "what head and reset cover")
         changing: set[str] = set()
         if self.change.shrink != 1 or self.change.perturb != 0:
@@ -314,7 +323,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
             changing = {name for name in plain_parameters(state.model) if not is_frozen(name)}
             anew |= _statistics(state, is_frozen)
         rows = self._known_classes(sources, info) if by_class else None
-        return Plan(anew, by_class, rows, changing)
+        return Plan(anew, by_class, rows, changing, by_token, tokens)
 
     def _head_names(self, state: State, info: DatasetInfo | None) -> list[str]:
         """Names of the head's parameters; none where nobody asks for them and they cannot be found."""
@@ -364,17 +373,19 @@ class PriorRunWarmStart(ReusingAlgorithm):
             uses.setdefault(source.run.id, []).append(source.weights)
         self._uses = list(uses.items())
         parameters = plain_parameters(state.model)
-        known = 0 if plan.rows is None else len(plan.rows[0])
         taken = 0.0
         for name in loaded.keys() & parameters.keys():
-            share = known / len(parameters[name]) if name in plan.by_class else 1.0
+            rows = plan.rows_of(name)
+            share = 1.0 if rows is None else len(rows[0]) / len(parameters[name])
             taken += share * parameters[name].numel()
         total = sum(parameter.numel() for parameter in parameters.values())
         if not taken:
             raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
         self._facts = {_METRICS + "loaded": taken / total}
         if plan.rows is not None:
-            self._facts[_METRICS + "known_classes"] = float(known)
+            self._facts[_METRICS + "known_classes"] = float(len(plan.rows[0]))
+        if plan.tokens is not None:
+            self._facts[_METRICS + "known_tokens"] = float(len(plan.tokens[0]))
         names = ", ".join(f"{run_id} ({', '.join(weights)})" for run_id, weights in self._uses)
         log.info("started from %s: %.1f %% of the parameters", names, 100 * taken / total)
 

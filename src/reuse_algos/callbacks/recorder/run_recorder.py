@@ -26,13 +26,13 @@ from reuse_algos.callbacks.recorder.state_facts import (
 )
 from reuse_algos.callbacks.recorder.tracker_facts import log_cost, log_identity, log_train_seconds
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
-from reuse_algos.callbacks.signals.batch_checks import check_labels
 from reuse_algos.callbacks.signals.capture import parse_signals
 from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.first_rows import check_labels
 from reuse_algos.training.ranks import on_rank_zero
 
 __all__ = ["RunRecorder"]

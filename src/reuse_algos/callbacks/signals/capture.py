@@ -17,6 +17,7 @@ from composer.algorithms import SeqLengthWarmup
 
 from reuse_algos.archive import encode_top_k
 from reuse_algos.callbacks.recorder.state_facts import num_epochs
+from reuse_algos.callbacks.signals.kept_logits import at_size
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, ExampleIdError, nearest
@@ -27,7 +28,7 @@ __all__ = ["CaptureSettings", "Segment", "SignalCapture", "complete_slots", "mak
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _NAMES = ("logits", "loss", "correct", "logit_margin")
-_ALSO = {"logits": ("top_k",), "loss": ("of",)}
+_ALSO = {"logits": ("top_k", "size"), "loss": ("of",)}
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,15 @@ class CaptureSettings:
         last_epochs: Keep this many epochs, counted from the end of training. Default: None, which keeps all.
         top_k: Logits only: keep the K largest with their indices and the logsumexp of the rest. Default: None, which
             keeps all, as float16.
+        size: Logits of pixels only: height and width, such as ``[16, 16]``; each cell is the mean of its pixels.
+            Default: None, which keeps every pixel.
         of: Loss only: ``own``, the model's own loss of each example, or ``task``, the plain loss of the task (cross
             entropy, binary cross entropy or squared error), whatever the model learns from. Default: ``own``.
     """
 
     last_epochs: int | None = None
     top_k: int | None = None
+    size: tuple[int, int] | None = None
     of: str = "own"
 
 
@@ -65,10 +69,19 @@ def parse_signals(signals: Mapping[str, Mapping[str, Any] | None] | None) -> dic
             if key == "of":
                 if value not in ("own", "task"):
                     raise ValueError(f"RunRecorder signals.{name}.of must be own or task, got {value!r}")
+            elif key == "size":
+                if value is not None and not _is_size(value):
+                    raise ValueError(f"RunRecorder signals.{name}.size must be [height, width], got {value!r}")
+                settings[key] = None if value is None else (int(value[0]), int(value[1]))
             elif value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
                 raise ValueError(f"RunRecorder signals.{name}.{key} must be a whole number above 0, got {value!r}")
         parsed[name] = CaptureSettings(**settings)
     return parsed
+
+
+def _is_size(value: Any) -> bool:
+    whole = isinstance(value, list | tuple) and len(value) == 2
+    return whole and all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in value)
 
 
 class Segment(NamedTuple):
@@ -188,6 +201,7 @@ class SignalCapture:
         meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
         kept = self.settings[name].top_k
         if name == "logits":
+            value = at_size(value, self.settings[name].size)
             rows = encode_top_k(value, kept) if kept else {"values": _to_half(value)}
             meta |= {"encoding": "top_k" if kept else "dense", "num_classes": value.shape[1]}
         else:

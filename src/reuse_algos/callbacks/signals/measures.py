@@ -14,6 +14,7 @@ from composer import State
 from composer.algorithms import LabelSmoothing
 
 from reuse_algos.callbacks.signals.capture import CaptureSettings
+from reuse_algos.callbacks.signals.kept_logits import check_logits
 from reuse_algos.errors import ModelError, TaskError
 from reuse_algos.training.example_losses import TaskLosses, unreduced_losses
 from reuse_algos.training.first_batch import TaskReader
@@ -42,36 +43,35 @@ class Measures:
 
     def __init__(self, settings: Mapping[str, CaptureSettings], reader: TaskReader) -> None:
         self.settings, self.reader = settings, reader
-        self.about_loss = "loss is not recorded"
+        self.about_loss, self.about_logits = "loss is not recorded", ""
         self._own: TaskLosses | None = None
 
-    def check(self, state: State, batch: Any) -> None:
+    def check(self, state: State, batch: Any, num_examples: int) -> None:
         """Refuse, before the first step, what cannot be measured in this Trainer.
 
         Args:
             state: At the first AFTER_LOSS.
             batch: The microbatch as the model was given it.
+            num_examples: N of the training data.
 
         Raises:
-            TaskError: A signal is not defined for the task, its layout is not known, or the model's loss of each
-                example cannot be had.
+            TaskError: A signal is not defined for the task, its rows are too large, its layout is not known, or the
+                model's loss of each example cannot be had.
         """
         outputs = logits_of(state.outputs, self.reader.keys.output).detach()
-        if self.reader.task is None:
-            # Without a task nobody knows which dimension of larger outputs holds the classes.
-            if outputs.dim() > 2 and self.reader.refusal is not None:
-                raise self.reader.refusal
-        elif self.settings.keys() - {"logits"}:
+        # Without a task nobody knows which dimension of larger outputs holds the classes.
+        if self.reader.task is None and outputs.dim() > 2 and self.reader.refusal is not None:
+            raise self.reader.refusal
+        if (logits := self.settings.get("logits")) is not None:
+            known = outputs if self.reader.task is None else self.reader.task.rows(outputs).logits_BCX
+            if known.dim() > 1:
+                self.about_logits = check_logits(known.shape[1:], logits.top_k, logits.size, num_examples)
+        if self.reader.task is not None and self.settings.keys() - {"logits"}:
             rows = self.reader.rows(state.outputs)
             for name in _OF_TASK.keys() & self.settings.keys():
                 _OF_TASK[name](self.reader.known, rows)
             if "loss" in self.settings:
                 self._choose_loss(state, batch, rows)
-        if (kept := "logits" in self.settings and self.settings["logits"].top_k) and outputs.dim() > 2:
-            raise TaskError(
-                f"RunRecorder signals.logits.top_k: {kept} is defined for one row of classes per example, and outputs "
-                f"of shape {tuple(outputs.shape)} have positions. Leave top_k out, or record without logits."
-            )
 
     def of(self, names: Sequence[str], state: State, batch: Any) -> dict[str, torch.Tensor]:
         """Return the signals with these names: ``logits`` ``[B, C, X]``, the others ``[B]``.

@@ -14,14 +14,14 @@ from composer import Event, State
 from reuse_algos.archive import FileEntry, PriorRun
 from reuse_algos.callbacks.recorder.run_record import RunRecord
 from reuse_algos.callbacks.recorder.state_facts import num_epochs
-from reuse_algos.callbacks.signals.batch_checks import check_rows
 from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
 from reuse_algos.callbacks.signals.measures import Measures
-from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_rows import check_rows
 from reuse_algos.training.interplay import changes_inputs, clean_rows
 from reuse_algos.training.ranks import on_every_rank
 
@@ -44,7 +44,7 @@ class SignalWatch:
 
     def __init__(self, signals: Mapping[str, CaptureSettings], keys: BatchKeys) -> None:
         self.signals, self.keys = signals, keys
-        self.ids = ExampleIds(keys.ids)
+        self.ids = ExampleIds(keys.ids, keys.views)
         # Logits can be kept as they are where outputs leave no doubt; everything else is defined by the task.
         self.reader = TaskReader(keys, required=bool(signals.keys() - {"logits"}))
         self.measures = Measures(signals, self.reader)
@@ -73,6 +73,8 @@ class SignalWatch:
             self.ids.handle(event, state)
         elif event == Event.FIT_START:
             keep_views(state)
+        elif event == Event.EPOCH_END:
+            tell_epoch(state)
         if event == Event.BATCH_START:
             self._passed = False
         elif event == Event.AFTER_TRAIN_BATCH:
@@ -140,14 +142,16 @@ class SignalWatch:
         """Look at the first batch on every rank, before the first step, and say what was found."""
 
         def look() -> str:
-            self.measures.check(state, self._batch)
+            assert self.capture is not None
+            self.measures.check(state, self._batch, self.capture.num_examples)
             clean_R = clean_rows(state)
             return check_rows(state, self._batch, self._examples(state), clean_R, self.keys)
 
         rows = on_every_rank(look)[0]
         task = self.reader.task
         words = "task not found" if task is None else f"task {task.kind} of {task.num_classes} ({task.evidence})"
-        self.report = f"RunRecorder: {words}; {self.measures.about_loss}; {rows}"
+        found = (words, self.measures.about_loss, self.measures.about_logits, rows)
+        self.report = "RunRecorder: " + "; ".join(part for part in found if part)
         log.info(self.report)
 
     def _record(self, state: State) -> None:

@@ -20,7 +20,6 @@ from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import AXES, Axis, Costs, Question, no_final
 from reuse_algos.compare.result import Point
-from reuse_algos.errors import CompareError
 
 __all__ = ["Member", "OverBudgets", "label_of"]
 
@@ -245,19 +244,18 @@ class OverBudgets:
         )
 
     def _pairs(self, member: Member) -> bool:
-        if self._question.pairing == "none" or not isinstance(self.level, Sample):
+        if not isinstance(self.level, Sample):  # a given target has no seeds
             return False
         finals = set(self.level.by_seed)
         common = [seeds & finals for seeds in member.curve.seeds]
         everything = all(set(s.by_seed) == finals for s in member.curve.samples) and len(finals) >= MIN_RUNS
         fits = everything or min(len(seeds) for seeds in common) >= _RUNS_TO_PAIR
-        if not fits and self._question.pairing == "seed":
-            theirs = [sorted(sample.by_seed) for sample in member.curve.samples]
-            raise CompareError(
-                f"runs do not pair by seed: the largest budget of the baseline has the seeds {sorted(finals)}, the "
-                f"budgets of group {member.name!r} have {theirs}"
-            )
-        return fits
+        theirs = [sorted(sample.by_seed) for sample in member.curve.samples]
+        return self._question.paired(
+            fits,
+            f"the largest budget of the baseline has the seeds {sorted(finals)}, the budgets of group {member.name!r} "
+            f"have {theirs}",
+        )
 
     def _basis(self, member: Member, *, paired: bool) -> str:
         counts = {len(sample.values) for sample in member.curve.samples}

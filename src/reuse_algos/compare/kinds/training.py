@@ -21,7 +21,6 @@ from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import CostToTarget
-from reuse_algos.errors import CompareError
 
 __all__ = ["WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
 
@@ -69,15 +68,9 @@ def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
     Raises:
         CompareError: They do not, though the question insists on it.
     """
-    if question.pairing == "none":
-        return False
     ours, theirs = [o.pair_key for o in baseline], [o.pair_key for o in group]
     fits = ours == theirs and None not in ours and len(set(ours)) == len(ours)
-    if not fits and question.pairing == "seed":
-        raise CompareError(
-            f"runs do not pair by seed: the baseline has the seeds {ours}, group {group[0].group!r} has {theirs}"
-        )
-    return fits
+    return question.paired(fits, f"the baseline has the seeds {ours}, group {group[0].group!r} has {theirs}")
 
 
 class WithinRuns:
@@ -158,18 +151,11 @@ class WithinRuns:
 
 
 def _at(outcome: Outcome, k: int, *, reached: bool) -> CostToTarget:
-    curve = outcome.curve
-    at = {
-        axis: float(getattr(curve, axis)[k]) for axis in ("steps", "epochs", "samples", "train_seconds", "cost_seconds")
-    }
-    return CostToTarget(reached=reached, **at)
+    return CostToTarget(reached=reached, **{axis: float(getattr(outcome.curve, axis)[k]) for axis in _COSTS})
 
 
 def _mean_cost(costs: Sequence[CostToTarget]) -> CostToTarget:
-    def mean(axis: str) -> float:
-        return float(np.mean([getattr(cost, axis) for cost in costs]))
-
-    means = {axis: mean(axis) for axis in _COSTS}
+    means = {axis: float(np.mean([getattr(cost, axis) for cost in costs])) for axis in _COSTS}
     return CostToTarget(reached=all(cost.reached for cost in costs), **means)
 
 

@@ -99,6 +99,7 @@ class Chart:
         log: Whether equal ratios across take equal room.
         level: Value at which a horizontal line is drawn, or None.
         level_name: What that line is.
+        log_y: Whether equal ratios upwards take equal room. Default: False.
     """
 
     key: str
@@ -109,6 +110,7 @@ class Chart:
     log: bool
     level: float | None = None
     level_name: str = ""
+    log_y: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from reuse_algos.compare.advice.recommend import Candidate, Recommendation
 from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
 from reuse_algos.compare.question import Axis
-from reuse_algos.compare.recommend import Candidate, Recommendation
 from reuse_algos.compare.result import Comparison, CostToTarget, Group
 from reuse_algos.compare.show.words import (
     AXIS_WORDS,

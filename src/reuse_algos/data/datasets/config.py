@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reuse_algos.data.images.augment import AUGMENT_KINDS
+from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
+from reuse_algos.sections import fit_section
 
 __all__ = ["DATASET_NAMES", "DataConfig"]
 
-DATASET_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
+DATASET_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz", *TEXT_NAMES)
+_OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size")
 
 
 @dataclass
@@ -19,7 +23,8 @@ class DataConfig:
     Attributes:
         name: ``digits`` (1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn), ``cifar10``,
             ``cifar100``, ``fashion_mnist``, ``caltech101``, ``image_folder`` (``root/train/<class>/*`` and
-            ``root/val/<class>/*``) or ``npz`` (one file in the layout of Keras).
+            ``root/val/<class>/*``) or ``npz`` (one file in the layout of Keras). Texts: ``bbc_news``, ``fortunes``,
+            ``city_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`.
         root: Folder that holds the data set, as torchvision lays it out.
         path: The ``.npz`` file: uint8 ``x_train``, ``x_test`` (``[N, H, W]`` or ``[N, H, W, C]``) and whole numbers
             ``y_train``, ``y_test``; if wanted int64 ``keys_train``, ``keys_test`` (identity of each example, else the
@@ -42,6 +47,8 @@ class DataConfig:
         labels: ``fine``, or ``coarse`` for the 20 superclasses of CIFAR-100.
         image_size: Side of the images in pixels: images in memory are resized once (null keeps them), image files are
             cropped to it (null is 224).
+        text: How texts become tokens, see :class:`~reuse_algos.data.text.TextConfig`. Default: its defaults, for
+            datasets of texts.
     """
 
     name: str = "digits"
@@ -61,6 +68,11 @@ class DataConfig:
     classes: list[int | str] | None = None
     labels: str = "fine"
     image_size: int | None = None
+    text: TextConfig | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.text, Mapping):  # a recipe that was read back from an archive
+            self.text = fit_section(TextConfig, self.text, "data.text")
 
     def check(self) -> None:
         """Check what can be checked without the data.
@@ -94,5 +106,17 @@ class DataConfig:
             faults.append("data.train_examples: give this or data.train_fraction, not both.")
         if self.name == "npz" and self.path is None:
             faults.append("data.path: the npz data set needs the path of its file.")
+        faults += self._faults_of_texts()
         if faults:
             raise DataError("\n".join(faults))
+
+    def _faults_of_texts(self) -> list[str]:
+        """Return what does not go together with texts, or with images."""
+        if self.name not in TEXT_NAMES:
+            return [] if self.text is None else [f"data.text: is for datasets of texts, and {self.name!r} is not one."]
+        plain = DataConfig(self.name)
+        return [
+            f"data.{field}: is for images, and {self.name!r} is a dataset of texts. Leave it out."
+            for field in _OF_IMAGES
+            if getattr(self, field) != getattr(plain, field)
+        ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,10 @@ from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
+from reuse_algos.data.text.corpora import content_key, load_corpus
+from reuse_algos.data.text.dataset import TextDataset, corpus_info
+from reuse_algos.data.text.vocabulary import Vocabulary, token_keys
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
@@ -44,17 +49,20 @@ class LoadedData:
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
         num_classes: Number of classes.
-        image_shape: (C, H, W) of an image.
-        mean: Mean per channel that was subtracted, on the scale 0 to 1.
-        std: Deviation per channel that was divided by, on the same scale.
+        image_shape: (C, H, W) of an image; () of texts.
+        mean: Mean per channel that was subtracted, on the scale 0 to 1; () of texts.
+        std: Deviation per channel that was divided by, on the same scale; () of texts.
+        inputs: What else a model must know of its inputs. Of texts: ``vocabulary`` (V), ``max_tokens`` (T), ``learn``
+            and ``token_keys`` (int64 ``[V]``). Default: nothing.
     """
 
     train: Dataset[Any]
     eval: Dataset[Any]
     num_classes: int
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    inputs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def info(self) -> DatasetInfo:
@@ -85,6 +93,8 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
     config.check()
     if config.name in _FILE_SETS:
         loaded = _load_file_sets(config, device)
+    elif config.name in TEXT_NAMES:
+        loaded = _load_texts(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
@@ -177,6 +187,51 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
+    )
+
+
+def _load_texts(config: DataConfig) -> LoadedData:
+    options = config.text or TextConfig()
+    root = None if config.root == DataConfig.root and config.name != "text_files" else config.root
+    corpus = load_corpus(config.name, root, config.classes if config.name == "fortunes" else None)
+    info = corpus_info(corpus, config.name)
+    if corpus.held_out is None:
+        # By content, so that equal texts are on one side.
+        keys = torch.tensor([content_key(text) for text in corpus.texts], dtype=torch.int64)
+        assert info.labels is not None
+        held = torch.zeros(len(keys), dtype=torch.bool)
+        held[take_part(keys, info.labels, fraction=options.held_out)] = True
+        sides = [(corpus, info, positions.nonzero().flatten()) for positions in (~held, held)]
+    else:
+        eval_info = corpus_info(corpus.held_out, config.name)
+        pairs = ((corpus, info), (corpus.held_out, eval_info))
+        sides = [(one, known, torch.arange(known.num_examples)) for one, known in pairs]
+    parts: list[tuple[list[str], DatasetInfo, int]] = []
+    for number, (one, known, positions) in enumerate(sides):
+        known = known.subset(positions)
+        choice = _choose(known, len(one.class_names), config)
+        choice = choice if number else _part(choice, config)
+        texts = [one.texts[place] for place in positions[choice.positions].tolist()]
+        parts.append((texts, choice.info, choice.num_classes))
+    vocabulary = Vocabulary.of(parts[0][0], options.level, options.vocabulary)
+    train, held_out = (
+        TextDataset(texts, known, vocabulary, options.max_tokens, options.learn, config.view_seed)
+        for texts, known, _ in parts
+    )
+    num_classes = len(vocabulary) if options.learn == "tokens" else parts[0][2]
+    return LoadedData(
+        train=train,
+        eval=held_out,
+        num_classes=num_classes,
+        image_shape=(),
+        mean=(),
+        std=(),
+        inputs={
+            "vocabulary": len(vocabulary),
+            "max_tokens": options.max_tokens,
+            "learn": options.learn,
+            "token_keys": token_keys(vocabulary.tokens),
+        },
     )
 
 

@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series
 from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
 from reuse_algos.compare.show.page.values import Numbers, Value
@@ -120,7 +119,8 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
     points += [(x, y) for s in shown if not s.band for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
     # A band of two runs is many times as high as its curve, so only whiskers widen the axis.
     marked = [value for s in shown for value in (*s.y, *(() if s.band else (*s.low, *s.high)))]
-    y_scale = linear_scale([y for _, y in points] + marked + ([] if chart.level is None else [chart.level]))
+    ys = [y for _, y in points] + marked + ([] if chart.level is None else [chart.level])
+    y_scale = log_scale(ys, room=0.05) if chart.log_y else linear_scale(ys)
     xs, seconds = [x for x, _ in points], chart.key.endswith("seconds")
     if chart.log:
         x_scale = log_scale(xs, room=0.05, seconds=seconds)
@@ -220,7 +220,7 @@ def bar_views(bars: Bars, numbers: Numbers) -> tuple[list[BarView], list[Tick], 
         fill, mark = None, None
         if speedup.known:
             at = scale.place(speedup.estimate)
-            words = f"{look.name}\nspeed-up in {_words(bars.key)}: {format_speedup(speedup)}"
+            words = f"{look.name}\nspeed-up in {AXIS_WORDS[bars.key]}: {format_speedup(speedup)}"
             mark = Mark(percent(at), percent(0.5), numbers.at(*path, "estimate"), words, "")
             fill = (percent(min(one, at)), percent(abs(at - one))) if speedup.drawn else None
         views.append(BarView(look, sign_of(look), path, fill, (percent(low), percent(high)), ends, mark))
@@ -230,7 +230,3 @@ def bar_views(bars: Bars, numbers: Numbers) -> tuple[list[BarView], list[Tick], 
         for k, t in enumerate(scale.ticks)
     ]
     return views, ticks, percent(one)
-
-
-def _words(axis: Axis) -> str:
-    return AXIS_WORDS[axis]

@@ -97,6 +97,12 @@ class Numbers:
         value = self.at(*path)
         return value.show(format_count(value.number))
 
+    def figure(self, *path: Path) -> Markup:
+        """Return a number with four significant digits, ``-`` where it is not finite."""
+        value = self.at(*path)
+        text = str(value.raw) if isinstance(value.raw, int) else f"{value.number:.4g}"
+        return value.show(text if math.isfinite(value.number) else "-")
+
     def seconds(self, *path: Path) -> Markup:
         """Return seconds, with a unit."""
         value = self.at(*path)
