@@ -11,6 +11,7 @@ from typing import Any
 
 from composer import Callback, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks.readings import readings_of
@@ -174,6 +175,8 @@ class RunRecorder(Callback):
                 f"run {self.run_id} was started on other training data. Give the second fit a Trainer and a "
                 "RunRecorder of its own."
             )
+        if keeper.info is not None and dist.get_global_rank() == 0:
+            _ = keeper.info.fingerprint  # of the data as they are now: files may be replaced while training goes on
         self.watch.start(state, keeper.info)
         if keeper.record is None:
             keeper.start(state)

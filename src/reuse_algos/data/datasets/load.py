@@ -1,4 +1,4 @@
-"""From the ``data:`` section of a recipe to training and evaluation data sets."""
+"""From the ``data:`` section of a recipe to training and evaluation datasets."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _GPU_MEMORY_SHARE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class LoadedData:
-    """Data sets ready for training.
+    """Datasets ready for training.
 
     Attributes:
         train: Training data: ``DeviceImages`` (for ``device_dataloader``), ``WorkerImages`` or ``ViewedDataset`` (for
@@ -108,7 +108,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
 def build_dataset(
     arrays: ImageArrays, config: DataConfig, device: torch.device | str = "cpu"
 ) -> tuple[DeviceImages | WorkerImages, DeviceImages | WorkerImages]:
-    """Training and evaluation data sets over images in memory, augmented as the recipe asks.
+    """Training and evaluation datasets over images in memory, augmented as the recipe asks.
 
     Args:
         arrays: Images and labels.
@@ -236,7 +236,7 @@ def _load_texts(config: DataConfig) -> LoadedData:
 
 
 class _Choice(NamedTuple):
-    """Some examples of a data set.
+    """Some examples of a dataset.
 
     Attributes:
         positions: int64 ``[n]``: where they were.
