@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeacher
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
+from reuse_algos.data.trainer import weighs_by_tokens
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError, ModelError
 from reuse_algos.priors.choosing import match_examples
@@ -98,6 +100,7 @@ class Lessons:
         self._tally = Tally()
         self.report: str | None = None
         self._check: CachedCheck | None = None
+        self._settled: KL | MSE | None = None
 
     # Start ----------------------------------------------------------------------------------------------------------
 
@@ -244,7 +247,8 @@ class Lessons:
         weighing = Weighing(seen_B, example_weights(state), counted_BX)
         in_units = [self.loss.in_units(one, deviation) for one in logits]
         target_BC = self.loss.target(in_units, shares, self.strength, task)
-        term = self.loss.term(student_BC, target_BC, self.strength, task, weighing)
+        loss = self._settled = self._settled or self._average(task, state)
+        term = loss.term(student_BC, target_BC, self.strength, task, weighing)
         if (replayed := replayed_outputs(state)) is not None:
             term = replayed.clean_share * term
             if len(rows_R := replayed.rows_R):
@@ -252,7 +256,7 @@ class Lessons:
                 of_rows = (None if part is None else part[rows_R.to(part.device)] for part in weighing)
                 theirs_RC = task.rows(logits_of(replayed.outputs, self.keys.output)).logits_BCX
                 theirs_RC = self.loss.in_units(self.classes.of_student(theirs_RC), deviation)
-                of_replayed = self.loss.term(theirs_RC, target_BC[rows_R], self.strength, task, Weighing(*of_rows))
+                of_replayed = loss.term(theirs_RC, target_BC[rows_R], self.strength, task, Weighing(*of_rows))
                 term = term + replayed.share * of_replayed
         yes_BC, pulled, judged = self.loss.answers(target_BC), None, None
         if self._looking:
@@ -261,6 +265,13 @@ class Lessons:
                 judged = right_answers(task, rows, target_BC, yes_BC, seen_B)
         self._tally.add(term, task, student_BC, target_BC, yes_BC, weighing, pulled, judged)
         return term if ready else None
+
+    def _average(self, task: Task, state: State) -> KL | MSE:
+        """Return the loss with the average that its Trainer asks for, where the settings leave it open."""
+        if self.loss.average is not None or not task.has_positions:
+            return self.loss
+        # A mean over examples would depend on the number of microbatches where these are weighed by their tokens.
+        return replace(self.loss, average="targets" if weighs_by_tokens(state) else "examples")
 
     # What is measured -----------------------------------------------------------------------------------------------
 

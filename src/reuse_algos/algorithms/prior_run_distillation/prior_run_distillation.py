@@ -118,7 +118,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
         )
-        self.task_reader = TaskReader(keys=self.keys)
+        self.task_reader = TaskReader(self.keys)
         self.dataset = dataset
         self.passed_teacher = False
         self.harm: str | None = None

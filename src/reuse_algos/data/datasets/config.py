@@ -25,11 +25,11 @@ class DataConfig:
             ``cifar100``, ``fashion_mnist``, ``caltech101``, ``image_folder`` (``root/train/<class>/*`` and
             ``root/val/<class>/*``) or ``npz`` (one file in the layout of Keras). Texts: ``bbc_news``, ``fortunes``,
             ``city_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`.
-        root: Folder that holds the data set, as torchvision lays it out.
+        root: Folder that holds the dataset, as torchvision lays it out.
         path: The ``.npz`` file: uint8 ``x_train``, ``x_test`` (``[N, H, W]`` or ``[N, H, W, C]``) and whole numbers
             ``y_train``, ``y_test``; if wanted int64 ``keys_train``, ``keys_test`` (identity of each example, else the
             position) and ``class_names`` (strings).
-        download: Fetch the data set into ``root`` if it is not there.
+        download: Fetch the dataset into ``root`` if it is not there.
         batch_size: Training examples per step over all ranks.
         eval_batch_size: Evaluation examples per step over all ranks; ``batch_size`` if null.
         augment: ``none``, ``crop``, ``crop_flip`` or ``crop_flip_cutout``. On images in memory: padding of 1/8 of the
@@ -37,7 +37,7 @@ class DataConfig:
             (16 and 8 pixels of 32). On image files: random resized crop, mirroring, and a cutout of 1/4 of the side.
         num_views: How many different views of each example there are; 0 for random augmentation without end.
         view_seed: Seed of the views, apart from the seed of the run so that runs share views.
-        device_resident: Hold the whole data set on the device and augment there. ``auto``: images in memory if they
+        device_resident: Hold the whole dataset on the device and augment there. ``auto``: images in memory if they
             take under 25 % of the free memory of a GPU, image files never. ``true`` decodes image files once.
         num_workers: DataLoader worker processes where the data is not held on the device.
         drop_last: Leave out the last training batch of an epoch if it is not full.
@@ -82,7 +82,7 @@ class DataConfig:
         """
         faults = []
         if self.name not in DATASET_NAMES:
-            faults.append(f"data.name: unknown data set {self.name!r}.{nearest(str(self.name), DATASET_NAMES)}")
+            faults.append(f"data.name: unknown dataset {self.name!r}.{nearest(str(self.name), DATASET_NAMES)}")
         for field, choices in (("augment", AUGMENT_KINDS), ("labels", ("fine", "coarse"))):
             value = getattr(self, field)
             if value not in choices:
@@ -105,7 +105,7 @@ class DataConfig:
         if self.train_examples is not None and self.train_fraction != 1:
             faults.append("data.train_examples: give this or data.train_fraction, not both.")
         if self.name == "npz" and self.path is None:
-            faults.append("data.path: the npz data set needs the path of its file.")
+            faults.append("data.path: the npz dataset needs the path of its file.")
         faults += self._faults_of_texts()
         if faults:
             raise DataError("\n".join(faults))

@@ -1,4 +1,4 @@
-"""From the ``data:`` section of a recipe to training and evaluation data sets."""
+"""From the ``data:`` section of a recipe to training and evaluation datasets."""
 
 from __future__ import annotations
 
@@ -41,17 +41,14 @@ _GPU_MEMORY_SHARE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class LoadedData:
-    """Data sets ready for training.
+    """Datasets ready for training.
 
     Attributes:
         train: Training data: ``DeviceImages`` (for ``device_dataloader``), ``WorkerImages`` or ``ViewedDataset`` (for
             an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
-        info: Identity of the training examples.
-        eval_info: Identity of the evaluation examples.
         num_classes: Number of classes.
-        class_names: Their names, or None.
         image_shape: (C, H, W) of an image; () of texts.
         mean: Mean per channel that was subtracted, on the scale 0 to 1; () of texts.
         std: Deviation per channel that was divided by, on the same scale; () of texts.
@@ -61,14 +58,26 @@ class LoadedData:
 
     train: Dataset[Any]
     eval: Dataset[Any]
-    info: DatasetInfo
-    eval_info: DatasetInfo
     num_classes: int
-    class_names: tuple[str, ...] | None
     image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Identity of the training examples."""
+        return self.train.info  # type: ignore[attr-defined]
+
+    @property
+    def eval_info(self) -> DatasetInfo:
+        """Identity of the evaluation examples."""
+        return self.eval.info  # type: ignore[attr-defined]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, or None."""
+        return self.info.class_names
 
 
 def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> LoadedData:
@@ -99,7 +108,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
 def build_dataset(
     arrays: ImageArrays, config: DataConfig, device: torch.device | str = "cpu"
 ) -> tuple[DeviceImages | WorkerImages, DeviceImages | WorkerImages]:
-    """Training and evaluation data sets over images in memory, augmented as the recipe asks.
+    """Training and evaluation datasets over images in memory, augmented as the recipe asks.
 
     Args:
         arrays: Images and labels.
@@ -145,10 +154,7 @@ def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.devi
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=arrays.num_classes,
-        class_names=train.info.class_names,
         image_shape=train_set.image_shape,
         mean=arrays.mean,
         std=arrays.std,
@@ -177,10 +183,7 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -219,10 +222,7 @@ def _load_texts(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=held_out,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(),
         mean=(),
         std=(),
@@ -236,7 +236,7 @@ def _load_texts(config: DataConfig) -> LoadedData:
 
 
 class _Choice(NamedTuple):
-    """Some examples of a data set.
+    """Some examples of a dataset.
 
     Attributes:
         positions: int64 ``[n]``: where they were.
