@@ -1,4 +1,4 @@
-"""The main job on the embedded data: record runs, spend them on the next ones, and see what it saved.
+"""The main job on the embedded data: record runs, reuse them in the next ones, and see what it saved.
 
 Everything that is printed is measured here and now.
 """
@@ -45,16 +45,16 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     """Train six groups of small models on handwritten digits, and compare what they cost and how robust they are.
 
     Args:
-        folder: where the archive and the plot go.
-        seeds: runs in each group.
-        keep: add to the runs of an earlier demo instead of starting afresh.
+        folder: Where the archive and the plot go.
+        seeds: Runs in each group.
+        keep: Add to the runs of an earlier demo instead of starting afresh.
 
     Returns:
         The exit status, 0.
 
     Raises:
         ArchiveConflictError: ``folder`` holds something that is not an earlier demo.
-        ReuseAlgosError: a run fails.
+        ReuseAlgosError: A run fails.
     """
     out = Console(width=110) if not Console().is_terminal else Console()
     archive_path = folder / "archive"
@@ -98,7 +98,7 @@ def _make_room(folder: Path, archive: Path, keep: bool) -> None:
 
 
 def _train(method: str, seed: int, archive: Path, *overrides: str) -> str:
-    """One run of a shipped recipe; a line that says how it went."""
+    """Train one run of a shipped recipe, and return a line that says how it went."""
     own = [f"seed={seed}", f"archive={archive}", "progress_bar=false"]
     trainer = build_trainer(load_recipe(shipped_recipe(f"digits/{method}"), [*own, *overrides]))
     try:
@@ -114,7 +114,7 @@ def _train(method: str, seed: int, archive: Path, *overrides: str) -> str:
 
 
 def _train_on_half(path: Path) -> str:
-    """The one run that all warm starts go on from: the plain recipe on half of the images; a line on how it went."""
+    """Train the run that all warm starts go on from, on half of the images, and return a line on how it went."""
     if RunArchive(path).runs(run_name=_HALF):
         return f"  {_HALF} has been trained before"
     half = [
@@ -127,7 +127,7 @@ def _train_on_half(path: Path) -> str:
 
 
 def _attack_baseline(path: Path) -> str:
-    """Harvest adversarial examples of the first baseline run; a line that says how it went."""
+    """Harvest adversarial examples of the first baseline run, and return a line that says how it went."""
     archive = RunArchive(path)
     run = archive.runs(tags={"study": "digits", "method": "baseline"}, order="first", limit=1)[0]
     (result,) = harvest(archive, run.id, signals=("adversarial",), attack=_ATTACK, progress=False)
@@ -140,7 +140,7 @@ def _attack_baseline(path: Path) -> str:
 
 
 def _robustness(archive: RunArchive, groups: list[str]) -> Table:
-    """Mean accuracy of each group at the end of training, on images that were perturbed against each model itself."""
+    """Return the mean accuracy of each group on images that were perturbed against each model itself."""
     table = Table(title="Robustness: accuracy on evaluation images perturbed against each run's own model", box=None)
     table.title_justify = "left"
     table.add_column("tags.method")

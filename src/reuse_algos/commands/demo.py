@@ -1,4 +1,4 @@
-"""``reuse-algos demo``: the whole loop in a minute or two, on a data set that needs no download."""
+"""``reuse-algos demo``: the whole loop in a minute or two, on a dataset that needs no download."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; its exit code."""
+    """Run the demo, and return its exit code."""
     from reuse_algos.demo import run_demo
 
     return run_demo(args.folder, seeds=args.seeds, keep=args.keep)

@@ -13,9 +13,8 @@ from typing import Any
 
 from reuse_algos.compare.estimates.interval import Interval, Speedup, difference_interval, mean_interval
 from reuse_algos.compare.kinds.budgets import OverBudgets
-from reuse_algos.compare.kinds.ends import Ends
-from reuse_algos.compare.kinds.reader import Reader, Reading
-from reuse_algos.compare.kinds.training import WithinRuns
+from reuse_algos.compare.kinds.reader import Reading
+from reuse_algos.compare.kinds.training import Ends, WithinRuns
 from reuse_algos.compare.notes import notes_of
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.payback import BreakEven
@@ -29,7 +28,7 @@ _LATER_RUNS = 5
 Runs = Sequence[Outcome]
 
 
-def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> Reader:
+def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> OverBudgets | WithinRuns | Ends:
     if question.over == "budgets":
         return OverBudgets(outcomes, question, baseline, question.costs.later_runs or _LATER_RUNS)
     return WithinRuns(outcomes, question, baseline) if question.over == "training" else Ends(question, baseline)
@@ -38,7 +37,7 @@ def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> Reader:
 def compare(outcomes: Outcomes, question: Question) -> Comparison:
     """Compare groups of runs with the baseline.
 
-    Diverged runs take part: they are runs that did not reach the target. Each run bears its harvests in full;
+    Diverged runs take part: they are runs that did not reach the target. Each run counts its harvests in full;
     :class:`~reuse_algos.compare.payback.BreakEven` says what becomes of them over many runs.
 
     Args:

@@ -45,7 +45,7 @@ class Costs:
             seconds are not known.
         price_per_hour: Dollars for an hour of the hardware. Default: None, dollars are not counted.
         later_runs: Among how many runs harvests are shared in ``amortised_seconds``. Default: None, 5 (1 for a
-            recommendation: the next run bears all of its own harvest).
+            recommendation: The next run counts all of its own harvest).
         count_prior_training: Whether the training of the prior runs is shared among them, too. Default: False.
 
     Raises:

@@ -81,7 +81,7 @@ def replace_outliers(losses: ArrayLike, reach: int = 2) -> NDArray[np.float64]:
     """Replace each loss that lies outside the range of its neighbours by their mean.
 
     Args:
-        losses: float ``[N]``, finite.
+        losses: Float ``[N]``, finite.
         reach: Number of neighbours on each side. With 1, on noisy curves, most points are outside. Default: 2.
 
     Returns:

@@ -216,7 +216,7 @@ def trained_state(step: PlannedStep, run: PriorRun) -> StepState:
 
 
 def _has_checkpoint(step: PlannedStep) -> bool:
-    """Whether there is something to resume the step from."""
+    """Return whether there is something to resume the step from."""
     folder = step.folder / CHECKPOINTS
     return folder.is_dir() and any(folder.iterdir())
 

@@ -168,7 +168,7 @@ class Case:
 
 
 def _around(member: Member, found: BudgetCrossing) -> list[int]:
-    """Budgets that a crossing lies between, or the only one that it is at."""
+    """Return the budgets that a crossing lies between, or the only one that it is at."""
     low, high = math.floor(found.estimate), math.ceil(found.estimate)
     return sorted({low, min(high, member.curve.last)})
 

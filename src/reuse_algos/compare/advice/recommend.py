@@ -37,7 +37,7 @@ from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, less_of, l
 
 __all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
 
-_LATER_RUNS = 1  # the next run bears all of its own harvest
+_LATER_RUNS = 1  # the next run counts all of its own harvest
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Recommendation:
 
 
 def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
-    """Predict which technique, at what budget, reaches the target at the least cost. The rules are in the docstring.
+    """Predict which technique, at what budget, reaches the target at the least cost.
 
     Args:
         outcomes: Runs of all groups.

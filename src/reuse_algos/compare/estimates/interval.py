@@ -5,8 +5,8 @@ Sources: Student (1908); Welch, "The generalization of Student's problem when se
 are involved", Biometrika 34 (1947); Satterthwaite, Biometrics Bulletin 2 (1946).
 
 **Groups without spread.** Metric values that are all equal are copies of one run, or a metric that is at its ceiling.
-They say nothing about how far another run would be away, so the interval has no limits. Costs differ: a number of
-steps is exact, and equal counts are no sign of copies. There (``exact=True``) the width is zero.
+They do not tell how far another run would be away, so the interval has no limits. Costs differ: a number of
+steps is exact, and equal counts do not mean copies. There (``exact=True``) the width is zero.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Speedup:
 
     @property
     def drawn(self) -> bool:
-        """Whether a bar from 1 to the estimate says nothing wrong: not for "at most 2" or "at least 0.8".
+        """Whether a bar from 1 to the estimate is right: it is not for "at most 2" or "at least 0.8".
 
         There the estimate is a limit on the other side of 1 from what is known, and nothing between may be true.
         """
@@ -139,7 +139,7 @@ def sum_of_means(
         return mean_P, np.full(mean_P.shape, np.inf)
     shares = [rows.var(axis=0, ddof=1) / len(rows) for rows in samples]
     variance_P = sum(shares, np.zeros(mean_P.shape))
-    # Rounding leaves a spread of about 1e-16 where all values are equal: that is no spread either.
+    # Rounding leaves a spread of about 1e-16 where all values are equal: that does not count as spread.
     scale_P = sum((np.abs(rows).max(axis=0) for rows in samples), np.zeros(mean_P.shape))
     spread_P = variance_P > (1e-12 * scale_P) ** 2
     weights = (share**2 / (len(rows) - 1) for share, rows in zip(shares, samples, strict=True))

@@ -1,7 +1,8 @@
-"""Read groups whose runs have one budget each: mean curves over training, or each run's own cost to a target."""
+"""Read groups whose runs have one budget each: mean curves over training, own costs to a target, or ends alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,7 +23,7 @@ from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import CostToTarget
 
-__all__ = ["WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
+__all__ = ["Ends", "WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
 
 TimeAxis = Literal["steps", "train_seconds", "cost_seconds"]
 Runs = Sequence[Outcome]
@@ -148,6 +149,26 @@ class WithinRuns:
         k = crossing_of(mean_curves(self._baseline, self.mode, "steps")[0], curves, paired=False).estimate
         reached = k < len(steps)
         return _mean_at_step(group, int(steps[k if reached else -1]), reached=reached)
+
+
+class Ends:
+    """The reader of a question over ends: last values alone, without a target and costs.
+
+    Args:
+        question: What is asked.
+        baseline: The baseline's runs.
+    """
+
+    method: Literal["ends"] = "ends"
+    target = math.nan
+
+    def __init__(self, question: Question, baseline: Runs) -> None:
+        self._question, self._baseline = question, baseline
+
+    def read(self, group: Runs) -> Reading:
+        """Read one group; the baseline's own runs for the baseline."""
+        paired = None if group is self._baseline else pairs_by_seed(self._baseline, group, self._question)
+        return Reading(runs=group, basis=f"n = {len(group)}", paired=paired, bound="", speedups={})
 
 
 def _at(outcome: Outcome, k: int, *, reached: bool) -> CostToTarget:

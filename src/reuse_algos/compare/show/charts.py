@@ -189,7 +189,7 @@ def amortisation(comparison: Comparison) -> Chart | None:
     for look in looks_of(comparison):
         group = comparison.groups[look.index]
         known = group.break_even
-        # The cost of a side that is only a limit says nothing about what is paid back.
+        # The cost of a side that is only a limit does not tell what is paid back.
         if known is None or group.target_bound or comparison.groups[0].target_bound:
             continue
         each = _cost_of(group) - known.harvest_seconds

@@ -78,7 +78,7 @@ def log_to_wandb(dashboard: Dashboard, target: WandbTarget, *, html: str | None 
         Where it is, in words: the run's address, or its folder where W&B is offline (``WANDB_MODE=offline``).
 
     Raises:
-        CompareError: W&B is not installed, a run of it is under way, nobody is logged in, or it cannot be reached.
+        CompareError: W&B is not installed, a run of it is under way, no user is logged in, or it cannot be reached.
     """
     wandb = check_wandb()
     try:

@@ -97,10 +97,10 @@ def fit_speed(
     non-negative least squares.
 
     Args:
-        workers: int ``[N]``, at least 1.
+        workers: Int ``[N]``, at least 1.
         steps_per_second: ``[N]``, above 0.
         batch: Global batch in examples, the same in all measurements.
-        servers: int ``[N]``, at least 1; needed with parameter servers. Default: None.
+        servers: Int ``[N]``, at least 1; needed with parameter servers. Default: None.
         scheme: ``all_reduce``, or with parameter servers ``synchronous`` or ``asynchronous``. Default: ``all_reduce``.
 
     Raises:

@@ -54,7 +54,7 @@ class StepConfig:
     """One step, or one for each point of its ``grid``.
 
     Attributes:
-        name: what it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
+        name: What it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
             else ``step-1``, ``step-2``, ...
         recipe: As in :class:`SequenceConfig`.
         overrides: Changes to the recipe of this step.
@@ -74,14 +74,14 @@ class HarvestConfig:
     """How one signal of an arm's runs is harvested: arguments of :func:`reuse_algos.harvest.harvest`.
 
     Attributes:
-        views: views 0 to views-1 of each example; null: those of the run, for scores the plain one.
-        weights: which archived weights look at the data.
-        top_k: for logits: keep the K largest; null: all.
-        plain: for features: of the examples without augmentation.
-        attack: for adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be
+        views: Views 0 to views-1 of each example; null: those of the run, for scores the plain one.
+        weights: Which archived weights look at the data.
+        top_k: For logits: keep the K largest; null: all.
+        plain: For features: of the examples without augmentation.
+        attack: For adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be
             fractions (``8/255``).
-        bits: for adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
-        batch_size: examples at once; null: as many as suit the signal.
+        bits: For adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
+        batch_size: Examples at once; null: as many as suit the signal.
     """
 
     views: int | None = None
@@ -101,10 +101,10 @@ class ArmConfig:
         recipe: As in :class:`SequenceConfig`.
         overrides: Changes to the recipes of this arm.
         tags: Further tags of its runs.
-        first: the arm's first step, which has no prior runs; null where it is trained as the others are.
-        grid: this arm's own grid in place of the sequence's; null for the sequence's.
-        steps: this arm's own steps in place of the sequence's; null for the sequence's.
-        harvest: signal -> how it is harvested of each of the arm's runs, once the run is trained and before a step that
+        first: The arm's first step, which has no prior runs; null where it is trained as the others are.
+        grid: This arm's own grid in place of the sequence's; null for the sequence's.
+        steps: This arm's own steps in place of the sequence's; null for the sequence's.
+        harvest: Signal -> how it is harvested of each of the arm's runs, once the run is trained and before a step that
             reuses it starts: ``{adversarial: {attack: {epsilon: 8/255}}}``.
     """
 
@@ -184,27 +184,27 @@ class SequenceConfig:
     ``method`` are the sequence's and the arm's name unless ``tags`` say otherwise, for ``reuse-algos compare``.
 
     Attributes:
-        name: of the sequence: letters, digits and ``._-``. Its runs are known by it.
-        archive: folder or URL of the archive.
-        folder: where the recipes, logs and checkpoints of the steps are kept.
-        recipe: what a step is trained by: the name of a recipe that comes with the library (``digits/baseline``), or a
+        name: Of the sequence: letters, digits and ``._-``. Its runs are known by it.
+        archive: Folder or URL of the archive.
+        folder: Where the recipes, logs and checkpoints of the steps are kept.
+        recipe: What a step is trained by: the name of a recipe that comes with the library (``digits/baseline``), or a
             ``.yaml`` file, relative to the sequence file.
-        overrides: changes to the recipe of every step.
-        tags: further tags of every run.
-        ranks: processes per step; more than one go through Composer's launcher.
-        grid: recipe key -> list of values: every combination is a step of its own, the last key changing fastest.
-        steps: the steps, in order; by default one (for each point of the grid).
-        arms: name -> arm. Their first steps are run first, then the second ones, and so on, so that a machine that
+        overrides: Changes to the recipe of every step.
+        tags: Further tags of every run.
+        ranks: Processes per step; more than one go through Composer's launcher.
+        grid: Recipe key -> list of values: every combination is a step of its own, the last key changing fastest.
+        steps: The steps, in order; by default one (for each point of the grid).
+        arms: Name -> arm. Their first steps are run first, then the second ones, and so on, so that a machine that
             grows slow slows all arms alike.
-        baseline: the arm that the others are compared with; ``without`` if there is such an arm. null: nothing is
+        baseline: The arm that the others are compared with; ``without`` if there is such an arm. null: nothing is
             compared.
-        sample: values drawn at random, for every point of the grid; null where none are drawn.
-        search: key whose best value the report names, for each arm, or a section (``{key: optimizer.lr, halving:
+        sample: Values drawn at random, for every point of the grid; null where none are drawn.
+        search: Key whose best value the report names, for each arm, or a section (``{key: optimizer.lr, halving:
             {rungs: 3}}``); null where nothing is searched for. Steps that an arm's ``first`` trained do not count, as
             far as others have the same value.
-        use_held: whether a step is not trained that the archive holds already, from another study with the same
+        use_held: Whether a step is not trained that the archive holds already, from another study with the same
             recipe; null: where something is searched for.
-        metric: by which steps are judged; null is the metric that the runs themselves monitor.
+        metric: By which steps are judged; null is the metric that the runs themselves monitor.
     """
 
     name: str = MISSING
@@ -231,13 +231,13 @@ def load_sequence(path: str | Path, overrides: Iterable[str] = (), *, archive: s
     """Read a sequence file.
 
     Args:
-        path: the YAML file.
+        path: The YAML file.
         overrides: ``dotted.key=value`` texts that change the sequence file's values, as in recipes:
             ``grid.seed=[1,2]``, ``overrides.max_duration=5ep``.
-        archive: folder or URL in place of the file's, also wherever the file says ``${archive}``.
+        archive: Folder or URL in place of the file's, also wherever the file says ``${archive}``.
 
     Raises:
-        RecipeError: with all faults, one per line. The recipes that it names are not read yet.
+        RecipeError: With all faults, one per line. The recipes that it names are not read yet.
     """
     faults = Faults(str(path))
     text = read_text(path, faults)
@@ -287,7 +287,7 @@ def _dicts(value: Any) -> list[Any]:
 
 
 def _nested(section: dict[str, Any]) -> dict[str, Any]:
-    """Keys with dots, at the top of ``section`` only: a pattern further down is somebody's own key."""
+    """Nest keys with dots, at the top of ``section`` only: a pattern further down may be a key itself."""
     nested: dict[str, Any] = {}
     for path, value in section.items():
         *parents, last = str(path).split(".")
@@ -326,7 +326,7 @@ def _keys(cls: type) -> list[str]:
 
 
 def _fit(values: Any, cls: type, path: str, faults: Faults) -> dict[str, Any]:
-    """Fields of a section; what is null where null says nothing counts as left out."""
+    """Return the fields of a section; a null counts as left out."""
     if isinstance(values, dict):
         values = {key: value for key, value in values.items() if value is not None or key not in _keys(cls)}
     return fit_fields(values, cls, path, faults)
@@ -391,7 +391,7 @@ def _harvest(values: Any, path: str, faults: Faults) -> dict[str, HarvestConfig]
 
 
 def _check_harvest(signal: str, config: HarvestConfig, path: str, faults: Faults) -> None:
-    """What is of another signal, and settings out of range: before hours of training, not after them."""
+    """Note settings of another signal, or out of range: before hours of training, not after them."""
     others = {"attack": "adversarial", "bits": "adversarial", "top_k": "logits", "plain": "features"}
     for key, owner in others.items():
         if getattr(config, key) not in (None, False) and signal != owner:
@@ -409,7 +409,7 @@ def _check_harvest(signal: str, config: HarvestConfig, path: str, faults: Faults
 
 
 def _attack(values: dict[str, Any], path: str, faults: Faults) -> dict[str, Any]:
-    """Checked fields of an attack; fractions become numbers, and null counts as left out."""
+    """Return the checked fields of an attack; fractions become numbers, and null counts as left out."""
     known = len(faults)
     given = dict(values)
     for key in ("epsilon", "step_size"):
