@@ -32,12 +32,10 @@ __all__ = [
     "Verdict",
     "difference_interval",
     "mean_interval",
-    "paired_interval",
     "ratio_interval",
     "safe_exp",
     "sum_of_means",
     "verdict_of",
-    "welch_interval",
 ]
 
 CONFIDENCE = 0.95
@@ -173,49 +171,29 @@ def mean_interval(values: npt.ArrayLike, confidence: float = CONFIDENCE, *, exac
     return _interval([values], [1.0], confidence, exact)
 
 
-def paired_interval(
-    a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = CONFIDENCE, *, exact: bool = False
+def difference_interval(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, paired: bool, confidence: float = CONFIDENCE, exact: bool = False
 ) -> Interval:
-    """Return the mean of the paired differences ``a - b`` [n] with its Student-t interval (n - 1 degrees of freedom).
+    """Return the mean of ``a`` minus the mean of ``b`` with its two-sided t interval.
 
     Args:
         a: Values [n].
-        b: Values [n] in the same order.
+        b: Values [m]; m = n and the same order if ``paired``.
+        paired: Take Student's interval of the n differences; else Welch's (unequal variances, Welch-Satterthwaite
+            degrees of freedom).
         confidence: Two-sided, between 0 and 1. Default: 0.95.
         exact: See :func:`sum_of_means`. Default: False.
 
     Raises:
-        ValueError: The lengths differ or are zero.
+        ValueError: A side is empty, or pairs have different lengths.
     """
     x, y = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
+    if not paired:
+        return _interval([x, y], [1.0, -1.0], confidence, exact)
     if x.size != y.size:
         raise ValueError(f"pairs need equal lengths, got {x.size} and {y.size}")
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and the interval says so
         return _interval([x - y], [1.0], confidence, exact)
-
-
-def welch_interval(
-    a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = CONFIDENCE, *, exact: bool = False
-) -> Interval:
-    """Return ``mean(a) - mean(b)`` with Welch's interval (unequal variances, Welch-Satterthwaite degrees of freedom).
-
-    Args:
-        a: Values [n].
-        b: Values [m].
-        confidence: Two-sided, between 0 and 1. Default: 0.95.
-        exact: See :func:`sum_of_means`. Default: False.
-
-    Raises:
-        ValueError: A group is empty.
-    """
-    return _interval([a, b], [1.0, -1.0], confidence, exact)
-
-
-def difference_interval(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, paired: bool, confidence: float = CONFIDENCE, exact: bool = False
-) -> Interval:
-    """Return :func:`paired_interval` or :func:`welch_interval` of ``a - b``."""
-    return (paired_interval if paired else welch_interval)(a, b, confidence, exact=exact)
 
 
 def ratio_interval(
