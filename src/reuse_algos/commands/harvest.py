@@ -145,6 +145,7 @@ def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
             options = ", ".join("--" + name.replace("_", "-") for name in wrong)
             raise UsageError(f"{options} belong to --signals adversarial; asked for is {', '.join(signals)}")
         return {}
+    # A setting without effect would look as if it had one.
     if given.get("method") == "fgsm" and args.steps is not None:
         raise UsageError("--steps belongs to --attack pgd: fgsm takes one step of length epsilon")
     from reuse_algos.training.attacks import Attack

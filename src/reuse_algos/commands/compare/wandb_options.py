@@ -39,6 +39,7 @@ def wandb_target(args: argparse.Namespace) -> WandbTarget | None:
         return None
     from reuse_algos.compare.show.wandb import WandbTarget, check_wandb
 
+    # Importing wandb takes seconds, so it is only done when it is asked for.
     check_wandb()
     return WandbTarget(args.wandb, args.wandb_entity, args.wandb_name)
 

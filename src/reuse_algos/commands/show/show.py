@@ -211,6 +211,7 @@ def _signal_lines(signals: dict[str, Any]) -> list[str]:
             lines.append(f"{name}  {size}: written by a newer version, which can read it")
             continue
         coverage = signal["coverage_of_slots"]
+        # Hundreds of slots are common; only those with gaps are listed.
         full = sum(value == 1.0 for value in coverage.values())
         partial = [f"{slot}: {100 * value:.3g} %" for slot, value in coverage.items() if value != 1.0]
         shown = f"; {', '.join(partial[:8])}{', ...' if len(partial) > 8 else ''}" if partial else ""

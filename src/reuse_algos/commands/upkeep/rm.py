@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     archive = open_archive(args, read_only=False)
     there = set(archive.run_ids(uncommitted=True))  # by id, as a run may be too damaged to be opened
     run_ids = list(dict.fromkeys(name if name in there else archive.run(name).id for name in args.run_ids))
+    # Asked before anything is deleted, as afterwards the records are gone.
     users = _users(archive, run_ids)
     for run_id in run_ids:
         if users[run_id]:

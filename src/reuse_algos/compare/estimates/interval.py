@@ -133,6 +133,7 @@ def sum_of_means(
     if min(len(rows) for rows in samples) == 0:
         raise ValueError("a mean needs at least one value in each group")
     mean_P = sum((rows.mean(axis=0) for rows in samples), np.zeros(1))
+    # One run has no spread, so nothing bounds the mean.
     if min(len(rows) for rows in samples) < MIN_RUNS:
         return mean_P, np.full(mean_P.shape, np.inf)
     shares = [rows.var(axis=0, ddof=1) / len(rows) for rows in samples]
@@ -217,6 +218,7 @@ def ratio_interval(
     top, bottom = np.asarray(numerator, dtype=np.float64).ravel(), np.asarray(denominator, dtype=np.float64).ravel()
     if (top < 0).any() or (bottom < 0).any() or not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise ValueError("costs must be finite and not negative")
+    # A warm start may be at the target before its first step, at a cost of 0.
     zero_top, zero_bottom = bool((top == 0).any()), bool((bottom == 0).any())
     if zero_top or zero_bottom:
         estimate = math.nan if zero_top and zero_bottom else (0.0 if zero_top else math.inf)

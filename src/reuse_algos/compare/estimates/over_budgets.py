@@ -111,6 +111,7 @@ def _first_at(mean_M: FloatArray, target: float) -> float | None:
     if not reached.size:
         return None
     m = int(reached[0])
+    # A line from a diverged budget has no crossing: the budget itself counts.
     if m == 0 or not math.isfinite(mean_M[m - 1]):
         return float(m)
     return m - 1 + float((target - mean_M[m - 1]) / (mean_M[m] - mean_M[m - 1]))
@@ -138,6 +139,7 @@ def _signs(
     samples = curve.samples
     inner = [m] if curve.last == 0 else [m, m + 1]
     finite = {k for k, sample in enumerate(samples) if np.isfinite(sample.values).all()}
+    # Against a diverged baseline nothing is significant.
     if isinstance(target, Sample) and not np.isfinite(target.values).all():
         return never, never
     if not finite.issuperset(inner):
@@ -152,6 +154,7 @@ def _signs(
     finals = target.by_seed if isinstance(target, Sample) else {}
     if paired:
         common = [seed for seed in common if seed in finals]
+    # Paired values are interpolated per seed; without common seeds each budget varies by itself.
     by_seed = len(common) >= MIN_RUNS
     if curve.last == 0:
         curves = iter([([0], np.ones((part_P.size, 1)))])

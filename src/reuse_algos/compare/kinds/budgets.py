@@ -37,6 +37,7 @@ def costs_of(run: Outcome, outcomes: Outcomes, costs: Costs, later_runs: int) ->
         later_runs: Among how many runs harvests are shared.
     """
     prior = outcomes.prior_training(run.prior_run_ids) if costs.count_prior_training else 0.0
+    # No train seconds means that they were not recorded, not that training was free.
     own = run.train_seconds + run.setup_seconds if run.train_seconds > 0 else math.nan
     whole = own + run.harvest_seconds
     found: dict[Axis, float] = {
@@ -53,6 +54,7 @@ def costs_of(run: Outcome, outcomes: Outcomes, costs: Costs, later_runs: int) ->
 
 def steps_of(runs: Runs) -> float:
     """Return the mean steps at one budget, without runs that diverged, since these may have stopped early."""
+    # A diverged run that stopped early would pull its budget to the left.
     whole = [run.steps for run in runs if math.isfinite(run.final) and run.health != "diverged"]
     return float(np.mean(whole or [max(run.steps for run in runs)]))
 
@@ -247,6 +249,7 @@ class OverBudgets:
         if not isinstance(self.level, Sample):  # a given target has no seeds
             return False
         finals = set(self.level.by_seed)
+        # Each gap of the curve has to pair by itself: seeds may be missing at one budget.
         common = [seeds & finals for seeds in member.curve.seeds]
         everything = all(set(s.by_seed) == finals for s in member.curve.samples) and len(finals) >= MIN_RUNS
         fits = everything or min(len(seeds) for seeds in common) >= _RUNS_TO_PAIR

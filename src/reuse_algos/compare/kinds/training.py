@@ -70,6 +70,7 @@ def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
         CompareError: They do not, though the question insists on it.
     """
     ours, theirs = [o.pair_key for o in baseline], [o.pair_key for o in group]
+    # A seed that stands twice does not say which run pairs with which.
     fits = ours == theirs and None not in ours and len(set(ours)) == len(ours)
     return question.paired(fits, f"the baseline has the seeds {ours}, group {group[0].group!r} has {theirs}")
 
@@ -102,6 +103,7 @@ class WithinRuns:
         if self.method == "curves":
             to_target = self._own_crossing(group) if own else self._crossing(group)
         else:
+            # Runs that did not get there count at their total: a lower bound, never dropped.
             to_target = _mean_cost(to_runs)
         speedups: dict[Axis, Speedup] = {}
         if not own:
@@ -133,6 +135,7 @@ class WithinRuns:
         k = outcome.curve.first_at(self.target, self.mode)
         if k is None:
             return Hit(before=float(costs[-1]), at=float(costs[-1]), reached=False)
+        # Set-up and harvests are paid before the first step.
         start = 0.0 if axis == "steps" else outcome.upfront_seconds
         return Hit(before=float(costs[k - 1]) if k else start, at=float(costs[k]), reached=True)
 

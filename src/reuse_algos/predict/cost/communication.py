@@ -123,6 +123,7 @@ def strong_scaling(
     for count in workers:
         if count > batch:
             raise ValueError(f"{count} workers cannot share a batch of {batch}: some would have no example")
+        # The slowest worker decides, and it has the larger share.
         own = math.ceil(batch / count)
         compute = seconds_per_example * own
         exchange = exchange_seconds(scheme, count, gradient_bytes, bandwidth, servers=servers, percent=percent)

@@ -122,6 +122,7 @@ def fit_speed(
     if not (np.isfinite(speed_N).all() and (speed_N > 0).all() and (workers_N >= 1).all() and (servers_N >= 1).all()):
         raise NotEnoughEvidenceError("speeds must be finite and above 0, workers and servers at least 1")
     different = len({*zip(workers_N.tolist(), servers_N.tolist(), strict=True)})
+    # Under all-reduce non-negative least squares sets a term to 0 where two numbers have to do.
     needed = 2 if scheme == "all_reduce" else _rows(scheme, workers_N[:1], servers_N[:1], batch).shape[-1]
     if len(set(workers_N.tolist())) < 2 or different < needed:
         raise NotEnoughEvidenceError(

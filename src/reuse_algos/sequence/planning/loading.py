@@ -51,6 +51,7 @@ def load_sequence(path: str | Path, overrides: Iterable[str] = (), *, archive: s
     faults.raise_if_any()
     raw = raw or {}
     _nest_all(raw)
+    # Before and after: overrides are found in nested sections, and may bring dotted keys.
     apply_overrides(raw, overrides, faults)
     _nest_all(raw)
     if archive is not None:

@@ -72,6 +72,7 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     """
     faults = Faults(config.source)
     arms = [list(_planned_arm(config, name, arm, faults)) for name, arm in config.arms.items()]
+    # Arms take turns, so that a machine that grows slow slows all of them alike.
     steps = [step for row in itertools.zip_longest(*arms) for step in row if step is not None]
     _check_search(config, arms, faults)
     steps = other_arms_first(steps)
@@ -172,6 +173,7 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
         missing = next((step for step in steps if key not in step.point), None)
         if missing is not None:
             faults.add("search", f"{key!r} is not in the grid of {missing.title}.{nearest(key, missing.point)}")
+        # Equal budgets would train the same runs twice and drop by chance.
         lengths = {(step.rung, str(step.recipe.settings.max_duration)) for step in steps if step.rung is not None}
         if len({length for _, length in lengths}) < len({rung for rung, _ in lengths}):
             said = ", ".join(length for _, length in sorted(lengths))

@@ -121,6 +121,7 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
     values = _read_recipe(chosen, config.source, faults)
     if values is None:
         return None
+    # Later ones win: the sequence, the arm, the step, the rung, and last the point.
     of_rung = slot.rung.overrides if slot.rung else {}
     for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
         merge_sections(values, overrides)

@@ -199,6 +199,7 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
                 f"{arm.name}: the first step was trained differently from the others, and "
                 + ("nothing else has its value, so it decides for it." if counted else "does not count in the search.")
             )
+        # Only of the baseline: with reuse, equal recipes meet different prior runs.
         if len({step.fingerprint for step in arm.steps}) < len(arm.steps) and arm.is_baseline:
             notes.append(f"{arm.name}: some steps have the same recipe; repeating a seed tells nothing new.")
     machines = {_machine(run.manifest.environment) for _, run in pairs}
