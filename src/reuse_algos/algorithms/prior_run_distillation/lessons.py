@@ -19,6 +19,7 @@ from reuse_algos.algorithms.base import Stopwatch
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.layout import (
     agreement,
+    at_size,
     check_top_k,
     in_layout,
     refuse_other_task,
@@ -270,7 +271,7 @@ class Lessons:
         for index, theirs in zip(chosen, found, strict=True):
             if not self.teachers.in_layout[index]:
                 theirs = in_layout(task, theirs, rows.logits_BCX)
-            teacher_BC = self.classes.of_teacher(index // each, theirs)
+            teacher_BC = self.classes.of_teacher(index // each, at_size(theirs, rows.logits_BCX))
             if teacher_BC.shape != student_BC.shape:
                 raise PriorRunMismatchError(
                     f"teacher {self.teachers.names[index]} gives logits of shape {tuple(teacher_BC.shape)}, the "
