@@ -66,17 +66,17 @@ class Started(Algorithm):
 
 
 class IgnoredTargets(Dataset):
-    """Blobs, some of whose labels are -100, which nothing says beforehand."""
+    """Blobs, some of whose labels are ignored (-100), which nothing says beforehand."""
 
-    def __init__(self, ignored: set[int], dtype: torch.dtype = torch.float32) -> None:
-        self.blobs, self.ignored, self.dtype = blobs(N), ignored, dtype
+    def __init__(self, ignored: set[int], dtype: torch.dtype = torch.float32, label: int = -100) -> None:
+        self.blobs, self.ignored, self.dtype, self.label = blobs(N), ignored, dtype, label
 
     def __len__(self) -> int:
         return N
 
     def __getitem__(self, index: int) -> Any:
         x, y = self.blobs[index]
-        return x.to(self.dtype), (torch.tensor(-100) if index in self.ignored else y)
+        return x.to(self.dtype), (torch.tensor(self.label) if index in self.ignored else y)
 
 
 class Seen(Algorithm):

@@ -14,8 +14,9 @@ from composer import Algorithm, DataSpec, Event
 from composer.algorithms import SelectiveBackprop
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
-from reuse_algos.data.example_ids import ExampleIds, num_rows, track_loader
+from reuse_algos.data.example_ids import ExampleIds, track_loader
 from reuse_algos.data.sampler import EpochSampler, TrackedBatchSampler
+from reuse_algos.data.trainer import num_rows
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import ExampleIdError
 from toy import DictModel, NumberedDataset, Spy, checkpointed, loader, mlp, trainer

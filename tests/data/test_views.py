@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, seeded_rng
+from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
 

@@ -66,6 +66,7 @@ class Outcome:
         health: ``"ok"`` or ``"diverged"``; diverged runs stay in every comparison.
         history: The metric over training; None where only the end is known.
         manifest: Of the run, for checks of what else differs; None where there is none.
+        readings: What instruments and forecasts read while it trained: full name -> (step, value).
     """
 
     group: str
@@ -85,6 +86,7 @@ class Outcome:
     health: str = "ok"
     history: History | None = field(default=None, compare=False)
     manifest: Any = field(default=None, compare=False)
+    readings: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict, compare=False)
 
     @property
     def pair_key(self) -> str | int | None:

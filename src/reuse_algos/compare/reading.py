@@ -15,7 +15,12 @@ from reuse_algos.errors import CompareError, ReuseAlgosError, SignalNotFoundErro
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun, RunArchive
 
-__all__ = ["GROUP_KEYS", "choose_metric", "group_of", "read_outcome", "read_outcomes"]
+__all__ = ["GROUP_KEYS", "INSTRUMENTS", "choose_metric", "group_of", "read_outcome", "read_outcomes", "readings_of"]
+
+INSTRUMENTS = "instruments/"
+"""Readings of :class:`~reuse_algos.callbacks.TrainingInstruments` are metrics of this prefix."""
+
+READ_INSIDE = (INSTRUMENTS, "forecast/")
 
 GROUP_KEYS = "tags.<key>, run_name, model.name, dataset.name, seed or recipe.<dotted path>"
 
@@ -128,7 +133,24 @@ def read_outcome(run: PriorRun, metric: str, group: str = "") -> Outcome | None:
             values=values,
         ),
         manifest=manifest,
+        readings=readings_of(run, READ_INSIDE),
     )
+
+
+def readings_of(run: PriorRun, prefixes: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+    """Return full name -> (step, value) of a run's metrics whose names begin so.
+
+    Args:
+        run: A run of an archive.
+        prefixes: Such as ``instruments/``.
+    """
+    found = {}
+    for name in run.metric_names:
+        if name.startswith(prefixes):
+            rows = run.metric(name)
+            pairs = zip(rows.step.tolist(), rows.value.tolist(), strict=True)
+            found[name] = [(int(step), float(value)) for step, value in pairs]
+    return found
 
 
 def read_outcomes(archive: RunArchive, question: Question, tags: Mapping[str, Any] | None = None) -> Outcomes:

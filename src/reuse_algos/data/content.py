@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from reuse_algos.data.hashing import view_hash
-from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
 __all__ = ["SAMPLE", "Content", "content_of", "example_bytes", "files_of", "rows_content", "sample_of"]
@@ -49,7 +49,8 @@ class Content:
     def hashes(self, positions_B: Tensor) -> Tensor:
         """Return the content hashes of examples: int64 ``[B]``, 8 bytes of blake2b each."""
         where_B = positions_B if self.where is None else self.where[positions_B]
-        return torch.tensor([_hash(self.read(position)) for position in where_B.tolist()], dtype=torch.int64)
+        with undisturbed(self.read):
+            return torch.tensor([_hash(self.read(position)) for position in where_B.tolist()], dtype=torch.int64)
 
     def subset(self, positions_B: Tensor) -> Content:
         """Return the content of some of the examples."""
@@ -173,8 +174,10 @@ def _items(dataset: Any) -> Content | None:
     for candidate in (plain, dataset) if plain is not dataset else (dataset,):
         read = _Items(candidate)
         try:
-            if len(dataset) and read(0) == read(0):
-                return Content(read, about=f"{len(read(0))} bytes")
+            with undisturbed(candidate):  # around both, or a generator of its own would give the same twice
+                first, again = (read(0), read(0)) if len(dataset) else (b"", None)
+            if first == again:
+                return Content(read, about=f"{len(first)} bytes")
         except Exception:  # a user's __getitem__ without its transform may raise anything
             continue
     return None

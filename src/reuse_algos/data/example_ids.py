@@ -8,7 +8,6 @@ others find it on the loader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -21,47 +20,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
 from reuse_algos.data.streams.ids import keys_of_ids
+from reuse_algos.data.trainer import rows_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["ExampleIds", "TrackExamples", "keep_views", "num_rows", "refuse_streams", "tell_epoch", "track_loader"]
+__all__ = ["ExampleIds", "TrackExamples", "keep_views", "refuse_streams", "tell_epoch", "track_loader"]
 
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
 """What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else."""
-
-
-def num_rows(batch: Any) -> int:
-    """Return the number of examples in a batch: the common first dimension of its tensors and lists.
-
-    Tensors without dimensions do not count.
-
-    Raises:
-        ExampleIdError: There is none, or the parts disagree.
-    """
-    sizes: set[int] = set()
-
-    def visit(part: Any) -> None:
-        if isinstance(part, torch.Tensor):
-            if part.dim():  # one without dimensions belongs to the batch as a whole
-                sizes.add(part.shape[0])
-        elif isinstance(part, Mapping):
-            for value in part.values():
-                visit(value)
-        elif isinstance(part, (list, tuple)):
-            if all(isinstance(value, (str, int, float, bool)) for value in part):
-                sizes.add(len(part))
-            else:
-                for value in part:
-                    visit(value)
-
-    visit(batch)
-    if len(sizes) != 1:
-        found = f"parts of {sorted(sizes)} rows" if sizes else "no tensors"
-        raise ExampleIdError(
-            f"cannot tell how many examples a batch of type {type(batch).__name__} holds: it has {found}. Let every "
-            "tensor of the batch have one row per example."
-        )
-    return sizes.pop()
 
 
 def track_loader(loader: DataLoader) -> DataLoader:
@@ -274,18 +240,23 @@ class ExampleIds:
                 "to Trainer.fit."
             )
         self._batch = sampler.examples(self._fetched - 1)
-        self._check_rows(num_rows(state.batch), len(self._batch.positions))
+        expected = len(self._batch.positions)
+        self._check_rows(rows_of(state.batch, state, expected), expected)
 
     def _start_microbatch(self, state: State) -> None:
         if self.id_key is not None:
             self._microbatch = self._from_batch(state.batch)
             self._next_row += len(self._microbatch.positions)
             return
-        stop = self._next_row + num_rows(state.batch)
+        stop = self._next_row + self._rows_of_microbatch(state)
         if stop > len(self.batch.positions):
             self._check_rows(stop, len(self.batch.positions))
         self._microbatch = self.batch.rows(self._next_row, stop)
         self._next_row = stop
+
+    def _rows_of_microbatch(self, state: State) -> int:
+        size, left = state.device_train_microbatch_size, len(self.batch.positions) - self._next_row
+        return rows_of(state.batch, state, left if size is None else min(int(size), left))
 
     def _from_batch(self, batch: Any) -> Examples:
         try:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from reuse_algos.data.content import Content, content_of, files_of, sample_of
-from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
 __all__ = ["DatasetInfo", "infer_info", "key_of_path", "plain_name", "try_info"]
@@ -283,7 +283,7 @@ def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
         return True  # read off the tensors themselves, and part by part
     for position in sample_of(keys, _LABELS_COMPARED).tolist():
         try:
-            with seeded_rng(0):
+            with seeded_rng(0), undisturbed(dataset):
                 example = dataset[position]
         except Exception:  # a user's __getitem__ may raise anything; training will tell
             return True

@@ -26,7 +26,6 @@ __all__ = [
     "ExampleView",
     "ViewPolicy",
     "ViewedDataset",
-    "seeded_rng",
     "uniform_floats",
     "uniform_ints",
     "view_hash",

@@ -42,11 +42,12 @@ from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_r
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds, num_rows
+from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
+from reuse_algos.data.trainer import num_rows
 from reuse_algos.errors import ExampleIdError, ModelError
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.sections import fit_section

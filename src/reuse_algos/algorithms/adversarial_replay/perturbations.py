@@ -147,7 +147,7 @@ class Perturbations:
                 "views of that run, or choose a run that has these and harvest it."
             )
         signal = run.signal(self.name)
-        if mismatch != "allow" and (missing := missing_views(run, signal, policy, "perturbations", whole=False)):
+        if mismatch != "allow" and (missing := missing_views(run, signal, policy, "perturbations")):
             raise PriorRunMismatchError(
                 f"{missing}. Harvest the others: {command}, or say mismatch: allow to go without them."
             )

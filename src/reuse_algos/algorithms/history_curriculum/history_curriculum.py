@@ -243,7 +243,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         self._refuse_another(state)
         self._losses = self._check = None
         if self._needs_losses:
-            self._losses = self.per_example_loss or find_losses(unwrap_model(state.model), info, self.task_reader)
+            self._losses = self.per_example_loss or find_losses(unwrap_model(state.model), self.task_reader)
             self._check = MeanCheck(device_of(state.model))
         self._read_scores(info, num_examples, loader.dataset)
         if self._own is None and self.update:
@@ -389,7 +389,9 @@ class HistoryCurriculum(ReusingAlgorithm):
             losses_B = self._losses(state.outputs, state.batch)
         self._check.add(state.loss, losses_B, len(positions_B))
         if self._own is not None:
-            shown_B = self._losses.of_examples(state.outputs) if isinstance(self._losses, TaskLosses) else losses_B
+            shown_B = losses_B
+            if isinstance(self._losses, TaskLosses):
+                shown_B = self._losses.of_examples(state.outputs, state.batch)
             kept = clean_rows(state)  # a loss on another input says nothing of the example's own
             if kept is None:
                 self._own.add(positions_B, shown_B)

@@ -14,9 +14,9 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun, encode_top_k
 from reuse_algos.archive.signals.top_k import top_k_error
 from reuse_algos.errors import PriorRunMismatchError
-from reuse_algos.training.task import Task, mean_of_counted
+from reuse_algos.training.task import Rows, Task, mean_of_counted
 
-__all__ = ["agreement", "at_size", "check_top_k", "in_layout", "refuse_other_task"]
+__all__ = ["agreement", "at_size", "check_top_k", "in_layout", "refuse_other_task", "right_answers"]
 
 _MOST_ERROR = 0.05
 """Of the kept classes' probability that ``top_k`` may misplace, as a mean over rows: 1/20 of the teacher's answer."""
@@ -101,6 +101,27 @@ def check_top_k(name: str, logits_BC: Tensor, kept: int, temperature: float) -> 
             f"{temperature:g} up to {error:.0%} of their probability may be misplaced, more than {_MOST_ERROR:.0%}. "
             "Use a temperature nearer to 1, a larger top_k, dense logits (`reuse-algos harvest`) or source: live."
         )
+
+
+def right_answers(task: Task, rows: Rows, target_BC: Tensor, yes_BC: Tensor, seen_B: Tensor | None) -> Tensor | None:
+    """Return how many rows of a microbatch there are, and how many the student and its teachers answer rightly.
+
+    Args:
+        task: The task.
+        rows: The student's outputs and the targets, of all classes.
+        target_BC: The teachers' probabilities or logits, of the same classes.
+        yes_BC: Labels that the teachers say yes to, for binary and multilabel tasks.
+        seen_B: Rows that have a target of the teachers; None: all.
+
+    Returns:
+        Float32 ``[3]`` over the rows that the teachers know; None for regression and where there are no targets.
+    """
+    if rows.targets is None or not (task.is_softmax or task.is_sigmoid):
+        return None
+    theirs = rows._replace(logits_BCX=target_BC if task.is_softmax else yes_BC.float() - 0.5)
+    right_B, taught_B = task.correct(rows).float(), task.correct(theirs).float()
+    seen_B = torch.ones_like(right_B) if seen_B is None else seen_B.float()
+    return torch.stack([seen_B.sum(), (right_B * seen_B).sum(), (taught_B * seen_B).sum()])
 
 
 def agreement(

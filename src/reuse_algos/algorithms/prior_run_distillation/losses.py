@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from composer import State
 from composer.optim import ComposerScheduler
 from torch import Tensor
 
+from reuse_algos.algorithms.prior_run_distillation.strength import standardized
 from reuse_algos.algorithms.prior_run_distillation.terms import (
     Average,
     bernoulli_kl_term,
@@ -26,7 +27,10 @@ from reuse_algos.errors import TaskError
 from reuse_algos.training.task import Task
 from reuse_algos.training.window import Window, ahead, scheduled
 
-__all__ = ["KL", "MSE", "Strength", "Weighing"]
+__all__ = ["KL", "MSE", "Scale", "Strength", "Weighing"]
+
+Scale = Literal["none", "teacher", "rows"]
+"""Units of the logits that a term compares, see :class:`MSE`."""
 
 _TASKS = ("multiclass", "binary", "multilabel", "regression", "token", "dense")
 
@@ -66,9 +70,17 @@ class MSE:
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
             labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
             ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
+        scale: Units of the logits. ``none``: as they are, so that the term grows with the square of the teachers'
+            logits. ``teacher``: all logits are divided by the standard deviation of the teachers' (measured over
+            archived logits, or in the first batch, which then goes without the term); one weight serves all teachers.
+            ``rows``: each row has mean 0 and standard deviation 1 (arXiv 2403.01427), for tasks with a softmax.
+            Default: ``none``.
+        bound: The largest ratio, above 0, of the gradient of w D to that of b L, both with respect to the logits. It is
+            measured in the first eight batches of the term, the first of which goes without it; w is lowered to hold
+            it. Default: None, no bound.
 
     Raises:
-        ValueError: A weight is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     name: ClassVar[str] = "mse"
@@ -76,8 +88,16 @@ class MSE:
     weight_scheduler: ComposerScheduler | None = None
     base_weight: float | None = None
     average: Average = "examples"
+    scale: Scale = "none"
+    bound: float | None = None
 
     def __post_init__(self) -> None:
+        if self.scale not in get_args(Scale):
+            raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {self.scale!r}")
+        if self.bound is not None and not self.bound > 0:
+            raise ValueError(f"bound must be above 0, got {self.bound}")
+        if self.bound is not None and self.base(self.plain, 1.0) == 0:
+            raise ValueError("bound needs a share of the model's own loss to hold the term against: its weight is 0")
         if self.average not in get_args(Average):
             raise ValueError(f"average must be examples or targets, got {self.average!r}")
         if self.base_weight is not None and not self.base_weight >= 0:
@@ -111,6 +131,30 @@ class MSE:
     def check_task(self, task: Task) -> None:
         """Raise a ``TaskError`` where the term is not defined for a task."""
         task.require("PriorRunDistillation with loss: mse", _TASKS)
+        self._check_scale(task)
+
+    def _check_scale(self, task: Task) -> None:
+        if self.scale == "rows" and not task.is_softmax:
+            raise TaskError(
+                f"PriorRunDistillation with loss.scale: rows needs classes that exclude each other, and the task is "
+                f"{task.kind} ({task.evidence or 'as set'}). Set scale: teacher."
+            )
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Whether the largest logits alone (top_k) are not enough."""
+        return True
+
+    def in_units(self, logits_BC: Tensor, deviation: float | None) -> Tensor:
+        """Return logits of the student or a teacher in the units that are compared.
+
+        Args:
+            logits_BC: ``[B, C, ...]``.
+            deviation: Standard deviation of the teachers' logits; None where it is not known yet.
+        """
+        if self.scale == "rows":
+            return standardized(logits_BC)
+        return logits_BC if self.scale == "none" or deviation is None else logits_BC / deviation
 
     def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
@@ -127,8 +171,9 @@ class MSE:
         return target_BC > 0
 
     def metrics(self, now: Strength) -> dict[str, float]:
-        """Return the settings that a scheduler changes, for the log."""
-        return {} if self.weight_scheduler is None else {"weight": now.weight}
+        """Return the settings that a scheduler or the bound changes, for the log."""
+        moves = self.weight_scheduler is not None or self.bound is not None
+        return {"weight": now.weight} if moves else {}
 
 
 @dataclass(frozen=True)
@@ -144,11 +189,18 @@ class KL(MSE):
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
             labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
             ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
+        scale: Units of the logits that are divided by T. ``none``: as they are. ``teacher``: the standard deviation of
+            the teachers' logits (measured over archived logits, or in the first batch, which then goes without the
+            term). ``rows``: each row has mean 0 and standard deviation 1 (arXiv 2403.01427), for tasks with a softmax.
+            Default: ``none``.
+        bound: The largest ratio, above 0, of the gradient of w D to that of b L, both with respect to the logits. It is
+            measured in the first eight batches of the term, the first of which goes without it; w is lowered to hold
+            it. Default: None, no bound.
         temperature: T, above 0. Default: 4.0.
         temperature_scheduler: Multiplies T at every batch; T must stay above 0. Default: T is constant.
 
     Raises:
-        ValueError: A weight or the temperature is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     name: ClassVar[str] = "kl"
@@ -193,6 +245,12 @@ class KL(MSE):
                 "...}} where the task was found wrongly."
             )
         task.require("PriorRunDistillation with loss: kl", _TASKS)
+        self._check_scale(task)
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Whether the largest logits alone (top_k) are not enough."""
+        return self.scale != "none"
 
     def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
@@ -209,6 +267,6 @@ class KL(MSE):
         return target_BC > 0.5
 
     def metrics(self, now: Strength) -> dict[str, float]:
-        """Return the settings that a scheduler changes, for the log."""
+        """Return the settings that a scheduler or the bound changes, for the log."""
         moving = {} if self.temperature_scheduler is None else {"temperature": now.temperature}
         return {**super().metrics(now), **moving}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,11 +27,13 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
     Sample,
     TeachingWindow,
 )
+from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
+from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import ExampleIdError
+from reuse_algos.errors import ExampleIdError, HarmWarning
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
@@ -119,7 +122,10 @@ class PriorRunDistillation(ReusingAlgorithm):
         self.task_reader = TaskReader(keys=self.keys)
         self.dataset = dataset
         self.passed_teacher = False
+        self.harm: str | None = None
+        self.watch, self._channels = HarmWatch(self.when.stop_when_harmful), Channels()
         self._student: nn.Module | None = None
+        self._looks = False
         self._no_ids: str | None = None
         self._goal: TeacherGoal | None = None
 
@@ -142,7 +148,8 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def is_active(self, state: State) -> bool:
         """Return whether the term is on for the current batch, with a weight other than 0."""
-        return not self.passed_teacher and self.lessons.strength.weight != 0 and self.when.is_on(state)
+        stopped = self.passed_teacher or self.harm is not None
+        return not stopped and self.lessons.strength.weight != 0 and self.when.is_on(state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -160,8 +167,9 @@ class PriorRunDistillation(ReusingAlgorithm):
             microbatch = None if self.lessons.cached is None else self.ids.microbatch
             reader, rows = self.task_reader, self.task_reader.rows(state.outputs)
             term = self.lessons.term(state, reader.batch, microbatch, reader.known, rows)
-            added, base = self.lessons.strength.weight * term, self.lessons.base_weight
-            state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
+            if term is not None:
+                added, base = self.lessons.strength.weight * term, self.lessons.base_weight
+                state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
         elif event == Event.EVAL_END:
             self._compare_with_teacher(state)
         elif event == Event.FIT_END:
@@ -169,6 +177,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         elif event == Event.BATCH_END:
             # Not at AFTER_TRAIN_BATCH, which is inside the optimizer's closure: a GPU would have to wait for it.
             metrics = self.lessons.end_batch()
+            if self._looks:
+                metrics |= self._look(state)
             self.batches_applied += int(metrics.get("coverage", 0) > 0)
             self.log_metrics({_METRICS + name: value for name, value in metrics.items()}, logger)
         else:
@@ -177,7 +187,8 @@ class PriorRunDistillation(ReusingAlgorithm):
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
         super().start_afresh()
-        self.passed_teacher = False
+        self.passed_teacher, self.harm = False, None
+        self.watch.forget()
         self.lessons.forget()
         self.task_reader.start_afresh()
 
@@ -195,7 +206,28 @@ class PriorRunDistillation(ReusingAlgorithm):
             on = self.is_active(state)
             if on:
                 self._check(lambda: self.loss.check(self.lessons.strength))
-            self.lessons.begin_batch(state, self.ids.batch if on and self.lessons.cached is not None else None)
+            self._looks = on and self.watch.is_due(state)
+            if self._looks and self.task_reader.task is not None:
+                self._channels.begin(state.model, self.task_reader.task.num_classes)
+            examples = self.ids.batch if on and self.lessons.cached is not None else None
+            self.lessons.begin_batch(state, examples, self._looks)
+
+    def _look(self, state: State) -> dict[str, float]:
+        """Look at a batch that has just ended, and switch the term off where it does harm."""
+        totals, dead = self.lessons.totals, self._channels.end()
+        if totals is None:
+            return {}
+        shares = (totals.right / totals.judged, totals.taught / totals.judged) if totals.judged else (None, None)
+        look = Look(totals.cosine, *shares, dead)
+        self.harm = self.watch.judge(look)
+        if self.harm is not None:
+            warnings.warn(
+                f"PriorRunDistillation: the term is switched off after batch {int(state.timestamp.batch)}, since it "
+                f"does harm: {self.harm}. when: {{stop_when_harmful: false}} leaves it on.",
+                HarmWarning,
+                stacklevel=2,
+            )
+        return {name: value for name, value in look._asdict().items() if value is not None}
 
     def _find_examples(self, state: State) -> None:
         """Follow example ids where cached logits may be used; live teachers work on any loader."""
@@ -239,22 +271,26 @@ class PriorRunDistillation(ReusingAlgorithm):
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
         del flops_per_example
-        return self.lessons.flops
+        return self.lessons.spending.flops
 
     def teacher_seconds(self) -> float:
         """Return the seconds spent on getting targets, over all attempts of this run."""
-        return self.lessons.seconds()
+        return self.lessons.spending.seconds()
 
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
-        return self.lessons.uses(self.prior_runs)
+        cached, names = self.lessons.cached is not None, self.source.weight_names
+        signals = [signal_name(name) for name in names] if cached else []
+        return self.lessons.spending.uses(self.prior_runs, names, signals)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on as if it had never stopped."""
-        return {**super().state_dict(), **self.lessons.state_dict(), "passed_teacher": self.passed_teacher}
+        ours = {"passed_teacher": self.passed_teacher, "harm": self.harm, "watch": self.watch.state_dict()}
+        return {**super().state_dict(), **self.lessons.state_dict(), **ours}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
         super().load_state_dict(state)
-        self.passed_teacher = bool(state["passed_teacher"])
+        self.passed_teacher, self.harm = bool(state["passed_teacher"]), state["harm"]
+        self.watch.load_state_dict(state["watch"])
         self.lessons.load_state_dict(state)

@@ -232,7 +232,7 @@ class CachedFeatures:
             raise PriorRunMismatchError(
                 f"run {run.id} has features of views with (transform, seed) {there}, this run shows {here}. {advice}"
             )
-        if missing := missing_views(run, signal, policy, "features", whole=True):
+        if missing := missing_views(run, signal, policy, "features", least=1.0):
             raise PriorRunMismatchError(f"{missing}. {advice}")
         return signal
 

@@ -11,11 +11,12 @@ from reuse_algos.compare.estimates.interval import mean_interval
 from reuse_algos.compare.kinds.training import shared_steps
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis
+from reuse_algos.compare.reading import INSTRUMENTS
 from reuse_algos.compare.result import Comparison, Group
 from reuse_algos.compare.show.drawing import Chart, Look, Series, axis_title, drawn_axes, looks_of
 from reuse_algos.compare.show.words import format_amount, format_number, format_times, short
 
-__all__ = ["amortisation", "charts_of", "pareto"]
+__all__ = ["amortisation", "charts_of", "pareto", "readings_charts"]
 
 _LATER_RUNS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
@@ -151,6 +152,33 @@ def pareto(comparison: Comparison) -> list[Chart]:
                 True,
             )
         )
+    return charts
+
+
+def readings_charts(comparison: Comparison, outcomes: Outcomes) -> list[Chart]:
+    """Return what instruments read over the steps, one chart per reading, a line per run; empty without readings.
+
+    Args:
+        comparison: What to draw.
+        outcomes: The runs that it was made from.
+    """
+    groups = outcomes.groups
+    names = dict.fromkeys(name for run in outcomes.runs for name in run.readings if name.startswith(INSTRUMENTS))
+    charts = []
+    for name in names:
+        word = name.removeprefix(INSTRUMENTS).replace("_", " ")
+        series = []
+        for look in looks_of(comparison):
+            lines = [run.readings[name] for run in groups[look.name] if run.readings.get(name)]
+            for number, rows in enumerate(lines):
+                x, y = [float(step) for step, _ in rows], [value for _, value in rows]
+                labels = [f"{look.name}, step {step}\n{word}: {value:.4g}" for step, value in rows]
+                unknown = [math.nan] * len(x)
+                # One name for all runs of a group keeps the legend short.
+                shown = look.name if number == 0 else ""
+                series.append(Series(shown, look, x, y, unknown, unknown, labels, line=True, band=True))
+        if series and "/" not in word:  # sizes of gradients are a map, which `show --instruments` draws
+            charts.append(Chart(word, f"{word} over the steps", "steps", word, series, log=False))
     return charts
 
 

@@ -15,7 +15,7 @@ from reuse_algos.compare.estimates.interval import Interval, Speedup
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison, Group, json_safe
-from reuse_algos.compare.show.charts import charts_of
+from reuse_algos.compare.show.charts import charts_of, readings_charts
 from reuse_algos.compare.show.drawing import Chart
 from reuse_algos.compare.show.words import AXIS_WORDS, format_speedup
 
@@ -112,7 +112,8 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
             **({"points": _table(points)} if points else {"curves": _table(_curves(comparison, charts))}),
             "notes": Table(["note"], [[note] for note in comparison.notes]),
         },
-        lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts},
+        lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts}
+        | {f"readings/{chart.key}": _lines(chart) for chart in readings_charts(comparison, outcomes)},
         bars=bars,
         document=document,
     )
@@ -214,7 +215,11 @@ def _lines(chart: Chart) -> Lines:
     def finite(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
         return (point for point in points if math.isfinite(point[0]) and math.isfinite(point[1]))
 
-    named = {series.name: sorted(finite(series.joined)) for series in chart.series if series.name}
+    # On a page one name stands for all runs of a group; W&B needs one for each line.
+    named = {
+        series.name or f"{series.look.name} ({number})": sorted(finite(series.joined))
+        for number, series in enumerate(chart.series)
+    }
     found = {name: points for name, points in named.items() if points}
     xs = [x for points in found.values() for x, _ in points]
     if xs and chart.level is not None and math.isfinite(chart.level):

@@ -19,7 +19,17 @@ from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
 from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 from reuse_algos.training.attacks import Attack, pixel_size
 
-__all__ = ["ArmConfig", "FirstConfig", "HarvestConfig", "SequenceConfig", "StepConfig", "load_sequence"]
+__all__ = [
+    "ArmConfig",
+    "FirstConfig",
+    "HalvingConfig",
+    "HarvestConfig",
+    "SampleConfig",
+    "SearchConfig",
+    "SequenceConfig",
+    "StepConfig",
+    "load_sequence",
+]
 
 _MAX_RANKS = 1024
 
@@ -29,9 +39,9 @@ class FirstConfig:
     """How an arm's first step is trained, in place of the arm's own ``recipe``, ``overrides`` and ``tags``.
 
     Attributes:
-        recipe: as in :class:`SequenceConfig`.
-        overrides: likewise.
-        tags: likewise.
+        recipe: As in :class:`SequenceConfig`.
+        overrides: Changes to the recipe of this step.
+        tags: Further tags of its run.
     """
 
     recipe: str | None = None
@@ -46,10 +56,10 @@ class StepConfig:
     Attributes:
         name: what it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
             else ``step-1``, ``step-2``, ...
-        recipe: as in :class:`SequenceConfig`.
-        overrides: likewise.
-        tags: likewise.
-        grid: likewise, for this step only.
+        recipe: As in :class:`SequenceConfig`.
+        overrides: Changes to the recipe of this step.
+        tags: Further tags of its run.
+        grid: Values of this step only, as in :class:`SequenceConfig`.
     """
 
     name: str | None = None
@@ -88,9 +98,9 @@ class ArmConfig:
     """One way to train all steps, such as with or without the algorithms that reuse earlier runs.
 
     Attributes:
-        recipe: as in :class:`SequenceConfig`.
-        overrides: likewise, for this arm only.
-        tags: likewise.
+        recipe: As in :class:`SequenceConfig`.
+        overrides: Changes to the recipes of this arm.
+        tags: Further tags of its runs.
         first: the arm's first step, which has no prior runs; null where it is trained as the others are.
         grid: this arm's own grid in place of the sequence's; null for the sequence's.
         steps: this arm's own steps in place of the sequence's; null for the sequence's.
@@ -105,6 +115,58 @@ class ArmConfig:
     grid: dict[str, Any] | None = None
     steps: list[StepConfig] | None = None
     harvest: dict[str, HarvestConfig] = field(default_factory=dict)
+
+
+@dataclass
+class SampleConfig:
+    """Values drawn at random, log-uniformly and evenly spread, in place of lists of values.
+
+    Attributes:
+        over: Recipe key -> lowest and highest value, above 0: ``{optimizer.lr: [0.001, 1.0]}``. Several keys are drawn
+            together.
+        count: Number of points. Default: 8.
+        seed: Of the draw. Default: 0.
+    """
+
+    over: dict[str, Any] = field(default_factory=dict)
+    count: int = 8
+    seed: int = 0
+
+
+@dataclass
+class HalvingConfig:
+    """Successive halving: all values get a small budget, and the best ones a larger one.
+
+    Attributes:
+        rungs: Number of rounds, from 2. The last one trains for the recipe's ``max_duration``. Default: 3.
+        eta: Each rung trains ``eta`` times as long as the one before, and one value of ``eta`` goes on. Default: 4.
+        arms: Arms that search so; the others train every value in full. Default: None, all arms.
+        later: Overrides of every rung after the first, such as algorithms that let the rung before teach it. In their
+            queries the tag ``rung: previous`` means that rung. Default: none.
+    """
+
+    rungs: int = 3
+    eta: int = 4
+    arms: list[str] | None = None
+    later: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SearchConfig:
+    """What is searched for.
+
+    Attributes:
+        key: Key of the grid or of the sample, whose best value the report names for each arm.
+        halving: How values are dropped before they are trained in full. Default: None, every value is.
+    """
+
+    key: str = ""
+    halving: HalvingConfig | None = None
+
+    def rungs_in(self, arm: str) -> HalvingConfig | None:
+        """Return how an arm is searched; None where every value is trained in full."""
+        halving = self.halving
+        return None if halving is None or (halving.arms is not None and arm not in halving.arms) else halving
 
 
 @dataclass
@@ -136,8 +198,12 @@ class SequenceConfig:
             grows slow slows all arms alike.
         baseline: the arm that the others are compared with; ``without`` if there is such an arm. null: nothing is
             compared.
-        search: key of the grid whose best value the report names, for each arm; null where nothing is searched for.
-            Steps that an arm's ``first`` trained do not count, as far as others have the same value.
+        sample: values drawn at random, for every point of the grid; null where none are drawn.
+        search: key whose best value the report names, for each arm, or a section (``{key: optimizer.lr, halving:
+            {rungs: 3}}``); null where nothing is searched for. Steps that an arm's ``first`` trained do not count, as
+            far as others have the same value.
+        use_held: whether a step is not trained that the archive holds already, from another study with the same
+            recipe; null: where something is searched for.
         metric: by which steps are judged; null is the metric that the runs themselves monitor.
     """
 
@@ -152,7 +218,9 @@ class SequenceConfig:
     steps: list[StepConfig] = field(default_factory=lambda: [StepConfig()])
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     baseline: str | None = None
-    search: str | None = None
+    sample: SampleConfig | None = None
+    search: SearchConfig | None = None
+    use_held: bool | None = None
     metric: str | None = None
 
     # Where the file is: recipes are looked up relative to its folder, and errors name it.
@@ -233,7 +301,7 @@ def _nested(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fitted(values: dict[str, Any], faults: Faults) -> SequenceConfig:
-    plain = {key: value for key, value in values.items() if key not in ("steps", "arms")}
+    plain = {key: value for key, value in values.items() if key not in ("steps", "arms", "search", "sample")}
     unwritten = {f.name for f in dataclasses.fields(SequenceConfig) if not f.metadata.get("written", True)}
     for key in unwritten & plain.keys():
         faults.add(key, f"there is no such key.{nearest(key, _keys(SequenceConfig))}")
@@ -241,6 +309,10 @@ def _fitted(values: dict[str, Any], faults: Faults) -> SequenceConfig:
     config = SequenceConfig(**_fit(plain, SequenceConfig, "", faults))
     if values.get("steps") is not None:
         config.steps = _steps(values["steps"], "steps", faults)
+    if values.get("sample") is not None:
+        config.sample = SampleConfig(**_fit(values["sample"], SampleConfig, "sample", faults))
+    if values.get("search") is not None:
+        config.search = _search(values["search"], faults)
     arms = values.get("arms")
     if isinstance(arms, dict):
         config.arms = {str(name): _arm(arm, join("arms", name), faults) for name, arm in arms.items()}
@@ -258,6 +330,22 @@ def _fit(values: Any, cls: type, path: str, faults: Faults) -> dict[str, Any]:
     if isinstance(values, dict):
         values = {key: value for key, value in values.items() if value is not None or key not in _keys(cls)}
     return fit_fields(values, cls, path, faults)
+
+
+def _search(value: Any, faults: Faults) -> SearchConfig:
+    section = dict(value) if isinstance(value, dict) else {"key": value}
+    halving = section.pop("halving", None)
+    config = SearchConfig(**_fit(section, SearchConfig, "search", faults))
+    if not config.key and value is not BROKEN:
+        faults.add("search.key", "missing. Write for example search: {key: optimizer.lr, halving: {rungs: 3}}")
+    if halving is not None:
+        path = "search.halving"
+        config.halving = found = HalvingConfig(**_fit(halving, HalvingConfig, path, faults))
+        found.later = _nested(found.later)
+        for key, least in (("rungs", 2), ("eta", 2)):
+            if getattr(found, key) < least:
+                faults.add(join(path, key), f"must be at least {least}, not {getattr(found, key)}")
+    return config
 
 
 def _steps(values: Any, path: str, faults: Faults) -> list[StepConfig]:
@@ -354,5 +442,9 @@ def _check(config: SequenceConfig, faults: Faults) -> None:
             faults.add(join("arms", arm), "must be letters, digits and ._- only, beginning with a letter or digit")
     if config.baseline is not None and config.baseline not in config.arms:
         faults.add("baseline", f"there is no arm {config.baseline!r}.{nearest(config.baseline, config.arms)}")
+    halving = config.search.halving if config.search else None
+    for arm in (halving.arms or []) if halving else []:
+        if arm not in config.arms:
+            faults.add("search.halving.arms", f"there is no arm {arm!r}.{nearest(arm, config.arms)}")
     if config.baseline is None and "without" in config.arms:
         config.baseline = "without"

@@ -1,16 +1,11 @@
-"""The main job on the embedded data: record runs, spend them on the next ones, and see what it saved.
-
-Everything that is printed is measured here and now.
-"""
+"""``reuse-algos demo --all``: every technique on the handwritten digits, and how robust the models are."""
 
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from reuse_algos.archive import RunArchive
@@ -18,14 +13,11 @@ from reuse_algos.compare import Question, compare, read_outcomes
 from reuse_algos.compare.estimates.interval import mean_interval
 from reuse_algos.compare.show.figures import plot_comparison
 from reuse_algos.compare.show.terminal import comparison_table
-from reuse_algos.errors import ArchiveConflictError
+from reuse_algos.demo.runs import console, one_thread, quiet_run
 from reuse_algos.harvest import harvest
-from reuse_algos.recipe.build import build_trainer
-from reuse_algos.recipe.compose import load_recipe
-from reuse_algos.recipe.shipped import shipped_recipe
 from reuse_algos.training.attacks import Attack
 
-__all__ = ["run_demo"]
+__all__ = ["show_every_technique"]
 
 _ARMS = (
     ("baseline", "plain runs at full budget; each archives its weights, logits and metrics"),
@@ -41,35 +33,35 @@ _ROBUST = "callbacks.robust_evaluation={interval: 1dur, examples: 360, attacks: 
 _ROBUST_METRICS = {"clean": "CleanAccuracy", "FGSM 8/255": "FGSMAccuracy", "PGD-10 8/255": "PGDAccuracy"}
 
 
-def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
+def show_every_technique(folder: Path, archive_path: Path, *, seeds: int) -> int:
     """Train six groups of small models on handwritten digits, and compare what they cost and how robust they are.
 
     Args:
-        folder: where the archive and the plot go.
-        seeds: runs in each group.
-        keep: add to the runs of an earlier demo instead of starting afresh.
+        folder: Where the plot goes.
+        archive_path: Where the archive goes.
+        seeds: Runs in each group.
 
     Returns:
         The exit status, 0.
 
     Raises:
-        ArchiveConflictError: ``folder`` holds something that is not an earlier demo.
-        ReuseAlgosError: a run fails.
+        ReuseAlgosError: A run fails.
     """
-    out = Console(width=110) if not Console().is_terminal else Console()
-    archive_path = folder / "archive"
-    _make_room(folder, archive_path, keep)
+    out = console()
     began = time.perf_counter()
-    for method, why in _ARMS:
-        out.print(f"\n[bold]{method.replace('_', '-')}[/bold]: {why}")
-        overrides = [_ROBUST]
-        if method == "adversarial_replay":
-            out.print(_attack_baseline(archive_path), highlight=False)
-        elif method == "warm_start":
-            out.print(_train_on_half(archive_path), highlight=False)
-            overrides.append(f"algorithms.prior_run_warm_start.runs={{run_name: {_HALF}, order: first, limit: 1}}")
-        for seed in range(1, seeds + 1):
-            out.print(_train(method, seed, archive_path, *overrides), highlight=False)
+    with one_thread():
+        for method, why in _ARMS:
+            out.print(f"\n[bold]{method.replace('_', '-')}[/bold]: {why}")
+            overrides = [_ROBUST]
+            if method == "short":
+                overrides.append("tags.control_of=distilled")
+            elif method == "adversarial_replay":
+                out.print(_attack_baseline(archive_path))
+            elif method == "warm_start":
+                out.print(_train_on_half(archive_path))
+                overrides.append(f"algorithms.prior_run_warm_start.runs={{run_name: {_HALF}, order: first, limit: 1}}")
+            for seed in range(1, seeds + 1):
+                out.print(_train(method, seed, archive_path, *overrides))
     archive = RunArchive(archive_path)
     # The run on half of the images is another study, and there to be reused: it is not compared with the others.
     question = Question(group_by="tags.method", baseline="baseline")
@@ -81,31 +73,13 @@ def run_demo(folder: Path, *, seeds: int = 8, keep: bool = False) -> int:
     out.print(comparison_table(comparison))
     out.print(_robustness(archive, list(outcomes.groups)))
     out.print(f"plot: {plot}\narchive: {archive_path} (try `reuse-algos runs {archive_path}`)", soft_wrap=True)
-    out.print(
-        f"{len(_ARMS) * seeds} runs and one on half of the images in {time.perf_counter() - began:.0f} s",
-        highlight=False,
-    )
+    out.print(f"{len(_ARMS) * seeds} runs and one on half of the images in {time.perf_counter() - began:.0f} s")
     return 0
 
 
-def _make_room(folder: Path, archive: Path, keep: bool) -> None:
-    """Start afresh, but never delete what is not an earlier demo's archive."""
-    if not folder.exists() or keep:
-        return
-    if not (archive / "archive.json").is_file() and any(folder.iterdir()):
-        raise ArchiveConflictError(f"{folder} is not empty and holds no earlier demo; name another folder (--folder)")
-    shutil.rmtree(archive, ignore_errors=True)
-
-
 def _train(method: str, seed: int, archive: Path, *overrides: str) -> str:
-    """One run of a shipped recipe; a line that says how it went."""
-    own = [f"seed={seed}", f"archive={archive}", "progress_bar=false"]
-    trainer = build_trainer(load_recipe(shipped_recipe(f"digits/{method}"), [*own, *overrides]))
-    try:
-        trainer.fit()
-    finally:
-        trainer.close()
-    run = RunArchive(archive).runs(run_name=trainer.state.run_name, order="latest", limit=1)[0]
+    """Train one run of a shipped recipe and return a line that says how it went."""
+    run = quiet_run(f"digits/{method}", archive, f"seed={seed}", *overrides)
     cost, progress = run.manifest.cost, run.manifest.progress
     return (
         f"  seed {seed}: accuracy {run.final_metric():.4f} after {progress.epoch} epochs, {progress.batch} steps, "
@@ -114,7 +88,7 @@ def _train(method: str, seed: int, archive: Path, *overrides: str) -> str:
 
 
 def _train_on_half(path: Path) -> str:
-    """The one run that all warm starts go on from: the plain recipe on half of the images; a line on how it went."""
+    """Train the run that all warm starts go on from, on half of the images, and return a line that says how it went."""
     if RunArchive(path).runs(run_name=_HALF):
         return f"  {_HALF} has been trained before"
     half = [
@@ -127,7 +101,7 @@ def _train_on_half(path: Path) -> str:
 
 
 def _attack_baseline(path: Path) -> str:
-    """Harvest adversarial examples of the first baseline run; a line that says how it went."""
+    """Harvest adversarial examples of the first baseline run and return a line that says how it went."""
     archive = RunArchive(path)
     run = archive.runs(tags={"study": "digits", "method": "baseline"}, order="first", limit=1)[0]
     (result,) = harvest(archive, run.id, signals=("adversarial",), attack=_ATTACK, progress=False)
@@ -140,7 +114,7 @@ def _attack_baseline(path: Path) -> str:
 
 
 def _robustness(archive: RunArchive, groups: list[str]) -> Table:
-    """Mean accuracy of each group at the end of training, on images that were perturbed against each model itself."""
+    """Return the mean accuracy of each group at the end, on images that were perturbed against each model itself."""
     table = Table(title="Robustness: accuracy on evaluation images perturbed against each run's own model", box=None)
     table.title_justify = "left"
     table.add_column("tags.method")
