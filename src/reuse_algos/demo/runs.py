@@ -70,7 +70,9 @@ def quiet_run(recipe: str, archive: Path, *overrides: str) -> PriorRun:
         archive: Folder of the archive.
         *overrides: Changes to the recipe, ``key=value``.
     """
-    trainer = build_trainer(load_recipe(shipped_recipe(recipe), [f"archive={archive}", "progress_bar=false", *overrides]))
+    trainer = build_trainer(
+        load_recipe(shipped_recipe(recipe), [f"archive={archive}", "progress_bar=false", *overrides])
+    )
     try:
         # One line per run on stderr is right for a training of hours, and would bury the demo's own lines.
         with contextlib.redirect_stderr(io.StringIO()):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reuse_algos.algorithms.prior_run_distillation.held_rows import CachedCheck
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.layout import (
+    at_size,
     check_top_k,
     in_layout,
     refuse_other_shape,
@@ -280,7 +281,7 @@ class Lessons:
         assert self.teachers is not None
         if not self.teachers.in_layout[index]:
             theirs = in_layout(task, theirs, rows.logits_BCX)
-        return self.classes.of_teacher(index // len(self.source.weight_names), theirs)
+        return self.classes.of_teacher(index // len(self.source.weight_names), at_size(theirs, rows.logits_BCX))
 
     def _measure(self, task: Task, logits: Sequence[Tensor], seen_B: Tensor | None, rows: Rows) -> None:
         """Find the teachers' scale: in their archived logits, or, of live ones, in the first batch."""

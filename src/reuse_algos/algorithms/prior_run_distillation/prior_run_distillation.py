@@ -14,6 +14,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
 from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
@@ -66,7 +67,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             live teachers. Default: ``auto``.
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
-        loss: :class:`KL` or :class:`MSE`, with weight and temperature. Default: ``kl``.
+        loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: ``kl``.
         when: :class:`TeachingWindow`, the batches in which the term is on. Default: all of them.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
@@ -102,7 +103,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         *,
         source: Auto | Live | Cached | str | Mapping[str, Any] = "auto",
         combine: Mean | Mixup | Sample | str | Mapping[str, Any] = "mean",
-        loss: KL | MSE | str | Mapping[str, Any] = "kl",
+        loss: KL | MSE | ChannelWise | str | Mapping[str, Any] = "kl",
         when: TeachingWindow | Mapping[str, Any] | None = None,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
@@ -113,7 +114,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
         self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
-        self.loss: KL | MSE = fit_section(KL | MSE, loss, "loss")
+        self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, loss, "loss")
         self.when: TeachingWindow = fit_section(TeachingWindow, when or {}, "when")
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
