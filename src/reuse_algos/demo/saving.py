@@ -1,8 +1,8 @@
 """``reuse-algos demo``: the data grew, and the next run goes on from an earlier one. What does that save?
 
-All settings were fixed on the seeds 101 to 104 and an earlier run of seed 901. Learning rates: for plain training the best
-of 0.1, 0.2 and 0.4 (accuracy after 4 epochs 0.883, 0.899, 0.899), for the warm start the best of 0.05, 0.1 and 0.2 (after 2
-epochs 0.915, 0.917, 0.899). The seeds that are shown, 1 and up, had no part in it.
+All settings were fixed on the seeds 101 to 104 and an earlier run of seed 901. Learning rates: for plain training the
+best of 0.1, 0.2 and 0.4 (accuracy after 4 epochs 0.883, 0.899, 0.899), for the warm start the best of 0.05, 0.1 and 0.2
+(after 2 epochs 0.915, 0.917, 0.899). The seeds that are shown, 1 and up, had no part in it.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ def _verdict(group: Group, target: float) -> str:
     last = group.points[-1]
     if group.control_of is not None and last.final.high < target:
         return (
-            f"The control ends at {last.final.estimate:.4f} after {last.steps:.0f} steps, surely below the baseline: the "
-            "shorter schedule alone does not do it."
+            f"The control ends at {last.final.estimate:.4f} after {last.steps:.0f} steps, surely below the baseline: "
+            "the shorter schedule alone does not do it."
         )
     return f"[bold]{group.verdict}[/bold]{_role(group)}: {group.sentence}"
 
