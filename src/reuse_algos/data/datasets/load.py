@@ -248,10 +248,7 @@ def _load_masks(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=evaluated,
-        info=train.info,
-        eval_info=evaluated.info,
         num_classes=len(part.class_names),
-        class_names=part.class_names,
         image_shape=train.image_shape,
         mean=(),
         std=(),
