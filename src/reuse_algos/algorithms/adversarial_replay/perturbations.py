@@ -79,6 +79,7 @@ class Perturbations:
     Attributes:
         image_shape: (C, H, W) of the perturbations.
         complete: Whether every example has a perturbation in every view.
+        epsilon: Of the archived attacks, in pixel units; None where they are not of one L-infinity ball.
 
     Raises:
         SignalNotFoundError: A run has no perturbations of these weights.
@@ -129,6 +130,8 @@ class Perturbations:
         # Before anything is copied to the device: a damaged file must not train anybody.
         for run, _, signal in found:
             _refuse_sizes(run, signal, archive)
+        balls = {_ball(signal) for _, _, signal in found}
+        self.epsilon = balls.pop() if len(balls) == 1 else None
         size = sum(signal.nbytes for _, _, signal in found)
         for _, run_rows, signal in found:
             slots = [slot for slot in range(policy.num_views) if slot in signal.slots]
@@ -232,10 +235,9 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
     Raises:
         DataError: Some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
     """
-    metas = [signal.slot_meta(slot) for slot in signal.slots]
     # Older or foreign records may not say the attack: then a pixel's whole range is the bound.
-    bounded = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
-    epsilon = max(float(meta["epsilon"]) for meta in metas) if bounded else 1.0
+    ball = _ball(signal)
+    bounded, epsilon = ball is not None, 1.0 if ball is None else ball
     largest = 0.0
     for entry in run.manifest.files:
         if (entry.kind, entry.name) != ("signals", signal.name):
@@ -251,6 +253,13 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
             "units of 0 to 1). They are damaged, or not perturbations of pixels. Harvest them again: "
             f"`reuse-algos harvest {archive} {run.id} --signals adversarial --replace`."
         )
+
+
+def _ball(signal: Signal) -> float | None:
+    """Return the epsilon of the attacks of a signal, the largest; None where they are not known to be L-infinity."""
+    metas = [signal.slot_meta(slot) for slot in signal.slots]
+    known = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
+    return max(float(meta["epsilon"]) for meta in metas) if known else None
 
 
 def _age(one: tuple[PriorRun, Tensor | None]) -> tuple[str, str]:
