@@ -159,7 +159,7 @@ ROWS: dict[str, Row] = {
     "freezing, unfreezing": Row(_without_archive(Freezing), {"freeze": "backbone", "unfreeze_at": "5ba"}),
 }
 
-RESUMED_ON_RANKS = ("dynamic_prune", "replay, start", "warm start, unfreezing")
+RESUMED_ON_RANKS = ("dynamic_prune", "replay, start", "warm start, unfreezing", "adversarial training")
 """Rows whose state comes from all ranks, or whose optimizer grows."""
 
 

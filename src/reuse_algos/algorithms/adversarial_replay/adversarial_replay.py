@@ -40,6 +40,7 @@ from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_norm import share_statistics
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
@@ -123,7 +124,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.replay = RowReplay(self.mode, self.keys, seed)
         self._info: DatasetInfo | None = None
         self._looked_at_pixels = False
-        self.written = WrittenBack.of(self.replayable)
+        self.written = WrittenBack.of(self.replayable, self.keys, auxiliary=self.mode.split_batch_norm)
         self._slots_used: dict[str, set[int]] = {}  # views looked up so far, by run id
 
     def match(self, event: Event, state: State) -> bool:
@@ -182,7 +183,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.task_reader.start_afresh()
         self.replay.forget()
         self.perturbations, self._slots_used = None, {}
-        self.written = WrittenBack.of(self.replayable)
+        self.written = WrittenBack.of(self.replayable, self.keys, auxiliary=self.mode.split_batch_norm)
 
     def start(self, state: State) -> None:
         """Match data, views and pixels with the prior runs, and load their perturbations."""
@@ -229,10 +230,11 @@ class AdversarialReplay(ReusingAlgorithm):
         rows_R, runs_R = replayed_rows(self.mode.fraction, len(examples.positions), number), None
         wanted, alike = len(rows_R), True
         if self.perturbations is not None:
-            views_R = examples.views[rows_R]
-            runs_R = self.perturbations.draw(examples.positions[rows_R], views_R, int(state.timestamp.epoch))
+            runs_R = self.perturbations.draw(examples, rows_R, int(state.timestamp.epoch))
             rows_R, runs_R = rows_R[runs_R >= 0], runs_R[runs_R >= 0]
             alike = self.perturbations.complete
+        if self.written is not None:
+            share_statistics(state.model)
         rows = BatchRows(rows_R, runs_R, len(examples.positions), device_of(state.model), alike=alike)
         self.replay.begin_batch(state, wanted, rows)
 
@@ -261,8 +263,7 @@ class AdversarialReplay(ReusingAlgorithm):
         shown = Examples(shown.positions[rows_R], shown.views[rows_R])
         delta_RCHW = self.perturbations.gather(shown.positions, shown.views, self.replay.rows.runs_here)
         if self.written is not None:
-            split = self.mode.split_batch_norm
-            delta_RCHW = self.written.move(state, rows_R, delta_RCHW, shown, self.pixels, self.keys, auxiliary=split)
+            delta_RCHW = self.written.move(state, rows_R, delta_RCHW, shown, self.pixels)
         return self.pixels.add(take_rows(clean_BCHW, rows_R, len(clean_BCHW)), delta_RCHW)
 
     def replaced_rows(self, state: State) -> Tensor | None:

@@ -14,6 +14,7 @@ from reuse_algos.algorithms.adversarial_replay.settings import Replayable
 from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_examples
@@ -188,20 +189,21 @@ class Perturbations:
             uses.append(PriorUse(run_id=run.id, algorithm=_USER, signals=[self.name], harvest_seconds=seconds))
         return uses
 
-    def draw(self, positions_B: Tensor, views_B: Tensor, epoch: int) -> Tensor:
-        """Return whose perturbation each example gets: int64 ``[B]`` on the CPU, -1 where there is none.
+    def draw(self, examples: Examples, rows_R: Tensor, epoch: int) -> Tensor:
+        """Return whose perturbation some rows get: int64 ``[R]`` on the CPU, -1 where there is none.
 
         Args:
-            positions_B: int64 on the CPU, positions in the current data.
-            views_B: int64 on the CPU, from 0 to V-1.
+            examples: Positions in the current data and views of a batch, on the CPU.
+            rows_R: int64 on the CPU, which rows of it.
             epoch: Number of the running epoch.
         """
+        positions_R, views_R = examples.positions[rows_R], examples.views[rows_R]
         available = [
-            torch.ones(len(positions_B), dtype=torch.bool) if seen_VN is None else seen_VN[views_B, positions_B]
+            torch.ones(len(rows_R), dtype=torch.bool) if seen_VN is None else seen_VN[views_R, positions_R]
             for seen_VN in self._seen
         ]
-        keys_B = self._keys_N[positions_B]
-        return choose_prior_runs(self._seed, keys_B, epoch, torch.stack(available, dim=1), self._recency)
+        keys_R = self._keys_N[positions_R]
+        return choose_prior_runs(self._seed, keys_R, epoch, torch.stack(available, dim=1), self._recency)
 
     def gather(self, positions_R: Tensor, views_R: Tensor, runs_R: Tensor) -> Tensor:
         """Return perturbations of some examples: float32 ``[R, C, H, W]`` in pixel units on the device.

@@ -40,10 +40,12 @@ class WrittenBack:
 
     Args:
         use: Length of the step, and when to begin again.
+        keys: Where inputs, targets and logits lie.
+        auxiliary: Whether the rows go through auxiliary batch norms.
     """
 
-    def __init__(self, use: Start) -> None:
-        self.use = use
+    def __init__(self, use: Start, keys: BatchKeys, *, auxiliary: bool) -> None:
+        self.use, self.keys, self.auxiliary = use, keys, auxiliary
         self._attack: Attack | None = None
         self._values_VN = torch.zeros(0)
         self._known_VN = torch.zeros(0)
@@ -51,9 +53,9 @@ class WrittenBack:
         self._loaded: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, settings: Replayable) -> WrittenBack | None:
+    def of(cls, settings: Replayable, keys: BatchKeys, *, auxiliary: bool) -> WrittenBack | None:
         """Return one where attacks are to go on; None where perturbations are shown as they are."""
-        return cls(settings.use) if isinstance(settings.use, Start) else None
+        return cls(settings.use, keys, auxiliary=auxiliary) if isinstance(settings.use, Start) else None
 
     def prepare(self, found: Perturbations, num_views: int, num_examples: int, device: torch.device) -> None:
         """Make room for the perturbations, and take over those of a checkpoint (FIT_START).
@@ -97,15 +99,7 @@ class WrittenBack:
             self._loaded = None
 
     def move(
-        self,
-        state: State,
-        rows_R: Tensor,
-        archived_RCHW: Tensor,
-        examples: Examples,
-        pixels: PixelSpace,
-        keys: BatchKeys,
-        *,
-        auxiliary: bool,
+        self, state: State, rows_R: Tensor, archived_RCHW: Tensor, examples: Examples, pixels: PixelSpace
     ) -> Tensor:
         """Take one step from the last perturbation of each example in its view, and write it back.
 
@@ -115,8 +109,6 @@ class WrittenBack:
             archived_RCHW: Where examples begin that have not been attacked yet, in pixel units.
             examples: Positions and views of these rows.
             pixels: What the inputs mean.
-            keys: Where inputs, targets and logits lie.
-            auxiliary: Whether the rows go through auxiliary batch norms.
 
         Returns:
             Float32 ``[R, C, H, W]`` in pixel units.
@@ -125,9 +117,9 @@ class WrittenBack:
             TaskError: The targets are not one class for each image.
         """
         assert self._attack is not None
-        count = len(self._batch_inputs(state, keys))
-        batch = take_rows(state.batch, rows_R, count)
-        labels_R = targets_of(batch, keys.target)
+        clean_BCHW: Any = state.batch_get_item(self.keys.input)
+        batch = take_rows(state.batch, rows_R, len(clean_BCHW))
+        labels_R = targets_of(batch, self.keys.target)
         if labels_R.dim() != 1 or labels_R.is_floating_point():
             raise TaskError(
                 "AdversarialReplay with use: start is defined for the task multiclass, whose targets are whole numbers "
@@ -141,20 +133,15 @@ class WrittenBack:
         model: Any = unwrap_model(state.model)
 
         def forward(moved_RCHW: Tensor) -> Tensor:
-            return logits_of(model(with_item(batch, keys.input, moved_RCHW)), keys.output)
+            return logits_of(model(with_item(batch, self.keys.input, moved_RCHW)), self.keys.output)
 
         # Through the branch that the rows will be trained in: the main one is not the model that they are to fool.
-        with get_precision_context(state.precision, state.precision_config), attacked(model, auxiliary=auxiliary):
-            inputs_RCHW = self._batch_inputs(state, keys)[rows_R.to(labels_R.device)]
+        with get_precision_context(state.precision, state.precision_config), attacked(model, auxiliary=self.auxiliary):
+            inputs_RCHW = take_rows(clean_BCHW, rows_R, len(clean_BCHW))
             moved = ascend(forward, inputs_RCHW, labels_R, self._attack, pixels, start_BCHW=start_RCHW)
         self._values_VN[places] = moved.delta_BCHW.to(device, torch.float16)
         self._known_VN[places] = self._fresh_VN[places] = True
         return moved.delta_BCHW
-
-    @staticmethod
-    def _batch_inputs(state: State, keys: BatchKeys) -> Tensor:
-        found: Any = state.batch_get_item(keys.input)
-        return found
 
     def end_epoch(self, epochs: int) -> None:
         """Share what was written in the epoch with all ranks. Every rank must call this.

@@ -22,6 +22,7 @@ from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_norm import share_statistics
 from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -149,7 +150,9 @@ class AdversarialTraining(Algorithm, BatchEffects):
             keep_views(state)
         if event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
-        if event == Event.BEFORE_FORWARD:
+        if event == Event.BEFORE_TRAIN_BATCH:
+            share_statistics(state.model)  # the attack is in evaluation mode, before DDP shares them
+        elif event == Event.BEFORE_FORWARD:
             self._attack(state)
         elif event == Event.BATCH_END:
             self.samples = int(state.timestamp.sample)
