@@ -44,7 +44,7 @@ from job_runner import ResultsFile, RunQueue, surroundings
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.estimates.interval import Interval, mean_interval, paired_interval
+from reuse_algos.compare.estimates.interval import Interval, difference_interval, mean_interval
 from reuse_algos.recipe import build_trainer, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -202,7 +202,7 @@ class Benchmark:
             record, plain = self.find("dynamic_prune", seed), self.find("plain", seed)
             if record is not None and plain is not None:
                 saved.append(1 - record["examples"] / plain["examples"])
-        difference = paired_interval([own[s] for s in both], [full[s] for s in both])
+        difference = difference_interval([own[s] for s in both], [full[s] for s in both], paired=True)
         verdict = "no loss beyond the interval" if difference.high >= 0 else "a loss beyond the interval"
         if difference.high >= 0 and difference.low < -_NOTABLE_LOSS:
             verdict += f", which does not exclude one of {100 * _NOTABLE_LOSS:.0f} points: more seeds would tell"
@@ -226,7 +226,7 @@ def _difference(own: dict[int, float], other: dict[int, float]) -> str:
     both = sorted(set(own) & set(other))
     if not both or own == other:
         return "-"
-    return _shown(paired_interval([own[s] for s in both], [other[s] for s in both]), 100)
+    return _shown(difference_interval([own[s] for s in both], [other[s] for s in both], paired=True), 100)
 
 
 # One run --------------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     passes,
     window,
 )
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import channel_wise_term
 from reuse_algos.algorithms.prior_run_distillation.terms import (
     bernoulli_kl_term,
     kl_term,
@@ -56,6 +57,7 @@ __all__ = [
     "average_ranks",
     "average_weights",
     "bernoulli_kl_term",
+    "channel_wise_term",
     "choose_prior_runs",
     "cross_entropy",
     "difficulty_order",

@@ -13,7 +13,7 @@ from composer.core import DataSpec
 
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["num_rows", "rows_of", "trainer_attributes"]
+__all__ = ["num_rows", "rows_of", "trainer_attributes", "weighs_by_tokens"]
 
 _FOUND: weakref.WeakKeyDictionary[State, weakref.ref[Trainer]] = weakref.WeakKeyDictionary()
 
@@ -38,6 +38,14 @@ def trainer_attributes(state: State) -> Mapping[str, Any]:
             return {}
         _FOUND[state] = weakref.ref(trainer)
     return vars(trainer)
+
+
+def weighs_by_tokens(state: State) -> bool:
+    """Return whether the Trainer weighs microbatches by their tokens (``accumulate_train_batch_on_tokens``).
+
+    A term that is a mean over examples then depends on the number of microbatches, and one over targets does not.
+    """
+    return bool(trainer_attributes(state).get("accumulate_train_batch_on_tokens", False))
 
 
 def rows_of(batch: Any, state: State, expected: int | None = None) -> int:

@@ -116,7 +116,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.mode: Append | Replace = fit_section(Append | Replace, mode, "mode")
         self.replayable: Replayable = fit_section(Replayable, perturbations or {}, "perturbations")
         self.when: Window = fit_section(Window, when or {}, "when")
-        self.task_reader = TaskReader(keys=self.keys)
+        self.task_reader = TaskReader(self.keys)
         self.dataset = dataset
         self.pixels: PixelSpace | None = None if pixels is None else fit_section(PixelSpace, pixels, "pixels")
         self._given_pixels = self.pixels

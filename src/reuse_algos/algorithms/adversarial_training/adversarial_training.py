@@ -117,7 +117,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
             self.pixels = PixelSpace(tuple(pixel_mean), tuple(pixel_std))
         self.input_key, self.target_key = input_key, target_key
         self.ids = ExampleIds(None)
-        self.task_reader = TaskReader(keys=BatchKeys(input_key, target_key))
+        self.task_reader = TaskReader(BatchKeys(input_key, target_key))
         self.samples = 0
 
     def match(self, event: Event, state: State) -> bool:
