@@ -100,16 +100,19 @@ def put_deltas(
     ids: Mapping[int, Tensor] | None = None,
     name: str = "adversarial",
     seconds: float = 8.0,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write perturbations into a run that has ended, as plain numbers."""
+    """Write perturbations into a run that has ended, as plain numbers; by default on record as those of an attack."""
+    attack = {"norm": "linf", "epsilon": EPSILON} if meta is None else dict(meta)
     writer, manifest = archive.resume_run(run_id)
     files = [file for file in manifest.files if (file.kind, file.name) != ("signals", name)]
     for view, delta_N in enumerate(deltas_VN):
         rows = torch.arange(len(delta_N)) if ids is None else ids[view]
         if not len(rows):
             continue
-        meta = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
-        files.append(writer.put("signals", name, {"ids": rows, "values": delta_N[rows].contiguous()}, meta))
+        said = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
+        values = {"ids": rows, "values": delta_N[rows].contiguous()}
+        files.append(writer.put("signals", name, values, {**said, **attack}))
     made = HarvestRecord(signal=name, views=list(range(len(deltas_VN))), weights="last", seconds=seconds, hardware="x")
     writer.commit(msgspec.structs.replace(manifest, files=files, harvests=[*manifest.harvests, made]))
     writer.finish()

@@ -12,18 +12,30 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
+from reuse_algos.training.batch_norm import split_layers
 
-__all__ = ["Attack", "Forward", "Perturbed", "ascend", "perturb", "pixel_room", "pixel_size", "random_targets"]
+__all__ = [
+    "Attack",
+    "Forward",
+    "Perturbed",
+    "ascend",
+    "attacked",
+    "perturb",
+    "pixel_room",
+    "pixel_size",
+    "random_targets",
+]
 
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""
@@ -172,6 +184,30 @@ def perturb(
     return ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B).delta_BCHW
 
 
+@contextmanager
+def attacked(model: nn.Module, *, auxiliary: bool = False) -> Iterator[None]:
+    """Put a model into evaluation mode in the ``with`` block, and each of its modules back into its own mode.
+
+    Args:
+        model: The user's, without wrappers.
+        auxiliary: Whether inputs go through the auxiliary branches of split batch norms. Default: the main ones.
+    """
+    # Each module's own flag, as frozen layers stay in evaluation mode while the rest trains.
+    training = [module for module in model.modules() if module.training]
+    layers: list[Any] = split_layers(model) if auxiliary else []
+    model.eval()
+    try:
+        for layer in layers:
+            layer.training = True  # its own flag only: then it asks the switch, and its auxiliary child stays as it is
+            layer.switch.auxiliary = True
+        yield
+    finally:
+        for layer in layers:
+            layer.training, layer.switch.auxiliary = False, False
+        for module in training:
+            module.training = True
+
+
 def ascend(
     forward: Forward,
     inputs_BCHW: Tensor,
@@ -181,6 +217,7 @@ def ascend(
     *,
     keys_B: Tensor | None = None,
     views_B: Tensor | None = None,
+    start_BCHW: Tensor | None = None,
 ) -> Perturbed:
     """Perturb images so that a model's cross entropy grows (or, with targets, that of the target falls).
 
@@ -207,6 +244,7 @@ def ascend(
         pixels: What the inputs mean.
         keys_B: int64: identity of each example; needed for random starts and random targets.
         views_B: int64: the view in which each is shown; 0 by default.
+        start_BCHW: Perturbations in pixel units to start from, clipped to the ball. Default: as the attack says.
 
     Returns:
         The perturbations, and how steep it was.
@@ -240,6 +278,11 @@ def ascend(
         if attack.starts_randomly:
             start_BD = _random_start(attack, keys_B, views_B, delta_BCHW[0].numel())
             delta_BCHW.copy_(start_BD.view(delta_BCHW.shape)).clamp_(low_BCHW, high_BCHW)
+        if start_BCHW is not None:
+            delta_BCHW.copy_(start_BCHW)
+            if attack.norm == "l2":
+                delta_BCHW *= (attack.epsilon / _norms(delta_BCHW).clamp_(min=1e-30)).clamp_(max=1)
+            delta_BCHW.clamp_(low_BCHW, high_BCHW)
         for step in range(attack.num_steps):
             moved_BCHW = pixels.add(clean_BCHW, delta_BCHW).detach().requires_grad_()
             logits_BK = forward(moved_BCHW)

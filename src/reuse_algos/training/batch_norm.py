@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from composer.utils import dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -32,6 +33,7 @@ __all__ = [
     "put_back",
     "restart_auxiliary",
     "restore_batch_norm",
+    "share_statistics",
     "split_batch_norm",
     "split_layers",
     "take_out",
@@ -263,6 +265,22 @@ def _make_plain(layer: nn.Module) -> None:
 def split_layers(model: nn.Module) -> list[nn.Module]:
     """All split layers of a model, each once."""
     return [module for module in model.modules() if isinstance(module, _SplitNorm)]
+
+
+def share_statistics(model: nn.Module) -> None:
+    """Give every rank the running statistics of rank 0. Every rank must call this.
+
+    Args:
+        model: The trainer's.
+    """
+    if dist.get_world_size() == 1:
+        return
+    # DDP does this at its next forward pass. What looks at the model in evaluation mode before that would see what each
+    # rank's own rows made of them since, which no checkpoint has: a resumed run would go another way.
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            for buffer in module.buffers(recurse=False):
+                dist.broadcast(buffer, src=0)
 
 
 def auxiliary_parameters(layers: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
