@@ -128,8 +128,7 @@ def build_dataset(
         images = DeviceImages(
             split.images,
             split.labels,
-            mean=arrays.mean,
-            std=arrays.std,
+            pixels=PixelSpace(arrays.mean, arrays.std),
             augmentation=kind,
             view_seed=config.view_seed,
             num_views=config.num_views,
