@@ -29,6 +29,7 @@ from reuse_algos.sequence.progress import RECIPE
 
 OUT = Path(__file__).parent / "results" / "halving.jsonl"
 SHARES = ("steps", "flops", "train_seconds", "cost_seconds")
+EXACT = ("steps", "flops")  # counted and not measured: equal values do not mean copies
 
 
 class InThisProcess:
@@ -80,9 +81,12 @@ def summarise(records: Sequence[dict[str, Any]]) -> None:
     for recipe in dict.fromkeys(one["recipe"] for one in records):
         own = [one for one in records if one["recipe"] == recipe]
         print(f"{recipe}: {len(own)} repetitions; in brackets: 95 % intervals over these")
-        values = {f"{name} over those of the full grid": [one["share"][name] for one in own] for name in SHARES}
-        for what, numbers in (values | {"loss of the choice": [one["loss"] for one in own]}).items():
-            found = mean_interval([number for number in numbers if number is not None] or [float("nan")])
+        measured = [
+            (f"{name} over those of the full grid", [one["share"][name] for one in own], name) for name in SHARES
+        ]
+        for what, numbers, name in [*measured, ("loss of the choice", [one["loss"] for one in own], "loss")]:
+            known = [number for number in numbers if number is not None] or [float("nan")]
+            found = mean_interval(known, exact=name in EXACT)
             print(f"  {what}: {found.estimate:.4f} [{found.low:.4f}, {found.high:.4f}]")
         print(f"  winners: {[tuple(one['winner'].values()) for one in own]}")
 
@@ -91,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, then summarise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values in place of those of the recipe")
-    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--archive", type=Path, default=Path("halving-archive"))
     parser.add_argument("--recipe", default="digits/baseline")
     parser.add_argument("--repeat", type=int, default=5, help="how many repetitions in all")
     parser.add_argument("--threads", type=int, default=1)

@@ -15,8 +15,9 @@ from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.sections import Faults
 from reuse_algos.sequence import Plan, PlannedStep, look_up_states, plan_sequence, run_sequence, sequence_report
 from reuse_algos.sequence.planning.halving import rung_duration, rungs_of, survivors
+from reuse_algos.sequence.planning.loading import load_sequence
 from reuse_algos.sequence.planning.sampling import sampled_points
-from reuse_algos.sequence.planning.schema import HalvingConfig, SampleConfig, load_sequence
+from reuse_algos.sequence.planning.schema import HalvingConfig, SampleConfig
 from sequences import Here, sequence
 
 RATES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]

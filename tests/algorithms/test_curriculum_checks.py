@@ -143,10 +143,22 @@ def test_a_second_curriculum_is_refused(archive: RunArchive) -> None:
         fit(both)
 
 
+def test_a_last_batch_of_one_row_is_refused_for_batch_norm(archive: RunArchive) -> None:
+    started = Started()
+    for examples in (17, 1):
+        with pytest.raises(DataError, match=f"epochs of {examples} examples .* end in a batch of one row"):
+            fit([curriculum(archive, strategy="subset", examples=examples), started])
+    assert not started.seen
+    # Where no batch norm is, or no such batch, nothing is refused.
+    fit([curriculum(archive, strategy="subset", examples=17)], model=_model(), max_duration="1ep")
+    loader = DataLoader(viewed(), BATCH, shuffle=True, drop_last=True)
+    fit([curriculum(archive, strategy="subset", examples=17)], loader=loader, max_duration="1ep")
+
+
 def test_durations_in_samples_count_the_ragged_batch_of_every_epoch(archive: RunArchive) -> None:
     """480 samples are 10 epochs of 48: 20 batches of 32 and 16 in turn, and not 15 batches of 32."""
     scores = torch.linspace(0.0, 1.0, N).double()
-    settings = {"strategy": "dynamic_prune", "prune_rate": 0.5, "full_data_from": 0.75, "score": scores}
+    settings = {"strategy": "dynamic_prune", "prune_rate": 0.5, "stop": "0.75dur", "score": scores}
     one, _, log = fit([curriculum(archive, **settings)], loader=epoch_loader(viewed(), 32), max_duration="480sp")
     assert int(one.state.timestamp.batch) == 20
     # Three quarters of 10 epochs, in whole epochs: 7 that prune and 3 with all data.
@@ -158,7 +170,7 @@ def test_durations_in_samples_count_the_ragged_batch_of_every_epoch(archive: Run
     ):
         algorithm = curriculum(archive, **settings)
         one, _, _ = fit([algorithm], loader=loader, max_duration=duration)
-        assert (int(one.state.timestamp.batch), algorithm._clock.total_batches) == (batches, batches)
+        assert (int(one.state.timestamp.batch), algorithm.epochs.clock.total_batches) == (batches, batches)
 
 
 @pytest.mark.parametrize(
@@ -192,7 +204,7 @@ def test_what_is_dropped_above_the_mean_is_logged(archive: RunArchive) -> None:
     """Skewed prior losses, and own ones that are not: those above the mean that are dropped are counted."""
     prior = torch.full((N,), 0.1).double()
     prior[:4] = 9.0
-    settings = {"strategy": "dynamic_prune", "prune_rate": 0.75, "full_data_from": 1.0, "score": prior}
+    settings = {"strategy": "dynamic_prune", "prune_rate": 0.75, "stop": "1dur", "score": prior}
     data = viewed(num_views=1)
     model = _model()
     _, seen, log = fit([curriculum(archive, **settings, update=True)], data=data, model=model, lr=0.0)

@@ -199,6 +199,7 @@ def archive_path(args: argparse.Namespace) -> str:
     """
     if args.archive is not None and args.archive_option is not None:
         raise UsageError(f"the archive is named twice: {args.archive} and --archive {args.archive_option}")
+    # What stands on the command line wins over the environment.
     path = args.archive or args.archive_option or os.environ.get(ARCHIVE_VARIABLE)
     if not path:
         raise UsageError(
@@ -229,6 +230,7 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
+    # Reading never creates: a typo is an error and not an empty archive.
     archive = RunArchive(archive_path(args), read_only=read_only)
     if read_only:  # for the exit code, which says whether all of it could be read
         args.read_archive = archive
@@ -276,5 +278,6 @@ def console() -> Console:
             """Leave it to the command line's own handling; rich would end the process with exit code 1."""
             raise BrokenPipeError
 
+    # Without a terminal rich would wrap at 80 columns.
     found = PipeConsole(highlight=False, markup=False)
     return found if found.is_terminal else PipeConsole(highlight=False, markup=False, width=100)

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_plan(states, console())
         return 0
+    # With --json stdout holds one value and nothing else.
     progress = sys.stderr if args.json else sys.stdout
     states = run_sequence(
         plan,

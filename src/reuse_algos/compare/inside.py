@@ -51,6 +51,7 @@ def findings_of(groups: Mapping[str, Sequence[Outcome]]) -> list[RunFinding]:
 
 
 def _diagnosis(run: Outcome) -> list[Finding]:
+    # Diagnoses know readings by their short names.
     own = {name.removeprefix(INSTRUMENTS): rows for name, rows in run.readings.items() if name.startswith(INSTRUMENTS)}
     return diagnose(own) if own else []
 
@@ -83,6 +84,7 @@ def forecast_notes(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
         for run in runs:
             for name, rows in run.readings.items():
                 if (share := _ERROR.fullmatch(name)) and rows and math.isfinite(rows[-1][1]):
+                    # Signs cancel in a median; how far off is what counts.
                     errors.setdefault(share[1], []).append(abs(rows[-1][1]))
         said = [
             f"{statistics.median(found):.1%} after {share} % of a run (n = {len(found)})"

@@ -40,6 +40,7 @@ class History:
     def first_at(self, target: float, mode: Mode) -> int | None:
         """Return the index of the first evaluation at or beyond ``target``, or None. NaN is never beyond."""
         reached = self.values >= target if mode == "max" else self.values <= target
+        # An infinite accuracy is beyond every target, and only says that the run diverged.
         reached &= np.isfinite(self.values)
         return int(np.argmax(reached)) if reached.any() else None
 
@@ -159,4 +160,5 @@ class Outcomes:
 
     def prior_training(self, run_ids: Sequence[str]) -> float:
         """Return the seconds that training these prior runs took; NaN if that of one is not known."""
+        # One unknown run makes the sum NaN: a part of it would look like the whole.
         return sum((self.prior_seconds.get(run_id, math.nan) for run_id in run_ids), 0.0)

@@ -157,6 +157,7 @@ def histories(
         try:
             found.append(history_of(run, metric))
         except SignalNotFoundError:
+            # A run without the metric is left out; an ambiguous name is an error of the caller.
             if any(name.endswith(f"/{metric}") for name in run.metric_names):
                 raise  # several metrics end so, and the message lists them
     if not found:

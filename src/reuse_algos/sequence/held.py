@@ -40,6 +40,7 @@ def held_runs(plan: Plan, archive: RunArchive) -> dict[str, PriorRun]:
     for run in archive.runs(order="first") if alone else ():
         record = run.manifest.recipe
         if record is not None and run.tags.get("sequence") != plan.config.name:
+            # The first one of several, so that the choice does not change when others are added.
             same.setdefault(fingerprint(record), run)
             if schedule_of(record) == "constant":
                 longer.setdefault(_without_end(record), []).append(run)
@@ -76,6 +77,7 @@ def value_at_end(run: PriorRun, step: PlannedStep, metric: str | None) -> float 
 
 
 def _stands_alone(step: PlannedStep, steps: Sequence[PlannedStep]) -> bool:
+    # What others look up by its tags has to carry the tags of this sequence.
     return not step.harvests and not queries_of(step) and not any(reuses(other, step) for other in steps)
 
 

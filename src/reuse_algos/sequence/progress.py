@@ -105,6 +105,7 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
             are listed).
     """
     runs = _finished_runs(plan, archive)
+    # A search asks for values; a comparison of costs asks for the training itself.
     use_held = plan.config.search is not None if plan.config.use_held is None else plan.config.use_held
     held = held_runs(plan, archive) if use_held and archive is not None else {}
     everything = [run for found in runs.values() for run in found]
@@ -170,6 +171,7 @@ def _drop_losers(found: list[StepState], arm: str, key: str, halving: HalvingCon
         finals: dict[str, list[float]] = {}
         for state in here:
             finals.setdefault(_value(state, key), []).append(state.final(name))
+        # Mean over the seeds of a value: one lucky seed must not carry it.
         kept = survivors(finals, halving.eta, runs[0].metric_mode(name))
         for k in own:
             state = found[k]
@@ -216,7 +218,7 @@ def trained_state(step: PlannedStep, run: PriorRun) -> StepState:
 
 
 def _has_checkpoint(step: PlannedStep) -> bool:
-    """Whether there is something to resume the step from."""
+    """Return whether there is something to resume the step from."""
     folder = step.folder / CHECKPOINTS
     return folder.is_dir() and any(folder.iterdir())
 

@@ -127,7 +127,7 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
     """Hold the first rows of the first batch against the examples that they are said to be.
 
     Args:
-        who: What needs known views, for the message.
+        who: What needs known views, in the plural, for the message.
         batch: As the model gets it.
         dataset: Of the train DataLoader.
         examples: Of the batch.
@@ -156,7 +156,7 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
         if told:
             what = "targets" if is_target else "inputs"
             raise DataError(
-                f"{who} needs to know what each row is, but the {what}{where} are not the examples': {told}. {advice}"
+                f"{who} need to know what each row is, but the {what}{where} are not the examples': {told}. {advice}"
             )
     return f"{len(some.positions)} rows of the first batch are the examples that they are said to be"
 

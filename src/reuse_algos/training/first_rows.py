@@ -70,7 +70,9 @@ def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, giv
     return replace(info, labels=None, class_names=None)
 
 
-def check_rows(state: State, batch: Any, examples: Examples, clean_R: torch.Tensor | None, keys: BatchKeys) -> str:
+def check_rows(
+    state: State, batch: Any, examples: Examples, clean_R: torch.Tensor | None, keys: BatchKeys, who: str
+) -> str:
     """Hold a few rows of the first batch against the dataset; the model is not run.
 
     Where views are known, they are read twice, and inputs and targets are compared. Where inputs are augmented at
@@ -82,6 +84,7 @@ def check_rows(state: State, batch: Any, examples: Examples, clean_R: torch.Tens
         examples: Of the rows; view -1 where it is not known.
         clean_R: int64 on the CPU: the rows that no algorithm replaced. None: all.
         keys: Where targets lie.
+        who: What needs the rows to be the examples, in the plural, for messages.
 
     Returns:
         What was checked and found, in words.
@@ -100,15 +103,15 @@ def check_rows(state: State, batch: Any, examples: Examples, clean_R: torch.Tens
     epoch, collate, dataset = int(state.timestamp.epoch), loader.collate_fn, loader.dataset
     given = _take(batch, rows_R)
     with undisturbed(dataset, collate):
-        targets = _check_targets(state, given, some, keys)
+        targets = _check_targets(state, given, some, keys, who)
     if bool((some.views >= 0).all()) and not hides_inputs(state):
         check_same_view_twice(dataset, some, collate)
-        found = check_first_batch("RunRecorder signals", given, dataset, some, epoch, collate)
+        found = check_first_batch(who, given, dataset, some, epoch, collate)
         return f"{len(rows_R)} views are the same when read twice; {found}"
     return targets
 
 
-def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys) -> str:
+def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, who: str) -> str:
     """Hold the targets of some rows against those of their examples, read together and one by one."""
     loader: Any = state.dataloader
     epoch = int(state.timestamp.epoch)
@@ -125,9 +128,9 @@ def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys) ->
             told = told or mixed_targets(targets[row : row + 1], alone)
     if told:
         raise DataError(
-            f"RunRecorder signals need to know what each row is, but the targets are not the examples': {told}. MixUp "
+            f"{who} need to know what each row is, but the targets are not the examples': {told}. MixUp "
             "or CutMix in a collate_fn or transforms of a DataSpec mix them. Use Composer's algorithms of that name "
-            "and record without signals, or take them out."
+            "without what needs single examples, or take them out."
         )
     count = len(some.positions)
     return f"{count} rows of the first batch have the targets of their examples; their views are not known"

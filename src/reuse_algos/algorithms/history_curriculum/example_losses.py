@@ -1,4 +1,4 @@
-"""Whether the losses of single examples add up to the model's loss, which the weights of a curriculum need.
+"""The losses of single examples for a curriculum: how they are had, and that they are the model's.
 
 Shapes: B rows of a microbatch.
 """
@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from composer import Event, State
+from composer.core import get_precision_context
 from torch import nn
 
 from reuse_algos.errors import ModelError
@@ -20,7 +22,7 @@ from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "refuse_class_weights"]
+__all__ = ["CheckedLosses", "ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "refuse_class_weights"]
 
 _OTHERWISE = "a strategy and mode without weights and updates"
 
@@ -46,7 +48,7 @@ def find_losses(model: nn.Module, reader: TaskReader) -> TaskLosses:
 
 
 def refuse_class_weights(model: nn.Module) -> None:
-    """Refuse class weights at the start: the loss is then divided by the weights of a batch's targets.
+    """Refuse class weights at the start.
 
     Args:
         model: The user's model, one that :func:`~reuse_algos.training.example_losses.unreduced_losses` takes.
@@ -54,6 +56,7 @@ def refuse_class_weights(model: nn.Module) -> None:
     Raises:
         ModelError: The loss function has class weights.
     """
+    # torch divides by the weights of a batch's targets, so the loss is not the mean over the rows.
     function: Any = unwrap_model(model)._loss_fn
     settings: Mapping[str, Any] = {}
     if isinstance(function, functools.partial):
@@ -67,30 +70,78 @@ def refuse_class_weights(model: nn.Module) -> None:
         )
 
 
-class MeanCheck:
-    """Makes sure that the mean of the per-example losses is the loss that the model gave, for every microbatch.
-
-    What was found stays on the training device until it is asked for, so nothing waits.
+class CheckedLosses:
+    """Losses of single examples, whose mean is held against the model's loss in every microbatch.
 
     Args:
-        device: of the model.
+        losses: How to get them.
+        device: Of the model.
+    """
+
+    def __init__(self, losses: ExampleLosses, device: torch.device) -> None:
+        self.losses = losses
+        self._check = MeanCheck(device)
+
+    def follow(self, event: Event, state: State) -> None:
+        """Follow all events. What any rank found is raised on all of them, after the first batch and each epoch.
+
+        Raises:
+            ModelError: The model's loss is another number than the mean.
+        """
+        if isinstance(self.losses, TaskLosses) and event in TaskReader.EVENTS:
+            self.losses.follow(event, state)
+        # The check waits for the device, so it is not made in every batch.
+        if event in (Event.EPOCH_END, Event.FIT_END) or (event == Event.BATCH_END and not self._check.looked):
+            self._check.on_all_ranks()
+
+    def of_microbatch(self, state: State, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the losses of a microbatch, whose mean is the model's loss, and those of each example by itself.
+
+        Args:
+            state: At AFTER_LOSS.
+            rows: Of the microbatch.
+
+        Returns:
+            Float ``[B]`` with gradient, and float ``[B]``, NaN where no target of an example counts.
+        """
+        with get_precision_context(state.precision, state.precision_config):
+            losses_B = self.losses(state.outputs, state.batch)
+        self._check.add(state.loss, losses_B, rows)
+        return losses_B, self.losses.of_examples(state.outputs, state.batch) if isinstance(
+            self.losses, TaskLosses
+        ) else losses_B
+
+
+class MeanCheck:
+    """Checks that the mean of the per-example losses is the loss that the model gave, for every microbatch.
+
+    Args:
+        device: Of the model.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.looked = False
+        # Excess, loss and mean of the worst microbatch. It stays on the training device until it is asked for, so that
+        # no microbatch makes a GPU wait.
         self._worst_3 = torch.zeros(3, dtype=torch.float32, device=device)
 
     def add(self, loss: Any, losses_B: torch.Tensor, rows: int) -> None:
         """Compare one microbatch; a loss and losses that are both not finite any more (divergence) agree.
 
+        Args:
+            loss: Of the model.
+            losses_B: Of the examples.
+            rows: Of the microbatch.
+
         Raises:
-            ModelError: there is not one loss per row.
+            ModelError: There is not one loss per row.
         """
         if losses_B.shape != (rows,):
             raise ModelError(f"per_example_loss gives a tensor of shape {tuple(losses_B.shape)} for {rows} examples.")
         given = total_of(loss).detach()
         total, mean = given.float(), losses_B.detach().float().mean()
         coarse = max(torch.finfo(given.dtype).eps, torch.finfo(losses_B.dtype).eps)
+        # A part in a thousand, or four units in the last place of the coarser dtype: sums are taken in another order.
         excess = (total - mean).abs() / (max(1e-3, 4 * coarse) * total.abs().clamp_min(1e-3))
         excess = torch.where(total.isfinite() | mean.isfinite(), excess.nan_to_num(torch.inf), 0.0)
         found_3 = torch.stack([excess, total, mean]).to(self._worst_3.device)
@@ -100,7 +151,7 @@ class MeanCheck:
         """Raise on every rank what any of them found. Every rank must call this.
 
         Raises:
-            ModelError: the loss is something else (class weights, ignored targets, a regularisation term).
+            ModelError: The loss is something else (class weights, ignored targets, a regularisation term).
         """
         self.looked = True
         on_every_rank(self._raise)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_algos.archive import PriorRun, encode_top_k
@@ -15,7 +16,15 @@ from reuse_algos.archive.signals.top_k import top_k_error
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.training.task import Rows, Task, mean_of_counted
 
-__all__ = ["agreement", "check_top_k", "in_layout", "refuse_other_task", "right_answers"]
+__all__ = [
+    "agreement",
+    "at_size",
+    "check_top_k",
+    "in_layout",
+    "refuse_other_shape",
+    "refuse_other_task",
+    "right_answers",
+]
 
 _MOST_ERROR = 0.05
 """Of the kept classes' probability that ``top_k`` may misplace, as a mean over rows: 1/20 of the teacher's answer."""
@@ -43,6 +52,21 @@ def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
     return logits[:, :, :-1] if task.shift and logits.shape[2] == places else logits
 
 
+def at_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
+    """Return maps of logits at the size of the student's; those that were archived smaller are interpolated.
+
+    Args:
+        logits_BCX: ``[B, C, h, w]``, or logits without a height and a width, which stay as they are.
+        like_BCX: The student's, ``[B, C, H, W]``.
+    """
+    sizes = logits_BCX.shape[2:], like_BCX.shape[2:]
+    if len(sizes[0]) != 2 or len(sizes[1]) != 2 or any(a > b for a, b in zip(*sizes, strict=True)):
+        return logits_BCX
+    if sizes[0] == sizes[1]:
+        return logits_BCX
+    return F.interpolate(logits_BCX.float(), sizes[1], mode="bilinear", align_corners=False)
+
+
 def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
     """Refuse prior runs that recorded another task; those that recorded none are not asked.
 
@@ -61,6 +85,19 @@ def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
                 f"run {run.id} was trained on another task: {words}. Choose other runs, or set keys: {{task: {{kind: "
                 "...}} where this run's was found wrongly."
             )
+
+
+def refuse_other_shape(name: str, teacher_BC: Tensor, student_BC: Tensor) -> None:
+    """Refuse logits of a teacher that cannot be compared with the student's.
+
+    Raises:
+        PriorRunMismatchError: Their shapes differ.
+    """
+    if teacher_BC.shape != student_BC.shape:
+        raise PriorRunMismatchError(
+            f"teacher {name} gives logits of shape {tuple(teacher_BC.shape)}, the student of shape "
+            f"{tuple(student_BC.shape)} (dimension 1 is the classes). They must be alike."
+        )
 
 
 def check_top_k(name: str, logits_BC: Tensor, kept: int, temperature: float) -> None:

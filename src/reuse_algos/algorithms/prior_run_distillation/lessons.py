@@ -11,15 +11,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from composer import State
-from composer.utils import dist
 from torch import Tensor, nn
 
+from reuse_algos.algorithms.prior_run_distillation.held_rows import CachedCheck
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.layout import (
+    at_size,
     check_top_k,
     in_layout,
+    refuse_other_shape,
     refuse_other_task,
     right_answers,
 )
@@ -35,7 +36,7 @@ from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.trainer import weighs_by_tokens
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import ExampleIdError, ModelError, PriorRunMismatchError
+from reuse_algos.errors import ExampleIdError, ModelError
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import example_weights, replayed_outputs
@@ -68,6 +69,7 @@ class Lessons:
         measured: The teachers' scale, and what holds the term's bound.
         spending: Seconds, FLOPs and views that were used.
         totals: Of the last batch in which the term was computed.
+        report: What the first batch showed of cached logits; None before it, or with live teachers.
     """
 
     def __init__(
@@ -97,7 +99,8 @@ class Lessons:
         self.measured = Measured(self.loss.scale == "teacher", self.loss.bound)
         self.spending = Spending()
         self._tally = Tally()
-        self._looked_at_first = False
+        self.report: str | None = None
+        self._check: CachedCheck | None = None
         self._settled: KL | MSE | None = None
 
     # Start ----------------------------------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ class Lessons:
             dataset: What the train data are. None: read off the loader's dataset.
             policy: The views of the train data.
             no_ids: Why the train examples cannot be followed; None where they can.
-            student: An untouched copy of the model, for live teachers of its architecture.
+            student: An untouched copy of the model, for archived models of its architecture.
 
         Raises:
             SignalNotFoundError, PriorRunMismatchError, ModelError: A run does not fit.
@@ -149,6 +152,7 @@ class Lessons:
             self.teachers = CachedTeachers(runs, names, rows, policy, device_of(state.model), self.source.oldest_time)
             self.teachers.slots_used |= self.spending.slots
             self.spending.slots = self.teachers.slots_used
+            self._check = CachedCheck(runs[0], names[0], student, self.keys, self.mismatch)
         elif not isinstance(self.teachers, LiveTeachers):  # those of an earlier fit go on
             model = self.source.model if isinstance(self.source, Live) else None
             self.teachers = LiveTeachers(
@@ -156,14 +160,38 @@ class Lessons:
             )
         log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), kind, self.choice.why)
 
-    def check_task(self, task: Task) -> None:
-        """Make sure, before the first step, that the term is defined for the task and the prior runs had the same.
+    def check_first(self, state: State, batch: Any, microbatch: Examples | None, task: Task, rows: Rows) -> None:
+        """Look at the first microbatch, before the first step: is the term defined, and are the targets true?
+
+        Args:
+            state: At the first AFTER_LOSS.
+            batch: The microbatch as it was before the forward pass.
+            microbatch: Its examples; None with live teachers.
+            task: The task.
+            rows: The student's outputs and targets.
 
         Raises:
-            TaskError, PriorRunMismatchError: It is not, or they had not.
+            TaskError: The term is not defined for the task.
+            DataError: Rows of the batch are not the examples and views that cached logits are of.
+            PriorRunMismatchError: The prior runs had another task, or cached logits are not what their model says.
         """
         self.loss.check_task(task)
         refuse_other_task(task, self._runs)
+        check, self._check = self._check, None
+        if check is None or microbatch is None or (cached := self.cached) is None:
+            return
+        examples = self._positions(microbatch)
+
+        def look() -> str:
+            if isinstance(self.loss, KL):
+                found, _ = cached.targets(state, batch, examples, range(len(cached.names)))
+                for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
+                    if kept:
+                        check_top_k(name, logits_BC, kept, self.strength.temperature)
+            return check.look(state, batch, examples, task, rows, cached)
+
+        self.report = on_every_rank(look)[0]
+        log.info("PriorRunDistillation: %s", self.report)
 
     # Each batch -----------------------------------------------------------------------------------------------------
 
@@ -182,26 +210,13 @@ class Lessons:
         self._bounding = self.measured.wants_pulls
         self._looking = look or self._bounding
         self._tally.clear()
-        self._share = 1.0 if batch is None else self._share_with_target(state, batch)
+        cached, self._share = self.cached, 1.0
+        if batch is not None and cached is not None and not cached.complete:
+            self._share = cached.share(state, self._positions(batch), self._chosen)
 
     @property
     def _chosen(self) -> list[int]:
         return [int(i) for i in np.flatnonzero(self.combination)]
-
-    def _share_with_target(self, state: State, batch: Examples) -> float:
-        """Return the share of the batch, over all microbatches and ranks, that has a target, by the rows' weights."""
-        if self.cached is None or self.cached.complete:
-            return 1.0
-        examples = self._positions(batch)
-        seen_B = self.cached.targets(state, None, examples, self._chosen).seen_B
-        assert seen_B is not None
-        weights_B = example_weights(state, examples.positions)
-        rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
-        counts = torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(counts)
-        seen, rows = counts.tolist()
-        return seen / rows if rows else 1.0
 
     def term(self, state: State, batch: Any, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor | None:
         """Return D of a microbatch, a scalar tensor with gradient; None where the batch is measured and goes without.
@@ -223,9 +238,10 @@ class Lessons:
         with self.spending.stopwatch.running():
             examples = None if microbatch is None else self._positions(microbatch)
             found, seen_B = self.teachers.targets(state, batch, examples, chosen)
-        logits = self._teacher_logits(task, found, chosen, student_BC, rows)
+        logits = [self._aligned(task, index, one, rows) for index, one in zip(chosen, found, strict=True)]
+        for index, teacher_BC in zip(chosen, logits, strict=True):
+            refuse_other_shape(self.teachers.names[index], teacher_BC, student_BC)
         self._measure(task, logits, seen_B, rows)
-        self._look_at_first(found, chosen)
         deviation, ready = self.measured.deviation, self.measured.is_ready
         student_BC = self.loss.in_units(student_BC, deviation)
         shares = [float(self.combination[i]) for i in chosen]
@@ -258,25 +274,14 @@ class Lessons:
         # A mean over examples would depend on the number of microbatches where these are weighed by their tokens.
         return replace(self.loss, average="targets" if weighs_by_tokens(state) else "examples")
 
-    def _teacher_logits(
-        self, task: Task, found: Sequence[Tensor], chosen: Sequence[int], student_BC: Tensor, rows: Rows
-    ) -> list[Tensor]:
-        """Return what the chosen teachers say, ``[B, C, X]`` each, of the classes that all know."""
-        assert self.teachers is not None
-        each, logits = len(self.source.weight_names), []
-        for index, theirs in zip(chosen, found, strict=True):
-            if not self.teachers.in_layout[index]:
-                theirs = in_layout(task, theirs, rows.logits_BCX)
-            teacher_BC = self.classes.of_teacher(index // each, theirs)
-            if teacher_BC.shape != student_BC.shape:
-                raise PriorRunMismatchError(
-                    f"teacher {self.teachers.names[index]} gives logits of shape {tuple(teacher_BC.shape)}, the "
-                    f"student of shape {tuple(student_BC.shape)} (dimension 1 is the classes). They must be alike."
-                )
-            logits.append(teacher_BC)
-        return logits
-
     # What is measured -----------------------------------------------------------------------------------------------
+
+    def _aligned(self, task: Task, index: int, theirs: Tensor, rows: Rows) -> Tensor:
+        """Return what a teacher says, ``[B, C, X]``, of the classes that all know."""
+        assert self.teachers is not None
+        if not self.teachers.in_layout[index]:
+            theirs = in_layout(task, theirs, rows.logits_BCX)
+        return self.classes.of_teacher(index // len(self.source.weight_names), at_size(theirs, rows.logits_BCX))
 
     def _measure(self, task: Task, logits: Sequence[Tensor], seen_B: Tensor | None, rows: Rows) -> None:
         """Find the teachers' scale: in their archived logits, or, of live ones, in the first batch."""
@@ -286,12 +291,8 @@ class Lessons:
             for one in logits:
                 self.measured.add(logit_moments(task, one, seen_B, rows.counted_BX))
             return
-        each = len(self.source.weight_names)
-        for index, (theirs, theirs_seen_B) in enumerate(self.cached.sample()):
-            if not self.cached.in_layout[index]:
-                theirs = in_layout(task, theirs, rows.logits_BCX)
-            theirs = self.classes.of_teacher(index // each, theirs)
-            self.measured.add(logit_moments(task, theirs, theirs_seen_B))
+        for index, (theirs, known_S) in enumerate(self.cached.sample()):
+            self.measured.add(logit_moments(task, self._aligned(task, index, theirs, rows), known_S))
         self.measured.settle(across_ranks=False)  # every rank reads the same rows
 
     def _pulls(self, state: State, term: Tensor) -> Tensor | None:
@@ -303,21 +304,6 @@ class Lessons:
                 "or name other outputs by keys: {output: ...}."
             )
         return pulled
-
-    def _look_at_first(self, found: Sequence[Tensor], chosen: Sequence[int]) -> None:
-        """Look at the first targets once: where they keep the largest logits only, these must be enough."""
-        if self._looked_at_first or self.cached is None or not isinstance(self.loss, KL):
-            return
-        self._looked_at_first = True
-        cached, temperature = self.cached, self.strength.temperature
-
-        def look() -> None:
-            for index, logits_BC in zip(chosen, found, strict=True):
-                if kept := cached.kept_classes[index]:
-                    check_top_k(cached.names[index], logits_BC, kept, temperature)
-
-        if any(cached.kept_classes):
-            on_every_rank(look)
 
     @property
     def base_weight(self) -> float:

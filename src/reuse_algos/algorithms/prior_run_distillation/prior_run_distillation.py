@@ -14,6 +14,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
 from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
@@ -66,7 +67,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             live teachers. Default: ``auto``.
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
-        loss: :class:`KL` or :class:`MSE`, with weight and temperature. Default: ``kl``.
+        loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: ``kl``.
         when: :class:`TeachingWindow`, the batches in which the term is on. Default: all of them.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
@@ -102,7 +103,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         *,
         source: Auto | Live | Cached | str | Mapping[str, Any] = "auto",
         combine: Mean | Mixup | Sample | str | Mapping[str, Any] = "mean",
-        loss: KL | MSE | str | Mapping[str, Any] = "kl",
+        loss: KL | MSE | ChannelWise | str | Mapping[str, Any] = "kl",
         when: TeachingWindow | Mapping[str, Any] | None = None,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
@@ -113,7 +114,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
         self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
-        self.loss: KL | MSE = fit_section(KL | MSE, loss, "loss")
+        self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, loss, "loss")
         self.when: TeachingWindow = fit_section(TeachingWindow, when or {}, "when")
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
@@ -156,12 +157,12 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
-            if isinstance(self.source, Live) and self.source.model is None:
-                self._student = copy.deepcopy(state.model)
-                restore_batch_norm(self._student)
+            self._student = self._copy_of(state.model)
         elif event == Event.AFTER_LOSS:
-            if self.task_reader.handle(event, state):
-                self.lessons.check_task(self.task_reader.known)
+            if (reader := self.task_reader).handle(event, state):
+                microbatch = None if self.lessons.cached is None else self.ids.microbatch
+                rows = reader.rows(state.outputs)
+                self.lessons.check_first(state, reader.batch, microbatch, reader.known, rows)
         elif event == Event.BEFORE_BACKWARD:
             microbatch = None if self.lessons.cached is None else self.ids.microbatch
             reader, rows = self.task_reader, self.task_reader.rows(state.outputs)
@@ -182,6 +183,19 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.log_metrics({_METRICS + name: value for name, value in metrics.items()}, logger)
         else:
             self._follow_batch(event, state)
+
+    def _copy_of(self, model: nn.Module) -> nn.Module | None:
+        """An untouched copy, for archived models of its architecture; None where none is needed or can be made."""
+        if isinstance(self.source, Live) and self.source.model is not None:
+            return None
+        try:
+            student = copy.deepcopy(model)
+        except Exception:
+            if isinstance(self.source, Live):
+                raise
+            return None  # cached logits do without a model; they are then not held against one
+        restore_batch_norm(student)
+        return student
 
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""

@@ -10,6 +10,7 @@ import torch
 from composer import State, Time
 from composer.core import get_precision_context
 from composer.models import ComposerModel
+from composer.utils import dist
 from composer.utils.batch_helpers import batch_get
 from torch import nn
 
@@ -22,6 +23,7 @@ from reuse_algos.priors.model import ModelFactory, archived_model
 from reuse_algos.priors.views import too_old
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.flops import forward_flops
+from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.tokens import refuse_other_tokens
 
@@ -226,6 +228,24 @@ class CachedTeachers:
                 known_S, positions_S = positions_S >= 0, positions_S.clamp_min(0)
             found, here_S = signal.gather(positions_S, slots_S)
             yield found, here_S if known_S is None else here_S & known_S.to(here_S.device)
+
+    def share(self, state: State, examples: Examples, chosen: Sequence[int]) -> float:
+        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows.
+
+        Args:
+            state: At BEFORE_TRAIN_BATCH.
+            examples: Of the whole batch of this rank.
+            chosen: The teachers.
+        """
+        seen_B = self.targets(state, None, examples, chosen).seen_B
+        assert seen_B is not None
+        weights_B = example_weights(state, examples.positions)
+        rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
+        counts = torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        seen, rows = counts.tolist()
+        return seen / rows if rows else 1.0
 
     def slots_of(self, examples: Examples, epoch: int, teacher: int) -> torch.Tensor:
         """Slot of each row: its view, or one slot per epoch in turn where views are not known."""

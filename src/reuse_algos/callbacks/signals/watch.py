@@ -145,7 +145,7 @@ class SignalWatch:
             assert self.capture is not None
             self.measures.check(state, self._batch, self.capture.num_examples)
             clean_R = clean_rows(state)
-            return check_rows(state, self._batch, self._examples(state), clean_R, self.keys)
+            return check_rows(state, self._batch, self._examples(state), clean_R, self.keys, "RunRecorder signals")
 
         rows = on_every_rank(look)[0]
         task = self.reader.task

@@ -58,6 +58,7 @@ def answer(args: argparse.Namespace) -> Answer:
         return Answer(headline, lead, found, charts)
     percent, measured = args.percent or 1.0, []
     if args.archive or args.archive_option:
+        # A calibrated share and a given one would contradict each other.
         if args.percent is not None:
             raise UsageError("--percent and an ARCHIVE that calibrates it: give one of them")
         percent, measured = _calibrate(args, device)

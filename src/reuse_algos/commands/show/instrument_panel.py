@@ -106,6 +106,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
         for label, one in runs.items():
             steps_values = one.get(name, [])
             axis.plot([step for step, _ in steps_values], [value for _, value in steps_values], lw=1.0, label=label)
+        # Gradient norms fall by decades; what may be negative stays linear.
         if name not in _SIGNED and values and all(value > 0 for value in values) and max(values) > 20 * min(values):
             axis.set_yscale("log")
         if name in _SIGNED:

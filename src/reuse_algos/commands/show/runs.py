@@ -61,7 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """List runs; 0."""
+    """List runs, and return 0."""
     from reuse_algos.compare.show.terminal import runs_table
 
     archive, tags = open_archive(args), tags_of(args)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def final_value(prior: PriorRun, metric: str | None) -> float | None:
-    """Last value of a metric (of the monitor if None), NaN if it was that; None if the run has no such metric."""
+    """Return the last value of a metric (of the monitor if None); None if the run does not have it."""
     try:
         return prior.final_metric(metric)
     except SignalNotFoundError:

@@ -100,6 +100,7 @@ class Case:
         sure = self._sure_budget(member)
         is_baseline = member is self.baseline
         lacking = self._lacking(member, found)
+        # A technique whose cost is unknown cannot be cheaper.
         if self.axis not in member.costs:
             lacking.append(f"What {member.name} costs in {AXIS_WORDS[self.axis]} is not known.")
         if not is_baseline:
@@ -144,6 +145,7 @@ class Case:
 
     def _sure_budget(self, member: Member) -> str | None:
         high = crossing(member.curve, self.level, confidence=self.confidence).high
+        # Budgets are not interpolated here: the next one that was trained is sure.
         return None if high is None else member.labels[math.ceil(high - 1e-9)]
 
     def _lacking_of_baseline(self) -> list[str]:
@@ -168,7 +170,8 @@ class Case:
 
 
 def _around(member: Member, found: BudgetCrossing) -> list[int]:
-    """Budgets that a crossing lies between, or the only one that it is at."""
+    """Return the budgets that a crossing lies between, or the only one that it is at."""
+    # Only the budgets on both sides of a crossing decide where it is.
     low, high = math.floor(found.estimate), math.ceil(found.estimate)
     return sorted({low, min(high, member.curve.last)})
 

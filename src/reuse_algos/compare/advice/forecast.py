@@ -50,6 +50,7 @@ def forecast_budget(member: Member, level: float, mode: Mode, axis: Axis, confid
     """
     curve = member.curve
     offset = 1.0 if mode == "max" else 0.0  # an accuracy becomes its error
+    # Runs and not means: their spread is what the limits are made of.
     steps = [at for at, sample in zip(curve.steps_M, curve.samples, strict=True) for _ in sample.values]
     losses = [offset - value for sample in curve.samples for value in sample.values.tolist()]
     if offset - level <= 0 or (mode == "max" and max(losses) > 1):
@@ -60,6 +61,7 @@ def forecast_budget(member: Member, level: float, mode: Mode, axis: Axis, confid
         return None
     found = Interval(*law.steps_to(offset - level, confidence))
     largest = float(curve.steps_M[-1])
+    # What lies within the budgets was measured, and does not need a forecast.
     if not largest < found.estimate <= FARTHEST * largest:
         return None
     return BudgetForecast(found, _cost(member, axis, found), law.last_error)
@@ -71,6 +73,7 @@ def _cost(member: Member, axis: Axis, steps: Interval) -> Interval | None:
     if costs is None:
         return None
     (before, last), at = (math.exp(np.log(sample.values).mean()) for sample in costs.samples[-2:]), costs.steps_M[-2:]
+    # A fixed set-up and a fixed time per step make costs linear in steps.
     each = (last - before) / float(at[1] - at[0])
     values = (
         last + each * (value - float(at[1])) for value in (steps.estimate, max(steps.low, float(at[1])), steps.high)

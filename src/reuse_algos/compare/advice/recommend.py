@@ -37,7 +37,7 @@ from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, less_of, l
 
 __all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
 
-_LATER_RUNS = 1  # the next run bears all of its own harvest
+_LATER_RUNS = 1  # the next run counts all of its own harvest
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Recommendation:
 
 
 def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
-    """Predict which technique, at what budget, reaches the target at the least cost. The rules are in the docstring.
+    """Predict which technique, at what budget, reaches the target at the least cost.
 
     Args:
         outcomes: Runs of all groups.
@@ -101,6 +101,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     question.check(groups)
     later_runs = question.costs.later_runs or _LATER_RUNS
     members = {name: Member.of(groups[name], outcomes, question.costs, later_runs) for name in sorted(groups)}
+    # A control shows why a technique works; training it is of no use.
     controls = [name for name in members if control_of(groups[name]) is not None and name != baseline]
     techniques = [name for name in members if name != baseline and name not in controls]
     seconds = all("amortised_seconds" in members[name].costs for name in (baseline, *techniques))
@@ -111,6 +112,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         level=target if outcomes.mode == "max" else -target,
         axis=axis,
         confidence=confidence,
+        # Bonferroni: the best of K is picked, so each has to pass a K times stricter test.
         decision=1.0 - (1.0 - confidence) / max(len(techniques), 1),
         price_per_hour=question.costs.price_per_hour,
         mode=outcomes.mode,
@@ -128,6 +130,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         good[0] = dataclasses.replace(good[0], standing="recommended")
     first = case.candidate(members[baseline])
     rest = sorted((c for c in found if c.lacking), key=rank)
+    # Those behind the first are not necessarily dearer, and a reader may prefer one.
     alike = [c.name for c in good[1:] if not case.cheaper(members[c.name], members[good[0].name])]
     extra = []
     if question.costs.judge_by is None and not seconds:

@@ -129,6 +129,7 @@ def pareto(comparison: Comparison) -> list[Chart]:
         )
         stairs: list[tuple[float, float]] = []
         for cost, value in front:
+            # Between two points of a front the cheaper one is the best that is known.
             stairs += [(cost, stairs[-1][1])] if stairs else []
             stairs.append((cost, value))
         first = Look(0, "Pareto front", 0)
@@ -189,9 +190,10 @@ def amortisation(comparison: Comparison) -> Chart | None:
     for look in looks_of(comparison):
         group = comparison.groups[look.index]
         known = group.break_even
-        # The cost of a side that is only a limit says nothing about what is paid back.
+        # The cost of a side that is only a limit does not tell what is paid back.
         if known is None or group.target_bound or comparison.groups[0].target_bound:
             continue
+        # Work done once is taken out of each run and shared among all.
         each = _cost_of(group) - known.harvest_seconds
         once = {"harvest": known.harvest_seconds}
         if known.prior_training_seconds > 0:

@@ -83,6 +83,7 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
         outcomes: The runs that it was made from.
     """
     document = comparison.to_dict()
+    # Over training only these are known at every evaluation.
     axes: list[Axis] = ["steps", "train_seconds", "cost_seconds"]
     if comparison.method == "budgets":
         axes = [axis for axis in AXES if any(p.costs.get(axis) is not None for p in comparison.points)]
@@ -196,6 +197,7 @@ def _curves(comparison: Comparison, charts: Sequence[Chart]) -> list[dict[str, A
     """Return the mean curve of each group at the evaluations that all of its runs share, from the charts."""
     by_axis = {chart.key: [series for series in chart.series if series.name] for chart in charts}
     total = sum(len(series.x) for series in by_axis["steps"])
+    # The ends stay, as they are what a group reached.
     every = max(1, math.ceil(total / (MAX_ROWS - len(comparison.groups))))
     rows = []
     for place, series in enumerate(by_axis["steps"]):

@@ -21,6 +21,7 @@ from reuse_algos.data.datasets.files import (
     train_transform,
 )
 from reuse_algos.data.datasets.subsets import select_classes, take_part
+from reuse_algos.data.dense import DENSE_NAMES, DenseDataset, load_dense
 from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.images.pixels import PixelSpace
@@ -95,6 +96,8 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
         loaded = _load_file_sets(config, device)
     elif config.name in TEXT_NAMES:
         loaded = _load_texts(config)
+    elif config.name in DENSE_NAMES:
+        loaded = _load_masks(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
@@ -231,6 +234,26 @@ def _load_texts(config: DataConfig) -> LoadedData:
             "learn": options.learn,
             "token_keys": token_keys(vocabulary.tokens),
         },
+    )
+
+
+def _load_masks(config: DataConfig) -> LoadedData:
+    root = None if config.root == DataConfig.root else config.root
+    part, held_out = load_dense(config.name, root, config.path, config.scenes)
+    keys = part.keys
+    rows = take_part(keys, torch.zeros_like(keys), fraction=config.train_fraction, examples=config.train_examples)
+    chosen = part._replace(images=part.images[rows], masks=part.masks[rows], keys=keys[rows])
+    train, evaluated = (DenseDataset(one, config.name, config.view_seed) for one in (chosen, held_out))
+    return LoadedData(
+        train=train,
+        eval=evaluated,
+        info=train.info,
+        eval_info=evaluated.info,
+        num_classes=len(part.class_names),
+        class_names=part.class_names,
+        image_shape=train.image_shape,
+        mean=(),
+        std=(),
     )
 
 

@@ -1,9 +1,9 @@
 """Successive halving: all candidates get a small budget, and the best of them a larger one, rung by rung.
 
 Source: Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization", AISTATS 2016,
-https://arxiv.org/abs/1502.07943. There a candidate goes on from its checkpoint. Here each rung trains anew for a budget
-of its own, so that the learning rate decays to the end of each rung: the value of a long run that is read early says
-little of a run that ends there.
+https://arxiv.org/abs/1502.07943. There a candidate goes on from its checkpoint. Here each rung trains from the start,
+for a budget of its own, so that the learning rate decays to the end of each rung: the value of a long run that is read
+early does not tell what a run of that length ends at.
 """
 
 from __future__ import annotations

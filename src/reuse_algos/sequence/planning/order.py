@@ -30,6 +30,7 @@ def other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
         return asked[key]
 
     def add(step: PlannedStep) -> None:
+        # A step that is entered twice closes a circle; its query then means those before it.
         if id(step) in entered:
             return
         entered.add(id(step))

@@ -30,8 +30,8 @@ class Plan:
     """All steps of a sequence in the order in which they are trained.
 
     Attributes:
-        config: the sequence file.
-        steps: of all arms: the first step of each arm, then the second of each, and so on; but where a step asks for
+        config: The sequence file.
+        steps: Of all arms: the first step of each arm, then the second of each, and so on; but where a step asks for
             runs of other arms only, and not of its own, these come before it.
     """
 
@@ -72,6 +72,7 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     """
     faults = Faults(config.source)
     arms = [list(_planned_arm(config, name, arm, faults)) for name, arm in config.arms.items()]
+    # Arms take turns, so that a machine that grows slow slows all of them alike.
     steps = [step for row in itertools.zip_longest(*arms) for step in row if step is not None]
     _check_search(config, arms, faults)
     steps = other_arms_first(steps)
@@ -142,7 +143,7 @@ def _check_section(path: str, section: Any, faults: Faults) -> None:
 def _points(
     config: SequenceConfig, arm: ArmConfig, step: StepConfig, where: tuple[str, str], faults: Faults
 ) -> list[dict[str, Any]]:
-    """Every combination of the values of the arm's (or the sequence's) grid and the step's own."""
+    """Return every combination of the values of the arm's (or the sequence's) grid and the step's own."""
     of_arm = (config.grid, "grid") if arm.grid is None else (arm.grid, join(where[0], "grid"))
     axes: dict[str, list[Any]] = {}
     for grid, path in (of_arm, (step.grid, join(where[1], "grid"))):
@@ -172,6 +173,7 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
         missing = next((step for step in steps if key not in step.point), None)
         if missing is not None:
             faults.add("search", f"{key!r} is not in the grid of {missing.title}.{nearest(key, missing.point)}")
+        # Equal budgets would train the same runs twice and drop by chance.
         lengths = {(step.rung, str(step.recipe.settings.max_duration)) for step in steps if step.rung is not None}
         if len({length for _, length in lengths}) < len({rung for rung, _ in lengths}):
             said = ", ".join(length for _, length in sorted(lengths))
@@ -182,7 +184,7 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
 
 
 def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], step: PlannedStep, faults: Faults) -> None:
-    """A step that reuses runs of this very sequence needs one before it. Nothing falls back to plain training."""
+    """Note steps that reuse runs of this sequence without one before them: nothing falls back to plain training."""
     for path, query in queries_of(step):
         if str(query.get("tags", {}).get("sequence")) != config.name or any(fits(query, other) for other in before):
             continue

@@ -30,16 +30,16 @@ class PlannedStep:
     """One run of the sequence.
 
     Attributes:
-        arm: the arm that it belongs to.
-        name: of the step; the same in every arm that has the same steps.
-        position: in its arm, from 0.
-        point: the values of the grid, by dotted recipe key.
-        values: its recipe as it is written to the step's folder, with its ``${...}``.
-        recipe: the same, checked.
-        folder: of its recipe, log and checkpoints.
-        special: whether it is trained by the arm's ``first``.
-        harvests: what is harvested of its run.
-        rung: round of a search by halving in which it is trained, from 1; None outside of such a search.
+        arm: The arm that it belongs to.
+        name: Of the step; the same in every arm that has the same steps.
+        position: In its arm, from 0.
+        point: The values of the grid, by dotted recipe key.
+        values: Its recipe as it is written to the step's folder, with its ``${...}``.
+        recipe: The same, checked.
+        folder: Of its recipe, log and checkpoints.
+        special: Whether it is trained by the arm's ``first``.
+        harvests: What is harvested of its run.
+        rung: Round of a search by halving in which it is trained, from 1; None outside of such a search.
     """
 
     arm: str
@@ -121,6 +121,7 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
     values = _read_recipe(chosen, config.source, faults)
     if values is None:
         return None
+    # Later ones win: the sequence, the arm, the step, the rung, and last the point.
     of_rung = slot.rung.overrides if slot.rung else {}
     for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
         merge_sections(values, overrides)
@@ -164,7 +165,7 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
 
 
 def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | None:
-    """The values of a recipe that comes with the library, or of a file beside the sequence file."""
+    """Return the values of a recipe that comes with the library, or of a file beside the sequence file."""
     if name.endswith((".yaml", ".yml")):
         path = Path(source).parent / Path(name).expanduser()
     else:

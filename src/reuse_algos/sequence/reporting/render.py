@@ -13,7 +13,7 @@ from reuse_algos.compare.show.words import format_amount, format_count, format_i
 from reuse_algos.sequence.planning.order import fingerprint
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.reporting.costs import Cost
-from reuse_algos.sequence.reporting.report import ArmResult, SequenceReport
+from reuse_algos.sequence.reporting.result import ArmResult, SequenceReport
 from reuse_algos.sequence.reporting.search import ArmSearch, SearchResult
 
 if TYPE_CHECKING:

@@ -128,6 +128,7 @@ def _search(key: str, arm: str, runs: Sequence[Tried], mode: str) -> ArmSearch:
         own = _runs_with(key, value, runs)
         candidates.append(Candidate(value, len(own), mean_interval([run.final for run in own]), own[0].rung))
     sign, last = 1.0 if mode == "max" else -1.0, max(candidate.rung for candidate in candidates)
+    # Who stayed behind in an earlier rung had a smaller budget, and cannot win.
     finite = [one for one in candidates if math.isfinite(one.final.estimate) and one.rung == last]
     winner = max(finite, key=lambda candidate: sign * candidate.final.estimate).value if finite else None
     return ArmSearch(arm, candidates, winner)

@@ -107,6 +107,7 @@ class _Work:
         for place in wanted:
             found = self.states[place]
             if found.run is not None:
+                # A process that was killed between its commit and this left them behind.
                 drop_checkpoints(found.step)
             if found.run is not None and found.state == "finished":
                 how = "the archive holds it" if found.held else "finished before"
@@ -150,6 +151,7 @@ class _Work:
 
     def _without_losers(self, waiting: Sequence[int]) -> list[int]:
         """Return what is still to be trained, now that a rung of a search may have ended."""
+        # The archive decides, as it would after a restart.
         self.states[:] = drop_losers(self.step_work.plan.config, self.states)
         dropped = [place for place in waiting if self.states[place].state == "stopped"]
         for place in dropped:

@@ -114,6 +114,7 @@ def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]
 
     def warning(look: Look, technique: Look) -> str:
         ours, theirs = (comparison.groups[one.index].verdict for one in (look, technique))
+        # A control should not be faster: what it lacks would then not be what helps.
         if ours != "faster":
             return ""
         if theirs == "faster":
