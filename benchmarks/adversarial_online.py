@@ -16,8 +16,8 @@ from torch import Tensor
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.attacks import Attack, perturb
-from reuse_algos.training.batch_norm import split_layers
 from reuse_algos.training.outputs import logits_of, unwrap_model
+from reuse_algos.training.parameters.batch_norm import split_layers
 
 
 class OnlineAdvProp(AdversarialReplay):

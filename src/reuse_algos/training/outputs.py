@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import without_auxiliary
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
 

@@ -14,9 +14,9 @@ from composer.utils import dist
 
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
 from reuse_algos.data.seeding import seeded_rng
-from reuse_algos.training.batch_norm import without_auxiliary
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import device_of, plain_state_dict, unwrap_model
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = ["environment", "hardware_name", "model_flops", "model_record"]
 

@@ -15,8 +15,8 @@ from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import without_auxiliary
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = [
     "batch_values",

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from reuse_algos.errors import ModelError, nearest
-from reuse_algos.training.head import find_head
 from reuse_algos.training.outputs import unwrap_model
-from reuse_algos.training.parameter_groups import add_groups, arrange_groups, check_schedulers
+from reuse_algos.training.parameters.head import find_head
+from reuse_algos.training.parameters.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.training.window import reached
 
 __all__ = [
