@@ -40,7 +40,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: uint8, ``[N, H, W, C]`` or ``[N, C, H, W]`` as ``layout`` says, or ``[N, H, W]`` for one channel.
-        labels: whole numbers ``[N]``.
+        labels: Whole numbers ``[N]``.
         pixels: How they are normalised.
         augmentation: What to do to training images.
         view_seed: Seed of the views.
@@ -134,7 +134,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         return self._augmentation.apply(images_BHWC, plan[1:], self._normalisation), labels_B
 
     def _resolve(self, indices: Sequence[ExampleView | int]) -> tuple[Tensor, Tensor]:
-        """Positions and numbers of the augmentation, both int64 ``[B]`` on the CPU."""
+        """Return positions and numbers of the augmentation, both int64 ``[B]`` on the CPU."""
         epoch = self._epoch.value or 0
         plain = self.view_policy.view_of_epoch(epoch)
         pairs = [index if isinstance(index, tuple) else (int(index), plain) for index in indices]
@@ -205,7 +205,7 @@ def device_dataloader(
     *,
     batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """DataLoader over images on a device, without worker processes.
+    """Return a DataLoader over images on a device, without worker processes.
 
     Args:
         images: The data.
