@@ -17,8 +17,8 @@ from torch import nn
 
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.priors import scores
-from reuse_algos.training.head import find_head, head_module, pass_of_head
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.parameters.head import find_head, head_module, pass_of_head
 from reuse_algos.training.task import Task
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]

@@ -78,7 +78,7 @@ class ReusableClassifier(ComposerClassifier):
         module: The network: float ``[B, C, H, W]`` to logits ``[B, num_classes]``.
         num_classes: Number of classes.
         reuse_config: What :func:`build_model` takes to build the same architecture again.
-        autocast: dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
+        autocast: Dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
     """
 
     reuse_config: dict[str, Any]
@@ -95,7 +95,7 @@ class ReusableClassifier(ComposerClassifier):
         self._autocast = autocast
 
     def forward(self, batch: Any) -> Tensor:
-        """Logits ``[B, num_classes]`` of the first element of a batch; float32 if the model has its own autocast."""
+        """Return logits ``[B, num_classes]`` of a batch's first element; float32 if the model has its own autocast."""
         if self._autocast is None:
             return super().forward(batch)
         device_type = next(self.module.parameters()).device.type
@@ -214,7 +214,7 @@ def _autocast_dtype(name: str | None) -> torch.dtype | None:
 def _build_module(
     settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network, and the settings besides the name that say how it is built."""
+    """Return the network, and the settings besides the name that say how it is built."""
     name = settings.name
     if name in _RESNET_BLOCKS or name == "digits_cnn":
         if settings.weights is not None:
@@ -253,5 +253,5 @@ def _load_safetensors(module: nn.Module, path: Path, *, new_head: bool) -> None:
 
 
 def _other_rows(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors differ in their number of rows and in nothing else of their shape."""
+    """Return whether two tensors differ in their number of rows and in nothing else of their shape."""
     return ours.dim() == theirs.dim() > 0 and ours.shape != theirs.shape and ours.shape[1:] == theirs.shape[1:]

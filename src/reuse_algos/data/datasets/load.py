@@ -111,7 +111,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
 def build_dataset(
     arrays: ImageArrays, config: DataConfig, device: torch.device | str = "cpu"
 ) -> tuple[DeviceImages | WorkerImages, DeviceImages | WorkerImages]:
-    """Training and evaluation datasets over images in memory, augmented as the recipe asks.
+    """Return training and evaluation datasets over images in memory, augmented as the recipe asks.
 
     Args:
         arrays: Images and labels.
@@ -131,8 +131,7 @@ def build_dataset(
         images = DeviceImages(
             split.images,
             split.labels,
-            mean=arrays.mean,
-            std=arrays.std,
+            pixels=PixelSpace(arrays.mean, arrays.std),
             augmentation=kind,
             view_seed=config.view_seed,
             num_views=config.num_views,
@@ -292,7 +291,7 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
 
 
 def _part(choice: _Choice, config: DataConfig) -> _Choice:
-    """The part of the training examples that is asked for."""
+    """Return the part of the training examples that is asked for."""
     part = take_part(choice.info.keys, choice.strata, fraction=config.train_fraction, examples=config.train_examples)
     return _Choice(choice.positions[part], choice.info.subset(part), choice.strata[part], choice.num_classes)
 
