@@ -37,7 +37,7 @@ __all__ = [
     "TensorInfo",
 ]
 
-KINDS = ("weights", "metrics", "signals", "dataset")
+KINDS = ("weights", "metrics", "signals", "dataset", "parts")
 
 MAX_LABEL, MAX_TEXT = 512, 4096  # characters
 

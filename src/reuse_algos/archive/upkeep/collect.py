@@ -22,6 +22,7 @@ from reuse_algos.archive.format.names import (
     manifest_path,
     run_prefix,
 )
+from reuse_algos.archive.format.parts import PARTS_FORMAT
 from reuse_algos.archive.index.update import sweep_index, update_index
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
@@ -244,7 +245,7 @@ def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
     referenced = set()
     for generation in range(1, highest + 1):  # a gap is an error too
         manifest = read_manifest(store, run_id, generation)
-        if manifest.format > FORMAT:
+        if manifest.format > max(FORMAT, PARTS_FORMAT):
             raise ArchiveVersionError(
                 f"{manifest_path(run_id, generation)} has format {manifest.format[0]}.{manifest.format[1]}, and may "
                 "list files in ways that this reuse_algos does not know: upgrade it"
