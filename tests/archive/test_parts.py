@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import msgspec
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from reuse_algos.archive import FileEntry, RunArchive, RunWriter
 from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.archive.format.parts import PARTS_FROM
+from reuse_algos.archive.index.shards import encode_shard
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveWarning
 
 from .conftest import files_below, manifest_of, put_files, rewrite
@@ -120,3 +123,66 @@ def test_too_many_files_are_refused(archive: RunArchive, monkeypatch: pytest.Mon
     monkeypatch.setattr("reuse_algos.archive.format.parts.MAX_FILES", 70)
     with pytest.raises(ArchiveError, match="71 files are too many: a run has at most 70"):
         grown(archive, 80)
+
+
+def test_superseded_generations_are_thinned_when_asked(archive: RunArchive, tmp_path: object) -> None:
+    writer, lists = grown(archive, 90)
+    going, _ = grown(archive, 3)
+    writer.finish()
+    before = files_below(archive.root)
+    assert archive.collect_garbage(thin=True).collected == [], "everything is young"
+    for path in before.values():
+        os.utime(path, (1, 1))
+    planned = archive.collect_garbage(thin=True)
+    assert files_below(archive.root) == before
+    report = archive.collect_garbage(delete=True, thin=True)
+    assert {path for path, _ in planned.collected} <= {path for path, _ in report.collected}
+    assert generation_names(archive, writer) == ["g000090.json"]
+    assert len(generation_names(archive, going)) == 3
+    assert as_set(archive.run(writer.run_id).manifest.files) == as_set(lists[-1])
+    assert archive.verify().ok
+    assert archive.verify(quick=True).ok
+    again = archive.collect_garbage(thin=True)
+    assert (again.ok, again.collected, again.unknown) == (True, [], [])
+    target = RunArchive(f"{tmp_path}/copy", create=True)
+    assert archive.copy_to(target).ok
+    assert target.verify().ok
+    assert as_set(target.run(writer.run_id).manifest.files) == as_set(lists[-1])
+    harvest, base = archive.resume_run(writer.run_id)
+    harvest.commit(base)
+    assert archive.verify().ok
+    assert archive.copy_to(target).ok
+    assert target.open_run(writer.run_id).manifest.generation == 92
+
+
+def generation_names(archive: RunArchive, writer: RunWriter) -> list[str]:
+    return archive._store.list(f"runs/{writer.run_id}/manifests")
+
+
+def test_nothing_is_thinned_where_the_newest_generation_is_damaged(archive: RunArchive) -> None:
+    writer, _ = grown(archive, 3)
+    writer.finish()
+    rewrite(archive.root / manifest_path(writer.run_id, 3), lambda data: data[:-3])
+    for path in files_below(archive.root).values():
+        os.utime(path, (1, 1))
+    report = archive.collect_garbage(delete=True, thin=True)
+    assert [problem.run_id for problem in report.skipped] == [writer.run_id]
+    assert len(generation_names(archive, writer)) == 3
+
+
+def test_a_quick_check_looks_at_sizes_and_at_the_index(archive: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reuse_algos.archive.index.update.ENOUGH_RUNS", 1)
+    writer, _ = grown(archive, 2)
+    writer.finish()
+    assert archive.verify(quick=True).problems == []
+    (shard,) = [item.path for item in archive._store.walk("index")]
+    other, data = encode_shard(
+        archive.archive_id, [msgspec.structs.replace(next(archive.summaries()), tags={"a": "b"})]
+    )
+    archive._store.put_if_absent(other, [data])
+    rewrite(archive.root / shard, lambda data: data[:-1])
+    file = next(path for name, path in files_below(archive.root).items() if "/data/signals/loss" in name)
+    rewrite(file, lambda data: data[:-1])
+    found = {problem.path: problem.what for problem in archive.verify(quick=True).problems}
+    assert found.keys() == {shard, other, str(file.relative_to(archive.root))}
+    assert "something else of run" in found[other]

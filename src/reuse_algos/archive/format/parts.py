@@ -200,9 +200,19 @@ class PartWriter:
         refs = [ref for level in reversed(self._levels) for ref in level] + [ref for ref, _ in self._small]
         files = [_Entry.of(entry) for entry in (*self._pending, *loose)]
         parted = PartedManifest(
-            run_id="", generation=0, attempt=0, write_id="", committed_at="", progress=None if manifest.progress == Progress() else manifest.progress,
-            cost=None if manifest.cost == CostRecord() else manifest.cost, health=manifest.health, head=head, parts=refs, gone=self._gone(), files=files,
-        )  # fmt: skip
+            run_id="",
+            generation=0,
+            attempt=0,
+            write_id="",
+            committed_at="",
+            progress=None if manifest.progress == Progress() else manifest.progress,
+            cost=None if manifest.cost == CostRecord() else manifest.cost,
+            health=manifest.health,
+            head=head,
+            parts=refs,
+            gone=self._gone(),
+            files=files,
+        )
         return parted, new + loose
 
     def _drop(self, stable: Sequence[FileEntry]) -> int:
@@ -235,12 +245,13 @@ class PartWriter:
         self._pending.append(entry)
         if len(self._pending) < _LEAF:
             return
-        self._small.append((self._write(_Part(files=list(map(_Entry.of, self._pending)))), self._pending))
-        self._pending = []
-        if len(self._small) == _FAN:
-            together = [entry for _, entries in self._small for entry in entries]
-            self._push(0, self._write(_Part(files=list(map(_Entry.of, together)))))
+        files, self._pending = self._pending, []
+        if len(self._small) < _FAN - 1:
+            self._small.append((self._write(_Part(files=list(map(_Entry.of, files)))), files))
+        else:
+            files = [entry for _, entries in self._small for entry in entries] + files
             self._small = []
+            self._push(0, self._write(_Part(files=list(map(_Entry.of, files)))))
 
     def _push(self, level: int, ref: _Ref) -> None:
         if level == len(self._levels):

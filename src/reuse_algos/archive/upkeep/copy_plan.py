@@ -10,6 +10,7 @@ from reuse_algos.archive.format.manifest import decode_manifest
 from reuse_algos.archive.format.names import final_path, manifest_path, run_prefix
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import reading
+from reuse_algos.archive.upkeep.thinning import first_generation
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["Plan", "Planner", "conflict_of"]
@@ -30,6 +31,7 @@ class Plan:
         base: The manifest before these in the target, if there is one.
         held: Files that it lists: as long as it is there, so are they.
         final: Whether to copy the mark that the run ended.
+        thinned: The first generation that a thinning left, 1 for none.
     """
 
     run_id: str
@@ -42,6 +44,7 @@ class Plan:
     base: str | None = None
     held: set[str] = field(default_factory=set)
     final: bool = False
+    thinned: int = 1
 
     @property
     def bytes(self) -> int:
@@ -75,7 +78,11 @@ class Planner:
         highest = max([*generations, final.generation if final else 0])
         with reading(self._target):
             there = set(list_generations(self._target, run_id))
-        for generation in range(1, highest + 1):
+        with reading(self._source):
+            first = first_generation(self._source, run_id)
+        if first > 1:
+            self._plan.thinned = first
+        for generation in range(first, highest + 1):
             if generation not in there or manifest_path(run_id, generation) not in self._known:
                 self._add(generation, generation in there)
         if self._plan.pending and (before := there & set(range(1, self._plan.pending[0]))):
