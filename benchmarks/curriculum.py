@@ -65,7 +65,7 @@ STRATEGIES: dict[str, tuple[float, dict[str, Any]]] = {
 _NOTABLE_LOSS = 0.02
 # A share of training in every run: epochs, in which a recipe may give it, are shorter where examples are left out.
 WARM_UP = "scheduler.t_warmup=0.05dur"
-CONTROLS: dict[str, dict[str, Any]] = {".shuffled": {"control": "shuffled_scores"}, ".random": {"score": "random"}}
+CONTROLS = (".shuffled", ".random")
 RANDOM_TOO = ("dynamic_prune",)
 
 
@@ -97,7 +97,9 @@ class Benchmark:
         if method.startswith("plain."):
             return job | {"max_duration": f"{method.removeprefix('plain.')}ba", "settings": None}
         share, settings = STRATEGIES[base]
-        settings = {**settings, **(CONTROLS[method.removeprefix(base)] if method != base else {})}
+        if method.endswith(CONTROLS):
+            shuffled = {"name": settings["score"], "shuffled": True}
+            settings = {**settings, "score": shuffled if method.endswith(".shuffled") else "random"}
         return job | {"max_duration": f"{max(1, round(share * self.epochs))}ep", "settings": settings}
 
     def find(self, method: str, seed: int) -> dict[str, Any] | None:

@@ -30,7 +30,7 @@ _EPILOG = f"""\
 {ARCHIVE_HELP}
 
 examples:
-  reuse-algos train yamls/digits.yaml tags.method=baseline
+  reuse-algos train yamls/digits/baseline.yaml tags.method=baseline
   reuse-algos runs ./archive --order best
   reuse-algos compare ./archive --group-by tags.method --baseline baseline
 

@@ -28,6 +28,7 @@ __all__ = [
     "add_data",
     "add_json",
     "add_tags",
+    "add_trust",
     "console",
     "data_of",
     "names_archive",
@@ -120,6 +121,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         help="another value in the recipe's data section, such as root=/datasets; may be given again",
+    )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust-data."""
+    parser.add_argument(
+        "--trust-data",
+        action="store_true",
+        help="open the files, and download the data, that the archived recipe names (default: only what --data names)",
     )
 
 

@@ -54,11 +54,13 @@ def add_parser(subparsers: Subparsers) -> None:
         "adversarial keeps perturbations of the images that fool the archived model. Their sizes are those of\n"
         "pixels from 0 to 1, whatever the normalisation; a signal is of one attack, and --replace makes it\n"
         "again.\n\n"
+        "A recipe in an archive is somebody's word. The files that it names are opened with --trust-data only;\n"
+        "otherwise name the data with --data name=cifar100 --data root=FOLDER. The digits need neither.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
         "the signals.\n\n"
         f"{ARCHIVE_HELP}",
         """
-        reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --views 32
+        reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --views 32 --trust-data
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --weights best --json
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals el2n,grand --weights ep0005,ep0010
         reuse-algos harvest ./archive resnet56-17 --signals features --plain
@@ -170,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     run_id = archive.run(args.run_id).id
     # The library's own defaults hold for what is not said.
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
-    options |= attack | {name: True for name in ("plain", "replace") if getattr(args, name)}
+    options |= attack | {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
     results = []
     for name in weights:
         results += harvest(

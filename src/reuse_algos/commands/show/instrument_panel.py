@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.commands.common import UsageError, console, open_archive, print_json
+from reuse_algos.commands.common import UsageError, add_trust, console, open_archive, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute from the weights init and last how lazily the run learned; loads model and data",
     )
+    add_trust(parser)
 
 
 def show_inside(args: argparse.Namespace) -> int:
@@ -51,7 +52,7 @@ def show_inside(args: argparse.Namespace) -> int:
         raise UsageError("--instruments and --lazy are shown one at a time")
     archive = open_archive(args)
     runs = [archive.run(name) for name in args.run_id.split(",")]
-    facts = [_lazy(run) for run in runs] if args.lazy else _instruments(runs, args)
+    facts = [_lazy(run, args.trust_data) for run in runs] if args.lazy else _instruments(runs, args)
     if args.json:
         print_json(facts)
         return 0
@@ -150,11 +151,11 @@ def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dic
     ]
 
 
-def _lazy(run: PriorRun) -> dict[str, Any]:
+def _lazy(run: PriorRun, trust_data: bool) -> dict[str, Any]:
     from reuse_algos.harvest.laziness import laziness_of_run
     from reuse_algos.training.instruments.diagnosis import diagnose
 
-    found = laziness_of_run(run)
+    found = laziness_of_run(run, trust_data=trust_data)
     step = run.manifest.progress.batch
     findings = diagnose({name: [(step, value)] for name, value in found.items()})
     return {

@@ -243,7 +243,7 @@ def _pictures(
     if args.contact_sheet is not None:
         from reuse_algos.harvest import load_run_data
 
-        loaded = load_run_data(first, {**data, "augment": "none"})
+        loaded = load_run_data(first, {**data, "augment": "none"}, trust_data=args.trust_data)
         sheet = score_pictures.contact_sheet(ends, names, score_pictures.image_reader(loaded), title)
         write_file(args.contact_sheet, PLOTS, lambda where: sheet.savefig(where, dpi=150))
         written["contact_sheet"] = str(args.contact_sheet)
