@@ -15,6 +15,7 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
     readable_bytes,
+    report_json,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 
@@ -77,19 +78,9 @@ def run(args: argparse.Namespace) -> int:
             delete=args.delete, min_age_seconds=args.min_age, thin=args.thin, progress=progress
         )
     if args.json:
-        print_json(
-            {
-                "ok": report.ok,
-                "deleted": args.delete,
-                "runs": report.runs,
-                "kept": report.kept,
-                "bytes": report.bytes,
-                "collected": [{"path": path, "bytes": size} for path, size in report.collected],
-                "busy": report.busy,
-                "unknown": report.unknown,
-                "skipped": [{"run_id": p.run_id, "path": p.path, "what": p.what} for p in report.skipped],
-            }
-        )
+        collected = [{"path": path, "bytes": size} for path, size in report.collected]
+        found = report_json(report, "runs", "kept", "bytes", "busy", "unknown", problems="skipped")
+        print_json({**found, "deleted": args.delete, "collected": collected})
         return 0 if report.ok else 1
     out = console()
     for path, size in report.collected:

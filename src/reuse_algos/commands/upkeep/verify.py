@@ -17,6 +17,7 @@ from reuse_algos.commands.common import (
     console,
     open_archive,
     print_json,
+    report_json,
     runs_named,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
@@ -63,15 +64,7 @@ def run(args: argparse.Namespace) -> int:
     with _bars(args) as (progress, records):
         report = check(progress, records)
     if args.json:
-        print_json(
-            {
-                "ok": report.ok,
-                "runs": report.runs,
-                "files": report.files,
-                "bytes": report.bytes,
-                "problems": [{"run_id": p.run_id, "path": p.path, "what": p.what} for p in report.problems],
-            }
-        )
+        print_json(report_json(report, "runs", "files", "bytes"))
         return 0 if report.ok else 1
     out = console()
     for problem in report.problems:
