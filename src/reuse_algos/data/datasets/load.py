@@ -21,7 +21,7 @@ from reuse_algos.data.datasets.files import (
     train_transform,
 )
 from reuse_algos.data.datasets.subsets import select_classes, take_part
-from reuse_algos.data.dense import DENSE_NAMES, DenseDataset, load_dense
+from reuse_algos.data.dense import DENSE_NAMES, DETECTION_NAMES, DenseDataset, load_boxes, load_dense
 from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.images.pixels import PixelSpace
@@ -98,6 +98,8 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
         loaded = _load_texts(config)
     elif config.name in DENSE_NAMES:
         loaded = _load_masks(config)
+    elif config.name in DETECTION_NAMES:
+        loaded = _load_boxes(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
@@ -252,6 +254,14 @@ def _load_masks(config: DataConfig) -> LoadedData:
         mean=(),
         std=(),
     )
+
+
+def _load_boxes(config: DataConfig) -> LoadedData:
+    if config.train_fraction != 1 or config.train_examples is not None:
+        raise DataError("data.train_fraction: of digit_boxes, set the number of scenes (data.scenes.train) instead.")
+    train, evaluated = load_boxes(config.name, config.scenes, config.view_seed)
+    names = train.info.class_names
+    return LoadedData(train, evaluated, train.info, evaluated.info, len(names or ()), names, train.image_shape, (), ())
 
 
 class _Choice(NamedTuple):
