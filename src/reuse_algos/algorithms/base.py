@@ -47,7 +47,7 @@ class Stopwatch:
             self.seconds += time.perf_counter() - began
 
     def read(self) -> float:
-        """Seconds so far; waits for GPU work that is still under way."""
+        """Return the seconds so far; waits for GPU work that is still under way."""
         for start, stop in self._pending:
             stop.synchronize()
             self.seconds += start.elapsed_time(stop) / 1000.0
