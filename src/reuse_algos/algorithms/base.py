@@ -21,7 +21,7 @@ from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive
 from reuse_algos.training.interplay import BatchEffects
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["ReusingAlgorithm", "Stopwatch"]
+__all__ = ["ReusingAlgorithm", "Stopwatch", "snake_case"]
 
 
 class Stopwatch:
@@ -106,6 +106,10 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
     def prior_uses(self) -> list[PriorUse]:
         """What this run has spent of which prior run, for its own record."""
 
+    def why(self) -> str | None:
+        """Return what this algorithm decided by itself and why, for the run's record; None where it decided nothing."""
+        return None
+
     def start_afresh(self) -> None:
         """INIT: forget the runs and counts of another Trainer that this algorithm has served."""
         self.prior_runs, self._pinned = [], None
@@ -133,7 +137,7 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         """FIT_END: say so when the algorithm was on and changed nothing."""
         if self.batches_applied == 0:
             warnings.warn(f"{type(self).__name__} had no effect: {why}", NoEffectWarning, stacklevel=2)
-        logger.log_metrics({f"reuse/{_snake_case(type(self).__name__)}/batches": self.batches_applied})
+        logger.log_metrics({f"reuse/{snake_case(type(self).__name__)}/batches": self.batches_applied})
 
     def state_dict(self) -> dict[str, Any]:
         """Pinned runs and counters."""
@@ -159,5 +163,6 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         state.algorithms[:] = [*others, *ours]
 
 
-def _snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
+    """Return the name that recipes and records have for a class: ``AutoReuse`` -> ``auto_reuse``."""
     return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

@@ -11,8 +11,9 @@ from torch import nn
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models import build_model
+from reuse_algos.training.batch_norm import restore_batch_norm
 
-__all__ = ["ModelFactory", "archived_model"]
+__all__ = ["ModelFactory", "archived_model", "untouched_copy"]
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
@@ -36,6 +37,23 @@ def archived_model(
     module = _make_module(run, factory, like)
     _load_weights(module, run, weights)
     return module.eval().requires_grad_(False)
+
+
+def untouched_copy(model: nn.Module) -> nn.Module | None:
+    """Return a copy of the model that is about to train, for archived weights of its architecture.
+
+    Args:
+        model: The Trainer's at BEFORE_LOAD: later, checkpoints, DDP and ``torch.compile`` have touched it.
+
+    Returns:
+        None where the model cannot be copied; it is then said that the archived model cannot be built, if it must be.
+    """
+    try:
+        module = copy.deepcopy(model)
+    except Exception:  # modules of other people hold locks, generators and open files
+        return None
+    restore_batch_norm(module)
+    return module
 
 
 def _make_module(run: PriorRun, factory: ModelFactory | None, like: nn.Module | None) -> nn.Module:
