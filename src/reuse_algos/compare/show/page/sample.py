@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection
 
-from reuse_algos.compare.result import Comparison, Group
+from reuse_algos.compare.result import Comparison, Group, Run
 from reuse_algos.compare.show.drawing import Chart
 
 __all__ = ["MAX_RUNS", "only_runs", "sampled"]
@@ -17,10 +17,9 @@ MAX_RUNS = 500
 class _Sampled(Group):
     """A group whose ``runs`` are some of its runs, and whose numbers are those of all."""
 
-    def __init__(self, whole: Group, runs: list) -> None:
-        super().__init__(
-            **{f.name: getattr(whole, f.name) for f in dataclasses.fields(whole) if f.name != "runs"}, runs=runs
-        )
+    def __init__(self, whole: Group, runs: list[Run]) -> None:
+        fields = {field.name: getattr(whole, field.name) for field in dataclasses.fields(whole)}
+        super().__init__(**{**fields, "runs": runs})
         object.__setattr__(self, "_whole", whole)
 
     def __getattribute__(self, name: str) -> object:
