@@ -89,6 +89,7 @@ CASES = (
     Case(21, "the disk goes away while writing", "lost_disks.unmounted", about=60),
     Case(22, "a suspended writer's files are collected", "lost_disks.suspended", about=8),
     Case(23, "one odd run in a shared archive", "neighbours.case", about=26),
+    Case(24, "models and data that a record claims", "claims.case", about=28),
 )
 
 

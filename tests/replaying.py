@@ -190,7 +190,7 @@ def both_branches(one: Any) -> dict[str, Tensor]:
     """State of the model of a trainer that has ended, with the auxiliary batch norms that were put aside."""
     for algorithm in one.state.algorithms:
         if isinstance(algorithm, AdversarialReplay):
-            algorithm.branches.take_back(one.state)
+            algorithm.replay.branches.take_back(one.state)
     return one.state.model.state_dict()
 
 
@@ -205,28 +205,11 @@ def positions_of(inputs: Tensor, view: int, data: WorkerImages | None = None) ->
     return torch.cdist(inputs.flatten(1), known.flatten(1)).argmin(1)
 
 
-def follow(archive: RunArchive) -> dict[str, dict[str, Any]]:
-    """Metrics, replayed rows and final weights of this rank, for each mode; batch norm statistics stay out of it.
-
-    Which example got which perturbation is told by its key and the sum of what the model saw of it.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for mode, split in (("append", True), ("append", False), ("replace", True)):
-        data = images()
-        loader = epoch_loader(data, BATCH)
-        settings = {"mode": mode, "split_batch_norm": split, "runs": ["older", "newer"], "start": "1ba"}
-        # Fraction 1 where that can be: then the replayed rows are the same, however many ranks share a batch.
-        fraction = 1.0 if mode == "append" else 0.5
-        algorithm = Replayed(archive, fraction=fraction, **settings)
-        model = conv_net(5, norm=False)
-        one, _, log = fit([algorithm], model, loader=loader, max_duration="2ep", lr=0.05)
-        names = ("rows", "coverage", "adversarial_loss", "clean_loss", "fooling", "adversarial_error")
-        found[f"{mode}-{split}"] = {
-            "metrics": {name: series(log, name) for name in names},
-            "replayed": algorithm.seen,
-            "weights": torch.cat([p.flatten() for p in one.state.model.parameters()]).tolist(),
-        }
-    return found
+def follow_replace(archive: RunArchive, **settings: Any) -> dict[str, float]:
+    """What this rank showed of which example in which epoch: the sum of its numbers, by epoch and key."""
+    algorithm = Replayed(archive, **{"mode": "replace", "runs": ["older", "newer"], **settings})
+    fit([algorithm], conv_net(5, norm=False), max_duration="2ep")
+    return algorithm.seen
 
 
 def add_part(archive: RunArchive, folder: Path) -> None:
@@ -289,8 +272,8 @@ def follow_branches(archive: RunArchive) -> dict[str, list[float]]:
 class Replayed(AdversarialReplay):
     """Remembers what was made of which example in each epoch."""
 
-    def __init__(self, archive: RunArchive, **settings: Any) -> None:
-        super().__init__(archive, **sections("replay", {"warn_below": 0.0, **settings}))
+    def __init__(self, archive: RunArchive, runs: Any = "newer", **settings: Any) -> None:
+        super().__init__(archive, runs, **sections("replay", {"warn_below": 0.0, **settings}))
         self.seen: dict[str, float] = {}
 
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:

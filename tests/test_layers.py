@@ -11,6 +11,7 @@ PACKAGE = Path(reuse_algos.__file__).parent
 # Each entry may import itself and what stands before it.
 ORDER = (
     "errors",
+    "presets",
     "sections",
     "archive",
     "composer_store",

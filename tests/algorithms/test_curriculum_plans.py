@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reuse_algos.algorithms import HistoryCurriculum
+from reuse_algos.algorithms.history_curriculum.durations import epochs_of
 from reuse_algos.algorithms.history_curriculum.pacing import PACINGS, allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
     Candidates,
@@ -16,11 +17,13 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     difficulty_order,
     draw_in_proportion,
     merge_losses,
+    plan_of_all,
     window,
 )
 from reuse_algos.algorithms.history_curriculum.settings import DynamicPrune, Prune
 from reuse_algos.algorithms.history_curriculum.strategies import BiasPlanner, Clock, GrowthPlanner, PrunePlanner
 from reuse_algos.archive import RunArchive
+from reuse_algos.training.window import Window
 
 NAN = float("nan")
 
@@ -188,7 +191,7 @@ def test_curriculum_orders() -> None:
 def test_dynamic_prune_counts_and_weights() -> None:
     scores = np.concatenate([np.full(60, 1.0), np.full(40, 5.0)]) + np.linspace(0, 0.1, 100)
     found = candidates(scores, "keep")
-    strategy = PrunePlanner(0.5, 0.8, True, PrunePlanner.count_dropped(found, 0.5))
+    strategy = PrunePlanner(0.5, True, PrunePlanner.count_dropped(found, 0.5))
     clock = Clock(10, 7, 70)
     assert strategy.num_dropped == 30
     assert strategy.length(found) == 70
@@ -203,17 +206,17 @@ def test_dynamic_prune_counts_and_weights() -> None:
         assert plan.weights_N[plan.order_M].sum() == 100
         shown.append(frozenset(plan.order_M.tolist()))
     assert len(set(shown)) == 8
-    last = [strategy.plan(epoch, found, 70, clock, seed=1) for epoch in (8, 9)]
+    last = [plan_of_all(found, turn, 70, seed=1) for turn in (0, 1)]
     together = np.concatenate([plan.order_M for plan in last])
     assert [plan.weights_N for plan in last] == [None, None]
-    assert sorted(together[:100].tolist()) == list(range(100)), "the first pass through all data ends in epoch 9"
+    assert sorted(together[:100].tolist()) == list(range(100)), "the first pass ends in the second epoch"
     assert len(set(together[100:].tolist())) == 40
     assert all(plan.changes(100) for plan in last)
 
 
 def test_dynamic_prune_keeps_its_length_when_the_scores_move() -> None:
     start = candidates(np.concatenate([np.full(60, 1.0), np.full(40, 5.0)]), "keep")
-    strategy = PrunePlanner(0.5, 1.0, True, 30)
+    strategy = PrunePlanner(0.5, True, 30)
     for easy in (1, 20, 45, 80, 99):
         scores = np.full(100, 5.0)
         scores[:easy] = 1.0
@@ -259,11 +262,10 @@ def test_dynamic_prune_with_a_share_of_easy_examples(tmp_path: Path) -> None:
 
 def test_dynamic_prune_says_what_it_drops_above_the_mean() -> None:
     scores = np.concatenate([np.zeros(10), np.full(90, 1.0)])
-    plan = PrunePlanner(0.5, 1.0, True, 30).plan(0, candidates(scores, "keep"), 70, Clock(10, 7, 70), seed=1)
+    plan = PrunePlanner(0.5, True, 30).plan(0, candidates(scores, "keep"), 70, Clock(10, 7, 70), seed=1)
     dropped = np.setdiff1d(np.arange(100), plan.order_M)
     assert plan.dropped_above_mean == pytest.approx(np.mean(dropped >= 10))
     assert plan.dropped_above_mean > 0.5
-    assert PrunePlanner(0.5, 0.1, True, 30).plan(1, candidates(scores, "keep"), 70, Clock(10, 7, 70), 1)[3] is None
 
 
 @pytest.mark.parametrize(
@@ -287,11 +289,25 @@ def test_dynamic_prune_says_what_it_drops_above_the_mean() -> None:
     ],
 )
 def test_the_last_part_has_a_whole_epoch(batches: int, share: float, first: int) -> None:
-    strategy = PrunePlanner(0.5, share, True, 3)
-    assert strategy.first_full_epoch(Clock(10, 7, batches)) == first
-    found = candidates(np.arange(10.0), "keep")
-    pruned = [strategy.plan(e, found, 7, Clock(10, 7, batches), 0).weights_N is not None for e in range(batches // 7)]
-    assert pruned == [epoch < first for epoch in range(batches // 7)]
+    assert epochs_of(Window(stop=f"{share}dur"), batches / 7, 7, 7) == (0, first)
+
+
+@pytest.mark.parametrize(
+    ("when", "on"),
+    [
+        ({"start": "2ep"}, (2, 10)),
+        ({"start": "0.25dur", "stop": "5ep"}, (2, 5)),
+        ({"start": "15ba", "stop": "29ba"}, (2, 4)),
+        ({"stop": "140sp"}, (0, 2)),
+        ({"start": "3ep", "stop": "3ep"}, (3, 3)),
+        ({"start": "3ep", "stop": "22ba"}, (3, 4)),
+    ],
+)
+def test_times_of_any_kind_become_whole_epochs(when: dict[str, str], on: tuple[int, int]) -> None:
+    """10 epochs of 7 batches and 70 examples; a strategy that is on at all is on for an epoch."""
+    assert epochs_of(Window(**when), 10, 7, 70) == on
+    with pytest.raises(ValueError, match="in dur, ep, ba or sp, got"):
+        epochs_of(Window(stop="5tok"), 10, 7, 70)
 
 
 def test_keep_and_offset_may_be_everything() -> None:
@@ -311,7 +327,7 @@ def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float, easy_sh
     scores, gradients_NP = rng.exponential(size=120), rng.normal(size=(120, 7)) + 1.0
     found = candidates(scores, "keep")
     dropped = PrunePlanner.count_dropped(found, rate, easy_share=easy_share)
-    strategy = PrunePlanner(rate, 1.0, True, dropped, easy_share)
+    strategy = PrunePlanner(rate, True, dropped, easy_share)
     length = strategy.length(found)
     sums = []
     for seed in range(400):
@@ -322,7 +338,7 @@ def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float, easy_sh
     standard_error = np.std(sums, axis=0, ddof=1) / math.sqrt(400)
     assert (np.abs(deviation) < 4 * standard_error).all()
     # The bound would notice missing weights: the kept easy examples alone would fall short by many standard errors.
-    unweighted = PrunePlanner(rate, 1.0, False, strategy.num_dropped, easy_share)
+    unweighted = PrunePlanner(rate, False, strategy.num_dropped, easy_share)
     plain = [gradients_NP[unweighted.plan(0, found, length, Clock(10, 9, 90), s).order_M].sum(0) for s in range(400)]
     assert (np.abs(np.mean(plain, axis=0) - gradients_NP.sum(0)) > 4 * standard_error).any()
 

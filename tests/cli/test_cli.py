@@ -186,7 +186,7 @@ def test_runs_selects_and_orders(made: dict[str, Any], capsys: pytest.CaptureFix
     assert ids_of(out) == best
     assert json.loads(out)[0]["final_metric"] == pytest.approx(finals[best[0]])
     error = refused(capsys, "runs", path, "--order", "best", "--metric", "MultiAccuracy")
-    assert "no run has a metric 'MultiAccuracy'" in error
+    assert "the runs have no metric 'MultiAccuracy'" in error
 
 
 def test_runs_says_what_there_is(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -377,7 +377,19 @@ def test_harvest_passes_its_arguments_on(
     assert code == 0
     assert out == f"logits of {run}: 8 rows of 2 views; 3 views are complete; 2.5 s\n"
     options = ("--weights", "best", "--batch-size", "64", "--device", "cpu", "--top-k", "5", "--precision", "fp32")
-    argv = ("harvest", "full-7", "--archive", path, *options, "--data", "root=/d", "--data", "download=true", "--json")
+    argv = (
+        "harvest",
+        "full-7",
+        "--archive",
+        path,
+        *options,
+        "--data",
+        "root=/d",
+        "--data",
+        "download=true",
+        "--trust-data",
+        "--json",
+    )
     _, out, _ = call(capsys, *argv)
     assert [one["seconds"] for one in json.loads(out)] == [2.5]
     nothing = dict.fromkeys(("views", "batch_size", "device", "top_k", "precision", "data"))
@@ -387,6 +399,7 @@ def test_harvest_passes_its_arguments_on(
     expected = {
         "signals": ["logits"], "views": None, "weights": "best", "batch_size": 64, "device": "cpu", "top_k": 5,
         "precision": "fp32", "data": {"root": "/d", "download": True}, "progress": False,
+        "trust_data": True,
     }  # fmt: skip
     assert seen[1] == (archive_id, run, expected)
     argv = (

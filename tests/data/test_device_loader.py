@@ -167,7 +167,7 @@ def test_worker_images_one_by_one_and_in_lists():
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda: make()[ExampleView(COUNT, 0)], IndexError, "Position 70 of a data set of 70"),
+        (lambda: make()[ExampleView(COUNT, 0)], IndexError, "Position 70 of a dataset of 70"),
         (lambda: make()[-1], IndexError, "Position -1"),
         (lambda: make()[ExampleView(0, -2)], DataError, "View -2"),
         (lambda: make(images=IMAGES.float()), DataError, "must be uint8"),

@@ -1,4 +1,4 @@
-"""Pixel space: there and back, and which data sets have one."""
+"""Pixel space: there and back, and which datasets have one."""
 
 from __future__ import annotations
 

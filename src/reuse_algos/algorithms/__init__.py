@@ -1,4 +1,4 @@
-"""Algorithms that spend the archive."""
+"""The Composer algorithms: those that read the archive, and two beside them that need none."""
 
 from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.adversarial_training import AdversarialTraining

@@ -16,7 +16,9 @@ from reuse_algos.archive.format.manifest import Manifest, decode_manifest, encod
 from reuse_algos.archive.format.metrics import final_meta
 from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.format.records import KINDS, FileEntry, FinalRecord, Scalar
+from reuse_algos.archive.format.summary import RunSummary, decode_head, summarise
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
+from reuse_algos.archive.index.update import note_change, update_index
 from reuse_algos.archive.signals.segments import check_signal
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import check_sizes
@@ -42,6 +44,7 @@ class RunWriter:
         run_name: The name its user gave it.
         created_at: When the run was first started.
         generation: The highest generation that exists, 0 for a new run; None for a writer that only puts files.
+        ended: What the run said when it ended, if it has: the index may know it so. Default: None.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class RunWriter:
         run_name: str = "",
         created_at: str = "",
         generation: int | None = None,
+        ended: RunSummary | None = None,
     ) -> None:
         self.run_id = run_id
         self.attempt = attempt
@@ -62,6 +66,7 @@ class RunWriter:
         self._archive_id = archive_id
         self._created_at = created_at
         self._generation = generation
+        self._ended = ended
         self._committed = False
         self._token = secrets.token_hex(8)  # begins every write id of this writer
         self._lease = Lease(store, run_id, attempt, self._token)
@@ -158,6 +163,7 @@ class RunWriter:
                 committed_at=utc_now(),
             )
             sealed = encode_manifest(manifest)
+            self._note_change(sealed, generation)
             try:
                 self._store.put_if_absent(manifest_path(self.run_id, generation), [sealed])
             except ArchiveConflictError:
@@ -194,6 +200,15 @@ class RunWriter:
             self._store.put_if_absent(path, [seal(record, path)])
         except ArchiveConflictError:
             read_final(self._store, self.run_id)  # raises if it is not a sound record of this run
+        update_index(self._store, self._archive_id)
+
+    def _note_change(self, sealed: bytes, generation: int) -> None:
+        """Say in the index that an ended run says something else from now on, before it does."""
+        if self._ended is None:
+            return
+        final = FinalRecord(run_id=self.run_id, generation=generation, ended_at=self._ended.ended_at or "")
+        if not summarise(decode_head(sealed, self.run_id, generation), final).says_the_same(self._ended):
+            note_change(self._store, self.run_id, self._token, self._commits)
 
     def _require_committer(self) -> int:
         if self._generation is None:

@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo and return its exit code."""
+    """Run the demo, and return its exit code."""
     from reuse_algos.demo import run_demo
 
     return run_demo(args.folder, seeds=args.seeds, keep=args.keep, everything=args.everything)

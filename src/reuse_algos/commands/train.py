@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the exit code of the trainer."""
+    """Train, and return the exit code of the trainer."""
     from reuse_algos.train import main
 
     return main([args.recipe, *args.overrides, *(["--check"] if args.check else [])])

@@ -88,6 +88,7 @@ def harvest(
     input_key: str | int = 0,
     memory_bytes: int = GRADIENT_BYTES,
     progress: bool = True,
+    trust_data: bool = False,
 ) -> list[HarvestResult]:
     """Run an archived model over its training data and store what it says, view by view, in the run.
 
@@ -135,6 +136,8 @@ def harvest(
         memory_bytes: for ``grand``: bound on the gradients of single examples that are held at once (the activations
             come on top); at least one is held.
         progress: show a progress bar.
+        trust_data: open the files, and download the data, that the archived recipe names. Without it ``data`` must name
+            them (or ``dataset`` be given), unless they are the embedded digits. Default: False.
 
     Returns:
         For each signal what was done and what it cost.
@@ -177,7 +180,9 @@ def harvest(
         once = views is None and (signal not in OF_VIEWS or (plain and signal == "features"))
         if once not in loaded:
             loaded[once] = (
-                plain_data(run, data, dataset, target) if once else viewed_data(run, views, data, dataset, target)
+                plain_data(run, data, dataset, target, trust_data=trust_data)
+                if once
+                else viewed_data(run, views, data, dataset, target, trust_data=trust_data)
             )
         train, policy = loaded[once]
         kept = top_k if signal == "logits" else None

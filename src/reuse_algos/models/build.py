@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.models.cifar_resnet import CifarResNet
 from reuse_algos.models.digits_cnn import DigitsCNN
+from reuse_algos.models.segmentation import SEGMENTATION_MODELS, build_segmentation_model
 from reuse_algos.models.text import TEXT_MODELS, build_text_model
 from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
 
@@ -42,7 +43,8 @@ class ModelConfig:
     Attributes:
         name: ``resnet8``, ``20``, ``32``, ``44``, ``56``, ``110`` (He et al., for small images), ``resnet_small`` (the
             same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision. For texts: ``tiny_bert``
-            (classes) and ``tiny_gpt`` (a causal language model).
+            (classes) and ``tiny_gpt`` (a causal language model). For masks: ``tiny_unet`` and torchvision's
+            ``lraspp_mobilenet_v3_large``.
         width: Channels of the first convolution of this library's own models, null is 16; of models for texts the size
             of the hidden vectors, null is 64.
         depth: Layers of models for texts; null is 2.
@@ -66,7 +68,7 @@ class ModelConfig:
 
 def model_names() -> list[str]:
     """Every name that :func:`build_model` knows, this library's own first."""
-    return [*_RESNET_BLOCKS, "digits_cnn", *TEXT_MODELS, *torchvision_model_names()]
+    return [*_RESNET_BLOCKS, "digits_cnn", *TEXT_MODELS, *SEGMENTATION_MODELS, *torchvision_model_names()]
 
 
 class ReusableClassifier(ComposerClassifier):
@@ -132,9 +134,13 @@ def build_model(
     settings = _settings(given)
     if settings.name in TEXT_MODELS:
         return _text_model(settings, num_classes, {**known, **(inputs or {})})
+    if inputs:
+        raise ModelError(f"Model {settings.name!r} reads images, and the data are texts. Take one of {TEXT_MODELS}.")
     if settings.depth is not None:
         raise ModelError(f"model.depth: is for models for texts, and {settings.name!r} has a depth of its own.")
     classes, shape = _check_task(settings.name, num_classes, image_shape)
+    if settings.name in SEGMENTATION_MODELS:
+        return _segmentation_model(settings, classes, shape)
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     if settings.weights_path is not None:
@@ -155,6 +161,17 @@ def _text_model(settings: ModelConfig, num_classes: int | None, inputs: Mapping[
     model = build_text_model(settings.name, num_classes, inputs, settings.width, settings.depth)
     if settings.weights_path is not None:
         _load_safetensors(model, Path(settings.weights_path), new_head=settings.new_head)
+    return model
+
+
+def _segmentation_model(settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]) -> ComposerModel:
+    """Build a model for masks, and load the weights that the recipe names."""
+    for field in ("weights", "autocast"):
+        if getattr(settings, field) is not None:
+            raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
+    model = build_segmentation_model(settings.name, num_classes, image_shape, settings.width)
+    if settings.weights_path is not None:
+        _load_safetensors(model.module, Path(settings.weights_path), new_head=settings.new_head)
     return model
 
 

@@ -14,10 +14,11 @@ from composer.utils.batch_helpers import batch_get
 from reuse_algos.errors import ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.find_task import find_task
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
-from reuse_algos.training.task import Rows, Task, TaskSettings, find_task
+from reuse_algos.training.task import Rows, Task, TaskSettings
 
 __all__ = ["TARGET_NAMES", "TaskReader", "targets_of"]
 
@@ -61,8 +62,8 @@ class TaskReader:
     weighed the loss.
 
     Args:
-        settings: What is taken as given. Default: what ``keys.task`` says, or any other reader's of the run.
-        keys: Where targets and outputs lie. Default: pairs of inputs and targets.
+        keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
+            targets; the task as another reader of the run is told, else found.
         required: Whether a Trainer without a task is an error. Default: True; else :attr:`refusal` says why.
 
     Attributes:
@@ -72,11 +73,9 @@ class TaskReader:
 
     EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_LOSS)
 
-    def __init__(
-        self, settings: TaskSettings | None = None, keys: BatchKeys | None = None, *, required: bool = True
-    ) -> None:
+    def __init__(self, keys: BatchKeys | None = None, *, required: bool = True) -> None:
         self.keys, self.required = keys or BatchKeys(), required
-        self.settings = settings or self.keys.task
+        self.settings = self.keys.task
         self.start_afresh()
 
     def start_afresh(self) -> None:

@@ -12,7 +12,7 @@ from composer.algorithms import SAM, ProgressiveResizing, SelectiveBackprop, Seq
 from composer.core import get_precision_context
 from torch.utils.flop_counter import FlopCounterMode
 
-from reuse_algos.data.example_ids import num_rows
+from reuse_algos.data.trainer import rows_of
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.interplay import BatchEffects
 
@@ -41,7 +41,7 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
             forward()
-        return round(counter.get_total_flops() / num_rows(state.batch))
+        return round(counter.get_total_flops() / rows_of(state.batch, state))
     except Exception as error:
         warnings.warn(f"FLOPs of {what} are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
         return None

@@ -7,7 +7,8 @@ from reuse_algos.algorithms.history_curriculum.settings import (
     DynamicPrune,
     Focus,
     Prune,
+    Score,
     Subset,
 )
 
-__all__ = ["ActiveBias", "Curriculum", "DynamicPrune", "Focus", "HistoryCurriculum", "Prune", "Subset"]
+__all__ = ["ActiveBias", "Curriculum", "DynamicPrune", "Focus", "HistoryCurriculum", "Prune", "Score", "Subset"]

@@ -16,11 +16,42 @@ from reuse_algos.algorithms.history_curriculum.strategies import (
     Planner,
     PrunePlanner,
 )
+from reuse_algos.priors.run_scores import ScoreSpec
+from reuse_algos.training.window import Window
 
-__all__ = ["LOSS_SCORES", "ActiveBias", "Curriculum", "DynamicPrune", "Focus", "Prune", "Strategy", "Subset"]
+__all__ = ["LOSS_SCORES", "ActiveBias", "Curriculum", "DynamicPrune", "Focus", "Prune", "Score", "Strategy", "Subset"]
 
 LOSS_SCORES = ("loss", "loss_mean")
 """Scores that losses of the running model can go on from."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score that examples go by.
+
+    Attributes:
+        name: One of :data:`~reuse_algos.priors.run_scores.SCORES`. Default: the strategy's own.
+        epoch: Whole epochs that the prior runs had trained; see :class:`~reuse_algos.priors.run_scores.ScoreSpec`.
+            Default: the last one, or all.
+        aggregate: ``mean`` of the runs' values, or of their ``rank`` from 0 to 1. Default: ``mean``.
+        shuffled: Whether every example gets the score of another one: a control. Default: false.
+    """
+
+    name: str | None = None
+    epoch: int | None = None
+    aggregate: str = "mean"
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec("loss")  # raises where one of them is unknown
+
+    def spec(self, default: str) -> ScoreSpec:
+        """Return what is asked of the prior runs.
+
+        Args:
+            default: The score where none is named.
+        """
+        return ScoreSpec(default if self.name is None else self.name, self.epoch, self.aggregate)
 
 
 class Strategy:
@@ -32,12 +63,14 @@ class Strategy:
         in_proportion: Whether scores are used as weights, and so must not be negative.
         weights_losses: Whether losses of examples may weigh differently.
         needs_labels: Whether the class of each example counts.
-        update: Whether scores go on with this run's own losses; None: where they come from losses, if ever.
+        when: The part of training in which it is on where ``when`` is not given.
+        updates: Whether it can go on with this run's own losses.
     """
 
     name: ClassVar[str]
     default_score: ClassVar[str]
     in_proportion: ClassVar[bool] = False
+    when: ClassVar[Window] = Window()
     updates: ClassVar[bool] = False
     weights_losses: bool = False
     needs_labels: bool = False
@@ -130,8 +163,9 @@ class Subset(Strategy):
         pool, keep = len(found.pool), 0.7 if self.keep is None else self.keep
         count = max(1, round(keep * pool)) if self.examples is None else int(self.examples)
         skip = round(offset * pool)
+        # keep and offset may be everything together, and both may be rounded up.
         if self.examples is None and keep + offset <= 1 + 1e-9:
-            skip = min(skip, pool - count)  # both may have been rounded up
+            skip = min(skip, pool - count)
         window(found, 0, count, end=end, skip=skip)  # raises where it reaches beyond the data
         return KeepPlanner(count, end, skip, labels_N if self.class_balance else None)
 
@@ -172,18 +206,16 @@ class DynamicPrune(Strategy):
         prune_rate: Share of the easy examples that each epoch leaves out, at least 0 and below 1. Default: 0.5.
         easy_share: The share of the examples, lowest scores first, that count as easy, above 0 and at most 1. Default:
             those below the mean score.
-        full_data_from: Share of training from which on no example is preferred, rounded down to whole epochs: at least
-            one epoch where it is below 1, and at least one that prunes where there are two. Default: 0.875.
         rescale: Whether the kept easy examples weigh more, so that the sum over an epoch stays unbiased. Default: true.
         update: Whether to go on with this run's own losses after each epoch. Default: where the score is a loss.
     """
 
     name: ClassVar[str] = "dynamic_prune"
     default_score: ClassVar[str] = "loss"
+    when: ClassVar[Window] = Window(stop="0.875dur")  # as in the paper: what pruning makes noisy settles on all data
     updates: ClassVar[bool] = True
     prune_rate: float = 0.5
     easy_share: float | None = None
-    full_data_from: float = 0.875
     rescale: bool = True
     update: bool | None = None
 
@@ -191,7 +223,6 @@ class DynamicPrune(Strategy):
         _in_range("prune_rate", self.prune_rate, 0 <= self.prune_rate < 1, "at least 0 and below 1")
         easy = self.easy_share is None or 0 < self.easy_share <= 1
         _in_range("easy_share", self.easy_share, easy, "above 0 and at most 1")
-        _in_range("full_data_from", self.full_data_from, 0 <= self.full_data_from <= 1, "from 0 to 1")
 
     @property
     def weights_losses(self) -> bool:  # type: ignore[override]
@@ -202,7 +233,7 @@ class DynamicPrune(Strategy):
         """Return what plans the epochs."""
         del labels_N
         dropped = PrunePlanner.count_dropped(found, self.prune_rate, easy_share=self.easy_share, scores_move=update)
-        return PrunePlanner(self.prune_rate, self.full_data_from, self.rescale, dropped, self.easy_share)
+        return PrunePlanner(self.prune_rate, self.rescale, dropped, self.easy_share)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The planners of the strategies: how examples are chosen, epoch by epoch.
 
-Shapes: N examples of the data set, M positions that an epoch shows (the same number in every epoch).
+Shapes: N examples of the dataset, M positions that an epoch shows (the same number in every epoch).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Clock:
     """How long training is, for strategies that change over time.
 
     Attributes:
-        batch_size: examples of a batch over all ranks.
-        epoch_batches: batches of an epoch.
-        total_batches: batches of the whole training.
+        batch_size: Examples of a batch over all ranks.
+        epoch_batches: Batches of an epoch.
+        total_batches: Batches of the whole training.
     """
 
     batch_size: int
@@ -47,14 +47,16 @@ class Clock:
 
 
 class Planner(Protocol):
-    """How examples are chosen. Every epoch has the same length, which is what Composer's schedules reckon with."""
+    """How examples are chosen, epoch by epoch."""
+
+    # Every epoch has the same length, as Composer's schedules reckon with one number of batches for all of them.
 
     def length(self, found: Candidates) -> int:
-        """M, the number of positions in each epoch."""
+        """Return M, the number of positions in each epoch."""
         ...
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
-        """One epoch of ``length`` positions."""
+        """Return one epoch of ``length`` positions."""
         ...
 
 
@@ -62,9 +64,8 @@ class Planner(Protocol):
 class GrowthPlanner:
     """Easy first: the allowed part of the ordered data grows, Wu et al. 2021 (arXiv 2012.03107), algorithm 1.
 
-    As in the authors' code, the allowed part is shuffled and gone through once; then its size is looked up anew. Every
-    epoch has N positions, and starts with a fresh pass, so that once all data is allowed it is an ordinary epoch. At
-    least one batch of examples is always allowed.
+    The allowed part is shuffled and gone through once; then its size is looked up again. At least one batch of examples
+    is always allowed.
     """
 
     order: str
@@ -74,11 +75,11 @@ class GrowthPlanner:
     labels_N: np.ndarray | None = None
 
     def length(self, found: Candidates) -> int:
-        """As many as there are examples."""
+        """Return as many as there are examples."""
         return len(found.scores_N)
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
-        """Passes through the allowed part."""
+        """Return passes through the allowed part."""
         if self.order == "random":
             order = generator(seed, Purpose.RANDOM_ORDER).permutation(found.pool)
         else:
@@ -86,6 +87,7 @@ class GrowthPlanner:
         if self.order == "hard_first":
             order = order[::-1]
         rng = generator(seed, Purpose.SHUFFLE, epoch)
+        # Each epoch starts with a fresh pass, so that it is an ordinary epoch once all data is allowed.
         parts, in_use_M, start = [], np.empty(length), 0
         while start < length:
             step = epoch * clock.epoch_batches + start // clock.batch_size
@@ -109,10 +111,10 @@ class KeepPlanner:
     """A fixed part of the data, and shorter epochs: static pruning (Data Diet) and subset search (Chitta et al.).
 
     Attributes:
-        count: how many examples are kept, see :func:`window`.
-        end: ``hard`` or ``easy``.
-        skip: how many are left out at that end.
-        labels_N: for a part that is balanced by class.
+        count: How many examples are kept, see :func:`window`.
+        end: ``hard`` or ``easy``. Default: ``hard``.
+        skip: How many are left out at that end. Default: 0.
+        labels_N: For a part that is balanced by class.
     """
 
     count: int
@@ -121,11 +123,12 @@ class KeepPlanner:
     labels_N: np.ndarray | None = None
 
     def length(self, found: Candidates) -> int:
-        """As many as are kept."""
+        """Return as many as are kept."""
+        # Unknown examples that are to be kept come on top where they are more than that.
         return max(self.count, int(np.isposinf(found.scores_N).sum()))
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
-        """The kept part, shuffled."""
+        """Return the kept part, shuffled."""
         del clock
         kept = window(found, seed, self.count, end=self.end, skip=self.skip, labels_N=self.labels_N)
         share = length / len(found.scores_N)
@@ -138,33 +141,27 @@ class PrunePlanner:
 
     Examples whose score is below the mean are easy. In each epoch a share of them is dropped at random and the losses
     of the other easy ones are multiplied by 1 / (1 - share), so that the weighted sum over the epoch has the
-    expectation of the sum over all examples (equation 5 there). In the last part of training nothing is dropped.
+    expectation of the sum over all examples (equation 5 there).
 
     With ``easy_share`` the easy ones are that share of the examples with the lowest scores. A larger share at a smaller
     rate leaves out as many with smaller weights, so with less noise in the gradient.
 
-    Three things differ from InfoBatch:
-
-    * Each epoch is equally long, while there ``prune_rate`` of those that are easy *now* are dropped. Here
-      ``num_dropped`` is fixed at the start and ``share`` follows from the number that is easy now. It is never more
-      than ``prune_rate``: where fewer than ``num_dropped / prune_rate`` are below the mean, the easiest that many count
-      as easy, some of them at or above the mean (the plan says what share of the dropped those are). To keep that rare
-      where scores move, :meth:`count_dropped` takes no more than half of the known examples as easy: losses at the end
-      of a run are skewed, with far more than half of them below the mean, and losses at the start of one are not.
-    * In the last part, epochs of this length show all data in turn, pass by pass, each pass going over an epoch's end.
-      So an epoch is the same number of batches throughout, and schedules in epochs hold.
-    * The last part begins with the epoch in which ``full_data_from`` falls, see :meth:`first_full_epoch`.
+    One thing differs from InfoBatch, where ``prune_rate`` of those that are easy *now* are dropped and epochs differ in
+    length. Here ``num_dropped`` is fixed at the start, so that schedules in epochs hold, and ``share`` follows from the
+    number that is easy now. It is never more than ``prune_rate``: where fewer than ``num_dropped / prune_rate`` are
+    below the mean, the easiest that many count as easy, some of them at or above the mean (the plan says what share of
+    the dropped those are). To keep that rare where scores move, :meth:`count_dropped` takes no more than half of the
+    known examples as easy: losses at the end of a run are skewed, with far more than half of them below the mean, and
+    losses at the start of one are not.
 
     Attributes:
-        prune_rate: in [0, 1).
-        full_data_from: share of training in [0, 1]; 1: pruning to the end.
-        rescale: whether the kept easy ones weigh more.
-        num_dropped: how many each epoch leaves out, fixed at the start.
-        easy_share: in (0, 1]; None: those below the mean are easy.
+        prune_rate: In [0, 1).
+        rescale: Whether the kept easy ones weigh more.
+        num_dropped: How many each epoch leaves out, fixed at the start.
+        easy_share: In (0, 1]; None: those below the mean are easy.
     """
 
     prune_rate: float
-    full_data_from: float
     rescale: bool
     num_dropped: int
     easy_share: float | None = None
@@ -173,13 +170,13 @@ class PrunePlanner:
     def count_dropped(
         found: Candidates, prune_rate: float, *, easy_share: float | None = None, scores_move: bool = False
     ) -> int:
-        """``prune_rate`` of the number of easy examples.
+        """Return ``prune_rate`` of the number of easy examples.
 
         Args:
-            found: the scores at the start.
-            prune_rate: in [0, 1).
-            easy_share: in (0, 1]; None: those below the mean are easy.
-            scores_move: whether the scores will change, so that no more than half of the known examples count
+            found: The scores at the start.
+            prune_rate: In [0, 1).
+            easy_share: In (0, 1]; None: those below the mean are easy.
+            scores_move: Whether the scores will change, so that no more than half of the known examples count
                 where the mean decides.
         """
         known = int(np.isfinite(found.scores_N).sum())
@@ -188,32 +185,14 @@ class PrunePlanner:
         easy = int(_below_mean(found.scores_N).sum())
         return round(prune_rate * (min(easy, known // 2) if scores_move else easy))
 
-    def first_full_epoch(self, clock: Clock) -> int:
-        """The epoch from which on nothing is dropped.
-
-        ``full_data_from`` of training rounded down, but so that there is at least one whole epoch of all data (where it
-        is below 1) and, in trainings of two epochs or more, at least one that prunes (where it is above 0).
-        """
-        if self.full_data_from >= 1:
-            return math.ceil(clock.epochs)
-        whole = math.floor(clock.epochs + 1e-9)
-        first = min(math.floor(self.full_data_from * clock.epochs + 1e-9), max(0, whole - 1))
-        return max(first, 1) if whole >= 2 and self.full_data_from > 0 else first
-
     def length(self, found: Candidates) -> int:
-        """Those that are neither unknown and left out, nor dropped."""
+        """Return the number of those that are neither unknown and left out, nor dropped."""
         return len(found.pool) - self.num_dropped
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
-        """Drop and rescale, or go on through all data."""
+        """Return all but some of the easy ones, with the weights of those that are kept."""
+        del clock
         num_examples, pool = len(found.scores_N), found.pool
-        first_full = self.first_full_epoch(clock)
-        if epoch >= first_full:
-            start = (epoch - first_full) * length
-            turn, offset = divmod(start, len(pool))
-            rounds = -(-(offset + length) // len(pool))
-            order = np.concatenate([generator(seed, Purpose.POOL, turn + i).permutation(pool) for i in range(rounds)])
-            return EpochPlan(order[offset : offset + length], np.full(length, len(pool) / num_examples))
         easy = self._easy(found, seed)
         rng = generator(seed, Purpose.DROP, epoch)
         dropped = rng.choice(easy, size=self.num_dropped, replace=False)
@@ -221,6 +200,7 @@ class PrunePlanner:
         weights_N = None
         if self.rescale and self.num_dropped:
             weights_N = np.ones(num_examples)
+            # Equation 5 of InfoBatch, with the share that is dropped now in place of the rate.
             weights_N[easy] = len(easy) / (len(easy) - self.num_dropped)
         above = None
         if self.num_dropped:
@@ -228,7 +208,7 @@ class PrunePlanner:
         return EpochPlan(order, np.full(length, length / num_examples), weights_N, above)
 
     def _easy(self, found: Candidates, seed: int) -> np.ndarray:
-        """Those that count as easy, at least so many that no more than ``prune_rate`` of them is dropped."""
+        """Return those that count as easy: so many that no more than ``prune_rate`` of them is dropped."""
         if self.easy_share is not None:
             known = int(np.isfinite(found.scores_N).sum())
             return np.sort(difficulty_order(found, seed)[: max(self.num_dropped, round(self.easy_share * known))])
@@ -260,16 +240,16 @@ class BiasPlanner:
     smoothing: float | None = None
 
     def length(self, found: Candidates) -> int:
-        """As many as there are examples."""
+        """Return as many as there are examples."""
         return len(found.scores_N)
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
-        """Draw, or weigh."""
+        """Return a draw in proportion, or all examples with weights."""
         del clock
         num_examples, pool = len(found.scores_N), found.pool
         statistic = found.finite[pool]
         emphasis = statistic + (statistic.mean() if self.smoothing is None else self.smoothing)
-        if emphasis.sum() <= 0:
+        if emphasis.sum() <= 0:  # all scores are 0: none is preferred
             emphasis = np.ones(len(pool))
         if self.mode == "weighting":
             weights_N = np.ones(num_examples)

@@ -15,6 +15,7 @@ from reuse_algos.archive.format.names import SAFE_NAME
 __all__ = [
     "KINDS",
     "ArchiveRecord",
+    "ChangeRecord",
     "CostRecord",
     "Count",
     "DatasetRecord",
@@ -269,3 +270,10 @@ class MarkerRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="m
     run_id: str
     everything: bool = False
     paths: list[str] = []
+
+
+class ChangeRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="change"):
+    """An ended run was committed again, and says something else than it did when it ended."""
+
+    format: tuple[int, int] = FORMAT
+    run_id: str

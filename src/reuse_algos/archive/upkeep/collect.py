@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from reuse_algos.archive.format.generations import list_generations, read_final, read_manifest
+from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.manifest import FORMAT
 from reuse_algos.archive.format.names import (
     is_data,
@@ -22,6 +22,7 @@ from reuse_algos.archive.format.names import (
     manifest_path,
     run_prefix,
 )
+from reuse_algos.archive.index.update import sweep_index, update_index
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.leases import (
@@ -51,6 +52,7 @@ class GarbageReport:
         collected: Path and size in bytes of each object that was deleted, or in a dry run would be.
         busy: Runs in which something is young. Nothing in them was deleted.
         unknown: Paths that do not belong to an archive. They were kept.
+        shards: Number of shards that were added to the index.
         skipped: Runs that are damaged, of a newer version, or not readable by this user. Nothing in them was deleted.
     """
 
@@ -59,6 +61,7 @@ class GarbageReport:
     collected: list[tuple[str, int]] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    shards: int = 0
     skipped: list[Problem] = field(default_factory=list)
 
     @property
@@ -163,6 +166,10 @@ def collect_garbage(
             report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
         if progress is not None:
             progress(number, len(run_ids))
+    if delete and (archive_id := read_identity(store)) is not None:
+        report.shards = update_index(store, archive_id, everything=True)
+        for path, size in sweep_index(store, archive_id, min_age_seconds):
+            report.collected.append((path, size))
     return report
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
 from reuse_algos.archive.format.generations import check_identity, read_identity, read_record
 from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix
-from reuse_algos.archive.selection import scan, tags_match
+from reuse_algos.archive.index.reading import scan
+from reuse_algos.archive.selection import tags_match
 from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_sizes, reading
 from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of

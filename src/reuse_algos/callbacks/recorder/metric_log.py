@@ -11,6 +11,7 @@ import torch
 from composer import State
 
 from reuse_algos.archive import MetricHistory, PriorRun, history_tensors
+from reuse_algos.callbacks.train_clock import TrainClock
 
 __all__ = ["MetricLog"]
 
@@ -18,18 +19,19 @@ __all__ = ["MetricLog"]
 class MetricLog:
     """Rows of (step, sample, epoch, train seconds, evaluation seconds, value) for each metric.
 
-    Train seconds are Composer's own wall clock of training, which stands still during evaluation.
+    Args:
+        clock: Gives the seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: TrainClock) -> None:
+        self.clock = clock
         self._rows: dict[str, list[tuple[float, ...]]] = {}
         self._sums: dict[str, tuple[float, int]] = {}
-        self.eval_seconds = 0.0
 
     @classmethod
-    def of_run(cls, run: PriorRun) -> MetricLog:
-        """The history that a run has so far."""
-        log = cls()
+    def of_run(cls, run: PriorRun, clock: TrainClock) -> MetricLog:
+        """Return the history that a run has so far."""
+        log = cls(clock)
         for name in run.metric_names:
             log._rows[name] = list(zip(*(column.tolist() for column in run.metric(name)), strict=True))
         return log
@@ -41,8 +43,8 @@ class MetricLog:
             int(time.batch),
             int(time.sample),
             int(time.epoch),
-            time.total_wct.total_seconds(),
-            self.eval_seconds,
+            self.clock.train_seconds,
+            self.clock.eval_seconds,
             float(value),
         )
         rows = self._rows.setdefault(name, [])
@@ -83,9 +85,9 @@ class MetricLog:
 
     def state_dict(self) -> dict[str, Any]:
         """What the archive does not hold in mid-epoch."""
-        return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "eval_seconds": self.eval_seconds}
+        return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "clock": self.clock.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self._sums = {name: (float(total), int(count)) for name, (total, count) in state["sums"].items()}
-        self.eval_seconds = float(state["eval_seconds"])
+        self.clock.load_state_dict(state["clock"])

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from composer import State
-from composer.callbacks import EarlyStopper, ThresholdStopper
+from composer.algorithms import SeqLengthWarmup
 
 from reuse_algos.archive import encode_top_k
 from reuse_algos.callbacks.recorder.state_facts import num_epochs
@@ -262,6 +263,12 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
             f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
             "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
         )
+    if any(isinstance(one, SeqLengthWarmup) for one in state.algorithms):
+        raise ExampleIdError(
+            "SeqLengthWarmup cuts the examples of early batches, so what the model says is not said of whole examples "
+            "and signals cannot be captured. Record without signals and harvest them afterwards (`reuse-algos "
+            "harvest`)."
+        )
     epochs = num_epochs(state)
     if epochs is None and any(kept.last_epochs for kept in settings.values()):
         raise ValueError(
@@ -269,8 +276,15 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
             "Give max_duration in epochs or batches, or leave last_epochs out."
         )
     capture = SignalCapture(settings, info.num_examples, epochs)
-    capture.rolling = any(isinstance(one, EarlyStopper | ThresholdStopper) for one in state.callbacks)
+    capture.rolling = any(_may_stop(one) for one in (*state.callbacks, *state.algorithms))
     return capture
+
+
+def _may_stop(one: object) -> bool:
+    """Whether a callback or algorithm can end the training early, as far as its own code shows it."""
+    methods = [method for base in type(one).__mro__ for method in vars(base).values()]
+    codes = [method.__code__ for method in methods if isinstance(method, FunctionType)]
+    return any("stop_training" in code.co_names for code in codes)
 
 
 def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:

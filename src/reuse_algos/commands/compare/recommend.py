@@ -19,7 +19,7 @@ from reuse_algos.commands.compare.options import add_costs, add_groups, question
 
 __all__ = ["add_parser", "run"]
 
-_LATER_RUNS = 1  # the next run bears all of its own harvest
+_LATER_RUNS = 1  # the next run counts all of its own harvest
 
 _DETAILS = """\
 From the runs in the archive, each trained to the end of its own schedule at one of several budgets

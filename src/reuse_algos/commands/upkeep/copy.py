@@ -51,7 +51,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Copy; 0 if all runs are in the target, 1 if there are problems."""
+    """Copy, and return 0 if all runs are in the target, 1 if there are problems."""
     from reuse_algos.archive import RunArchive
 
     source = RunArchive(args.source, read_only=True)

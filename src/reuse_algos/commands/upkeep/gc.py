@@ -53,7 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def age(text: str) -> float:
-    """Argument type: a time of at least an hour, in seconds."""
+    """Return a time of at least an hour in seconds, for ``argparse``."""
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([mhdw])", text, re.ASCII)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")
@@ -64,7 +64,7 @@ def age(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect garbage; 0 if every run could be judged, 1 if not."""
+    """Collect garbage, and return 0 if every run could be judged, 1 if not."""
     archive = open_archive(args, read_only=not args.delete)
     with progress_bar(args, "gc", "items") as progress:
         report = archive.collect_garbage(delete=args.delete, min_age_seconds=args.min_age, progress=progress)

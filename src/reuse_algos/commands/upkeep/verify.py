@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify; 0 if all is well, 1 if there are problems."""
+    """Verify, and return 0 if all is well, 1 if there are problems."""
     if args.run_id is None:
         args.run_id = next(iter(runs_named(args, [])), None)
     check = _opened(args)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _bars(args: argparse.Namespace) -> Iterator[tuple[Progress, Progress]]:
-    """The bar of the bytes hashed, and before it, in its place, that of the runs whose manifests are read."""
+    """Show a bar of the bytes hashed, and before it, in its place, one of the manifests that are read."""
     with contextlib.ExitStack() as shown:
         first = shown.enter_context(progress_bar(args, "verify: manifests", "items"))
         second: Progress = None
@@ -96,7 +96,7 @@ def _bars(args: argparse.Namespace) -> Iterator[tuple[Progress, Progress]]:
 
 
 def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyReport]:
-    """The check to be made, of an archive that may be too damaged to be opened."""
+    """Return the check to be made, of an archive that may be too damaged to be opened."""
     from reuse_algos.archive import open_store
     from reuse_algos.archive.upkeep.verify import verify_archive
 

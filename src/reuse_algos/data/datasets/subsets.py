@@ -1,4 +1,4 @@
-"""Choosing some classes, or a part of the examples, of a data set.
+"""Choosing some classes, or a part of the examples, of a dataset.
 
 Parts are nested: of two fractions, the smaller part lies inside the larger. They are stratified by class and depend on
 the examples' keys only, never on a seed, so that runs on grown data contain the examples of the runs before.

@@ -1,9 +1,9 @@
-"""A whole image data set as one tensor on a device, augmented there batch by batch.
+"""A whole image dataset as one tensor on a device, augmented there batch by batch.
 
 On small images the usual route (one Python call per example, worker processes, a copy to the GPU per batch) costs more
 than the training step. Here a batch is a few tensor operations.
 
-Legend: N examples of the data set, B of the batch, H height, W width, C channels.
+Legend: N examples of the dataset, B of the batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         """A batch: images (float32 ``[B, C, H, W]``) and labels (int64 ``[B]``), on the device.
 
         Raises:
-            IndexError: If a position is outside the data set.
+            IndexError: If a position is outside the dataset.
             DataError: If a view number is below -1.
         """
         positions_B, numbers_B = self._resolve(indices)
@@ -143,7 +143,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         positions_B, views_B = pairs_B2[:, 0], pairs_B2[:, 1]
         if len(pairs) and not (positions_B.min() >= 0 and positions_B.max() < len(self)):
             wrong = positions_B[(positions_B < 0) | (positions_B >= len(self))][0]
-            raise IndexError(f"Position {wrong} of a data set of {len(self)} examples.")
+            raise IndexError(f"Position {wrong} of a dataset of {len(self)} examples.")
         if len(pairs) and views_B.min() < UNKNOWN_VIEW:
             raise DataError(f"View {views_B.min()}: views are numbered from 0, and -1 means random.")
         numbers_B = np.where(views_B == UNKNOWN_VIEW, epoch, views_B)

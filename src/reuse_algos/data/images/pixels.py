@@ -1,6 +1,6 @@
 """Between what a model is given and pixels: values from 0 to 1, normalised per channel.
 
-Bounds and sizes of perturbations mean something in pixels only: a data set's normalisation is a matter of taste, and
+Bounds and sizes of perturbations mean something in pixels only: a dataset's normalisation is a matter of taste, and
 differs from channel to channel.
 
 Legend: B examples, C channels, H height, W width.
@@ -98,7 +98,7 @@ class PixelSpace:
 
 
 def pixel_space_of(dataset: Dataset[Any] | None) -> PixelSpace | None:
-    """The pixel space of a data set's images: its attribute ``pixel_space``, that of the base of a ``Subset``, or None.
+    """The pixel space of a dataset's images: its attribute ``pixel_space``, that of the base of a ``Subset``, or None.
 
     ``DeviceImages``, ``WorkerImages`` and everything that :func:`~reuse_algos.data.datasets.load_datasets` makes have
     one.

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reuse_algos.compare.inside import findings_of
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show import charts, drawing
@@ -38,7 +39,8 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     Returns:
         HTML. It loads nothing, from nowhere. Its element ``report-data`` holds as JSON: ``comparison`` (as
         :meth:`Comparison.to_dict() <reuse_algos.compare.result.Comparison.to_dict>`), ``charts``, ``pareto``,
-        ``amortisation`` and ``runs`` (the provenance by run id); each number on the page names its place there.
+        ``amortisation``, ``readings`` and ``runs`` (the provenance by run id). Each number on the page names its place
+        there.
 
     Raises:
         CompareError: Only ends are compared.
@@ -52,6 +54,7 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "charts": charts.charts_of(comparison, outcomes),
         "pareto": charts.pareto(comparison),
         "amortisation": charts.amortisation(comparison),
+        "readings": charts.readings_charts(comparison, outcomes),
         "runs": {run_id: run_facts(manifests[run_id]) for run_id in sorted(manifests)},
     }
     numbers = Numbers(roots)
@@ -69,6 +72,11 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "figures": tables.figures_table(looks, comparison, numbers),
         "payback": tables.payback_table(looks, comparison, numbers),
         "amortisation": roots["amortisation"] and plot_of(roots["amortisation"], numbers, "amortisation"),
+        "readings": [
+            {"key": chart.key, "tab": chart.key, "plot": plot_of(chart, numbers, "readings", k)}
+            for k, chart in enumerate(roots["readings"])
+        ],
+        "findings": findings_of(outcomes.groups),
         "runs_table": tables.runs_table(looks, comparison, numbers),
         "details": [(look, _details(look, comparison, numbers, roots["runs"])) for look in looks],
         **texts_of(comparison),
@@ -79,11 +87,12 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "source_of_runs": comparison.archive,
         "archive_id": comparison.archive_id,
     }
-    shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"]}
+    shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"],
+             "readings": view["readings"]}  # fmt: skip
     titles = {
         "verdict": "Verdict", "speedup": "Speed-up", "curves": "Budget and result" if over_budgets else "Curves",
         "pareto": "Pareto front", "figures": "All budgets" if over_budgets else "In figures",
-        "amortisation": "Amortisation", "notes": "Notes", "runs": "Runs",
+        "amortisation": "Amortisation", "readings": "Inside the runs", "notes": "Notes", "runs": "Runs",
     }  # fmt: skip
     view["sections"] = {anchor: title for anchor, title in titles.items() if shown.get(anchor, True)}
     return render("page", data, **view)
@@ -105,6 +114,7 @@ def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]
 
     def warning(look: Look, technique: Look) -> str:
         ours, theirs = (comparison.groups[one.index].verdict for one in (look, technique))
+        # A control should not be faster: what it lacks would then not be what helps.
         if ours != "faster":
             return ""
         if theirs == "faster":
