@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -130,13 +131,13 @@ def summary(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the seeds that are missing, or print the summary."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the seeds that are missing, or print the summary; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--summary", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     results = ResultsFile(arguments.out)
     if not arguments.summary:
         torch.set_num_threads(1)
@@ -147,7 +148,8 @@ def main() -> None:
                 results.append({"seed": seed, **found, **surroundings()})
                 print(f"seed {seed}: {found['errors']}", flush=True)
     print(summary(results.records()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,6 +22,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,8 +140,8 @@ def summary(records: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the seeds that are missing, or print the summary."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the seeds that are missing, or print the summary; 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", choices=("digits", "npz"), default="digits")
     parser.add_argument("--path", help="the .npz file")
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--summary", action="store_true")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     results = ResultsFile(arguments.out)
     if not arguments.summary:
         torch.set_num_threads(1)
@@ -162,7 +164,8 @@ def main() -> None:
                 )
                 print(f"{name} seed {seed}: labelled {found['labelled']:.3f}", flush=True)
     print(summary(results.records()))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -195,6 +195,12 @@ SECTIONS = (
         summary("sequence_cost"),
     ),
     Section(
+        "A search by successive halving, over the full grid",
+        "halving.jsonl",
+        "Eight learning rates; every run of every rung is counted. Goal: at most 0.35 of the cost.",
+        summary("halving"),
+    ),
+    Section(
         "Curricula and pruning",
         "curriculum_cifar100_small.jsonl",
         "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",
@@ -223,6 +229,19 @@ SECTIONS = (
         "overhead.jsonl",
         "Every way of reuse against plain cross entropy, and our recipe against a loop of PyTorch.",
         summary("overhead"),
+    ),
+    Section(
+        "An unlabelled pool",
+        "pools.jsonl",
+        "A student on what archived scores chose of a pool, over K, with controls. Intervals are against labelled "
+        "images only at summed steps.",
+        summary("pools"),
+    ),
+    Section(
+        "The period that comes next",
+        "periods.jsonl",
+        "Moons that turn: told the time, fine-tuned, and with gradient interpolation.",
+        summary("periods"),
     ),
     Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),
     Section("What the archive withstands", "archive_torture.jsonl", "The newest line of each case.", torture),

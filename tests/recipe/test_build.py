@@ -276,5 +276,6 @@ def test_every_setting_is_used():
         "algorithms",
         "callbacks",
         "loggers",
+        "resources",
     }
     assert {field.name for field in fields(Settings)} == {*_PASSED_ON, *built, "device", "compile"}

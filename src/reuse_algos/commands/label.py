@@ -49,6 +49,11 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--batch-size", type=positive, default=512, metavar="B", help="images per forward pass")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--precision", metavar="NAME", help="such as amp_bf16 (default: that of a teacher's recipe)")
+    parser.add_argument(
+        "--trust-data",
+        action="store_true",
+        help="open the files that a teacher's archived recipe names, where the pool is another dataset than its own",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -63,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"RUN[,RUN] has an empty name: {args.run_ids!r}")
     done = label_pool(
         open_archive(args, read_only=False),
-        LabelConfig(runs, args.keep, args.weights, args.batch_size, args.precision),
+        LabelConfig(runs, args.keep, args.weights, args.batch_size, args.precision, args.trust_data),
         data_section(args.data),
         name=args.name,
         device=args.device,

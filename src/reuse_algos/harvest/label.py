@@ -59,6 +59,8 @@ class LabelConfig:
         weights: Which archived weights look at the pool. Default: ``last``.
         batch_size: Images of a forward pass. Default: 512.
         precision: Composer's name of it, such as ``amp_bf16``. Default: None, that of each teacher's recipe.
+        trust_data: Open the files that a teacher's archived recipe names, to compare its pixels with the pool's. Needed
+            where the pool is another dataset than the teacher's. Default: False.
     """
 
     runs: Any
@@ -66,6 +68,7 @@ class LabelConfig:
     weights: str = "last"
     batch_size: int = 512
     precision: str | None = None
+    trust_data: bool = False
 
     def __post_init__(self) -> None:
         for name in ("keep", "batch_size"):
@@ -140,7 +143,7 @@ def label_pool(
     info = unlabelled(infer_info(loaded.train))
     refuse_shared(info, infer_info(loaded.eval))
     for teacher in teachers:
-        _check_teacher(teacher, loaded, plain)
+        _check_teacher(teacher, loaded, plain, config.trust_data)
     settings = dict(recipe or {"data": _plain(pool), "label": _plain(config)})
     work = _Work(archive, config, loaded.train, teachers, target)
     manifest = Manifest(
@@ -257,7 +260,7 @@ class _Work:
         return ArchivedForward(module, self.device, precision, 0, None, GRADIENT_BYTES, task_of(run.manifest))
 
 
-def _check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig) -> None:
+def _check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig, trust_data: bool) -> None:
     if not run.finished or run.health != "ok":
         raise PriorRunMismatchError(f"run {run.id} cannot teach: it has not ended, or is {run.health}.")
     match_classes(run, loaded.num_classes, loaded.class_names)
@@ -273,7 +276,7 @@ def _check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig) -> None:
     if recorded is None or all(recorded.get(key) == getattr(pool, key) for key in ("name", "path")):
         return  # the same source has the same statistics; without a recipe they are not known
     where = {} if recorded["name"] != pool.name else {"root": pool.root}
-    own = load_run_data(run, where)
+    own = load_run_data(run, where, trust_data=trust_data)
     numbers = zip((*own.mean, *own.std), (*loaded.mean, *loaded.std), (*own.std, *own.std), strict=True)
     if any(abs(theirs - ours) > _NORMALISATION * deviation for theirs, ours, deviation in numbers):
         raise PriorRunMismatchError(

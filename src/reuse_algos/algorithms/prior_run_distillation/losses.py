@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 from composer import State
 from composer.optim import ComposerScheduler
 from torch import Tensor
 
+from reuse_algos.algorithms.prior_run_distillation.strength import standardized
 from reuse_algos.algorithms.prior_run_distillation.terms import (
     Average,
     bernoulli_kl_term,
@@ -26,7 +27,10 @@ from reuse_algos.errors import TaskError
 from reuse_algos.training.task import Task
 from reuse_algos.training.window import Window, ahead, scheduled
 
-__all__ = ["KL", "MSE", "Strength", "Weighing"]
+__all__ = ["KL", "MSE", "Scale", "Strength", "Weighing"]
+
+Scale = Literal["none", "teacher", "rows"]
+"""Units of the logits that a term compares, see :class:`MSE`."""
 
 _TASKS = ("multiclass", "binary", "multilabel", "regression", "token", "dense")
 
@@ -64,21 +68,37 @@ class MSE:
             Default: w is constant.
         base_weight: b, at least 0, the weight of the model's own loss. Default: 1.
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
-            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
-            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
+            labels. ``targets``: the mean over all counted ones of the microbatch. Default: ``examples``, or
+            ``targets`` where the Trainer weighs microbatches by their tokens (``accumulate_train_batch_on_tokens``).
+        scale: Units of the logits. ``none``: as they are, so that the term grows with the square of the teachers'
+            logits. ``teacher``: all logits are divided by the standard deviation of the teachers' (measured over
+            archived logits, or in the first batch, which then goes without the term); one weight serves all teachers.
+            ``rows``: each row has mean 0 and standard deviation 1 (arXiv 2403.01427), for tasks with a softmax.
+            Default: ``none``.
+        bound: The largest ratio, above 0, of the gradient of w D to that of b L, both with respect to the logits. It is
+            measured in the first eight batches of the term, the first of which goes without it; w is lowered to hold
+            it. Default: None, no bound.
 
     Raises:
-        ValueError: A weight is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     name: ClassVar[str] = "mse"
     weight: float = 0.9
     weight_scheduler: ComposerScheduler | None = None
     base_weight: float | None = None
-    average: Average = "examples"
+    average: Average | None = None
+    scale: Scale = "none"
+    bound: float | None = None
 
     def __post_init__(self) -> None:
-        if self.average not in get_args(Average):
+        if self.scale not in get_args(Scale):
+            raise ValueError(f"scale must be one of {', '.join(get_args(Scale))}, got {self.scale!r}")
+        if self.bound is not None and not self.bound > 0:
+            raise ValueError(f"bound must be above 0, got {self.bound}")
+        if self.bound is not None and self.base(self.plain, 1.0) == 0:
+            raise ValueError("bound needs a share of the model's own loss to hold the term against: its weight is 0")
+        if self.average is not None and self.average not in get_args(Average):
             raise ValueError(f"average must be examples or targets, got {self.average!r}")
         if self.base_weight is not None and not self.base_weight >= 0:
             raise ValueError(f"base_weight must be at least 0, got {self.base_weight}")
@@ -111,6 +131,30 @@ class MSE:
     def check_task(self, task: Task) -> None:
         """Raise a ``TaskError`` where the term is not defined for a task."""
         task.require("PriorRunDistillation with loss: mse", _TASKS)
+        self._check_scale(task)
+
+    def _check_scale(self, task: Task) -> None:
+        if self.scale == "rows" and not task.is_softmax:
+            raise TaskError(
+                f"PriorRunDistillation with loss.scale: rows needs classes that exclude each other, and the task is "
+                f"{task.kind} ({task.evidence or 'as set'}). Set scale: teacher."
+            )
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Whether the largest logits alone (top_k) are not enough."""
+        return True
+
+    def in_units(self, logits_BC: Tensor, deviation: float | None) -> Tensor:
+        """Return logits of the student or a teacher in the units that are compared.
+
+        Args:
+            logits_BC: ``[B, C, ...]``.
+            deviation: Standard deviation of the teachers' logits; None where it is not known yet.
+        """
+        if self.scale == "rows":
+            return standardized(logits_BC)
+        return logits_BC if self.scale == "none" or deviation is None else logits_BC / deviation
 
     def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
@@ -120,15 +164,16 @@ class MSE:
     def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.mse_term`."""
         del now, task
-        return mse_term(student_BC, target_BC, *weighing, average=self.average)
+        return mse_term(student_BC, target_BC, *weighing, average=self.average or "examples")
 
     def answers(self, target_BC: Tensor) -> Tensor:
         """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
         return target_BC > 0
 
     def metrics(self, now: Strength) -> dict[str, float]:
-        """Return the settings that a scheduler changes, for the log."""
-        return {} if self.weight_scheduler is None else {"weight": now.weight}
+        """Return the settings that a scheduler or the bound changes, for the log."""
+        moves = self.weight_scheduler is not None or self.bound is not None
+        return {"weight": now.weight} if moves else {}
 
 
 @dataclass(frozen=True)
@@ -142,13 +187,20 @@ class KL(MSE):
         base_weight: b, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
             combination.
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
-            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
-            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
+            labels. ``targets``: the mean over all counted ones of the microbatch. Default: ``examples``, or
+            ``targets`` where the Trainer weighs microbatches by their tokens (``accumulate_train_batch_on_tokens``).
+        scale: Units of the logits that are divided by T. ``none``: as they are. ``teacher``: the standard deviation of
+            the teachers' logits (measured over archived logits, or in the first batch, which then goes without the
+            term). ``rows``: each row has mean 0 and standard deviation 1 (arXiv 2403.01427), for tasks with a softmax.
+            Default: ``none``.
+        bound: The largest ratio, above 0, of the gradient of w D to that of b L, both with respect to the logits. It is
+            measured in the first eight batches of the term, the first of which goes without it; w is lowered to hold
+            it. Default: None, no bound.
         temperature: T, above 0. Default: 4.0.
         temperature_scheduler: Multiplies T at every batch; T must stay above 0. Default: T is constant.
 
     Raises:
-        ValueError: A weight or the temperature is out of its range.
+        ValueError: A setting is out of its range.
     """
 
     name: ClassVar[str] = "kl"
@@ -193,6 +245,12 @@ class KL(MSE):
                 "...}} where the task was found wrongly."
             )
         task.require("PriorRunDistillation with loss: kl", _TASKS)
+        self._check_scale(task)
+
+    @property
+    def needs_all_logits(self) -> bool:
+        """Whether the largest logits alone (top_k) are not enough."""
+        return self.scale != "none"
 
     def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
@@ -202,13 +260,13 @@ class KL(MSE):
     def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.kl_term` and ``bernoulli_kl_term``."""
         divergence = bernoulli_kl_term if task.is_sigmoid else kl_term
-        return divergence(student_BC, target_BC, now.temperature, *weighing, average=self.average)
+        return divergence(student_BC, target_BC, now.temperature, *weighing, average=self.average or "examples")
 
     def answers(self, target_BC: Tensor) -> Tensor:
         """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
         return target_BC > 0.5
 
     def metrics(self, now: Strength) -> dict[str, float]:
-        """Return the settings that a scheduler changes, for the log."""
+        """Return the settings that a scheduler or the bound changes, for the log."""
         moving = {} if self.temperature_scheduler is None else {"temperature": now.temperature}
         return {**super().metrics(now), **moving}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+from composer import Time, TimeUnit
 
 from reuse_algos.algorithms.prior_run_distillation.terms import mean_weights, mixup_weights, sample_weights
 from reuse_algos.priors.model import ModelFactory
@@ -68,15 +69,9 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Cached:
-    """Archived logits, looked up by example and view.
+class _Weights:
+    """Whose logits teach."""
 
-    Attributes:
-        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
-            (run, weights) pair is one teacher. Default: ``last``.
-    """
-
-    name: ClassVar[str] = "cached"
     weights: str | Sequence[str] = "last"
 
     @property
@@ -86,7 +81,34 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class Live(Cached):
+class Cached(_Weights):
+    """Archived logits, looked up by example and view.
+
+    Attributes:
+        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
+            (run, weights) pair is one teacher. Default: ``last``.
+        oldest: How long before the end of its run a view may have been captured, a share of the run (``"0.4dur"``) or
+            epochs (``"3ep"``): a model says less of the truth in early epochs. ``1dur`` takes all. Harvested logits
+            have no age. Default: ``"0.4dur"``.
+
+    Raises:
+        ValueError: ``oldest`` is not a time in epochs or shares of the duration.
+    """
+
+    name: ClassVar[str] = "cached"
+    oldest: str | Time = "0.4dur"
+
+    def __post_init__(self) -> None:
+        _check_age(self.oldest)
+
+    @property
+    def oldest_time(self) -> Time:
+        """The age as a Composer time."""
+        return Time.from_input(self.oldest)
+
+
+@dataclass(frozen=True)
+class Live(_Weights):
     """Archived models that run on every batch.
 
     Attributes:
@@ -102,16 +124,35 @@ class Live(Cached):
 
 @dataclass(frozen=True)
 class Auto(Live):
-    """Archived logits where they are exactly true for what this run sees, else live teachers.
+    """Archived logits where they are true for what this run sees, else live teachers.
 
     Attributes:
         weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
             (run, weights) pair is one teacher. Default: ``last``.
         model: The architecture of live teachers, a module or a function that makes one. Default: rebuilt from the run's
             record, or a copy of the student.
+        oldest: How long before the end of its run a view may have been captured, a share of the run (``"0.4dur"``) or
+            epochs (``"3ep"``). Where one is older, live teachers are taken. Default: ``"0.4dur"``.
+
+    Raises:
+        ValueError: ``oldest`` is not a time in epochs or shares of the duration.
     """
 
     name: ClassVar[str] = "auto"
+    oldest: str | Time = "0.4dur"
+
+    def __post_init__(self) -> None:
+        _check_age(self.oldest)
+
+    @property
+    def oldest_time(self) -> Time:
+        """The age as a Composer time."""
+        return Time.from_input(self.oldest)
+
+
+def _check_age(oldest: str | Time) -> None:
+    if Time.from_input(oldest).unit not in (TimeUnit.DURATION, TimeUnit.EPOCH):
+        raise ValueError(f"oldest must be a share of the duration (0.4dur) or epochs (3ep), got {oldest!r}")
 
 
 @dataclass(frozen=True)
@@ -125,6 +166,11 @@ class TeachingWindow(Window):
             1.
         stop_when_better: Switch it off for good once the student passes the best teacher in this metric; ``true`` is
             the metric that the first prior run monitored. Default: never.
+        stop_when_harmful: Switch it off for good, with a warning, where a few batches of each epoch show that it does
+            harm: its gradient opposes that of the model's own loss, the student answers more of the training rows
+            rightly than its teachers, or channels die. As long as it is on, training is the same with or without this.
+            Default: True.
     """
 
     stop_when_better: bool | str = False
+    stop_when_harmful: bool = True

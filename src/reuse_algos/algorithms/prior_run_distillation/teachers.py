@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from composer import State
+from composer import State, Time
 from composer.core import get_precision_context
 from composer.models import ComposerModel
+from composer.utils import dist
 from composer.utils.batch_helpers import batch_get
 from torch import nn
 
@@ -19,12 +20,17 @@ from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.priors.model import ModelFactory, archived_model
+from reuse_algos.priors.views import too_old
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.flops import forward_flops
+from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
-from reuse_algos.training.tokens import refuse_other_tokens
+from reuse_algos.training.parameters.tokens import refuse_other_tokens
 
 __all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
+
+_SAMPLED = 1024
+"""Archived rows from which a teacher's scale is taken; its relative error is then about 1/30."""
 
 _RESIDENT_BYTES = 2 << 30
 """Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
@@ -141,6 +147,7 @@ class CachedTeachers:
         rows: for each run the prior position of each current example (None: the same position).
         policy: the current run's views; None or no views: slots are used in turn, epoch by epoch.
         device: where to keep logits that fit.
+        oldest: How long before the end of its run a slot may have been captured; rows of older ones count as missing.
 
     Raises:
         SignalNotFoundError: a run has no logits.
@@ -156,6 +163,7 @@ class CachedTeachers:
         rows: Sequence[torch.Tensor | None],
         policy: ViewPolicy | None,
         device: torch.device,
+        oldest: Time,
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [0] * len(self.names)
@@ -169,6 +177,7 @@ class CachedTeachers:
         self._signals: list[Signal | ResidentSignal] = []
         self._rows: list[torch.Tensor | None] = []
         self._slots: list[list[int]] = []
+        self._allowed: list[torch.Tensor] = []
         signals = []
         for run, run_rows in zip(runs, rows, strict=True):
             for name in weights:
@@ -179,12 +188,21 @@ class CachedTeachers:
                     )
                 signal = run.signal(signal_name(name))
                 wanted = list(range(policy.num_views)) if policy is not None and self._exact else signal.slots
-                signals.append((signal, run_rows, [slot for slot in wanted if slot in signal.slots]))
+                there = [slot for slot in wanted if slot in signal.slots]
+                young = [slot for slot in there if not too_old(run, signal, slot, oldest)]
+                if not young:
+                    raise SignalNotFoundError(
+                        f"run {run.id} has no {signal_name(name)!r} of this run's views that are at most {oldest} "
+                        "older than its end. Harvest them, or set source.oldest."
+                    )
+                self.complete &= young == wanted
+                signals.append((signal, run_rows, young))
         share = sum(signal.nbytes for signal, _, _ in signals)
         for signal, run_rows, slots in signals:
             self.kept_classes.append(signal.kept_classes)
             known = run_rows is None or bool((run_rows >= 0).all())
             self.complete &= known and all(bool(signal.seen(slot).all()) for slot in slots)
+            self._allowed.append(torch.tensor(slots))
             if share <= _RESIDENT_BYTES:
                 resident = signal.resident(device, slots=slots, rows=run_rows)
                 self._signals.append(resident)
@@ -193,6 +211,41 @@ class CachedTeachers:
                 self._signals.append(signal)
                 self._rows.append(run_rows)
             self._slots.append(slots)
+
+    def sample(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Return some rows of each teacher, evenly over the archived examples and the same on every rank.
+
+        Returns:
+            For each teacher its logits ``[S, C, ...]`` and bool ``[S]``, which of the rows there are.
+        """
+        for signal, rows, slots in zip(self._signals, self._rows, self._slots, strict=True):
+            count = signal.num_examples if rows is None else len(rows)
+            positions_S = torch.linspace(0, count - 1, min(count, _SAMPLED)).long()
+            slots_S = torch.tensor(slots)[torch.arange(len(positions_S)) % len(slots)]
+            known_S = None
+            if rows is not None:
+                positions_S = rows.index_select(0, positions_S)
+                known_S, positions_S = positions_S >= 0, positions_S.clamp_min(0)
+            found, here_S = signal.gather(positions_S, slots_S)
+            yield found, here_S if known_S is None else here_S & known_S.to(here_S.device)
+
+    def share(self, state: State, examples: Examples, chosen: Sequence[int]) -> float:
+        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows.
+
+        Args:
+            state: At BEFORE_TRAIN_BATCH.
+            examples: Of the whole batch of this rank.
+            chosen: The teachers.
+        """
+        seen_B = self.targets(state, None, examples, chosen).seen_B
+        assert seen_B is not None
+        weights_B = example_weights(state, examples.positions)
+        rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
+        counts = torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        seen, rows = counts.tolist()
+        return seen / rows if rows else 1.0
 
     def slots_of(self, examples: Examples, epoch: int, teacher: int) -> torch.Tensor:
         """Slot of each row: its view, or one slot per epoch in turn where views are not known."""
@@ -218,6 +271,8 @@ class CachedTeachers:
                 positions_B = positions_B.clamp_min(0)
             found, here_B = signal.gather(positions_B, slots_B)
             here_B = here_B if known_B is None else here_B & known_B.to(here_B.device)
+            if isinstance(signal, Signal) and len(self._slots[index]) < len(signal.slots):
+                here_B = here_B & torch.isin(slots_B, self._allowed[index])  # a resident signal has no others
             logits.append(found.to(self._device, non_blocking=True))
             seen_B = here_B if seen_B is None else seen_B & here_B
         assert seen_B is not None

@@ -8,8 +8,9 @@ from typing import Any
 
 from composer import State
 
-from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.base import ReusingAlgorithm, snake_case
 from reuse_algos.archive import CostRecord, DatasetRecord, FileEntry, Manifest, ModelRecord, Progress, TaskRecord
+from reuse_algos.archive.format.records import MAX_TEXT
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.callbacks.recorder.provenance import environment, model_record
 from reuse_algos.training.flops import training_flops
@@ -71,8 +72,8 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
         environment=environment() if base is None else base.environment,
         progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
         cost=CostRecord(
-            train_seconds=now.total_wct.total_seconds(),
-            eval_seconds=facts.log.eval_seconds,
+            train_seconds=facts.log.clock.train_seconds,
+            eval_seconds=facts.log.clock.eval_seconds,
             setup_seconds=sum(one.setup_seconds for one in reusing),
             overhead_seconds=facts.overhead_seconds,
             train_flops=training_flops(facts.model and facts.model.flops_per_example, state),
@@ -82,5 +83,6 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
         health="empty" if int(now.batch) == 0 else "ok" if finite else "diverged",
         harvests=[] if base is None else base.harvests,
         prior_runs=uses or ([] if base is None else base.prior_runs),
+        decisions={snake_case(type(one).__name__): why[:MAX_TEXT] for one in reusing if (why := one.why())},
         files=files,
     )
