@@ -21,6 +21,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from shorthand import sections
 from toy import epoch_loader, trainer
@@ -45,8 +46,9 @@ def images(length: int = N, num_views: int = VIEWS, *, seed: int = 0, **settings
     pixels = settings.pop("pixels", None)
     pixels = corners(labels, seed) if pixels is None else pixels
     info = settings.pop("info", None) or DatasetInfo("corners", torch.arange(length), labels, tuple("abcd"))
-    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), "mean": MEAN, "std": STD, **settings}
-    data = DeviceImages(pixels.byte(), labels, num_views=num_views, info=info, **settings)
+    space = PixelSpace(settings.pop("mean", MEAN), settings.pop("std", STD))
+    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), **settings}
+    data = DeviceImages(pixels.byte(), labels, pixels=space, num_views=num_views, info=info, **settings)
     return WorkerImages(data)
 
 

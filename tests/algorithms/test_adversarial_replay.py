@@ -35,8 +35,8 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.harvest import harvest
 from reuse_algos.training.attacks import Attack
-from reuse_algos.training.batch_norm import restore_batch_norm
 from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 from toy import epoch_loader, trainer
 
 NEWER = deltas(2)

@@ -316,7 +316,7 @@ def test_compare_refuses(made: dict[str, Any], capsys: pytest.CaptureFixture[str
     assert "Did you mean 'baseline'" in refused(capsys, "compare", path, "--baseline", "basline", "--target", "0.5")
     assert "different numbers of steps" not in refused(capsys, "compare", path, "--group-by", "nonsense")
     assert ".png, .pdf, .svg" in refused(capsys, "compare", path, "--plot", str(tmp_path / "plot.gif"))
-    assert "No such file" in refused(
+    assert "there is no folder" in refused(
         capsys, "compare", path, "--target", "0.5", "--plot", str(tmp_path / "nowhere" / "plot.png")
     )
 
@@ -421,7 +421,7 @@ def test_harvest_passes_its_arguments_on(
     assert "no run 'nope'" in refused(capsys, "harvest", path, "nope")
     assert "empty name" in refused(capsys, "harvest", path, run, "--signals", "logits,")
     assert "KEY=VALUE" in refused(capsys, "harvest", path, run, "--data", "root")
-    assert "no YAML" in refused(capsys, "harvest", path, run, "--data", "root=[")
+    assert "not YAML" in refused(capsys, "harvest", path, run, "--data", "root=[")
 
 
 def test_commands_fit_the_functions_that_they_call() -> None:

@@ -88,7 +88,9 @@ def test_files_that_cannot_be_read_are_named(folder: Path, break_it: Any, messag
 
 
 def test_settings_of_images_are_refused_for_texts(folder: Path) -> None:
-    with pytest.raises(DataError, match="data.augment: is for images, and 'text_files' is a dataset of texts"):
+    with pytest.raises(
+        DataError, match="data.augment: is for images with one label, and 'text_files' is a dataset of texts"
+    ):
         config(folder, augment="crop").check()
     with pytest.raises(DataError, match="data.text: is for datasets of texts"):
         DataConfig("digits", text=TextConfig()).check()

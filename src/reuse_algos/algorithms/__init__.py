@@ -5,6 +5,7 @@ from reuse_algos.algorithms.adversarial_training import AdversarialTraining
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
+from reuse_algos.algorithms.mix_training import MixTraining
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
 
@@ -13,6 +14,7 @@ __all__ = [
     "AdversarialTraining",
     "Freezing",
     "HistoryCurriculum",
+    "MixTraining",
     "PriorRunDistillation",
     "PriorRunWarmStart",
     "ReusingAlgorithm",

@@ -37,6 +37,7 @@ __all__ = [
     "print_json",
     "printable",
     "readable_bytes",
+    "report_json",
     "runs_named",
     "seconds_of",
     "tags_of",
@@ -235,6 +236,18 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     if read_only:  # for the exit code, which says whether all of it could be read
         args.read_archive = archive
     return archive
+
+
+def report_json(report: Any, *names: str, problems: str = "problems") -> dict[str, Any]:
+    """Return an archive's report as JSON can hold it: ``ok``, some of its fields, and its problems.
+
+    Args:
+        report: Of a check, a copy or a collection.
+        names: Fields to take over.
+        problems: The field that lists problems. Default: ``problems``.
+    """
+    listed = [{"run_id": one.run_id, "path": one.path, "what": one.what} for one in getattr(report, problems)]
+    return {name: getattr(report, name) for name in ("ok", *names)} | {problems: listed}
 
 
 def print_json(value: Any) -> None:

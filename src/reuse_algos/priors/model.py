@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
+from reuse_algos.models.text import TEXT_MODELS
 
 __all__ = ["ModelFactory", "archived_model", "recorded_architecture"]
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
-_SIZES = ("num_classes", "width")
+_SIZES = ("num_classes", "width", "depth", "vocabulary", "max_tokens")
 _ALLOWED = ("name", "image_shape", "autocast", *_SIZES)
 
 
@@ -73,7 +74,8 @@ def recorded_architecture(run: PriorRun) -> dict[str, Any] | None:
         )
     sizes = [config[key] for key in _SIZES if config.get(key) is not None]
     shape = config.get("image_shape")
-    sizes += shape if isinstance(shape, list) and len(shape) == 3 else [None]
+    if shape is not None or config.get("name") not in TEXT_MODELS:
+        sizes += shape if isinstance(shape, list) and len(shape) == 3 else [None]
     if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 31 for size in sizes):
         raise ModelError(f"run {run.id} has a model of sizes that cannot be: {sizes!r}. {advice}")
     name, autocast = config.get("name"), config.get("autocast")

@@ -37,9 +37,9 @@ from reuse_algos.errors import ExampleIdError, HarmWarning
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.batch_norm import restore_batch_norm
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.loss import add_to_loss
+from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
 __all__ = ["PriorRunDistillation"]
 

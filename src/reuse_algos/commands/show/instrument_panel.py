@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import UsageError, add_trust, console, open_archive, print_json
-from reuse_algos.compare.reading import INSTRUMENTS, readings_of
-from reuse_algos.compare.show.files import PLOTS, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,6 +69,7 @@ def readings_of_run(run: PriorRun) -> Readings:
     Raises:
         SignalNotFoundError: It has none.
     """
+    from reuse_algos.compare.reading import INSTRUMENTS, readings_of
     from reuse_algos.errors import SignalNotFoundError
 
     found = {name.removeprefix(INSTRUMENTS): rows for name, rows in readings_of(run, (INSTRUMENTS,)).items()}
@@ -131,6 +130,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
 
 
 def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dict[str, Any]]:
+    from reuse_algos.compare.show.files import PLOTS, write_file
     from reuse_algos.training.instruments.diagnosis import diagnose
 
     read = {run.id: readings_of_run(run) for run in runs}

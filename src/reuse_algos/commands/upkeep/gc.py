@@ -15,6 +15,7 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
     readable_bytes,
+    report_json,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 
@@ -37,6 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos gc ./archive
         reuse-algos gc ./archive --delete
         reuse-algos gc ./archive --delete --min-age 12h --json
+        reuse-algos gc ./archive --delete --thin
         """,
     )
     add_archive(parser)
@@ -47,6 +49,11 @@ def add_parser(subparsers: Subparsers) -> None:
         default=86400.0,
         metavar="AGE",
         help="such as 90m, 12h, 1d or 2w; at least 1h (default: 1d)",
+    )
+    parser.add_argument(
+        "--thin",
+        action="store_true",
+        help="also the superseded generations of runs that ended, which nobody can go back to",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -67,21 +74,13 @@ def run(args: argparse.Namespace) -> int:
     """Collect garbage, and return 0 if every run could be judged, 1 if not."""
     archive = open_archive(args, read_only=not args.delete)
     with progress_bar(args, "gc", "items") as progress:
-        report = archive.collect_garbage(delete=args.delete, min_age_seconds=args.min_age, progress=progress)
-    if args.json:
-        print_json(
-            {
-                "ok": report.ok,
-                "deleted": args.delete,
-                "runs": report.runs,
-                "kept": report.kept,
-                "bytes": report.bytes,
-                "collected": [{"path": path, "bytes": size} for path, size in report.collected],
-                "busy": report.busy,
-                "unknown": report.unknown,
-                "skipped": [{"run_id": p.run_id, "path": p.path, "what": p.what} for p in report.skipped],
-            }
+        report = archive.collect_garbage(
+            delete=args.delete, min_age_seconds=args.min_age, thin=args.thin, progress=progress
         )
+    if args.json:
+        collected = [{"path": path, "bytes": size} for path, size in report.collected]
+        found = report_json(report, "runs", "kept", "bytes", "busy", "unknown", problems="skipped")
+        print_json({**found, "deleted": args.delete, "collected": collected})
         return 0 if report.ok else 1
     out = console()
     for path, size in report.collected:
