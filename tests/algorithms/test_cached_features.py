@@ -256,7 +256,7 @@ def test_live_teachers_are_refused(store: RunArchive) -> None:
 
 def test_perturbed_images_are_refused(store: RunArchive) -> None:
     one, _ = head_of_blobs(store)
-    with pytest.raises(ValueError, match="PriorRunWarmStart with source: cached trains on features, and there are no"):
+    with pytest.raises(ValueError, match="PriorRunWarmStart with source: cached trains on features instead of images"):
         refuse_changed_inputs(one.state)
     one.close()
 
