@@ -13,15 +13,18 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
+from reuse_algos.data.datasets.load import DataConfig, LoadedData
+from reuse_algos.data.datasets.resampling import resampling_plan
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
+from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sections import Faults
 
@@ -81,8 +84,9 @@ def build_trainer(recipe: Recipe) -> Trainer:
     device = get_device(settings.device)
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
+    pool = pool_of(settings.data, archive)
     with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
-        data = load_datasets(settings.data, _torch_device(device.name))
+        data = load_recipe_data(settings.data, pool, _torch_device(device.name))
     reproducibility.seed_all(settings.seed)
     model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
     optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
@@ -94,7 +98,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
-            algorithms=algorithms,
+            algorithms=[*algorithms, *watchers(settings.data, pool)],
             callbacks=[*callbacks, TrackExamples()],  # seeded views hold whatever else is in the recipe
             loggers=loggers,
             device=device,
@@ -115,7 +119,7 @@ def _open_archive(recipe: Recipe) -> RunArchive | str | None:
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
-    reading = any(component.is_ours for component in recipe.components["algorithms"])
+    reading = any(component.is_ours for component in recipe.components["algorithms"]) or settings.data.pseudo_labels
     if settings.archive is None or (tolerant and not reading):
         return settings.archive
     return RunArchive(settings.archive, create=True)
@@ -145,10 +149,16 @@ def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoad
 
     Args:
         data: The datasets.
-        config: ``batch_size`` (over all ranks), ``num_workers`` and ``drop_last`` count.
+        config: ``batch_size`` (over all ranks), ``num_workers``, ``drop_last`` and ``resample`` count.
         seed: Seed of the order of the examples.
     """
     sampler = EpochSampler(data.info.num_examples, seed=seed, shuffle=True, drop_last=config.drop_last)
+    if config.resample != "natural":
+        labels_N = infer_info(data.train).labels
+        assert labels_N is not None  # every loader of a recipe gives labels
+        views = getattr(data.train, "view_policy").num_views  # noqa: B009  # of all datasets that a recipe names
+        plan = resampling_plan(labels_N, config.resample, seed)
+        sampler.steer(plan, length=len(labels_N), num_views=views)
     return _loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last)
 
 

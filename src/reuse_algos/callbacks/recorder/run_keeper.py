@@ -208,7 +208,9 @@ class RunKeeper:
             run_name=self._name(state),
             tags=self.labels.tags,
             recipe=self.labels.recipe,
-            dataset=None if self.info is None else dataset_record(self.info, state),
+            dataset=None
+            if self.info is None
+            else dataset_record(self.info, getattr(state.dataloader, "dataset", None)),
             task=None if task is None else record_of(task),
             model=self._model,
             log=self.log,

@@ -49,9 +49,14 @@ def examples_of(info: DatasetInfo) -> dict[str, torch.Tensor]:
     return columns if info.labels is None else {**columns, "labels": info.labels}
 
 
-def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
-    """Return what the manifest says of the train data, and of the views that it is shown in."""
-    policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
+def dataset_record(info: DatasetInfo, dataset: Any) -> DatasetRecord:
+    """Return what the manifest says of the train data, and of the views that it is shown in.
+
+    Args:
+        info: The identity of the examples.
+        dataset: What shows them, or None where that is not known.
+    """
+    policy = getattr(dataset, "view_policy", None)
     views = policy if isinstance(policy, ViewPolicy) else None
     return DatasetRecord(
         name=info.name,
