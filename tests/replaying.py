@@ -21,6 +21,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from shorthand import sections
 from toy import epoch_loader, trainer
@@ -45,8 +46,9 @@ def images(length: int = N, num_views: int = VIEWS, *, seed: int = 0, **settings
     pixels = settings.pop("pixels", None)
     pixels = corners(labels, seed) if pixels is None else pixels
     info = settings.pop("info", None) or DatasetInfo("corners", torch.arange(length), labels, tuple("abcd"))
-    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), "mean": MEAN, "std": STD, **settings}
-    data = DeviceImages(pixels.byte(), labels, num_views=num_views, info=info, **settings)
+    space = PixelSpace(settings.pop("mean", MEAN), settings.pop("std", STD))
+    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), **settings}
+    data = DeviceImages(pixels.byte(), labels, pixels=space, num_views=num_views, info=info, **settings)
     return WorkerImages(data)
 
 
@@ -100,16 +102,19 @@ def put_deltas(
     ids: Mapping[int, Tensor] | None = None,
     name: str = "adversarial",
     seconds: float = 8.0,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write perturbations into a run that has ended, as plain numbers."""
+    """Write perturbations into a run that has ended, as plain numbers; by default on record as those of an attack."""
+    attack = {"norm": "linf", "epsilon": EPSILON} if meta is None else dict(meta)
     writer, manifest = archive.resume_run(run_id)
     files = [file for file in manifest.files if (file.kind, file.name) != ("signals", name)]
     for view, delta_N in enumerate(deltas_VN):
         rows = torch.arange(len(delta_N)) if ids is None else ids[view]
         if not len(rows):
             continue
-        meta = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
-        files.append(writer.put("signals", name, {"ids": rows, "values": delta_N[rows].contiguous()}, meta))
+        said = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
+        values = {"ids": rows, "values": delta_N[rows].contiguous()}
+        files.append(writer.put("signals", name, values, {**said, **attack}))
     made = HarvestRecord(signal=name, views=list(range(len(deltas_VN))), weights="last", seconds=seconds, hardware="x")
     writer.commit(msgspec.structs.replace(manifest, files=files, harvests=[*manifest.harvests, made]))
     writer.finish()

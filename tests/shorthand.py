@@ -60,7 +60,7 @@ _SECTIONS: dict[str, dict[str, tuple[Any, str | None, dict[str, str]]]] = {
         "perturbations": (
             Replayable,
             None,
-            {"attack_weights": "weights", "recency": "recency", "warn_below": "warn_below"},
+            {"attack_weights": "weights", "recency": "recency", "warn_below": "warn_below", "use": "use"},
         ),
         "when": (Window, None, _TIMES),
         "keys": (BatchKeys, None, _KEYS),

@@ -18,6 +18,7 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     passes,
     window,
 )
+from reuse_algos.algorithms.mix_training.boxes import mixed_targets
 from reuse_algos.algorithms.prior_run_distillation.channel_wise import channel_wise_term
 from reuse_algos.algorithms.prior_run_distillation.terms import (
     bernoulli_kl_term,
@@ -75,6 +76,7 @@ __all__ = [
     "mix_logits",
     "mix_probabilities",
     "mix_sigmoids",
+    "mixed_targets",
     "mixup_weights",
     "mse_term",
     "mutual_information",

@@ -144,6 +144,9 @@ ROWS: dict[str, Row] = {
         **_WINDOW,
         ranks={"mode": "append", "fraction": 1.0},
     ),
+    "replay, start": Row(
+        replay, {**_BOTH_RUNS, "use": "start"}, "images", **_WINDOW, ranks={"fraction": 1.0, "runs": "newer"}
+    ),
     "replay, one batch": Row(
         replay, {"split_batch_norm": False}, "images", **_WINDOW, ranks={"fraction": 1.0, "weight": 0.4}
     ),
@@ -156,7 +159,7 @@ ROWS: dict[str, Row] = {
     "freezing, unfreezing": Row(_without_archive(Freezing), {"freeze": "backbone", "unfreeze_at": "5ba"}),
 }
 
-RESUMED_ON_RANKS = ("dynamic_prune", "replay, append", "warm start, unfreezing")
+RESUMED_ON_RANKS = ("dynamic_prune", "replay, start", "warm start, unfreezing", "adversarial training")
 """Rows whose state comes from all ranks, or whose optimizer grows."""
 
 

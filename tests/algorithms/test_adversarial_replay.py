@@ -35,8 +35,8 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.harvest import harvest
 from reuse_algos.training.attacks import Attack
-from reuse_algos.training.batch_norm import restore_batch_norm
 from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 from toy import epoch_loader, trainer
 
 NEWER = deltas(2)
@@ -114,17 +114,18 @@ def test_without_split_batch_norm_all_rows_are_one_batch(archive: RunArchive, mo
 
 
 @pytest.mark.filterwarnings("ignore::reuse_algos.errors.NoEffectWarning")
-@pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
-@pytest.mark.parametrize("others", [[], [lambda: LabelSmoothing(0.2)]], ids=["alone", "label smoothing"])
-@pytest.mark.parametrize("first", [True, False])
-def test_append_loss_by_hand(archive: RunArchive, weight: float | None, others: list[Any], first: bool) -> None:
-    made = [make() for make in others]
+@pytest.mark.parametrize(
+    ("weight", "smoothing", "first"),
+    [(None, 0, True), (0.0, 0, True), (0.3, 0, True), (1.0, 0, True), (None, 1, True), (0.3, 1, True), (0.3, 1, False)],
+)
+def test_append_loss_by_hand(archive: RunArchive, weight: float | None, smoothing: int, first: bool) -> None:
+    made = [LabelSmoothing(0.2)] * smoothing
     algorithm = replay(archive, weight=weight, fraction=0.25)
     _, calls, log = fit([algorithm, *made] if first else [*made, algorithm], max_duration="2ba")
     rows = spread(BATCH, 0.25)
     for batch, (_, labels) in enumerate(calls.batches):
         targets = F.one_hot(labels, CLASSES).float()
-        if others:
+        if smoothing:
             targets = 0.8 * targets + 0.2 / CLASSES
         clean = float(F.cross_entropy(calls.results[2 * batch], targets))
         hard = float(F.cross_entropy(calls.results[2 * batch + 1], targets[rows]))

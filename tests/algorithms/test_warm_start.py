@@ -35,8 +35,11 @@ def series(log: Any, name: str) -> list[float]:
 # What is loaded ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", ["last", "best", "2ep"])
-@pytest.mark.parametrize("compiled", [{}, {"compile_config": {"backend": "aot_eager"}}], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("weights", "compiled"),
+    [("last", {}), ("best", {}), ("2ep", {}), ("last", {"compile_config": {"backend": "aot_eager"}})],
+    ids=["last", "best", "2ep", "compiled"],
+)
 def test_starts_from_exactly_the_archived_weights(archive: RunArchive, weights: str, compiled: Any) -> None:
     algorithm = warm(archive, weights=weights)
     _, seen, log = fit([algorithm], max_duration="2ba", **compiled)

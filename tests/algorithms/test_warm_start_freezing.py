@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ModelError
-from reuse_algos.training.trainable import TrainablePart
+from reuse_algos.training.parameters.trainable import TrainablePart
 from toy import blobs, checkpointed, epoch_loader, mlp, trainer
 from warming import Named, Stop, Weights, fit, same, warm
 

@@ -342,10 +342,10 @@ def test_train_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
-    stand_in(monkeypatch, "demo", run_demo=lambda folder, *, seeds, keep: seen.append((folder, seeds, keep)) or 1)
+    stand_in(monkeypatch, "demo", run_demo=lambda folder, **options: seen.append((folder, *options.values())) or 1)
     assert call(capsys, "demo")[0] == 1
-    assert call(capsys, "demo", "--folder", "x", "--seeds", "3", "--keep")[0] == 1
-    assert seen == [(Path("demo"), 8, False), (Path("x"), 3, True)]
+    assert call(capsys, "demo", "--folder", "x", "--seeds", "3", "--keep", "--all")[0] == 1
+    assert seen == [(Path("demo"), None, False, False), (Path("x"), 3, True, True)]
 
 
 @dataclasses.dataclass
@@ -437,7 +437,7 @@ def test_commands_fit_the_functions_that_they_call() -> None:
         "archive", "run", **dict.fromkeys((*names, "memory_bytes", "attack", "bits", "replace"))
     )
     inspect.signature(real_train).bind(["recipe.yaml"])
-    inspect.signature(run_demo).bind(Path("demo"), seeds=3, keep=False)
+    inspect.signature(run_demo).bind(Path("demo"), seeds=3, keep=False, everything=True)
 
 
 def test_interruption_and_errors_of_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

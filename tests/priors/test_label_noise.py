@@ -11,6 +11,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import load_datasets
 from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.models import build_model
@@ -32,7 +33,7 @@ def flipped_digits(count: int = 800) -> tuple[DeviceImages, torch.Tensor, torch.
     noisy[wrong] = (noisy[wrong] + torch.randint(1, 10, (len(wrong),), generator=generator)) % 10
     images = loaded.train._images_NP.view(count, 8, 8)  # type: ignore[attr-defined]
     info = DatasetInfo("noisy-digits", loaded.info.keys, noisy, loaded.info.class_names)
-    return DeviceImages(images, noisy, mean=loaded.mean, std=loaded.std, info=info), wrong, labels
+    return DeviceImages(images, noisy, pixels=PixelSpace(loaded.mean, loaded.std), info=info), wrong, labels
 
 
 def test_planted_label_noise_is_found(tmp_path: Path) -> None:

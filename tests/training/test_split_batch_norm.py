@@ -11,7 +11,8 @@ from torch import nn
 
 from reuse_algos.callbacks.recorder.provenance import model_record
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import (
+from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.parameters.batch_norm import (
     BranchSwitch,
     put_back,
     restart_auxiliary,
@@ -20,7 +21,6 @@ from reuse_algos.training.batch_norm import (
     split_layers,
     take_out,
 )
-from reuse_algos.training.outputs import plain_state_dict
 
 LAYERS: list[tuple[type, tuple[int, ...]]] = [
     (nn.BatchNorm1d, (6, 3)),

@@ -28,8 +28,8 @@ from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.collect import GarbageReport
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
+from reuse_algos.archive.upkeep.problems import Problem, VerifyReport
 from reuse_algos.archive.upkeep.removal import RemovalReport
-from reuse_algos.archive.upkeep.verify import Problem, VerifyReport
 from reuse_algos.archive.where import Where, WhereError
 
 __all__ = [

@@ -17,7 +17,7 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.errors import ArchiveError, nearest
@@ -35,7 +35,7 @@ MAX_CHARACTERS, MAX_DEPTH = 4096, 32
 _TOKEN = re.compile(
     r"""\s*(?:(?P<sign><=|>=|!=|[=<>(),])|"(?P<double>[^"]*)"|'(?P<single>[^']*)'|(?P<word>[^\s=<>!(),"']+)|(?P<end>$))"""
 )
-_OPERATORS: dict[str, Callable[[object, object], bool]] = {
+_OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "!=": operator.ne,
     "<": operator.lt,

@@ -275,7 +275,7 @@ class RobustEvaluation(Callback):
 
 
 def robust_metrics(state: State) -> dict[str, float]:
-    """Name -> value of what :class:`RobustEvaluation` found at the evaluation that is going on; empty if nothing."""
+    """Return what :class:`RobustEvaluation` found at the running evaluation, by metric name; empty if nothing."""
     prefix = f"metrics/{state.dataloader_label}/"
     found = [one.latest_metrics for one in state.callbacks if isinstance(one, RobustEvaluation)]
     return {name: value for metrics in found for name, value in metrics.items() if name.startswith(prefix)}
@@ -285,7 +285,7 @@ def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, D
     """Return the evaluator's loader, its dataset by position, and what its inputs mean.
 
     Raises:
-        DataError: there are no positions, or nobody says how the images were normalised.
+        DataError: There are no positions, or nobody says how the images were normalised.
     """
     loader = evaluator.dataloader.dataloader
     dataset = getattr(loader, "dataset", None)
@@ -337,10 +337,10 @@ def _batches(
 
 
 def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Attack]:
-    """The attacks by name.
+    """Return the attacks by name.
 
     Raises:
-        ValueError: there are none, or a name or field is wrong.
+        ValueError: There are none, or a name or field is wrong.
     """
     if not attacks:
         raise ValueError("RobustEvaluation: attacks is empty; leave it out for FGSM and PGD")
@@ -376,7 +376,7 @@ def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str,
 
 
 def _number(what: str, text: str) -> float:
-    """A number or a fraction such as ``8/255``."""
+    """Return a number or a fraction such as ``8/255``."""
     above, _, below = text.partition("/")
     try:
         return float(above) / float(below or 1)
@@ -389,7 +389,7 @@ def _title(name: str) -> str:
 
 
 def _passed(state: State, interval: Time) -> int:
-    """How many whole intervals of training have passed."""
+    """Return how many whole intervals of training have passed."""
     if interval.unit == TimeUnit.DURATION:
         elapsed = state.get_elapsed_duration()
         return 0 if elapsed is None else int(elapsed.value / interval.value + 1e-9)
@@ -401,7 +401,7 @@ def _at_end(state: State) -> bool:
 
 
 def _with_inputs(batch: Any, key: str | int, inputs: Tensor) -> Any:
-    """The batch with other inputs; the batch itself stays as it is."""
+    """Return the batch with other inputs; the batch itself stays as it is."""
     return batch_set(copy(batch), key, inputs)
 
 

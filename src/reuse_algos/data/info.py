@@ -126,7 +126,7 @@ class DatasetInfo:
         return torch.sort(self.keys)
 
     def positions_of(self, keys_B: Tensor) -> Tensor:
-        """Positions of the examples with these keys, both int64 ``[B]``.
+        """Return the positions of the examples with these keys, both int64 ``[B]``.
 
         Raises:
             DataError: If a key is not in the dataset.
@@ -139,7 +139,7 @@ class DatasetInfo:
         return where[place]
 
     def subset(self, positions: Tensor) -> DatasetInfo:
-        """Info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
+        """Return the info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
         labels = None if self.labels is None else self.labels[positions]
         content = None if self.content is None else self.content.subset(positions)
         return replace(self, keys=self.keys[positions], labels=labels, content=content)

@@ -73,7 +73,7 @@ class ViewPolicy:
             raise DataError(f"num_views must be 0 (random augmentation) or more, not {self.num_views}.")
 
     def view_of_epoch(self, epoch: int) -> int:
-        """The view in which every example is shown in ``epoch`` (from 0), or -1 with ``num_views`` 0."""
+        """Return the view in which every example is shown in ``epoch`` (from 0), or -1 with ``num_views`` 0."""
         return epoch % self.num_views if self.num_views else UNKNOWN_VIEW
 
 

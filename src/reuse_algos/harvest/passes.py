@@ -114,8 +114,8 @@ def harvest(
     Args:
         archive: the archive or its path.
         run_id: the run, by id or unique name.
-        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features`` and
-            ``adversarial``; one pass for each.
+        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features``,
+            ``adversarial``, and of detectors ``boxes`` and ``gt_scores``; one pass for each.
         views: how many views of each example, from number 0 on. Default: for logits and adversarial as many as the
             recipe's ``num_views`` (likewise for features), for scores the plain example.
         weights: which archived weights look at the data.
@@ -268,7 +268,9 @@ def _batches(dataset: Dataset, view: int, batch_size: int) -> Iterator[tuple[Any
     if isinstance(dataset, DeviceImages):
         loader = device_dataloader(dataset, batch_sampler=lists)
     else:
-        loader = DataLoader(dataset, batch_sampler=lists, generator=torch.Generator().manual_seed(0))
+        collate = getattr(dataset, "collate_fn", None)
+        generator = torch.Generator().manual_seed(0)
+        loader = DataLoader(dataset, batch_sampler=lists, collate_fn=collate, generator=generator)
     for batch, part in zip(loader, parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 

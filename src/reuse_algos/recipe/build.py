@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import torch
-from composer import Trainer
+from composer import DataSpec, Trainer
 from composer.utils import MissingConditionalImportError, dist, get_device, reproducibility
 from torch.utils.data import DataLoader
 
@@ -92,8 +92,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
     try:
         return Trainer(
             model=model,
-            train_dataloader=train_loader(data, settings.data, seed=settings.seed),
-            eval_dataloader=eval_loader(data, settings.data),
+            train_dataloader=_counted(train_loader(data, settings.data, seed=settings.seed)),
+            eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
             algorithms=algorithms,
@@ -162,6 +162,12 @@ def eval_loader(data: LoadedData, config: DataConfig) -> DataLoader:
     return _loader(data.eval, size, config.num_workers, sampler, drop_last=False)
 
 
+def _counted(loader: DataLoader) -> DataLoader | DataSpec:
+    """Return a loader as it is, or with the counter of its dataset where batches are lists of images."""
+    count = getattr(loader.dataset, "count_rows", None)
+    return loader if count is None else DataSpec(loader, get_num_samples_in_batch=count)
+
+
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
     # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
@@ -173,6 +179,7 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, dr
         sampler=sampler,
         drop_last=drop_last,
         num_workers=num_workers,
+        collate_fn=getattr(dataset, "collate_fn", None),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.

@@ -105,7 +105,7 @@ def _candidates(
 
 
 def _kind_of_places(num_dimensions: int, class_dim: int) -> Kind:
-    """The kind of a softmax task whose targets have that many dimensions."""
+    """Return the kind of a softmax task whose targets have that many dimensions."""
     if num_dimensions == 1:
         return "multiclass"
     # Language models put the classes last; ``[B, C, T]`` is how convolutions along one axis give them.
@@ -113,7 +113,7 @@ def _kind_of_places(num_dimensions: int, class_dim: int) -> Kind:
 
 
 def _one_for_each(outputs: torch.Tensor, targets: torch.Tensor) -> bool:
-    """Whether there is one target for each output: equal shapes, but for dimensions of size 1 behind the rows."""
+    """Return whether there is one target for each output: equal shapes but for dimensions of size 1."""
     if len(outputs) != len(targets) or outputs.numel() != targets.numel():
         return False
     return [size for size in outputs.shape[1:] if size > 1] == [size for size in targets.shape[1:] if size > 1]
@@ -132,7 +132,7 @@ def _is_distribution(targets: torch.Tensor, dim: int) -> bool:
 def _confirmed(
     candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor, own_loss: float | None
 ) -> list[Task]:
-    """The readings whose loss is the model's own; where several are near it, those that are as near as the nearest."""
+    """Return the readings whose loss is the model's own; of several those that are as near as the nearest."""
     if own_loss is None:
         return []
     tolerance = _TOLERANCE.get(outputs.dtype, _LEAST_TOLERANCE) * max(1.0, abs(own_loss))
@@ -143,7 +143,7 @@ def _confirmed(
 
 
 def _distance(task: Task, outputs: torch.Tensor, targets: torch.Tensor, own_loss: float) -> float:
-    """How far the model's loss is from this task's, as a mean over targets or over examples."""
+    """Return how far the model's loss is from this task's, as a mean over targets or over examples."""
     values, counted = task.losses_of_targets(task.rows(outputs.detach(), targets))
     over_targets = values.mean() if counted is None else values[counted].mean()
     over_examples = mean_of_counted(values, counted, empty=torch.nan).nanmean()

@@ -26,13 +26,13 @@ PASSES_PER_STEP = 3
 
 
 def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | None:
-    """FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
+    """Return the FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
 
     Args:
-        forward: runs the model on ``state.batch`` once more. Here it has no gradient and the trainer's precision; that
+        forward: Runs the model on ``state.batch`` once more. Here it has no gradient and the trainer's precision; that
             no statistics and no generator move is the caller's care.
-        state: while a batch is there.
-        what: whose FLOPs they are, for the warning.
+        state: While a batch is there.
+        what: Whose FLOPs they are, for the warning.
 
     Returns:
         None, with an :class:`~reuse_algos.errors.ArchiveWarning`, where the model cannot be run like that.
@@ -48,11 +48,11 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
 
 
 def training_flops(flops_per_example: int | None, state: State) -> float | None:
-    """FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
+    """Return the FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
 
     Args:
-        flops_per_example: of a forward pass of the model.
-        state: with the timestamp and the algorithms.
+        flops_per_example: Of a forward pass of the model.
+        state: With the timestamp and the algorithms.
 
     Returns:
         None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one

@@ -171,7 +171,7 @@ class Task:
         return Rows(logits_BCX, targets.long().masked_fill(~counted_BX, 0), counted_BX)
 
     def _number_rows(self, logits_BC: torch.Tensor, targets: torch.Tensor) -> Rows:
-        """Rows of tasks whose targets are one number for each output."""
+        """Return the rows of tasks whose targets are one number for each output."""
         if targets.numel() != logits_BC.numel():
             raise TaskError(
                 f"targets of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(logits_BC.shape)}: "

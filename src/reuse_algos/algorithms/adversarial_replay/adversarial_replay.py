@@ -10,13 +10,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from composer import Event, State
 from composer.loggers import Logger
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor
 
-from reuse_algos.algorithms.adversarial_replay.batch_rows import BatchRows
+from reuse_algos.algorithms.adversarial_replay.batch_rows import BatchRows, current_examples
 from reuse_algos.algorithms.adversarial_replay.checks import (
     TASKS,
     image_shape,
@@ -30,6 +29,7 @@ from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbation
 from reuse_algos.algorithms.adversarial_replay.row_replay import RowReplay
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
+from reuse_algos.algorithms.adversarial_replay.written_back import WrittenBack
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
@@ -44,6 +44,7 @@ from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.outputs import device_of
+from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window
 
 __all__ = ["AdversarialReplay"]
@@ -56,21 +57,17 @@ _METRICS = "reuse/adversarial_replay/"
 class AdversarialReplay(ReusingAlgorithm):
     r"""Train on adversarial examples that were made once, against an earlier model.
 
-    `Xie et al. 2020 <https://arxiv.org/abs/1911.09665>`_ (AdvProp) improve accuracy on clean images with adversarial
-    examples that have batch norm statistics of their own; making them costs several times the training. Here they come
-    from the archive: ``reuse-algos harvest RUN --signals adversarial`` attacks the model of an earlier run, and this
-    algorithm adds what it found to the same views of the same examples.
-
-    A share of the rows of every batch, evenly spread, is replayed: the perturbation is added to the clean input in
-    pixel units and clipped to valid pixels. With ``append`` the loss becomes :math:`(1 - w) L + w L_{adv}`.
+    `AdvProp <https://arxiv.org/abs/1911.09665>`_ trains on adversarial examples with batch norms of their own. Here
+    ``reuse-algos harvest RUN --signals adversarial`` attacks the model of an earlier run, and what it found is added to
+    the same views of a share of every batch's rows. With ``append`` the loss becomes :math:`(1 - w) L + w L_{adv}`.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
         runs: Which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
         mode: :class:`Append` (replayed rows come on top of the batch) or :class:`Replace` (they take the place of their
             clean ones), a mapping with ``name``, or the bare name. Default: ``append``.
-        perturbations: :class:`Replayable`: of which weights, how runs are drawn, when they are stale. Default: its
-            defaults.
+        perturbations: :class:`Replayable`: of which weights, how runs are drawn, when they are stale, and whether
+            attacks go on from them. Default: its defaults.
         when: :class:`~reuse_algos.training.window.Window`, the batches in which it is on. Default: all of them.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (float ``[B, C, H, W]``), targets,
             logits and ids lie. Ids are keys of ``dataset``, of iterable datasets, which must show every example in one
@@ -84,8 +81,7 @@ class AdversarialReplay(ReusingAlgorithm):
 
     Raises:
         ValueError: An argument is out of its range.
-        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
-        ExampleIdError: At the start, where examples, views or pixels are not known.
+        RunNotFoundError, SignalNotFoundError, PriorRunMismatchError, ExampleIdError: At the start of training.
         TaskError: In the first batch: the task is neither multiclass nor dense.
         ModelError: The model has batch norms that cannot be split, or outputs that cannot be put together.
 
@@ -128,6 +124,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.replay = RowReplay(self.mode, self.keys, seed)
         self._info: DatasetInfo | None = None
         self._looked_at_pixels = False
+        self.written = WrittenBack.of(self.replayable, self.keys, auxiliary=self.mode.split_batch_norm)
         self._slots_used: dict[str, set[int]] = {}  # views looked up so far, by run id
 
     def match(self, event: Event, state: State) -> bool:
@@ -174,11 +171,11 @@ class AdversarialReplay(ReusingAlgorithm):
             self.log_metrics({_METRICS + name: value for name, value in metrics.items()}, logger)
         elif event == Event.EPOCH_END:
             self.replay.record.end_epoch(self.replayable.warn_below)
+            if self.written is not None:
+                self.written.end_epoch(int(state.timestamp.epoch))
         elif event == Event.FIT_END:
             self.replay.branches.put_aside(state)
             self.warn_if_idle(logger, self.replay.record.why_idle(self.when, self.mode))
-
-    # Start ----------------------------------------------------------------------------------------------------------
 
     def start_afresh(self) -> None:
         """Forget what another Trainer did with this algorithm (INIT)."""
@@ -186,6 +183,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.task_reader.start_afresh()
         self.replay.forget()
         self.perturbations, self._slots_used = None, {}
+        self.written = WrittenBack.of(self.replayable, self.keys, auxiliary=self.mode.split_batch_norm)
 
     def start(self, state: State) -> None:
         """Match data, views and pixels with the prior runs, and load their perturbations."""
@@ -204,11 +202,12 @@ class AdversarialReplay(ReusingAlgorithm):
     def load_perturbations(self, state: State, info: DatasetInfo) -> None:
         """Load what :meth:`adversarial_inputs` needs of the prior runs."""
         dataset: Any = getattr(state.dataloader, "dataset", None)
+        policy = known_views(self.ids, dataset)
         self.perturbations = Perturbations(
             self.prior_runs,
             self.replayable,
             info,
-            known_views(self.ids, dataset),
+            policy,
             device_of(state.model),
             seed=self.seed,
             mismatch=self.mismatch,
@@ -217,6 +216,8 @@ class AdversarialReplay(ReusingAlgorithm):
             slots_used=self._slots_used,
         )
         refuse_uneven_ranks(state.model, self.perturbations.complete)
+        if self.written is not None:
+            self.written.prepare(self.perturbations, policy.num_views, info.num_examples, device_of(state.model))
         log.info("replaying perturbations %s of %s", self.perturbations.name, ", ".join(self.perturbations.run_ids))
 
     def _plan_batch(self, state: State) -> None:
@@ -224,24 +225,18 @@ class AdversarialReplay(ReusingAlgorithm):
         self.replay.leave_batch()
         if not self.when.is_on(state):
             return
-        examples = self._positions(self.ids.batch)
+        examples = current_examples(self.ids.batch, self.ids, self._info)
         number = int(state.timestamp.batch) // self.when.every_n_batches
         rows_R, runs_R = replayed_rows(self.mode.fraction, len(examples.positions), number), None
         wanted, alike = len(rows_R), True
         if self.perturbations is not None:
-            views_R = examples.views[rows_R]
-            runs_R = self.perturbations.draw(examples.positions[rows_R], views_R, int(state.timestamp.epoch))
+            runs_R = self.perturbations.draw(examples, rows_R, int(state.timestamp.epoch))
             rows_R, runs_R = rows_R[runs_R >= 0], runs_R[runs_R >= 0]
             alike = self.perturbations.complete
+        if self.written is not None:
+            share_statistics(state.model)
         rows = BatchRows(rows_R, runs_R, len(examples.positions), device_of(state.model), alike=alike)
         self.replay.begin_batch(state, wanted, rows)
-
-    def _positions(self, examples: Examples) -> Examples:
-        """Return rows of the current data; ids that came with the batch are its keys, in the only view there is."""
-        if self.ids.id_key is None:
-            return examples
-        assert self._info is not None
-        return Examples(self._info.positions_of(examples.positions), torch.zeros_like(examples.views))
 
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:
         """Return what the model is to see instead of some rows of the microbatch in ``state.batch``.
@@ -264,11 +259,12 @@ class AdversarialReplay(ReusingAlgorithm):
         if not self._looked_at_pixels:
             refuse_other_pixels(clean_BCHW, self.pixels)  # once, as a GPU has to be waited for
             self._looked_at_pixels = True
-        examples, runs_R = self._positions(self.ids.microbatch), self.replay.rows.runs_here
-        delta_RCHW = self.perturbations.gather(examples.positions[rows_R], examples.views[rows_R], runs_R)
+        shown = current_examples(self.ids.microbatch, self.ids, self._info)
+        shown = Examples(shown.positions[rows_R], shown.views[rows_R])
+        delta_RCHW = self.perturbations.gather(shown.positions, shown.views, self.replay.rows.runs_here)
+        if self.written is not None:
+            delta_RCHW = self.written.move(state, rows_R, delta_RCHW, shown, self.pixels)
         return self.pixels.add(take_rows(clean_BCHW, rows_R, len(clean_BCHW)), delta_RCHW)
-
-    # What others ask ------------------------------------------------------------------------------------------------
 
     def replaced_rows(self, state: State) -> Tensor | None:
         """Return the rows of the microbatch that are replayed in place of their clean ones."""
@@ -279,9 +275,10 @@ class AdversarialReplay(ReusingAlgorithm):
         return self.replay.replayed_outputs()
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """Return the FLOPs of appended rows."""
-        rows = self.replay.record.appended
-        return None if rows is None else float(PASSES_PER_STEP * flops_per_example * rows)
+        """Return the FLOPs of appended rows, and of the steps of attacks: a pass forward and one backward each."""
+        appended, replayed = self.replay.record.appended, self.replay.record.replayed
+        passes = 0 if self.written is None else 2 * replayed
+        return None if appended is None else float(flops_per_example * (PASSES_PER_STEP * appended + passes))
 
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
@@ -290,6 +287,8 @@ class AdversarialReplay(ReusingAlgorithm):
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs to go on as if it had never stopped."""
         state = super().state_dict()
+        if self.written is not None:
+            state["written"] = self.written.state_dict()
         state.update(
             restarted=self.replay.restarted,
             record=self.replay.record.state_dict(),
@@ -302,4 +301,6 @@ class AdversarialReplay(ReusingAlgorithm):
         super().load_state_dict(state)
         self.replay.restarted = bool(state["restarted"])
         self.replay.record.load_state_dict(state["record"])
+        if self.written is not None and "written" in state:
+            self.written.load_state_dict(state["written"])
         self._slots_used = {run_id: set(map(int, slots)) for run_id, slots in state["slots_used"].items()}

@@ -11,7 +11,11 @@ import torch
 from composer.utils import dist
 from torch import Tensor
 
-__all__ = ["BatchRows", "mean_over_ranks"]
+from reuse_algos.data.example_ids import ExampleIds
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import Examples
+
+__all__ = ["BatchRows", "current_examples", "mean_over_ranks"]
 
 
 def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
@@ -28,6 +32,21 @@ def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -
     totals = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(totals)
     return (totals / dist.get_world_size()).tolist()
+
+
+def current_examples(examples: Examples, ids: ExampleIds, info: DatasetInfo | None) -> Examples:
+    """Return the rows of the current data that these examples are.
+
+    Args:
+        examples: As the ids say: positions, or keys that came with the batch.
+        ids: Of the training.
+        info: The train data, needed for keys.
+    """
+    if ids.id_key is None:
+        return examples
+    assert info is not None
+    # Ids that come with the batch are keys, and go with data that have one view only.
+    return Examples(info.positions_of(examples.positions), torch.zeros_like(examples.views))
 
 
 class BatchRows:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reuse_algos.algorithms.adversarial_replay.losses import with_idle_parameters
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import (
+from reuse_algos.training.parameters.batch_norm import (
     BranchSwitch,
     auxiliary_parameters,
     leave_auxiliary,

@@ -28,7 +28,7 @@ from reuse_algos.algorithms.adversarial_replay.rows import (
     with_item,
 )
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import BranchSwitch
+from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 __all__ = ["Replay", "ReplayedForward", "seeded_apart"]
 

@@ -14,6 +14,7 @@ from reuse_algos.algorithms.adversarial_replay.settings import Replayable
 from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_examples
@@ -79,6 +80,7 @@ class Perturbations:
     Attributes:
         image_shape: (C, H, W) of the perturbations.
         complete: Whether every example has a perturbation in every view.
+        epsilon: Of the archived attacks, in pixel units; None where they are not of one L-infinity ball.
 
     Raises:
         SignalNotFoundError: A run has no perturbations of these weights.
@@ -129,6 +131,8 @@ class Perturbations:
         # Before anything is copied to the device: a damaged file must not train anybody.
         for run, _, signal in found:
             _refuse_sizes(run, signal, archive)
+        balls = {_ball(signal) for _, _, signal in found}
+        self.epsilon = balls.pop() if len(balls) == 1 else None
         size = sum(signal.nbytes for _, _, signal in found)
         for _, run_rows, signal in found:
             slots = [slot for slot in range(policy.num_views) if slot in signal.slots]
@@ -185,20 +189,21 @@ class Perturbations:
             uses.append(PriorUse(run_id=run.id, algorithm=_USER, signals=[self.name], harvest_seconds=seconds))
         return uses
 
-    def draw(self, positions_B: Tensor, views_B: Tensor, epoch: int) -> Tensor:
-        """Return whose perturbation each example gets: int64 ``[B]`` on the CPU, -1 where there is none.
+    def draw(self, examples: Examples, rows_R: Tensor, epoch: int) -> Tensor:
+        """Return whose perturbation some rows get: int64 ``[R]`` on the CPU, -1 where there is none.
 
         Args:
-            positions_B: int64 on the CPU, positions in the current data.
-            views_B: int64 on the CPU, from 0 to V-1.
+            examples: Positions in the current data and views of a batch, on the CPU.
+            rows_R: int64 on the CPU, which rows of it.
             epoch: Number of the running epoch.
         """
+        positions_R, views_R = examples.positions[rows_R], examples.views[rows_R]
         available = [
-            torch.ones(len(positions_B), dtype=torch.bool) if seen_VN is None else seen_VN[views_B, positions_B]
+            torch.ones(len(rows_R), dtype=torch.bool) if seen_VN is None else seen_VN[views_R, positions_R]
             for seen_VN in self._seen
         ]
-        keys_B = self._keys_N[positions_B]
-        return choose_prior_runs(self._seed, keys_B, epoch, torch.stack(available, dim=1), self._recency)
+        keys_R = self._keys_N[positions_R]
+        return choose_prior_runs(self._seed, keys_R, epoch, torch.stack(available, dim=1), self._recency)
 
     def gather(self, positions_R: Tensor, views_R: Tensor, runs_R: Tensor) -> Tensor:
         """Return perturbations of some examples: float32 ``[R, C, H, W]`` in pixel units on the device.
@@ -232,10 +237,9 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
     Raises:
         DataError: Some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
     """
-    metas = [signal.slot_meta(slot) for slot in signal.slots]
     # Older or foreign records may not say the attack: then a pixel's whole range is the bound.
-    bounded = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
-    epsilon = max(float(meta["epsilon"]) for meta in metas) if bounded else 1.0
+    ball = _ball(signal)
+    bounded, epsilon = ball is not None, 1.0 if ball is None else ball
     largest = 0.0
     for entry in run.manifest.files:
         if (entry.kind, entry.name) != ("signals", signal.name):
@@ -251,6 +255,13 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
             "units of 0 to 1). They are damaged, or not perturbations of pixels. Harvest them again: "
             f"`reuse-algos harvest {archive} {run.id} --signals adversarial --replace`."
         )
+
+
+def _ball(signal: Signal) -> float | None:
+    """Return the epsilon of the attacks of a signal, the largest; None where they are not known to be L-infinity."""
+    metas = [signal.slot_meta(slot) for slot in signal.slots]
+    known = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
+    return max(float(meta["epsilon"]) for meta in metas) if known else None
 
 
 def _age(one: tuple[PriorRun, Tensor | None]) -> tuple[str, str]:

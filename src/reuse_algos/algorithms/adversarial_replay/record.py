@@ -19,11 +19,13 @@ class ReplayRecord:
 
     Attributes:
         sums: Of the running batch; None where the algorithm is off in it.
+        replayed: Rows replayed in all batches.
         appended: Rows appended in all batches; None after a checkpoint that does not say.
     """
 
     def __init__(self) -> None:
         self.sums: ReplaySums | None = None
+        self.replayed = 0
         self.appended: int | None = 0
         self._wanted = 0
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
@@ -48,6 +50,7 @@ class ReplayRecord:
         self._epoch_sums = totals if not len(self._epoch_sums) else self._epoch_sums + totals
         self._times_on += 1
         self._times_due += int(totals[-1] > 0)  # small fractions of small batches may ask for none
+        self.replayed += int(metrics["rows"])
         if appends and self.appended is not None:
             self.appended += int(metrics["rows"])
         self.sums = None
@@ -79,11 +82,13 @@ class ReplayRecord:
             "warned": self._warned,
             "times": (self._times_on, self._times_due),
             "appended": self.appended,
+            "replayed": self.replayed,
             "epoch_sums": self._epoch_sums.clone(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self._warned, self.appended = bool(state["warned"]), state.get("appended")
+        self.replayed = int(state["replayed"])
         self._times_on, self._times_due = map(int, state["times"])
         self._epoch_sums = torch.as_tensor(state["epoch_sums"]).cpu().clone()

@@ -20,11 +20,12 @@ from torch import Tensor, nn
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
-from reuse_algos.training.attacks import Attack, perturb
+from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
+from reuse_algos.training.parameters.batch_norm import share_statistics
 
 __all__ = ["AdversarialTraining", "adversarial_inputs"]
 
@@ -62,14 +63,8 @@ def adversarial_inputs(
         DataError: The inputs are not valid pixels of this space, or the labels do not fit.
         ModelError: The model has no logits ``[B, K]``, or its outputs do not depend on the inputs.
     """
-    # Each module's own flag, as frozen layers stay in evaluation mode while the rest trains.
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with attacked(model):
         delta_BCHW = perturb(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B)
-    finally:
-        for module in training:
-            module.training = True
     return pixels.add(inputs_BCHW, delta_BCHW)
 
 
@@ -155,7 +150,9 @@ class AdversarialTraining(Algorithm, BatchEffects):
             keep_views(state)
         if event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
-        if event == Event.BEFORE_FORWARD:
+        if event == Event.BEFORE_TRAIN_BATCH:
+            share_statistics(state.model)  # the attack is in evaluation mode, before DDP shares them
+        elif event == Event.BEFORE_FORWARD:
             self._attack(state)
         elif event == Event.BATCH_END:
             self.samples = int(state.timestamp.sample)

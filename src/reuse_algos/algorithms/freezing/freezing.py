@@ -10,7 +10,7 @@ from composer import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
 from reuse_algos.data.example_ids import keep_views
-from reuse_algos.training.trainable import TrainablePart
+from reuse_algos.training.parameters.trainable import TrainablePart
 
 __all__ = ["Freezing"]
 

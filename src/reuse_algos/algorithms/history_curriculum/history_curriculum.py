@@ -20,14 +20,13 @@ from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
 from reuse_algos.algorithms.history_curriculum.epochs import Epochs
 from reuse_algos.algorithms.history_curriculum.example_losses import CheckedLosses, ExampleLosses, find_losses
 from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
-from reuse_algos.algorithms.history_curriculum.scores import find_scores, goes_on, read_score, score_owners
-from reuse_algos.algorithms.history_curriculum.settings import (
+from reuse_algos.algorithms.history_curriculum.scores import Score, find_scores, goes_on, read_score, score_owners
+from reuse_algos.algorithms.history_curriculum.strategies import (
     ActiveBias,
     Curriculum,
     DynamicPrune,
     Focus,
     Prune,
-    Score,
     Strategy,
     Subset,
 )

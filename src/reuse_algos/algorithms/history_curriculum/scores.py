@@ -6,13 +6,14 @@ Shapes: N training examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from reuse_algos.algorithms.history_curriculum.plans import Purpose, generator
-from reuse_algos.algorithms.history_curriculum.settings import LOSS_SCORES, Score, Strategy
+from reuse_algos.algorithms.history_curriculum.strategies import Strategy
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.text import example_lengths
@@ -20,12 +21,44 @@ from reuse_algos.errors import DataError
 from reuse_algos.priors.run_scores import ScoreSpec, prior_scores
 from reuse_algos.sections import fit_section
 
-__all__ = ["Scores", "find_scores", "goes_on", "read_score", "score_owners"]
+__all__ = ["LOSS_SCORES", "Score", "Scores", "find_scores", "goes_on", "read_score", "score_owners"]
+
+LOSS_SCORES = ("loss", "loss_mean")
+"""Scores that losses of the running model can go on from."""
 
 Scores = ScoreSpec | torch.Tensor | str
 """Read from prior runs, given, ``random`` or ``length``."""
 
 _WITHOUT_RUNS = ("random", "length")
+
+
+@dataclass(frozen=True)
+class Score:
+    """The score that examples go by.
+
+    Attributes:
+        name: One of :data:`~reuse_algos.priors.run_scores.SCORES`. Default: the strategy's own.
+        epoch: Whole epochs that the prior runs had trained; see :class:`~reuse_algos.priors.run_scores.ScoreSpec`.
+            Default: the last one, or all.
+        aggregate: ``mean`` of the runs' values, or of their ``rank`` from 0 to 1. Default: ``mean``.
+        shuffled: Whether every example gets the score of another one: a control. Default: false.
+    """
+
+    name: str | None = None
+    epoch: int | None = None
+    aggregate: str = "mean"
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec("loss")  # raises where one of them is unknown
+
+    def spec(self, default: str) -> ScoreSpec:
+        """Return what is asked of the prior runs.
+
+        Args:
+            default: The score where none is named.
+        """
+        return ScoreSpec(default if self.name is None else self.name, self.epoch, self.aggregate)
 
 
 def read_score(score: str | Mapping[str, Any] | Score | torch.Tensor | None, default: str) -> tuple[Scores, bool]:

@@ -50,10 +50,9 @@ def channel_wise_term(
     """
     full = torch.float64 if student_logits_BCX.dtype == torch.float64 else torch.float32
     student_BCP, teacher_BCP = (logits.to(full).flatten(2) for logits in (student_logits_BCX, teacher_logits_BCX))
-    some_B = torch.ones(len(student_BCP), dtype=torch.bool, device=student_BCP.device)
-    if counted_BX is not None:
-        counted_BP = counted_BX.flatten(1)
-        some_B = counted_BP.any(1)
+    everything = torch.ones(student_BCP[:, 0].shape, dtype=torch.bool, device=student_BCP.device)
+    counted_BP = everything if counted_BX is None else counted_BX.flatten(1)
+    some_B = counted_BP.any(1)
     if seen_B is not None:
         some_B = some_B & seen_B
     # Zeros before the softmax where a row adds nothing: its gradient at a NaN or at minus infinity everywhere is NaN.

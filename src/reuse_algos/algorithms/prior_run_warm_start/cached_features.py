@@ -26,9 +26,9 @@ from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, Sig
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views
-from reuse_algos.training.head import PassOfHead
 from reuse_algos.training.interplay import changes_inputs, mixes_examples
 from reuse_algos.training.outputs import device_of
+from reuse_algos.training.parameters.head import PassOfHead
 
 __all__ = ["CachedFeatures", "FeatureData", "features_name"]
 

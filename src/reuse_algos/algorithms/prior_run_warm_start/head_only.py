@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.head import PassOfHead, head_module, pass_of_head
 from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.parameters.head import PassOfHead, head_module, pass_of_head
 
 __all__ = ["HeadOnly"]
 

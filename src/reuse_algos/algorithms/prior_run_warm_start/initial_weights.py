@@ -163,7 +163,7 @@ class Plan:
         changing: Names that are shrunk and perturbed.
         by_token: Names of tensors with one row for each token, of which only the rows of known tokens are loaded.
         tokens: int64 ``[M]`` rows here and int64 ``[M]`` rows there, see
-            :func:`~reuse_algos.training.tokens.common_tokens`; needed with ``by_token``.
+            :func:`~reuse_algos.training.parameters.tokens.common_tokens`; needed with ``by_token``.
     """
 
     kept: Collection[str] = ()

@@ -28,8 +28,8 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS
 from reuse_algos.training.outputs import plain_state_dict
-from reuse_algos.training.tokens import common_tokens, token_tensors
-from reuse_algos.training.trainable import (
+from reuse_algos.training.parameters.tokens import common_tokens, token_tensors
+from reuse_algos.training.parameters.trainable import (
     frozen_at_start,
     head_of,
     holds,

@@ -27,7 +27,7 @@ from reuse_algos.errors import ModelError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.outputs import plain_state_dict
-from reuse_algos.training.trainable import TrainablePart, head_of, matches, plain_parameters
+from reuse_algos.training.parameters.trainable import TrainablePart, head_of, matches, plain_parameters
 
 __all__ = ["PriorRunWarmStart"]
 

@@ -8,6 +8,7 @@ Paths are relative to the archive, with ``/`` between their parts::
     runs/<run_id>/final.json
     runs/<run_id>/leases/<attempt>-<16 hex digits>-<number>.json
     runs/<run_id>/gc/<16 hex digits>.json
+    runs/<run_id>/thinned/g000007.json
     index/<runs in it>-<32 digits of sha256>.json
     index/changed/<run_id>/<16 hex digits>-<number>.json
 """
@@ -40,6 +41,8 @@ __all__ = [
     "shard_path",
     "shard_runs",
     "temporary_name",
+    "thinned_generation",
+    "thinned_path",
 ]
 
 IDENTITY = "archive.json"
@@ -57,6 +60,7 @@ _MANIFEST = re.compile(r"g([0-9]{6})\.json", re.ASCII)
 _ATTEMPT = re.compile(r"-([1-9][0-9]{0,8})-[0-9a-f]{16}\.safetensors\Z", re.ASCII)
 _DATA = re.compile(rf"data/{SAFE_NAME}/[^/]+-[1-9][0-9]{{0,8}}-[0-9a-f]{{16}}\.safetensors", re.ASCII)
 _LEASE = re.compile(r"leases/[1-9][0-9]{0,8}-[0-9a-f]{16}-[0-9]{1,9}\.json", re.ASCII)
+_THINNED = re.compile(r"thinned/g([0-9]{6})\.json", re.ASCII)
 _SHARD = re.compile(r"index/([0-9]{6})-[0-9a-f]{32}\.json", re.ASCII)
 _CHANGE = re.compile(rf"index/changed/({SAFE_NAME})/[0-9a-f]{{16}}-[0-9]{{1,9}}\.json", re.ASCII)
 _MARKER = re.compile(r"gc/[0-9a-f]{16}\.json", re.ASCII)
@@ -106,6 +110,17 @@ def lease_path(run_id: str, attempt: int, token: str, number: int) -> str:
 def marker_path(run_id: str) -> str:
     """Return a new path for a marker that says what is being deleted."""
     return f"{run_prefix(run_id)}/gc/{secrets.token_hex(8)}.json"
+
+
+def thinned_path(run_id: str, generation: int) -> str:
+    """Return the path of the note that the generations before this one were deleted."""
+    return f"{run_prefix(run_id)}/thinned/g{generation:06d}.json"
+
+
+def thinned_generation(path: str) -> int | None:
+    """Return the generation of such a note, given its path relative to its run; None for any other path."""
+    found = _THINNED.fullmatch(path)
+    return int(found[1]) if found else None
 
 
 def shard_path(runs: int, sha256: str) -> str:

@@ -35,9 +35,10 @@ __all__ = [
     "Tags",
     "TaskRecord",
     "TensorInfo",
+    "ThinnedRecord",
 ]
 
-KINDS = ("weights", "metrics", "signals", "dataset")
+KINDS = ("weights", "metrics", "signals", "dataset", "parts")
 
 MAX_LABEL, MAX_TEXT = 512, 4096  # characters
 
@@ -270,6 +271,14 @@ class MarkerRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="m
     run_id: str
     everything: bool = False
     paths: list[str] = []
+
+
+class ThinnedRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="thinned"):
+    """The generations of an ended run before this one were deleted."""
+
+    format: tuple[int, int] = FORMAT
+    run_id: str
+    generation: Count
 
 
 class ChangeRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="change"):

@@ -21,7 +21,9 @@ from reuse_algos.archive.format.names import (
     is_temporary,
     manifest_path,
     run_prefix,
+    thinned_generation,
 )
+from reuse_algos.archive.format.parts import PARTS_FORMAT
 from reuse_algos.archive.index.update import sweep_index, update_index
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
@@ -34,7 +36,8 @@ from reuse_algos.archive.upkeep.leases import (
     put_at,
     read_markers,
 )
-from reuse_algos.archive.upkeep.verify import Problem
+from reuse_algos.archive.upkeep.problems import Problem
+from reuse_algos.archive.upkeep.thinning import first_of, thin_run
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
 __all__ = ["GarbageReport", "RunGarbage", "collect_garbage", "plan_run"]
@@ -116,6 +119,8 @@ def plan_run(
             if now - found.modified >= max(min_age_seconds, MIN_AGE_SECONDS):
                 tidy.append(found)
             continue
+        if thinned_generation(path) is not None:  # put by a collection, and no sign of a writer
+            continue
         busy = busy or not old
         if is_lease(path):
             tidy.append(found)
@@ -134,6 +139,7 @@ def collect_garbage(
     *,
     delete: bool = False,
     min_age_seconds: float = MIN_AGE_SECONDS,
+    thin: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> GarbageReport:
     """Find files that no manifest lists, and delete them if asked to.
@@ -145,6 +151,7 @@ def collect_garbage(
         store: The archive's store.
         delete: Delete. Otherwise nothing is written. Default: False.
         min_age_seconds: A run in which anything is younger is kept whole; at least an hour. Default: a day.
+        thin: Also delete the superseded generations of runs that ended. Default: False.
         progress: Called with the number of runs looked at so far and the number of runs. Default: None.
 
     Raises:
@@ -161,6 +168,8 @@ def collect_garbage(
     run_ids = [name for name in store.list("runs") if is_safe_name(name)]
     for number, run_id in enumerate(run_ids, start=1):
         try:
+            if thin:
+                _thin(store, run_id, delete, min_age_seconds, report)
             _collect_run(store, run_id, delete, min_age_seconds, report)
         except (*DAMAGE, ArchiveConflictError) as error:
             report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
@@ -171,6 +180,14 @@ def collect_garbage(
         for path, size in sweep_index(store, archive_id, min_age_seconds):
             report.collected.append((path, size))
     return report
+
+
+def _thin(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
+    with refusals_as_damage(store):
+        objects = list(store.walk(run_prefix(run_id)))
+        if plan_run(objects, run_id, (), now=time.time(), min_age_seconds=min_age_seconds).busy:
+            return
+        report.collected += [(item.path, item.size) for item in thin_run(store, run_id, objects, delete=delete)]
 
 
 def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
@@ -242,9 +259,9 @@ def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
         )
     highest = max([*generations, final.generation if final else 0])
     referenced = set()
-    for generation in range(1, highest + 1):  # a gap is an error too
+    for generation in range(first_of(path[len(prefix) :] for path in paths), highest + 1):  # a gap is an error too
         manifest = read_manifest(store, run_id, generation)
-        if manifest.format > FORMAT:
+        if manifest.format > max(FORMAT, PARTS_FORMAT):
             raise ArchiveVersionError(
                 f"{manifest_path(run_id, generation)} has format {manifest.format[0]}.{manifest.format[1]}, and may "
                 "list files in ways that this reuse_algos does not know: upgrade it"

@@ -37,7 +37,7 @@ class MetricLog:
         return log
 
     def add(self, name: str, value: float, state: State) -> None:
-        """One row, at the state's time. A second value at the same step replaces the first."""
+        """Add one row, at the state's time. A second value at the same step replaces the first."""
         time = state.timestamp
         row = (
             int(time.batch),
@@ -65,7 +65,7 @@ class MetricLog:
         self._sums.clear()
 
     def last(self, name: str | None) -> float | None:
-        """Latest value of a metric."""
+        """Return the latest value of a metric."""
         rows = self._rows.get(name or "")
         return rows[-1][-1] if rows else None
 
@@ -75,16 +75,16 @@ class MetricLog:
         return list(self._rows)
 
     def is_finite(self, *names: str | None) -> bool:
-        """Whether the latest values of these metrics are numbers (metrics without rows do not count)."""
+        """Return whether the latest values of these metrics are numbers (metrics without rows do not count)."""
         return all(math.isfinite(value) for value in map(self.last, names) if value is not None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Columns ``<metric>/<column>``, int64 and float64 ``[rows]``, as the archive stores them."""
+        """Return columns ``<metric>/<column>``, int64 and float64 ``[rows]``, as the archive stores them."""
         columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
         return history_tensors({name: MetricHistory(*parts) for name, parts in columns.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """What the archive does not hold in mid-epoch."""
+        """Return what the archive does not hold in mid-epoch."""
         return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "clock": self.clock.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -15,8 +15,8 @@ from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import without_auxiliary
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = [
     "batch_values",
@@ -50,7 +50,7 @@ def examples_of(info: DatasetInfo) -> dict[str, torch.Tensor]:
 
 
 def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
-    """What the manifest says of the train data, and of the views that it is shown in."""
+    """Return what the manifest says of the train data, and of the views that it is shown in."""
     policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
     views = policy if isinstance(policy, ViewPolicy) else None
     return DatasetRecord(
@@ -69,7 +69,7 @@ def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
 
 
 def scalar(metric: Any) -> float | None:
-    """Value of a torchmetrics metric, or None where it is more than one number."""
+    """Return the value of a torchmetrics metric, or None where it is more than one number."""
     value = metric.compute()
     return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
 
@@ -94,7 +94,7 @@ def evaluated_values(state: State) -> dict[str, float]:
 
 
 def num_epochs(state: State) -> int | None:
-    """Epochs that training will start, or None where that is not known."""
+    """Return the epochs that training will start, or None where that is not known."""
     duration, length = state.max_duration, state.dataloader_len
     if duration is None:
         return None
@@ -129,7 +129,7 @@ def check_weights(model: torch.nn.Module) -> None:
 
 
 def evaluated_weights(state: State) -> dict[str, torch.Tensor]:
-    """A copy of the weights that evaluation sees: the moving average where EMA is on."""
+    """Return a copy of the weights that evaluation sees: the moving average where EMA is on."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
     for algorithm in state.algorithms:
         if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:

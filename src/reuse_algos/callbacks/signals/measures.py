@@ -146,7 +146,7 @@ class Measures:
 
 
 def _is_changed(state: State) -> bool:
-    """Whether the loss of the batch is not meant to be the mean of the examples' losses.
+    """Return whether the loss of the batch is not meant to be the mean of the examples' losses.
 
     So it is where an algorithm smooths the targets or weighs examples, and where the loss function weighs classes: then
     it is divided by the weights of the batch's targets.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from copy import copy
 from typing import Any
 
 import torch
@@ -52,7 +51,6 @@ class SignalWatch:
         self.report: str | None = None
         self._known: dict[tuple[str, int], torch.Tensor] = {}
         self._passed = False
-        self._batch: Any = None
 
     def start(self, state: State, info: DatasetInfo | None) -> None:
         """FIT_START: make ready, or follow the new duration of a second fit.
@@ -79,17 +77,14 @@ class SignalWatch:
             self._passed = False
         elif event == Event.AFTER_TRAIN_BATCH:
             self._passed = True
-        elif event == Event.BEFORE_FORWARD:
-            # A copy of the container: some models take things out of the batch that they are given.
-            self._batch = copy(state.batch) if self.signals else None
         first = self.reader.task is None and self.reader.refusal is None
-        if event in TaskReader.EVENTS:
+        # Once the task is known a record without signals needs nothing more of the batches.
+        if event in TaskReader.EVENTS and (first or self.signals):
             self.reader.handle(event, state)
         if event == Event.AFTER_LOSS and self.signals:
             if first:
                 self._check(state)
             self._record(state)
-            self._batch = None
 
     def end_epoch(self, record: RunRecord, epoch: int) -> None:
         """Write the rows of the epoch that has just ended, on every rank.
@@ -143,9 +138,11 @@ class SignalWatch:
 
         def look() -> str:
             assert self.capture is not None
-            self.measures.check(state, self._batch, self.capture.num_examples)
+            self.measures.check(state, self.reader.batch, self.capture.num_examples)
             clean_R = clean_rows(state)
-            return check_rows(state, self._batch, self._examples(state), clean_R, self.keys, "RunRecorder signals")
+            return check_rows(
+                state, self.reader.batch, self._examples(state), clean_R, self.keys, "RunRecorder signals"
+            )
 
         rows = on_every_rank(look)[0]
         task = self.reader.task
@@ -163,7 +160,7 @@ class SignalWatch:
         if not names or self._passed:
             return
         assert self.capture is not None
-        values = self.measures.of(names, state, self._batch)
+        values = self.measures.of(names, state, self.reader.batch)
         self.capture.record(epoch, self._examples(state), values, clean_rows(state))
 
     def _examples(self, state: State) -> Any:

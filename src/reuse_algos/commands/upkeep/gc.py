@@ -38,6 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos gc ./archive
         reuse-algos gc ./archive --delete
         reuse-algos gc ./archive --delete --min-age 12h --json
+        reuse-algos gc ./archive --delete --thin
         """,
     )
     add_archive(parser)
@@ -48,6 +49,11 @@ def add_parser(subparsers: Subparsers) -> None:
         default=86400.0,
         metavar="AGE",
         help="such as 90m, 12h, 1d or 2w; at least 1h (default: 1d)",
+    )
+    parser.add_argument(
+        "--thin",
+        action="store_true",
+        help="also the superseded generations of runs that ended, which nobody can go back to",
     )
     add_json(parser)
     parser.set_defaults(run=run)
@@ -69,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     """Collect garbage, and return 0 if every run could be judged, 1 if not."""
     archive = open_archive(args, read_only=not args.delete)
     with progress_bar(args, "gc", "items") as progress:
-        report = archive.collect_garbage(delete=args.delete, min_age_seconds=args.min_age, progress=progress)
+        report = archive.collect_garbage(
+            delete=args.delete, min_age_seconds=args.min_age, thin=args.thin, progress=progress
+        )
     if args.json:
         collected = [{"path": path, "bytes": size} for path, size in report.collected]
         found = report_json(report, "runs", "kept", "bytes", "busy", "unknown", problems="skipped")

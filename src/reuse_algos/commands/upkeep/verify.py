@@ -43,11 +43,15 @@ def add_parser(subparsers: Subparsers) -> None:
         f"{ARCHIVE_HELP}\nA single argument that is neither a folder nor a URL is a RUN then.",
         """
         reuse-algos verify ./archive
+        reuse-algos verify ./archive --quick
         reuse-algos verify ./archive resnet56-17-0123abcdef --json
         """,
     )
     add_archive(parser)
     parser.add_argument("run_id", metavar="RUN", nargs="?", help="id or unique name of one run (default: all runs)")
+    parser.add_argument(
+        "--quick", action="store_true", help="newest generations, sizes of files and the index only; nothing is hashed"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -100,8 +104,8 @@ def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyRe
         store = open_store(archive_path(args), create=False, read_only=True)
         if not store.list("runs") and store.size("archive.json") is None:
             raise
-        return lambda progress, records: verify_archive(store, args.run_id, progress, records)
+        return lambda progress, records: verify_archive(store, args.run_id, progress, records, quick=args.quick)
     run_id = args.run_id
     if run_id is not None and run_id not in archive.run_ids(uncommitted=True):
         run_id = archive.run(run_id).id
-    return lambda progress, records: archive.verify(run_id, progress, records)
+    return lambda progress, records: archive.verify(run_id, progress, records, quick=args.quick)

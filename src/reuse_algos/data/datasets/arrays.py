@@ -79,7 +79,7 @@ def load_arrays(config: DataConfig) -> ImageArrays:
 
 
 def missing_data(config: DataConfig, error: Exception) -> DataError:
-    """The error for a dataset that could not be found or fetched."""
+    """Return the error for a dataset that could not be found or fetched."""
     advice = "Check data.root." if config.download else "Set data.root to where it is, or data.download: true."
     return DataError(f"Dataset {config.name!r} could not be read from {config.root!r}: {error} {advice}")
 

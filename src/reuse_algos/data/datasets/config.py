@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reuse_algos.data.dense.config import DENSE_NAMES, SceneConfig
+from reuse_algos.data.dense.config import DENSE_NAMES, DETECTION_NAMES, SceneConfig
 from reuse_algos.data.images.augment import AUGMENT_KINDS
 from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
@@ -14,7 +14,7 @@ from reuse_algos.sections import fit_section
 __all__ = ["DATASET_NAMES", "DataConfig"]
 
 _LABELLED_IMAGES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
-DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES)
+DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES, *DETECTION_NAMES)
 _OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size")
 
 
@@ -27,7 +27,8 @@ class DataConfig:
             ``cifar100``, ``fashion_mnist``, ``caltech101``, ``image_folder`` (``root/train/<class>/*`` and
             ``root/val/<class>/*``) or ``npz`` (one file in the layout of Keras). Texts: ``bbc_news``, ``fortunes``,
             ``city_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`. A class for each pixel:
-            ``digit_scenes``, ``mni152`` and ``dense_npz``, see :func:`~reuse_algos.data.dense.load_dense`.
+            ``digit_scenes``, ``mni152`` and ``dense_npz``, see :func:`~reuse_algos.data.dense.load_dense`. Boxes:
+            ``digit_boxes``.
         root: Folder that holds the dataset, as torchvision lays it out.
         path: The ``.npz`` file: uint8 ``x_train``, ``x_test`` (``[N, H, W]`` or ``[N, H, W, C]``) and whole numbers
             ``y_train``, ``y_test``; if wanted int64 ``keys_train``, ``keys_test`` (identity of each example, else the
@@ -52,7 +53,8 @@ class DataConfig:
             cropped to it (null is 224).
         text: How texts become tokens, see :class:`~reuse_algos.data.text.TextConfig`. Default: its defaults, for
             datasets of texts.
-        scenes: Of ``digit_scenes``, see :class:`~reuse_algos.data.dense.SceneConfig`. Default: its defaults.
+        scenes: Of ``digit_scenes`` and ``digit_boxes``, see :class:`~reuse_algos.data.dense.SceneConfig`. Default: its
+            defaults.
     """
 
     name: str = "digits"
@@ -122,11 +124,11 @@ class DataConfig:
         faults = []
         if self.text is not None and self.name not in TEXT_NAMES:
             faults.append(f"data.text: is for datasets of texts, and {self.name!r} is not one.")
-        if self.scenes is not None and self.name != "digit_scenes":
-            faults.append(f"data.scenes: is for digit_scenes, and the data are {self.name!r}.")
+        if self.scenes is not None and self.name not in ("digit_scenes", "digit_boxes"):
+            faults.append(f"data.scenes: is for digit_scenes and digit_boxes, and the data are {self.name!r}.")
         if self.name in _LABELLED_IMAGES:
             return faults
-        what = "texts" if self.name in TEXT_NAMES else "pictures with masks"
+        what = "texts" if self.name in TEXT_NAMES else "pictures with masks or boxes"
         plain, fields = DataConfig(self.name), _OF_IMAGES if self.name in TEXT_NAMES else (*_OF_IMAGES, "classes")
         return faults + [
             f"data.{field}: is for images with one label, and {self.name!r} is a dataset of {what}. Leave it out."

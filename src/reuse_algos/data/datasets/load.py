@@ -21,7 +21,7 @@ from reuse_algos.data.datasets.files import (
     train_transform,
 )
 from reuse_algos.data.datasets.subsets import select_classes, take_part
-from reuse_algos.data.dense import DENSE_NAMES, DenseDataset, load_dense
+from reuse_algos.data.dense import DENSE_NAMES, DETECTION_NAMES, DenseDataset, load_boxes, load_dense
 from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.images.pixels import PixelSpace
@@ -98,6 +98,8 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
         loaded = _load_texts(config)
     elif config.name in DENSE_NAMES:
         loaded = _load_masks(config)
+    elif config.name in DETECTION_NAMES:
+        loaded = _load_boxes(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
@@ -111,7 +113,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
 def build_dataset(
     arrays: ImageArrays, config: DataConfig, device: torch.device | str = "cpu"
 ) -> tuple[DeviceImages | WorkerImages, DeviceImages | WorkerImages]:
-    """Training and evaluation datasets over images in memory, augmented as the recipe asks.
+    """Return training and evaluation datasets over images in memory, augmented as the recipe asks.
 
     Args:
         arrays: Images and labels.
@@ -131,8 +133,7 @@ def build_dataset(
         images = DeviceImages(
             split.images,
             split.labels,
-            mean=arrays.mean,
-            std=arrays.std,
+            pixels=PixelSpace(arrays.mean, arrays.std),
             augmentation=kind,
             view_seed=config.view_seed,
             num_views=config.num_views,
@@ -248,14 +249,18 @@ def _load_masks(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=evaluated,
-        info=train.info,
-        eval_info=evaluated.info,
         num_classes=len(part.class_names),
-        class_names=part.class_names,
         image_shape=train.image_shape,
         mean=(),
         std=(),
     )
+
+
+def _load_boxes(config: DataConfig) -> LoadedData:
+    if config.train_fraction != 1 or config.train_examples is not None:
+        raise DataError("data.train_fraction: of digit_boxes, set the number of scenes (data.scenes.train) instead.")
+    train, evaluated = load_boxes(config.name, config.scenes, config.view_seed)
+    return LoadedData(train, evaluated, len(train.info.class_names or ()), train.image_shape, (), ())
 
 
 class _Choice(NamedTuple):
@@ -295,7 +300,7 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
 
 
 def _part(choice: _Choice, config: DataConfig) -> _Choice:
-    """The part of the training examples that is asked for."""
+    """Return the part of the training examples that is asked for."""
     part = take_part(choice.info.keys, choice.strata, fraction=config.train_fraction, examples=config.train_examples)
     return _Choice(choice.positions[part], choice.info.subset(part), choice.strata[part], choice.num_classes)
 

@@ -143,5 +143,4 @@ def _npz(path: str, part: str) -> DensePart:
             f"data.path: x_{part} and y_{part} of {path} must be uint8 [N, H, W] or [N, H, W, C], and [N, H, W]; they "
             f"are {images.dtype} {images.shape} and {masks.dtype} {masks.shape}."
         )
-    tensors = (torch.from_numpy(array) for array in (images, masks, keys.astype(np.int64)))
-    return DensePart(*tensors, names)
+    return DensePart(torch.from_numpy(images), torch.from_numpy(masks), torch.from_numpy(keys.astype(np.int64)), names)

@@ -5,7 +5,7 @@ Shapes: N scenes, S their side, M digits of a scene.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -56,7 +56,7 @@ def compose_scenes(count: int, *, size: int, most: int, seed: int, held_out: boo
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError("data.name: digit_scenes needs scikit-learn. Install reuse-algos[demo].") from error
-    found = load_digits()
+    found: Any = load_digits()
     fifth = np.arange(len(found.target)) % 5 == 0
     chosen = fifth if held_out else ~fifth
     digits, targets = torch.from_numpy(found.images[chosen] / 16.0).float(), found.target[chosen]

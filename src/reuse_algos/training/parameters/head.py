@@ -16,13 +16,13 @@ __all__ = ["PassOfHead", "find_head", "head_module", "pass_of_head"]
 
 
 def find_head(model: nn.Module, num_classes: int) -> list[str]:
-    """Names of the parameters of the classifier's last layer.
+    """Return the names of the parameters of the classifier's last layer.
 
     The head is the last ``nn.Linear`` or convolution of 1 x 1, in the order of ``named_modules()``, with one output for
     each class.
 
     Args:
-        model: the user's model, without wrappers.
+        model: The user's model, without wrappers.
         num_classes: K.
 
     Returns:
@@ -47,10 +47,10 @@ class PassOfHead(NamedTuple):
     """What went in and out of the head, and of modules around it, in one pass of a model.
 
     Attributes:
-        features: what the head was given, ``[B, D]`` for a linear layer.
-        logits: what it returned.
-        outputs: what the model returned.
-        around: by name, for each module that was watched the arguments and the result of its only call; those that
+        features: What the head was given, ``[B, D]`` for a linear layer.
+        logits: What it returned.
+        outputs: What the model returned.
+        around: By name, for each module that was watched the arguments and the result of its only call; those that
             were not called once with positional arguments are missing.
     """
 
@@ -61,14 +61,14 @@ class PassOfHead(NamedTuple):
 
 
 def head_module(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Module]:
-    """The one layer that the parameters of a head belong to, and its name.
+    """Return the one layer that the parameters of a head belong to, and its name.
 
     Args:
-        model: the user's model, without wrappers.
-        names: of the head's parameters, such as ``["module.fc.weight", "module.fc.bias"]``.
+        model: The user's model, without wrappers.
+        names: Of the head's parameters, such as ``["module.fc.weight", "module.fc.bias"]``.
 
     Raises:
-        ModelError: they belong to several layers, or to none, or layers are compiled one by one.
+        ModelError: They belong to several layers, or to none, or layers are compiled one by one.
     """
     if any("_orig_mod" in name.split(".") for name, _ in model.named_modules()):
         raise ModelError(
@@ -88,12 +88,12 @@ def pass_of_head(head: nn.Module, call: Callable[[], Any], around: Mapping[str, 
     """Run a model and look at what its head is given.
 
     Args:
-        head: its last layer.
-        call: runs the model.
-        around: further modules to watch, by name.
+        head: Its last layer.
+        call: Runs the model.
+        around: Further modules to watch, by name.
 
     Raises:
-        ModelError: the head was not called exactly once, with one tensor.
+        ModelError: The head was not called exactly once, with one tensor.
     """
     seen: dict[str, list[tuple[tuple[Any, ...], Mapping[str, Any], Any]]] = {}
 

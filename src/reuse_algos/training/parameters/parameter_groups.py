@@ -27,15 +27,15 @@ def arrange_groups(
     made. An optimizer that was arranged before, for another Trainer, has its rates from then and gets what they lack.
 
     Args:
-        optimizer: its groups are replaced.
-        multipliers: factor of the learning rate for some parameters; 1 for the others.
-        frozen: parameters to take out.
+        optimizer: Its groups are replaced.
+        multipliers: Factor of the learning rate for some parameters; 1 for the others.
+        frozen: Parameters to take out.
 
     Returns:
         The groups of the frozen parameters, for :func:`add_groups`.
 
     Raises:
-        ModelError: nothing is left to train.
+        ModelError: Nothing is left to train.
     """
     frozen_ids = {id(parameter) for parameter in frozen}
     wanted = {id(parameter): factor for parameter, factor in multipliers.items()}
@@ -63,9 +63,9 @@ def add_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], schedu
     """Take groups into an optimizer while training, each at the rate that it would have had all along.
 
     Args:
-        optimizer: the groups come behind those that it has.
-        groups: from :func:`arrange_groups`.
-        schedulers: of the optimizer, ones that :func:`check_schedulers` lets pass.
+        optimizer: The groups come behind those that it has.
+        groups: From :func:`arrange_groups`.
+        schedulers: Of the optimizer, ones that :func:`check_schedulers` lets pass.
     """
     factor = 1.0
     for scheduler in schedulers:
@@ -86,12 +86,12 @@ def check_schedulers(optimizer: Optimizer, schedulers: Sequence[Any], *, will_gr
     """Refuse schedulers that would not drive the optimizer's groups.
 
     Args:
-        optimizer: after :func:`arrange_groups`.
-        schedulers: as Composer has them: its own are compiled to one ``LambdaLR`` each.
-        will_grow: whether :func:`add_groups` will be called.
+        optimizer: After :func:`arrange_groups`.
+        schedulers: As Composer has them: its own are compiled to one ``LambdaLR`` each.
+        will_grow: Whether :func:`add_groups` will be called.
 
     Raises:
-        ModelError: one was made before the groups were arranged, or cannot take in another group.
+        ModelError: One was made before the groups were arranged, or cannot take in another group.
     """
     rates = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
     for scheduler in schedulers:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
+from composer.utils import dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -32,6 +33,7 @@ __all__ = [
     "put_back",
     "restart_auxiliary",
     "restore_batch_norm",
+    "share_statistics",
     "split_batch_norm",
     "split_layers",
     "take_out",
@@ -46,7 +48,7 @@ class BranchSwitch:
 
     Attributes:
         auxiliary: True for the auxiliary branch. In evaluation mode the main branch is used whatever this says.
-        too_few: what to say where a layer is given one value per channel, in which case there are no statistics.
+        too_few: What to say where a layer is given one value per channel, in which case there are no statistics.
             None: torch says it.
     """
 
@@ -121,15 +123,15 @@ def split_batch_norm(
     and its parameters go into the parameter groups of the main ones. Layers that are split already take the new switch.
 
     Args:
-        model: the model, before it is wrapped or compiled.
-        optimizers: those that train it.
-        switch: decides between the branches from now on.
+        model: The model, before it is wrapped or compiled.
+        optimizers: Those that train it.
+        switch: Decides between the branches from now on.
 
     Returns:
         The split layers; empty where the model has no batch norm.
 
     Raises:
-        ModelError: a layer is a batch norm of a class of its own, whose forward pass is not known, or a lazy one; then
+        ModelError: A layer is a batch norm of a class of its own, whose forward pass is not known, or a lazy one; then
             nothing has been changed.
     """
     found: list[nn.Module] = []
@@ -198,10 +200,10 @@ class TakenOut(NamedTuple):
     """An auxiliary branch that is put aside.
 
     Attributes:
-        layer: whose it is, a plain one now.
-        branch: its parameters and statistics.
-        switch: of the layer.
-        states: what the optimizers keep of the branch's parameters, by optimizer and parameter.
+        layer: Whose it is, a plain one now.
+        branch: Its parameters and statistics.
+        switch: Of the layer.
+        states: What the optimizers keep of the branch's parameters, by optimizer and parameter.
     """
 
     layer: nn.Module
@@ -261,18 +263,34 @@ def _make_plain(layer: nn.Module) -> None:
 
 
 def split_layers(model: nn.Module) -> list[nn.Module]:
-    """All split layers of a model, each once."""
+    """Return all split layers of a model, each once."""
     return [module for module in model.modules() if isinstance(module, _SplitNorm)]
 
 
+def share_statistics(model: nn.Module) -> None:
+    """Give every rank the running statistics of rank 0. Every rank must call this.
+
+    Args:
+        model: The trainer's.
+    """
+    if dist.get_world_size() == 1:
+        return
+    # DDP does this at its next forward pass. What looks at the model in evaluation mode before that would see what each
+    # rank's own rows made of them since, which no checkpoint has: a resumed run would go another way.
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            for buffer in module.buffers(recurse=False):
+                dist.broadcast(buffer, src=0)
+
+
 def auxiliary_parameters(layers: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """Trained parameters of the auxiliary branches."""
+    """Yield trained parameters of the auxiliary branches."""
     for layer in layers:
         yield from (p for p in layer.get_submodule(_AUXILIARY).parameters() if p.requires_grad)
 
 
 def main_parameters(layers: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """Trained parameters of the main branches."""
+    """Yield trained parameters of the main branches."""
     for layer in layers:
         yield from (p for p in layer.parameters(recurse=False) if p.requires_grad)
 
@@ -300,9 +318,9 @@ def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.opti
     an optimizer can only be loaded where it has made the state of all its parameters.
 
     Args:
-        layers: split ones.
-        optimizers: those that train them.
-        first: whether it is the first step of all.
+        layers: Split ones.
+        optimizers: Those that train them.
+        first: Whether it is the first step of all.
     """
     states = [optimizer.state for optimizer in optimizers]
     for layer in layers:
@@ -316,7 +334,7 @@ def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.opti
 
 
 def without_auxiliary(model: nn.Module, names: Iterable[str]) -> list[str]:
-    """Those names of a model's state dict that the plain model has, too."""
+    """Return those names of a model's state dict that the plain model has, too."""
     prefixes = tuple(
         f"{name}.{_AUXILIARY}." if name else f"{_AUXILIARY}."
         for name, module in model.named_modules(remove_duplicate=False)

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from reuse_algos.errors import ModelError, nearest
-from reuse_algos.training.head import find_head
 from reuse_algos.training.outputs import unwrap_model
-from reuse_algos.training.parameter_groups import add_groups, arrange_groups, check_schedulers
+from reuse_algos.training.parameters.head import find_head
+from reuse_algos.training.parameters.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.training.window import reached
 
 __all__ = [
@@ -32,24 +32,24 @@ _KEYWORDS = ("backbone", "head")
 
 
 def plain_parameters(model: nn.Module, *, tied: bool = False) -> dict[str, nn.Parameter]:
-    """The parameters of the user's model by their plain names, without the prefixes of DDP and ``torch.compile``.
+    """Return the parameters of the user's model by plain names, without prefixes of DDP and ``torch.compile``.
 
     Args:
-        model: the trainer's model.
-        tied: list a parameter that has several names under each of them, not only under the first.
+        model: The trainer's model.
+        tied: List a parameter that has several names under each of them, not only under the first.
     """
     named = unwrap_model(model).named_parameters(remove_duplicate=not tied)
     return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
 
 
 def matches(name: str, patterns: Iterable[str], head: Collection[str]) -> bool:
-    """Whether a tensor's name matches one of several patterns.
+    """Return whether a tensor's name matches one of several patterns.
 
     Args:
-        name: in the model's state dict.
-        patterns: in the manner of ``fnmatch``, with or without the ``module.`` that a ComposerModel puts before its
+        name: In the model's state dict.
+        patterns: In the manner of ``fnmatch``, with or without the ``module.`` that a ComposerModel puts before its
             network's names; ``head`` is the last layer and ``backbone`` everything else.
-        head: names of the head's parameters.
+        head: Names of the head's parameters.
     """
     for pattern in patterns:
         if pattern in _KEYWORDS:
@@ -61,7 +61,7 @@ def matches(name: str, patterns: Iterable[str], head: Collection[str]) -> bool:
 
 
 def pattern_faults(option: str, patterns: Iterable[str], names: Collection[str], head: Collection[str]) -> list[str]:
-    """One text for each pattern that matches no name, with the nearest that would."""
+    """Return one text for each pattern that matches no name, with the nearest that would."""
     faults = []
     for pattern in patterns:
         if not any(matches(name, [pattern], head) for name in names):
@@ -72,15 +72,15 @@ def pattern_faults(option: str, patterns: Iterable[str], names: Collection[str],
 
 
 def head_of(model: nn.Module, pattern: str | None, num_classes: int | None) -> list[str]:
-    """Names of the head's parameters.
+    """Return the names of the head's parameters.
 
     Args:
-        model: the trainer's model.
-        pattern: what the user calls the head; None: the last layer with one output for each class.
+        model: The trainer's model.
+        pattern: What the user calls the head; None: the last layer with one output for each class.
         num_classes: None: the model's own ``num_classes``.
 
     Raises:
-        ModelError: there is no such layer, or the number of classes is not known.
+        ModelError: There is no such layer, or the number of classes is not known.
     """
     plain = unwrap_model(model)
     if pattern is not None:
@@ -104,7 +104,7 @@ def head_of(model: nn.Module, pattern: str | None, num_classes: int | None) -> l
 
 
 def norm_layers(model: nn.Module) -> dict[str, _NormBase]:
-    """The normalisation layers with running statistics of the user's model, by their plain names."""
+    """Return the normalisation layers with running statistics of the user's model, by their plain names."""
     named = unwrap_model(model).named_modules()
     return {
         name.replace("_orig_mod.", ""): module
@@ -119,12 +119,12 @@ def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> Non
     One layer under two names is not two layers that share a parameter: either name stands for it.
 
     Args:
-        model: the trainer's model.
-        names: of parameters, or of anything else, which does not matter.
-        what: what they are, for the message.
+        model: The trainer's model.
+        names: Of parameters, or of anything else, which does not matter.
+        what: What they are, for the message.
 
     Raises:
-        ModelError: a parameter has several names, and some of them are in the set.
+        ModelError: A parameter has several names, and some of them are in the set.
     """
     owners: dict[int, dict[int, list[str]]] = {}
     for path, layer in unwrap_model(model).named_modules(remove_duplicate=False):
@@ -142,16 +142,16 @@ def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> Non
 
 
 def holds(name: str, layer: nn.Module, is_frozen: Callable[[str], bool]) -> bool:
-    """Whether a normalisation layer is frozen: all of its parameters, or, where it has none, its statistics."""
+    """Return whether a normalisation layer is frozen: all of its parameters, or, where it has none, its statistics."""
     own = [key for key, _ in layer.named_parameters(recurse=False)] or ["running_mean", "running_var"]
     return all(is_frozen(f"{name}.{key}") for key in own)
 
 
 def frozen_at_start(state: State) -> Callable[[str], bool]:
-    """Which tensors do not train from the first batch on, whoever froze them.
+    """Return which tensors do not train from the first batch on, whoever froze them.
 
     Args:
-        state: after INIT.
+        state: After INIT.
 
     Returns:
         Plain name -> whether an algorithm with a :class:`TrainablePart` freezes it, or it needs no gradient.
@@ -175,9 +175,9 @@ class TrainablePart:
 
     Args:
         freeze: ``backbone``, ``head``, a pattern of parameter names, or a list of these; None freezes nothing.
-        learning_rates: such a pattern -> factor > 0 of the learning rate. Of several that match, the first one counts.
+        learning_rates: Such a pattern -> factor > 0 of the learning rate. Of several that match, the first one counts.
         unfreeze_at: Composer time at which what is frozen begins to train; None: never.
-        head_pattern: what the head is, where it is not the last layer with one output for each class.
+        head_pattern: What the head is, where it is not the last layer with one output for each class.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class TrainablePart:
         self._held: list[dict[str, Any]] = []
 
     def faults(self) -> list[str]:
-        """What is wrong with the settings by themselves."""
+        """Return what is wrong with the settings by themselves."""
         found = [
             f"learning_rates: the factor of {pattern!r} must be above 0 and finite, got {factor} (0: freeze it)"
             for pattern, factor in self.learning_rates.items()
@@ -228,14 +228,14 @@ class TrainablePart:
         return bool(self._norms) and not self.unfrozen
 
     def is_frozen(self, name: str) -> bool:
-        """Whether the tensor of this name belongs to the part that is frozen at the start."""
+        """Return whether the tensor of this name belongs to the part that is frozen at the start."""
         return matches(name, self.freeze, self._head)
 
     def arrange(self, state: State) -> None:
         """INIT: split the optimizer's groups, and take frozen parameters out.
 
         Raises:
-            ModelError: a pattern matches nothing, the head cannot be found, nothing is left to train, or another
+            ModelError: A pattern matches nothing, the head cannot be found, nothing is left to train, or another
                 algorithm arranges the groups, too.
         """
         self._state = state
@@ -273,7 +273,7 @@ class TrainablePart:
         """FIT_START: make sure that schedulers and other algorithms left the arrangement as it was.
 
         Raises:
-            ModelError: they did not.
+            ModelError: They did not.
         """
         if not self._names:
             return
@@ -303,7 +303,7 @@ class TrainablePart:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the frozen part trains by now."""
+        """Return whether the frozen part trains by now."""
         return {"unfrozen": self.unfrozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -321,7 +321,7 @@ class TrainablePart:
                 )
 
     def _refuse_lost(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """What comes back has to come back into the optimizer."""
+        """Return what comes back has to come back into the optimizer."""
         held = {id(parameter) for group in self._held for parameter in group["params"]}
         lost = [name for name, one in parameters.items() if self.is_frozen(name) and id(one) not in held]
         if lost and self.changes_while_training:
