@@ -47,7 +47,10 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     runs = [run for step, run in pairs if step.judged]
     metric = choose_metric(runs, config.metric)
     mode = runs[0].metric_mode(metric)
-    outcomes = [_outcome(found, metric) for found in trained if _decides(found.step, config)]
+    # In a search by halving only the last rung says how good an arm ends: those before had smaller budgets.
+    last = {name: max(found.step.rung or 0 for found in trained if found.step.arm == name) for name in config.arms}
+    deciding = [found for found in trained if found.step.judged and (found.step.rung or 0) == last[found.step.arm]]
+    outcomes = [_outcome(found, metric) for found in deciding]
     # Steps of the same name are the same work with and without reuse. Without a baseline nothing is compared, and the
     # first arm stands in for it, so that the question can be asked.
     question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
@@ -73,12 +76,6 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
         search=search,
         notes=_notes(ordered, pairs, config.search.key if config.search else None),
     )
-
-
-def _decides(step: PlannedStep, config: SequenceConfig) -> bool:
-    """Return whether a step says how good its arm ends: in a search by halving only the last rung does."""
-    halving = config.search.rungs_in(step.arm) if config.search else None
-    return step.judged and (halving is None or step.rung == halving.rungs)
 
 
 def _outcome(state: StepState, metric: str) -> Outcome:
