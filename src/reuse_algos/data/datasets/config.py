@@ -149,7 +149,7 @@ class DataConfig:
             faults.append(f"data.text: is for datasets of texts, and {self.name!r} is not one.")
         if self.scenes is not None and self.name not in ("digit_scenes", "digit_boxes"):
             faults.append(f"data.scenes: is for digit_scenes and digit_boxes, and the data are {self.name!r}.")
-        if self.name in _LABELLED_IMAGES:
+        if self.name in _LABELLED_IMAGES or self.name not in DATASET_NAMES:
             return faults
         what = "texts" if self.name in TEXT_NAMES else "pictures with masks or boxes"
         plain, fields = DataConfig(self.name), _OF_IMAGES if self.name in TEXT_NAMES else (*_OF_IMAGES, "classes")
