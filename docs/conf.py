@@ -20,7 +20,6 @@ extensions = [
     "notebooks",  # ours: shows .ipynb files with the outputs that are stored in them, and runs nothing
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.viewcode",
 ]
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build"]

@@ -88,21 +88,23 @@ def test_demo_shows_a_saving(
     done = capsys.readouterr()
     archive = RunArchive(tmp_path / "demo" / "archive")
     trained = {(run.tags["method"], run.manifest.progress.epoch, run.manifest.seed): run for run in archive.runs()}
-    arms = {("baseline", 4), ("short", 2), ("warm-start", 2), ("warm-start", 4)}
+    arms = {("baseline", 2), ("baseline", 4), ("warm-start", 2), ("warm-start", 4), ("same-rate", 4)}
     assert trained.keys() == {("before", 24, 1)} | {(*arm, seed) for arm in arms for seed in (1, 2)}
     before = trained["before", 24, 1]
     assert before.tags["role"] == "prior", "it takes no part in the comparison"
     for (method, epochs, _), run in trained.items():
-        assert run.tags.get("control_of") == ("warm-start" if method == "short" else None)
+        assert run.tags.get("control_of") == ("warm-start" if method == "same-rate" else None)
         assert [use.run_id for use in run.manifest.prior_runs] == ([before.id] if method == "warm-start" else [])
         assert f"{run.final_metric():.4f}" in done.out, (method, epochs)
     assert "s left" in done.out
-    assert "(control of warm-start)" in done.out
+    assert "same-rate (control of warm-start)" in done.out
+    rates = {method: run.manifest.recipe["optimizer"]["lr"] for (method, _, _), run in trained.items()}
+    assert rates["same-rate"] == rates["warm-start"] < rates["baseline"]
     assert "reuse_algos: archived run" not in done.err, "one screen of result, without a line for each run"
     assert (tmp_path / "demo" / "report.html").read_text().lower().startswith("<!doctype html>")
     assert run_demo(tmp_path / "demo", seeds=1, keep=True) == 0
     assert len(RunArchive(tmp_path / "demo" / "archive").runs(tags={"method": "before"})) == 1
-    assert len(RunArchive(tmp_path / "demo" / "archive").runs(tags={"method": "baseline"})) == 3
+    assert len(RunArchive(tmp_path / "demo" / "archive").runs(tags={"method": "baseline"})) == 6
 
 
 def test_demo_names_the_extra_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
