@@ -89,10 +89,11 @@ CASES = (
     Case(21, "the disk goes away while writing", "lost_disks.unmounted", about=60),
     Case(22, "a suspended writer's files are collected", "lost_disks.suspended", about=8),
     Case(23, "one odd run in a shared archive", "neighbours.case", about=26),
+    Case(24, "models and data that a record claims", "claims.case", about=28),
 )
 
 
-def header(arguments: argparse.Namespace) -> dict[str, Any]:
+def header(arguments: argparse.Namespace, name: str = "archive_torture") -> dict[str, Any]:
     """On what, of what and when."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -103,9 +104,9 @@ def header(arguments: argparse.Namespace) -> dict[str, Any]:
     done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT)
     changed = subprocess.run(["git", "status", "--porcelain", "src", "tests"], capture_output=True, text=True, cwd=ROOT)
     return {
-        "benchmark": "archive_torture",
+        "benchmark": name,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "benchmarks/archive_torture.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{name}.py", *sys.argv[1:]]),
         "commit": done.stdout.strip() or None,
         "uncommitted_changes": bool(changed.stdout.strip()),
         "hardware": {

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from composer import Callback, State
 
-from reuse_algos.archive import RunArchive
+from reuse_algos.archive import DatasetRecord, Manifest, RunArchive
 from reuse_algos.callbacks import RunRecorder
+from reuse_algos.data import DataConfig, infer_info, load_datasets
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
-from reuse_algos.harvest import harvest
+from reuse_algos.harvest import harvest, load_run_data
 from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
@@ -173,3 +175,28 @@ def test_unknown_run(tmp_path: Path) -> None:
     run_id = record_run(tmp_path, epochs=1)
     with pytest.raises(RunNotFoundError, match=run_id):
         _harvest(tmp_path, run_id[:-1])
+
+
+def test_files_are_opened_on_the_callers_word_only(tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0)
+    arrays = {f"x_{part}": numbers.integers(0, 256, (8, 8, 8), dtype=np.uint8) for part in ("train", "test")}
+    np.savez(tmp_path / "a.npz", **arrays, y_train=np.arange(8) % 2, y_test=np.arange(8) % 2)
+    data = {"name": "npz", "path": str(tmp_path / "a.npz"), "batch_size": 4, "image_size": 8}
+    info = infer_info(load_datasets(DataConfig(**data)).train)
+    archive = RunArchive(tmp_path / "archive", create=True)
+    writer = archive.start_run("npz")
+    record = DatasetRecord(
+        name="npz", num_examples=8, fingerprint=info.fingerprint, key_fingerprint=info.key_fingerprint
+    )
+    examples = writer.put("dataset", "examples", {"keys": info.keys})
+    writer.commit(Manifest(recipe={"data": data}, dataset=record, files=[examples]))
+    writer.finish()
+    run = archive.run("npz")
+    assert load_run_data(run, trust_data=True).info.num_examples == 8
+    assert load_run_data(run, data).info.num_examples == 8
+    with pytest.raises(DataError, match=r"'npz' \(name=npz, image_size=8\).*--trust-data.*--data name=npz --data"):
+        load_run_data(run)
+    with pytest.raises(DataError, match="image_size=8"):
+        load_run_data(run, {"name": "npz", "path": data["path"]})
+    with pytest.raises(DataError, match=r"data\.rot: unknown setting.*root"):
+        load_run_data(run, {**data, "rot": "x"})

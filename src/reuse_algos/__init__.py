@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
     from reuse_algos.callbacks import RunRecorder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdversarialReplay",

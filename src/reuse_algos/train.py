@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments after the program's name. Default: those of this process.
+        argv: Arguments after the program's name. Default: those of this process.
 
     Returns:
         The exit status: 0 trained (or checked), 2 an error that the message explains, 130 interrupted.
@@ -113,7 +113,7 @@ def _show(recipe: Recipe, *, everything: bool) -> None:
 
 
 def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The values that differ from the defaults; names are always kept, as they say what the rest is about."""
+    """Return the values that differ from the defaults; names are always kept, as they say what the rest is about."""
     kept = {}
     for key, value in values.items():
         default = defaults.get(key, dataclasses.MISSING)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .torture import conformance, formats, lost_disks, model, neighbours
+from .torture import claims, conformance, formats, lost_disks, model, neighbours
 from .torture.outcome import Tally, spread
 
 
@@ -44,6 +44,11 @@ def test_a_suspended_writer_hides_no_sound_generation(tmp_path: Path) -> None:
 def test_one_odd_run_is_no_trouble_of_the_others(tmp_path: Path) -> None:
     outcome = neighbours.case(tmp_path)
     assert (outcome.tries, outcome.ok) == (len(neighbours.ODDITIES), True), outcome
+
+
+def test_what_a_record_claims_opens_and_allocates_nothing(tmp_path: Path) -> None:
+    outcome = claims.case(tmp_path)
+    assert (outcome.tries, outcome.ok) == (len(claims.attacks(tmp_path)), True), outcome
 
 
 def test_faults_are_counted() -> None:

@@ -29,7 +29,7 @@ from reuse_algos.errors import DataError, ReuseAlgosError, TaskError
 from reuse_algos.harvest import harvest
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.recorded_task import task_of
-from reuse_algos.training.task import Task
+from reuse_algos.training.task import Task, TaskSettings
 from toy import NUM_CLASSES, blobs, mlp, trainer
 
 N, D, T, V, H = 12, 6, 5, 7, 4
@@ -298,9 +298,9 @@ def test_the_task_may_be_set_where_nothing_tells(tmp_path: Path) -> None:
         lambda: linear(T), (x, y), lambda z, t: F.multi_margin_loss(z.flatten(0, 1), t.flatten()), Task("token", T, -1)
     )
     case.signals = {"logits": {}, "correct": {}}
-    refused(tmp_path / "one", case, TaskError, "several tasks fit .* Set task:")
+    refused(tmp_path / "one", case, TaskError, "several tasks fit .* Set keys: {task:")
     given = {"kind": "token", "class_dim": -1, "shift": False}
-    run, outputs = record(tmp_path / "two", case, task=given)
+    run, outputs = record(tmp_path / "two", case, keys=BatchKeys(task=TaskSettings(**given)))
     torch.testing.assert_close(run.signal("logits").dense(0)[0].float(), outputs.mT, atol=1e-3, rtol=1e-3)
 
 
@@ -356,7 +356,7 @@ def _fit(folder: Path, loader: Any, **arguments: Any) -> RunRecorder:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), None),
+        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), "they are inverted"),
         (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_scaled), None),
         (lambda: DataLoader(_viewed(OwnGenerator()), 16), "was read twice and was not the same"),
         (lambda: DataLoader(_viewed(blobs()), 16, collate_fn=_hard_mixed), "inputs"),
@@ -389,7 +389,7 @@ def test_random_transforms_of_a_data_spec_are_refused(tmp_path: Path, kind: str)
 def test_one_line_says_what_was_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="reuse_algos.callbacks.signals.watch"):
         _fit(tmp_path, DataLoader(_viewed(blobs()), 16))
-    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signal_watch")]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signals.watch")]
     assert line == (
         "RunRecorder: task multiclass of 4 (its loss is the model's own); loss is not recorded; 4 views are the same "
         "when read twice; 4 rows of the first batch are the examples that they are said to be"

@@ -18,6 +18,7 @@ from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
 from reuse_algos.compare import Outcomes
+from reuse_algos.compare.show.dashboard import dashboard_of
 from reuse_algos.compare.show.drawing import drawn_axes, looks_of
 from reuse_algos.compare.show.files import PAGES, check_file
 from reuse_algos.compare.show.page import embedded_json, headline, report_page, write_report
@@ -135,6 +136,26 @@ def test_nothing_is_loaded_and_nothing_else_runs(report) -> None:
     assert "@import" not in text
     assert "url(" not in text
     assert not re.search(r"https?://", re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S))
+
+
+def test_what_was_read_inside_is_drawn_and_said() -> None:
+    comparison, outcomes = budgets()
+    alpha = [(step, -0.999) for step in range(1, 9)]
+    read = {"instruments/alpha": alpha, "instruments/gradient_sizes/below": [(1, 0.5)]}
+    runs = [
+        dataclasses.replace(run, readings=read) if run.group == "distilled" and run.budget == "40ep" else run
+        for run in outcomes.runs
+    ]
+    inside = dataclasses.replace(outcomes, runs=runs)
+    text = report_page(comparison, inside)
+    (chart,) = json.loads(Page(text).data)["readings"]
+    assert [one["y"] for one in chart["series"]] == [[-0.999] * 8] * 3
+    assert "Inside the runs" in text
+    assert text.count("The learning rate is too small") == 3
+    assert "Inside the runs" not in report_page(comparison, outcomes)
+    lines = dashboard_of(comparison, inside).lines["readings/alpha"].series
+    assert len(lines) == 3
+    assert all(points == [(float(step), -0.999) for step in range(1, 9)] for points in lines.values())
 
 
 def test_hostile_names_stay_names(report) -> None:

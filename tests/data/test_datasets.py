@@ -1,4 +1,4 @@
-"""Data sets in memory: digits, npz, and torchvision's read from small files in the published formats."""
+"""Datasets in memory: digits, npz, and torchvision's read from small files in the published formats."""
 
 import hashlib
 import pickle

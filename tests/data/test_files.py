@@ -1,4 +1,4 @@
-"""Data sets of image files: folders by class, and Caltech-101."""
+"""Datasets of image files: folders by class, and Caltech-101."""
 
 import os
 

@@ -53,6 +53,15 @@ def test_flags_forbid_a_claim() -> None:
     assert "1 of 3 trials reached" in batch_sweep(lone, 0.95).points[1].flags[-1]
 
 
+def test_what_makes_no_study_is_refused() -> None:
+    with pytest.raises(NotEnoughEvidenceError, match="batch size 1024 is larger than the 500 training examples"):
+        batch_sweep(trials(DIGITS), 0.95, num_examples=500)
+    with pytest.raises(NotEnoughEvidenceError, match="none of 15 runs reached the goal 0.97"):
+        batch_sweep(trials(DIGITS), 0.97)
+    with pytest.raises(NotEnoughEvidenceError, match=r"at least two of them, got \[4\]"):
+        batch_sweep(trials({4: 10}), 0.95)
+
+
 def test_goal_is_strict_and_divergence_infeasible() -> None:
     assert Trial(4, 1, [1, 2, 3], [0.5, 0.9, 0.91]).steps_to(0.9) == 3
     assert Trial(4, 1, [1, 2, 3], [0.5, 0.4, 0.3]).steps_to(0.4, "min") == 3

@@ -167,6 +167,34 @@ def test_interpolation_of_keys_and_environment(monkeypatch):
     assert resolved.shown["passed_on"] == "x-${oc.env:RECIPE_TOKEN}"
 
 
+@pytest.mark.parametrize(
+    ("raw", "seen"),
+    [
+        ({"x": r"\${oc.env:TOKEN}"}, {"x": "${oc.env:TOKEN}"}),
+        ({"x": r"a\\${oc.env:TOKEN}"}, {"x": r"a\\${oc.env:TOKEN}"}),
+        ({"x": r"\${oc.env:TOKEN}", "y": "${oc.decode:${x}}"}, {"x": "${oc.env:TOKEN}", "y": "${oc.decode:${x}}"}),
+        ({"y": "${oc.decode:${oc.env:TOKEN}}"}, {"y": "${oc.decode:${oc.env:TOKEN}}"}),
+        ({"y": "${oc.select:no, ${oc.env:TOKEN}}"}, {"y": "${oc.select:no, ${oc.env:TOKEN}}"}),
+    ],
+)
+def test_no_way_of_writing_shows_the_environment(monkeypatch, raw, seen):
+    monkeypatch.setenv("TOKEN", "secret")
+    faults = Faults("x.yaml")
+    assert resolve(raw, faults).shown == seen
+    assert list(faults) == []
+
+
+@pytest.mark.parametrize("text", ["${oc.${y}:TOKEN}", "${${x}.env:TOKEN}", "a ${oc.decode:${oc.${y}:TOKEN}}"])
+def test_names_of_resolvers_are_literal(monkeypatch, text):
+    monkeypatch.setenv("TOKEN", "secret")
+    faults = Faults("x.yaml")
+    resolved = resolve({"x": "oc", "y": "env", "z": text}, faults)
+    assert resolved.values["z"] is BROKEN
+    assert resolved.shown["z"] is BROKEN
+    (fault,) = faults
+    assert fault.startswith("z: a computed name cannot be used")
+
+
 def test_all_interpolation_faults_at_once(monkeypatch):
     monkeypatch.delenv("RECIPE_UNSET", raising=False)
     raw = {

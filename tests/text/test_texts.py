@@ -88,7 +88,9 @@ def test_files_that_cannot_be_read_are_named(folder: Path, break_it: Any, messag
 
 
 def test_settings_of_images_are_refused_for_texts(folder: Path) -> None:
-    with pytest.raises(DataError, match="data.augment: is for images, and 'text_files' is a dataset of texts"):
+    with pytest.raises(
+        DataError, match="data.augment: is for images with one label, and 'text_files' is a dataset of texts"
+    ):
         config(folder, augment="crop").check()
     with pytest.raises(DataError, match="data.text: is for datasets of texts"):
         DataConfig("digits", text=TextConfig()).check()
@@ -222,7 +224,8 @@ def test_short_texts_first_beside_composers_warm_up_of_the_length(folder: Path, 
     curriculum = next(one for one in one.state.algorithms if isinstance(one, HistoryCurriculum))
     lengths = example_lengths(one.state.train_dataloader.dataset)
     assert torch.equal(curriculum.scores_N, lengths)
-    _, plan, _ = curriculum._plan(0)
+    assert curriculum.epochs is not None
+    plan = curriculum.epochs.plan(0).plan
     first = lengths[torch.from_numpy(plan.order_M[:2].copy())]
     assert set(first.tolist()) <= set(lengths.sort().values[:2].tolist())
 

@@ -1,4 +1,4 @@
-"""Algorithms that spend the archive."""
+"""The Composer algorithms: those that read the archive, and two beside them that need none."""
 
 from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.adversarial_training import AdversarialTraining
@@ -6,6 +6,7 @@ from reuse_algos.algorithms.auto_reuse import AutoReuse
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
+from reuse_algos.algorithms.mix_training import MixTraining
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
 
@@ -15,6 +16,7 @@ __all__ = [
     "AutoReuse",
     "Freezing",
     "HistoryCurriculum",
+    "MixTraining",
     "PriorRunDistillation",
     "PriorRunWarmStart",
     "ReusingAlgorithm",

@@ -14,6 +14,7 @@ from reuse_algos.archive.format.records import (
     TaskRecord,
     TensorInfo,
 )
+from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.format.tensors import describe, header_parts
 from reuse_algos.archive.run import PriorRun, weights_name
 from reuse_algos.archive.run_archive import RunArchive
@@ -27,8 +28,9 @@ from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.collect import GarbageReport
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
+from reuse_algos.archive.upkeep.problems import Problem, VerifyReport
 from reuse_algos.archive.upkeep.removal import RemovalReport
-from reuse_algos.archive.upkeep.verify import Problem, VerifyReport
+from reuse_algos.archive.where import Where, WhereError
 
 __all__ = [
     "FORMAT",
@@ -50,6 +52,7 @@ __all__ = [
     "RemovalReport",
     "ResidentSignal",
     "RunArchive",
+    "RunSummary",
     "RunWriter",
     "Signal",
     "Store",
@@ -57,6 +60,8 @@ __all__ = [
     "TaskRecord",
     "TensorInfo",
     "VerifyReport",
+    "Where",
+    "WhereError",
     "copy_runs",
     "decode_top_k",
     "dequantize",

@@ -7,8 +7,10 @@ import os
 import re
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+
+import msgspec
 
 from reuse_algos.archive.format.envelope import seal
 from reuse_algos.archive.format.generations import (
@@ -23,14 +25,18 @@ from reuse_algos.archive.format.labels import check_labels
 from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, is_safe_name
 from reuse_algos.archive.format.records import ArchiveRecord
+from reuse_algos.archive.format.summary import RunSummary, summary_of
+from reuse_algos.archive.index.catalog import Catalog, Known
+from reuse_algos.archive.index.reading import SteppedBackError, stepped_back
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.run_writer import RunWriter, utc_now
-from reuse_algos.archive.selection import Order, SteppedBackError, scan, select, stepped_back, tags_match
+from reuse_algos.archive.selection import Order, shortlist, tags_match
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.archive.upkeep.upkeep import Upkeep
+from reuse_algos.archive.where import Where
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveError,
@@ -64,6 +70,7 @@ class RunArchive(Upkeep):
             path = open_store(path, create=create, read_only=read_only)
         super().__init__(path)
         self._faults: dict[str, str] = {}
+        self._unbelieved: set[str] = set()  # runs that were not what the index says of them
         self.archive_id = self._identity(create and not read_only)
 
     def __repr__(self) -> str:
@@ -108,9 +115,41 @@ class RunArchive(Upkeep):
         candidates = self._candidates()
         return candidates if uncommitted else [name for name in candidates if self._is_committed(name)]
 
+    def summaries(
+        self,
+        *,
+        where: str | None = None,
+        tags: Mapping[str, object] | None = None,
+        run_name: str | None = None,
+        unfinished: bool = False,
+        unhealthy: bool = False,
+    ) -> Iterator[RunSummary]:
+        """Give what is known of each run without opening it, in any order, one at a time.
+
+        This is the one way in which many runs are looked at: through the index
+        (:mod:`reuse_algos.archive.index.catalog`), so that it costs what changed. Of a run that ended, what is damaged
+        shows when it is opened. A damaged run is left out with one :class:`~reuse_algos.errors.ArchiveWarning`.
+
+        Args:
+            where: A filter such as ``"tags.study=lr and accuracy>0.9"``
+                (:mod:`reuse_algos.archive.where`). Default: any run.
+            tags: Tags that must match; a list of values matches any of them. Default: any tags.
+            run_name: The name that must match. Default: any name.
+            unfinished: Also runs that have not ended. Default: False.
+            unhealthy: Also runs that diverged or trained nothing. Default: False.
+
+        Raises:
+            WhereError: The filter cannot be read, or names a metric that no run has.
+            ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
+        """
+        fits = _fits(where, tags, run_name, unfinished, unhealthy)
+        for known in fits(self._catalog().runs(self._candidates(), self._warn)):
+            yield known.summary
+
     def runs(
         self,
         *,
+        where: str | None = None,
         tags: Mapping[str, object] | None = None,
         run_name: str | None = None,
         order: Order = "latest",
@@ -121,9 +160,10 @@ class RunArchive(Upkeep):
     ) -> list[PriorRun]:
         """Select runs. A damaged run is left out with one :class:`~reuse_algos.errors.ArchiveWarning`.
 
-        Each run costs one listing and two small reads, and no more than ``limit`` runs are in memory at once.
+        Only the runs that are returned are opened; see :meth:`summaries` for what the others cost.
 
         Args:
+            where: A filter such as ``"tags.study=lr and accuracy>0.9"``. Default: any run.
             tags: Tags that must match; a list of values matches any of them. Default: any tags.
             run_name: The name that must match. Default: any name.
             order: ``"latest"`` or ``"first"`` by the time of the start, or ``"best"`` by the final value of
@@ -135,19 +175,36 @@ class RunArchive(Upkeep):
 
         Raises:
             SignalNotFoundError: No run that fits has this metric, or several of this name, or the monitors differ.
+            WhereError: The filter cannot be read, or names a metric that no run has.
             ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
         """
         if order not in ("best", "latest", "first"):
             raise ArchiveError(f"order {order!r} is not known.{nearest(order, ('best', 'latest', 'first'))}")
-        fitting = (
-            found
-            for found in scan(self._store, self._candidates(), self._warn)
-            if (unfinished or found.latest.final is not None)
-            and (unhealthy or found.summary.health == "ok")
-            and (run_name is None or found.summary.run_name == run_name)
-            and tags_match(found.summary.tags, tags or {})
-        )
-        return select(self._store, fitting, order, metric, limit, self._warn)
+        fits = _fits(where, tags, run_name, unfinished, unhealthy)
+        opened: dict[str, PriorRun | None] = {}
+        while True:
+            found = (
+                known
+                for known in fits(self._catalog().runs(self._candidates(), self._warn))
+                if opened.get(known.summary.run_id, known) is not None
+            )
+            kept = shortlist(self._store, found, order, metric, limit, self._warn)
+            chosen: list[PriorRun] = []
+            believed = True
+            for known in kept:
+                if len(chosen) == limit:
+                    break
+                run_id = known.summary.run_id
+                if run_id not in opened:
+                    run, believed = self._opened(known)
+                    if not believed:  # the index was wrong about it, so others may belong in front
+                        break
+                    opened[run_id] = run
+                if (run := opened[run_id]) is not None:
+                    chosen.append(run)
+            # Where damaged ones used up the spare ones, they are known now, and left out of the next shortlist.
+            if believed and (limit is None or len(chosen) == limit or len(kept) <= limit):
+                return chosen
 
     def run(self, run_id: str) -> PriorRun:
         """Return one run by its id, or by its name if no other run has it.
@@ -160,13 +217,9 @@ class RunArchive(Upkeep):
         """
         if is_safe_name(run_id) and (run := self._newest(run_id)):
             return run
-        latest, named = None, []
-        for found in scan(self._store, self._candidates(), self._warn):
-            if found.summary.run_name == run_id:
-                latest = found.latest
-                named.append(latest.run_id)
-        if latest is not None and len(named) == 1:
-            return PriorRun(self._store, latest.manifest(), latest.final)
+        named = sorted(found.run_id for found in self.summaries(run_name=run_id, unfinished=True, unhealthy=True))
+        if len(named) == 1 and (run := self._newest(named[0])):
+            return run
         if named:
             ids = ", ".join(named)
             raise RunNotFoundError(f"{len(named)} runs are named {run_id!r}; give one of their ids: {ids}")
@@ -237,7 +290,7 @@ class RunArchive(Upkeep):
         latest = read_latest(self._store, run_id) if is_safe_name(run_id) else None
         if latest is None:
             raise self._not_found(run_id)
-        newest = latest[0]
+        newest, final = latest
         usable = [g for g in list_generations(self._store, run_id) if generation is None or g <= generation]
         if not usable:
             raise RunNotFoundError(f"run {run_id} has no generation up to {generation} to resume from")
@@ -250,6 +303,7 @@ class RunArchive(Upkeep):
             run_name=base.run_name,
             created_at=base.created_at,
             generation=newest.generation,
+            ended=final and summary_of(newest, final),
         )
         writer.commit(base)
         return writer, base
@@ -272,14 +326,37 @@ class RunArchive(Upkeep):
             self._warn(run_id, error)
             return True
 
-    def _newest(self, run_id: str) -> PriorRun | None:
-        """The newest sound generation of a run; None if it does not exist."""
+    def _catalog(self) -> Catalog:
+        return Catalog(self._store, self.archive_id, self._unbelieved)
+
+    def _opened(self, known: Known) -> tuple[PriorRun | None, bool]:
+        """A run of a selection, None if it is damaged; and whether it is what its summary says."""
+        summary = known.summary
+        try:
+            if known.latest is not None:
+                return PriorRun(self._store, known.latest.manifest(), known.latest.final), True
+            with refusals_as_damage(self._store):
+                run = self._newest(summary.run_id, summary)
+        except DAMAGE as error:
+            self._warn(summary.run_id, error)
+            return None, True
+        if run is None:
+            self._unbelieved.add(summary.run_id)
+        return run, run is not None
+
+    def _newest(self, run_id: str, summary: RunSummary | None = None) -> PriorRun | None:
+        """The newest sound generation of a run; None if it does not exist, or is not what a summary of it says."""
         found = find_sound(self._store, run_id, decode_manifest)
         if found is None:
             return None
         latest, manifest = found
         if latest.fault is not None:
             self._warn(run_id, stepped_back(latest))
+        if summary is not None:
+            says = summary_of(manifest, latest.final)
+            unsaid = None in says.finals.values()  # by a manifest of an older version
+            if not says.says_the_same(msgspec.structs.replace(summary, finals=says.finals) if unsaid else summary):
+                return None
         return PriorRun(self._store, manifest, latest.final)
 
     def _warn(self, run_id: str, error: ArchiveError) -> None:
@@ -289,9 +366,32 @@ class RunArchive(Upkeep):
             warnings.warn(f"run {run_id} {what}: {error}", ArchiveWarning, stacklevel=3)
 
     def _not_found(self, run_id: str) -> RunNotFoundError:
-        found = scan(self._store, self._candidates(), self._warn)
-        known = [name for run in found for name in (run.summary.run_id, run.summary.run_name)]
+        found = self.summaries(unfinished=True, unhealthy=True)
+        known = [name for run in found for name in (run.run_id, run.run_name)]
         return RunNotFoundError(f"there is no run {run_id!r} in {self.location}.{nearest(run_id, known)}")
+
+
+def _fits(
+    where: str | None, tags: Mapping[str, object] | None, run_name: str | None, unfinished: bool, unhealthy: bool
+) -> Callable[[Iterable[Known]], Iterator[Known]]:
+    """Return what passes the runs on that fit."""
+    asked = None if where is None else Where(where)
+
+    def passed(found: Iterable[Known]) -> Iterator[Known]:
+        for known in found:
+            summary = known.summary
+            if (
+                (unfinished or summary.finished)
+                and (unhealthy or summary.health == "ok")
+                and (run_name is None or summary.run_name == run_name)
+                and (not tags or tags_match(summary.tags, tags))
+                and (asked is None or asked(summary))
+            ):
+                yield known
+        if asked is not None:
+            asked.check_names()
+
+    return passed
 
 
 def _as_utc(time: str | datetime.datetime) -> str:

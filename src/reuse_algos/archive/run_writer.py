@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 import msgspec
@@ -15,8 +15,12 @@ from reuse_algos.archive.format.generations import check_identity, list_generati
 from reuse_algos.archive.format.manifest import Manifest, decode_manifest, encode_manifest
 from reuse_algos.archive.format.metrics import final_meta
 from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.parts import KIND as PARTS
+from reuse_algos.archive.format.parts import PARTS_FROM, PartedManifest, PartWriter, seal_in_parts
 from reuse_algos.archive.format.records import KINDS, FileEntry, FinalRecord, Scalar
+from reuse_algos.archive.format.summary import RunSummary, summary_of
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
+from reuse_algos.archive.index.update import note_change, update_index
 from reuse_algos.archive.signals.segments import check_signal
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import check_sizes
@@ -42,6 +46,7 @@ class RunWriter:
         run_name: The name its user gave it.
         created_at: When the run was first started.
         generation: The highest generation that exists, 0 for a new run; None for a writer that only puts files.
+        ended: What the run said when it ended, if it has: the index may know it so. Default: None.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class RunWriter:
         run_name: str = "",
         created_at: str = "",
         generation: int | None = None,
+        ended: RunSummary | None = None,
     ) -> None:
         self.run_id = run_id
         self.attempt = attempt
@@ -62,7 +68,9 @@ class RunWriter:
         self._archive_id = archive_id
         self._created_at = created_at
         self._generation = generation
+        self._ended = ended
         self._committed = False
+        self._parts: PartWriter | None = None
         self._token = secrets.token_hex(8)  # begins every write id of this writer
         self._lease = Lease(store, run_id, attempt, self._token)
         self._commits = 0
@@ -141,8 +149,13 @@ class RunWriter:
                 could not be written.
         """
         generation = self._require_committer() + 1
-        paths = {self._path(entry) for entry in manifest.files}
-        checked = self._lease.guard(paths, lambda fresh: self._check_files(manifest, fresh))
+        if any(entry.kind == PARTS for entry in manifest.files[-1:]):  # of a run that is resumed: they are made again
+            files = [entry for entry in manifest.files if entry.kind != PARTS]
+            manifest = msgspec.structs.replace(manifest, files=files)
+        parted, fresh = self._in_parts(manifest)
+        # What this writer has committed goes only with the whole run, whose manifests go first.
+        files = {self._path(entry): entry.bytes for entry in fresh}
+        checked = self._lease.guard(files.keys(), lambda unsure: self._check_files(manifest, files, unsure))
         while True:
             self._commits += 1
             manifest = msgspec.structs.replace(
@@ -157,7 +170,8 @@ class RunWriter:
                 created_at=self._created_at,
                 committed_at=utc_now(),
             )
-            sealed = encode_manifest(manifest)
+            sealed = encode_manifest(manifest) if parted is None else seal_in_parts(parted, manifest)
+            self._note_change(manifest)
             try:
                 self._store.put_if_absent(manifest_path(self.run_id, generation), [sealed])
             except ArchiveConflictError:
@@ -168,10 +182,23 @@ class RunWriter:
             else:
                 self._generation = generation
                 self._committed = True
-                self._lease.note_committed(paths)
+                self._lease.note_committed(files)
+                if self._parts is not None:
+                    self._parts.fresh = []
                 if checked.seconds() > TRUST_SECONDS:  # suspended before the put: files may have been collected
-                    self._check_sizes(manifest, paths)
-                return decode_manifest(sealed, self.run_id, generation)
+                    self._check_sizes({self._path(entry): entry.bytes for entry in manifest.files} | files)
+                return decode_manifest(sealed, self.run_id, generation) if parted is None else manifest
+
+    def _in_parts(self, manifest: Manifest) -> tuple[PartedManifest | None, Sequence[FileEntry]]:
+        """A manifest of many files in parts, None for any other, and the files that the last commit did not list."""
+        if self._parts is None:
+            if len(manifest.files) < PARTS_FROM:
+                return None, manifest.files
+            self._parts = PartWriter(self.put)
+        # The identity of the run is in a part too.
+        named = {"run_id": self.run_id, "run_name": self.run_name, "created_at": self._created_at}
+        parted, new = self._parts.add(msgspec.structs.replace(manifest, archive_id=self._archive_id, **named))
+        return parted, [*new, *self._parts.fresh]
 
     def finish(self, status: str = "finished") -> None:
         """Record that the run ended by itself. Calling it twice is harmless.
@@ -194,29 +221,35 @@ class RunWriter:
             self._store.put_if_absent(path, [seal(record, path)])
         except ArchiveConflictError:
             read_final(self._store, self.run_id)  # raises if it is not a sound record of this run
+        update_index(self._store, self._archive_id)
+
+    def _note_change(self, manifest: Manifest) -> None:
+        """Say in the index that an ended run says something else from now on, before it does."""
+        if self._ended is None:
+            return
+        final = FinalRecord(run_id=self.run_id, generation=1, ended_at=self._ended.ended_at or "")
+        if not summary_of(manifest, final).says_the_same(self._ended):
+            note_change(self._store, self.run_id, self._token, self._commits)
 
     def _require_committer(self) -> int:
         if self._generation is None:
             raise ArchiveError(f"this writer joined run {self.run_id} to put files; the rank that started it commits")
         return self._generation
 
-    def _check_files(self, manifest: Manifest, fresh: AbstractSet[str]) -> None:
-        """Make sure of the files that a manifest lists.
-
-        Only of the fresh ones if a generation is there: what this writer has committed goes only with the whole run,
-        whose manifests go first.
+    def _check_files(self, manifest: Manifest, files: Mapping[str, int], unsure: AbstractSet[str]) -> None:
+        """Make sure of the files that a manifest lists: of all that are new to it before the first commit, then of
+        those that this writer has not committed.
         """
         check_identity(self._store, self._archive_id, f"run {self.run_id} cannot be committed")
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
-        self._check_sizes(manifest, fresh if self._generation else None)
+        self._check_sizes({path: size for path, size in files.items() if path in unsure or not self._generation})
         if manifest.dataset is None and any(entry.kind == "signals" for entry in manifest.files):
             raise ArchiveError(f"run {self.run_id} cannot be committed: it has signals but no record of its dataset")
 
-    def _check_sizes(self, manifest: Manifest, paths: AbstractSet[str] | None) -> None:
-        sizes = {self._path(entry): entry.bytes for entry in manifest.files}
+    def _check_sizes(self, sizes: Mapping[str, int]) -> None:
         try:
-            check_sizes(self._store, {path: size for path, size in sizes.items() if paths is None or path in paths})
+            check_sizes(self._store, sizes)
         except ArchiveCorruptError as error:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
 

@@ -28,6 +28,7 @@ __all__ = [
     "add_data",
     "add_json",
     "add_tags",
+    "add_trust",
     "console",
     "data_of",
     "names_archive",
@@ -36,6 +37,7 @@ __all__ = [
     "print_json",
     "printable",
     "readable_bytes",
+    "report_json",
     "runs_named",
     "seconds_of",
     "tags_of",
@@ -120,6 +122,16 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="another value in the recipe's data section, such as root=/datasets; may be given again",
     )
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust-data."""
+    parser.add_argument(
+        "--trust-data",
+        action="store_true",
+        help="open the files, and download the data, that the archived recipe names (default: only what --data names)",
+    )
 
 
 def data_of(texts: list[str]) -> dict[str, Any]:
@@ -188,6 +200,7 @@ def archive_path(args: argparse.Namespace) -> str:
     """
     if args.archive is not None and args.archive_option is not None:
         raise UsageError(f"the archive is named twice: {args.archive} and --archive {args.archive_option}")
+    # What stands on the command line wins over the environment.
     path = args.archive or args.archive_option or os.environ.get(ARCHIVE_VARIABLE)
     if not path:
         raise UsageError(
@@ -218,10 +231,23 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
+    # Reading never creates: a typo is an error and not an empty archive.
     archive = RunArchive(archive_path(args), read_only=read_only)
     if read_only:  # for the exit code, which says whether all of it could be read
         args.read_archive = archive
     return archive
+
+
+def report_json(report: Any, *names: str, problems: str = "problems") -> dict[str, Any]:
+    """Return an archive's report as JSON can hold it: ``ok``, some of its fields, and its problems.
+
+    Args:
+        report: Of a check, a copy or a collection.
+        names: Fields to take over.
+        problems: The field that lists problems. Default: ``problems``.
+    """
+    listed = [{"run_id": one.run_id, "path": one.path, "what": one.what} for one in getattr(report, problems)]
+    return {name: getattr(report, name) for name in ("ok", *names)} | {problems: listed}
 
 
 def print_json(value: Any) -> None:
@@ -265,5 +291,6 @@ def console() -> Console:
             """Leave it to the command line's own handling; rich would end the process with exit code 1."""
             raise BrokenPipeError
 
+    # Without a terminal rich would wrap at 80 columns.
     found = PipeConsole(highlight=False, markup=False)
     return found if found.is_terminal else PipeConsole(highlight=False, markup=False, width=100)

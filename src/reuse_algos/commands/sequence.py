@@ -62,7 +62,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run, or go on with, a sequence; 0 when all of it is finished, 3 when the time was up before."""
+    """Run, or go on with, a sequence, and return 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
     from reuse_algos.recipe.shipped import shipped_recipe
     from reuse_algos.sequence import (
@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_plan(states, console())
         return 0
+    # With --json stdout holds one value and nothing else.
     progress = sys.stderr if args.json else sys.stdout
     states = run_sequence(
         plan,
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         time_limit=args.time_limit,
         say=lambda line: print(printable(line), file=progress, flush=True),
     )
-    left = sum(found.state != "finished" for found in states)
+    left = sum(found.state not in ("finished", "stopped") for found in states)
     if left:
         print(f"{left} of {len(states)} steps are left; the same command goes on with them", file=progress, flush=True)
         return _LEFT

@@ -45,7 +45,7 @@ class Costs:
             seconds are not known.
         price_per_hour: Dollars for an hour of the hardware. Default: None, dollars are not counted.
         later_runs: Among how many runs harvests are shared in ``amortised_seconds``. Default: None, 5 (1 for a
-            recommendation: the next run bears all of its own harvest).
+            recommendation: The next run counts all of its own harvest).
         count_prior_training: Whether the training of the prior runs is shared among them, too. Default: False.
 
     Raises:
@@ -130,6 +130,7 @@ class Question:
                 only a comparison over budgets knows; within training and without a target, a group has runs of several
                 budgets, or a baseline run ended with a value that is not finite.
         """
+        # Over training only steps and seconds are read, so other costs would be ignored.
         unknown = [f.name for f in fields(Costs) if getattr(self.costs, f.name) != f.default]
         if unknown and self.over != "budgets":
             options = ", ".join("--" + name.replace("_", "-") for name in unknown)
@@ -144,6 +145,7 @@ class Question:
         if self.over != "training" or self.target is not None:
             return
         for name, group in groups.items():
+            # Within training a group has one mean curve, and so one budget.
             budgets = sorted({int(run.steps) for run in group})
             if len(budgets) > 1:
                 raise CompareError(

@@ -32,6 +32,7 @@ def laziness_of_run(
     examples: int = 64,
     memory_bytes: int = 256 << 20,
     data: Mapping[str, Any] | None = None,
+    trust_data: bool = False,
 ) -> dict[str, float]:
     """Return how far a run's last weights are from the linearisation at its initial ones.
 
@@ -40,6 +41,8 @@ def laziness_of_run(
         examples: How many examples of the evaluation data the tangent kernels are of. Default: 64.
         memory_bytes: Bound on the Jacobians that are held at once. Default: 256 MiB.
         data: Changes to the recipe's ``data`` section, such as another ``root``. Default: none.
+        trust_data: Open the files, and download the data, that the archived recipe names. Without it ``data`` must name
+            them, unless they are the embedded digits. Default: False.
 
     Returns:
         ``relative_distance`` and ``kernel_distance``; ``accuracy`` and ``linearised_accuracy`` on all evaluation data,
@@ -55,7 +58,7 @@ def laziness_of_run(
             f"run {run.id} has no weights {' and '.join(missing)}, only {', '.join(run.weight_names) or 'none'}. "
             "Laziness compares the initial with the last ones: train with run_recorder: {weights: [init, last]}."
         )
-    loaded = load_run_data(run, {**(data or {}), "augment": "none"})
+    loaded = load_run_data(run, {**(data or {}), "augment": "none"}, trust_data=trust_data)
     model: Any = archived_model(run, "last").requires_grad_(True)
     initial = trained_parameters(archived_model(run, "init").requires_grad_(True))
     if isinstance(loaded.eval, DeviceImages):

@@ -88,6 +88,7 @@ def harvest(
     input_key: str | int = 0,
     memory_bytes: int = GRADIENT_BYTES,
     progress: bool = True,
+    trust_data: bool = False,
 ) -> list[HarvestResult]:
     """Run an archived model over its training data and store what it says, view by view, in the run.
 
@@ -113,8 +114,8 @@ def harvest(
     Args:
         archive: the archive or its path.
         run_id: the run, by id or unique name.
-        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features`` and
-            ``adversarial``; one pass for each.
+        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features``,
+            ``adversarial``, and of detectors ``boxes`` and ``gt_scores``; one pass for each.
         views: how many views of each example, from number 0 on. Default: for logits and adversarial as many as the
             recipe's ``num_views`` (likewise for features), for scores the plain example.
         weights: which archived weights look at the data.
@@ -135,6 +136,8 @@ def harvest(
         memory_bytes: for ``grand``: bound on the gradients of single examples that are held at once (the activations
             come on top); at least one is held.
         progress: show a progress bar.
+        trust_data: open the files, and download the data, that the archived recipe names. Without it ``data`` must name
+            them (or ``dataset`` be given), unless they are the embedded digits. Default: False.
 
     Returns:
         For each signal what was done and what it cost.
@@ -177,7 +180,9 @@ def harvest(
         once = views is None and (signal not in OF_VIEWS or (plain and signal == "features"))
         if once not in loaded:
             loaded[once] = (
-                plain_data(run, data, dataset, target) if once else viewed_data(run, views, data, dataset, target)
+                plain_data(run, data, dataset, target, trust_data=trust_data)
+                if once
+                else viewed_data(run, views, data, dataset, target, trust_data=trust_data)
             )
         train, policy = loaded[once]
         kept = top_k if signal == "logits" else None
@@ -263,7 +268,9 @@ def _batches(dataset: Dataset, view: int, batch_size: int) -> Iterator[tuple[Any
     if isinstance(dataset, DeviceImages):
         loader = device_dataloader(dataset, batch_sampler=lists)
     else:
-        loader = DataLoader(dataset, batch_sampler=lists, generator=torch.Generator().manual_seed(0))
+        collate = getattr(dataset, "collate_fn", None)
+        generator = torch.Generator().manual_seed(0)
+        loader = DataLoader(dataset, batch_sampler=lists, collate_fn=collate, generator=generator)
     for batch, part in zip(loader, parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 

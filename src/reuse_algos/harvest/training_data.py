@@ -1,8 +1,14 @@
-"""The data that a run was trained on, brought back from its recipe and held against its record."""
+"""The data that a run was trained on, brought back from its recipe and held against its record.
+
+The recipe in an archive was written by whoever trained the run. Which files are opened and what is downloaded is
+therefore taken from it only where the caller says that its author is trusted. What only chooses among examples and
+views is always taken, as the fingerprint of the examples is compared afterwards.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,9 +19,24 @@ from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.identity import same_data
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import DataError, PriorRunMismatchError
+from reuse_algos.errors import DataError, PriorRunMismatchError, nearest
 
 __all__ = ["check_same_examples", "load_run_data", "plain_data", "viewed_data"]
+
+# What is taken of any recipe: it opens nothing and takes no memory of its own.
+_HARMLESS: dict[str, type | tuple[type, ...]] = {
+    "batch_size": int,
+    "augment": str,
+    "num_views": int,
+    "view_seed": int,
+    "drop_last": bool,
+    "train_fraction": (float, int),
+    "train_examples": int,
+    "classes": list,
+    "labels": str,
+}
+_EMBEDDED = "digits"  # comes with scikit-learn: no path, no download
+_MAX_VIEWS = 10_000  # a harvest of more from somebody else's recipe would never end
 
 
 def viewed_data(
@@ -24,22 +45,25 @@ def viewed_data(
     changes: Mapping[str, Any] | None,
     dataset: Dataset | None,
     device: torch.device,
+    *,
+    trust_data: bool = False,
 ) -> tuple[Dataset, ViewPolicy]:
-    """The run's training data in the views of its training.
+    """Return the run's training data in the views of its training.
 
     Args:
-        run: the run.
-        views: how many views are wanted. None: as many as the recipe's ``num_views``.
-        changes: changes to the recipe's ``data`` section.
-        dataset: the data, for runs without a recipe.
-        device: where data that is held on the device goes.
+        run: The run.
+        views: How many views are wanted. None takes the recipe's ``num_views``.
+        changes: Changes to the recipe's ``data`` section, or the whole of it; None for none.
+        dataset: The data, for runs without a recipe; None otherwise.
+        device: Where data that is held on the device goes.
+        trust_data: Open what the recipe names. Default: False.
 
     Raises:
-        DataError: the data cannot be loaded, or have no numbered views.
-        PriorRunMismatchError: they are other examples, or other views of them, than the run was trained on.
+        DataError: The data cannot be loaded, have no numbered views, or are named by the recipe only.
+        PriorRunMismatchError: They are other examples, or other views of them, than the run was trained on.
     """
     if dataset is None:
-        config = _config(run, changes)
+        config = _config(run, changes, trust_data)
         config.num_views = views or config.num_views
         if config.num_views == 0 and config.augment != "none":
             raise DataError(
@@ -59,33 +83,53 @@ def viewed_data(
 
 
 def plain_data(
-    run: PriorRun, changes: Mapping[str, Any] | None, dataset: Dataset | None, device: torch.device
+    run: PriorRun,
+    changes: Mapping[str, Any] | None,
+    dataset: Dataset | None,
+    device: torch.device,
+    *,
+    trust_data: bool = False,
 ) -> tuple[Dataset, ViewPolicy]:
-    """The run's training data in one view, without augmentation where they come from its recipe.
+    """Return the run's training data in one view, without augmentation where they come from its recipe.
+
+    Args:
+        run: The run.
+        changes: Changes to the recipe's ``data`` section, or the whole of it; None for none.
+        dataset: The data, for runs without a recipe; None otherwise.
+        device: Where data that is held on the device goes.
+        trust_data: Open what the recipe names. Default: False.
 
     Raises:
-        DataError, PriorRunMismatchError: as :func:`viewed_data`.
+        DataError: The data cannot be loaded, have no numbered views, or are named by the recipe only.
+        PriorRunMismatchError: They are other examples than the run was trained on.
     """
     if dataset is None:
-        dataset = load_run_data(run, {**(changes or {}), "augment": "none"}, device).train
+        dataset = load_run_data(run, {**(changes or {}), "augment": "none"}, device, trust_data=trust_data).train
     return dataset, _checked_policy(run, dataset, None)
 
 
 def load_run_data(
-    run: PriorRun, changes: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+    run: PriorRun,
+    changes: Mapping[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    trust_data: bool = False,
 ) -> LoadedData:
-    """Everything that the ``data`` section of a run's recipe describes; the training examples are those of the run.
+    """Load everything that the ``data`` section of a run's recipe describes, and check that it is the run's data.
 
     Args:
-        run: the run.
-        changes: changes to the section, such as another ``root`` or ``augment: none``.
-        device: where data that is held on the device goes.
+        run: The run.
+        changes: Changes to the section, such as another ``root`` or ``augment: none``. Default: None.
+        device: Where data that is held on the device goes. Default: ``"cpu"``.
+        trust_data: Open the files, and download the data, that the recipe names: whoever wrote the archive chose them.
+            Without it ``changes`` must name the data (``name``, ``root``, ``path``, ``image_size``), unless they are
+            the embedded digits. Default: False.
 
     Raises:
-        DataError: the run has no recipe, or the data cannot be loaded.
-        PriorRunMismatchError: the data are not those that it was trained on.
+        DataError: The run has no recipe, the data are named by the recipe only, or they cannot be loaded.
+        PriorRunMismatchError: The data are not those that it was trained on.
     """
-    loaded = load_datasets(_config(run, changes), device)
+    loaded = load_datasets(_config(run, changes, trust_data), device)
     check_same_examples(run, loaded.train)
     return loaded
 
@@ -106,14 +150,48 @@ def check_same_examples(run: PriorRun, dataset: Dataset) -> None:
         )
 
 
-def _config(run: PriorRun, changes: Mapping[str, Any] | None) -> DataConfig:
+def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) -> DataConfig:
     section = (run.manifest.recipe or {}).get("data")
     if section is None:
         raise DataError(
             f"run {run.id} has no recipe that says what its data were, so they cannot be loaded again. Train with a "
             "recipe, or harvest from Python and give the data (dataset=...)."
         )
-    return DataConfig(**{**section, **(changes or {})})
+    if not isinstance(section, dict):
+        raise DataError(f"the recipe of run {run.id} has a data section that is not a mapping: {section!r:.200}")
+    given = dict(changes or {})
+    if not trust_data:
+        section = _harmless(run, section, given)
+    settings = {**section, **given}
+    known = [field.name for field in fields(DataConfig)]
+    if unknown := [key for key in settings if key not in known]:
+        raise DataError(f"data.{unknown[0]}: unknown setting.{nearest(unknown[0], known)}")
+    return DataConfig(**settings)
+
+
+def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a recipe's data section that may be taken from anybody."""
+    kept = {key: section[key] for key in _HARMLESS if section.get(key) is not None}
+    name, side = section.get("name", _EMBEDDED), section.get("image_size")
+    wanting = [] if name == _EMBEDDED or "name" in given else [f"name={name}"]
+    # A side of 3,000 pixels makes 37 GB of the digits.
+    wanting += [f"image_size={side}"] if side is not None and "image_size" not in given else []
+    if wanting:
+        raise DataError(
+            f"the recipe of run {run.id} says that its data are {name!r} ({', '.join(wanting)}), and files are not "
+            "opened on the word of an archive. If you trust who wrote it, say --trust-data (trust_data=True); else "
+            f"give the data yourself: {' '.join(f'--data {text}' for text in (*wanting, 'root=FOLDER'))}."
+        )
+    for key, value in kept.items():
+        whole = isinstance(value, bool) and _HARMLESS[key] is not bool
+        if key not in given and (whole or not isinstance(value, _HARMLESS[key])):
+            raise DataError(f"the recipe of run {run.id} has data.{key}: {value!r:.100}, which cannot be")
+    if "num_views" not in given and kept.get("num_views", 0) > _MAX_VIEWS:
+        raise DataError(
+            f"the recipe of run {run.id} asks for {kept['num_views']} views of each example; more than {_MAX_VIEWS} "
+            "are harvested only if you give their number (--data num_views=N)"
+        )
+    return {"name": _EMBEDDED, **kept}
 
 
 def _checked_policy(run: PriorRun, dataset: Dataset, views: int | None) -> ViewPolicy:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.models.cifar_resnet import CifarResNet
+from reuse_algos.models.detection import DETECTION_MODELS, build_detection_model
 from reuse_algos.models.digits_cnn import DigitsCNN
+from reuse_algos.models.segmentation import SEGMENTATION_MODELS, build_segmentation_model
 from reuse_algos.models.text import TEXT_MODELS, build_text_model
 from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
 
@@ -42,7 +44,9 @@ class ModelConfig:
     Attributes:
         name: ``resnet8``, ``20``, ``32``, ``44``, ``56``, ``110`` (He et al., for small images), ``resnet_small`` (the
             same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision. For texts: ``tiny_bert``
-            (classes) and ``tiny_gpt`` (a causal language model).
+            (classes) and ``tiny_gpt`` (a causal language model). For masks: ``tiny_unet`` and torchvision's
+            ``lraspp_mobilenet_v3_large``. For boxes: ``tiny_fcos`` and two of torchvision's detectors,
+            ``ssdlite320_mobilenet_v3_large`` and ``fasterrcnn_mobilenet_v3_large_320_fpn``.
         width: Channels of the first convolution of this library's own models, null is 16; of models for texts the size
             of the hidden vectors, null is 64.
         depth: Layers of models for texts; null is 2.
@@ -66,7 +70,14 @@ class ModelConfig:
 
 def model_names() -> list[str]:
     """Every name that :func:`build_model` knows, this library's own first."""
-    return [*_RESNET_BLOCKS, "digits_cnn", *TEXT_MODELS, *torchvision_model_names()]
+    return [
+        *_RESNET_BLOCKS,
+        "digits_cnn",
+        *TEXT_MODELS,
+        *SEGMENTATION_MODELS,
+        *DETECTION_MODELS,
+        *torchvision_model_names(),
+    ]
 
 
 class ReusableClassifier(ComposerClassifier):
@@ -76,7 +87,7 @@ class ReusableClassifier(ComposerClassifier):
         module: The network: float ``[B, C, H, W]`` to logits ``[B, num_classes]``.
         num_classes: Number of classes.
         reuse_config: What :func:`build_model` takes to build the same architecture again.
-        autocast: dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
+        autocast: Dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
     """
 
     reuse_config: dict[str, Any]
@@ -93,7 +104,7 @@ class ReusableClassifier(ComposerClassifier):
         self._autocast = autocast
 
     def forward(self, batch: Any) -> Tensor:
-        """Logits ``[B, num_classes]`` of the first element of a batch; float32 if the model has its own autocast."""
+        """Return logits ``[B, num_classes]`` of a batch's first element; float32 if the model has its own autocast."""
         if self._autocast is None:
             return super().forward(batch)
         device_type = next(self.module.parameters()).device.type
@@ -132,9 +143,13 @@ def build_model(
     settings = _settings(given)
     if settings.name in TEXT_MODELS:
         return _text_model(settings, num_classes, {**known, **(inputs or {})})
+    if inputs:
+        raise ModelError(f"Model {settings.name!r} reads images, and the data are texts. Take one of {TEXT_MODELS}.")
     if settings.depth is not None:
         raise ModelError(f"model.depth: is for models for texts, and {settings.name!r} has a depth of its own.")
     classes, shape = _check_task(settings.name, num_classes, image_shape)
+    if settings.name in (*SEGMENTATION_MODELS, *DETECTION_MODELS):
+        return _dense_model(settings, classes, shape)
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     if settings.weights_path is not None:
@@ -155,6 +170,18 @@ def _text_model(settings: ModelConfig, num_classes: int | None, inputs: Mapping[
     model = build_text_model(settings.name, num_classes, inputs, settings.width, settings.depth)
     if settings.weights_path is not None:
         _load_safetensors(model, Path(settings.weights_path), new_head=settings.new_head)
+    return model
+
+
+def _dense_model(settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]) -> ComposerModel:
+    """Build a model for masks or boxes, and load the weights that the recipe names."""
+    for field in ("weights", "autocast"):
+        if getattr(settings, field) is not None:
+            raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
+    build = build_detection_model if settings.name in DETECTION_MODELS else build_segmentation_model
+    model = build(settings.name, num_classes, image_shape, settings.width)
+    if settings.weights_path is not None:
+        _load_safetensors(model.module, Path(settings.weights_path), new_head=settings.new_head)
     return model
 
 
@@ -197,7 +224,7 @@ def _autocast_dtype(name: str | None) -> torch.dtype | None:
 def _build_module(
     settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network, and the settings besides the name that say how it is built."""
+    """Return the network, and the settings besides the name that say how it is built."""
     name = settings.name
     if name in _RESNET_BLOCKS or name == "digits_cnn":
         if settings.weights is not None:
@@ -236,5 +263,5 @@ def _load_safetensors(module: nn.Module, path: Path, *, new_head: bool) -> None:
 
 
 def _other_rows(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors differ in their number of rows and in nothing else of their shape."""
+    """Return whether two tensors differ in their number of rows and in nothing else of their shape."""
     return ours.dim() == theirs.dim() > 0 and ours.shape != theirs.shape and ours.shape[1:] == theirs.shape[1:]

@@ -44,6 +44,7 @@ def steps_per_second(run: History) -> float:
     if len(run.steps) < 3:
         return run.steps_per_second
     with np.errstate(divide="ignore", invalid="ignore"):
+        # The median: an epoch that shared the machine must not slow the forecast.
         rates = np.diff(run.steps) / np.diff(run.seconds)
     return float(np.median(rates))
 
@@ -140,6 +141,7 @@ def trials_of(runs: Sequence[History], over: str, tune: str) -> list[Trial]:
                 f"the learning rate of run {run.run_id} decays towards its own end, so its steps to a goal say "
                 "little. Use constant rates, or one run for each budget."
             )
+        # What the recipe says is held against what was trained.
         batch = _number(run, over)
         # Without drop_last the last batch of each epoch is shorter, so the mean is below what the recipe says.
         if math.isfinite(run.batch) and not batch / 2 < run.batch <= batch * 1.001:

@@ -1,41 +1,53 @@
-"""Earlier models, brought back."""
+"""Earlier models, brought back.
+
+What a run's record says of its model is a claim of whoever wrote it. Only settings of the architecture are taken from
+it, and the model is made on torch's meta device first: memory is taken once it has the shapes of the archived weights,
+which a file of that size backs.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.errors import ModelError, PriorRunMismatchError
-from reuse_algos.models import build_model
-from reuse_algos.training.batch_norm import restore_batch_norm
+from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
+from reuse_algos.models import build_model, model_names, outline_model
+from reuse_algos.models.text import TEXT_MODELS
+from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
-__all__ = ["ModelFactory", "archived_model", "untouched_copy"]
+__all__ = ["ModelFactory", "archived_model", "recorded_architecture", "untouched_copy"]
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
+
+_SIZES = ("num_classes", "width", "depth", "vocabulary", "max_tokens")
+_ALLOWED = ("name", "image_shape", "autocast", *_SIZES)
 
 
 def archived_model(
     run: PriorRun, weights: str, *, factory: ModelFactory | None = None, like: nn.Module | None = None
 ) -> nn.Module:
-    """A prior run's model with its archived weights, in evaluation mode and without gradients, on the CPU.
+    """Return a prior run's model with its archived weights, in evaluation mode and without gradients, on the CPU.
 
     Args:
-        run: the prior run.
-        weights: name of archived weights.
-        factory: the architecture, a module or a function that makes one; None: as the run's record describes it, or
-            else a copy of ``like`` where its parameters have the same names and shapes.
-        like: a module of possibly the same architecture.
+        run: The prior run.
+        weights: Name of archived weights.
+        factory: The architecture, a module or a function that makes one. Default: None, as the run's record describes
+            it, or else a copy of ``like`` where its parameters have the same names and shapes.
+        like: A module of possibly the same architecture. Default: None.
 
     Raises:
-        ModelError: the record does not say how to build the model, and nothing was given.
-        PriorRunMismatchError: the weights do not fit.
+        ModelError: The record does not say how to build the model, or says more than its architecture, and nothing was
+            given.
+        PriorRunMismatchError: The weights do not fit.
     """
-    module = _make_module(run, factory, like)
-    _load_weights(module, run, weights)
+    archived = run.weights(weights)  # first: the file proves these shapes, and the record only claims some
+    module = _make_module(run, weights, archived, factory, like)
+    module.load_state_dict(_fitting(run, weights, archived, module))
     return module.eval().requires_grad_(False)
 
 
@@ -56,25 +68,69 @@ def untouched_copy(model: nn.Module) -> nn.Module | None:
     return module
 
 
-def _make_module(run: PriorRun, factory: ModelFactory | None, like: nn.Module | None) -> nn.Module:
+def recorded_architecture(run: PriorRun) -> dict[str, Any] | None:
+    """Return the settings of a run's model that :func:`~reuse_algos.models.build_model` may be given.
+
+    They open no file, download nothing, and may ask for any amount of memory: build on the meta device first.
+
+    Returns:
+        The settings, or None where the model was the user's own.
+
+    Raises:
+        ModelError: The record holds settings that are not of the architecture, such as ``weights_path``, or sizes that
+            are not whole numbers.
+    """
     record = run.manifest.model
+    if record is None or record.config is None:
+        return None
+    config = dict(record.config)
+    advice = "Give its architecture (teacher_model)."
+    if others := sorted(set(config) - set(_ALLOWED)):
+        raise ModelError(
+            f"run {run.id} says that its model is to be built with {', '.join(map(repr, others))}; from an archive "
+            f"only {', '.join(_ALLOWED)} are taken. {advice}"
+        )
+    sizes = [config[key] for key in _SIZES if config.get(key) is not None]
+    shape = config.get("image_shape")
+    if shape is not None or config.get("name") not in TEXT_MODELS:
+        sizes += shape if isinstance(shape, list) and len(shape) == 3 else [None]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 31 for size in sizes):
+        raise ModelError(f"run {run.id} has a model of sizes that cannot be: {sizes!r}. {advice}")
+    name, autocast = config.get("name"), config.get("autocast")
+    if not isinstance(name, str) or name not in model_names():
+        raise ModelError(f"run {run.id} has an unknown model {name!r}.{nearest(str(name), model_names())} {advice}")
+    if autocast is not None and not isinstance(autocast, str):
+        raise ModelError(f"run {run.id} has a model with autocast {autocast!r}. {advice}")
+    return config
+
+
+def _make_module(
+    run: PriorRun,
+    weights: str,
+    archived: Mapping[str, Tensor],
+    factory: ModelFactory | None,
+    like: nn.Module | None,
+) -> nn.Module:
     if isinstance(factory, nn.Module):
         return copy.deepcopy(factory)
     # Parameters that are drawn here are replaced at once; the draws must not move the training run's generator.
     if factory is not None:
         with torch.random.fork_rng(devices=[]):
             return factory()
+    record = run.manifest.model
     theirs = {} if record is None else {name: tuple(info.shape) for name, info in record.parameters.items()}
-    if record is not None and record.config is not None:
-        with torch.random.fork_rng(devices=[]):
-            built = build_model(record.config)
-        # An algorithm such as SqueezeExcite may have changed the model that the record describes.
-        if like is None or _shapes(like) != theirs or _shapes(built) == theirs:
-            return built
+    # An algorithm such as SqueezeExcite may have changed the model that the record describes.
+    changed = like is not None and _shapes(like) == theirs
+    if (config := recorded_architecture(run)) is not None:
+        outline = _outline(run, config)
+        if not changed or _shapes(outline) == theirs:
+            _fitting(run, weights, archived, outline)
+            with torch.random.fork_rng(devices=[]):
+                return build_model(config)
+    if changed:
+        return copy.deepcopy(like)  # type: ignore[return-value]  # changed says that there is one
     if record is not None and like is not None:
         ours = _shapes(like)
-        if theirs == ours:
-            return copy.deepcopy(like)
         differing = sorted(name for name in theirs.keys() | ours.keys() if theirs.get(name) != ours.get(name))
         shown = "; ".join(f"{n}: {theirs.get(n)} there, {ours.get(n)} here" for n in differing[:3])
         raise PriorRunMismatchError(
@@ -84,11 +140,23 @@ def _make_module(run: PriorRun, factory: ModelFactory | None, like: nn.Module | 
     raise ModelError(f"run {run.id} does not say how to build its model; give its architecture (teacher_model).")
 
 
+def _outline(run: PriorRun, config: dict[str, Any]) -> nn.Module:
+    """The model with the shapes of its tensors and without their memory.
+
+    Raises:
+        ModelError: No model can have such sizes.
+    """
+    try:
+        return outline_model(config)
+    except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+        raise ModelError(f"run {run.id} has a model that cannot be built: {str(error)[:200]}") from error
+
+
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
-def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: dict[str, torch.Tensor]) -> None:
+def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapping[str, Tensor]) -> None:
     """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
     expected, parameters = module.state_dict(), [key for key, _ in module.named_parameters()]
     hidden = [key for key in parameters if key not in expected and key not in archived]
@@ -101,9 +169,12 @@ def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: dict
         )
 
 
-def _load_weights(module: nn.Module, run: PriorRun, name: str) -> None:
-    """Copy archived weights into a module; a ComposerModel's ``module.`` prefix may be missing on either side."""
-    archived = dict(run.weights(name))
+def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
+    """Archived weights under the names of a module's; a ComposerModel's ``module.`` prefix may be missing on one side.
+
+    Raises:
+        PriorRunMismatchError: They are of other names or shapes.
+    """
     _refuse_adapters(module, run, name, archived)
     expected = module.state_dict()
     if archived.keys() != expected.keys():
@@ -124,4 +195,4 @@ def _load_weights(module: nn.Module, run: PriorRun, name: str) -> None:
             f"weights {name!r} of run {run.id} do not fit the module in {len(wrong)} tensors, first {key}: "
             f"{there} in the archive, {here} in the module. Give the right architecture (teacher_model)."
         )
-    module.load_state_dict(archived)
+    return archived

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 import torch
-from composer import Trainer
+from composer import DataSpec, Trainer
 from composer.utils import MissingConditionalImportError, dist, get_device, reproducibility
 from torch.utils.data import DataLoader
 
@@ -64,9 +64,9 @@ def build_trainer(recipe: Recipe) -> Trainer:
     recipe's seed and nothing else.
 
     Raises:
-        RecipeError: constructors refuse their options (all of them are listed), or the batch size does not suit the
+        RecipeError: Constructors refuse their options (all of them are listed), or the batch size does not suit the
             number of ranks.
-        ReuseAlgosError: the archive, the data or the model cannot be had as asked.
+        ReuseAlgosError: The archive, the data or the model cannot be had as asked.
     """
     settings = recipe.settings
     check_world_size(recipe)
@@ -90,8 +90,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
     try:
         return Trainer(
             model=model,
-            train_dataloader=train_loader(data, settings.data, seed=settings.seed),
-            eval_dataloader=eval_loader(data, settings.data),
+            train_dataloader=_counted(train_loader(data, settings.data, seed=settings.seed)),
+            eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
             algorithms=algorithms,
@@ -107,7 +107,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
 
 
 def _open_archive(recipe: Recipe) -> RunArchive | str | None:
-    """The archive, or its location where the run is to be trained whether or not it can be reached.
+    """Return the archive, or its location where the run is to be trained whether or not it can be reached.
 
     That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
     without.
@@ -125,7 +125,7 @@ def check_world_size(recipe: Recipe) -> None:
     """Check that the global batch sizes divide evenly by the ranks of this launch.
 
     Raises:
-        RecipeError: they do not.
+        RecipeError: They do not.
     """
     faults = Faults(recipe.source)
     ranks = dist.get_world_size()
@@ -141,22 +141,28 @@ def check_world_size(recipe: Recipe) -> None:
 
 
 def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoader:
-    """The train DataLoader of this rank.
+    """Return the train DataLoader of this rank.
 
     Args:
-        data: the data sets.
+        data: The datasets.
         config: ``batch_size`` (over all ranks), ``num_workers`` and ``drop_last`` count.
-        seed: seed of the order of the examples.
+        seed: Seed of the order of the examples.
     """
     sampler = EpochSampler(data.info.num_examples, seed=seed, shuffle=True, drop_last=config.drop_last)
     return _loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last)
 
 
 def eval_loader(data: LoadedData, config: DataConfig) -> DataLoader:
-    """The evaluation DataLoader of this rank: every example, in order."""
+    """Return the evaluation DataLoader of this rank: every example, in order."""
     size = config.batch_size if config.eval_batch_size is None else config.eval_batch_size
     sampler = dist.get_sampler(data.eval, drop_last=False, shuffle=False)
     return _loader(data.eval, size, config.num_workers, sampler, drop_last=False)
+
+
+def _counted(loader: DataLoader) -> DataLoader | DataSpec:
+    """Return a loader as it is, or with the counter of its dataset where batches are lists of images."""
+    count = getattr(loader.dataset, "count_rows", None)
+    return loader if count is None else DataSpec(loader, get_num_samples_in_batch=count)
 
 
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
@@ -169,6 +175,7 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, dr
         sampler=sampler,
         drop_last=drop_last,
         num_workers=num_workers,
+        collate_fn=getattr(dataset, "collate_fn", None),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.
@@ -177,7 +184,7 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, dr
 
 
 def _trainer_arguments(settings: Settings) -> dict[str, Any]:
-    """What the Trainer takes from the recipe as it is."""
+    """Return what the Trainer takes from the recipe as it is."""
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     options = settings.compile
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
@@ -230,7 +237,7 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
 
 
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """W&B's name, group, tags and config, where the recipe gives none.
+    """Return W&B's name, group, tags and config, where the recipe gives none.
 
     Runs that differ in nothing but the seed fall into one group, which W&B can average over.
     """

@@ -37,8 +37,8 @@ class Recipe:
     """A recipe whose names, options and types are known to be right.
 
     Attributes:
-        settings: the values.
-        record: the same as plain JSON-able data, to print and to archive. Texts that come from the environment stand
+        settings: The values.
+        record: The same as plain JSON-able data, to print and to archive. Texts that come from the environment stand
             there as ``${oc.env:NAME}``, because they may be secrets.
         source: Where it was read.
         components: The classes that it names with their fitted options, by section: ``optimizer`` and ``scheduler``
@@ -57,12 +57,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: the YAML file.
+        path: The YAML file.
         overrides: ``dotted.key=value`` texts, values in YAML; later ones win. A mapping as the value replaces the
             section that was there.
 
     Raises:
-        RecipeError: with all faults, one per line: ``path.to.key: what is wrong``.
+        RecipeError: With all faults, one per line: ``path.to.key: what is wrong``.
     """
     faults = Faults(str(path))
     text = read_text(path, faults)
@@ -216,7 +216,7 @@ def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
 
 
 def _under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
-    """The sections of algorithms, callbacks and loggers with each entry under the name that the settings have it by."""
+    """Return the sections of algorithms, callbacks and loggers, each entry under its main name."""
     renamed = dict(shown)
     for kind, path in _COMPONENTS:
         if isinstance(section := shown.get(path), dict):
@@ -229,7 +229,7 @@ def _under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(value: Any, shown: Any) -> Any:
-    """``value``, with texts as they are in ``shown`` where that has one in the same place."""
+    """Return ``value``, with texts as they are in ``shown`` where that has one in the same place."""
     if isinstance(value, dict):
         inner = shown if isinstance(shown, dict) else {}
         return {key: _record(child, inner.get(key)) for key, child in value.items()}

@@ -7,18 +7,20 @@ and runs no code. What comes from the environment may be a secret: :attr:`Resolv
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+from omegaconf.grammar.gen.OmegaConfGrammarParser import OmegaConfGrammarParser
+from omegaconf.grammar_parser import parse
 
 from reuse_algos.sections import BROKEN, Faults, join
 
 __all__ = ["Resolved", "resolve"]
 
-_RESOLVER = re.compile(r"\$\{\s*(\$\{|[A-Za-z_][\w.]*\s*:)")
+_INTERPOLATION = re.compile(r"(\\*)\$\{")
 _ALLOWED = ("oc.env", "oc.decode", "oc.select")
 
 
@@ -47,7 +49,7 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
         raw: The recipe as it was written.
         faults: Where to note what cannot be resolved.
         derived: Top keys that the author did not write: what they are made from has the fault, not they.
-            Default: none.
+            Default: None.
     """
     checked = _checked(raw, "", faults)
     config = OmegaConf.create(checked, flags={"allow_objects": True})
@@ -60,25 +62,41 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
 
 
 def _checked(value: Any, path: str, faults: Faults) -> Any:
-    """The value with texts that OmegaConf cannot parse, or must not resolve, replaced by BROKEN."""
+    """Return the value with texts that OmegaConf cannot parse, or must not resolve, replaced by BROKEN."""
     if isinstance(value, dict):
         return {key: _checked(child, join(path, key), faults) for key, child in value.items()}
     if isinstance(value, list):
         return [_checked(child, join(path, index), faults) for index, child in enumerate(value)]
     if not isinstance(value, str) or "${" not in value:
         return value
-    for match in _RESOLVER.finditer(value):
-        name = match[1].rstrip(": \t")
-        if name not in _ALLOWED:
-            what = "a computed name" if name == "${" else repr(name)
-            faults.add(path, f"{what} cannot be used in ${{...}}. Allowed are other keys and {', '.join(_ALLOWED)}")
-            return BROKEN
     try:
         OmegaConf.create({"value": value})
+        names = [name for name, _ in _resolvers(value)]
     except GrammarParseError:
         faults.add(path, f"{value!r} is not a well-formed ${{...}}. Write \\${{ for a plain ${{")
         return BROKEN
+    for name in names:
+        if name not in _ALLOWED:
+            what = "a computed name" if "$" in name else repr(name)
+            faults.add(path, f"{what} cannot be used in ${{...}}. Allowed are other keys and {', '.join(_ALLOWED)}")
+            return BROKEN
     return value
+
+
+def _resolvers(text: str) -> Iterator[tuple[str, str]]:
+    """The resolvers that OmegaConf will call for a text, as its own parser sees them: name and whole call."""
+    waiting = [parse(text)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, OmegaConfGrammarParser.InterpolationResolverContext) and (name := node.resolverName()):
+            yield name.getText(), node.getText()
+        waiting += list(getattr(node, "getChildren", tuple)())
+
+
+def _shows_environment(text: str) -> bool:
+    # oc.decode resolves what the text that it is given holds, so an escaped or composed ${oc.env:...} counts too.
+    calls = _resolvers(text)
+    return any(name == "oc.env" or (name == "oc.decode" and "$" in call[1:]) for name, call in calls)
 
 
 def _env_escaped(value: Any) -> Any:
@@ -86,8 +104,8 @@ def _env_escaped(value: Any) -> Any:
         return {key: _env_escaped(child) for key, child in value.items()}
     if isinstance(value, list):
         return [_env_escaped(child) for child in value]
-    if isinstance(value, str) and "oc.env" in value:
-        return value.replace("${", "\\${")
+    if isinstance(value, str) and "${" in value and _shows_environment(value):
+        return _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", value)
     return value
 
 

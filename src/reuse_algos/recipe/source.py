@@ -43,7 +43,7 @@ for _kind, _pattern, _first in (
 
 
 def read_text(path: str | Path, faults: Faults) -> str | None:
-    """Text of a recipe file; a file that cannot be read is a fault (and None)."""
+    """Return the text of a recipe file; a file that cannot be read is a fault (and None)."""
     path = Path(path)
     try:
         return path.read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def read_text(path: str | Path, faults: Faults) -> str | None:
 
 
 def parse_yaml(text: str, faults: Faults) -> Any:
-    """The plain value of a YAML text, None for an empty one and for one that cannot be used at all.
+    """Return the plain value of a YAML text, None for an empty one and for one that cannot be used at all.
 
     Duplicate keys, keys that are not text, foreign tags and anchors that contain themselves are faults.
     """
@@ -134,7 +134,7 @@ class _Inspection:
 
 
 def _unshared(value: Any) -> Any:
-    """A copy in which two aliases of an anchor are two objects, so that changing one leaves the other."""
+    """Return a copy in which two aliases of an anchor are two objects, so that changing one leaves the other."""
     if isinstance(value, dict):
         return {key: _unshared(child) for key, child in value.items()}
     if isinstance(value, list):
@@ -162,7 +162,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str], faults: Fa
 
 
 def leaves(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of all that is no section, or an empty one."""
+    """Yield dotted key and value of all that is not a section, or is an empty one."""
     for key, value in section.items():
         if isinstance(value, Mapping) and value:
             yield from leaves(value, join(path, key))

@@ -9,11 +9,13 @@ What a sequence file can say is in :class:`~reuse_algos.sequence.planning.schema
 """
 
 from reuse_algos.sequence.launchers import Job, Launcher, LocalLauncher
+from reuse_algos.sequence.planning.loading import load_sequence
 from reuse_algos.sequence.planning.plan import Plan, PlannedStep, plan_sequence
-from reuse_algos.sequence.planning.schema import SequenceConfig, load_sequence
+from reuse_algos.sequence.planning.schema import SequenceConfig
 from reuse_algos.sequence.progress import StepState, look_up_states
 from reuse_algos.sequence.reporting.render import print_plan, print_report
-from reuse_algos.sequence.reporting.report import SequenceReport, sequence_report
+from reuse_algos.sequence.reporting.report import sequence_report
+from reuse_algos.sequence.reporting.result import SequenceReport
 from reuse_algos.sequence.running.driver import run_sequence
 
 __all__ = [

@@ -14,10 +14,11 @@ from composer.utils.batch_helpers import batch_get
 from reuse_algos.errors import ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.find_task import find_task
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
-from reuse_algos.training.task import Rows, Task, TaskSettings, find_task
+from reuse_algos.training.task import Rows, Task, TaskSettings
 
 __all__ = ["TARGET_NAMES", "TaskReader", "targets_of"]
 
@@ -61,8 +62,8 @@ class TaskReader:
     weighed the loss.
 
     Args:
-        settings: What is taken as given. Default: what ``keys.task`` says, or any other reader's of the run.
-        keys: Where targets and outputs lie. Default: pairs of inputs and targets.
+        keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
+            targets; the task as another reader of the run is told, else found.
         required: Whether a Trainer without a task is an error. Default: True; else :attr:`refusal` says why.
 
     Attributes:
@@ -72,11 +73,9 @@ class TaskReader:
 
     EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_LOSS)
 
-    def __init__(
-        self, settings: TaskSettings | None = None, keys: BatchKeys | None = None, *, required: bool = True
-    ) -> None:
+    def __init__(self, keys: BatchKeys | None = None, *, required: bool = True) -> None:
         self.keys, self.required = keys or BatchKeys(), required
-        self.settings = settings or self.keys.task
+        self.settings = self.keys.task
         self.start_afresh()
 
     def start_afresh(self) -> None:
@@ -150,7 +149,7 @@ class TaskReader:
         return self.task
 
     def _settings_of_all(self, state: State) -> TaskSettings:
-        """The settings of this reader, or of the first one of the run that has any: one section serves all."""
+        """Return the settings of this reader, or of the first one of the run that has any: one section serves all."""
         readers = (getattr(one, "task_reader", None) for one in (*state.algorithms, *state.callbacks))
         found = (one.settings for one in (self, *readers) if isinstance(one, TaskReader))
         return next((settings for settings in found if settings != TaskSettings()), TaskSettings())
@@ -163,7 +162,7 @@ class TaskReader:
             self._missing = error  # raised, or kept as the refusal, when the task is looked for: on every rank
 
     def _shared(self, state: State) -> Task | None:
-        """The task that an algorithm of the run has found in the same places."""
+        """Return the task that an algorithm of the run has found in the same places."""
         for algorithm in state.algorithms:
             other = getattr(algorithm, "task_reader", None)
             if isinstance(other, TaskReader) and other.task is not None and self._reads_like(other):
@@ -210,7 +209,7 @@ class TaskReader:
 
 
 def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
-    """The task of batches without targets, such as unlabelled data for distillation, where the user says its kind."""
+    """Return the task of batches without targets (unlabelled data for distillation), whose kind the user says."""
     assert settings.kind is not None
     usual = 0 if outputs.dim() == 1 else (-1 if settings.kind == "token" and outputs.dim() == 3 else 1)
     dim = usual if settings.class_dim is None else settings.class_dim
@@ -219,14 +218,14 @@ def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
 
 
 def _metrics(state: State) -> Iterator[Any]:
-    """The model's metrics for training and evaluation."""
+    """Yield the model's metrics for training and evaluation."""
     yield from (state.train_metrics or {}).values()
     for metrics in state.eval_metrics.values():
         yield from metrics.values()
 
 
 def _ignored_by_loss(model: torch.nn.Module) -> Iterator[int]:
-    """What the model's loss functions name as ignored: attributes of loss modules, keywords of partial functions."""
+    """Yield what the loss functions name as ignored: attributes of loss modules, keywords of partial functions."""
     for module in model.modules():
         for one in (module, *vars(module).values()):
             if isinstance(one, functools.partial):

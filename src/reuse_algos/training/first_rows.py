@@ -2,23 +2,72 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from composer import State
 from torch.utils.data import DataLoader, IterableDataset
 
+from reuse_algos.data.content import sample_of
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
-from reuse_algos.errors import DataError, TaskError
+from reuse_algos.data.seeding import undisturbed
+from reuse_algos.errors import ArchiveWarning, DataError, TaskError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.checks import check_first_batch, check_same_view_twice, mixed_targets, read_rows
 from reuse_algos.training.first_batch import targets_of
 from reuse_algos.training.interplay import hides_inputs
 
-__all__ = ["check_rows"]
+__all__ = ["check_labels", "check_rows"]
 
 _ROWS = 4
+
+
+def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, given: bool) -> DatasetInfo | None:
+    """Hold the recorded labels of a few examples against those that a batch of them has.
+
+    Args:
+        state: At FIT_START, with the train loader.
+        info: What is known of the train data; None: nothing.
+        keys: Where targets lie.
+        given: Whether the user said what the data are.
+
+    Returns:
+        ``info``; without labels and class names, and with a warning, where the loader's ``collate_fn`` shows others
+        than the dataset claims.
+
+    Raises:
+        DataError: They differ from what the user said.
+    """
+    loader: Any = state.dataloader
+    if info is None or info.labels is None or not isinstance(loader, DataLoader) or loader.batch_sampler is None:
+        return info
+    positions = sample_of(info.keys, _ROWS)
+    try:
+        with undisturbed(loader.dataset, loader.collate_fn):
+            some = Examples(positions, torch.full_like(positions, -1))
+            shown = targets_of(read_rows(loader.dataset, some, 0, loader.collate_fn), keys.target).cpu()
+    except Exception:  # a user's dataset may raise anything; training will tell
+        return info
+    claimed = info.labels[positions]
+    if shown.is_floating_point() or shown.shape != claimed.shape or torch.equal(shown, claimed):
+        return info
+    first = int((shown != claimed).nonzero()[0])
+    told = (
+        f"the labels of the dataset are not those of its batches: example {int(positions[first])} has label "
+        f"{int(claimed[first])} in the dataset and {int(shown[first])} in a batch"
+    )
+    if given:
+        raise DataError(f"RunRecorder dataset: {told}. Give the labels that the model is trained on.")
+    warnings.warn(
+        f"{told}, so labels and class names are not recorded. Give them by dataset=DatasetInfo(...).",
+        ArchiveWarning,
+        stacklevel=2,
+    )
+    return replace(info, labels=None, class_names=None)
 
 
 def check_rows(
@@ -53,7 +102,8 @@ def check_rows(
     some = Examples(examples.positions[rows_R], examples.views[rows_R])
     epoch, collate, dataset = int(state.timestamp.epoch), loader.collate_fn, loader.dataset
     given = _take(batch, rows_R)
-    targets = _check_targets(state, given, some, keys, who)
+    with undisturbed(dataset, collate):
+        targets = _check_targets(state, given, some, keys, who)
     if bool((some.views >= 0).all()) and not hides_inputs(state):
         check_same_view_twice(dataset, some, collate)
         found = check_first_batch(who, given, dataset, some, epoch, collate)

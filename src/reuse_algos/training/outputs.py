@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import without_auxiliary
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without any."""
+    """Return where the model's parameters are; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's model inside the wrappers of DDP and ``torch.compile``."""
+    """Return the user's model inside the wrappers of DDP and ``torch.compile``."""
     while True:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
@@ -30,7 +30,7 @@ def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State dict of the user's model under its own names: tensors only, without prefixes and auxiliary batch norms."""
+    """Return the tensors of the user's model under its own names, without prefixes and auxiliary batch norms."""
     plain = unwrap_model(model)
     state = plain.state_dict()
     names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]

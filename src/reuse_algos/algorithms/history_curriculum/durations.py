@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 
-from composer import State, TimeUnit, Trainer
+from composer import State, Time, TimeUnit, Trainer
 from composer.optim.scheduler import compile_composer_scheduler
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from reuse_algos.errors import DataError
+from reuse_algos.training.window import Window
 
-__all__ = ["check_schedulers", "total_batches"]
+__all__ = ["check_schedulers", "epochs_of", "refuse_single_row", "total_batches"]
 
 
 def total_batches(state: State, epoch_batches: int, epoch_samples: int, batch_size: int) -> int:
@@ -37,6 +40,63 @@ def total_batches(state: State, epoch_batches: int, epoch_samples: int, batch_si
         f"HistoryCurriculum: max_duration={duration} does not tell the number of batches. Give it in epochs (ep), "
         "batches (ba) or samples (sp)."
     )
+
+
+def epochs_of(when: Window, epochs: float, epoch_batches: int, epoch_samples: int) -> tuple[int, int]:
+    """Return the epochs in which a strategy is on: from the first up to, but without, the second.
+
+    Whole epochs, so both times are rounded down. Where the strategy stops before the end, there is at least one whole
+    epoch of all data after it; and where it is on at all in a training of two epochs or more, it is on in one of them.
+
+    Args:
+        when: Start and stop, in ``dur``, ``ep``, ``ba`` or ``sp``.
+        epochs: Length of training.
+        epoch_batches: Batches of an epoch.
+        epoch_samples: Examples of an epoch over all ranks.
+
+    Raises:
+        ValueError: A time is in another unit.
+
+    >>> epochs_of(Window(stop="0.875dur"), 20, 10, 100)
+    (0, 17)
+    """
+    length = {TimeUnit.EPOCH: 1.0, TimeUnit.BATCH: epoch_batches, TimeUnit.SAMPLE: epoch_samples}
+
+    def place(time: Time) -> float:
+        if time.unit == TimeUnit.DURATION:
+            return time.value * epochs
+        if time.unit not in length:
+            raise ValueError(f"HistoryCurriculum: when is given in dur, ep, ba or sp, got {time}")
+        return time.value / length[time.unit]
+
+    start, stop = place(Time.from_input(when.start)), place(Time.from_input(when.stop))
+    whole = math.floor(epochs + 1e-9)
+    first = math.floor(start + 1e-9)
+    if stop >= epochs:
+        return first, math.ceil(epochs)
+    past = min(math.floor(stop + 1e-9), max(0, whole - 1))
+    return first, max(past, first + 1) if whole >= 2 and stop > start else past
+
+
+def refuse_single_row(model: nn.Module, rows: int, batch_size: int) -> None:
+    """Refuse epochs whose last batch is a single row where batch norm cannot take one.
+
+    Args:
+        model: The trainer's.
+        rows: Examples of an epoch on each rank.
+        batch_size: Examples of a batch on each rank.
+
+    Raises:
+        DataError: The last batch is one row, and the model has a ``BatchNorm1d``.
+    """
+    # Over images a single row has a statistic, its own pixels' mean; over vectors it has none, and torch raises in the
+    # middle of the first epoch.
+    if rows % batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in model.modules()):
+        raise DataError(
+            f"epochs of {rows} examples in batches of {batch_size} end in a batch of one row, and batch norm needs "
+            "more for its statistics. Keep one example more or fewer, change the batch size, or set drop_last: true in "
+            "the DataLoader."
+        )
 
 
 def check_schedulers(state: State, epoch_batches: int, full_batches: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from reuse_algos.archive import PriorRun, encode_top_k
@@ -20,6 +21,8 @@ from reuse_algos.training.task import Rows, Task, mean_of_counted
 __all__ = [
     "Microbatch",
     "agreement",
+    "at_size",
+    "at_smaller_size",
     "check_top_k",
     "in_layout",
     "refuse_other_shape",
@@ -68,6 +71,33 @@ def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
     if task.class_dim == -1 and places is not None and logits.shape[1:] == (places, like_BCX.shape[1]):
         logits = logits.movedim(-1, 1)
     return logits[:, :, :-1] if task.shift and logits.shape[2] == places else logits
+
+
+def at_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
+    """Return maps of logits at the size of the student's; those that were archived smaller are interpolated.
+
+    Args:
+        logits_BCX: ``[B, C, h, w]``, or logits without a height and a width, which stay as they are.
+        like_BCX: The student's, ``[B, C, H, W]``.
+    """
+    sizes = logits_BCX.shape[2:], like_BCX.shape[2:]
+    if len(sizes[0]) != 2 or len(sizes[1]) != 2 or any(a > b for a, b in zip(*sizes, strict=True)):
+        return logits_BCX
+    if sizes[0] == sizes[1]:
+        return logits_BCX
+    return F.interpolate(logits_BCX.float(), sizes[1], mode="bilinear", align_corners=False)
+
+
+def at_smaller_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
+    """Return maps of logits as they are archived at a smaller size: each cell is the mean of its pixels.
+
+    Args:
+        logits_BCX: ``[B, C, H, W]``, or logits without a height and a width, which stay as they are.
+        like_BCX: ``[B, C, h, w]``.
+    """
+    maps = logits_BCX.dim() == like_BCX.dim() == 4 and logits_BCX.shape != like_BCX.shape
+    height, width = like_BCX.shape[-2:]
+    return F.adaptive_avg_pool2d(logits_BCX.float(), (height, width)) if maps else logits_BCX
 
 
 def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from reuse_algos.algorithms.prior_run_distillation.held_rows import CachedCheck
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.layout import (
     Microbatch,
+    at_size,
     in_layout,
     refuse_other_shape,
     refuse_other_task,
@@ -32,6 +34,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeacher
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
+from reuse_algos.data.trainer import weighs_by_tokens
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import match_examples
@@ -95,6 +98,7 @@ class Lessons:
         self.spending, self._tally = Spending(), Tally()
         self.report: str | None = None
         self._check: CachedCheck | None = None
+        self._settled: KL | MSE | None = None
 
     @property
     def cached(self) -> CachedTeachers | None:
@@ -219,7 +223,8 @@ class Lessons:
         weighing = Weighing(seen_B, example_weights(state), rows.counted_BX)
         in_units = [self.loss.in_units(one, deviation) for one in logits]
         target_BC = self.loss.target(in_units, shares, self.strength, task)
-        term = self.loss.term(student_BC, target_BC, self.strength, task, weighing)
+        loss = self._settled = self._settled or _averaged(self.loss, task, state)
+        term = loss.term(student_BC, target_BC, self.strength, task, weighing)
         if (replayed := replayed_outputs(state)) is not None:
             term = replayed.clean_share * term
             if len(rows_R := replayed.rows_R):
@@ -227,7 +232,7 @@ class Lessons:
                 theirs_RC = task.rows(logits_of(replayed.outputs, self.keys.output)).logits_BCX
                 theirs_RC = self.loss.in_units(self.classes.of_student(theirs_RC), deviation)
                 of_rows = weighing.of_rows(rows_R)
-                of_replayed = self.loss.term(theirs_RC, target_BC[rows_R], self.strength, task, of_rows)
+                of_replayed = loss.term(theirs_RC, target_BC[rows_R], self.strength, task, of_rows)
                 term = term + replayed.share * of_replayed
         yes_BC, pulled, judged = self.loss.answers(target_BC), None, None
         if self._looking:
@@ -242,7 +247,7 @@ class Lessons:
         """Return what a teacher says, ``[B, C, X]``, of the classes that all know."""
         if self.teachers is not None and not self.teachers.in_layout[index]:
             theirs = in_layout(task, theirs, rows.logits_BCX)
-        return self.classes.of_teacher(index // len(self.source.weight_names), theirs)
+        return self.classes.of_teacher(index // len(self.source.weight_names), at_size(theirs, rows.logits_BCX))
 
     def _measure(self, task: Task, logits: Sequence[Tensor], seen_B: Tensor | None, rows: Rows) -> None:
         """Find the teachers' scale: in their archived logits, or, of live ones, in the first batch."""
@@ -297,3 +302,11 @@ class Lessons:
         """Go on from there."""
         self.spending.load_state_dict(state)
         self.measured.load_state_dict(state["measured"])
+
+
+def _averaged(loss: KL | MSE, task: Task, state: State) -> KL | MSE:
+    """Return the loss with the average that its Trainer asks for, where the settings leave it open."""
+    if loss.average is not None or not task.has_positions:
+        return loss
+    # A mean over examples would depend on the number of microbatches where these are weighed by their tokens.
+    return replace(loss, average="targets" if weighs_by_tokens(state) else "examples")

@@ -76,8 +76,8 @@ class MSE:
             Default: w is constant.
         base_weight: b, at least 0, the weight of the model's own loss. Default: 1.
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
-            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
-            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
+            labels. ``targets``: the mean over all counted ones of the microbatch. Default: ``examples``, or
+            ``targets`` where the Trainer weighs microbatches by their tokens (``accumulate_train_batch_on_tokens``).
         scale: Units of the logits. ``none``: as they are, so that the term grows with the square of the teachers'
             logits. ``teacher``: all logits are divided by the standard deviation of the teachers' (measured over
             archived logits, or in the first batch, which then goes without the term); one weight serves all teachers.
@@ -95,7 +95,7 @@ class MSE:
     weight: float = 0.9
     weight_scheduler: ComposerScheduler | None = None
     base_weight: float | None = None
-    average: Average = "examples"
+    average: Average | None = None
     scale: Scale = "none"
     bound: float | None = None
 
@@ -106,7 +106,7 @@ class MSE:
             raise ValueError(f"bound must be above 0, got {self.bound}")
         if self.bound is not None and self.base(self.plain, 1.0) == 0:
             raise ValueError("bound needs a share of the model's own loss to hold the term against: its weight is 0")
-        if self.average not in get_args(Average):
+        if self.average is not None and self.average not in get_args(Average):
             raise ValueError(f"average must be examples or targets, got {self.average!r}")
         if self.base_weight is not None and not self.base_weight >= 0:
             raise ValueError(f"base_weight must be at least 0, got {self.base_weight}")
@@ -172,7 +172,7 @@ class MSE:
     def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.mse_term`."""
         del now, task
-        return mse_term(student_BC, target_BC, *weighing, average=self.average)
+        return mse_term(student_BC, target_BC, *weighing, average=self.average or "examples")
 
     def answers(self, target_BC: Tensor) -> Tensor:
         """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
@@ -195,8 +195,8 @@ class KL(MSE):
         base_weight: b, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
             combination.
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
-            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
-            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
+            labels. ``targets``: the mean over all counted ones of the microbatch. Default: ``examples``, or
+            ``targets`` where the Trainer weighs microbatches by their tokens (``accumulate_train_batch_on_tokens``).
         scale: Units of the logits that are divided by T. ``none``: as they are. ``teacher``: the standard deviation of
             the teachers' logits (measured over archived logits, or in the first batch, which then goes without the
             term). ``rows``: each row has mean 0 and standard deviation 1 (arXiv 2403.01427), for tasks with a softmax.
@@ -268,7 +268,7 @@ class KL(MSE):
     def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.kl_term` and ``bernoulli_kl_term``."""
         divergence = bernoulli_kl_term if task.is_sigmoid else kl_term
-        return divergence(student_BC, target_BC, now.temperature, *weighing, average=self.average)
+        return divergence(student_BC, target_BC, now.temperature, *weighing, average=self.average or "examples")
 
     def answers(self, target_BC: Tensor) -> Tensor:
         """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""

@@ -13,6 +13,7 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.layout import Microbatch
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
@@ -30,7 +31,7 @@ from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_n
 from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError, HarmWarning
 from reuse_algos.presets import preset
@@ -67,8 +68,8 @@ class PriorRunDistillation(ReusingAlgorithm):
             live teachers. Default: ``auto``.
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
-        loss: :class:`KL` or :class:`MSE`, with weight and temperature. Default: that of the preset ``same_data``, MSE
-            in units of the teachers' deviation with weight 4.
+        loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: that of
+            the preset ``same_data``, MSE in units of the teachers' deviation with weight 4.
         when: :class:`TeachingWindow`, the batches in which the term is on. Default: the preset's, the first half.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
@@ -104,7 +105,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         *,
         source: Auto | Live | Cached | str | Mapping[str, Any] = "auto",
         combine: Mean | Mixup | Sample | str | Mapping[str, Any] = "mean",
-        loss: KL | MSE | str | Mapping[str, Any] | None = None,
+        loss: KL | MSE | ChannelWise | str | Mapping[str, Any] | None = None,
         when: TeachingWindow | Mapping[str, Any] | None = None,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
@@ -113,14 +114,15 @@ class PriorRunDistillation(ReusingAlgorithm):
     ) -> None:
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
+        self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
         usual = preset("same_data")["prior_run_distillation"]
-        self.loss: KL | MSE = fit_section(KL | MSE, usual["loss"] if loss is None else loss, "loss")
+        self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, usual["loss"] if loss is None else loss, "loss")
         self.when: TeachingWindow = fit_section(TeachingWindow, usual["when"] if when is None else when, "when")
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
         )
-        self.task_reader = TaskReader(keys=self.keys)
+        self.task_reader = TaskReader(self.keys)
         self.dataset = dataset
         self.passed_teacher = False
         self.harm: str | None = None
@@ -194,6 +196,8 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.begin(state)
         elif self.lessons.cached is not None:
             self.ids.handle(event, state)
+        elif event == Event.EPOCH_END:
+            tell_epoch(state)
         if event == Event.BEFORE_TRAIN_BATCH:
             self.lessons.strength = self.loss.at(state)
             on = self.is_active(state)

@@ -26,7 +26,7 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
-from reuse_algos.training.tokens import refuse_other_tokens
+from reuse_algos.training.parameters.tokens import refuse_other_tokens
 
 __all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
 

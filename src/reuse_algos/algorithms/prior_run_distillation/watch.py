@@ -15,8 +15,8 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.head import find_head, head_module
 from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.parameters.head import find_head, head_module
 
 __all__ = ["Channels", "HarmWatch", "Look"]
 

@@ -18,13 +18,16 @@ import numpy as np
 from reuse_algos.archive.stores.base import MAX_ATOMIC_BYTES
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
-__all__ = ["FORMAT", "MAX_SEALED_BYTES", "check_json_bounds", "seal", "unseal"]
+__all__ = ["FORMAT", "MAX_SEALED_BYTES", "Expanded", "check_json_bounds", "expand", "seal", "unseal"]
 
 FORMAT = (1, 2)
 """The format version written: a reader refuses a higher major version and reads a higher minor one.
 
 1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.signals.packed`) and the FLOPs of training to 1.0.
 """
+
+READ_MAJOR = 2
+"""The highest major version that is read: 2 has manifests in parts (:mod:`reuse_algos.archive.format.parts`)."""
 
 MAX_SEALED_BYTES = MAX_ATOMIC_BYTES  # a commit must have exactly one winner in every store
 MAX_DEPTH = 64
@@ -54,6 +57,10 @@ class Record(Protocol):
 RecordT = TypeVar("RecordT", bound=Record)
 
 
+class Expanded(bytes):
+    """A sealed file that this process put together of parts that it checked, so that no bound applies to it."""
+
+
 class _Version(msgspec.Struct):
     format: tuple[int, int]
 
@@ -71,12 +78,20 @@ def seal(record: Record, where: str) -> bytes:
         ArchiveError: ``record`` holds what JSON or the bounds of this module cannot.
     """
     try:
-        content = msgspec.json.encode(record)
-        sealed = b"".join((_HEAD, hashlib.sha256(content).hexdigest().encode(), _MIDDLE, content, _TAIL))
+        sealed = _sealed(msgspec.json.encode(record))
         unseal(sealed, type(record), where)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{where} cannot be written: {error}") from error
     return sealed
+
+
+def expand(record: Record) -> Expanded:
+    """Encode a record as a sealed file that is only read in this process, however large it is."""
+    return Expanded(_sealed(msgspec.json.encode(record)))
+
+
+def _sealed(content: bytes) -> bytes:
+    return b"".join((_HEAD, hashlib.sha256(content).hexdigest().encode(), _MIDDLE, content, _TAIL))
 
 
 def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
@@ -91,7 +106,7 @@ def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
         ArchiveCorruptError: The file is damaged, or not of this type, or beyond the bounds.
         ArchiveVersionError: It was written in a newer major format.
     """
-    if len(data) > MAX_SEALED_BYTES:
+    if len(data) > MAX_SEALED_BYTES and not isinstance(data, Expanded):
         raise ArchiveCorruptError(f"{where} has {len(data)} bytes; at most {MAX_SEALED_BYTES} are read")
     content = data[_CONTENT_AT]
     intact = (
@@ -102,7 +117,8 @@ def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
     )
     if not intact:
         raise ArchiveCorruptError(f"{where} is damaged: its content does not have the sha256 that it names")
-    check_json_bounds(content, where)
+    if not isinstance(data, Expanded):
+        check_json_bounds(content, where)
     try:
         record = msgspec.json.decode(content, type=record_type)
     except (ValueError, RecursionError, OverflowError) as error:  # msgspec's and unicode errors are ValueErrors
@@ -130,14 +146,16 @@ def _version_of(content: bytes) -> tuple[int, int]:
 
 
 def _refuse_newer(version: tuple[int, int], where: str) -> None:
-    if version[0] > FORMAT[0]:
+    if version[0] > READ_MAJOR:
         raise ArchiveVersionError(
-            f"{where} has format {version[0]}.{version[1]}; this reuse_algos reads up to {FORMAT[0]}.x: upgrade it"
+            f"{where} has format {version[0]}.{version[1]}; this reuse_algos reads up to {READ_MAJOR}.x: upgrade it"
         )
 
 
 def _is_too_deep(content: bytes) -> bool:
     """Whether JSON is nested more than MAX_DEPTH levels, by counting brackets outside strings."""
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:  # so are most records
+        return False
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # what quotes are left begin or end a string
     text = unescaped.translate(None, _NOT_STRUCTURE)
     depth, quoted = 0, np.uint8(0)

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol, TypeVar
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
 from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_generation, manifest_path, run_prefix
+from reuse_algos.archive.format.parts import expanded_manifest
 from reuse_algos.archive.format.records import ArchiveRecord, FinalRecord
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import MissingFileError
@@ -23,6 +24,8 @@ __all__ = [
     "read_latest",
     "read_manifest",
     "read_record",
+    "read_whole",
+    "whole_of",
 ]
 
 
@@ -106,7 +109,23 @@ def read_manifest(store: Store, run_id: str, generation: int) -> Manifest:
         ArchiveCorruptError: It is missing or damaged.
         ArchiveVersionError: It was written in a newer major format.
     """
-    return decode_manifest(read_record(store, manifest_path(run_id, generation)), run_id, generation)
+    return decode_manifest(read_whole(store, run_id, generation), run_id, generation)
+
+
+def read_whole(store: Store, run_id: str, generation: int) -> bytes:
+    """Read the manifest file of one generation, put together of its parts if it has any.
+
+    Raises:
+        ArchiveCorruptError: It is missing or damaged.
+        ArchiveVersionError: It was written in a newer major format.
+    """
+    return whole_of(store, run_id, generation, read_record(store, manifest_path(run_id, generation)))
+
+
+def whole_of(store: Store, run_id: str, generation: int, data: bytes) -> bytes:
+    """Return a manifest file that was read, put together of its parts if it has any."""
+    prefix = run_prefix(run_id)
+    return expanded_manifest(data, run_id, generation, lambda path: store.get(f"{prefix}/{path}", MAX_SEALED_BYTES))
 
 
 def read_final(store: Store, run_id: str) -> FinalRecord | None:
@@ -221,7 +240,7 @@ def _read_generation(store: Store, run_id: str, generation: int, last: int) -> b
     if data is None:
         why = "the run ended with it, so it was deleted" if generation == last else "the archive is damaged"
         raise ArchiveCorruptError(f"{store.location}/{path} is missing: {why}")
-    return data
+    return whole_of(store, run_id, generation, data)
 
 
 def _check_there(store: Store, run_id: str, files: Sequence[ListedFile]) -> None:

@@ -32,7 +32,7 @@ from reuse_algos.archive.format.records import (
 )
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["FORMAT", "Manifest", "decode_manifest", "encode_manifest"]
+__all__ = ["FORMAT", "Manifest", "decode_manifest", "encode_manifest", "plain_manifest"]
 
 
 MAX_SETTINGS_BYTES = 1 << 20
@@ -110,11 +110,20 @@ def encode_manifest(manifest: Manifest) -> bytes:
         ArchiveError: It holds what JSON cannot, or breaks the bounds or the layout.
     """
     where = manifest_path(manifest.run_id, manifest.generation)
-    check_labels(manifest.run_name, manifest.tags)
-    model = manifest.model and msgspec.structs.replace(manifest.model, config=_plain(manifest.model.config))
-    sealed = seal(msgspec.structs.replace(manifest, recipe=_plain(manifest.recipe), model=model), where)
+    sealed = seal(plain_manifest(manifest), where)
     _check(manifest, manifest.run_id, manifest.generation, where, len(sealed))
     return sealed
+
+
+def plain_manifest(manifest: Manifest) -> Manifest:
+    """Return a manifest whose free-form parts hold only what JSON can, after a check of its name and tags.
+
+    Raises:
+        ArchiveError: A name or a tag holds a control character.
+    """
+    check_labels(manifest.run_name, manifest.tags)
+    model = manifest.model and msgspec.structs.replace(manifest.model, config=_plain(manifest.model.config))
+    return msgspec.structs.replace(manifest, recipe=_plain(manifest.recipe), model=model)
 
 
 def decode_manifest(data: bytes, run_id: str, generation: int) -> Manifest:

@@ -22,11 +22,13 @@ __all__ = [
     "MetricHistory",
     "final_meta",
     "final_of",
+    "final_value",
     "history_tensors",
     "infer_mode",
     "metric_names",
     "read_history",
     "resolve_metric",
+    "spelled",
 ]
 
 Mode = Literal["max", "min"]
@@ -118,20 +120,27 @@ def final_meta(tensors: Mapping[str, Tensor]) -> dict[str, float | str]:
     for name in metric_names(tensors):
         column = tensors[f"{name}/value"]
         if column.ndim == 1 and column.dtype == torch.float64:
-            value = float(column[-1]) if len(column) else math.nan
-            spelled = ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
-            meta[_FINAL + name] = value if math.isfinite(value) else spelled
+            meta[_FINAL + name] = spelled(float(column[-1]) if len(column) else math.nan)
     return meta
 
 
-def final_of(meta: Mapping[str, object], name: str) -> float | None:
-    """Return the last value of a metric from the facts about its file; None where they do not say it."""
-    value = meta.get(_FINAL + name)
+def spelled(value: float) -> float | str:
+    """Return a number as JSON can hold it: NaN and infinity are spelled as in YAML."""
+    return value if math.isfinite(value) else ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
+
+
+def final_value(value: object) -> float | None:
+    """Return the number that :func:`spelled` wrote; None for anything else."""
     if isinstance(value, str):
         return _NOT_FINITE.get(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
         return None  # JSON may hold an integer of 400 digits, which is not a float
     return float(value)
+
+
+def final_of(meta: Mapping[str, object], name: str) -> float | None:
+    """Return the last value of a metric from the facts about its file; None where they do not say it."""
+    return final_value(meta.get(_FINAL + name))
 
 
 def metric_names(tensor_names: Iterable[str]) -> list[str]:

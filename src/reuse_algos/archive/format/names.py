@@ -8,6 +8,9 @@ Paths are relative to the archive, with ``/`` between their parts::
     runs/<run_id>/final.json
     runs/<run_id>/leases/<attempt>-<16 hex digits>-<number>.json
     runs/<run_id>/gc/<16 hex digits>.json
+    runs/<run_id>/thinned/g000007.json
+    index/<runs in it>-<32 digits of sha256>.json
+    index/changed/<run_id>/<16 hex digits>-<number>.json
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ import secrets
 
 __all__ = [
     "IDENTITY",
+    "INDEX",
     "SAFE_NAME",
+    "change_path",
+    "changed_run",
     "data_attempt",
     "data_path",
     "final_path",
@@ -32,11 +38,18 @@ __all__ = [
     "manifest_path",
     "marker_path",
     "run_prefix",
+    "shard_path",
+    "shard_runs",
     "temporary_name",
+    "thinned_generation",
+    "thinned_path",
 ]
 
 IDENTITY = "archive.json"
 """Path of the archive's own record."""
+
+INDEX = "index"
+"""Where the summaries of ended runs are kept together."""
 
 SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Pattern of a name that may be part of a path."""
@@ -47,6 +60,9 @@ _MANIFEST = re.compile(r"g([0-9]{6})\.json", re.ASCII)
 _ATTEMPT = re.compile(r"-([1-9][0-9]{0,8})-[0-9a-f]{16}\.safetensors\Z", re.ASCII)
 _DATA = re.compile(rf"data/{SAFE_NAME}/[^/]+-[1-9][0-9]{{0,8}}-[0-9a-f]{{16}}\.safetensors", re.ASCII)
 _LEASE = re.compile(r"leases/[1-9][0-9]{0,8}-[0-9a-f]{16}-[0-9]{1,9}\.json", re.ASCII)
+_THINNED = re.compile(r"thinned/g([0-9]{6})\.json", re.ASCII)
+_SHARD = re.compile(r"index/([0-9]{6})-[0-9a-f]{32}\.json", re.ASCII)
+_CHANGE = re.compile(rf"index/changed/({SAFE_NAME})/[0-9a-f]{{16}}-[0-9]{{1,9}}\.json", re.ASCII)
 _MARKER = re.compile(r"gc/[0-9a-f]{16}\.json", re.ASCII)
 
 
@@ -94,6 +110,39 @@ def lease_path(run_id: str, attempt: int, token: str, number: int) -> str:
 def marker_path(run_id: str) -> str:
     """Return a new path for a marker that says what is being deleted."""
     return f"{run_prefix(run_id)}/gc/{secrets.token_hex(8)}.json"
+
+
+def thinned_path(run_id: str, generation: int) -> str:
+    """Return the path of the note that the generations before this one were deleted."""
+    return f"{run_prefix(run_id)}/thinned/g{generation:06d}.json"
+
+
+def thinned_generation(path: str) -> int | None:
+    """Return the generation of such a note, given its path relative to its run; None for any other path."""
+    found = _THINNED.fullmatch(path)
+    return int(found[1]) if found else None
+
+
+def shard_path(runs: int, sha256: str) -> str:
+    """Return the path of a shard of the index, which holds the summaries of so many runs."""
+    return f"{INDEX}/{runs:06d}-{sha256[:32]}.json"
+
+
+def shard_runs(path: str) -> int | None:
+    """Return how many runs a shard says that it holds; None if the path is not that of a shard."""
+    found = _SHARD.fullmatch(path)
+    return int(found[1]) if found else None
+
+
+def change_path(run_id: str, token: str, number: int) -> str:
+    """Return the path of the note that an ended run says something else now."""
+    return f"{INDEX}/changed/{run_id}/{token}-{number}.json"
+
+
+def changed_run(path: str) -> str | None:
+    """Return the run that a note of :func:`change_path` is about; None if the path is not that of such a note."""
+    found = _CHANGE.fullmatch(path)
+    return found[1] if found else None
 
 
 def data_path(kind: str, name: str, attempt: int, sha256: str) -> str:

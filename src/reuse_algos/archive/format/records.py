@@ -15,6 +15,7 @@ from reuse_algos.archive.format.names import SAFE_NAME
 __all__ = [
     "KINDS",
     "ArchiveRecord",
+    "ChangeRecord",
     "CostRecord",
     "Count",
     "DatasetRecord",
@@ -34,9 +35,10 @@ __all__ = [
     "Tags",
     "TaskRecord",
     "TensorInfo",
+    "ThinnedRecord",
 ]
 
-KINDS = ("weights", "metrics", "signals", "dataset")
+KINDS = ("weights", "metrics", "signals", "dataset", "parts")
 
 MAX_LABEL, MAX_TEXT = 512, 4096  # characters
 
@@ -269,3 +271,18 @@ class MarkerRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="m
     run_id: str
     everything: bool = False
     paths: list[str] = []
+
+
+class ThinnedRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="thinned"):
+    """The generations of an ended run before this one were deleted."""
+
+    format: tuple[int, int] = FORMAT
+    run_id: str
+    generation: Count
+
+
+class ChangeRecord(Struct, frozen=True, kw_only=True, tag_field="record", tag="change"):
+    """An ended run was committed again, and says something else than it did when it ended."""
+
+    format: tuple[int, int] = FORMAT
+    run_id: str

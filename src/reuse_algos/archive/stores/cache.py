@@ -1,8 +1,8 @@
 """Remote files on this host, by their content: fetched once, checked on the way, never changed in place.
 
 They are below ``$XDG_CACHE_HOME/reuse_algos/files`` (``~/.cache/reuse_algos/files`` where that is not set), each named
-by its sha256. The directory grows with what is read and may be emptied at any time (``rm -r``): what a process has
-mapped stays with it until it lets go.
+by its sha256. Beyond ``$REUSE_ALGOS_CACHE_GIB`` (50 where that is not set) the files used longest ago are deleted. The
+directory may be emptied at any time (``rm -r``): what a process has mapped stays with it until it lets go.
 """
 
 from __future__ import annotations
@@ -22,13 +22,16 @@ import filelock
 from reuse_algos.archive.format.names import temporary_name
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["hash_file", "is_verified", "open_cached", "remember_verified"]
+__all__ = ["cache_directory", "hash_file", "is_verified", "open_cached", "prune_directory", "remember_verified"]
 
 _READ_BYTES = 1 << 20
 _seen: set[str] = set()
 _FETCHES = 3
 # For another process that fetches the same file. After that the file is fetched twice, which costs time only.
 _LOCK_SECONDS = 900
+
+CACHE_VARIABLE = "REUSE_ALGOS_CACHE_GIB"
+DEFAULT_CACHE_GIB = 50.0
 
 MAX_VERIFIED = 100_000
 """The most files that a host remembers as verified: each takes an empty file of its own."""
@@ -47,7 +50,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
         ArchiveCorruptError: The remote file is missing or not what it should be, three times in a row.
         ArchiveError: It could not be read, or the cache could not be written.
     """
-    folder = _cache_directory("files")
+    folder = cache_directory("files")
     if folder is None:
         raise ArchiveError(f"cannot fetch {where}: there is no home directory; set XDG_CACHE_HOME to a folder to fill")
     if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -57,6 +60,8 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
         if file := _open_sound(path, size, sha256):
             return file
         path.parent.mkdir(parents=True, exist_ok=True)
+        if sha256.startswith("0"):  # one file in 16: looking through the cache each time would cost more than it saves
+            prune_directory(folder, max(_cache_bytes() - size, 0))
         with _one_at_a_time(path):
             for _ in range(_FETCHES):
                 if file := _open_sound(path, size, sha256):
@@ -141,6 +146,34 @@ def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[
     return "", (status.st_dev, status.st_ino)
 
 
+def _cache_bytes() -> int:
+    try:
+        return int(float(os.environ.get(CACHE_VARIABLE, "")) * 2**30)
+    except (ValueError, OverflowError):
+        return int(DEFAULT_CACHE_GIB * 2**30)
+
+
+def prune_directory(folder: Path, max_bytes: int) -> None:
+    """Delete the files below a folder that were used longest ago, until the others take at most so many bytes.
+
+    What cannot be deleted is left. A file that a process has open stays with that process.
+    """
+    found, total = [], 0
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(directory, name)
+            with contextlib.suppress(OSError):  # another process prunes too
+                status = os.lstat(path)
+                found.append((max(status.st_atime_ns, status.st_mtime_ns), status.st_size, path))
+                total += status.st_size
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        total -= size
+
+
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
     """Keep other processes of this host from fetching the same file. Go without where the lock cannot be had."""
@@ -180,7 +213,7 @@ def is_verified(file: io.FileIO, path: str, sha256: str) -> bool:
     key = _key(file, path, sha256)
     if key in _seen:
         return True
-    cache = _cache_directory("verified")
+    cache = cache_directory("verified")
     if cache is None or not os.path.exists(cache / key):
         return False
     _seen.add(key)
@@ -191,7 +224,7 @@ def remember_verified(file: io.FileIO, path: str, sha256: str) -> None:
     """Remember that this file has this hash. A cache that cannot be written is not an error."""
     key = _key(file, path, sha256)
     _seen.add(key)
-    cache = _cache_directory("verified")
+    cache = cache_directory("verified")
     if cache is not None:
         with contextlib.suppress(OSError):
             cache.mkdir(parents=True, exist_ok=True)
@@ -224,7 +257,7 @@ def _key(file: io.FileIO, path: str, sha256: str) -> str:
     return hashlib.sha256(repr(identity).encode()).hexdigest()
 
 
-def _cache_directory(name: str) -> Path | None:
+def cache_directory(name: str) -> Path | None:
     """Return this library's directory for one kind of cache on this host; None if there is no home directory.
 
     It is below ``$XDG_CACHE_HOME/reuse_algos``, or ``~/.cache/reuse_algos`` where that is not set.

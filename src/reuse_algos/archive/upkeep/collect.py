@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from reuse_algos.archive.format.generations import list_generations, read_final, read_manifest
+from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.manifest import FORMAT
 from reuse_algos.archive.format.names import (
     is_data,
@@ -21,7 +21,10 @@ from reuse_algos.archive.format.names import (
     is_temporary,
     manifest_path,
     run_prefix,
+    thinned_generation,
 )
+from reuse_algos.archive.format.parts import PARTS_FORMAT
+from reuse_algos.archive.index.update import sweep_index, update_index
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.leases import (
@@ -33,7 +36,8 @@ from reuse_algos.archive.upkeep.leases import (
     put_at,
     read_markers,
 )
-from reuse_algos.archive.upkeep.verify import Problem
+from reuse_algos.archive.upkeep.problems import Problem
+from reuse_algos.archive.upkeep.thinning import first_of, thin_run
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
 __all__ = ["GarbageReport", "RunGarbage", "collect_garbage", "plan_run"]
@@ -51,6 +55,7 @@ class GarbageReport:
         collected: Path and size in bytes of each object that was deleted, or in a dry run would be.
         busy: Runs in which something is young. Nothing in them was deleted.
         unknown: Paths that do not belong to an archive. They were kept.
+        shards: Number of shards that were added to the index.
         skipped: Runs that are damaged, of a newer version, or not readable by this user. Nothing in them was deleted.
     """
 
@@ -59,6 +64,7 @@ class GarbageReport:
     collected: list[tuple[str, int]] = field(default_factory=list)
     busy: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    shards: int = 0
     skipped: list[Problem] = field(default_factory=list)
 
     @property
@@ -113,6 +119,8 @@ def plan_run(
             if now - found.modified >= max(min_age_seconds, MIN_AGE_SECONDS):
                 tidy.append(found)
             continue
+        if thinned_generation(path) is not None:  # put by a collection, and no sign of a writer
+            continue
         busy = busy or not old
         if is_lease(path):
             tidy.append(found)
@@ -131,6 +139,7 @@ def collect_garbage(
     *,
     delete: bool = False,
     min_age_seconds: float = MIN_AGE_SECONDS,
+    thin: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> GarbageReport:
     """Find files that no manifest lists, and delete them if asked to.
@@ -142,6 +151,7 @@ def collect_garbage(
         store: The archive's store.
         delete: Delete. Otherwise nothing is written. Default: False.
         min_age_seconds: A run in which anything is younger is kept whole; at least an hour. Default: a day.
+        thin: Also delete the superseded generations of runs that ended. Default: False.
         progress: Called with the number of runs looked at so far and the number of runs. Default: None.
 
     Raises:
@@ -158,12 +168,26 @@ def collect_garbage(
     run_ids = [name for name in store.list("runs") if is_safe_name(name)]
     for number, run_id in enumerate(run_ids, start=1):
         try:
+            if thin:
+                _thin(store, run_id, delete, min_age_seconds, report)
             _collect_run(store, run_id, delete, min_age_seconds, report)
         except (*DAMAGE, ArchiveConflictError) as error:
             report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
         if progress is not None:
             progress(number, len(run_ids))
+    if delete and (archive_id := read_identity(store)) is not None:
+        report.shards = update_index(store, archive_id, everything=True)
+        for path, size in sweep_index(store, archive_id, min_age_seconds):
+            report.collected.append((path, size))
     return report
+
+
+def _thin(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
+    with refusals_as_damage(store):
+        objects = list(store.walk(run_prefix(run_id)))
+        if plan_run(objects, run_id, (), now=time.time(), min_age_seconds=min_age_seconds).busy:
+            return
+        report.collected += [(item.path, item.size) for item in thin_run(store, run_id, objects, delete=delete)]
 
 
 def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
@@ -235,9 +259,9 @@ def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
         )
     highest = max([*generations, final.generation if final else 0])
     referenced = set()
-    for generation in range(1, highest + 1):  # a gap is an error too
+    for generation in range(first_of(path[len(prefix) :] for path in paths), highest + 1):  # a gap is an error too
         manifest = read_manifest(store, run_id, generation)
-        if manifest.format > FORMAT:
+        if manifest.format > max(FORMAT, PARTS_FORMAT):
             raise ArchiveVersionError(
                 f"{manifest_path(run_id, generation)} has format {manifest.format[0]}.{manifest.format[1]}, and may "
                 "list files in ways that this reuse_algos does not know: upgrade it"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.format.generations import list_generations, read_final, read_record
+from reuse_algos.archive.format.generations import list_generations, read_final, read_manifest, read_record, whole_of
 from reuse_algos.archive.format.manifest import decode_manifest
 from reuse_algos.archive.format.names import final_path, manifest_path, run_prefix
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import reading
+from reuse_algos.archive.upkeep.thinning import first_generation
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
 __all__ = ["Plan", "Planner", "conflict_of"]
@@ -30,6 +31,7 @@ class Plan:
         base: The manifest before these in the target, if there is one.
         held: Files that it lists: as long as it is there, so are they.
         final: Whether to copy the mark that the run ended.
+        thinned: The first generation that a thinning left, 1 for none.
     """
 
     run_id: str
@@ -42,6 +44,7 @@ class Plan:
     base: str | None = None
     held: set[str] = field(default_factory=set)
     final: bool = False
+    thinned: int = 1
 
     @property
     def bytes(self) -> int:
@@ -75,7 +78,11 @@ class Planner:
         highest = max([*generations, final.generation if final else 0])
         with reading(self._target):
             there = set(list_generations(self._target, run_id))
-        for generation in range(1, highest + 1):
+        with reading(self._source):
+            first = first_generation(self._source, run_id)
+        if first > 1:
+            self._plan.thinned = first
+        for generation in range(first, highest + 1):
             if generation not in there or manifest_path(run_id, generation) not in self._known:
                 self._add(generation, generation in there)
         if self._plan.pending and (before := there & set(range(1, self._plan.pending[0]))):
@@ -90,7 +97,7 @@ class Planner:
         path = manifest_path(self._run_id, generation)
         with reading(self._source):
             data = read_record(self._source, path)
-        manifest = decode_manifest(data, self._run_id, generation)
+            manifest = decode_manifest(whole_of(self._source, self._run_id, generation, data), self._run_id, generation)
         self._plan.attempt = manifest.attempt
         if visible:
             self._is_there(path, data)
@@ -108,10 +115,9 @@ class Planner:
                     self._plan.trusted.add(where)
 
     def _hold(self, generation: int) -> None:
-        self._plan.base = path = manifest_path(self._run_id, generation)
+        self._plan.base = manifest_path(self._run_id, generation)
         with reading(self._source):
-            data = read_record(self._source, path)
-        files = decode_manifest(data, self._run_id, generation).files
+            files = read_manifest(self._source, self._run_id, generation).files
         self._plan.held = {f"{run_prefix(self._run_id)}/{entry.path}" for entry in files}
 
     def _is_there(self, path: str, data: bytes) -> bool:
@@ -138,7 +144,8 @@ def _described(store: Store, path: str, run_id: str) -> str:
         if path == final_path(run_id):
             record = read_final(store, run_id)
             return f"one in {store.location}, ended {record.ended_at}" if record else f"none in {store.location}"
-        manifest = decode_manifest(data, run_id, int(path[-11:-5]))
+        generation = int(path[-11:-5])
+        manifest = decode_manifest(whole_of(store, run_id, generation, data), run_id, generation)
         return (
             f"one in {store.location}, committed {manifest.committed_at} by attempt {manifest.attempt} in the archive "
             f"{manifest.archive_id[:8]}"

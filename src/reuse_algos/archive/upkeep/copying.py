@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
 from reuse_algos.archive.format.generations import check_identity, read_identity, read_record
-from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix
-from reuse_algos.archive.selection import scan, tags_match
+from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix, thinned_path
+from reuse_algos.archive.index.reading import scan
+from reuse_algos.archive.selection import tags_match
 from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_sizes, reading
 from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
-from reuse_algos.archive.upkeep.verify import Problem
+from reuse_algos.archive.upkeep.problems import Problem
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveCorruptError,
@@ -200,6 +201,8 @@ def _carry_out(
         known.add(path)
     if plan.pending:
         lease.guard(plan.listed.keys(), lambda _: _check_sizes(target, plan))
+        if plan.thinned > 1:
+            _put_record(source, target, thinned_path(plan.run_id, plan.thinned), plan.run_id)
         for generation in plan.pending:
             _put_record(source, target, manifest_path(plan.run_id, generation), plan.run_id)
         lease.note_committed(())

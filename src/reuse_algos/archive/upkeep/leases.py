@@ -146,7 +146,7 @@ class Lease:
         with self._lock:
             self._drop()
             fresh = {path: since for path, since in self._safe.items() if since is not None and _is_young(since)}
-            self._safe = fresh | dict.fromkeys(paths)
+            self._safe = fresh | dict.fromkeys(paths)  # those of earlier commits are not asked about again
 
     def release(self) -> None:
         """Remove the lease, and give up what it protected."""

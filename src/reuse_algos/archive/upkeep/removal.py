@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from reuse_algos.archive.format.names import final_path, is_lease, is_marker, is_safe_name, run_prefix
+from reuse_algos.archive.format.names import INDEX, final_path, is_lease, is_marker, is_safe_name, run_prefix
+from reuse_algos.archive.index.update import note_change
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS, Marker, put_at, read_markers
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, RunNotFoundError
@@ -59,6 +61,8 @@ def remove_run(
         except BaseException:
             marker.withdraw()
             raise
+    if store.list(INDEX):  # a run of this id that comes back, as a copy does, may be another one
+        note_change(store, run_id, secrets.token_hex(8), 0)
     sizes: dict[str, int] = {}
     for _ in range(_ROUNDS):  # again, as a writer may have put a file since
         found = [item for item in store.walk(prefix) if item.path != marker.path]

@@ -10,8 +10,9 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.upkeep.collect import GarbageReport, collect_garbage
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
 from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS
+from reuse_algos.archive.upkeep.problems import VerifyReport
 from reuse_algos.archive.upkeep.removal import RemovalReport, remove_run
-from reuse_algos.archive.upkeep.verify import VerifyReport, verify_archive
+from reuse_algos.archive.upkeep.verify import verify_archive
 from reuse_algos.errors import ArchiveError, RunNotFoundError
 
 __all__ = ["Upkeep"]
@@ -37,6 +38,8 @@ class Upkeep:
         run_id: str | None = None,
         progress: Callable[[int, int], None] | None = None,
         records: Callable[[int, int], None] | None = None,
+        *,
+        quick: bool = False,
     ) -> VerifyReport:
         """Check runs for damage: read every generation, and hash every file again.
 
@@ -45,6 +48,8 @@ class Upkeep:
             progress: Called with the bytes hashed so far and the bytes to hash in all. Default: None.
             records: Called before that with the number of runs whose manifests were read and the number of runs.
                 Default: None.
+            quick: Read the newest generation only, look at sizes and hash nothing, and hold the index against the runs.
+                Default: False.
 
         Returns:
             What was found. Damage is never raised.
@@ -57,13 +62,14 @@ class Upkeep:
             with contextlib.suppress(ArchiveError):  # what cannot be listed is damage, which is reported below
                 if run_id not in self._candidates():
                     raise self._not_found(run_id)
-        return verify_archive(self._store, run_id, progress, records)
+        return verify_archive(self._store, run_id, progress, records, quick=quick)
 
     def collect_garbage(
         self,
         *,
         delete: bool = False,
         min_age_seconds: float = MIN_AGE_SECONDS,
+        thin: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> GarbageReport:
         """Find what no manifest lists, and delete it if asked to.
@@ -71,12 +77,16 @@ class Upkeep:
         Args:
             delete: Really delete; otherwise nothing is written at all. Default: False.
             min_age_seconds: A run in which anything is younger is left alone; at least an hour. Default: a day.
+            thin: Also delete the superseded generations of runs that ended: what only they list goes too, and nobody
+                can go back to them. Default: False.
             progress: Called with the number of runs looked at so far and the number of runs. Default: None.
 
         Raises:
             ArchiveError: The age is too short, or the archive cannot be read or written.
         """
-        return collect_garbage(self._store, delete=delete, min_age_seconds=min_age_seconds, progress=progress)
+        return collect_garbage(
+            self._store, delete=delete, min_age_seconds=min_age_seconds, thin=thin, progress=progress
+        )
 
     def remove_run(
         self, run_id: str, *, force: bool = False, progress: Callable[[int, int], None] | None = None

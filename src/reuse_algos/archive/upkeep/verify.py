@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.names import IDENTITY, final_path, is_safe_name, manifest_path, run_prefix
@@ -12,48 +12,12 @@ from reuse_algos.archive.format.tensors import verify_file
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, reading
 from reuse_algos.archive.upkeep.leases import read_markers
-from reuse_algos.errors import ArchiveCorruptError
+from reuse_algos.archive.upkeep.problems import Problem, VerifyReport
+from reuse_algos.archive.upkeep.quick import verify_quickly
+from reuse_algos.archive.upkeep.thinning import first_generation
+from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
 __all__ = ["Problem", "VerifyReport", "verify_archive"]
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One damaged file.
-
-    Attributes:
-        run_id: The run that it belongs to; empty for the archive itself.
-        path: Its path, relative to the archive.
-        what: What is wrong with it.
-        conflict: Whether nothing is damaged, but two writers wrote different content under one name. Default: False.
-    """
-
-    run_id: str
-    path: str
-    what: str
-    conflict: bool = False
-
-
-@dataclass
-class VerifyReport:
-    """What was checked, and what was found wrong.
-
-    Attributes:
-        runs: Number of runs.
-        files: Number of data files.
-        bytes: Their total size.
-        problems: One per damaged file, in the order found.
-    """
-
-    runs: int = 0
-    files: int = 0
-    bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems
 
 
 def verify_archive(
@@ -61,6 +25,8 @@ def verify_archive(
     run_id: str | None = None,
     progress: Callable[[int, int], None] | None = None,
     records: Callable[[int, int], None] | None = None,
+    *,
+    quick: bool = False,
 ) -> VerifyReport:
     """Check an archive. Even ``archive.json`` may be damaged.
 
@@ -70,6 +36,8 @@ def verify_archive(
         progress: Called with the bytes hashed so far and the bytes to hash in all. Default: None.
         records: Called before that, with the number of runs whose manifests were read and the number of runs.
             Default: None.
+        quick: Read the newest generation of each run only, look at the sizes of its files and hash nothing, and hold
+            what the index says against the runs. Default: False.
 
     Returns:
         What was found. Damage is never raised.
@@ -78,6 +46,7 @@ def verify_archive(
         ArchiveError: The store is out of reach as a whole.
     """
     problems = []
+    found = None
     try:
         with reading(store):
             found = read_identity(store)
@@ -91,7 +60,10 @@ def verify_archive(
             run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
     except DAMAGE as error:
         problems.append(Problem("", "runs", str(error)))
-    report = _verify_runs(store, run_ids, progress, records)
+    if quick:
+        report = verify_quickly(store, found, run_ids, records)
+    else:
+        report = _verify_runs(store, run_ids, progress, records)
     report.problems[:0] = problems
     return report
 
@@ -169,6 +141,9 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
         report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
     highest = max([*generations, final.generation if final else 0])
     report.runs += highest > 0
-    for generation in range(1, highest + 1):  # none is ever deleted, so a gap is damage: reading it says so
+    first = 1
+    with contextlib.suppress(ArchiveError):
+        first = first_generation(store, run_id)
+    for generation in range(first, highest + 1):  # a gap is damage: reading it says so
         attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))
     return files

@@ -72,8 +72,8 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
         environment=environment() if base is None else base.environment,
         progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
         cost=CostRecord(
-            train_seconds=now.total_wct.total_seconds(),
-            eval_seconds=facts.log.eval_seconds,
+            train_seconds=facts.log.clock.train_seconds,
+            eval_seconds=facts.log.clock.eval_seconds,
             setup_seconds=sum(one.setup_seconds for one in reusing),
             overhead_seconds=facts.overhead_seconds,
             train_flops=training_flops(facts.model and facts.model.flops_per_example, state),

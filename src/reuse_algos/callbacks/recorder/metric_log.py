@@ -11,6 +11,7 @@ import torch
 from composer import State
 
 from reuse_algos.archive import MetricHistory, PriorRun, history_tensors
+from reuse_algos.callbacks.train_clock import TrainClock
 
 __all__ = ["MetricLog"]
 
@@ -18,31 +19,32 @@ __all__ = ["MetricLog"]
 class MetricLog:
     """Rows of (step, sample, epoch, train seconds, evaluation seconds, value) for each metric.
 
-    Train seconds are Composer's own wall clock of training, which stands still during evaluation.
+    Args:
+        clock: Gives the seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: TrainClock) -> None:
+        self.clock = clock
         self._rows: dict[str, list[tuple[float, ...]]] = {}
         self._sums: dict[str, tuple[float, int]] = {}
-        self.eval_seconds = 0.0
 
     @classmethod
-    def of_run(cls, run: PriorRun) -> MetricLog:
-        """The history that a run has so far."""
-        log = cls()
+    def of_run(cls, run: PriorRun, clock: TrainClock) -> MetricLog:
+        """Return the history that a run has so far."""
+        log = cls(clock)
         for name in run.metric_names:
             log._rows[name] = list(zip(*(column.tolist() for column in run.metric(name)), strict=True))
         return log
 
     def add(self, name: str, value: float, state: State) -> None:
-        """One row, at the state's time. A second value at the same step replaces the first."""
+        """Add one row, at the state's time. A second value at the same step replaces the first."""
         time = state.timestamp
         row = (
             int(time.batch),
             int(time.sample),
             int(time.epoch),
-            time.total_wct.total_seconds(),
-            self.eval_seconds,
+            self.clock.train_seconds,
+            self.clock.eval_seconds,
             float(value),
         )
         rows = self._rows.setdefault(name, [])
@@ -63,7 +65,7 @@ class MetricLog:
         self._sums.clear()
 
     def last(self, name: str | None) -> float | None:
-        """Latest value of a metric."""
+        """Return the latest value of a metric."""
         rows = self._rows.get(name or "")
         return rows[-1][-1] if rows else None
 
@@ -73,19 +75,19 @@ class MetricLog:
         return list(self._rows)
 
     def is_finite(self, *names: str | None) -> bool:
-        """Whether the latest values of these metrics are numbers (metrics without rows do not count)."""
+        """Return whether the latest values of these metrics are numbers (metrics without rows do not count)."""
         return all(math.isfinite(value) for value in map(self.last, names) if value is not None)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Columns ``<metric>/<column>``, int64 and float64 ``[rows]``, as the archive stores them."""
+        """Return columns ``<metric>/<column>``, int64 and float64 ``[rows]``, as the archive stores them."""
         columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
         return history_tensors({name: MetricHistory(*parts) for name, parts in columns.items()})
 
     def state_dict(self) -> dict[str, Any]:
-        """What the archive does not hold in mid-epoch."""
-        return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "eval_seconds": self.eval_seconds}
+        """Return what the archive does not hold in mid-epoch."""
+        return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "clock": self.clock.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self._sums = {name: (float(total), int(count)) for name, (total, count) in state["sums"].items()}
-        self.eval_seconds = float(state["eval_seconds"])
+        self.clock.load_state_dict(state["clock"])

@@ -14,9 +14,9 @@ from composer.utils import dist
 
 from reuse_algos.archive import EnvironmentRecord, ModelRecord, describe
 from reuse_algos.data.seeding import seeded_rng
-from reuse_algos.training.batch_norm import without_auxiliary
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import device_of, plain_state_dict, unwrap_model
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = ["environment", "hardware_name", "model_flops", "model_record"]
 
@@ -42,7 +42,7 @@ def environment() -> EnvironmentRecord:
 
 
 def hardware_name() -> str:
-    """The GPU's name, else the processor's."""
+    """Return the GPU's name, else the processor's."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     try:
@@ -69,7 +69,7 @@ def _git(*arguments: str) -> str:
 
 
 def model_record(model: torch.nn.Module, flops_per_example: int | None) -> ModelRecord:
-    """Name, build settings, names and shapes of the model that the trainer holds."""
+    """Return the name, build settings, names and shapes of the model that the trainer holds."""
     plain = unwrap_model(model)
     config = getattr(plain, "reuse_config", None)
     inner = getattr(plain, "module", plain)

@@ -22,6 +22,7 @@ from reuse_algos.callbacks.recorder.run_record import RunRecord
 from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.callbacks.recorder.state_facts import dataset_record, evaluated_weights, examples_of
 from reuse_algos.callbacks.signals.watch import SignalWatch
+from reuse_algos.callbacks.train_clock import TrainClock
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 from reuse_algos.training.recorded_task import record_of
@@ -60,6 +61,7 @@ class RunKeeper:
         record: The run's record, or None before training.
         state: Composer's state of the training, or None before it.
         ended: Whether training has ended by itself.
+        clock: Counts the seconds of training and of evaluation.
         log: The metrics so far.
         best: The monitored metric and its best weights.
         overhead_seconds: What recording has cost so far, in seconds.
@@ -76,7 +78,8 @@ class RunKeeper:
     ) -> None:
         self.archive, self.spool, self.labels, self.weights, self.watch = archive, spool, labels, weights, watch
         self.best = BestSoFar(monitor, keep_weights="best" in weights)
-        self.log = MetricLog()
+        self.clock = TrainClock()
+        self.log = MetricLog(self.clock)
         self.info: DatasetInfo | None = None
         self.record: RunRecord | None = None
         self.state: State | None = None
@@ -90,6 +93,8 @@ class RunKeeper:
         if self.spool is not None:
             self.spool.begin()
         if not self.go_on(state):
+            if self.resume is not None:  # of another run: its steps count here, and so do their seconds
+                self.clock.train_seconds = float(self.resume["log"]["clock"]["train_seconds"])
             self.record = record = RunRecord.start(self.archive, self._name(state))
             if "init" in self.weights:  # behind the algorithms, which may have loaded a prior run's weights
                 on_rank_zero(lambda: record.put_weights("init", evaluated_weights(state)))
@@ -110,7 +115,7 @@ class RunKeeper:
         assert manifest is not None
         run = self.archive.open_run(manifest.run_id, manifest.generation)
         self._model = manifest.model
-        self.log = MetricLog.of_run(run)
+        self.log = MetricLog.of_run(run, self.clock)
         self.log.load_state_dict(resume["log"])
         self.overhead_seconds += float(resume["overhead_seconds"])
         self.best.value = float(resume["best_value"])

@@ -28,9 +28,9 @@ class RunRecord:
     examples, stand beside them, and win where both have a row.
 
     Args:
-        archive: where to write.
-        writer: this rank's writer.
-        base: the committed state that a resumed run goes on from.
+        archive: Where to write.
+        writer: This rank's writer.
+        base: The committed state that a resumed run goes on from.
     """
 
     def __init__(self, archive: RunArchive, writer: RunWriter, base: Manifest | None = None) -> None:
@@ -43,7 +43,7 @@ class RunRecord:
 
     @classmethod
     def start(cls, archive: RunArchive, run_name: str) -> RunRecord:
-        """A new run, the same one on every rank."""
+        """Open a new run, the same one on every rank."""
         return cls._open(archive, lambda: (archive.start_run(run_name), None))
 
     @classmethod
@@ -113,11 +113,11 @@ class RunRecord:
         """Make everything written so far visible, on all ranks together or not at all.
 
         Args:
-            describe: makes the manifest from the list of valid files; runs on rank 0.
-            prepare: writes what is still to be written; runs on every rank.
+            describe: Makes the manifest from the list of valid files; runs on rank 0.
+            prepare: Writes what is still to be written; runs on every rank.
 
         Raises:
-            ArchiveError: on every rank, where any rank could not write.
+            ArchiveError: On every rank, where any rank could not write.
         """
 
         def write() -> list[FileEntry]:
@@ -169,12 +169,12 @@ class RunRecord:
         on_rank_zero(self._writer.finish)
 
     def own_signals(self) -> list[FileEntry]:
-        """Committed signal files of this rank."""
+        """Return the committed signal files of this rank."""
         rank = dist.get_global_rank()
         return [entry for (kind, _, _, of, _), entry in self._files.items() if kind == "signals" and of == rank]
 
     def read(self, entry: FileEntry) -> dict[str, torch.Tensor]:
-        """Tensors of a committed file."""
+        """Return the tensors of a committed file."""
         assert self.manifest is not None
         return self.archive.open_run(self.run_id, self.manifest.generation).read(entry)
 

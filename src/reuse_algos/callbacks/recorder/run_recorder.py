@@ -11,14 +11,16 @@ from typing import Any
 
 from composer import Callback, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 
-from reuse_algos.archive import RunArchive, header_parts
+from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks.readings import readings_of
 from reuse_algos.callbacks.recorder.monitor import Monitor
 from reuse_algos.callbacks.recorder.run_keeper import RunKeeper, RunLabels
 from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.callbacks.recorder.state_facts import (
     batch_values,
+    check_weights,
     evaluated_values,
     evaluated_weights,
     info_of,
@@ -31,9 +33,8 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.training.first_rows import check_labels
 from reuse_algos.training.ranks import on_rank_zero
-from reuse_algos.training.task import TaskSettings
 
 __all__ = ["RunRecorder"]
 
@@ -64,10 +65,9 @@ class RunRecorder(Callback):
         monitor: The metric that orders runs and decides ``best``: a name such as ``MulticlassAccuracy``, or a
             :class:`~reuse_algos.callbacks.recorder.monitor.Monitor`. Default: the first evaluation metric whose name
             holds ``Accuracy``, else the first one.
-        keys: Where targets, logits and ids lie, see :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default:
-            targets at position 1 of the batch, ids by the batch sampler.
-        task: What kind of problem is trained, see :class:`~reuse_algos.training.task.TaskSettings`. Default: found in
-            the first batch, and held against the model's loss.
+        keys: Where targets, logits and ids lie, and the task where it is not to be found, see
+            :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default: targets at position 1 of the batch, ids by the
+            batch sampler, the task by the first batch and the model's loss.
         dataset: What the train data are. Default: what the loader's dataset says.
         spool: A folder on a disk that all ranks share. The run is recorded there first, and each commit is passed on to
             the archive. Where that fails, training goes on, and ``reuse-algos copy`` passes on the rest later. Default:
@@ -97,7 +97,6 @@ class RunRecorder(Callback):
         signals: Mapping[str, Mapping[str, Any] | None] | None = None,
         monitor: str | Monitor | None = None,
         keys: BatchKeys | None = None,
-        task: TaskSettings | None = None,
         dataset: DatasetInfo | None = None,
         spool: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -119,17 +118,15 @@ class RunRecorder(Callback):
         watched = {"metric": monitor} if isinstance(monitor, str) else monitor or {}
         self._monitor: Monitor = fit_section(Monitor, watched, "RunRecorder monitor")
         self.keys = fit_section(BatchKeys, keys or {}, "RunRecorder keys")
-        self.task = fit_section(TaskSettings, task or {}, "RunRecorder task")
         self.dataset = dataset
         self._start_afresh()
 
     def _start_afresh(self) -> None:
         """Forget what belongs to the run of one Trainer."""
-        self.watch = SignalWatch(self.signals, self.task, self.keys)
+        self.watch = SignalWatch(self.signals, self.keys)
         labels = RunLabels(self.run_name, self.tags, self.recipe)
         self.keeper = RunKeeper(self.archive, self.spool, labels, self.weights, self._monitor, self.watch)
         self._standalone = False
-        self._eval_began = 0.0
 
     @property
     def run_id(self) -> str | None:
@@ -144,6 +141,7 @@ class RunRecorder(Callback):
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the example ids, do the event's work, and time it: Composer's entry point."""
         began = time.perf_counter()
+        self.keeper.clock.follow(event)
         self.watch.handle(event, state)
         super().run_event(event, state, logger)
         self.keeper.overhead_seconds += time.perf_counter() - began
@@ -160,19 +158,25 @@ class RunRecorder(Callback):
 
         Raises:
             ArchiveError: The model has tensors that an archive cannot hold.
+            ModelError: Its state dict leaves out parameters.
+            DataError: Batches have other labels than ``dataset`` says.
         """
         if self.keeper.state not in (None, state):
             self._start_afresh()
         keeper = self.keeper
-        header_parts(plain_state_dict(state.model))  # fails here rather than behind the last batch
+        if self.weights:
+            check_weights(state.model)  # fails here rather than behind the last batch
         keeper.state, keeper.ended = state, False
-        earlier, keeper.info = keeper.info, info_of(state, self.dataset)
+        info = info_of(state, self.dataset)
+        earlier, keeper.info = keeper.info, check_labels(state, info, self.keys, given=self.dataset is not None)
         if keeper.record is not None and (earlier and earlier.fingerprint) != (keeper.info and keeper.info.fingerprint):
             # A second Trainer.fit goes on with the same run, which has one record of its data.
             raise ExampleIdError(
                 f"run {self.run_id} was started on other training data. Give the second fit a Trainer and a "
                 "RunRecorder of its own."
             )
+        if keeper.info is not None and dist.get_global_rank() == 0:
+            _ = keeper.info.fingerprint  # of the data as they are now: files may be replaced while training goes on
         self.watch.start(state, keeper.info)
         if keeper.record is None:
             keeper.start(state)
@@ -195,7 +199,7 @@ class RunRecorder(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Add the batch to the epoch's means."""
-        log_train_seconds(state, logger)
+        log_train_seconds(self.keeper.clock.train_seconds, logger)
         self.keeper.log.accumulate(batch_values(state))
         for name, value in readings_of(state).items():
             self.keeper.log.add(name, value, state)
@@ -225,17 +229,12 @@ class RunRecorder(Callback):
         del state, logger
         self._standalone = False
 
-    def eval_before_all(self, state: State, logger: Logger) -> None:
-        """Start the clock of evaluation."""
-        del state, logger
-        self._eval_began = time.perf_counter()
-
     def eval_end(self, state: State, logger: Logger) -> None:
         """Keep the metrics of this evaluator, and the weights where they are the best so far."""
         label = state.dataloader_label
         if self._standalone or self.keeper.record is None or label not in state.eval_metrics:
             return
-        log_train_seconds(state, logger)
+        log_train_seconds(self.keeper.clock.train_seconds, logger)
         for name, value in evaluated_values(state).items():
             self.keeper.log.add(name, value, state)
         for name, value in robust_metrics(state).items():
@@ -243,11 +242,10 @@ class RunRecorder(Callback):
         self.keeper.best.update(self.keeper.log, label, state)
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
-        """Stop the clock. An evaluation after the last batch belongs to the record, too."""
+        """Check the monitor, and commit: an evaluation after the last batch belongs to the record, too."""
         del logger
         if self._standalone or self.keeper.record is None:
             return
-        self.keeper.log.eval_seconds += time.perf_counter() - self._eval_began
         self.keeper.best.check(state, self.keeper.log)
         if self.keeper.ended:
             self.keeper.commit(state)
@@ -257,6 +255,7 @@ class RunRecorder(Callback):
     def fit_end(self, state: State, logger: Logger) -> None:
         """Write the last weights, commit, and mark the run as ended by itself."""
         self.keeper.log.end_epoch(state)
+        self.watch.end(state)
         self.keeper.ended = True
         log_cost(self.keeper.finish(state), logger)
 

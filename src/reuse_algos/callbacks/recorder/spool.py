@@ -34,7 +34,7 @@ class _Errand:
             self.error = error
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is done, after waiting so long at most."""
+        """Return whether it is done, after waiting so long at most."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -47,11 +47,11 @@ class Spool:
     deleted by training; ``reuse-algos rm`` does that.
 
     Args:
-        target: the archive proper, or where it is. It is opened when it is needed.
-        folder: the local folder. All ranks must see the same one.
+        target: The archive proper, or where it is. It is opened when it is needed.
+        folder: The local folder. All ranks must see the same one.
 
     Raises:
-        ArchiveError: the folder cannot be written.
+        ArchiveError: The folder cannot be written.
     """
 
     def __init__(self, target: RunArchive | str | os.PathLike[str], folder: str | os.PathLike[str]) -> None:
@@ -66,7 +66,7 @@ class Spool:
         """Make sure that all ranks write into one folder, and say at once if the archive is out of reach.
 
         Raises:
-            ArchiveError: on every rank, where they do not.
+            ArchiveError: On every rank, where they do not.
         """
         ids = on_every_rank(lambda: self.archive.archive_id)
         if len(set(ids)) > 1:
@@ -81,9 +81,9 @@ class Spool:
         """Bring what the archive has of a run, to go on with it here. It may be out of reach if the run is here.
 
         Raises:
-            ArchiveError: the run is neither here nor can it be had.
-            RunNotFoundError: it is neither here nor there.
-            ArchiveConflictError: here and there are different runs of this id.
+            ArchiveError: The run is neither here nor can it be had.
+            RunNotFoundError: It is neither here nor there.
+            ArchiveConflictError: Here and there are different runs of this id.
         """
 
         def work() -> None:
@@ -108,11 +108,11 @@ class Spool:
         """Pass on what was committed, in the background. A failure is an :class:`ArchiveWarning`, told at a later call.
 
         Args:
-            run_id: the run.
-            last: wait until it is done, and try even if it failed a short time ago.
+            run_id: The run.
+            last: Wait until it is done, and try even if it failed a short time ago.
 
         Raises:
-            ArchiveConflictError: another attempt took over this run: that is no failure of the archive.
+            ArchiveConflictError: Another attempt took over this run: that is no failure of the archive.
         """
         failure = f"run {run_id} could not be passed on to the archive"
 
@@ -128,7 +128,7 @@ class Spool:
             self._start(work, unless_failed=True)
 
     def wait(self, seconds: float) -> bool:
-        """Whether nothing is being passed on any more, after waiting so long at most. On rank 0."""
+        """Return whether nothing is being passed on any more, after waiting so long at most. On rank 0."""
         return self._errand is None or self._errand.wait(seconds)
 
     def _start(self, work: Callable[[], None], *, open_first: bool = True, unless_failed: bool = False) -> None:

@@ -10,14 +10,17 @@ from composer import State, TimeUnit
 from composer.algorithms import EMA
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.archive import DatasetRecord
+from reuse_algos.archive import DatasetRecord, header_parts
 from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.training.outputs import plain_state_dict
+from reuse_algos.errors import ModelError
+from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = [
     "batch_values",
+    "check_weights",
     "dataset_record",
     "evaluated_values",
     "evaluated_weights",
@@ -47,7 +50,7 @@ def examples_of(info: DatasetInfo) -> dict[str, torch.Tensor]:
 
 
 def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
-    """What the manifest says of the train data, and of the views that it is shown in."""
+    """Return what the manifest says of the train data, and of the views that it is shown in."""
     policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
     views = policy if isinstance(policy, ViewPolicy) else None
     return DatasetRecord(
@@ -66,7 +69,7 @@ def dataset_record(info: DatasetInfo, state: State) -> DatasetRecord:
 
 
 def scalar(metric: Any) -> float | None:
-    """Value of a torchmetrics metric, or None where it is more than one number."""
+    """Return the value of a torchmetrics metric, or None where it is more than one number."""
     value = metric.compute()
     return float(value) if isinstance(value, (int, float)) or getattr(value, "numel", lambda: 0)() == 1 else None
 
@@ -91,7 +94,7 @@ def evaluated_values(state: State) -> dict[str, float]:
 
 
 def num_epochs(state: State) -> int | None:
-    """Epochs that training will start, or None where that is not known."""
+    """Return the epochs that training will start, or None where that is not known."""
     duration, length = state.max_duration, state.dataloader_len
     if duration is None:
         return None
@@ -102,8 +105,31 @@ def num_epochs(state: State) -> int | None:
     return None
 
 
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse, before the first batch, a model whose weights an archive cannot hold or that hides some of them.
+
+    Args:
+        model: As the Trainer holds it.
+
+    Raises:
+        ArchiveError: A tensor is of a type that archives do not have.
+        ModelError: The state dict leaves out parameters, as adapters (LoRA) do: nobody could rebuild the model.
+    """
+    weights, plain = plain_state_dict(model), unwrap_model(model)
+    header_parts(weights)
+    parameters = dict(plain.named_parameters())
+    names = [name.replace("_orig_mod.", "") for name in without_auxiliary(plain, parameters)]
+    if hidden := [name for name in names if name not in weights]:
+        raise ModelError(
+            f"RunRecorder weights: the state dict of {type(plain).__name__} leaves out {len(hidden)} of its "
+            f"{len(names)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
+            "as LoRA do so with should_save_peft_only). Set should_save_peft_only=False to archive the whole model, or "
+            "record without weights (weights: [])."
+        )
+
+
 def evaluated_weights(state: State) -> dict[str, torch.Tensor]:
-    """A copy of the weights that evaluation sees: the moving average where EMA is on."""
+    """Return a copy of the weights that evaluation sees: the moving average where EMA is on."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
     for algorithm in state.algorithms:
         if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:

@@ -54,9 +54,9 @@ def log_identity(recorder: RunRecorder, state: State, logger: Logger) -> None:
             )
 
 
-def log_train_seconds(state: State, logger: Logger) -> None:
+def log_train_seconds(seconds: float, logger: Logger) -> None:
     """Log the seconds trained so far at the current step, in the same row as an evaluation of that step."""
-    logger.log_metrics({TRAIN_SECONDS: state.timestamp.total_wct.total_seconds()})
+    logger.log_metrics({TRAIN_SECONDS: seconds})
 
 
 def log_cost(manifest: Manifest, logger: Logger) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
 from composer import State
-from composer.callbacks import EarlyStopper, ThresholdStopper
+from composer.algorithms import SeqLengthWarmup
 
 from reuse_algos.archive import encode_top_k
 from reuse_algos.callbacks.recorder.state_facts import num_epochs
@@ -54,7 +55,7 @@ def parse_signals(signals: Mapping[str, Mapping[str, Any] | None] | None) -> dic
     """Read the ``signals`` argument of RunRecorder.
 
     Raises:
-        ValueError: an unknown signal or setting, or a value out of range.
+        ValueError: An unknown signal or setting, or a value out of range.
     """
     parsed: dict[str, CaptureSettings] = {}
     for name, raw in (signals or {}).items():
@@ -117,14 +118,14 @@ class _Buffer:
             self._collected = len(self._parts["ids"][0])
 
     def seen(self) -> torch.Tensor:
-        """Which examples have a row: bool ``[N]`` on the CPU."""
+        """Return which examples have a row: bool ``[N]`` on the CPU."""
         seen_N = torch.zeros(self._num_examples, dtype=torch.bool)
         for ids in self._parts.get("ids", []):
             seen_N[ids.cpu()] = True
         return seen_N
 
     def newest(self) -> dict[str, torch.Tensor]:
-        """Rows by ascending position, on the CPU; of an example that came more than once the last one."""
+        """Return rows by ascending position, on the CPU; of an example that came more than once the last one."""
         columns = {key: torch.cat([part.cpu() for part in parts]) for key, parts in self._parts.items()}
         ids_T, order_T = columns.pop("ids").sort(stable=True)
         last_T = torch.ones(len(ids_T), dtype=torch.bool)
@@ -137,9 +138,9 @@ class SignalCapture:
     """Collects per-example signals of the running epoch.
 
     Args:
-        settings: what to keep, see :func:`parse_signals`.
+        settings: What to keep, see :func:`parse_signals`.
         num_examples: N.
-        num_epochs: length of training in epochs (started epochs count), for the window of last epochs; None: unknown,
+        num_epochs: Length of training in epochs (started epochs count), for the window of last epochs; None: unknown,
             and everything is kept.
 
     Attributes:
@@ -157,7 +158,7 @@ class SignalCapture:
         self._buffers: dict[tuple[str, int], _Buffer] = {}
 
     def wanted(self, epoch: int) -> list[str]:
-        """Names of the signals whose window holds this epoch."""
+        """Return the names of the signals whose window holds this epoch."""
         windows = {name: kept.last_epochs for name, kept in self.settings.items()}
         if self.rolling or self.num_epochs is None:
             return list(windows)
@@ -217,11 +218,11 @@ class SignalCapture:
         return [[name, slot, buffer.meta["epoch"]] for (name, slot), buffer in self._buffers.items()]
 
     def seen(self) -> dict[tuple[str, int], torch.Tensor]:
-        """Which examples have a row so far in this epoch, for each (name, slot): bool ``[N]`` on the CPU."""
+        """Return which examples have a row so far in this epoch, for each (name, slot): bool ``[N]`` on the CPU."""
         return {key: buffer.seen() for key, buffer in self._buffers.items()}
 
     def segments(self) -> Iterator[Segment]:
-        """Everything collected in the running epoch."""
+        """Yield everything collected in the running epoch."""
         for (name, slot), buffer in self._buffers.items():
             yield Segment(name, slot, dict(buffer.meta), buffer.newest())
 
@@ -262,6 +263,12 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
             f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "
             "captured. Record without signals and harvest them afterwards (`reuse-algos harvest`)."
         )
+    if any(isinstance(one, SeqLengthWarmup) for one in state.algorithms):
+        raise ExampleIdError(
+            "SeqLengthWarmup cuts the examples of early batches, so what the model says is not said of whole examples "
+            "and signals cannot be captured. Record without signals and harvest them afterwards (`reuse-algos "
+            "harvest`)."
+        )
     epochs = num_epochs(state)
     if epochs is None and any(kept.last_epochs for kept in settings.values()):
         raise ValueError(
@@ -269,8 +276,15 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
             "Give max_duration in epochs or batches, or leave last_epochs out."
         )
     capture = SignalCapture(settings, info.num_examples, epochs)
-    capture.rolling = any(isinstance(one, EarlyStopper | ThresholdStopper) for one in state.callbacks)
+    capture.rolling = any(_may_stop(one) for one in (*state.callbacks, *state.algorithms))
     return capture
+
+
+def _may_stop(one: object) -> bool:
+    """Return whether a callback or algorithm can end the training early, as far as its own code shows it."""
+    methods = [method for base in type(one).__mro__ for method in vars(base).values()]
+    codes = [method.__code__ for method in methods if isinstance(method, FunctionType)]
+    return any("stop_training" in code.co_names for code in codes)
 
 
 def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Tensor]) -> set[tuple[str, int]]:

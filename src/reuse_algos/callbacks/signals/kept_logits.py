@@ -26,7 +26,7 @@ def at_size(logits_BCX: torch.Tensor, size: Sequence[int] | None) -> torch.Tenso
         logits_BCX: Float ``[B, C, H, W]``.
         size: Height and width of the result. None: as they are.
     """
-    return logits_BCX if size is None else F.adaptive_avg_pool2d(logits_BCX.float(), tuple(size))
+    return logits_BCX if size is None else F.adaptive_avg_pool2d(logits_BCX.float(), (size[0], size[1]))
 
 
 def bytes_of_row(shape_CX: Sequence[int], top_k: int | None, size: Sequence[int] | None) -> int:

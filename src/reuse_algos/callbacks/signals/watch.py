@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Mapping
-from copy import copy
 from typing import Any
 
 import torch
 from composer import Event, State
-from composer.algorithms import SAM
 
 from reuse_algos.archive import FileEntry, PriorRun
 from reuse_algos.callbacks.recorder.run_record import RunRecord
 from reuse_algos.callbacks.recorder.state_facts import num_epochs
 from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
 from reuse_algos.callbacks.signals.measures import Measures
-from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.first_rows import check_rows
 from reuse_algos.training.interplay import changes_inputs, clean_rows
 from reuse_algos.training.ranks import on_every_rank
-from reuse_algos.training.task import TaskSettings
 
 __all__ = ["SignalWatch"]
 
@@ -35,25 +34,23 @@ class SignalWatch:
 
     Args:
         signals: What to keep, by name; may be empty.
-        task: What is taken as given of the task.
-        keys: Where targets, logits and ids lie.
+        keys: Where targets, logits and ids lie, and what is taken as given of the task.
 
     Attributes:
         capture: The rows, or None where no signals are kept or training has not started.
         report: What the first batch showed, in one line; None before it, or where no signals are kept.
     """
 
-    def __init__(self, signals: Mapping[str, CaptureSettings], task: TaskSettings, keys: BatchKeys) -> None:
+    def __init__(self, signals: Mapping[str, CaptureSettings], keys: BatchKeys) -> None:
         self.signals, self.keys = signals, keys
-        self.ids = ExampleIds(keys.ids)
+        self.ids = ExampleIds(keys.ids, keys.views)
         # Logits can be kept as they are where outputs leave no doubt; everything else is defined by the task.
-        self.reader = TaskReader(task, keys, required=bool(signals.keys() - {"logits"}))
+        self.reader = TaskReader(keys, required=bool(signals.keys() - {"logits"}))
         self.measures = Measures(signals, self.reader)
         self.capture: SignalCapture | None = None
         self.report: str | None = None
         self._known: dict[tuple[str, int], torch.Tensor] = {}
-        self._passes = 0
-        self._batch: Any = None
+        self._passed = False
 
     def start(self, state: State, info: DatasetInfo | None) -> None:
         """FIT_START: make ready, or follow the new duration of a second fit.
@@ -74,21 +71,20 @@ class SignalWatch:
             self.ids.handle(event, state)
         elif event == Event.FIT_START:
             keep_views(state)
+        elif event == Event.EPOCH_END:
+            tell_epoch(state)
         if event == Event.BATCH_START:
-            self._passes = 0
-        elif event == Event.BEFORE_TRAIN_BATCH:
-            self._passes += 1
-        elif event == Event.BEFORE_FORWARD:
-            # A copy of the container: some models take things out of the batch that they are given.
-            self._batch = copy(state.batch) if self.signals else None
+            self._passed = False
+        elif event == Event.AFTER_TRAIN_BATCH:
+            self._passed = True
         first = self.reader.task is None and self.reader.refusal is None
-        if event in TaskReader.EVENTS:
+        # Once the task is known a record without signals needs nothing more of the batches.
+        if event in TaskReader.EVENTS and (first or self.signals):
             self.reader.handle(event, state)
         if event == Event.AFTER_LOSS and self.signals:
             if first:
                 self._check(state)
             self._record(state)
-            self._batch = None
 
     def end_epoch(self, record: RunRecord, epoch: int) -> None:
         """Write the rows of the epoch that has just ended, on every rank.
@@ -103,6 +99,21 @@ class SignalWatch:
         on_every_rank(lambda: record.put_signals(capture, complete))
         record.first_kept = capture.first_kept(epoch)
         capture.end_epoch()
+
+    def end(self, state: State) -> None:
+        """FIT_END: warn where training ended before the window of last epochs began, which nobody had announced."""
+        if (capture := self.capture) is None or capture.rolling or capture.num_epochs is None:
+            return
+        done = int(state.timestamp.epoch) + (int(state.timestamp.batch_in_epoch) > 0)
+        windows = {name: kept.last_epochs for name, kept in self.signals.items() if kept.last_epochs is not None}
+        if missed := [name for name, last in windows.items() if done <= capture.num_epochs - last]:
+            warnings.warn(
+                f"training ended in epoch {done} of {capture.num_epochs}, before the last_epochs of "
+                f"{', '.join(missed)} began, so nothing of them is recorded. Leave last_epochs out where training may "
+                "be stopped early.",
+                ArchiveWarning,
+                stacklevel=2,
+            )
 
     def take_back(self, run: PriorRun, record: RunRecord, entries: list[FileEntry], partial: list[list[Any]]) -> None:
         """Restore the rows of the epoch in which a checkpoint was made.
@@ -127,9 +138,11 @@ class SignalWatch:
 
         def look() -> str:
             assert self.capture is not None
-            self.measures.check(state, self._batch, self.capture.num_examples)
+            self.measures.check(state, self.reader.batch, self.capture.num_examples)
             clean_R = clean_rows(state)
-            return check_rows(state, self._batch, self._examples(state), clean_R, self.keys, "RunRecorder signals")
+            return check_rows(
+                state, self.reader.batch, self._examples(state), clean_R, self.keys, "RunRecorder signals"
+            )
 
         rows = on_every_rank(look)[0]
         task = self.reader.task
@@ -142,11 +155,12 @@ class SignalWatch:
         """Keep the rows of this microbatch."""
         epoch = int(state.timestamp.epoch)
         names = [] if self.capture is None else self.capture.wanted(epoch)
-        # SAM's second pass of a batch is made with perturbed weights.
-        if not names or (self._passes > 1 and any(isinstance(one, SAM) for one in state.algorithms)):
+        # SAM and optimizers with a closure run a batch again, with other weights. A pass that ran out of memory is not
+        # over, and is made again with smaller microbatches.
+        if not names or self._passed:
             return
         assert self.capture is not None
-        values = self.measures.of(names, state, self._batch)
+        values = self.measures.of(names, state, self.reader.batch)
         self.capture.record(epoch, self._examples(state), values, clean_rows(state))
 
     def _examples(self, state: State) -> Any:

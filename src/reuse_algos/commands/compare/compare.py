@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.compare.show.page import report_page, write_report
     from reuse_algos.compare.show.terminal import comparison_table
 
+    # Files and W&B are checked first: an hour of reading must not end in a typo.
     tracked = wandb_target(args)
     check_file(args.plot)
     check_file(args.html, PAGES)

@@ -19,7 +19,7 @@ from reuse_algos.commands.compare.options import add_costs, add_groups, question
 
 __all__ = ["add_parser", "run"]
 
-_LATER_RUNS = 1  # the next run bears all of its own harvest
+_LATER_RUNS = 1  # the next run counts all of its own harvest
 
 _DETAILS = """\
 From the runs in the archive, each trained to the end of its own schedule at one of several budgets
@@ -27,8 +27,10 @@ From the runs in the archive, each trained to the end of its own schedule at one
 what that costs, and how sure it is. A technique is recommended if the target was measured (nothing
 is extrapolated), with at least 3 seeds at each budget that counts, and if it is surely cheaper than
 the baseline, with a stricter limit the more techniques there are. Otherwise the answer is "not
-enough evidence", which is not an error. Controls (tag control_of) are never recommended. Runs with the
-tag role=prior were trained to be reused, and take no part."""
+enough evidence", which is not an error. Where nothing that was trained reaches the target, a law
+over the budgets says what to train next, what it would cost, and how sure that is. Diagnoses of
+instruments are quoted. Controls (tag control_of) are never recommended. Runs with the tag
+role=prior were trained to be reused, and take no part."""
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -27,10 +27,10 @@ def add_wandb(parser: argparse.ArgumentParser) -> None:
 
 
 def wandb_target(args: argparse.Namespace) -> WandbTarget | None:
-    """Where to send the comparison, or None; checked before any work is done.
+    """Return where to send the comparison, or None; checked before any work is done.
 
     Raises:
-        UsageError: a name or an entity without a project.
+        UsageError: A name or an entity without a project.
         CompareError: W&B cannot be used here.
     """
     if args.wandb is None:
@@ -39,6 +39,7 @@ def wandb_target(args: argparse.Namespace) -> WandbTarget | None:
         return None
     from reuse_algos.compare.show.wandb import WandbTarget, check_wandb
 
+    # Importing wandb takes seconds, so it is only done when it is asked for.
     check_wandb()
     return WandbTarget(args.wandb, args.wandb_entity, args.wandb_name)
 
@@ -47,15 +48,15 @@ def send_to_wandb(target: WandbTarget | None, comparison: Comparison, outcomes: 
     """Log a comparison and its HTML report.
 
     Args:
-        target: from :func:`wandb_target`; None does nothing.
-        comparison: of any kind.
-        outcomes: the runs that it was made from.
+        target: From :func:`wandb_target`; None does nothing.
+        comparison: Of any kind.
+        outcomes: The runs that it was made from.
 
     Returns:
         Where it is, in words; None where nothing was asked for.
 
     Raises:
-        CompareError: nobody is logged in, or W&B cannot be reached.
+        CompareError: No user is logged in, or W&B cannot be reached.
     """
     if target is None:
         return None

@@ -81,6 +81,7 @@ def show_answer(args: argparse.Namespace, questions: dict[str, Any]) -> int:
 
     check_file(args.plot)
     check_file(args.html, PAGES)
+    # Everything that the options get wrong was said before this, which may take a while.
     answer: Answer = questions[args.what](args)
     if args.plot is not None:
         plot_chart(answer.charts[0], args.plot)

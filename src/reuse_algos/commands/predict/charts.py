@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from reuse_algos.compare.show.drawing import Chart, Look, Series
+if TYPE_CHECKING:
+    from reuse_algos.compare.show.drawing import Chart, Series
 
 __all__ = ["backtest_chart", "chart", "curve_chart", "line", "points", "speed_chart"]
 
@@ -23,6 +24,8 @@ def line(name: str, x: Iterable[float], y: Iterable[float], colour: int = 0, *, 
         colour: Number of the colour. Default: 0.
         dashed: Whether it is predicted. Default: False.
     """
+    from reuse_algos.compare.show.drawing import Look, Series
+
     xs, ys = [float(one) for one in x], [float(one) for one in y]
     unknown = [math.nan] * len(xs)
     look = Look(0, name, colour, control=dashed)
@@ -43,6 +46,8 @@ def points(
         colour: Number of the colour. Default: 1.
         limits: Keys of the lower and upper limits. Default: None, no whiskers.
     """
+    from reuse_algos.compare.show.drawing import Look, Series
+
     known = [row for row in rows if row[y] is not None and math.isfinite(row[y])]
     low, high = ([float(row[key]) for row in known] for key in limits) if limits else ([], [])
     labels = [f"{name}\n{row[x]:g}: {row[y]:.4g}" for row in known]
@@ -67,6 +72,8 @@ def chart(title: str, x_title: str, y_title: str, series: Sequence[Series], *, l
         series: What is drawn; empty ones are left out.
         log: Whether both axes are logarithmic. Default: False.
     """
+    from reuse_algos.compare.show.drawing import Chart
+
     return Chart(title, title, x_title, y_title, [one for one in series if one.x], log, log_y=log)
 
 

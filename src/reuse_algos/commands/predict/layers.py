@@ -58,6 +58,7 @@ def answer(args: argparse.Namespace) -> Answer:
         return Answer(headline, lead, found, charts)
     percent, measured = args.percent or 1.0, []
     if args.archive or args.archive_option:
+        # A calibrated share and a given one would contradict each other.
         if args.percent is not None:
             raise UsageError("--percent and an ARCHIVE that calibrates it: give one of them")
         percent, measured = _calibrate(args, device)
@@ -107,10 +108,9 @@ def _build(config: dict[str, Any], batch: int) -> tuple[Any, Any]:
     """Return the plain module, and a batch of its inputs that takes no memory."""
     import torch
 
-    from reuse_algos.models import build_model
+    from reuse_algos.models import outline_model
 
-    with torch.device("meta"):
-        return build_model(config).module, torch.empty(batch, *config["image_shape"])
+    return outline_model(config).module, torch.empty(batch, *config["image_shape"], device="meta")
 
 
 def _device(args: argparse.Namespace) -> Any:
@@ -133,6 +133,7 @@ def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[
     from reuse_algos.errors import NotEnoughEvidenceError
     from reuse_algos.predict import histories, layers_of, percent_of_peak, step_seconds
     from reuse_algos.predict.evidence import finished, steps_per_second
+    from reuse_algos.priors.model import recorded_architecture
 
     archive = open_archive(args)
     runs = [run for run in finished(histories(archive, args.metric, tags=tags_of(args))) if run.workers == 1]
@@ -143,10 +144,10 @@ def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[
         )
     pairs = []
     for run in runs:
-        record = archive.run(run.run_id).manifest.model
-        if record is None or not record.config or "image_shape" not in record.config:
+        config = recorded_architecture(archive.run(run.run_id))
+        if config is None or "image_shape" not in config:
             continue  # a model of the caller's own cannot be built again
-        module, inputs = _build(dict(record.config), round(run.batch))
+        module, inputs = _build(config, round(run.batch))
         pairs.append((run, sum(step_seconds(layers_of(module, inputs), device)), 1 / steps_per_second(run)))
     percent = percent_of_peak([predicted for _, predicted, _ in pairs], [seconds for _, _, seconds in pairs])
     rows = [

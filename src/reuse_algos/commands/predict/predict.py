@@ -171,6 +171,7 @@ def _speed(args: argparse.Namespace) -> Answer:
             }
         )
     found = {"speed": rows, "fit": {"scheme": model.scheme, "terms": list(model.terms), "error": model.error}}
+    # The fastest is not the cheapest; the table has both.
     best = max(rows, key=lambda row: row["steps_per_second"])
     headline = f"{best['workers']} workers are the fastest of these: {best['steps_per_second']:.4g} steps per second"
     return Answer(headline, "How many workers are worth paying for?", found, [speed_chart(rows)])

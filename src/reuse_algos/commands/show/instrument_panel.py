@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.commands.common import UsageError, console, open_archive, print_json
-from reuse_algos.compare.show.files import PLOTS, write_file
+from reuse_algos.commands.common import UsageError, add_trust, console, open_archive, print_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_options", "panel", "readings_of_run", "show_inside"]
 
-_PREFIX = "instruments/"
 _HISTOGRAM = "gradient_sizes/"
 _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4
@@ -40,6 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compute from the weights init and last how lazily the run learned; loads model and data",
     )
+    add_trust(parser)
 
 
 def show_inside(args: argparse.Namespace) -> int:
@@ -53,7 +52,7 @@ def show_inside(args: argparse.Namespace) -> int:
         raise UsageError("--instruments and --lazy are shown one at a time")
     archive = open_archive(args)
     runs = [archive.run(name) for name in args.run_id.split(",")]
-    facts = [_lazy(run) for run in runs] if args.lazy else _instruments(runs, args)
+    facts = [_lazy(run, args.trust_data) for run in runs] if args.lazy else _instruments(runs, args)
     if args.json:
         print_json(facts)
         return 0
@@ -70,14 +69,10 @@ def readings_of_run(run: PriorRun) -> Readings:
     Raises:
         SignalNotFoundError: It has none.
     """
+    from reuse_algos.compare.reading import INSTRUMENTS, readings_of
     from reuse_algos.errors import SignalNotFoundError
 
-    found: Readings = {}
-    for name in run.metric_names:
-        if name.startswith(_PREFIX):
-            history = run.metric(name)
-            pairs = zip(history.step.tolist(), history.value.tolist(), strict=True)
-            found[name.removeprefix(_PREFIX)] = [(int(step), float(value)) for step, value in pairs]
+    found = {name.removeprefix(INSTRUMENTS): rows for name, rows in readings_of(run, (INSTRUMENTS,)).items()}
     if not found:
         raise SignalNotFoundError(
             f"run {run.id} was trained without instruments. Add the callback training_instruments (TrainingInstruments "
@@ -110,6 +105,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
         for label, one in runs.items():
             steps_values = one.get(name, [])
             axis.plot([step for step, _ in steps_values], [value for _, value in steps_values], lw=1.0, label=label)
+        # Gradient norms fall by decades; what may be negative stays linear.
         if name not in _SIGNED and values and all(value > 0 for value in values) and max(values) > 20 * min(values):
             axis.set_yscale("log")
         if name in _SIGNED:
@@ -134,6 +130,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
 
 
 def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dict[str, Any]]:
+    from reuse_algos.compare.show.files import PLOTS, write_file
     from reuse_algos.training.instruments.diagnosis import diagnose
 
     read = {run.id: readings_of_run(run) for run in runs}
@@ -154,11 +151,11 @@ def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dic
     ]
 
 
-def _lazy(run: PriorRun) -> dict[str, Any]:
+def _lazy(run: PriorRun, trust_data: bool) -> dict[str, Any]:
     from reuse_algos.harvest.laziness import laziness_of_run
     from reuse_algos.training.instruments.diagnosis import diagnose
 
-    found = laziness_of_run(run)
+    found = laziness_of_run(run, trust_data=trust_data)
     step = run.manifest.progress.batch
     findings = diagnose({name: [(step, value)] for name, value in found.items()})
     return {

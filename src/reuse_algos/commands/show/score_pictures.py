@@ -28,13 +28,13 @@ _MOST_CLASSES = 100
 
 
 def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names: Sequence[str], title: str) -> Figure:
-    """How the scores are distributed, and the quartiles of each class.
+    """Draw how the scores are distributed, and the quartiles of each class.
 
     Args:
-        values_N: scores, NaN where unknown; at least one is known.
-        labels_N: number of the class of each example.
-        names: of the classes.
-        title: above the picture.
+        values_N: Scores, NaN where unknown; at least one is known.
+        labels_N: Number of the class of each example.
+        names: Of the classes.
+        title: Above the picture.
 
     Returns:
         A figure that belongs to no window and no pyplot state.
@@ -65,7 +65,7 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
 def ends_of_classes(
     values_N: NDArray[np.float64], labels_N: NDArray[np.int64], num_classes: int, per_class: int
 ) -> dict[int, tuple[list[int], list[int]]]:
-    """For each class with known scores the positions of its easiest examples (first the easiest) and of its hardest."""
+    """Return for each class with known scores the positions of its easiest and of its hardest examples."""
     ends = {}
     for number in range(num_classes):
         members = np.flatnonzero(np.isfinite(values_N) & (labels_N == number))
@@ -76,7 +76,7 @@ def ends_of_classes(
 
 
 def image_reader(loaded: LoadedData) -> Any:
-    """A function from position to image: uint8 ``[H, W, 3]``, as it was before it was normalised."""
+    """Return a function from position to image: uint8 ``[H, W, 3]``, as it was before it was normalised."""
     from reuse_algos.data.views import ExampleView
 
     mean, std = (np.asarray(numbers, dtype=np.float32)[:, None, None] for numbers in (loaded.mean, loaded.std))
@@ -94,13 +94,13 @@ def image_reader(loaded: LoadedData) -> Any:
 def contact_sheet(
     ends: Mapping[int, tuple[Sequence[int], Sequence[int]]], names: Sequence[str], read: Any, title: str
 ) -> Figure:
-    """One row for each class: its easiest images from the left, its hardest from the right.
+    """Draw one row for each class: its easiest images from the left, its hardest from the right.
 
     Args:
-        ends: see :func:`ends_of_classes`.
-        names: of the classes.
-        read: from position to image, see :func:`image_reader`.
-        title: above the sheet.
+        ends: See :func:`ends_of_classes`.
+        names: Of the classes.
+        read: From position to image, see :func:`image_reader`.
+        title: Above the sheet.
     """
     from matplotlib.figure import Figure
 
@@ -134,7 +134,7 @@ def contact_sheet(
 
 
 def _scaled(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Small images enlarged by a whole number, large ones thinned out, so that a sheet stays readable."""
+    """Enlarge small images by a whole number, and thin out large ones, so that a sheet stays readable."""
     side = max(image_HWC.shape[:2])
     if side > _LARGEST_SIDE:
         step = -(-side // _LARGEST_SIDE)
@@ -144,5 +144,5 @@ def _scaled(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib shows as it is, without formulas between dollar signs."""
+    """Return text that matplotlib shows as it is, without formulas between dollar signs."""
     return text.replace("$", r"\$")

@@ -91,7 +91,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the scores; 0."""
+    """Show the scores, and return 0."""
     _split_names(args)
     data = data_of(args.data)
     limit, noise_file = _noise_of(args.noise)
@@ -133,11 +133,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(values_N: Any, info: DatasetInfo) -> dict[str, Any]:
-    """Number, mean, quartiles and hardest example, of all examples and of each class; floats may be NaN.
+    """Return number, mean, quartiles and hardest example, of all examples and of each class.
 
     Args:
-        values_N: float64 tensor of scores, NaN where unknown.
-        info: the examples.
+        values_N: Float64 tensor of scores, NaN where unknown.
+        info: The examples.
     """
     import numpy as np
 
@@ -170,7 +170,7 @@ def summary(values_N: Any, info: DatasetInfo) -> dict[str, Any]:
 
 
 def noise_facts(noise: LabelNoise, info: DatasetInfo) -> dict[str, Any]:
-    """The suspected labels as plain data, the most suspect first."""
+    """Return the suspected labels as plain data, the most suspect first."""
     names = class_names(info)
     assert info.labels is not None  # label_noise has refused data without labels
     examples = [
@@ -187,13 +187,14 @@ def noise_facts(noise: LabelNoise, info: DatasetInfo) -> dict[str, Any]:
 
 
 def class_names(info: DatasetInfo) -> list[str]:
-    """Names of the classes; their numbers where they have none."""
+    """Return the names of the classes; their numbers where they have none."""
     return list(info.class_names) if info.class_names else [str(number) for number in range(info.num_classes or 0)]
 
 
 def _split_names(args: argparse.Namespace) -> None:
     """Tell the archive from the runs: it is the first name if that is a folder, and --archive does not name it."""
     args.archive, args.runs = None, args.names
+    # The first name is the archive where it is a folder, or where nothing else names one.
     if args.archive_option is None and (len(args.names) > 1 or Path(args.names[0]).is_dir()):
         import os
 
@@ -207,7 +208,7 @@ def _split_names(args: argparse.Namespace) -> None:
 
 
 def _noise_of(text: str | None) -> tuple[int | None, Path | None]:
-    """How many suspects to list (None: all), and the file to write."""
+    """Return how many suspects to list (None: all), and the file to write."""
     if text is None:
         return None, None
     if text.isdecimal() and int(text) > 0:
@@ -220,7 +221,7 @@ def _noise_of(text: str | None) -> tuple[int | None, Path | None]:
 def _pictures(
     args: argparse.Namespace, data: dict[str, Any], values_N: Any, info: DatasetInfo, first: PriorRun, score: str
 ) -> dict[str, str]:
-    """Write what is asked for; the files by kind."""
+    """Write what is asked for, and return the files by kind."""
     written: dict[str, str] = {}
     if args.picture is None and args.contact_sheet is None:
         return written
@@ -242,7 +243,7 @@ def _pictures(
     if args.contact_sheet is not None:
         from reuse_algos.harvest import load_run_data
 
-        loaded = load_run_data(first, {**data, "augment": "none"})
+        loaded = load_run_data(first, {**data, "augment": "none"}, trust_data=args.trust_data)
         sheet = score_pictures.contact_sheet(ends, names, score_pictures.image_reader(loaded), title)
         write_file(args.contact_sheet, PLOTS, lambda where: sheet.savefig(where, dpi=150))
         written["contact_sheet"] = str(args.contact_sheet)

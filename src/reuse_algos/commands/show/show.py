@@ -48,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show one run; 0."""
+    """Show one run, and return 0."""
     if args.instruments or args.lazy:
         return show_inside(args)
     prior = open_archive(args).run(args.run_id)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def summary(prior: PriorRun) -> dict[str, Any]:
-    """Everything ``show`` says, as plain data; floats may be NaN."""
+    """Return everything that ``show`` says, as plain data; floats may be NaN."""
     import msgspec
 
     manifest = prior.manifest
@@ -180,13 +180,13 @@ def _print(facts: dict[str, Any], out: Console) -> None:
 
 
 def _task_words(task: dict[str, Any]) -> str:
-    """Such as ``token of 50257, ignoring -100, shifted by one``."""
+    """Return words such as ``token of 50257, ignoring -100, shifted by one``."""
     ignored = "" if task["ignore_index"] is None else f", ignoring {task['ignore_index']}"
     return f"{task['kind']} of {task['num_classes']}{ignored}{', shifted by one' if task['shift'] else ''}"
 
 
 def _cost_words(cost: dict[str, float | None]) -> list[str]:
-    """Such as ``train 12 s`` for each kind of seconds, and the FLOPs where they are known."""
+    """Return words such as ``train 12 s`` for each kind of seconds, and the FLOPs where they are known."""
     from reuse_algos.compare.show.words import format_seconds
 
     seconds = [(name, value) for name, value in cost.items() if name.endswith("_seconds") and value is not None]
@@ -211,6 +211,7 @@ def _signal_lines(signals: dict[str, Any]) -> list[str]:
             lines.append(f"{name}  {size}: written by a newer version, which can read it")
             continue
         coverage = signal["coverage_of_slots"]
+        # Hundreds of slots are common; only those with gaps are listed.
         full = sum(value == 1.0 for value in coverage.values())
         partial = [f"{slot}: {100 * value:.3g} %" for slot, value in coverage.items() if value != 1.0]
         shown = f"; {', '.join(partial[:8])}{', ...' if len(partial) > 8 else ''}" if partial else ""

@@ -12,6 +12,7 @@ from reuse_algos.commands.common import (
     console,
     print_json,
     readable_bytes,
+    report_json,
     tags_of,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
@@ -51,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Copy; 0 if all runs are in the target, 1 if there are problems."""
+    """Copy, and return 0 if all runs are in the target, 1 if there are problems."""
     from reuse_algos.archive import RunArchive
 
     source = RunArchive(args.source, read_only=True)
@@ -62,16 +63,7 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar(args, "copy") as progress:
         report = source.copy_to(target, run_ids, progress, recheck=not args.quick, tags=tags)
     if args.json:
-        print_json(
-            {
-                "ok": report.ok,
-                "runs": report.runs,
-                "files": report.files,
-                "there": report.there,
-                "bytes": report.bytes,
-                "problems": [{"run_id": p.run_id, "path": p.path, "what": p.what} for p in report.problems],
-            }
-        )
+        print_json(report_json(report, "runs", "files", "there", "bytes"))
         return 0 if report.ok else 1
     out = console()
     for problem in report.problems:

@@ -15,6 +15,7 @@ from reuse_algos.commands.common import (
     open_archive,
     print_json,
     readable_bytes,
+    report_json,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 
@@ -37,6 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos gc ./archive
         reuse-algos gc ./archive --delete
         reuse-algos gc ./archive --delete --min-age 12h --json
+        reuse-algos gc ./archive --delete --thin
         """,
     )
     add_archive(parser)
@@ -48,12 +50,17 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="AGE",
         help="such as 90m, 12h, 1d or 2w; at least 1h (default: 1d)",
     )
+    parser.add_argument(
+        "--thin",
+        action="store_true",
+        help="also the superseded generations of runs that ended, which nobody can go back to",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def age(text: str) -> float:
-    """Argument type: a time of at least an hour, in seconds."""
+    """Return a time of at least an hour in seconds, for ``argparse``."""
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([mhdw])", text, re.ASCII)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")
@@ -64,24 +71,16 @@ def age(text: str) -> float:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Collect garbage; 0 if every run could be judged, 1 if not."""
+    """Collect garbage, and return 0 if every run could be judged, 1 if not."""
     archive = open_archive(args, read_only=not args.delete)
     with progress_bar(args, "gc", "items") as progress:
-        report = archive.collect_garbage(delete=args.delete, min_age_seconds=args.min_age, progress=progress)
-    if args.json:
-        print_json(
-            {
-                "ok": report.ok,
-                "deleted": args.delete,
-                "runs": report.runs,
-                "kept": report.kept,
-                "bytes": report.bytes,
-                "collected": [{"path": path, "bytes": size} for path, size in report.collected],
-                "busy": report.busy,
-                "unknown": report.unknown,
-                "skipped": [{"run_id": p.run_id, "path": p.path, "what": p.what} for p in report.skipped],
-            }
+        report = archive.collect_garbage(
+            delete=args.delete, min_age_seconds=args.min_age, thin=args.thin, progress=progress
         )
+    if args.json:
+        collected = [{"path": path, "bytes": size} for path, size in report.collected]
+        found = report_json(report, "runs", "kept", "bytes", "busy", "unknown", problems="skipped")
+        print_json({**found, "deleted": args.delete, "collected": collected})
         return 0 if report.ok else 1
     out = console()
     for path, size in report.collected:

@@ -1,4 +1,4 @@
-"""The progress bar of the commands: on stderr, and only where somebody watches."""
+"""The progress bar of the commands: on stderr, and only where stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["progress_bar"]
 def progress_bar(
     args: argparse.Namespace, what: str, unit: Literal["bytes", "items"] = "bytes"
 ) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar that is gone when the work is done.
+    """Show a bar that is gone when the work is done.
 
     Args:
-        args: of the command: with ``--json`` there is no bar.
-        what: is going on, such as ``verify``.
-        unit: of the numbers.
+        args: Of the command; with ``--json`` no bar is shown.
+        what: What is going on, such as ``verify``.
+        unit: Of the numbers. Default: bytes.
 
     Yields:
         What to call with the amount done so far and the amount in all; None where no bar is shown.

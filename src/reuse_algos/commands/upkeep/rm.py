@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "rm",
         "remove whole runs, with all of their files",
         "It asks before, and says which other runs used them as prior runs: those keep what they learned,\n"
-        "but nobody can repeat them. A run that may still be written is refused without --force.\n"
+        "but they cannot be repeated. A run that may still be written is refused without --force.\n"
         "Interrupted, the same command completes the removal.\n\n"
         f"{ARCHIVE_HELP}",
         """
@@ -53,11 +53,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Remove runs; 0, or 1 if the answer was no."""
+    """Remove runs, and return 0, or 1 if the answer was no."""
     args.run_ids = runs_named(args, args.run_ids)
     archive = open_archive(args, read_only=False)
     there = set(archive.run_ids(uncommitted=True))  # by id, as a run may be too damaged to be opened
     run_ids = list(dict.fromkeys(name if name in there else archive.run(name).id for name in args.run_ids))
+    # Asked before anything is deleted, as afterwards the records are gone.
     users = _users(archive, run_ids)
     for run_id in run_ids:
         if users[run_id]:
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _users(archive: RunArchive, run_ids: list[str]) -> dict[str, list[str]]:
-    """For each run, the other runs that used it, as far as they can be read."""
+    """Return for each run the other runs that used it, as far as they can be read."""
     users: dict[str, list[str]] = {run_id: [] for run_id in run_ids}
     try:
         others = archive.runs(unfinished=True, unhealthy=True, order="first")
@@ -98,7 +99,7 @@ def _users(archive: RunArchive, run_ids: list[str]) -> dict[str, list[str]]:
 
 def _agreed(run_ids: list[str], location: str) -> bool:
     if not sys.stdin.isatty():
-        raise UsageError("nobody can be asked here: say --yes to remove " + ", ".join(run_ids))
+        raise UsageError("there is no terminal to ask on: say --yes to remove " + ", ".join(run_ids))
     names = "\n".join(f"  {printable(run_id)}" for run_id in run_ids)
     print(
         f"remove from {location}:\n{names}\nThis cannot be undone. Remove? [y/N] ", end="", file=sys.stderr, flush=True

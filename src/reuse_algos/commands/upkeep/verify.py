@@ -17,6 +17,7 @@ from reuse_algos.commands.common import (
     console,
     open_archive,
     print_json,
+    report_json,
     runs_named,
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
@@ -42,32 +43,28 @@ def add_parser(subparsers: Subparsers) -> None:
         f"{ARCHIVE_HELP}\nA single argument that is neither a folder nor a URL is a RUN then.",
         """
         reuse-algos verify ./archive
+        reuse-algos verify ./archive --quick
         reuse-algos verify ./archive resnet56-17-0123abcdef --json
         """,
     )
     add_archive(parser)
     parser.add_argument("run_id", metavar="RUN", nargs="?", help="id or unique name of one run (default: all runs)")
+    parser.add_argument(
+        "--quick", action="store_true", help="newest generations, sizes of files and the index only; nothing is hashed"
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Verify; 0 if all is well, 1 if there are problems."""
+    """Verify, and return 0 if all is well, 1 if there are problems."""
     if args.run_id is None:
         args.run_id = next(iter(runs_named(args, [])), None)
     check = _opened(args)
     with _bars(args) as (progress, records):
         report = check(progress, records)
     if args.json:
-        print_json(
-            {
-                "ok": report.ok,
-                "runs": report.runs,
-                "files": report.files,
-                "bytes": report.bytes,
-                "problems": [{"run_id": p.run_id, "path": p.path, "what": p.what} for p in report.problems],
-            }
-        )
+        print_json(report_json(report, "runs", "files", "bytes"))
         return 0 if report.ok else 1
     out = console()
     for problem in report.problems:
@@ -79,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _bars(args: argparse.Namespace) -> Iterator[tuple[Progress, Progress]]:
-    """The bar of the bytes hashed, and before it, in its place, that of the runs whose manifests are read."""
+    """Show a bar of the bytes hashed, and before it, in its place, one of the manifests that are read."""
     with contextlib.ExitStack() as shown:
         first = shown.enter_context(progress_bar(args, "verify: manifests", "items"))
         second: Progress = None
@@ -96,7 +93,7 @@ def _bars(args: argparse.Namespace) -> Iterator[tuple[Progress, Progress]]:
 
 
 def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyReport]:
-    """The check to be made, of an archive that may be too damaged to be opened."""
+    """Return the check to be made, of an archive that may be too damaged to be opened."""
     from reuse_algos.archive import open_store
     from reuse_algos.archive.upkeep.verify import verify_archive
 
@@ -106,8 +103,8 @@ def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyRe
         store = open_store(archive_path(args), create=False, read_only=True)
         if not store.list("runs") and store.size("archive.json") is None:
             raise
-        return lambda progress, records: verify_archive(store, args.run_id, progress, records)
+        return lambda progress, records: verify_archive(store, args.run_id, progress, records, quick=args.quick)
     run_id = args.run_id
     if run_id is not None and run_id not in archive.run_ids(uncommitted=True):
         run_id = archive.run(run_id).id
-    return lambda progress, records: archive.verify(run_id, progress, records)
+    return lambda progress, records: archive.verify(run_id, progress, records, quick=args.quick)

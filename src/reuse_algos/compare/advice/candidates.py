@@ -8,11 +8,12 @@ from typing import Literal
 
 import numpy as np
 
+from reuse_algos.compare.advice.forecast import BudgetForecast, forecast_budget
 from reuse_algos.compare.estimates.cost import cost_interval, speedup_of_budgets
 from reuse_algos.compare.estimates.interval import RUNS_FOR_A_CLAIM, Bound, Interval, Speedup
 from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, crossing
 from reuse_algos.compare.kinds.budgets import Member, label_of
-from reuse_algos.compare.question import Axis
+from reuse_algos.compare.question import Axis, Mode
 from reuse_algos.compare.show.words import AXIS_WORDS
 
 __all__ = ["Candidate", "Case", "Evidence"]
@@ -48,6 +49,7 @@ class Candidate:
         sure_budget: The smallest measured budget from which on the mean is surely at or beyond the target, or None.
         speedup: Against the baseline; None for the baseline and where a cost is not known.
         evidence: The budgets around the crossing.
+        forecast: Where no budget reaches the target, a larger one that is predicted to; None elsewhere.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Candidate:
     sure_budget: str | None
     speedup: Speedup | None
     evidence: list[Evidence]
+    forecast: BudgetForecast | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Case:
         confidence: Of the intervals shown.
         decision: Confidence of the intervals that decide.
         price_per_hour: Dollars for an hour, or None.
+        mode: Whether more or less of the metric is better.
     """
 
     baseline: Member
@@ -81,6 +85,7 @@ class Case:
     confidence: float
     decision: float
     price_per_hour: float | None
+    mode: Mode
 
     def candidate(self, member: Member) -> Candidate:
         """Return the group with its prediction; at best ``"cheaper than the baseline"``."""
@@ -95,6 +100,7 @@ class Case:
         sure = self._sure_budget(member)
         is_baseline = member is self.baseline
         lacking = self._lacking(member, found)
+        # A technique whose cost is unknown cannot be cheaper.
         if self.axis not in member.costs:
             lacking.append(f"What {member.name} costs in {AXIS_WORDS[self.axis]} is not known.")
         if not is_baseline:
@@ -115,6 +121,9 @@ class Case:
             sure_budget=sure,
             speedup=None if is_baseline else self._speedup(self.baseline, member, self.confidence),
             evidence=[_evidence(member, m) for m in _around(member, found)],
+            forecast=forecast_budget(member, self.level, self.mode, self.axis, self.confidence)
+            if found.bound == ">="
+            else None,
         )
 
     def cheaper(self, other: Member, member: Member) -> bool:
@@ -136,6 +145,7 @@ class Case:
 
     def _sure_budget(self, member: Member) -> str | None:
         high = crossing(member.curve, self.level, confidence=self.confidence).high
+        # Budgets are not interpolated here: the next one that was trained is sure.
         return None if high is None else member.labels[math.ceil(high - 1e-9)]
 
     def _lacking_of_baseline(self) -> list[str]:
@@ -160,7 +170,8 @@ class Case:
 
 
 def _around(member: Member, found: BudgetCrossing) -> list[int]:
-    """Budgets that a crossing lies between, or the only one that it is at."""
+    """Return the budgets that a crossing lies between, or the only one that it is at."""
+    # Only the budgets on both sides of a crossing decide where it is.
     low, high = math.floor(found.estimate), math.ceil(found.estimate)
     return sorted({low, min(high, member.curve.last)})
 

@@ -12,27 +12,32 @@ cost (:mod:`reuse_algos.compare.estimates.over_budgets`). A technique is only re
   of any use, one is recommended with a probability of at most (1 - confidence) / 2.
 
 Otherwise the answer is "not enough evidence", with the reason. Controls (tag ``control_of``) are never recommended.
+
+Where nothing that was trained reaches the target, a law over the budgets predicts which one would
+(:mod:`reuse_algos.compare.advice.forecast`). That is what to train next, with its cost and how sure it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from reuse_algos.compare.advice.candidates import Candidate, Case, Evidence
 from reuse_algos.compare.engine import control_of
+from reuse_algos.compare.inside import diagnosis_notes, forecast_notes
 from reuse_algos.compare.kinds.budgets import Member
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import json_safe
 from reuse_algos.compare.run_notes import differences, left_out
-from reuse_algos.compare.show.words import less_of, limits_words, short
+from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, less_of, limits_words, short
 
 __all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
 
-_LATER_RUNS = 1  # the next run bears all of its own harvest
+_LATER_RUNS = 1  # the next run counts all of its own harvest
 
 
 @dataclass(frozen=True)
@@ -80,7 +85,7 @@ class Recommendation:
 
 
 def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
-    """Predict which technique, at what budget, reaches the target at the least cost. The rules are in the docstring.
+    """Predict which technique, at what budget, reaches the target at the least cost.
 
     Args:
         outcomes: Runs of all groups.
@@ -96,6 +101,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     question.check(groups)
     later_runs = question.costs.later_runs or _LATER_RUNS
     members = {name: Member.of(groups[name], outcomes, question.costs, later_runs) for name in sorted(groups)}
+    # A control shows why a technique works; training it is of no use.
     controls = [name for name in members if control_of(groups[name]) is not None and name != baseline]
     techniques = [name for name in members if name != baseline and name not in controls]
     seconds = all("amortised_seconds" in members[name].costs for name in (baseline, *techniques))
@@ -106,8 +112,10 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         level=target if outcomes.mode == "max" else -target,
         axis=axis,
         confidence=confidence,
+        # Bonferroni: the best of K is picked, so each has to pass a K times stricter test.
         decision=1.0 - (1.0 - confidence) / max(len(techniques), 1),
         price_per_hour=question.costs.price_per_hour,
+        mode=outcomes.mode,
     )
     found = [case.candidate(members[name]) for name in techniques]
 
@@ -122,6 +130,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         good[0] = dataclasses.replace(good[0], standing="recommended")
     first = case.candidate(members[baseline])
     rest = sorted((c for c in found if c.lacking), key=rank)
+    # Those behind the first are not necessarily dearer, and a reader may prefer one.
     alike = [c.name for c in good[1:] if not case.cheaper(members[c.name], members[good[0].name])]
     extra = []
     if question.costs.judge_by is None and not seconds:
@@ -142,9 +151,16 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         price_per_hour=question.costs.price_per_hour,
         choice=good[0].name if good else None,
         sentence=_sentence(good[0] if good else None, first, axis, f"{short(outcomes.metric)} {target:.6g}")
-        + (f" Not clearly dearer: {', '.join(alike)}." if alike else ""),
+        + (f" Not clearly dearer: {', '.join(alike)}." if alike else "")
+        + _next_run([*good, first, *rest], axis),
         candidates=[*good, first, *rest],
-        notes=[*extra, *left_out(outcomes.left_out), *differences(baseline, groups)],
+        notes=[
+            *extra,
+            *left_out(outcomes.left_out),
+            *differences(baseline, groups),
+            *diagnosis_notes(groups),
+            *forecast_notes(groups),
+        ],
     )
 
 
@@ -166,6 +182,22 @@ def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: s
     return (
         f"Train {choice.name} for {_steps(choice)}: it is predicted to reach {goal} with {about}"
         f"{speedup.estimate:.2f} times {less} than {baseline.name} ({limits}; n = {n})."
+    )
+
+
+def _next_run(candidates: Sequence[Candidate], axis: Axis) -> str:
+    """Return which budget to train next, where nothing that was trained reaches the target."""
+    known = [(one.forecast.steps.estimate, one.name, one.forecast) for one in candidates if one.forecast is not None]
+    if not known or any(one.bound != ">=" for one in candidates):
+        return ""
+    _, name, found = min(known, key=lambda one: one[:2])
+    steps, cost = found.steps, found.cost
+    limits = f"from {steps.low:.0f}" + (f" to {steps.high:.0f}" if math.isfinite(steps.high) else ", no upper limit")
+    dear = "" if cost is None or axis == "steps" else f", {format_amount(axis, cost.estimate)} of {AXIS_WORDS[axis]}"
+    return (
+        f" Next, train {name} for about {steps.estimate:.0f} steps{dear}: it is predicted to get there, which no run "
+        f"has shown ({limits}; its smaller budgets predict the loss at its largest one with an error of "
+        f"{abs(found.error):.1%})."
     )
 
 

@@ -1,7 +1,8 @@
-"""Read groups whose runs have one budget each: mean curves over training, or each run's own cost to a target."""
+"""Read groups whose runs have one budget each: mean curves over training, own costs to a target, or ends alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,7 +23,7 @@ from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import CostToTarget
 
-__all__ = ["WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
+__all__ = ["Ends", "WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
 
 TimeAxis = Literal["steps", "train_seconds", "cost_seconds"]
 Runs = Sequence[Outcome]
@@ -69,6 +70,7 @@ def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
         CompareError: They do not, though the question insists on it.
     """
     ours, theirs = [o.pair_key for o in baseline], [o.pair_key for o in group]
+    # A seed that stands twice does not say which run pairs with which.
     fits = ours == theirs and None not in ours and len(set(ours)) == len(ours)
     return question.paired(fits, f"the baseline has the seeds {ours}, group {group[0].group!r} has {theirs}")
 
@@ -101,6 +103,7 @@ class WithinRuns:
         if self.method == "curves":
             to_target = self._own_crossing(group) if own else self._crossing(group)
         else:
+            # Runs that did not get there count at their total: a lower bound, never dropped.
             to_target = _mean_cost(to_runs)
         speedups: dict[Axis, Speedup] = {}
         if not own:
@@ -132,6 +135,7 @@ class WithinRuns:
         k = outcome.curve.first_at(self.target, self.mode)
         if k is None:
             return Hit(before=float(costs[-1]), at=float(costs[-1]), reached=False)
+        # Set-up and harvests are paid before the first step.
         start = 0.0 if axis == "steps" else outcome.upfront_seconds
         return Hit(before=float(costs[k - 1]) if k else start, at=float(costs[k]), reached=True)
 
@@ -148,6 +152,26 @@ class WithinRuns:
         k = crossing_of(mean_curves(self._baseline, self.mode, "steps")[0], curves, paired=False).estimate
         reached = k < len(steps)
         return _mean_at_step(group, int(steps[k if reached else -1]), reached=reached)
+
+
+class Ends:
+    """The reader of a question over ends: last values alone, without a target and costs.
+
+    Args:
+        question: What is asked.
+        baseline: The baseline's runs.
+    """
+
+    method: Literal["ends"] = "ends"
+    target = math.nan
+
+    def __init__(self, question: Question, baseline: Runs) -> None:
+        self._question, self._baseline = question, baseline
+
+    def read(self, group: Runs) -> Reading:
+        """Read one group; the baseline's own runs for the baseline."""
+        paired = None if group is self._baseline else pairs_by_seed(self._baseline, group, self._question)
+        return Reading(runs=group, basis=f"n = {len(group)}", paired=paired, bound="", speedups={})
 
 
 def _at(outcome: Outcome, k: int, *, reached: bool) -> CostToTarget:

@@ -51,6 +51,7 @@ def new_table(*columns: tuple[str, bool], padding: int = 2, first: int | None = 
     table = Table(pad_edge=False, box=None, header_style="bold", padding=(0, padding, 0, 0))
     for title, right in columns:
         table.add_column(title, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    # Names come from tags, and may be long.
     table.columns[0].max_width = first
     return table
 
@@ -152,6 +153,7 @@ def _verdict(group: Group) -> Text:
     text = verdict_text(group.verdict)
     if group.target_bound == ">=":
         text.append("\ntarget not reached", style="default")
+    # The verdict is about seconds; where steps say something else, both are shown.
     in_steps = group.speedups.get("steps")
     if in_steps is not None and in_steps.verdict != group.verdict:
         text.append(f"\n(steps: {in_steps.verdict})", style="default")

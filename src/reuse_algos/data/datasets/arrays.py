@@ -1,4 +1,4 @@
-"""Image data sets that fit in memory: digits, CIFAR, Fashion-MNIST and ``.npz`` files.
+"""Image datasets that fit in memory: digits, CIFAR, Fashion-MNIST and ``.npz`` files.
 
 Legend: N examples, H height, W width, C channels.
 """
@@ -30,7 +30,7 @@ _SALT_DIGITS_SPLIT = 33
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The training or the evaluation part of an image data set.
+    """The training or the evaluation part of an image dataset.
 
     Attributes:
         images: uint8 ``[N, H, W, C]`` on the CPU.
@@ -49,7 +49,7 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class ImageArrays:
-    """An image data set in memory.
+    """An image dataset in memory.
 
     Attributes:
         train: Training part.
@@ -67,7 +67,7 @@ class ImageArrays:
 
 
 def load_arrays(config: DataConfig) -> ImageArrays:
-    """Load the whole of a data set that fits in memory.
+    """Load the whole of a dataset that fits in memory.
 
     Args:
         config: Its name must be ``digits``, ``cifar10``, ``cifar100``, ``fashion_mnist`` or ``npz``.
@@ -79,9 +79,9 @@ def load_arrays(config: DataConfig) -> ImageArrays:
 
 
 def missing_data(config: DataConfig, error: Exception) -> DataError:
-    """The error for a data set that could not be found or fetched."""
+    """Return the error for a dataset that could not be found or fetched."""
     advice = "Check data.root." if config.download else "Set data.root to where it is, or data.download: true."
-    return DataError(f"Data set {config.name!r} could not be read from {config.root!r}: {error} {advice}")
+    return DataError(f"Dataset {config.name!r} could not be read from {config.root!r}: {error} {advice}")
 
 
 def resize(images_NHWC: Tensor, side: int) -> Tensor:

@@ -56,7 +56,7 @@ _COARSE_OF_FINE = torch.tensor(
 
 
 def coarse_labels(labels_N: Tensor) -> Tensor:
-    """Superclass numbers (int64 ``[N]``, 0 to 19) of CIFAR-100's fine labels (int64 ``[N]``, 0 to 99).
+    """Return superclass numbers (int64 ``[N]``, 0 to 19) of CIFAR-100's fine labels (int64 ``[N]``, 0 to 99).
 
     Raises:
         DataError: If a label is outside 0 to 99.

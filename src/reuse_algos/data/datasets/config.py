@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reuse_algos.data.dense.config import DENSE_NAMES, DETECTION_NAMES, SceneConfig
 from reuse_algos.data.images.augment import AUGMENT_KINDS
 from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
@@ -12,7 +13,8 @@ from reuse_algos.sections import fit_section
 
 __all__ = ["DATASET_NAMES", "DataConfig"]
 
-DATASET_NAMES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz", *TEXT_NAMES)
+_LABELLED_IMAGES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
+DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES, *DETECTION_NAMES)
 _OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size")
 
 
@@ -24,12 +26,14 @@ class DataConfig:
         name: ``digits`` (1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn), ``cifar10``,
             ``cifar100``, ``fashion_mnist``, ``caltech101``, ``image_folder`` (``root/train/<class>/*`` and
             ``root/val/<class>/*``) or ``npz`` (one file in the layout of Keras). Texts: ``bbc_news``, ``fortunes``,
-            ``city_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`.
-        root: Folder that holds the data set, as torchvision lays it out.
+            ``city_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`. A class for each pixel:
+            ``digit_scenes``, ``mni152`` and ``dense_npz``, see :func:`~reuse_algos.data.dense.load_dense`. Boxes:
+            ``digit_boxes``.
+        root: Folder that holds the dataset, as torchvision lays it out.
         path: The ``.npz`` file: uint8 ``x_train``, ``x_test`` (``[N, H, W]`` or ``[N, H, W, C]``) and whole numbers
             ``y_train``, ``y_test``; if wanted int64 ``keys_train``, ``keys_test`` (identity of each example, else the
             position) and ``class_names`` (strings).
-        download: Fetch the data set into ``root`` if it is not there.
+        download: Fetch the dataset into ``root`` if it is not there.
         batch_size: Training examples per step over all ranks.
         eval_batch_size: Evaluation examples per step over all ranks; ``batch_size`` if null.
         augment: ``none``, ``crop``, ``crop_flip`` or ``crop_flip_cutout``. On images in memory: padding of 1/8 of the
@@ -37,7 +41,7 @@ class DataConfig:
             (16 and 8 pixels of 32). On image files: random resized crop, mirroring, and a cutout of 1/4 of the side.
         num_views: How many different views of each example there are; 0 for random augmentation without end.
         view_seed: Seed of the views, apart from the seed of the run so that runs share views.
-        device_resident: Hold the whole data set on the device and augment there. ``auto``: images in memory if they
+        device_resident: Hold the whole dataset on the device and augment there. ``auto``: images in memory if they
             take under 25 % of the free memory of a GPU, image files never. ``true`` decodes image files once.
         num_workers: DataLoader worker processes where the data is not held on the device.
         drop_last: Leave out the last training batch of an epoch if it is not full.
@@ -49,6 +53,8 @@ class DataConfig:
             cropped to it (null is 224).
         text: How texts become tokens, see :class:`~reuse_algos.data.text.TextConfig`. Default: its defaults, for
             datasets of texts.
+        scenes: Of ``digit_scenes`` and ``digit_boxes``, see :class:`~reuse_algos.data.dense.SceneConfig`. Default: its
+            defaults.
     """
 
     name: str = "digits"
@@ -69,8 +75,11 @@ class DataConfig:
     labels: str = "fine"
     image_size: int | None = None
     text: TextConfig | None = None
+    scenes: SceneConfig | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.scenes, Mapping):
+            self.scenes = fit_section(SceneConfig, self.scenes, "data.scenes")
         if isinstance(self.text, Mapping):  # a recipe that was read back from an archive
             self.text = fit_section(TextConfig, self.text, "data.text")
 
@@ -82,7 +91,7 @@ class DataConfig:
         """
         faults = []
         if self.name not in DATASET_NAMES:
-            faults.append(f"data.name: unknown data set {self.name!r}.{nearest(str(self.name), DATASET_NAMES)}")
+            faults.append(f"data.name: unknown dataset {self.name!r}.{nearest(str(self.name), DATASET_NAMES)}")
         for field, choices in (("augment", AUGMENT_KINDS), ("labels", ("fine", "coarse"))):
             value = getattr(self, field)
             if value not in choices:
@@ -105,18 +114,24 @@ class DataConfig:
         if self.train_examples is not None and self.train_fraction != 1:
             faults.append("data.train_examples: give this or data.train_fraction, not both.")
         if self.name == "npz" and self.path is None:
-            faults.append("data.path: the npz data set needs the path of its file.")
-        faults += self._faults_of_texts()
+            faults.append("data.path: the npz dataset needs the path of its file.")
+        faults += self._faults_of_kind()
         if faults:
             raise DataError("\n".join(faults))
 
-    def _faults_of_texts(self) -> list[str]:
-        """Return what does not go together with texts, or with images."""
-        if self.name not in TEXT_NAMES:
-            return [] if self.text is None else [f"data.text: is for datasets of texts, and {self.name!r} is not one."]
-        plain = DataConfig(self.name)
-        return [
-            f"data.{field}: is for images, and {self.name!r} is a dataset of texts. Leave it out."
-            for field in _OF_IMAGES
+    def _faults_of_kind(self) -> list[str]:
+        """Return what does not go together with texts, with masks, or with images."""
+        faults = []
+        if self.text is not None and self.name not in TEXT_NAMES:
+            faults.append(f"data.text: is for datasets of texts, and {self.name!r} is not one.")
+        if self.scenes is not None and self.name not in ("digit_scenes", "digit_boxes"):
+            faults.append(f"data.scenes: is for digit_scenes and digit_boxes, and the data are {self.name!r}.")
+        if self.name in _LABELLED_IMAGES:
+            return faults
+        what = "texts" if self.name in TEXT_NAMES else "pictures with masks or boxes"
+        plain, fields = DataConfig(self.name), _OF_IMAGES if self.name in TEXT_NAMES else (*_OF_IMAGES, "classes")
+        return faults + [
+            f"data.{field}: is for images with one label, and {self.name!r} is a dataset of {what}. Leave it out."
+            for field in fields
             if getattr(self, field) != getattr(plain, field)
         ]

@@ -66,11 +66,11 @@ class FileImages(Dataset[tuple[Any, int]]):
         return image if self.transform is None else self.transform(image), self._labels[position]
 
     def with_transform(self, transform: Callable[[Any], Any]) -> FileImages:
-        """The same files, shown another way."""
+        """Return the same files, shown another way."""
         return FileImages(self.root, self.paths, self.info, transform)
 
     def take(self, positions: Tensor, info: DatasetInfo) -> FileImages:
-        """Some of the files (int64 ``[n]``) under another info (their keys, perhaps new labels)."""
+        """Return some of the files (int64 ``[n]``) under another info (their keys, perhaps new labels)."""
         return FileImages(self.root, [self.paths[position] for position in positions.tolist()], info, self.transform)
 
 
@@ -206,7 +206,7 @@ def _square(side: int) -> list[Any]:
 
 
 def train_transform(augment: str, side: int) -> tuple[Callable[[Any], Tensor], str]:
-    """The augmentation of image files.
+    """Return the augmentation of image files.
 
     Args:
         augment: ``none``, ``crop``, ``crop_flip`` or ``crop_flip_cutout``.

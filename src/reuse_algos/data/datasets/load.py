@@ -1,4 +1,4 @@
-"""From the ``data:`` section of a recipe to training and evaluation data sets."""
+"""From the ``data:`` section of a recipe to training and evaluation datasets."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from reuse_algos.data.datasets.files import (
     train_transform,
 )
 from reuse_algos.data.datasets.subsets import select_classes, take_part
+from reuse_algos.data.dense import DENSE_NAMES, DETECTION_NAMES, DenseDataset, load_boxes, load_dense
 from reuse_algos.data.images.augment import Augmentation
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.images.pixels import PixelSpace
@@ -41,17 +42,14 @@ _GPU_MEMORY_SHARE = 0.25
 
 @dataclass(frozen=True, eq=False)
 class LoadedData:
-    """Data sets ready for training.
+    """Datasets ready for training.
 
     Attributes:
         train: Training data: ``DeviceImages`` (for ``device_dataloader``), ``WorkerImages`` or ``ViewedDataset`` (for
             an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
-        info: Identity of the training examples.
-        eval_info: Identity of the evaluation examples.
         num_classes: Number of classes.
-        class_names: Their names, or None.
         image_shape: (C, H, W) of an image; () of texts.
         mean: Mean per channel that was subtracted, on the scale 0 to 1; () of texts.
         std: Deviation per channel that was divided by, on the same scale; () of texts.
@@ -61,14 +59,26 @@ class LoadedData:
 
     train: Dataset[Any]
     eval: Dataset[Any]
-    info: DatasetInfo
-    eval_info: DatasetInfo
     num_classes: int
-    class_names: tuple[str, ...] | None
     image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Identity of the training examples."""
+        return self.train.info  # type: ignore[attr-defined]
+
+    @property
+    def eval_info(self) -> DatasetInfo:
+        """Identity of the evaluation examples."""
+        return self.eval.info  # type: ignore[attr-defined]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, or None."""
+        return self.info.class_names
 
 
 def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> LoadedData:
@@ -86,6 +96,10 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
         loaded = _load_file_sets(config, device)
     elif config.name in TEXT_NAMES:
         loaded = _load_texts(config)
+    elif config.name in DENSE_NAMES:
+        loaded = _load_masks(config)
+    elif config.name in DETECTION_NAMES:
+        loaded = _load_boxes(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
@@ -99,7 +113,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
 def build_dataset(
     arrays: ImageArrays, config: DataConfig, device: torch.device | str = "cpu"
 ) -> tuple[DeviceImages | WorkerImages, DeviceImages | WorkerImages]:
-    """Training and evaluation data sets over images in memory, augmented as the recipe asks.
+    """Return training and evaluation datasets over images in memory, augmented as the recipe asks.
 
     Args:
         arrays: Images and labels.
@@ -119,8 +133,7 @@ def build_dataset(
         images = DeviceImages(
             split.images,
             split.labels,
-            mean=arrays.mean,
-            std=arrays.std,
+            pixels=PixelSpace(arrays.mean, arrays.std),
             augmentation=kind,
             view_seed=config.view_seed,
             num_views=config.num_views,
@@ -145,10 +158,7 @@ def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.devi
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=arrays.num_classes,
-        class_names=train.info.class_names,
         image_shape=train_set.image_shape,
         mean=arrays.mean,
         std=arrays.std,
@@ -177,10 +187,7 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -219,10 +226,7 @@ def _load_texts(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=held_out,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(),
         mean=(),
         std=(),
@@ -235,8 +239,32 @@ def _load_texts(config: DataConfig) -> LoadedData:
     )
 
 
+def _load_masks(config: DataConfig) -> LoadedData:
+    root = None if config.root == DataConfig.root else config.root
+    part, held_out = load_dense(config.name, root, config.path, config.scenes)
+    keys = part.keys
+    rows = take_part(keys, torch.zeros_like(keys), fraction=config.train_fraction, examples=config.train_examples)
+    chosen = part._replace(images=part.images[rows], masks=part.masks[rows], keys=keys[rows])
+    train, evaluated = (DenseDataset(one, config.name, config.view_seed) for one in (chosen, held_out))
+    return LoadedData(
+        train=train,
+        eval=evaluated,
+        num_classes=len(part.class_names),
+        image_shape=train.image_shape,
+        mean=(),
+        std=(),
+    )
+
+
+def _load_boxes(config: DataConfig) -> LoadedData:
+    if config.train_fraction != 1 or config.train_examples is not None:
+        raise DataError("data.train_fraction: of digit_boxes, set the number of scenes (data.scenes.train) instead.")
+    train, evaluated = load_boxes(config.name, config.scenes, config.view_seed)
+    return LoadedData(train, evaluated, len(train.info.class_names or ()), train.image_shape, (), ())
+
+
 class _Choice(NamedTuple):
-    """Some examples of a data set.
+    """Some examples of a dataset.
 
     Attributes:
         positions: int64 ``[n]``: where they were.
@@ -272,7 +300,7 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
 
 
 def _part(choice: _Choice, config: DataConfig) -> _Choice:
-    """The part of the training examples that is asked for."""
+    """Return the part of the training examples that is asked for."""
     part = take_part(choice.info.keys, choice.strata, fraction=config.train_fraction, examples=config.train_examples)
     return _Choice(choice.positions[part], choice.info.subset(part), choice.strata[part], choice.num_classes)
 

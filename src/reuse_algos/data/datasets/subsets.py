@@ -1,4 +1,4 @@
-"""Choosing some classes, or a part of the examples, of a data set.
+"""Choosing some classes, or a part of the examples, of a dataset.
 
 Parts are nested: of two fractions, the smaller part lies inside the larger. They are stratified by class and depend on
 the examples' keys only, never on a seed, so that runs on grown data contain the examples of the runs before.
@@ -46,7 +46,7 @@ def nested_order(keys_N: Tensor, labels_N: Tensor, salt: int = _SALT_PART) -> Te
 
 
 def take_part(keys_N: Tensor, labels_N: Tensor, *, fraction: float = 1.0, examples: int | None = None) -> Tensor:
-    """Positions (int64 ``[n]``, ascending) of a nested, stratified part of the examples.
+    """Return positions (int64 ``[n]``, ascending) of a nested, stratified part of the examples.
 
     Args:
         keys_N: int64.

@@ -115,7 +115,7 @@ class Augmentation:
         return f"crop_flip_cutout(padding={self.padding},length={self.length})"
 
     def draw(self, seed: int, keys_B: Tensor, views_B: Tensor, height: int, width: int) -> Tensor:
-        """Random numbers of these views, each uniform and independent of the others.
+        """Return random numbers of these views, each uniform and independent of the others.
 
         Args:
             seed: View seed.

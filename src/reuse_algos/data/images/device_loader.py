@@ -1,9 +1,9 @@
-"""A whole image data set as one tensor on a device, augmented there batch by batch.
+"""A whole image dataset as one tensor on a device, augmented there batch by batch.
 
 On small images the usual route (one Python call per example, worker processes, a copy to the GPU per batch) costs more
 than the training step. Here a batch is a few tensor operations.
 
-Legend: N examples of the data set, B of the batch, H height, W width, C channels.
+Legend: N examples of the dataset, B of the batch, H height, W width, C channels.
 """
 
 from __future__ import annotations
@@ -40,9 +40,8 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
 
     Args:
         images: uint8, ``[N, H, W, C]`` or ``[N, C, H, W]`` as ``layout`` says, or ``[N, H, W]`` for one channel.
-        labels: whole numbers ``[N]``.
-        mean: Mean per channel, on the scale 0 to 1.
-        std: Deviation per channel, on the same scale.
+        labels: Whole numbers ``[N]``.
+        pixels: How they are normalised.
         augmentation: What to do to training images.
         view_seed: Seed of the views.
         num_views: Views per example; 0 for random augmentation. Without augmentation there is one view only.
@@ -52,7 +51,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         memory_format: Of the batches: ``torch.contiguous_format`` or ``torch.channels_last``.
 
     Attributes:
-        pixel_space: ``mean`` and ``std``, for whoever needs the pixels again.
+        pixel_space: ``pixels``, for whoever needs the pixels again.
 
     Raises:
         DataError: If the arrays have other dtypes or shapes, or do not fit each other or ``info``.
@@ -63,8 +62,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         images: Tensor | np.ndarray,
         labels: Tensor | np.ndarray | Sequence[int],
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        pixels: PixelSpace,
         augmentation: Augmentation | None = None,
         view_seed: int = 0,
         num_views: int = 0,
@@ -76,12 +74,13 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         self.device = torch.device(device)
         images_NHWC = _as_nhwc(torch.as_tensor(images), layout)
         count, self._height, self._width, channels = images_NHWC.shape
-        if len(mean) != channels:
-            raise DataError(f"The images have {channels} channels, but there are {len(mean)} means.")
+        if len(pixels.mean) != channels:
+            raise DataError(f"The images have {channels} channels, but there are {len(pixels.mean)} means.")
         labels_N = _as_labels(labels, count)
         self.info = DatasetInfo("DeviceImages", torch.arange(count), labels_N) if info is None else info
         if self.info.content is None and images_NHWC.device.type == "cpu":
-            self.info = replace(self.info, content=rows_content(images_NHWC, f"mean {list(mean)} std {list(std)}"))
+            about = f"mean {list(pixels.mean)} std {list(pixels.std)}"
+            self.info = replace(self.info, content=rows_content(images_NHWC, about))
         if self.info.num_examples != count:
             raise DataError(f"There are {count} images, but the info has {self.info.num_examples} keys.")
         self._augmentation = Augmentation("none") if augmentation is None else augmentation
@@ -90,8 +89,8 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         # One row of bytes per image: index_select then copies whole rows, 18 times faster on CPU than a 4-D one.
         self._images_NP = images_NHWC.contiguous().view(count, -1).to(self.device)
         self._labels_N = labels_N.to(self.device)
-        self._normalisation = Normalisation(mean, std, self.device, memory_format)
-        self.pixel_space = PixelSpace(tuple(mean), tuple(std))
+        self._normalisation = Normalisation(pixels.mean, pixels.std, self.device, memory_format)
+        self.pixel_space = pixels
         self._epoch = EpochCell()
 
     def __len__(self) -> int:
@@ -121,7 +120,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         """A batch: images (float32 ``[B, C, H, W]``) and labels (int64 ``[B]``), on the device.
 
         Raises:
-            IndexError: If a position is outside the data set.
+            IndexError: If a position is outside the dataset.
             DataError: If a view number is below -1.
         """
         positions_B, numbers_B = self._resolve(indices)
@@ -135,7 +134,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         return self._augmentation.apply(images_BHWC, plan[1:], self._normalisation), labels_B
 
     def _resolve(self, indices: Sequence[ExampleView | int]) -> tuple[Tensor, Tensor]:
-        """Positions and numbers of the augmentation, both int64 ``[B]`` on the CPU."""
+        """Return positions and numbers of the augmentation, both int64 ``[B]`` on the CPU."""
         epoch = self._epoch.value or 0
         plain = self.view_policy.view_of_epoch(epoch)
         pairs = [index if isinstance(index, tuple) else (int(index), plain) for index in indices]
@@ -143,7 +142,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         positions_B, views_B = pairs_B2[:, 0], pairs_B2[:, 1]
         if len(pairs) and not (positions_B.min() >= 0 and positions_B.max() < len(self)):
             wrong = positions_B[(positions_B < 0) | (positions_B >= len(self))][0]
-            raise IndexError(f"Position {wrong} of a data set of {len(self)} examples.")
+            raise IndexError(f"Position {wrong} of a dataset of {len(self)} examples.")
         if len(pairs) and views_B.min() < UNKNOWN_VIEW:
             raise DataError(f"View {views_B.min()}: views are numbered from 0, and -1 means random.")
         numbers_B = np.where(views_B == UNKNOWN_VIEW, epoch, views_B)
@@ -206,7 +205,7 @@ def device_dataloader(
     *,
     batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
 ) -> DataLoader[tuple[Tensor, Tensor]]:
-    """DataLoader over images on a device, without worker processes.
+    """Return a DataLoader over images on a device, without worker processes.
 
     Args:
         images: The data.

@@ -1,6 +1,6 @@
 """Between what a model is given and pixels: values from 0 to 1, normalised per channel.
 
-Bounds and sizes of perturbations mean something in pixels only: a data set's normalisation is a matter of taste, and
+Bounds and sizes of perturbations mean something in pixels only: a dataset's normalisation is a matter of taste, and
 differs from channel to channel.
 
 Legend: B examples, C channels, H height, W width.
@@ -51,21 +51,21 @@ class PixelSpace:
             )
 
     def to_pixels(self, inputs_BCHW: Tensor) -> Tensor:
-        """Inputs as pixels: ``x * std + mean``."""
+        """Return inputs as pixels: ``x * std + mean``."""
         mean_C11, std_C11 = self._columns(inputs_BCHW)
         return inputs_BCHW * std_C11 + mean_C11
 
     def to_inputs(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels as inputs: ``(p - mean) / std``."""
+        """Return pixels as inputs: ``(p - mean) / std``."""
         mean_C11, std_C11 = self._columns(pixels_BCHW)
         return (pixels_BCHW - mean_C11) / std_C11
 
     def delta_to_inputs(self, delta_BCHW: Tensor) -> Tensor:
-        """A difference of pixels as a difference of inputs: ``delta / std``."""
+        """Return a difference of pixels as a difference of inputs: ``delta / std``."""
         return delta_BCHW / self._columns(delta_BCHW)[1]
 
     def bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs of black and of white, ``[C, 1, 1]`` each, in the dtype and on the device of ``like`` [..., C, H, W].
+        """Return the inputs of black and of white, ``[C, 1, 1]`` each, with dtype and device of ``like``.
 
         Raises:
             DataError: ``like`` has another number of channels.
@@ -76,7 +76,7 @@ class PixelSpace:
         return _column(low, like.device, like.dtype), _column(high, like.device, like.dtype)
 
     def add(self, inputs_BCHW: Tensor, delta_BCHW: Tensor) -> Tensor:
-        """Inputs whose pixels differ by ``delta`` (floating point, in pixel units), clipped to valid pixels.
+        """Return inputs whose pixels differ by ``delta`` (floating point, in pixel units), clipped to valid pixels.
 
         Returns:
             ``clip(x + delta / std)`` in the dtype of the inputs; computed in float32 at least.
@@ -98,7 +98,7 @@ class PixelSpace:
 
 
 def pixel_space_of(dataset: Dataset[Any] | None) -> PixelSpace | None:
-    """The pixel space of a data set's images: its attribute ``pixel_space``, that of the base of a ``Subset``, or None.
+    """Return the pixel space of a dataset's images: its ``pixel_space``, that of the base of a ``Subset``, or None.
 
     ``DeviceImages``, ``WorkerImages`` and everything that :func:`~reuse_algos.data.datasets.load_datasets` makes have
     one.

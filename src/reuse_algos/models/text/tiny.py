@@ -107,7 +107,7 @@ def _heads(width: int) -> int:
 
 
 def _bert(sizes: Mapping[str, int], num_classes: int) -> Any:
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import BertConfig, BertForSequenceClassification  # type: ignore[import-not-found]
 
     config = BertConfig(
         vocab_size=sizes["vocabulary"],
@@ -123,7 +123,7 @@ def _bert(sizes: Mapping[str, int], num_classes: int) -> Any:
 
 
 def _gpt(sizes: Mapping[str, int], num_classes: int) -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel  # type: ignore[import-not-found]
 
     config = GPT2Config(
         vocab_size=num_classes,

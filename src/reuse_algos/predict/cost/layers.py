@@ -114,6 +114,7 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
     finally:
         for handle in handles:
             handle.remove()
+    # Attention and other functions belong to no module with a hook.
     rest = counter.get_total_flops() - sum(layer.flops for layer in found)
     if rest > 0.5:
         found.append(Layer("(functions)", "function", float(rest), 0.0, 0.0, ()))
@@ -160,6 +161,7 @@ def step_seconds(
     for layer in layers:
         seconds = (layer.flops / device.flops + layer.bytes / device.bandwidth) / percent
         forward += seconds
+        # Images need no gradient, and layers without parameters have none of those.
         passes = (0 if layer.reads_data else 1) + (1 if layer.parameter_bytes or layer.kind == "function" else 0)
         backward += seconds * passes
     return forward, backward if training else 0.0

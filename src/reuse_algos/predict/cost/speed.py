@@ -97,10 +97,10 @@ def fit_speed(
     non-negative least squares.
 
     Args:
-        workers: int ``[N]``, at least 1.
+        workers: Int ``[N]``, at least 1.
         steps_per_second: ``[N]``, above 0.
         batch: Global batch in examples, the same in all measurements.
-        servers: int ``[N]``, at least 1; needed with parameter servers. Default: None.
+        servers: Int ``[N]``, at least 1; needed with parameter servers. Default: None.
         scheme: ``all_reduce``, or with parameter servers ``synchronous`` or ``asynchronous``. Default: ``all_reduce``.
 
     Raises:
@@ -122,6 +122,7 @@ def fit_speed(
     if not (np.isfinite(speed_N).all() and (speed_N > 0).all() and (workers_N >= 1).all() and (servers_N >= 1).all()):
         raise NotEnoughEvidenceError("speeds must be finite and above 0, workers and servers at least 1")
     different = len({*zip(workers_N.tolist(), servers_N.tolist(), strict=True)})
+    # Under all-reduce non-negative least squares sets a term to 0 where two numbers have to do.
     needed = 2 if scheme == "all_reduce" else _rows(scheme, workers_N[:1], servers_N[:1], batch).shape[-1]
     if len(set(workers_N.tolist())) < 2 or different < needed:
         raise NotEnoughEvidenceError(

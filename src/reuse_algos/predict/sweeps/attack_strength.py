@@ -85,7 +85,7 @@ def regression_shrinkage(strength: ArrayLike) -> NDArray[np.float64]:
     c, ``(1 - e c) / (1 - 2 e c + e^2)`` up to 1 / c, and 0 beyond. It is the known answer for :func:`find_transition`.
 
     Args:
-        strength: e, at least 0, of any shape.
+        strength: E, at least 0, of any shape.
 
     Returns:
         a in [0, 1], float64 of the same shape.
@@ -99,6 +99,7 @@ def regression_shrinkage(strength: ArrayLike) -> NDArray[np.float64]:
 def _breakpoints(x_N: NDArray, y_N: NDArray, different: NDArray) -> tuple[float, float]:
     """Return the two breakpoints with the least error: a grid over the strengths, then a local search."""
     middle = np.sort(np.concatenate([different, (different[1:] + different[:-1]) / 2]))[1:-1]
+    # All pairs: the error has many local minima over two breakpoints.
     pairs = list(itertools.combinations(middle.tolist(), 2))
     start, stop = min(pairs, key=lambda pair: _levels(x_N, y_N, *pair)[1])
     gap = float(np.diff(different).min())

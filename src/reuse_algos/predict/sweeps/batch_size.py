@@ -198,6 +198,7 @@ def batch_sweep(
         finite = [draw for draw in draws if math.isfinite(draw)]
         low, high = np.percentile(finite, [2.5, 97.5]).tolist() if finite else (-math.inf, math.inf)
         slopes.append((slope, low, high))
+        # A best value at the edge may not be the best: the steps are then an upper bound.
         claimed = not (near.flags or far.flags) and math.isfinite(slope)
         regimes.append(regime(slope, low, high) if claimed else "not claimed")
     return BatchSweep(goal, points, regimes, slopes, flags)
@@ -206,6 +207,7 @@ def batch_sweep(
 def _point(
     batch: int, trials: list[Trial], goal: float, mode: Literal["max", "min"], first: BatchPoint | None
 ) -> BatchPoint:
+    # Ties go to the name that sorts first, so that the choice does not depend on the order of reading.
     ranked = sorted(trials, key=lambda trial: (trial.steps_to(goal, mode), trial.name))
     steps = [trial.steps_to(goal, mode) for trial in ranked]
     reached = sum(map(math.isfinite, steps))
@@ -292,6 +294,7 @@ def noise_scale(batch: ArrayLike, steps: ArrayLike, *, level: float = 0.95) -> N
     def errors(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         return logs[0] + np.log1p(np.exp(logs[1]) / batch_N) - np.log(steps_N)
 
+    # Between the smallest and the largest batch, where the bend is looked for.
     start = np.log([steps_N.min(), np.sqrt(batch_N.min() * batch_N.max())])
     low, high = math.log(batch_N.min() / 1e3), math.log(batch_N.max() * 1e3)
     found = optimize.least_squares(errors, start, bounds=([-np.inf, low], [np.inf, high]))

@@ -23,10 +23,10 @@ class Harvest:
     """One signal that each run of an arm is given once it is trained.
 
     Attributes:
-        signal: what is harvested, such as ``adversarial``.
-        config: how.
-        num_views: how many views of each example.
-        plain: whether it is of the examples without augmentation instead.
+        signal: What is harvested, such as ``adversarial``.
+        config: How.
+        num_views: How many views of each example.
+        plain: Whether it is of the examples without augmentation instead.
     """
 
     signal: str
@@ -36,10 +36,10 @@ class Harvest:
 
     @classmethod
     def planned(cls, signal: str, config: HarvestConfig, recipe: Settings) -> Harvest:
-        """Of a run that a recipe trains.
+        """Plan a harvest of the run that a recipe trains.
 
         Raises:
-            ValueError: the run will not have such views or weights, or keeps the signal in another encoding.
+            ValueError: The run will not have such views or weights, or keeps the signal in another encoding.
         """
         _check_weights(config.weights, recipe)
         captured = _recorder(recipe).get("signals") or {}
@@ -86,19 +86,19 @@ def _recorder(recipe: Settings) -> dict[str, Any]:
 
 
 def attack_of(config: HarvestConfig) -> Attack | None:
-    """The attack that a harvest of adversarial asks for; None: the library's own."""
+    """Return the attack that a harvest of adversarial asks for; None takes the default one."""
     return None if config.attack is None else Attack(**config.attack)
 
 
 def missing_harvests(run: PriorRun, harvests: Sequence[Harvest]) -> list[Harvest]:
-    """Harvests that a run does not have all views of; none for a run that diverged, whose model says nothing."""
+    """Return the harvests that a run does not have all views of; none for a run that diverged."""
     if run.manifest.health != "ok":
         return []
     return [one for one in harvests if not set(range(one.num_views)) <= _views(run, one).keys()]
 
 
 def remade(run: PriorRun, harvests: Sequence[Harvest]) -> list[str]:
-    """Where a run's signal was harvested otherwise than is now asked for: one text for each."""
+    """Describe each signal whose harvest settings differ from the requested ones."""
     texts = []
     for one in harvests:
         views = _views(run, one)
@@ -130,7 +130,7 @@ def _changed(run: PriorRun, one: Harvest, entry: FileEntry) -> list[str]:
 
 
 def _views(run: PriorRun, one: Harvest) -> dict[int, FileEntry]:
-    """View number -> the harvested file."""
+    """Return view number -> the harvested file."""
     return {
         int(entry.meta["slot"]): entry  # type: ignore[arg-type]
         for entry in run.manifest.files

@@ -1,27 +1,22 @@
-"""What a sequence file can say, and from the file to checked values."""
+"""What a sequence file can say."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from reuse_algos.archive.format.names import is_safe_name
-from reuse_algos.archive.signals.packed import BITS
-from reuse_algos.errors import nearest
-from reuse_algos.harvest import HARVESTABLE
-from reuse_algos.recipe.interpolation import resolve
-from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
-from reuse_algos.sections import BROKEN, Faults, fit_fields, join
-from reuse_algos.training.attacks import Attack, pixel_size
-
-__all__ = ["ArmConfig", "FirstConfig", "HarvestConfig", "SequenceConfig", "StepConfig", "load_sequence"]
-
-_MAX_RANKS = 1024
+__all__ = [
+    "ArmConfig",
+    "FirstConfig",
+    "HalvingConfig",
+    "HarvestConfig",
+    "SampleConfig",
+    "SearchConfig",
+    "SequenceConfig",
+    "StepConfig",
+]
 
 
 @dataclass
@@ -29,9 +24,9 @@ class FirstConfig:
     """How an arm's first step is trained, in place of the arm's own ``recipe``, ``overrides`` and ``tags``.
 
     Attributes:
-        recipe: as in :class:`SequenceConfig`.
-        overrides: likewise.
-        tags: likewise.
+        recipe: As in :class:`SequenceConfig`.
+        overrides: Changes to the recipe of this step.
+        tags: Further tags of its run.
     """
 
     recipe: str | None = None
@@ -44,12 +39,12 @@ class StepConfig:
     """One step, or one for each point of its ``grid``.
 
     Attributes:
-        name: what it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
+        name: What it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
             else ``step-1``, ``step-2``, ...
-        recipe: as in :class:`SequenceConfig`.
-        overrides: likewise.
-        tags: likewise.
-        grid: likewise, for this step only.
+        recipe: As in :class:`SequenceConfig`.
+        overrides: Changes to the recipe of this step.
+        tags: Further tags of its run.
+        grid: Values of this step only, as in :class:`SequenceConfig`.
     """
 
     name: str | None = None
@@ -64,14 +59,14 @@ class HarvestConfig:
     """How one signal of an arm's runs is harvested: arguments of :func:`reuse_algos.harvest.harvest`.
 
     Attributes:
-        views: views 0 to views-1 of each example; null: those of the run, for scores the plain one.
-        weights: which archived weights look at the data.
-        top_k: for logits: keep the K largest; null: all.
-        plain: for features: of the examples without augmentation.
-        attack: for adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be
+        views: Views 0 to views-1 of each example; null: those of the run, for scores the plain one.
+        weights: Which archived weights look at the data.
+        top_k: For logits: keep the K largest; null: all.
+        plain: For features: of the examples without augmentation.
+        attack: For adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be
             fractions (``8/255``).
-        bits: for adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
-        batch_size: examples at once; null: as many as suit the signal.
+        bits: For adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
+        batch_size: Examples at once; null: as many as suit the signal.
     """
 
     views: int | None = None
@@ -88,13 +83,13 @@ class ArmConfig:
     """One way to train all steps, such as with or without the algorithms that reuse earlier runs.
 
     Attributes:
-        recipe: as in :class:`SequenceConfig`.
-        overrides: likewise, for this arm only.
-        tags: likewise.
-        first: the arm's first step, which has no prior runs; null where it is trained as the others are.
-        grid: this arm's own grid in place of the sequence's; null for the sequence's.
-        steps: this arm's own steps in place of the sequence's; null for the sequence's.
-        harvest: signal -> how it is harvested of each of the arm's runs, once the run is trained and before a step that
+        recipe: As in :class:`SequenceConfig`.
+        overrides: Changes to the recipes of this arm.
+        tags: Further tags of its runs.
+        first: The arm's first step, which has no prior runs; null where it is trained as the others are.
+        grid: This arm's own grid in place of the sequence's; null for the sequence's.
+        steps: This arm's own steps in place of the sequence's; null for the sequence's.
+        harvest: Signal -> how it is harvested of each of the arm's runs, once the run is trained and before a step that
             reuses it starts: ``{adversarial: {attack: {epsilon: 8/255}}}``.
     """
 
@@ -105,6 +100,58 @@ class ArmConfig:
     grid: dict[str, Any] | None = None
     steps: list[StepConfig] | None = None
     harvest: dict[str, HarvestConfig] = field(default_factory=dict)
+
+
+@dataclass
+class SampleConfig:
+    """Values drawn at random, log-uniformly and evenly spread, in place of lists of values.
+
+    Attributes:
+        over: Recipe key -> lowest and highest value, above 0: ``{optimizer.lr: [0.001, 1.0]}``. Several keys are drawn
+            together.
+        count: Number of points. Default: 8.
+        seed: Of the draw. Default: 0.
+    """
+
+    over: dict[str, Any] = field(default_factory=dict)
+    count: int = 8
+    seed: int = 0
+
+
+@dataclass
+class HalvingConfig:
+    """Successive halving: all values get a small budget, and the best ones a larger one.
+
+    Attributes:
+        rungs: Number of rounds, from 2. The last one trains for the recipe's ``max_duration``. Default: 3.
+        eta: Each rung trains ``eta`` times as long as the one before, and one value of ``eta`` goes on. Default: 4.
+        arms: Arms that search so; the others train every value in full. Default: None, all arms.
+        later: Overrides of every rung after the first, such as algorithms that let the rung before teach it. In their
+            queries the tag ``rung: previous`` means that rung. Default: none.
+    """
+
+    rungs: int = 3
+    eta: int = 4
+    arms: list[str] | None = None
+    later: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class SearchConfig:
+    """What is searched for.
+
+    Attributes:
+        key: Key of the grid or of the sample, whose best value the report names for each arm.
+        halving: How values are dropped before they are trained in full. Default: None, every value is.
+    """
+
+    key: str = ""
+    halving: HalvingConfig | None = None
+
+    def rungs_in(self, arm: str) -> HalvingConfig | None:
+        """Return how an arm is searched; None where every value is trained in full."""
+        halving = self.halving
+        return None if halving is None or (halving.arms is not None and arm not in halving.arms) else halving
 
 
 @dataclass
@@ -122,23 +169,27 @@ class SequenceConfig:
     ``method`` are the sequence's and the arm's name unless ``tags`` say otherwise, for ``reuse-algos compare``.
 
     Attributes:
-        name: of the sequence: letters, digits and ``._-``. Its runs are known by it.
-        archive: folder or URL of the archive.
-        folder: where the recipes, logs and checkpoints of the steps are kept.
-        recipe: what a step is trained by: the name of a recipe that comes with the library (``digits/baseline``), or a
+        name: Of the sequence: letters, digits and ``._-``. Its runs are known by it.
+        archive: Folder or URL of the archive.
+        folder: Where the recipes, logs and checkpoints of the steps are kept.
+        recipe: What a step is trained by: the name of a recipe that comes with the library (``digits/baseline``), or a
             ``.yaml`` file, relative to the sequence file.
-        overrides: changes to the recipe of every step.
-        tags: further tags of every run.
-        ranks: processes per step; more than one go through Composer's launcher.
-        grid: recipe key -> list of values: every combination is a step of its own, the last key changing fastest.
-        steps: the steps, in order; by default one (for each point of the grid).
-        arms: name -> arm. Their first steps are run first, then the second ones, and so on, so that a machine that
+        overrides: Changes to the recipe of every step.
+        tags: Further tags of every run.
+        ranks: Processes per step; more than one go through Composer's launcher.
+        grid: Recipe key -> list of values: every combination is a step of its own, the last key changing fastest.
+        steps: The steps, in order; by default one (for each point of the grid).
+        arms: Name -> arm. Their first steps are run first, then the second ones, and so on, so that a machine that
             grows slow slows all arms alike.
-        baseline: the arm that the others are compared with; ``without`` if there is such an arm. null: nothing is
+        baseline: The arm that the others are compared with; ``without`` if there is such an arm. null: nothing is
             compared.
-        search: key of the grid whose best value the report names, for each arm; null where nothing is searched for.
-            Steps that an arm's ``first`` trained do not count, as far as others have the same value.
-        metric: by which steps are judged; null is the metric that the runs themselves monitor.
+        sample: Values drawn at random, for every point of the grid; null where none are drawn.
+        search: Key whose best value the report names, for each arm, or a section (``{key: optimizer.lr, halving:
+            {rungs: 3}}``); null where nothing is searched for. Steps that an arm's ``first`` trained do not count, as
+            far as others have the same value.
+        use_held: Whether a step is not trained that the archive holds already, from another study with the same
+            recipe; null: where something is searched for.
+        metric: By which steps are judged; null is the metric that the runs themselves monitor.
     """
 
     name: str = MISSING
@@ -152,207 +203,10 @@ class SequenceConfig:
     steps: list[StepConfig] = field(default_factory=lambda: [StepConfig()])
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     baseline: str | None = None
-    search: str | None = None
+    sample: SampleConfig | None = None
+    search: SearchConfig | None = None
+    use_held: bool | None = None
     metric: str | None = None
 
     # Where the file is: recipes are looked up relative to its folder, and errors name it.
     source: str = field(default="sequence", metadata={"written": False})
-
-
-def load_sequence(path: str | Path, overrides: Iterable[str] = (), *, archive: str | None = None) -> SequenceConfig:
-    """Read a sequence file.
-
-    Args:
-        path: the YAML file.
-        overrides: ``dotted.key=value`` texts that change the sequence file's values, as in recipes:
-            ``grid.seed=[1,2]``, ``overrides.max_duration=5ep``.
-        archive: folder or URL in place of the file's, also wherever the file says ``${archive}``.
-
-    Raises:
-        RecipeError: with all faults, one per line. The recipes that it names are not read yet.
-    """
-    faults = Faults(str(path))
-    text = read_text(path, faults)
-    raw = None if text is None else parse_yaml(text, faults)
-    if raw is not None and not isinstance(raw, dict):
-        faults.add("", "a sequence must be a mapping of keys, such as name: five-seeds")
-    faults.raise_if_any()
-    raw = raw or {}
-    _nest_all(raw)
-    apply_overrides(raw, overrides, faults)
-    _nest_all(raw)
-    if archive is not None:
-        raw["archive"] = archive
-    for name, default in (("archive", "./archive"), ("folder", "./sequences/${name}")):
-        raw[name] = default if raw.get(name) is None else raw[name]
-    if raw.get("name") is None:
-        faults.add("name", "missing. Write for example name: five-seeds")
-        raw["name"] = "nameless"
-    # Texts from the environment may be secrets: they stay references, for the recipe to resolve.
-    resolved = resolve(raw, faults)
-    shown = {key: BROKEN if resolved.values[key] is BROKEN else value for key, value in resolved.shown.items()}
-    for name in ("name", "archive", "folder"):
-        shown[name] = resolved.values[name]
-    config = _fitted(shown, faults)
-    config.source = str(path)
-    _check(config, faults)
-    faults.raise_if_any()
-    return config
-
-
-def _nest_all(raw: dict[str, Any]) -> None:
-    """Write ``optimizer.lr: 0.1`` as sections in every ``overrides`` and ``grid``, so that ``key=value`` finds it."""
-    arms = raw.get("arms")
-    holders: list[Any] = [raw, *_dicts(raw.get("steps"))]
-    for arm in arms.values() if isinstance(arms, dict) else []:
-        if isinstance(arm, dict):
-            holders += [arm, arm.get("first"), *_dicts(arm.get("steps"))]
-    for holder in holders:
-        if isinstance(holder, dict):
-            for key in ("overrides", "grid"):
-                if isinstance(section := holder.get(key), dict):
-                    holder[key] = _nested(section)
-
-
-def _dicts(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _nested(section: dict[str, Any]) -> dict[str, Any]:
-    """Keys with dots, at the top of ``section`` only: a pattern further down is somebody's own key."""
-    nested: dict[str, Any] = {}
-    for path, value in section.items():
-        *parents, last = str(path).split(".")
-        here = nested
-        for parent in parents:
-            child = here.get(parent)
-            here[parent] = here = child if isinstance(child, dict) else {}
-        both = isinstance(here.get(last), dict) and isinstance(value, dict)
-        here[last] = {**here[last], **value} if both else value
-    return nested
-
-
-def _fitted(values: dict[str, Any], faults: Faults) -> SequenceConfig:
-    plain = {key: value for key, value in values.items() if key not in ("steps", "arms")}
-    unwritten = {f.name for f in dataclasses.fields(SequenceConfig) if not f.metadata.get("written", True)}
-    for key in unwritten & plain.keys():
-        faults.add(key, f"there is no such key.{nearest(key, _keys(SequenceConfig))}")
-        del plain[key]
-    config = SequenceConfig(**_fit(plain, SequenceConfig, "", faults))
-    if values.get("steps") is not None:
-        config.steps = _steps(values["steps"], "steps", faults)
-    arms = values.get("arms")
-    if isinstance(arms, dict):
-        config.arms = {str(name): _arm(arm, join("arms", name), faults) for name, arm in arms.items()}
-    elif arms is not None and arms is not BROKEN:
-        faults.add("arms", "must be a section: the name of each arm, and what is special about it")
-    return config
-
-
-def _keys(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls) if f.metadata.get("written", True)]
-
-
-def _fit(values: Any, cls: type, path: str, faults: Faults) -> dict[str, Any]:
-    """Fields of a section; what is null where null says nothing counts as left out."""
-    if isinstance(values, dict):
-        values = {key: value for key, value in values.items() if value is not None or key not in _keys(cls)}
-    return fit_fields(values, cls, path, faults)
-
-
-def _steps(values: Any, path: str, faults: Faults) -> list[StepConfig]:
-    if not isinstance(values, list) or not values:
-        if values is not BROKEN:
-            faults.add(path, "must be a list of steps, with at least one")
-        return []
-    return [StepConfig(**_fit(value or {}, StepConfig, join(path, i), faults)) for i, value in enumerate(values)]
-
-
-def _arm(value: Any, path: str, faults: Faults) -> ArmConfig:
-    value = {} if value is None else value
-    if not isinstance(value, dict):
-        if value is not BROKEN:
-            faults.add(path, f"must be a section of keys, not {value!r}")
-        return ArmConfig()
-    inner = {key: value[key] for key in ("first", "steps", "harvest") if key in value}
-    arm = ArmConfig(**_fit({key: v for key, v in value.items() if key not in inner}, ArmConfig, path, faults))
-    if inner.get("first") is not None:
-        arm.first = FirstConfig(**_fit(inner["first"], FirstConfig, join(path, "first"), faults))
-    if inner.get("steps") is not None:
-        arm.steps = _steps(inner["steps"], join(path, "steps"), faults)
-    if inner.get("harvest") is not None:
-        arm.harvest = _harvest(inner["harvest"], join(path, "harvest"), faults)
-    return arm
-
-
-def _harvest(values: Any, path: str, faults: Faults) -> dict[str, HarvestConfig]:
-    if not isinstance(values, dict):
-        if values is not BROKEN:
-            faults.add(path, "must be a section: the name of each signal, and how it is harvested")
-        return {}
-    harvests = {}
-    for signal, value in values.items():
-        here = join(path, signal)
-        if signal not in HARVESTABLE:
-            faults.add(here, f"cannot be harvested.{nearest(str(signal), HARVESTABLE)}")
-            continue
-        config = HarvestConfig(**_fit({} if value is None else value, HarvestConfig, here, faults))
-        _check_harvest(signal, config, here, faults)
-        harvests[signal] = config
-    return harvests
-
-
-def _check_harvest(signal: str, config: HarvestConfig, path: str, faults: Faults) -> None:
-    """What is of another signal, and settings out of range: before hours of training, not after them."""
-    others = {"attack": "adversarial", "bits": "adversarial", "top_k": "logits", "plain": "features"}
-    for key, owner in others.items():
-        if getattr(config, key) not in (None, False) and signal != owner:
-            faults.add(join(path, key), f"belongs to {owner}")
-    if config.plain and config.views is not None:
-        faults.add(join(path, "plain"), "goes without views")
-    for key in ("views", "top_k", "batch_size"):
-        value = getattr(config, key)
-        if isinstance(value, int) and value < 1:
-            faults.add(join(path, key), f"must be at least 1, not {value}")
-    if config.bits is not None and config.bits not in BITS:
-        faults.add(join(path, "bits"), f"must be one of {', '.join(map(str, BITS))}, not {config.bits}")
-    if config.attack is not None:
-        config.attack = _attack(config.attack, join(path, "attack"), faults)
-
-
-def _attack(values: dict[str, Any], path: str, faults: Faults) -> dict[str, Any]:
-    """Checked fields of an attack; fractions become numbers, and null counts as left out."""
-    known = len(faults)
-    given = dict(values)
-    for key in ("epsilon", "step_size"):
-        if isinstance(text := given.get(key), str):
-            try:
-                given[key] = pixel_size(text)
-            except ValueError as error:
-                faults.add(join(path, key), str(error))
-                del given[key]
-    fitted = _fit(given, Attack, path, faults)
-    if len(faults) == known:
-        try:
-            Attack(**fitted)
-        except ValueError as error:
-            faults.add(path, str(error))
-    return fitted
-
-
-def _check(config: SequenceConfig, faults: Faults) -> None:
-    if not is_safe_name(config.name):
-        faults.add(
-            "name", f"must be letters, digits and ._- only, beginning with a letter or digit, not {config.name!r}"
-        )
-    if not 1 <= config.ranks <= _MAX_RANKS:
-        faults.add("ranks", f"must be between 1 and {_MAX_RANKS}, not {config.ranks}")
-    if not config.arms and not len(faults):
-        faults.add("arms", "missing. Write for example arms: {without: {}, reuse: {overrides: {...}}}")
-    for arm in config.arms:
-        if not is_safe_name(arm):
-            faults.add(join("arms", arm), "must be letters, digits and ._- only, beginning with a letter or digit")
-    if config.baseline is not None and config.baseline not in config.arms:
-        faults.add("baseline", f"there is no arm {config.baseline!r}.{nearest(config.baseline, config.arms)}")
-    if config.baseline is None and "without" in config.arms:
-        config.baseline = "without"

@@ -56,6 +56,7 @@ def costs_of(pairs: Sequence[tuple[PlannedStep, PriorRun]], archive: RunArchive)
     costs = []
     # Only when all uses are charged is it known which harvests no step used.
     for (step, run), seconds in zip(pairs, used, strict=True):
+        # Of the run's harvests only those that the arm asks for are the sequence's cost.
         names = {harvest.name for harvest in step.harvests}
         made = sum(harvest.seconds for harvest in run.manifest.harvests if harvest.signal in names)
         costs.append(_cost(run, seconds + max(0.0, made - charged.get(run.id, 0.0))))

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from reuse_algos.compare.estimates.interval import CONFIDENCE
 from reuse_algos.compare.show.words import format_amount, format_count, format_interval, format_number, format_seconds
-from reuse_algos.sequence.planning.plan import fingerprint
+from reuse_algos.sequence.planning.order import fingerprint
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.reporting.costs import Cost
-from reuse_algos.sequence.reporting.report import ArmResult, SequenceReport
+from reuse_algos.sequence.reporting.result import ArmResult, SequenceReport
 from reuse_algos.sequence.reporting.search import ArmSearch, SearchResult
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def print_plan(states: Sequence[StepState], out: Console) -> None:
             record["fingerprint"],
         )
     out.print(table)
-    left = sum(found.run is None for found in states)
+    left = sum(found.run is None and found.state != "stopped" for found in states)
     harvests = sum(found.state == "to harvest" for found in states)
     more = f", and {harvests} to be harvested" if harvests else ""
     out.print(f"{left} of {len(states)} steps are still to be trained{more}", soft_wrap=True)
@@ -165,7 +165,9 @@ def _candidate(arm: ArmSearch, value: Any) -> str:
     if found is None:
         return "-  "
     won = arm.winner is not None and _key(arm.winner) == _key(value)
-    return f"{format_number(found.final.estimate)} (n={found.n}) {'*' if won else ' '}"
+    halved = len({candidate.rung for candidate in arm.candidates}) > 1
+    rung = f", rung {found.rung}" if halved else ""
+    return f"{format_number(found.final.estimate)} (n={found.n}{rung}) {'*' if won else ' '}"
 
 
 def _key(value: Any) -> str:

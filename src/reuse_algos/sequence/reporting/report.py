@@ -9,113 +9,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.compare import Group, Outcome, Outcomes, Question, compare
 from reuse_algos.compare.estimates.interval import Interval
 from reuse_algos.compare.reading import choose_metric, read_outcome
-from reuse_algos.compare.result import json_safe
 from reuse_algos.errors import CompareError, SequenceError
-from reuse_algos.sequence.planning.plan import PlannedStep, fingerprint
+from reuse_algos.sequence.planning.order import fingerprint
+from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.planning.schema import SequenceConfig
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.reporting.costs import Cost, costs_of, shares_of, total_of
-from reuse_algos.sequence.reporting.search import SearchResult, search_result
+from reuse_algos.sequence.reporting.result import ArmResult, SequenceReport, StepResult
+from reuse_algos.sequence.reporting.search import Tried, search_result
 
-__all__ = ["ArmResult", "SequenceReport", "StepResult", "searched_steps", "sequence_report"]
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """One finished step.
-
-    Attributes:
-        name: Of the step.
-        point: The grid's values, by recipe key.
-        run_id: Its run.
-        seed: Of the run.
-        health: ``ok``, or ``diverged``.
-        fingerprint: Of its recipe.
-        special: Whether it was trained by the arm's ``first`` and not as the others.
-        final: The metric at the end; NaN where there is none.
-        best: Its best value during the run; NaN where there is none.
-        cost: What it took.
-        prior_runs: What it reused.
-    """
-
-    name: str
-    point: dict[str, Any]
-    run_id: str
-    seed: int | None
-    health: str
-    fingerprint: str
-    special: bool
-    final: float
-    best: float
-    cost: Cost
-    prior_runs: list[str]
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """One arm.
-
-    Attributes:
-        name: Of the arm.
-        is_baseline: Whether the others are compared with it.
-        steps: Its steps, in order.
-        total: What all of them took.
-        final: Mean final metric of the steps with its t interval, over whatever the steps differ in.
-        best: The best final metric, and ``best_step`` whose it is.
-        best_step: Name of that step; None if no step has a metric.
-        share: Total cost over that of the baseline, by the name of the cost; None where the baseline has none of it,
-            and empty for the baseline itself and where nothing is compared.
-        final_difference: Mean final metric minus the baseline's, with its interval; None for the baseline itself and
-            where nothing is compared.
-        paired: Whether the steps were paired with the baseline's by name.
-    """
-
-    name: str
-    is_baseline: bool
-    steps: list[StepResult]
-    total: Cost
-    final: Interval
-    best: float
-    best_step: str | None
-    share: dict[str, float | None]
-    final_difference: Interval | None
-    paired: bool
-
-
-@dataclass(frozen=True)
-class SequenceReport:
-    """All arms of a finished sequence.
-
-    Attributes:
-        name: Of the sequence.
-        archive: Where its runs are.
-        metric: Full name of the metric.
-        mode: Whether more (``max``) or less of it is better.
-        baseline: The arm that the others are compared with, or None.
-        arms: In the order of the file.
-        search: The winners, where the sequence searches for something.
-        notes: What a reader must know before believing the numbers.
-    """
-
-    name: str
-    archive: str
-    metric: str
-    mode: str
-    baseline: str | None
-    arms: list[ArmResult]
-    search: SearchResult | None
-    notes: list[str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it; numbers that are not finite become None."""
-        return json_safe(dataclasses.asdict(self))
+__all__ = ["searched_steps", "sequence_report"]
 
 
 def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive: RunArchive) -> SequenceReport:
@@ -123,34 +32,37 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
 
     Args:
         config: The sequence file.
-        states: Every step, finished.
+        states: Every step, finished or dropped by a search.
         archive: Where the runs are; it is only read.
 
     Raises:
         SequenceError: A step is not finished.
         CompareError: The runs share no metric, or not the one that the file names.
     """
-    missing = [found.step.title for found in states if found.state != "finished"]
+    missing = [found.step.title for found in states if found.state not in ("finished", "stopped")]
     if missing:
         raise SequenceError(f"{len(missing)} steps are not finished yet: {', '.join(missing)}")
-    pairs = [(found.step, found.run) for found in states if found.run is not None]
+    trained = [found for found in states if found.run is not None]
+    pairs = [(found.step, found.run) for found in trained if found.run is not None]
     runs = [run for _, run in pairs]
     metric = choose_metric(runs, config.metric)
     mode = runs[0].metric_mode(metric)
+    outcomes = [_outcome(found, metric) for found in trained if _decides(found.step, config)]
     # Steps of the same name are the same work with and without reuse. Without a baseline nothing is compared, and the
     # first arm stands in for it, so that the question can be asked.
     question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
-    ends = compare(Outcomes([_outcome(step, run, metric) for step, run in pairs], metric, mode), question)
+    ends = compare(Outcomes(outcomes, metric, mode), question)
     arms: dict[str, ArmResult] = {}
     for name in sorted(config.arms, key=lambda arm: arm != config.baseline):
-        own = [pair for pair in pairs if pair[0].arm == name]
+        own = [found for found in trained if found.step.arm == name]
         baseline = arms.get(config.baseline) if config.baseline else None
         arms[name] = _arm(ends.group(name), own, archive, metric, mode, config.baseline, baseline)
     ordered = [arms[name] for name in config.arms]
     search = None
     if config.search is not None:
-        values = {arm.name: searched_steps(arm, config.search) for arm in ordered}
-        search = search_result(config.search, values, config.baseline, mode)
+        key = config.search.key
+        values = {arm.name: searched_steps(arm, key) for arm in ordered}
+        search = search_result(key, values, config.baseline, mode)
     return SequenceReport(
         name=config.name,
         archive=archive.location,
@@ -159,18 +71,26 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
         baseline=config.baseline,
         arms=ordered,
         search=search,
-        notes=_notes(ordered, pairs, config.search),
+        notes=_notes(ordered, pairs, config.search.key if config.search else None),
     )
 
 
-def _outcome(step: PlannedStep, run: PriorRun, metric: str) -> Outcome:
-    found = read_outcome(run, metric, step.arm)
-    if found is None:
-        raise CompareError(f"{step.title} (run {run.id}) has no value of {metric}: name a metric that all steps have")
-    return dataclasses.replace(found, pair=step.name)
+def _decides(step: PlannedStep, config: SequenceConfig) -> bool:
+    """Return whether a step says how good its arm ends: in a search by halving only the last rung does."""
+    halving = config.search.rungs_in(step.arm) if config.search else None
+    return halving is None or step.rung == halving.rungs
 
 
-def searched_steps(arm: ArmResult, key: str) -> list[tuple[dict[str, Any], float]]:
+def _outcome(state: StepState, metric: str) -> Outcome:
+    step, run = state.step, state.run
+    found = None if run is None else read_outcome(run, metric, step.arm)
+    if run is None or found is None:
+        raise CompareError(f"{step.title} has no value of {metric}: name a metric that all steps have")
+    name = step.name.removeprefix(f"rung-{step.rung}_")  # so that it pairs with the same work without rungs
+    return dataclasses.replace(found, pair=name, final=state.final(metric))
+
+
+def searched_steps(arm: ArmResult, key: str) -> list[Tried]:
     """Return point and final metric of the steps that decide a search: those that were trained alike.
 
     A first step that was trained differently has a budget of its own. It only counts where no other step has its value.
@@ -184,20 +104,20 @@ def searched_steps(arm: ArmResult, key: str) -> list[tuple[dict[str, Any], float
     values = [step.point[key] for step in arm.steps]
     counted = [step for step in arm.steps if step in alike or step in alone]
     counted.sort(key=lambda step: values.index(step.point[key]))  # as in the grid, whichever step is left out
-    return [(step.point, step.final) for step in counted]
+    return [Tried(step.point, step.final, step.rung or 1) for step in counted]
 
 
 def _arm(
     ends: Group,
-    pairs: Sequence[tuple[PlannedStep, PriorRun]],
+    states: Sequence[StepState],
     archive: RunArchive,
     metric: str,
     mode: str,
     baseline_name: str | None,
     baseline: ArmResult | None,
 ) -> ArmResult:
-    costs = costs_of(pairs, archive)
-    steps = [_step(step, run, metric, cost) for (step, run), cost in zip(pairs, costs, strict=True)]
+    costs = costs_of([(found.step, found.run) for found in states if found.run is not None], archive)
+    steps = [_step(found, metric, cost) for found, cost in zip(states, costs, strict=True)]
     total = total_of(costs)
     finite = [step for step in steps if math.isfinite(step.final)]
     sign = 1.0 if mode == "max" else -1.0
@@ -217,7 +137,10 @@ def _arm(
     )
 
 
-def _step(step: PlannedStep, run: PriorRun, metric: str, cost: Cost) -> StepResult:
+def _step(state: StepState, metric: str, cost: Cost) -> StepResult:
+    step, run = state.step, state.run
+    if run is None:
+        raise SequenceError(f"{step.title} is not trained")
     return StepResult(
         name=step.name,
         point=step.point,
@@ -226,7 +149,9 @@ def _step(step: PlannedStep, run: PriorRun, metric: str, cost: Cost) -> StepResu
         health=run.manifest.health,
         fingerprint=fingerprint(step.recipe.record),
         special=step.special,
-        final=run.final_metric(metric),
+        rung=step.rung,
+        held=state.held,
+        final=state.final(metric),
         best=run.best_metric(metric)[0],
         cost=cost,
         prior_runs=sorted({use.run_id for use in run.manifest.prior_runs}),
@@ -243,12 +168,19 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
     baseline = next((arm for arm in arms if arm.is_baseline), None)
     own = {arm.name: {step.run_id for step in arm.steps} for arm in arms}
     for arm in arms:
-        if baseline is not None and len(arm.steps) != len(baseline.steps):
+        by_rungs = any(step.rung for step in (*arm.steps, *(baseline.steps if baseline else ())))
+        if baseline is not None and len(arm.steps) != len(baseline.steps) and not by_rungs:
             notes.append(
                 f"{arm.name} has {len(arm.steps)} steps and {baseline.name} has {len(baseline.steps)}: totals of "
-                "unlike amounts of work, so their share is no saving."
+                "unlike amounts of work, so their share is not a saving."
             )
         notes += _uncounted(arm, [pair for pair in pairs if pair[0].arm == arm.name])
+        held = [step.name for step in arm.steps if step.held]
+        if held:
+            notes.append(
+                f"{arm.name}: the archive held {len(held)} of its steps ({', '.join(held[:5])}"
+                f"{', ...' if len(held) > 5 else ''}). Their cost is that of the earlier training, in full."
+            )
         diverged = [step.name for step in arm.steps if step.health != "ok"]
         if diverged:
             notes.append(f"{arm.name}: {', '.join(diverged)} diverged; their cost counts.")
@@ -267,6 +199,7 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
                 f"{arm.name}: the first step was trained differently from the others, and "
                 + ("nothing else has its value, so it decides for it." if counted else "does not count in the search.")
             )
+        # Only of the baseline: with reuse, equal recipes meet different prior runs.
         if len({step.fingerprint for step in arm.steps}) < len(arm.steps) and arm.is_baseline:
             notes.append(f"{arm.name}: some steps have the same recipe; repeating a seed tells nothing new.")
     machines = {_machine(run.manifest.environment) for _, run in pairs}

@@ -6,15 +6,27 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from reuse_algos.compare.estimates.interval import MIN_RUNS, Interval, difference_interval, mean_interval
 
-__all__ = ["Agreement", "ArmSearch", "Candidate", "SearchResult", "search_result"]
+__all__ = ["Agreement", "ArmSearch", "Candidate", "SearchResult", "Tried", "search_result"]
 
 Verdict = Literal["same winner", "statistically equal", "another winner", "not enough runs", "no winner"]
-Outcome = tuple[Mapping[str, Any], float]
-"""One run: the grid's values, and its final metric."""
+
+
+class Tried(NamedTuple):
+    """One run of a search.
+
+    Attributes:
+        point: The grid's values.
+        final: Its final metric.
+        rung: Round of a search by halving; 1 outside of such a search.
+    """
+
+    point: Mapping[str, Any]
+    final: float
+    rung: int = 1
 
 
 @dataclass(frozen=True)
@@ -22,14 +34,16 @@ class Candidate:
     """One value that was tried.
 
     Attributes:
-        value: as it stands in the grid.
-        n: runs with it.
-        final: their mean final metric with its t interval; NaN if one of them ended with NaN or an infinity.
+        value: As it stands in the grid.
+        n: Runs with it, in its last rung.
+        final: Their mean final metric with its t interval; NaN if one of them ended with NaN or an infinity.
+        rung: The last round in which it was trained; 1 outside of a search by halving.
     """
 
     value: Any
     n: int
     final: Interval
+    rung: int = 1
 
 
 @dataclass(frozen=True)
@@ -46,12 +60,12 @@ class Agreement:
     """Whether an arm chose as the baseline did.
 
     Attributes:
-        arm: the arm.
+        arm: The arm.
         verdict: ``same winner``; ``statistically equal``: another one, but **in the baseline's own runs** the two
             differ by no more than chance; ``another winner``: they differ by more; ``not enough runs``: another one,
             with a single run each; ``no winner``: all runs of one side diverged.
-        difference: baseline's runs with its own winner minus its runs with the arm's winner; None where the winner is
-            the same, or where the baseline did not try it.
+        difference: The baseline's runs with its own winner minus its runs with the arm's winner, so what the arm's
+            choice loses; None where the winner is the same, or where the baseline did not try it.
     """
 
     arm: str
@@ -64,9 +78,9 @@ class SearchResult:
     """The outcome of a search.
 
     Attributes:
-        key: what was searched over, a dotted recipe key.
-        arms: in the order of the file.
-        agreements: of the other arms with the baseline; empty where nothing is compared or the arms try other values.
+        key: What was searched over, a dotted recipe key.
+        arms: In the order of the file.
+        agreements: Of the other arms with the baseline; empty where nothing is compared or the arms try other values.
     """
 
     key: str
@@ -74,14 +88,14 @@ class SearchResult:
     agreements: list[Agreement]
 
 
-def search_result(key: str, outcomes: Mapping[str, Sequence[Outcome]], baseline: str | None, mode: str) -> SearchResult:
+def search_result(key: str, outcomes: Mapping[str, Sequence[Tried]], baseline: str | None, mode: str) -> SearchResult:
     """Find each arm's winner, the value whose runs have the best mean final metric.
 
     Args:
-        key: of the grid.
-        outcomes: arm -> its runs; each has ``key`` in its point.
-        baseline: the arm that the others' choices are judged by, or None.
-        mode: whether more (``max``) or less of the metric is better.
+        key: Of the grid.
+        outcomes: Arm -> its runs; each has ``key`` in its point.
+        baseline: The arm that the others' choices are judged by, or None.
+        mode: Whether more (``max``) or less of the metric is better.
 
     Returns:
         The winners. A value with a run that ended with NaN or an infinity cannot win. Of equals the first wins.
@@ -101,32 +115,35 @@ def _key(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
 
 
-def _runs_with(key: str, value: Any, runs: Sequence[Outcome]) -> list[Outcome]:
-    return [run for run in runs if _key(run[0][key]) == _key(value)]
+def _runs_with(key: str, value: Any, runs: Sequence[Tried]) -> list[Tried]:
+    """Return the runs with a value, of its last rung only: those before had smaller budgets."""
+    found = [run for run in runs if _key(run.point[key]) == _key(value)]
+    return [run for run in found if run.rung == max(one.rung for one in found)]
 
 
-def _search(key: str, arm: str, runs: Sequence[Outcome], mode: str) -> ArmSearch:
-    values = {_key(point[key]): point[key] for point, _ in runs}
+def _search(key: str, arm: str, runs: Sequence[Tried], mode: str) -> ArmSearch:
+    values = {_key(run.point[key]): run.point[key] for run in runs}
     candidates = []
     for value in values.values():
-        finals = [final for _, final in _runs_with(key, value, runs)]
-        candidates.append(Candidate(value, len(finals), mean_interval(finals)))
-    sign = 1.0 if mode == "max" else -1.0
-    finite = [candidate for candidate in candidates if math.isfinite(candidate.final.estimate)]
+        own = _runs_with(key, value, runs)
+        candidates.append(Candidate(value, len(own), mean_interval([run.final for run in own]), own[0].rung))
+    sign, last = 1.0 if mode == "max" else -1.0, max(candidate.rung for candidate in candidates)
+    # Who stayed behind in an earlier rung had a smaller budget, and cannot win.
+    finite = [one for one in candidates if math.isfinite(one.final.estimate) and one.rung == last]
     winner = max(finite, key=lambda candidate: sign * candidate.final.estimate).value if finite else None
     return ArmSearch(arm, candidates, winner)
 
 
-def _agreement(key: str, arm: ArmSearch, baseline: ArmSearch, runs: Sequence[Outcome]) -> Agreement:
+def _agreement(key: str, arm: ArmSearch, baseline: ArmSearch, runs: Sequence[Tried]) -> Agreement:
     if arm.winner is None or baseline.winner is None:
         return Agreement(arm.arm, "no winner", None)
     if _key(arm.winner) == _key(baseline.winner):
         return Agreement(arm.arm, "same winner", None)
     ours, theirs = (_runs_with(key, side.winner, runs) for side in (baseline, arm))
     # Runs pair where they differ in nothing but the value that is searched for.
-    points = [[_key({**point, key: None}) for point, _ in side] for side in (ours, theirs)]
+    points = [[_key({**run.point, key: None}) for run in side] for side in (ours, theirs)]
     paired = points[0] == points[1]
-    difference = difference_interval([run[1] for run in ours], [run[1] for run in theirs], paired=paired)
+    difference = difference_interval([run.final for run in ours], [run.final for run in theirs], paired=paired)
     if min(len(ours), len(theirs)) < MIN_RUNS:
         return Agreement(arm.arm, "not enough runs", difference)
     # No estimate: the baseline's runs with the arm's winner diverged.

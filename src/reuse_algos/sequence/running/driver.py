@@ -12,8 +12,9 @@ from typing import Any
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
 from reuse_algos.sequence.launchers import Launcher, LocalLauncher
-from reuse_algos.sequence.planning.plan import Plan, waits_for
-from reuse_algos.sequence.progress import StepState, look_up_states
+from reuse_algos.sequence.planning.order import waits_for
+from reuse_algos.sequence.planning.plan import Plan
+from reuse_algos.sequence.progress import StepState, drop_losers, look_up_states
 from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.lease import SequenceLease
 from reuse_algos.sequence.running.steps import StepWork, drop_checkpoints
@@ -48,7 +49,7 @@ def run_sequence(
         launcher: Runs the jobs. Default: each is a process on this machine.
 
     Returns:
-        All steps; finished, unless there were a time limit or a choice of arms.
+        All steps; finished (or dropped by a search), unless there were a time limit or a choice of arms.
 
     Raises:
         SequenceError: A step or a harvest fails (the end of its log is in the message), the sequence is being run
@@ -106,11 +107,13 @@ class _Work:
         for place in wanted:
             found = self.states[place]
             if found.run is not None:
+                # A process that was killed between its commit and this left them behind.
                 drop_checkpoints(found.step)
             if found.run is not None and found.state == "finished":
-                self.say(f"{self._head(place)}: finished before ({found.run.id})")
+                how = "the archive holds it" if found.held else "finished before"
+                self.say(f"{self._head(place)}: {how} ({found.run.id})")
                 self.finished(found)
-        waiting = [place for place in wanted if self.states[place].state != "finished"]
+        waiting = [place for place in wanted if self.states[place].state not in ("finished", "stopped")]
         halt = self.step_work.halt
         going: dict[Future[StepState], int] = {}
         failure: Exception | None = None
@@ -128,6 +131,7 @@ class _Work:
                         place = going.pop(done)
                         try:
                             self._note(place, done.result())
+                            waiting = self._without_losers(waiting)
                         except Exception as error:  # whatever it is, the other trainings are not lost for it
                             failure = failure or error
             except BaseException:
@@ -137,13 +141,22 @@ class _Work:
             raise failure
 
     def _next(self, waiting: Sequence[int], going: Iterable[int]) -> int | None:
-        """The first step that need not wait for an earlier one."""
+        """Return the first step that need not wait for an earlier one."""
         open_places = sorted({*waiting, *going})
         for place in waiting:
             step = self.states[place].step
             if not any(waits_for(step, self.states[other].step) for other in open_places if other < place):
                 return place
         return None
+
+    def _without_losers(self, waiting: Sequence[int]) -> list[int]:
+        """Return what is still to be trained, now that a rung of a search may have ended."""
+        # The archive decides, as it would after a restart.
+        self.states[:] = drop_losers(self.step_work.plan.config, self.states)
+        dropped = [place for place in waiting if self.states[place].state == "stopped"]
+        for place in dropped:
+            self.say(f"{self._head(place)}: dropped, since other values did better in the rung before")
+        return [place for place in waiting if place not in dropped]
 
     def _say_how(self, place: int) -> None:
         found = self.states[place]

@@ -49,6 +49,7 @@ class Halt:
         status = None
         try:
             while status is None and not self.now:
+                # Looks twice a second, since the time may be up or the lease lost.
                 status = launcher.wait(handle, min(_LOOK_SECONDS, max(0.0, self._until - monotonic())))
             if status is None:
                 status = launcher.wait(handle, self._patience)

@@ -12,6 +12,7 @@ import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from reuse_algos.sequence.running.lease import LeaseKey, outlast
 __all__ = ["harvest_run", "main"]
 
 _LEFT_BEHIND = 143
-_WHERE_DATA_LIES = ("root", "path", "download")  # may be somewhere else than when the run was recorded
 
 
 def harvest_run(recipe: str | Path, run_id: str, signal: str, config: HarvestConfig) -> None:
@@ -56,7 +56,7 @@ def harvest_run(recipe: str | Path, run_id: str, signal: str, config: HarvestCon
         plain=config.plain,
         batch_size=config.batch_size,
         device={"gpu": "cuda"}.get(settings.device or "", settings.device),
-        data={name: getattr(settings.data, name) for name in _WHERE_DATA_LIES},
+        data=asdict(settings.data),  # the step's own: the data may lie elsewhere now, and the archive is not asked
         progress=False,
     ):
         print(

@@ -173,7 +173,7 @@ class SequenceLease:
         before, self._number = self._number, number
         if getattr(self._store, "can_delete", True):
             for old in {before, number - 1} - {0}:
-                with contextlib.suppress(ArchiveError):  # it is in nobody's way
+                with contextlib.suppress(ArchiveError):  # it does no harm
                     self._store.delete(f"{_folder(self.key.sequence)}/{old}.json")
 
 

@@ -69,6 +69,7 @@ class StepWork:
     def _train(self, step: PlannedStep) -> StepState:
         _write_recipe(step)
         status = self.halt.run(self.launcher, Job(step, self.plan.config.ranks, self.lease))
+        # A job that was ended reports a failure that is not one.
         if status and self.halt.now:
             return StepState(step, "interrupted")
         if status:
@@ -101,6 +102,7 @@ def _write_recipe(step: PlannedStep) -> None:
     step.folder.mkdir(parents=True, exist_ok=True)
     partly = step.folder / f"{RECIPE}.part"
     partly.write_text(yaml.dump(step.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+    # A job must never read half of a recipe.
     partly.replace(step.folder / RECIPE)
 
 

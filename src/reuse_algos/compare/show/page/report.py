@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reuse_algos.compare.inside import findings_of
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show import charts, drawing
@@ -17,6 +18,7 @@ from reuse_algos.compare.show.drawing import Look
 from reuse_algos.compare.show.page import tables
 from reuse_algos.compare.show.page.document import render
 from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows
+from reuse_algos.compare.show.page.sample import only_runs, sampled
 from reuse_algos.compare.show.page.svg import bar_views, plot_of
 from reuse_algos.compare.show.page.texts import headline, texts_of
 from reuse_algos.compare.show.page.values import Numbers
@@ -38,7 +40,8 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     Returns:
         HTML. It loads nothing, from nowhere. Its element ``report-data`` holds as JSON: ``comparison`` (as
         :meth:`Comparison.to_dict() <reuse_algos.compare.result.Comparison.to_dict>`), ``charts``, ``pareto``,
-        ``amortisation`` and ``runs`` (the provenance by run id); each number on the page names its place there.
+        ``amortisation``, ``readings`` and ``runs`` (the provenance by run id). Each number on the page names its place
+        there.
 
     Raises:
         CompareError: Only ends are compared.
@@ -46,12 +49,15 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     if comparison.method == "ends":
         # Without a target and costs there is neither a curve nor a speed-up to draw.
         raise CompareError("a comparison of ends has no page: compare over training or over budgets")
-    manifests = {run.run_id: run.manifest for run in outcomes.runs if run.manifest is not None}
+    comparison = sampled(comparison)
+    listed = {run.run_id for group in comparison.groups for run in group.runs}
+    manifests = {run.run_id: run.manifest for run in outcomes.runs if run.manifest is not None and run.run_id in listed}
     roots: dict[str, Any] = {
         "comparison": comparison,
-        "charts": charts.charts_of(comparison, outcomes),
+        "charts": only_runs(charts.charts_of(comparison, outcomes), listed),
         "pareto": charts.pareto(comparison),
         "amortisation": charts.amortisation(comparison),
+        "readings": charts.readings_charts(comparison, outcomes),
         "runs": {run_id: run_facts(manifests[run_id]) for run_id in sorted(manifests)},
     }
     numbers = Numbers(roots)
@@ -69,6 +75,11 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "figures": tables.figures_table(looks, comparison, numbers),
         "payback": tables.payback_table(looks, comparison, numbers),
         "amortisation": roots["amortisation"] and plot_of(roots["amortisation"], numbers, "amortisation"),
+        "readings": [
+            {"key": chart.key, "tab": chart.key, "plot": plot_of(chart, numbers, "readings", k)}
+            for k, chart in enumerate(roots["readings"])
+        ],
+        "findings": findings_of(outcomes.groups),
         "runs_table": tables.runs_table(looks, comparison, numbers),
         "details": [(look, _details(look, comparison, numbers, roots["runs"])) for look in looks],
         **texts_of(comparison),
@@ -79,11 +90,12 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "source_of_runs": comparison.archive,
         "archive_id": comparison.archive_id,
     }
-    shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"]}
+    shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"],
+             "readings": view["readings"]}  # fmt: skip
     titles = {
         "verdict": "Verdict", "speedup": "Speed-up", "curves": "Budget and result" if over_budgets else "Curves",
         "pareto": "Pareto front", "figures": "All budgets" if over_budgets else "In figures",
-        "amortisation": "Amortisation", "notes": "Notes", "runs": "Runs",
+        "amortisation": "Amortisation", "readings": "Inside the runs", "notes": "Notes", "runs": "Runs",
     }  # fmt: skip
     view["sections"] = {anchor: title for anchor, title in titles.items() if shown.get(anchor, True)}
     return render("page", data, **view)
@@ -105,6 +117,7 @@ def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]
 
     def warning(look: Look, technique: Look) -> str:
         ours, theirs = (comparison.groups[one.index].verdict for one in (look, technique))
+        # A control should not be faster: what it lacks would then not be what helps.
         if ours != "faster":
             return ""
         if theirs == "faster":

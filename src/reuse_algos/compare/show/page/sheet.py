@@ -79,6 +79,7 @@ def sheet_page(headline: str, lead: str, parts: Sequence[Part], source: str) -> 
 def _table(caption: str, rows: Sequence[Mapping[str, Any]], numbers: Numbers, table: int) -> Table:
     """Return rows as a table: numbers with their places, everything else as words."""
     names = list(dict.fromkeys(name for row in rows for name in row))
+    # Words stand on the left, and wrap; numbers line up on the right.
     words = [name for name in names if not all(_is_number(row.get(name)) for row in rows)]
     ordered = [*words, *(name for name in names if name not in words)]
     cells = [

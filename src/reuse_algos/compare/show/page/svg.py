@@ -114,6 +114,7 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
         numbers: They hold the chart.
         path: Of the chart in them.
     """
+    # An empty series still has its place in the legend, but no scale.
     shown = [s for s in chart.series if s.x]
     points = [p for s in shown for p in (*s.joined, *_thin(s)) if math.isfinite(p[1])]
     points += [(x, y) for s in shown if not s.band for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
@@ -131,6 +132,7 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
     def x_text(x: float) -> str:
         return format_amount(chart.key, x) if chart.key in AXIS_WORDS else f"{x:g}"
 
+    # On a phone every other tick is left out.
     many = len(x_scale.ticks) > 4
     return Plot(
         chart,
@@ -180,6 +182,7 @@ def _picked(length: int, *, all_of_them: bool) -> list[int]:
     """Return positions that can be pointed at: all, or evenly spread ones with the last."""
     if all_of_them or length <= _MOST_MARKS:
         return list(range(length))
+    # Hundreds of marks would slow the page down and could not be told apart.
     return sorted({round(k * (length - 1) / (_MOST_MARKS - 1)) for k in range(_MOST_MARKS)})
 
 

@@ -83,6 +83,7 @@ class Numbers:
         """Return the number at a path of field names, keys and positions. None stays None."""
         node: Any = self._roots
         for part in path:
+            # Records are dataclasses with mappings and lists inside.
             indexed = isinstance(node, Mapping | Sequence)
             node = node[part] if indexed else getattr(node, str(part))
         return Value(node, "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path))

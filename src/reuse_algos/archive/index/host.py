@@ -1,0 +1,184 @@
+"""What this host knows of an archive's runs: shards that it has fetched, and runs that it has read by itself.
+
+It is one SQLite file below ``$XDG_CACHE_HOME/reuse_algos/index``, which may be deleted at any time. A file that cannot
+be used costs time only: then what is read is kept in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from reuse_algos.archive.format.summary import RunSummary
+from reuse_algos.archive.index.shards import encode_summary
+from reuse_algos.archive.stores.cache import cache_directory, prune_directory
+
+__all__ = ["HostIndex", "open_host"]
+
+MAX_BYTES = 2 << 30
+"""The most that the databases of all archives may take on this host; those used longest ago are deleted."""
+
+_VERSION = 1
+_SECONDS = 5.0  # to wait for another process
+_PART = 2000  # summaries in memory at once
+_TABLES = """
+CREATE TABLE shards (path TEXT PRIMARY KEY, data BLOB) WITHOUT ROWID;
+CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB) WITHOUT ROWID;
+CREATE TABLE doubted (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE notes (path TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+
+
+class HostIndex:
+    """One archive's part of what this host knows.
+
+    Args:
+        database: An open connection whose tables are there.
+    """
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def shard(self, path: str) -> bytes | None:
+        """Return a shard that was fetched; empty for one that was found to be damaged or false, None if unknown."""
+        row = self._database.execute("SELECT data FROM shards WHERE path = ?", (path,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def shards(self) -> set[str]:
+        """Return the paths of the shards that were fetched."""
+        return {path for (path,) in self._database.execute("SELECT path FROM shards")}
+
+    def keep_shard(self, path: str, data: bytes) -> None:
+        """Remember a shard; empty data say that it is not to be believed."""
+        with self._database:
+            self._database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (path, data))
+
+    def forget_shards(self, paths: Iterable[str]) -> None:
+        """Forget shards, for example those that another one replaces."""
+        with self._database:
+            self._database.executemany("DELETE FROM shards WHERE path = ?", [(path,) for path in paths])
+
+    def own(self) -> Iterator[list[RunSummary]]:
+        """Give the summaries of the ended runs that this host has read by itself, some at a time."""
+        last = ""
+        while True:
+            rows = self._database.execute(
+                "SELECT run_id, summary FROM own WHERE run_id > ? ORDER BY run_id LIMIT ?", (last, _PART)
+            ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            try:
+                yield msgspec.json.decode(b"[" + b",".join(row[1] for row in rows) + b"]", type=list[RunSummary])
+            except (TypeError, ValueError) as error:
+                raise sqlite3.DatabaseError(f"a row is not what it should be: {error}") from error
+
+    def keep(self, summaries: Iterable[RunSummary]) -> None:
+        """Remember runs that this host has read by itself."""
+        with self._database:
+            rows = [(summary.run_id, encode_summary(summary)) for summary in summaries]
+            self._database.executemany("INSERT OR REPLACE INTO own VALUES (?, ?)", rows)
+
+    def forget(self, run_ids: Iterable[str]) -> None:
+        """Forget runs that this host has read by itself."""
+        with self._database:
+            self._database.executemany("DELETE FROM own WHERE run_id = ?", [(run_id,) for run_id in run_ids])
+
+    def doubted(self) -> set[str]:
+        """Return the runs of which no shard is believed."""
+        return {run_id for (run_id,) in self._database.execute("SELECT run_id FROM doubted")}
+
+    def doubt(self, run_ids: Iterable[str]) -> None:
+        """Believe no shard of these runs any more, and forget what is known of them."""
+        rows = [(run_id,) for run_id in run_ids]
+        with self._database:
+            self._database.executemany("INSERT OR IGNORE INTO doubted VALUES (?)", rows)
+            self._database.executemany("DELETE FROM own WHERE run_id = ?", rows)
+
+    def notes(self) -> set[str]:
+        """Return the notes of changed runs that were heeded."""
+        return {path for (path,) in self._database.execute("SELECT path FROM notes")}
+
+    def keep_notes(self, paths: Iterable[str]) -> None:
+        """Remember that notes were heeded."""
+        with self._database:
+            self._database.executemany("INSERT OR IGNORE INTO notes VALUES (?)", [(path,) for path in paths])
+
+    def clear(self) -> None:
+        """Forget everything of this archive."""
+        with self._database:
+            for table in ("shards", "own", "doubted", "notes"):
+                self._database.execute(f"DELETE FROM {table}")
+
+
+@contextlib.contextmanager
+def open_host(location: str, archive_id: str, *, in_memory: bool = False) -> Iterator[HostIndex]:
+    """Open what this host knows of an archive.
+
+    Args:
+        location: Where the archive is: two copies of one archive may hold different runs.
+        archive_id: Its identity.
+        in_memory: Delete the file, which turned out to be damaged, and start from nothing. Default: False.
+    """
+    path = _file_of(location, archive_id)
+    if in_memory and path is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        path = None
+    database = _connect(path)
+    try:
+        yield HostIndex(database)
+    finally:
+        database.close()
+
+
+def _file_of(location: str, archive_id: str) -> Path | None:
+    folder = cache_directory("index")
+    name = hashlib.sha256(f"{archive_id}\n{location}".encode(errors="surrogatepass")).hexdigest()[:32]
+    return None if folder is None else folder / f"{name}.sqlite"
+
+
+def _connect(path: Path | None) -> sqlite3.Connection:
+    for _ in range(2 if path else 0):
+        try:
+            return _open(path)  # type: ignore[arg-type]  # there is a path
+        except sqlite3.OperationalError:  # another process holds it, or the disk is full
+            break
+        except (OSError, sqlite3.Error):  # it is damaged, or of another version
+            with contextlib.suppress(OSError):
+                os.unlink(path)  # type: ignore[arg-type]
+    database = sqlite3.connect(":memory:", isolation_level="IMMEDIATE")
+    database.executescript(_TABLES)
+    return database
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    is_new = not path.exists()
+    if is_new:
+        prune_directory(path.parent, MAX_BYTES)
+    database = sqlite3.connect(path, timeout=_SECONDS, isolation_level="IMMEDIATE")
+    try:
+        database.execute("PRAGMA synchronous = OFF")  # a lost cache is only read again
+        with database:
+            database.execute("BEGIN IMMEDIATE")
+            (version,) = database.execute("PRAGMA user_version").fetchone()
+            if version == 0:
+                for statement in filter(str.strip, _TABLES.split(";")):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+            elif version != _VERSION:
+                raise sqlite3.DatabaseError(f"{path} has version {version}")
+        for table in ("shards", "own", "doubted", "notes"):
+            database.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 1)").fetchone()
+        os.utime(path)
+    except BaseException:
+        database.close()
+        raise
+    return database
