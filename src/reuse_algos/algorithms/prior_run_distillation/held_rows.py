@@ -130,7 +130,9 @@ class CachedCheck:
         """
         batch, examples, _, _ = microbatch
         assert examples is not None
+        used = set(cached.slots_used)
         found, seen_B = cached.targets(state, batch, examples, range(len(cached.names)))
+        cached.slots_used.intersection_update(used)  # a check is no use of a harvest, and a resumed run checks again
         for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
             if kept:
                 check_top_k(name, logits_BC, kept, temperature)
