@@ -112,6 +112,7 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
         "AdversarialReplay",
+        "AutoReuse",
         "HistoryCurriculum",
         "PriorRunDistillation",
         "PriorRunWarmStart",

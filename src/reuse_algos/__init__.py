@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reuse_algos.algorithms import (
         AdversarialReplay,
+        AutoReuse,
         HistoryCurriculum,
         PriorRunDistillation,
         PriorRunWarmStart,
@@ -24,6 +25,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "AdversarialReplay",
+    "AutoReuse",
     "HistoryCurriculum",
     "PriorRunDistillation",
     "PriorRunWarmStart",
@@ -34,6 +36,7 @@ __all__ = [
 
 _HOMES = {
     "AdversarialReplay": "reuse_algos.algorithms",
+    "AutoReuse": "reuse_algos.algorithms",
     "HistoryCurriculum": "reuse_algos.algorithms",
     "PriorRunDistillation": "reuse_algos.algorithms",
     "PriorRunWarmStart": "reuse_algos.algorithms",

@@ -11,10 +11,12 @@ from typing import Any
 
 __all__ = ["PRESETS", "preset"]
 
+# The best weights of plain MSE were 2.0 where the teachers' logits have a variance of 1.8 (CIFAR-100), and 0.25 where
+# it is 18 (Fashion-MNIST). In units of the variance these are 3.7 and 4.5.
 _TEACH: dict[str, Any] = {
     "source": "auto",
     "combine": "mean",
-    "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 1.0},
+    "loss": {"name": "mse", "scale": "teacher", "weight": 4.0},
     "when": {"stop": "0.5dur"},
 }
 

@@ -121,7 +121,10 @@ def test_loss_with_distillation_and_curriculum_by_hand(
 
 def test_distillation_in_microbatches_is_that_of_the_whole_batch(archive: RunArchive) -> None:
     def weights(size: int) -> dict[str, Tensor]:
-        made = [replay(archive, fraction=0.3), PriorRunDistillation(archive, "older", source=Auto(model=conv_net))]
+        made = [
+            replay(archive, fraction=0.3),
+            PriorRunDistillation(archive, "older", source=Auto(model=conv_net), loss="kl"),
+        ]
         one, _, _ = fit(made, conv_net(5, norm=False), device_train_microbatch_size=size)
         return one.state.model.state_dict()
 

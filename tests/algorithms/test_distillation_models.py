@@ -94,7 +94,10 @@ def test_teachers_see_the_batch_as_it_was(tmp_path: Path, name: str) -> None:
     models = [_Model(seed, read) for seed in (1, 2)]
     for number, model in enumerate(models):
         _fit(model, archive=tmp_path / str(number), max_duration="1ba")
-    student, teach = _Model(5, read), [PriorRunDistillation(tmp_path / str(i), "prior", source="live") for i in (0, 1)]
+    student, teach = (
+        _Model(5, read),
+        [PriorRunDistillation(tmp_path / str(i), "prior", source="live", loss="kl", when={}) for i in (0, 1)],
+    )
     terms: list[list[float]] = [[], []]
     for number, algorithm in enumerate(teach):
         algorithm.log_metrics = lambda metrics, logger, kept=terms[number]: kept.append(  # type: ignore[method-assign]
@@ -133,7 +136,7 @@ class _TwoHeads(ComposerModel):
 def test_a_tuple_in_training_and_one_tensor_in_evaluation(tmp_path: Path, head: int) -> None:
     teacher, student = _TwoHeads(1), _TwoHeads(5)
     _fit(teacher, archive=tmp_path)
-    teach = PriorRunDistillation(tmp_path, "prior", source="live", keys={"output": head})
+    teach = PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}, keys={"output": head})
     _fit(student, teach, max_duration="1ba", lr=0.0)
     x = X[:8]
     with torch.no_grad():
@@ -147,7 +150,7 @@ def test_a_tuple_without_a_key_is_refused_before_the_first_step(tmp_path: Path) 
     student = _TwoHeads(5)
     before = student.heads[0].weight.clone()  # type: ignore[operator]
     with pytest.raises(TaskError, match="no logits .* in outputs of type tuple; name their place by output_key"):
-        _fit(student, PriorRunDistillation(tmp_path, "prior", source="live"))
+        _fit(student, PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}))
     assert torch.equal(student.heads[0].weight, before)  # type: ignore[arg-type]
 
 
@@ -164,7 +167,7 @@ def test_mappings_as_outputs(tmp_path: Path, key: str | None) -> None:
 
     teacher, student = _TwoHeads(1, outputs), _TwoHeads(5, outputs)
     _fit(teacher, archive=tmp_path)
-    teach = PriorRunDistillation(tmp_path, "prior", source="live", keys={"output": key})
+    teach = PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}, keys={"output": key})
     _fit(student, teach, max_duration="1ba", lr=0.0)
     head = 1 if key == "second" else 0
     with torch.no_grad():
@@ -191,7 +194,7 @@ class _Adapted(_Model):
 def test_adapters_without_their_base_are_refused_as_live_teachers(tmp_path: Path) -> None:
     _fit(_Adapted(1), archive=tmp_path)
     with pytest.raises(PriorRunMismatchError, match="are 2 tensors, and the module has 4 parameters: 2 of them, first"):
-        _fit(_Adapted(2), PriorRunDistillation(tmp_path, "prior", source="live"))
+        _fit(_Adapted(2), PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}))
 
 
 @pytest.mark.filterwarnings("ignore:SWA has known issues")
@@ -204,7 +207,7 @@ def test_teachers_have_the_averaged_weights_that_were_evaluated(tmp_path: Path, 
     weights = RunArchive(tmp_path).run("prior").weights("last")
     assert not torch.allclose(weights["net.weight"], raw.net.weight)
     student = _Model(5, _plain)
-    teach = PriorRunDistillation(tmp_path, "prior", source="live")
+    teach = PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={})
     _fit(student, teach, max_duration="1ba", lr=0.0)
     with torch.no_grad():
         expected = kl(student.net(X[:8]), [F.linear(X[:8], weights["net.weight"], weights["net.bias"])])

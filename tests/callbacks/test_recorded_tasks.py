@@ -356,7 +356,7 @@ def _fit(folder: Path, loader: Any, **arguments: Any) -> RunRecorder:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), None),
+        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), "they are inverted"),
         (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_scaled), None),
         (lambda: DataLoader(_viewed(OwnGenerator()), 16), "was read twice and was not the same"),
         (lambda: DataLoader(_viewed(blobs()), 16, collate_fn=_hard_mixed), "inputs"),

@@ -251,7 +251,7 @@ def test_data_without_identity_can_be_recorded_without_signals(tmp_path: Path) -
     run = RunArchive(tmp_path).run("run")
     assert run.finished
     assert run.manifest.dataset is None
-    algorithm = PriorRunDistillation(tmp_path, "run", source="live")
+    algorithm = PriorRunDistillation(tmp_path, "run", source="live", loss="kl", when={})
     trainer(DataLoader(Stream(), batch_size=16), mlp(2), algorithms=[algorithm], max_duration="4ba").fit()
     assert algorithm.batches_applied == 4
 

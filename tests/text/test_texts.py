@@ -224,7 +224,8 @@ def test_short_texts_first_beside_composers_warm_up_of_the_length(folder: Path, 
     curriculum = next(one for one in one.state.algorithms if isinstance(one, HistoryCurriculum))
     lengths = example_lengths(one.state.train_dataloader.dataset)
     assert torch.equal(curriculum.scores_N, lengths)
-    _, plan, _ = curriculum._plan(0)
+    assert curriculum.epochs is not None
+    plan = curriculum.epochs.plan(0).plan
     first = lengths[torch.from_numpy(plan.order_M[:2].copy())]
     assert set(first.tolist()) <= set(lengths.sort().values[:2].tolist())
 

@@ -2,6 +2,7 @@
 
 from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.adversarial_training import AdversarialTraining
+from reuse_algos.algorithms.auto_reuse import AutoReuse
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
@@ -12,6 +13,7 @@ from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
 __all__ = [
     "AdversarialReplay",
     "AdversarialTraining",
+    "AutoReuse",
     "Freezing",
     "HistoryCurriculum",
     "MixTraining",

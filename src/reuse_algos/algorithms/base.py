@@ -21,7 +21,7 @@ from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive
 from reuse_algos.training.interplay import BatchEffects
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["ReusingAlgorithm", "Stopwatch", "refuse_another"]
+__all__ = ["ReusingAlgorithm", "Stopwatch", "refuse_another", "snake_case"]
 
 
 class Stopwatch:
@@ -47,7 +47,7 @@ class Stopwatch:
             self.seconds += time.perf_counter() - began
 
     def read(self) -> float:
-        """Seconds so far; waits for GPU work that is still under way."""
+        """Return the seconds so far; waits for GPU work that is still under way."""
         for start, stop in self._pending:
             stop.synchronize()
             self.seconds += start.elapsed_time(stop) / 1000.0
@@ -111,6 +111,10 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
     def prior_uses(self) -> list[PriorUse]:
         """Return what this run used of which prior run, for its own record."""
 
+    def why(self) -> str | None:
+        """Return what this algorithm decided by itself and why, for the run's record; None where it decided nothing."""
+        return None
+
     def start_afresh(self) -> None:
         """Forget the runs and counts of another Trainer that this algorithm has served (INIT)."""
         self.prior_runs, self._pinned = [], None
@@ -140,7 +144,7 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         """Warn that the algorithm was on and changed nothing (FIT_END)."""
         if self.batches_applied == 0:
             warnings.warn(f"{type(self).__name__} had no effect: {why}", NoEffectWarning, stacklevel=2)
-        logger.log_metrics({f"reuse/{_snake_case(type(self).__name__)}/batches": self.batches_applied})
+        logger.log_metrics({f"reuse/{snake_case(type(self).__name__)}/batches": self.batches_applied})
 
     def state_dict(self) -> dict[str, Any]:
         """Return the pinned runs and the counters."""
@@ -186,5 +190,6 @@ def refuse_another(state: State, kind: type, what: str, several: str) -> None:
         )
 
 
-def _snake_case(name: str) -> str:
+def snake_case(name: str) -> str:
+    """Return the name that recipes and records have for a class: ``AutoReuse`` -> ``auto_reuse``."""
     return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

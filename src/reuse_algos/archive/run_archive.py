@@ -25,7 +25,7 @@ from reuse_algos.archive.format.labels import check_labels
 from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import IDENTITY, is_safe_name
 from reuse_algos.archive.format.records import ArchiveRecord
-from reuse_algos.archive.format.summary import RunSummary, head_of, summarise
+from reuse_algos.archive.format.summary import RunSummary, summary_of
 from reuse_algos.archive.index.catalog import Catalog, Known
 from reuse_algos.archive.index.reading import SteppedBackError, stepped_back
 from reuse_algos.archive.run import PriorRun
@@ -303,7 +303,7 @@ class RunArchive(Upkeep):
             run_name=base.run_name,
             created_at=base.created_at,
             generation=newest.generation,
-            ended=final and summarise(head_of(newest), final),
+            ended=final and summary_of(newest, final),
         )
         writer.commit(base)
         return writer, base
@@ -353,7 +353,7 @@ class RunArchive(Upkeep):
         if latest.fault is not None:
             self._warn(run_id, stepped_back(latest))
         if summary is not None:
-            says = summarise(head_of(manifest), latest.final)
+            says = summary_of(manifest, latest.final)
             unsaid = None in says.finals.values()  # by a manifest of an older version
             if not says.says_the_same(msgspec.structs.replace(summary, finals=says.finals) if unsaid else summary):
                 return None

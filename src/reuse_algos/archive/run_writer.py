@@ -18,7 +18,7 @@ from reuse_algos.archive.format.names import data_path, final_path, is_safe_name
 from reuse_algos.archive.format.parts import KIND as PARTS
 from reuse_algos.archive.format.parts import PARTS_FROM, PartedManifest, PartWriter, seal_in_parts
 from reuse_algos.archive.format.records import KINDS, FileEntry, FinalRecord, Scalar
-from reuse_algos.archive.format.summary import RunSummary, head_of, summarise
+from reuse_algos.archive.format.summary import RunSummary, summary_of
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
 from reuse_algos.archive.index.update import note_change, update_index
 from reuse_algos.archive.signals.segments import check_signal
@@ -228,7 +228,7 @@ class RunWriter:
         if self._ended is None:
             return
         final = FinalRecord(run_id=self.run_id, generation=1, ended_at=self._ended.ended_at or "")
-        if not summarise(head_of(manifest), final).says_the_same(self._ended):
+        if not summary_of(manifest, final).says_the_same(self._ended):
             note_change(self._store, self.run_id, self._token, self._commits)
 
     def _require_committer(self) -> int:

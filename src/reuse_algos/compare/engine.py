@@ -211,11 +211,13 @@ def _with_fronts(groups: Sequence[Group], sign: float) -> list[Group]:
             cost, mean = point.costs[axis], sign * point.final.estimate
             if cost is not None and math.isfinite(mean):
                 known.append((cost, mean, id(point)))
-        fronts[axis] = {
-            own
-            for cost, mean, own in known
-            if not any(c <= cost and m >= mean and (c < cost or m > mean) for c, m, _ in known)
-        }
+        front, least, best = set(), math.nan, -math.inf
+        # Cheapest first, and of equal cost the best first: what comes later is beaten unless it is better.
+        for cost, mean, own in sorted(known, key=lambda one: (one[0], -one[1])):
+            if mean > best or (mean == best and cost == least):
+                front.add(own)
+                least, best = cost, mean
+        fronts[axis] = front
 
     def placed(group: Group) -> list[Any]:
         return [

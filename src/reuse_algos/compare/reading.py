@@ -239,10 +239,11 @@ def _read(
 
 def _prior_seconds(archive: RunArchive, runs: Sequence[Outcome]) -> dict[str, float]:
     found = {}
-    for run_id in sorted({run_id for run in runs for run_id in run.prior_run_ids}):
+    there = set(archive.run_ids(uncommitted=True))  # a run that is not there is looked for by name, among all
+    for run_id in sorted({run_id for run in runs for run_id in run.prior_run_ids} & there):
         try:
             cost = archive.run(run_id).manifest.cost
-        except ReuseAlgosError:  # deleted since, or in another archive
+        except ReuseAlgosError:  # damaged, or deleted since
             continue
         found[run_id] = cost.train_seconds + cost.setup_seconds
     return found

@@ -18,8 +18,9 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
 from reuse_algos.models.text import TEXT_MODELS
+from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
-__all__ = ["ModelFactory", "archived_model", "recorded_architecture"]
+__all__ = ["ModelFactory", "archived_model", "recorded_architecture", "untouched_copy"]
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
@@ -48,6 +49,23 @@ def archived_model(
     module = _make_module(run, weights, archived, factory, like)
     module.load_state_dict(_fitting(run, weights, archived, module))
     return module.eval().requires_grad_(False)
+
+
+def untouched_copy(model: nn.Module) -> nn.Module | None:
+    """Return a copy of the model that is about to train, for archived weights of its architecture.
+
+    Args:
+        model: The Trainer's at BEFORE_LOAD: later, checkpoints, DDP and ``torch.compile`` have touched it.
+
+    Returns:
+        None where the model cannot be copied; it is then said that the archived model cannot be built, if it must be.
+    """
+    try:
+        module = copy.deepcopy(model)
+    except Exception:  # modules of other people hold locks, generators and open files
+        return None
+    restore_batch_norm(module)
+    return module
 
 
 def recorded_architecture(run: PriorRun) -> dict[str, Any] | None:

@@ -173,7 +173,7 @@ def perturb(
     keys_B: Tensor | None = None,
     views_B: Tensor | None = None,
 ) -> Tensor:
-    """Return what to add to the pixels: the first part of what :func:`ascend` returns, of the same arguments.
+    """Return what to add to the pixels: the perturbations of :func:`ascend`, whose arguments these are.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
     >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
@@ -227,14 +227,8 @@ def ascend(
     respect to the inputs is computed: no parameter gets a ``.grad``, whether or not it requires one, and callers may be
     inside ``torch.no_grad``. Nothing is drawn from any generator.
 
-    The loss's gradient with respect to the logits, ``softmax - onehot``, is used divided by the probability of all
-    other classes (or of the target's others): per example that is a positive factor, to which both directions are
-    blind, and what would be rounded to 0 in half precision or on an example that the model is sure of stays a
-    direction. (In a model whose examples influence each other, such as batch norm in training mode, it weighs them.)
-
     An example whose gradient is exactly 0, or not finite, stays where it is in that step: there is no direction to go.
-    That is no error here, as a network that is being trained may be flat or diverge for a while; ``slope_B`` says
-    where it was so. The device is waited for only once, for the range of the inputs and labels.
+    ``slope_B`` says where it was so.
 
     Args:
         forward: The model, from inputs to logits ``[B, K]``, K at least 2; its mode and precision are the caller's.
@@ -294,6 +288,7 @@ def ascend(
             top_B111 = torch.linalg.vector_norm(gradient_BCHW, ord=math.inf, dim=(1, 2, 3), keepdim=True)
             top_B111 = top_B111.where(top_B111.isfinite(), math.nan)
             slope_B111 = torch.maximum(slope_B111, top_B111)  # NaN wins
+            # Not an error: a network that is being trained may be flat or diverge for a while.
             gradient_BCHW = gradient_BCHW.masked_fill(top_B111.isnan(), 0.0)
             if attack.norm == "linf":
                 delta_BCHW += attack.step * gradient_BCHW.sign_()
@@ -305,7 +300,7 @@ def ascend(
 
 
 def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor, views_B: Tensor) -> Tensor:
-    """Return a class other than the label for each example, all others equally likely: a function of (seed, key, view).
+    """Return a class other than the label for each example, a function of (seed, key, view).
 
     Args:
         seed: Seed of the attack.
@@ -325,7 +320,7 @@ def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor
 
 
 def pixel_room(inputs_BCHW: Tensor, pixels: PixelSpace) -> tuple[Tensor, Tensor]:
-    """Return the least and the greatest valid perturbation of each pixel p: ``-p`` to black and ``1 - p`` to white.
+    """Return the least and the greatest valid perturbation of each pixel: ``-p`` and ``1 - p``.
 
     Args:
         inputs_BCHW: Floating point.
@@ -352,7 +347,7 @@ def pixel_room(inputs_BCHW: Tensor, pixels: PixelSpace) -> tuple[Tensor, Tensor]
 
 
 def _room(clean_BCHW: Tensor, attack: Attack, pixels: PixelSpace) -> tuple[Tensor, Tensor]:
-    """Least and greatest perturbation of each pixel by itself."""
+    """Return the least and the greatest perturbation of each pixel by itself."""
     low_BCHW, high_BCHW = pixel_room(clean_BCHW, pixels)
     if attack.norm == "linf":
         return low_BCHW.clamp_(min=-attack.epsilon), high_BCHW.clamp_(max=attack.epsilon)
@@ -383,7 +378,7 @@ def _random_start(attack: Attack, keys_B: Tensor, views_B: Tensor, size: int) ->
 def _gradient(
     moved_BCHW: Tensor, logits_BK: Tensor, labels_B: Tensor, attack: Attack, keys_B: Tensor, views_B: Tensor
 ) -> Tensor:
-    """Return the gradient of each example's objective at the inputs, up to a positive factor: float32."""
+    """Return the gradient of each example's objective with respect to its inputs, up to a positive factor: float32."""
     if attack.targeted == "random":
         targets_B, sign = random_targets(attack.seed, labels_B, logits_BK.shape[1], keys_B, views_B), -1.0
     else:
@@ -403,7 +398,11 @@ def _gradient(
 
 
 def _loss_direction(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    """Gradient of the cross entropy over the probability of the classes other than the target: float32 ``[B, K]``."""
+    """Return the gradient of the cross entropy over the probability of the other classes: float32 ``[B, K]``."""
+    # The gradient itself is softmax - onehot, which half precision rounds to 0 on an example that the model is sure of.
+    # Over the probability of the other classes it stays a direction: per example that is a positive factor, which
+    # neither the sign nor the normalised gradient sees. (Where examples influence each other, such as in batch norm in
+    # training mode, it weighs them.)
     others_BK = logits_BK.float().scatter(1, targets_B[:, None], -math.inf)
     return others_BK.softmax(dim=1).scatter_(1, targets_B[:, None], -1.0)
 
@@ -419,14 +418,15 @@ def _check_logits(logits_BK: Tensor, labels_B: Tensor) -> None:
 
 
 def _check_labels(labels_B: Tensor, num_classes: int) -> None:
-    """Check the range of the labels, for which the device is waited for."""
+    """Refuse labels that are not classes of the model."""
+    # Once for an attack, as reading the range makes a GPU wait.
     least, most = (int(label) for label in labels_B.aminmax())
     if least < 0 or most >= num_classes:
         raise DataError(f"labels from {least} to {most} do not fit a model of {num_classes} classes.")
 
 
 def _norms(delta_BCHW: Tensor) -> Tensor:
-    """Euclidean norm of each example, ``[B, 1, 1, 1]``."""
+    """Return the Euclidean norm of each example, ``[B, 1, 1, 1]``."""
     return torch.linalg.vector_norm(delta_BCHW, dim=(1, 2, 3), keepdim=True)
 
 
@@ -435,6 +435,6 @@ def _is_number(value: object) -> bool:
 
 
 def _pixels(value: float) -> str:
-    """Return a number of pixel units, in 255ths where it is a whole number of those."""
+    """Return a number of pixel units in words, in 255ths where it is a whole number of those."""
     levels = round(value * 255)
     return f"{levels}/255" if 1 <= levels < 255 and levels / 255 == value else repr(float(value))

@@ -95,6 +95,8 @@ def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     rest = y - (y_mean + scale * (x - x_mean))
     off = float(rest.norm() / (y - y_mean).norm().clamp_min(1e-12))
     if off <= _TOLERANCE:
+        if bool((scale < 0).any()):  # a normalisation never turns light into dark
+            return f"they are inverted: a scale of {float(scale.min()):.3g} in a channel"
         return None
     return f"they differ by {100 * off:.2g} % beyond a scale and a shift of each channel"
 

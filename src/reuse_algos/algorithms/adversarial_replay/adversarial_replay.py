@@ -40,11 +40,11 @@ from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.outputs import device_of
+from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window
 
 __all__ = ["AdversarialReplay"]

@@ -76,7 +76,7 @@ class Epochs:
         seed: int = 0,
     ) -> None:
         self._prior_N, self._own, self._owner_N = prior_N, own, owner_N
-        self._unknown, self._seed = unknown, seed
+        self._unknown, self._seed, self._labels_N = unknown, seed, labels_N
         self._when, self._on = when or strategy.when, (0, 0)
         start = self._candidates(prior_N)
         if not len(start.pool):
@@ -84,13 +84,14 @@ class Epochs:
         if strategy.needs_labels and labels_N is None:
             raise DataError("class_balance needs the labels of the train data; give them by dataset=DatasetInfo(...).")
         # The length is fixed with the scores of the start: with update they move, and Composer wants equal epochs.
-        self._strategy, self._labels_N = strategy, labels_N
+        self._strategy = strategy
         self.length = strategy.length(start, update=own is not None)
         self.clock = Clock(1, 1, 1)
         self._current: tuple[int, Planned] | None = None
 
     def _candidates(self, scores_N: np.ndarray) -> Candidates:
-        return candidates(scores_N if self._owner_N is None else scores_N[self._owner_N], self._unknown)
+        scores_N = scores_N if self._owner_N is None else scores_N[self._owner_N]
+        return candidates(scores_N, self._unknown, self._labels_N)
 
     def steer(self, state: State, loader: Any) -> None:
         """Put the plans into a DataLoader, and tell Composer the length of an epoch.
@@ -133,7 +134,7 @@ class Epochs:
             found = self._candidates(scores_N)
             first, past = self._on
             if first <= epoch < past:
-                plan = self._strategy.plan(epoch, found, self.length, self.clock, self._seed, self._labels_N)
+                plan = self._strategy.plan(epoch, found, self.length, self.clock, self._seed)
             else:
                 plan = plan_of_all(found, epoch if epoch < first else epoch - (past - first), self.length, self._seed)
             self._current = epoch, Planned(found, plan, plan.changes(len(scores_N)))

@@ -58,7 +58,7 @@ class OwnLosses:
         return sums_2N
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything so far, of all ranks; every rank must call this, as Composer's checkpoints do."""
+        """Return everything so far, of all ranks; every rank must call this, as Composer's checkpoints do."""
         # Of all ranks, as a resumed run may have another number of them.
         return {"known": self._known_N.clone(), "sums": self._over_ranks().cpu()}
 

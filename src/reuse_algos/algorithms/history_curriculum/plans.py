@@ -74,9 +74,11 @@ class Candidates(NamedTuple):
 
     Attributes:
         scores_N: float64; +inf for an unknown example that is to be kept, NaN for one that is never shown.
+        labels_N: int64, the class of each example; None where it is not known.
     """
 
     scores_N: np.ndarray
+    labels_N: np.ndarray | None = None
 
     @property
     def pool(self) -> np.ndarray:
@@ -91,13 +93,14 @@ class Candidates(NamedTuple):
         return np.where(np.isposinf(self.scores_N), top, self.scores_N)
 
 
-def candidates(scores_N: np.ndarray, unknown: str) -> Candidates:
+def candidates(scores_N: np.ndarray, unknown: str, labels_N: np.ndarray | None = None) -> Candidates:
     """Fill in examples without a score.
 
     Args:
         scores_N: float64, NaN where not known.
         unknown: ``keep`` (harder than all others: always kept, never thinned out), ``drop`` (never shown) or
             ``median`` (the median of the known scores).
+        labels_N: int64, the class of each example. Default: not known.
     """
     filled_N = np.array(scores_N, dtype=np.float64)
     missing_N = np.isnan(filled_N)
@@ -105,7 +108,7 @@ def candidates(scores_N: np.ndarray, unknown: str) -> Candidates:
         filled_N[missing_N] = np.inf
     elif unknown == "median" and not missing_N.all():
         filled_N[missing_N] = np.median(filled_N[~missing_N])
-    return Candidates(filled_N)
+    return Candidates(filled_N, labels_N)
 
 
 def difficulty_order(found: Candidates, seed: int, labels_N: np.ndarray | None = None) -> np.ndarray:

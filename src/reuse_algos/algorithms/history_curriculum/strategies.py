@@ -81,15 +81,7 @@ class Strategy:
         del update
         return len(found.scores_N)
 
-    def plan(
-        self,
-        epoch: int,
-        found: Candidates,
-        length: int,
-        clock: Clock,
-        seed: int,
-        labels_N: np.ndarray | None = None,
-    ) -> EpochPlan:
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return one epoch.
 
         Args:
@@ -98,7 +90,6 @@ class Strategy:
             length: M, from :meth:`length` at the start.
             clock: How long training is.
             seed: Of everything that is drawn.
-            labels_N: int64, needed where :attr:`needs_labels`. Default: not known.
         """
         raise NotImplementedError
 
@@ -137,20 +128,12 @@ class Curriculum(Strategy):
         """Whether the class of each example counts."""
         return self.class_balance
 
-    def plan(
-        self,
-        epoch: int,
-        found: Candidates,
-        length: int,
-        clock: Clock,
-        seed: int,
-        labels_N: np.ndarray | None = None,
-    ) -> EpochPlan:
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return passes through the allowed part."""
         if self.order == "random":
             order = generator(seed, Purpose.RANDOM_ORDER).permutation(found.pool)
         else:
-            order = difficulty_order(found, seed, labels_N if self.class_balance else None)
+            order = difficulty_order(found, seed, found.labels_N if self.class_balance else None)
         if self.order == "hard_first":
             order = order[::-1]
         rng = generator(seed, Purpose.SHUFFLE, epoch)
@@ -199,22 +182,14 @@ class Subset(Strategy):
     def length(self, found: Candidates, *, update: bool = False) -> int:
         """Return as many as are kept."""
         del update
-        self._kept(found, 0, None)  # raises where it reaches beyond the data
+        self._kept(found, 0)  # raises where it reaches beyond the data
         # Unknown examples that are to be kept come on top where they are more than that.
         return max(self._part(found)[0], int(np.isposinf(found.scores_N).sum()))
 
-    def plan(
-        self,
-        epoch: int,
-        found: Candidates,
-        length: int,
-        clock: Clock,
-        seed: int,
-        labels_N: np.ndarray | None = None,
-    ) -> EpochPlan:
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return the kept part, shuffled."""
         del clock
-        order = passes(self._kept(found, seed, labels_N), length, generator(seed, Purpose.SHUFFLE, epoch))
+        order = passes(self._kept(found, seed), length, generator(seed, Purpose.SHUFFLE, epoch))
         return EpochPlan(order, np.full(length, length / len(found.scores_N)))
 
     def _part(self, found: Candidates) -> tuple[int, int]:
@@ -227,9 +202,9 @@ class Subset(Strategy):
             skip = min(skip, pool - count)
         return count, skip
 
-    def _kept(self, found: Candidates, seed: int, labels_N: np.ndarray | None) -> np.ndarray:
+    def _kept(self, found: Candidates, seed: int) -> np.ndarray:
         count, skip = self._part(found)
-        labels_N = labels_N if self.class_balance else None
+        labels_N = found.labels_N if self.class_balance else None
         return window(found, seed, count, end=self.end, skip=skip, labels_N=labels_N)
 
 
@@ -310,17 +285,9 @@ class DynamicPrune(Strategy):
         # half of them below the mean, and losses at the start of one are not.
         return len(found.pool) - round(self.prune_rate * (min(easy, known // 2) if update else easy))
 
-    def plan(
-        self,
-        epoch: int,
-        found: Candidates,
-        length: int,
-        clock: Clock,
-        seed: int,
-        labels_N: np.ndarray | None = None,
-    ) -> EpochPlan:
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return all but some of the easy ones, with the weights of those that are kept."""
-        del clock, labels_N
+        del clock
         num_examples, pool = len(found.scores_N), found.pool
         num_dropped = len(pool) - length
         easy = self._easy(found, num_dropped, seed)
@@ -373,17 +340,9 @@ class ActiveBias(Strategy):
         """Whether losses of examples may weigh differently."""
         return self.mode == "weighting"
 
-    def plan(
-        self,
-        epoch: int,
-        found: Candidates,
-        length: int,
-        clock: Clock,
-        seed: int,
-        labels_N: np.ndarray | None = None,
-    ) -> EpochPlan:
+    def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return a draw in proportion, or all examples with weights."""
-        del clock, labels_N
+        del clock
         num_examples, pool = len(found.scores_N), found.pool
         scores = found.finite[pool]
         emphasis = scores + (scores.mean() if self.smoothing is None else self.smoothing)

@@ -18,7 +18,7 @@ from composer.models import ComposerModel
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.prior_run_distillation.layout import in_layout
+from reuse_algos.algorithms.prior_run_distillation.layout import at_smaller_size, in_layout
 from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers
 from reuse_algos.archive import PriorRun
@@ -145,6 +145,7 @@ class CachedCheck:
         if not cached.in_layout[0]:
             cached_BC = in_layout(task, cached_BC, rows.logits_BCX)
         assert seen_B is not None
+        said_BC = at_smaller_size(said_BC, cached_BC)
         kept, views = cached.kept_classes[0], examples.views.tolist()
         try:
             return hold_rows(self._run, self._weights, cached_BC, said_BC, seen_B, views, kept)

@@ -19,6 +19,7 @@ from reuse_algos.training.task import Rows, Task, mean_of_counted
 __all__ = [
     "agreement",
     "at_size",
+    "at_smaller_size",
     "check_top_k",
     "in_layout",
     "refuse_other_shape",
@@ -65,6 +66,18 @@ def at_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
     if sizes[0] == sizes[1]:
         return logits_BCX
     return F.interpolate(logits_BCX.float(), sizes[1], mode="bilinear", align_corners=False)
+
+
+def at_smaller_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
+    """Return maps of logits as they are archived at a smaller size: each cell is the mean of its pixels.
+
+    Args:
+        logits_BCX: ``[B, C, H, W]``, or logits without a height and a width, which stay as they are.
+        like_BCX: ``[B, C, h, w]``.
+    """
+    maps = logits_BCX.dim() == like_BCX.dim() == 4 and logits_BCX.shape != like_BCX.shape
+    height, width = like_BCX.shape[-2:]
+    return F.adaptive_avg_pool2d(logits_BCX.float(), (height, width)) if maps else logits_BCX
 
 
 def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import warnings
@@ -34,12 +33,13 @@ from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ExampleIdError, HarmWarning
+from reuse_algos.presets import preset
 from reuse_algos.priors.choosing import RunSelection
+from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.loss import add_to_loss
-from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
 __all__ = ["PriorRunDistillation"]
 
@@ -67,8 +67,9 @@ class PriorRunDistillation(ReusingAlgorithm):
             live teachers. Default: ``auto``.
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
-        loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: ``kl``.
-        when: :class:`TeachingWindow`, the batches in which the term is on. Default: all of them.
+        loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: that of
+            the preset ``same_data``, MSE in units of the teachers' deviation with weight 4.
+        when: :class:`TeachingWindow`, the batches in which the term is on. Default: the preset's, the first half.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
         mismatch: ``refuse`` prior runs on other data, classes or views; ``allow`` uses examples that match by key
@@ -103,7 +104,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         *,
         source: Auto | Live | Cached | str | Mapping[str, Any] = "auto",
         combine: Mean | Mixup | Sample | str | Mapping[str, Any] = "mean",
-        loss: KL | MSE | ChannelWise | str | Mapping[str, Any] = "kl",
+        loss: KL | MSE | ChannelWise | str | Mapping[str, Any] | None = None,
         when: TeachingWindow | Mapping[str, Any] | None = None,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
@@ -114,8 +115,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
         self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
-        self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, loss, "loss")
-        self.when: TeachingWindow = fit_section(TeachingWindow, when or {}, "when")
+        usual = preset("same_data")["prior_run_distillation"]
+        self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, usual["loss"] if loss is None else loss, "loss")
+        self.when: TeachingWindow = fit_section(TeachingWindow, usual["when"] if when is None else when, "when")
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
         )
@@ -124,7 +126,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self.passed_teacher = False
         self.harm: str | None = None
         self.watch, self._channels = HarmWatch(self.when.stop_when_harmful), Channels()
-        self._student: nn.Module | None = None
+        self.student: nn.Module | None = None
         self._looks = False
         self._no_ids: str | None = None
         self._goal: TeacherGoal | None = None
@@ -157,7 +159,8 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
-            self._student = self._copy_of(state.model)
+            if not (isinstance(self.source, Live) and self.source.model is not None):
+                self.student = untouched_copy(state.model)
         elif event == Event.AFTER_LOSS:
             if (reader := self.task_reader).handle(event, state):
                 microbatch = None if self.lessons.cached is None else self.ids.microbatch
@@ -183,19 +186,6 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.log_metrics({_METRICS + name: value for name, value in metrics.items()}, logger)
         else:
             self._follow_batch(event, state)
-
-    def _copy_of(self, model: nn.Module) -> nn.Module | None:
-        """An untouched copy, for archived models of its architecture; None where none is needed or can be made."""
-        if isinstance(self.source, Live) and self.source.model is not None:
-            return None
-        try:
-            student = copy.deepcopy(model)
-        except Exception:
-            if isinstance(self.source, Live):
-                raise
-            return None  # cached logits do without a model; they are then not held against one
-        restore_batch_norm(student)
-        return student
 
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
@@ -262,8 +252,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
         policy = self.ids.view_policy
-        self.lessons.load(state, self.prior_runs, self.dataset, policy, self._no_ids, self._student)
-        self._student = None
+        self.lessons.load(state, self.prior_runs, self.dataset, policy, self._no_ids, self.student)
+        self.student = None
 
     @staticmethod
     def _check(check: Any) -> None:
@@ -285,6 +275,12 @@ class PriorRunDistillation(ReusingAlgorithm):
         """Return the FLOPs of live teachers' forward passes."""
         del flops_per_example
         return self.lessons.spending.flops
+
+    def why(self) -> str | None:
+        """Return where the teachers' logits come from and why, and what the first batch showed of them."""
+        parts = (self.lessons.choice and f"{self.lessons.choice.kind}, {self.lessons.choice.why}", self.lessons.report)
+        said = [part for part in (*parts, self.harm and f"switched off: {self.harm}") if part]
+        return "; ".join(said) or None
 
     def teacher_seconds(self) -> float:
         """Return the seconds spent on getting targets, over all attempts of this run."""

@@ -154,6 +154,8 @@ def _refuse_newer(version: tuple[int, int], where: str) -> None:
 
 def _is_too_deep(content: bytes) -> bool:
     """Whether JSON is nested more than MAX_DEPTH levels, by counting brackets outside strings."""
+    if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:  # so are most records
+        return False
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # what quotes are left begin or end a string
     text = unescaped.translate(None, _NOT_STRUCTURE)
     depth, quoted = 0, np.uint8(0)

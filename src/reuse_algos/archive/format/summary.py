@@ -6,6 +6,7 @@ summaries of runs that ended are kept together in the index (:mod:`reuse_algos.a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.archive.format.records import CostRecord, FinalRecord, Integer, Label, Progress, Scalar, Tags
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["ManifestHead", "RunSummary", "decode_head", "head_of", "summarise"]
+__all__ = ["ManifestHead", "RunSummary", "decode_head", "summarise", "summary_of"]
 
 Mode = Literal["max", "min"]
 Health = Literal["ok", "diverged", "empty"]
@@ -113,23 +114,7 @@ def summarise(head: ManifestHead, final: FinalRecord | None) -> RunSummary:
     Raises:
         ArchiveCorruptError: The entry of the metrics history is malformed.
     """
-    return RunSummary(
-        run_id=head.run_id,
-        generation=head.generation,
-        run_name=head.run_name,
-        created_at=head.created_at,
-        committed_at=head.committed_at,
-        ended_at=None if final is None else final.ended_at,
-        health=head.health,
-        monitor=head.monitor,
-        monitor_mode=head.monitor_mode,
-        seed=head.seed,
-        epoch=head.progress.epoch,
-        batch=head.progress.batch,
-        train_seconds=head.cost.train_seconds,
-        tags=head.tags,
-        finals=_finals(head),
-    )
+    return _summary(head, final, _finals(head))
 
 
 def decode_head(data: bytes, run_id: str, generation: int) -> ManifestHead:
@@ -148,9 +133,11 @@ def decode_head(data: bytes, run_id: str, generation: int) -> ManifestHead:
     return head
 
 
-def head_of(manifest: Manifest) -> ManifestHead:
-    """Return the fields of a manifest that a summary is made of."""
-    return msgspec.json.decode(msgspec.json.encode(manifest), type=ManifestHead)
+def summary_of(manifest: Manifest, final: FinalRecord | None) -> RunSummary:
+    """Return the summary of a run that is open; see :func:`summarise`."""
+    history = next((f for f in reversed(manifest.files) if (f.kind, f.name) == ("metrics", "history")), None)
+    finals = {} if history is None else _values(history.tensors, history.meta)
+    return _summary(manifest, final, finals)
 
 
 def _finals(head: ManifestHead) -> dict[str, float | str | None]:
@@ -163,5 +150,31 @@ def _finals(head: ManifestHead) -> dict[str, float | str | None]:
     except ValueError as error:
         where = manifest_path(head.run_id, head.generation)
         raise ArchiveCorruptError(f"{where} is not what it should be: {error}") from error
-    values = {name: final_of(meta, name) for name in metric_names(tensors)}
+    return _values(tensors, meta)
+
+
+def _values(names: Iterable[str], meta: Mapping[str, Scalar]) -> dict[str, float | str | None]:
+    values = {name: final_of(meta, name) for name in metric_names(names)}
     return {name: None if value is None else spelled(value) for name, value in values.items()}
+
+
+def _summary(
+    head: ManifestHead | Manifest, final: FinalRecord | None, finals: dict[str, float | str | None]
+) -> RunSummary:
+    return RunSummary(
+        run_id=head.run_id,
+        generation=head.generation,
+        run_name=head.run_name,
+        created_at=head.created_at,
+        committed_at=head.committed_at,
+        ended_at=None if final is None else final.ended_at,
+        health=head.health,
+        monitor=head.monitor,
+        monitor_mode=head.monitor_mode,
+        seed=head.seed,
+        epoch=head.progress.epoch,
+        batch=head.progress.batch,
+        train_seconds=head.cost.train_seconds,
+        tags=head.tags,
+        finals=finals,
+    )

@@ -8,8 +8,9 @@ from typing import Any
 
 from composer import State
 
-from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.base import ReusingAlgorithm, snake_case
 from reuse_algos.archive import CostRecord, DatasetRecord, FileEntry, Manifest, ModelRecord, Progress, TaskRecord
+from reuse_algos.archive.format.records import MAX_TEXT
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.callbacks.recorder.provenance import environment, model_record
 from reuse_algos.training.flops import training_flops
@@ -82,5 +83,6 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
         health="empty" if int(now.batch) == 0 else "ok" if finite else "diverged",
         harvests=[] if base is None else base.harvests,
         prior_runs=uses or ([] if base is None else base.prior_runs),
+        decisions={snake_case(type(one).__name__): why[:MAX_TEXT] for one in reusing if (why := one.why())},
         files=files,
     )

@@ -18,6 +18,7 @@ from reuse_algos.compare.show.drawing import Look
 from reuse_algos.compare.show.page import tables
 from reuse_algos.compare.show.page.document import render
 from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows
+from reuse_algos.compare.show.page.sample import only_runs, sampled
 from reuse_algos.compare.show.page.svg import bar_views, plot_of
 from reuse_algos.compare.show.page.texts import headline, texts_of
 from reuse_algos.compare.show.page.values import Numbers
@@ -48,10 +49,12 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     if comparison.method == "ends":
         # Without a target and costs there is neither a curve nor a speed-up to draw.
         raise CompareError("a comparison of ends has no page: compare over training or over budgets")
-    manifests = {run.run_id: run.manifest for run in outcomes.runs if run.manifest is not None}
+    comparison = sampled(comparison)
+    listed = {run.run_id for group in comparison.groups for run in group.runs}
+    manifests = {run.run_id: run.manifest for run in outcomes.runs if run.manifest is not None and run.run_id in listed}
     roots: dict[str, Any] = {
         "comparison": comparison,
-        "charts": charts.charts_of(comparison, outcomes),
+        "charts": only_runs(charts.charts_of(comparison, outcomes), listed),
         "pareto": charts.pareto(comparison),
         "amortisation": charts.amortisation(comparison),
         "readings": charts.readings_charts(comparison, outcomes),
