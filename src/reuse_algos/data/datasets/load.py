@@ -51,10 +51,7 @@ class LoadedData:
             an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
-        info: Identity of the training examples, with their content.
-        eval_info: Identity of the evaluation examples.
         num_classes: Number of classes.
-        class_names: Their names, or None.
         image_shape: (C, H, W) of an image; () of texts.
         mean: Mean per channel that was subtracted, on the scale 0 to 1; () of texts.
         std: Deviation per channel that was divided by, on the same scale; () of texts.
@@ -64,14 +61,26 @@ class LoadedData:
 
     train: Dataset[Any]
     eval: Dataset[Any]
-    info: DatasetInfo
-    eval_info: DatasetInfo
     num_classes: int
-    class_names: tuple[str, ...] | None
     image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inputs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def info(self) -> DatasetInfo:
+        """Identity of the training examples."""
+        return self.train.info  # type: ignore[attr-defined]
+
+    @property
+    def eval_info(self) -> DatasetInfo:
+        """Identity of the evaluation examples."""
+        return self.eval.info  # type: ignore[attr-defined]
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the classes, or None."""
+        return self.info.class_names
 
 
 def load_datasets(config: DataConfig, device: torch.device | str = "cpu", chosen: Chosen | None = None) -> LoadedData:
@@ -162,10 +171,7 @@ def _load_array_sets(
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train_set.info,
-        eval_info=eval_set.info,
         num_classes=arrays.num_classes,
-        class_names=train.info.class_names,
         image_shape=train_set.image_shape,
         mean=arrays.mean,
         std=arrays.std,
@@ -194,10 +200,7 @@ def _load_file_sets(config: DataConfig, device: torch.device | str, chosen: Chos
     return LoadedData(
         train=train_set,
         eval=eval_set,
-        info=train_set.info,
-        eval_info=eval_set.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -236,10 +239,7 @@ def _load_texts(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=held_out,
-        info=train.info,
-        eval_info=held_out.info,
         num_classes=num_classes,
-        class_names=train.info.class_names,
         image_shape=(),
         mean=(),
         std=(),
@@ -262,10 +262,7 @@ def _load_masks(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=evaluated,
-        info=train.info,
-        eval_info=evaluated.info,
         num_classes=len(part.class_names),
-        class_names=part.class_names,
         image_shape=train.image_shape,
         mean=(),
         std=(),
