@@ -16,13 +16,15 @@ def plan(name: str, *overrides: str) -> Plan:
     return plan_sequence(load_sequence(ROOT / f"yamls/sequences/{name}.yaml", overrides))
 
 
-def test_the_seven_are_there() -> None:
+def test_all_are_there() -> None:
     assert [path.stem for path in FILES] == [
         "attack_strength",
         "batch_size",
         "five_seeds",
         "growing_data",
         "learning_rate_search",
+        "periods",
+        "pool",
         "rate_halving",
         "transfer_learning",
     ]

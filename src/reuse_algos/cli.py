@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import demo, harvest, sequence, train
+from reuse_algos.commands import demo, drift, harvest, label, sequence, train, zero_shot
 from reuse_algos.commands.common import ARCHIVE_HELP, printable
 from reuse_algos.commands.compare import compare, recommend
 from reuse_algos.commands.predict import predict, sweep
@@ -23,7 +23,7 @@ __all__ = ["build_parser", "main"]
 # In the order in which --help lists them.
 _COMMANDS = (
     *(train, sequence, runs, show, compare, recommend, predict, sweep),
-    *(harvest, scores, verify, copy, gc, rm, demo),
+    *(harvest, label, drift, zero_shot, scores, verify, copy, gc, rm, demo),
 )
 
 _EPILOG = f"""\

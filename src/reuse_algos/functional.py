@@ -10,6 +10,7 @@ from __future__ import annotations
 from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.sums import fooling_rate, row_errors, turned_rows
+from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
     difficulty_order,
@@ -55,6 +56,7 @@ from reuse_algos.training.attacks import ascend, perturb, random_targets
 __all__ = [
     "allowed_examples",
     "ascend",
+    "ascend_delta",
     "average_ranks",
     "average_weights",
     "bernoulli_kl_term",
@@ -68,6 +70,7 @@ __all__ = [
     "fooling_rate",
     "forgetting",
     "gaussian_noise",
+    "interpolate",
     "kl_term",
     "logit_margin",
     "loss_mean",

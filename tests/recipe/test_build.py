@@ -265,5 +265,16 @@ def test_every_setting_is_used():
     from reuse_algos.recipe.build import _PASSED_ON
     from reuse_algos.recipe.schema import Settings
 
-    built = {"archive", "tags", "data", "model", "optimizer", "scheduler", "algorithms", "callbacks", "loggers"}
+    built = {
+        "archive",
+        "tags",
+        "data",
+        "label",
+        "model",
+        "optimizer",
+        "scheduler",
+        "algorithms",
+        "callbacks",
+        "loggers",
+    }
     assert {field.name for field in fields(Settings)} == {*_PASSED_ON, *built, "device", "compile"}

@@ -5,6 +5,7 @@ from reuse_algos.algorithms.adversarial_training import AdversarialTraining
 from reuse_algos.algorithms.auto_reuse import AutoReuse
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.freezing import Freezing
+from reuse_algos.algorithms.gradient_interpolation import GradientInterpolation
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
 from reuse_algos.algorithms.mix_training import MixTraining
 from reuse_algos.algorithms.prior_run_distillation import PriorRunDistillation
@@ -15,6 +16,7 @@ __all__ = [
     "AdversarialTraining",
     "AutoReuse",
     "Freezing",
+    "GradientInterpolation",
     "HistoryCurriculum",
     "MixTraining",
     "PriorRunDistillation",

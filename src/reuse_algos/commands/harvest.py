@@ -56,6 +56,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "again.\n\n"
         "A recipe in an archive is somebody's word. The files that it names are opened with --trust-data only;\n"
         "otherwise name the data with --data name=cifar100 --data root=FOLDER. The digits need neither.\n\n"
+        "With --shards any number of processes, on any machines (an array of Slurm, tasks of Ray), each compute\n"
+        "one part by --shard; the same command without --shard puts the parts together in one commit, and\n"
+        "computes those that are missing. The rows are those of one process bit for bit.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
         "the signals.\n\n"
         f"{ARCHIVE_HELP}",
@@ -66,6 +69,8 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos harvest ./archive resnet56-17 --signals features --plain
         reuse-algos harvest ./archive resnet56-17 --signals adversarial --attack pgd --epsilon 8/255
         reuse-algos harvest resnet56-17-0123abcdef --archive ./archive --views 32
+        reuse-algos harvest ./archive resnet56-17 --shards 16 --shard 3 --parts ./parts
+        reuse-algos harvest ./archive resnet56-17 --shards 16 --parts ./parts
         """,
     )
     add_archive(parser)
@@ -101,9 +106,38 @@ def add_parser(subparsers: Subparsers) -> None:
         action="store_true",
         help="harvest again what is there; the first new view takes the place of all of the signal",
     )
+    _add_shards(parser)
     _add_attack(parser)
     add_json(parser)
     parser.set_defaults(run=run)
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of several processes")
+    group.add_argument("--shards", type=positive, metavar="N", help="split each view into N parts")
+    group.add_argument(
+        "--shard",
+        type=int,
+        metavar="I",
+        help="compute part I (0 to N-1) alone and commit nothing (default: put all parts together)",
+    )
+    group.add_argument("--parts", metavar="FOLDER", help="where the parts lie until then; all processes see it")
+
+
+def _shards_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how the harvest is split up, as an argument of ``harvest``."""
+    if args.shards is None:
+        if args.shard is not None or args.parts is not None:
+            raise UsageError("--shard and --parts belong to --shards N")
+        return {}
+    if args.parts is None:
+        raise UsageError("--shards needs --parts FOLDER, where the parts lie until they are put together")
+    from reuse_algos.harvest import Shards
+
+    try:
+        return {"shards": Shards(args.parts, args.shards, args.shard)}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _add_attack(parser: argparse.ArgumentParser) -> None:
@@ -172,7 +206,8 @@ def run(args: argparse.Namespace) -> int:
     run_id = archive.run(args.run_id).id
     # The library's own defaults hold for what is not said.
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
-    options |= attack | {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
+    flags = {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
+    options |= attack | _shards_of(args) | flags
     results = []
     for name in weights:
         results += harvest(

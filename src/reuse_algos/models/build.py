@@ -19,6 +19,7 @@ from reuse_algos.models.detection import DETECTION_MODELS, build_detection_model
 from reuse_algos.models.digits_cnn import DigitsCNN
 from reuse_algos.models.segmentation import SEGMENTATION_MODELS, build_segmentation_model
 from reuse_algos.models.text import TEXT_MODELS, build_text_model
+from reuse_algos.models.time_conditioned import TimeConditioned
 from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
 
 __all__ = ["ModelConfig", "ReusableClassifier", "build_model", "model_names"]
@@ -57,6 +58,8 @@ class ModelConfig:
         autocast: ``bfloat16`` or ``float16`` runs the network's forward pass under ``torch.autocast`` and returns
             float32 logits; null leaves that to ``precision``. For CPUs with bfloat16 instructions, where Composer
             takes no ``precision`` but fp32: a small ResNet trains 1.5 to 2 times as fast.
+        time: Take the last input channel as the time, and give the network this many features of it (Time2Vec) in its
+            place; null for plain images. For this library's own models.
     """
 
     name: str = "resnet20"
@@ -66,6 +69,7 @@ class ModelConfig:
     weights_path: str | None = None
     new_head: bool = False
     autocast: str | None = None
+    time: int | None = None
 
 
 def model_names() -> list[str]:
@@ -232,13 +236,23 @@ def _build_module(
         width = _DEFAULT_WIDTH if settings.width is None else settings.width
         if width < 1:
             raise ModelError(f"model.width: must be 1 or more, not {width}.")
+        channels, measures = image_shape[0], {"width": width}
+        if settings.time is not None:
+            if settings.time < 1 or channels < 2:
+                raise ModelError(
+                    f"model.time: needs at least 1 feature and a channel beside that of the time, got {settings.time} "
+                    f"features and {channels} channels."
+                )
+            channels, measures = channels - 1 + settings.time, {**measures, "time": settings.time}
         if name == "digits_cnn":
-            module: nn.Module = DigitsCNN(num_classes, in_channels=image_shape[0], width=width)
+            module: nn.Module = DigitsCNN(num_classes, in_channels=channels, width=width)
         else:
-            module = CifarResNet(_RESNET_BLOCKS[name], num_classes, in_channels=image_shape[0], width=width)
-        return module, {"width": width}
+            module = CifarResNet(_RESNET_BLOCKS[name], num_classes, in_channels=channels, width=width)
+        return module if settings.time is None else TimeConditioned(module, settings.time), measures
     if name not in torchvision_model_names():
         raise ModelError(f"model.name: unknown model {name!r}.{nearest(str(name), model_names())}")
+    if settings.time is not None:
+        raise ModelError(f"model.time: {name!r} of torchvision takes three channels of colour; take another model.")
     if settings.width is not None:
         raise ModelError(f"model.width: {name!r} of torchvision has a fixed width; take another model.")
     return build_torchvision_model(name, num_classes, image_shape, settings.weights), {}

@@ -13,15 +13,18 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
+from reuse_algos.data.datasets.load import DataConfig, LoadedData
+from reuse_algos.data.datasets.resampling import resampling_plan
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
+from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sections import Faults
 
@@ -72,6 +75,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     check_world_size(recipe)
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
+    # What a constructor refuses is said before minutes of reading data.
     algorithms, callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )
@@ -81,8 +85,10 @@ def build_trainer(recipe: Recipe) -> Trainer:
     device = get_device(settings.device)
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
+    pool = pool_of(settings.data, archive)
     with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
-        data = load_datasets(settings.data, _torch_device(device.name))
+        data = load_recipe_data(settings.data, pool, _torch_device(device.name))
+    # Here and not earlier: reading data may draw from the global generators.
     reproducibility.seed_all(settings.seed)
     model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
     optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
@@ -94,7 +100,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
-            algorithms=algorithms,
+            algorithms=[*algorithms, *watchers(settings.data, pool)],
             callbacks=[*callbacks, TrackExamples()],  # seeded views hold whatever else is in the recipe
             loggers=loggers,
             device=device,
@@ -115,7 +121,7 @@ def _open_archive(recipe: Recipe) -> RunArchive | str | None:
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
-    reading = any(component.is_ours for component in recipe.components["algorithms"])
+    reading = any(component.is_ours for component in recipe.components["algorithms"]) or settings.data.pseudo_labels
     if settings.archive is None or (tolerant and not reading):
         return settings.archive
     return RunArchive(settings.archive, create=True)
@@ -132,6 +138,7 @@ def check_world_size(recipe: Recipe) -> None:
     for key in ("batch_size", "eval_batch_size"):
         size = getattr(recipe.settings.data, key)
         if size is not None and size % ranks:
+            # The nearest size below, so that memory still suffices.
             near = max(ranks, size // ranks * ranks)
             faults.add(
                 f"data.{key}",
@@ -145,10 +152,16 @@ def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoad
 
     Args:
         data: The datasets.
-        config: ``batch_size`` (over all ranks), ``num_workers`` and ``drop_last`` count.
+        config: ``batch_size`` (over all ranks), ``num_workers``, ``drop_last`` and ``resample`` count.
         seed: Seed of the order of the examples.
     """
     sampler = EpochSampler(data.info.num_examples, seed=seed, shuffle=True, drop_last=config.drop_last)
+    if config.resample != "natural":
+        labels_N = infer_info(data.train).labels
+        assert labels_N is not None  # every loader of a recipe gives labels
+        views = getattr(data.train, "view_policy").num_views  # noqa: B009  # of all datasets that a recipe names
+        plan = resampling_plan(labels_N, config.resample, seed)
+        sampler.steer(plan, length=len(labels_N), num_views=views)
     return _loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last)
 
 
@@ -166,6 +179,7 @@ def _counted(loader: DataLoader) -> DataLoader | DataSpec:
 
 
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
+    # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
     if isinstance(dataset, DeviceImages):
         return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
@@ -232,6 +246,7 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
         "tags": dict(settings.tags),
         "seed": settings.seed,
     }
+    # Only what the constructor asks for, and the recipe does not give itself.
     wanted = component.parameters.keys() - component.options.keys()
     return {key: value for key, value in offered.items() if key in wanted}
 

@@ -20,6 +20,7 @@ NOT_TRAINED_BY = {
     "run_name",
     "tags",
     "loggers",
+    "resources",
     "save_folder",
     "save_interval",
     "save_num_checkpoints_to_keep",

@@ -9,7 +9,9 @@ from composer.core import Precision, Time, TimeUnit
 from omegaconf import MISSING
 
 from reuse_algos.data.datasets.load import DataConfig
+from reuse_algos.harvest.label import LabelConfig
 from reuse_algos.models import ModelConfig
+from reuse_algos.recipe.resources import Resources
 from reuse_algos.sections import Faults
 
 __all__ = ["Settings", "check_settings"]
@@ -34,6 +36,10 @@ class Settings:
         tags: Words by which later runs find this one.
         data: The data, see :class:`~reuse_algos.data.datasets.DataConfig`.
         model: The network, see :class:`~reuse_algos.models.ModelConfig`.
+        label: Label the training part of ``data`` with archived teachers, see
+            :class:`~reuse_algos.harvest.label.LabelConfig`, and train nothing: model, optimizer and durations do not
+            count. Default: null, train.
+        resources: What a cluster sets aside for the run, see :class:`~reuse_algos.recipe.resources.Resources`.
         optimizer: ``name`` and the options of that optimizer.
         scheduler: ``name`` and the options of that scheduler, or null for a constant learning rate.
         max_duration: How long to train.
@@ -68,6 +74,8 @@ class Settings:
     tags: dict[str, str] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    label: LabelConfig | None = None
+    resources: Resources = field(default_factory=Resources)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
     max_duration: str | int = MISSING
@@ -119,12 +127,28 @@ def check_settings(settings: Settings, faults: Faults) -> None:
         )
     if settings.dist_timeout <= 0:
         faults.add("dist_timeout", f"must be above 0 seconds, not {settings.dist_timeout}")
+    _check_pools(settings, faults)
     if settings.autoresume and not settings.save_folder:
         faults.add("autoresume", "needs a save_folder to find checkpoints in")
     for key in _INTERVALS:
         _check_time(key, getattr(settings, key), faults, may_be_share=True)
     if settings.max_duration != MISSING:
         _check_time("max_duration", settings.max_duration, faults, may_be_share=False)
+
+
+def _check_pools(settings: Settings, faults: Faults) -> None:
+    if settings.archive is None:
+        for key in ("label", "data.pseudo_labels"):
+            holder = settings.data if "." in key else settings
+            if getattr(holder, key.rpartition(".")[2]) is not None:
+                faults.add("archive", f"missing. {key} reads it. Write for example archive: ./archive")
+    if settings.label is not None:
+        if any(options is not False for options in settings.algorithms.values()):
+            faults.add("algorithms", "a recipe with label trains nothing, so it has no algorithms")
+        if settings.data.pseudo_labels is not None:
+            faults.add("data.pseudo_labels", "a recipe with label makes such labels. Keep one")
+    if settings.data.resample != "natural" and settings.algorithms.get("history_curriculum"):
+        faults.add("data.resample", "algorithms.history_curriculum chooses the examples of each epoch. Keep one")
 
 
 def _check_choice(key: str, value: str | None, choices: list[str] | tuple[str, ...], faults: Faults) -> None:

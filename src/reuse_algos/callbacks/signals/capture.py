@@ -197,6 +197,7 @@ class SignalCapture:
                 self._put(epoch, name, view, examples.positions[rows_R], part)
 
     def _put(self, epoch: int, name: str, view: int, positions_B: torch.Tensor, value: torch.Tensor) -> None:
+        # Logits are looked up by view, and the latest are the best; losses are a history over epochs.
         slot = view if name == "logits" and view >= 0 else epoch
         meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
         kept = self.settings[name].top_k
@@ -208,6 +209,7 @@ class SignalCapture:
             rows = {"values": value}
             meta |= {"encoding": "dense", "num_classes": None}
         key = (name, slot)
+        # A view comes again after num_views epochs: its rows of then are not those of now.
         if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
             self._buffers[key] = _Buffer(meta, self.num_examples)
         self._buffers[key].put(positions_B, rows)

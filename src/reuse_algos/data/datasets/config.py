@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reuse_algos.data.datasets.pseudo import PseudoLabels
+from reuse_algos.data.datasets.resampling import RESAMPLING
+from reuse_algos.data.datasets.rotation import Rotated
 from reuse_algos.data.dense.config import DENSE_NAMES, DETECTION_NAMES, SceneConfig
 from reuse_algos.data.images.augment import AUGMENT_KINDS
 from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.sections import fit_section
 
-__all__ = ["DATASET_NAMES", "DataConfig"]
+__all__ = ["DATASET_NAMES", "DataConfig", "PseudoLabels", "Rotated"]
 
 _LABELLED_IMAGES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
 DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES, *DETECTION_NAMES)
-_OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size")
+_OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size", "pseudo_labels", "resample", "rotated")
 
 
 @dataclass
@@ -47,6 +50,14 @@ class DataConfig:
         drop_last: Leave out the last training batch of an epoch if it is not full.
         train_fraction: Part of the training examples, above 0 up to 1: stratified by class and nested.
         train_examples: Number of training examples instead, chosen the same way.
+        train_rest: Take the training examples that ``train_fraction`` or ``train_examples`` leaves out, in place of
+            those that it takes: an unlabelled pool beside a labelled part.
+        pseudo_labels: Train on the images that archived teachers chose from an unlabelled pool, with the teachers'
+            labels in place of the dataset's; null for the dataset's own.
+        resample: How often each class is shown: ``natural`` as often as it has examples, ``sqrt`` in proportion to the
+            square root of that, ``uniform`` as often as every other class. An epoch has the same number of examples.
+        rotated: Make data that drift over time: images in memory, turned further from period to period, with the time
+            as one more channel; null for the images as they are.
         classes: Classes to keep (numbers or names), numbered anew in this order; all if null.
         labels: ``fine``, or ``coarse`` for the 20 superclasses of CIFAR-100.
         image_size: Side of the images in pixels: images in memory are resized once (null keeps them), image files are
@@ -71,6 +82,10 @@ class DataConfig:
     drop_last: bool = True
     train_fraction: float = 1.0
     train_examples: int | None = None
+    train_rest: bool = False
+    pseudo_labels: PseudoLabels | None = None
+    resample: str = "natural"
+    rotated: Rotated | None = None
     classes: list[int | str] | None = None
     labels: str = "fine"
     image_size: int | None = None
@@ -78,10 +93,14 @@ class DataConfig:
     scenes: SceneConfig | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.scenes, Mapping):
-            self.scenes = fit_section(SceneConfig, self.scenes, "data.scenes")
-        if isinstance(self.text, Mapping):  # a recipe that was read back from an archive
-            self.text = fit_section(TextConfig, self.text, "data.text")
+        for name, kind in (
+            ("text", TextConfig),
+            ("scenes", SceneConfig),
+            ("pseudo_labels", PseudoLabels),
+            ("rotated", Rotated),
+        ):
+            if isinstance(given := getattr(self, name), Mapping):  # a recipe that was read back from an archive
+                setattr(self, name, fit_section(kind, given, f"data.{name}"))
 
     def check(self) -> None:
         """Check what can be checked without the data.
@@ -92,7 +111,7 @@ class DataConfig:
         faults = []
         if self.name not in DATASET_NAMES:
             faults.append(f"data.name: unknown dataset {self.name!r}.{nearest(str(self.name), DATASET_NAMES)}")
-        for field, choices in (("augment", AUGMENT_KINDS), ("labels", ("fine", "coarse"))):
+        for field, choices in (("augment", AUGMENT_KINDS), ("labels", ("fine", "coarse")), ("resample", RESAMPLING)):
             value = getattr(self, field)
             if value not in choices:
                 faults.append(f"data.{field}: unknown value {value!r}.{nearest(str(value), choices)}")
@@ -113,6 +132,10 @@ class DataConfig:
             faults.append(f"data.train_fraction: must be above 0 and at most 1, not {self.train_fraction}.")
         if self.train_examples is not None and self.train_fraction != 1:
             faults.append("data.train_examples: give this or data.train_fraction, not both.")
+        if self.train_rest and self.train_examples is None and self.train_fraction == 1:
+            faults.append("data.train_rest: nothing is left out. Set data.train_examples or data.train_fraction.")
+        if self.rotated is not None and (self.augment != "none" or self.name in ("caltech101", "image_folder")):
+            faults.append("data.rotated: goes with images in memory and augment: none, since one channel is the time.")
         if self.name == "npz" and self.path is None:
             faults.append("data.path: the npz dataset needs the path of its file.")
         faults += self._faults_of_kind()
@@ -126,7 +149,7 @@ class DataConfig:
             faults.append(f"data.text: is for datasets of texts, and {self.name!r} is not one.")
         if self.scenes is not None and self.name not in ("digit_scenes", "digit_boxes"):
             faults.append(f"data.scenes: is for digit_scenes and digit_boxes, and the data are {self.name!r}.")
-        if self.name in _LABELLED_IMAGES:
+        if self.name in _LABELLED_IMAGES or self.name not in DATASET_NAMES:
             return faults
         what = "texts" if self.name in TEXT_NAMES else "pictures with masks or boxes"
         plain, fields = DataConfig(self.name), _OF_IMAGES if self.name in TEXT_NAMES else (*_OF_IMAGES, "classes")

@@ -20,6 +20,8 @@ from reuse_algos.data.datasets.files import (
     load_files,
     train_transform,
 )
+from reuse_algos.data.datasets.pseudo import Chosen, chosen_info
+from reuse_algos.data.datasets.rotation import rotate_arrays
 from reuse_algos.data.datasets.subsets import select_classes, take_part
 from reuse_algos.data.dense import DENSE_NAMES, DETECTION_NAMES, DenseDataset, load_boxes, load_dense
 from reuse_algos.data.images.augment import Augmentation
@@ -49,7 +51,10 @@ class LoadedData:
             an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.
+        info: Identity of the training examples, with their content.
+        eval_info: Identity of the evaluation examples.
         num_classes: Number of classes.
+        class_names: Their names, or None.
         image_shape: (C, H, W) of an image; () of texts.
         mean: Mean per channel that was subtracted, on the scale 0 to 1; () of texts.
         std: Deviation per channel that was divided by, on the same scale; () of texts.
@@ -59,41 +64,36 @@ class LoadedData:
 
     train: Dataset[Any]
     eval: Dataset[Any]
+    info: DatasetInfo
+    eval_info: DatasetInfo
     num_classes: int
+    class_names: tuple[str, ...] | None
     image_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     inputs: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def info(self) -> DatasetInfo:
-        """Identity of the training examples."""
-        return self.train.info  # type: ignore[attr-defined]
 
-    @property
-    def eval_info(self) -> DatasetInfo:
-        """Identity of the evaluation examples."""
-        return self.eval.info  # type: ignore[attr-defined]
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None:
-        """Names of the classes, or None."""
-        return self.info.class_names
-
-
-def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> LoadedData:
+def load_datasets(config: DataConfig, device: torch.device | str = "cpu", chosen: Chosen | None = None) -> LoadedData:
     """Load what the recipe asks for.
 
     Args:
         config: The ``data:`` section.
         device: Where data that is held on the device goes.
+        chosen: The training images to take and their labels, where the section has ``pseudo_labels``. Default: None.
 
     Raises:
-        DataError: If the section is wrong, or the data is not there or not what it should be.
+        DataError: If the section is wrong, the data is not there or not what it should be, or the section has
+            ``pseudo_labels`` and nothing is chosen.
     """
     config.check()
+    if config.pseudo_labels is not None and chosen is None:
+        raise DataError(
+            "data.pseudo_labels: these labels are in a run archive, and whoever loads this data has none. Train by a "
+            "recipe with archive: ..., or load the pool without pseudo_labels."
+        )
     if config.name in _FILE_SETS:
-        loaded = _load_file_sets(config, device)
+        loaded = _load_file_sets(config, device, chosen)
     elif config.name in TEXT_NAMES:
         loaded = _load_texts(config)
     elif config.name in DENSE_NAMES:
@@ -101,7 +101,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu") -> Loa
     elif config.name in DETECTION_NAMES:
         loaded = _load_boxes(config)
     else:
-        loaded = _load_array_sets(load_arrays(config), config, device)
+        loaded = _load_array_sets(load_arrays(config), config, device, chosen)
     if config.drop_last and loaded.info.num_examples < config.batch_size:
         raise DataError(
             f"data.batch_size {config.batch_size} is more than the {loaded.info.num_examples} training examples, so "
@@ -144,12 +144,16 @@ def build_dataset(
     return datasets[0], datasets[1]
 
 
-def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.device | str) -> LoadedData:
+def _load_array_sets(
+    arrays: ImageArrays, config: DataConfig, device: torch.device | str, chosen: Chosen | None
+) -> LoadedData:
+    if config.rotated is not None:
+        arrays = rotate_arrays(arrays, config.rotated)
     splits = []
     choices = [_choose(split.info, arrays.num_classes, config) for split in (arrays.train, arrays.eval)]
-    choices[0] = _part(choices[0], config)
+    choices[0] = _part(choices[0], config, chosen)
     for split, choice in zip((arrays.train, arrays.eval), choices, strict=True):
-        everything = choice.info.num_examples == split.info.num_examples
+        everything = torch.equal(choice.positions, torch.arange(split.info.num_examples))
         images = split.images if everything else split.images[choice.positions]
         splits.append(Split(images if config.image_size is None else resize(images, config.image_size), choice.info))
     train, held_out = splits
@@ -158,18 +162,21 @@ def _load_array_sets(arrays: ImageArrays, config: DataConfig, device: torch.devi
     return LoadedData(
         train=train_set,
         eval=eval_set,
+        info=train_set.info,
+        eval_info=eval_set.info,
         num_classes=arrays.num_classes,
+        class_names=train.info.class_names,
         image_shape=train_set.image_shape,
         mean=arrays.mean,
         std=arrays.std,
     )
 
 
-def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedData:
+def _load_file_sets(config: DataConfig, device: torch.device | str, chosen: Chosen | None) -> LoadedData:
     side = _DEFAULT_FILE_SIDE if config.image_size is None else config.image_size
     files = load_files(config)
     choices = [_choose(part.info, len(part.info.class_names or ()), config) for part in files]
-    choices[0] = _part(choices[0], config)
+    choices[0] = _part(choices[0], config, chosen)
     train, held_out = (part.take(choice.positions, choice.info) for part, choice in zip(files, choices, strict=True))
     num_classes = choices[0].num_classes
     if config.device_resident is True:
@@ -187,7 +194,10 @@ def _load_file_sets(config: DataConfig, device: torch.device | str) -> LoadedDat
     return LoadedData(
         train=train_set,
         eval=eval_set,
+        info=train_set.info,
+        eval_info=eval_set.info,
         num_classes=num_classes,
+        class_names=train.info.class_names,
         image_shape=(3, side, side),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
@@ -214,7 +224,7 @@ def _load_texts(config: DataConfig) -> LoadedData:
     for number, (one, known, positions) in enumerate(sides):
         known = known.subset(positions)
         choice = _choose(known, len(one.class_names), config)
-        choice = choice if number else _part(choice, config)
+        choice = choice if number else _part(choice, config, None)
         texts = [one.texts[place] for place in positions[choice.positions].tolist()]
         parts.append((texts, choice.info, choice.num_classes))
     vocabulary = Vocabulary.of(parts[0][0], options.level, options.vocabulary)
@@ -226,7 +236,10 @@ def _load_texts(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=held_out,
+        info=train.info,
+        eval_info=held_out.info,
         num_classes=num_classes,
+        class_names=train.info.class_names,
         image_shape=(),
         mean=(),
         std=(),
@@ -249,7 +262,10 @@ def _load_masks(config: DataConfig) -> LoadedData:
     return LoadedData(
         train=train,
         eval=evaluated,
+        info=train.info,
+        eval_info=evaluated.info,
         num_classes=len(part.class_names),
+        class_names=part.class_names,
         image_shape=train.image_shape,
         mean=(),
         std=(),
@@ -299,10 +315,19 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
     return _Choice(positions, info, strata[positions], num_classes)
 
 
-def _part(choice: _Choice, config: DataConfig) -> _Choice:
-    """Return the part of the training examples that is asked for."""
-    part = take_part(choice.info.keys, choice.strata, fraction=config.train_fraction, examples=config.train_examples)
-    return _Choice(choice.positions[part], choice.info.subset(part), choice.strata[part], choice.num_classes)
+def _part(choice: _Choice, config: DataConfig, chosen: Chosen | None) -> _Choice:
+    """Return the part of the training examples that is asked for, and what of it was chosen under other labels."""
+    part = take_part(
+        choice.info.keys,
+        choice.strata,
+        fraction=config.train_fraction,
+        examples=config.train_examples,
+        rest=config.train_rest,
+    )
+    info = choice.info.subset(part)
+    if chosen is not None:
+        part, info = part[chosen.positions], chosen_info(info, chosen)
+    return _Choice(choice.positions[part], info, choice.strata[part], choice.num_classes)
 
 
 def _held_on_device(config: DataConfig, device: torch.device, num_bytes: int) -> bool:

@@ -35,6 +35,7 @@ def nested_order(keys_N: Tensor, labels_N: Tensor, salt: int = _SALT_PART) -> Te
     Returns:
         int64 ``[N]``: positions, first to be taken first.
     """
+    # By key and not by position: data that grow keep the order of what was there.
     hashes = view_hash(_SEED, keys_N, torch.zeros((), dtype=torch.int64), salt)
     by_hash = torch.argsort(hashes, stable=True)
     classes, class_of = torch.unique(labels_N, return_inverse=True)
@@ -45,7 +46,9 @@ def nested_order(keys_N: Tensor, labels_N: Tensor, salt: int = _SALT_PART) -> Te
     return by_hash[torch.argsort(rank_N[by_hash], stable=True)]
 
 
-def take_part(keys_N: Tensor, labels_N: Tensor, *, fraction: float = 1.0, examples: int | None = None) -> Tensor:
+def take_part(
+    keys_N: Tensor, labels_N: Tensor, *, fraction: float = 1.0, examples: int | None = None, rest: bool = False
+) -> Tensor:
     """Return positions (int64 ``[n]``, ascending) of a nested, stratified part of the examples.
 
     Args:
@@ -53,9 +56,10 @@ def take_part(keys_N: Tensor, labels_N: Tensor, *, fraction: float = 1.0, exampl
         labels_N: int64.
         fraction: Above 0, up to 1; at least one example is taken.
         examples: How many instead; with this the fraction must be 1.
+        rest: Return the examples that this part leaves out. Default: False.
 
     Raises:
-        DataError: If the fraction or the number is out of range, or both are given.
+        DataError: If the fraction or the number is out of range, both are given, or nothing is left out for ``rest``.
     """
     count = len(keys_N)
     if not 0 < fraction <= 1:
@@ -69,8 +73,11 @@ def take_part(keys_N: Tensor, labels_N: Tensor, *, fraction: float = 1.0, exampl
     else:
         wanted = max(1, round(fraction * count))
     if wanted == count:
+        if rest:
+            raise DataError(f"data.train_rest: the part takes all {count} training examples, so nothing is left out.")
         return torch.arange(count)
-    return torch.sort(nested_order(keys_N, labels_N)[:wanted]).values
+    order = nested_order(keys_N, labels_N)
+    return torch.sort(order[wanted:] if rest else order[:wanted]).values
 
 
 def select_classes(

@@ -57,6 +57,19 @@ def queries_of(step: PlannedStep) -> list[tuple[str, dict[str, Any]]]:
                 query = {"run_name": query}
             if isinstance(query, dict):
                 found.append((f"algorithms.{name}.runs", {**query, "tags": query.get("tags") or {}}))
+    return found + _pool_queries(step)
+
+
+def _pool_queries(step: PlannedStep) -> list[tuple[str, dict[str, Any]]]:
+    """Return where a step asks for teachers of a pool, or for a pool."""
+    settings, found = step.recipe.settings, []
+    if settings.label is not None:
+        asked = settings.label.runs
+        for query in asked if isinstance(asked, list) else [asked]:
+            query = query if isinstance(query, dict) else {"run_name": query}
+            found.append(("label.runs", {**query, "tags": query.get("tags") or {}}))
+    if settings.data.pseudo_labels is not None:
+        found.append(("data.pseudo_labels.run", {"run_name": settings.data.pseudo_labels.run, "tags": {}}))
     return found
 
 

@@ -45,6 +45,8 @@ class StepConfig:
         overrides: Changes to the recipe of this step.
         tags: Further tags of its run.
         grid: Values of this step only, as in :class:`SequenceConfig`.
+        judge: Whether the arm is judged by this step's metric. Its cost always counts. A step that labels a pool has no
+            metric, and never is. Default: true.
     """
 
     name: str | None = None
@@ -52,6 +54,7 @@ class StepConfig:
     overrides: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     grid: dict[str, Any] = field(default_factory=dict)
+    judge: bool = True
 
 
 @dataclass

@@ -40,6 +40,7 @@ class PlannedStep:
         special: Whether it is trained by the arm's ``first``.
         harvests: What is harvested of its run.
         rung: Round of a search by halving in which it is trained, from 1; None outside of such a search.
+        judged: Whether the arm is judged by its metric.
     """
 
     arm: str
@@ -52,6 +53,7 @@ class PlannedStep:
     special: bool
     harvests: tuple[Harvest, ...] = ()
     rung: int | None = None
+    judged: bool = True
 
     @property
     def tags(self) -> dict[str, str]:
@@ -161,7 +163,10 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
     if "run_recorder" not in recipe.settings.callbacks:
         faults.add(f"{arm}/{name}", "callbacks.run_recorder: missing. A step has to be archived")
     rung = slot.rung.number if slot.rung else None
-    return PlannedStep(arm, name, slot.position, slot.point, values, recipe, folder, slot.special, rung=rung)
+    judged = step[1].judge and recipe.settings.label is None
+    return PlannedStep(
+        arm, name, slot.position, slot.point, values, recipe, folder, slot.special, rung=rung, judged=judged
+    )
 
 
 def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | None:

@@ -44,10 +44,13 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
         raise SequenceError(f"{len(missing)} steps are not finished yet: {', '.join(missing)}")
     trained = [found for found in states if found.run is not None]
     pairs = [(found.step, found.run) for found in trained if found.run is not None]
-    runs = [run for _, run in pairs]
+    runs = [run for step, run in pairs if step.judged]
     metric = choose_metric(runs, config.metric)
     mode = runs[0].metric_mode(metric)
-    outcomes = [_outcome(found, metric) for found in trained if _decides(found.step, config)]
+    # In a search by halving only the last rung says how good an arm ends: those before had smaller budgets.
+    last = {name: max(found.step.rung or 0 for found in trained if found.step.arm == name) for name in config.arms}
+    deciding = [found for found in trained if found.step.judged and (found.step.rung or 0) == last[found.step.arm]]
+    outcomes = [_outcome(found, metric) for found in deciding]
     # Steps of the same name are the same work with and without reuse. Without a baseline nothing is compared, and the
     # first arm stands in for it, so that the question can be asked.
     question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
@@ -75,12 +78,6 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     )
 
 
-def _decides(step: PlannedStep, config: SequenceConfig) -> bool:
-    """Return whether a step says how good its arm ends: in a search by halving only the last rung does."""
-    halving = config.search.rungs_in(step.arm) if config.search else None
-    return halving is None or step.rung == halving.rungs
-
-
 def _outcome(state: StepState, metric: str) -> Outcome:
     step, run = state.step, state.run
     found = None if run is None else read_outcome(run, metric, step.arm)
@@ -99,8 +96,9 @@ def searched_steps(arm: ArmResult, key: str) -> list[Tried]:
         arm: The arm.
         key: Of the grid, what is searched for.
     """
-    alike = [step for step in arm.steps if not step.special]
-    alone = [step for step in arm.steps if step.special and all(step.point[key] != other.point[key] for other in alike)]
+    alike = [step for step in arm.steps if step.judged and not step.special]
+    first = [step for step in arm.steps if step.judged and step.special]
+    alone = [step for step in first if all(step.point[key] != other.point[key] for other in alike)]
     values = [step.point[key] for step in arm.steps]
     counted = [step for step in arm.steps if step in alike or step in alone]
     counted.sort(key=lambda step: values.index(step.point[key]))  # as in the grid, whichever step is left out
@@ -119,7 +117,7 @@ def _arm(
     costs = costs_of([(found.step, found.run) for found in states if found.run is not None], archive)
     steps = [_step(found, metric, cost) for found, cost in zip(states, costs, strict=True)]
     total = total_of(costs)
-    finite = [step for step in steps if math.isfinite(step.final)]
+    finite = [step for step in steps if step.judged and math.isfinite(step.final)]
     sign = 1.0 if mode == "max" else -1.0
     best = max(finite, key=lambda step: sign * step.final) if finite else None
     compared = baseline is not None
@@ -149,10 +147,11 @@ def _step(state: StepState, metric: str, cost: Cost) -> StepResult:
         health=run.manifest.health,
         fingerprint=fingerprint(step.recipe.record),
         special=step.special,
+        judged=step.judged,
         rung=step.rung,
         held=state.held,
         final=state.final(metric),
-        best=run.best_metric(metric)[0],
+        best=run.best_metric(metric)[0] if metric in run.metric_names else math.nan,
         cost=cost,
         prior_runs=sorted({use.run_id for use in run.manifest.prior_runs}),
     )
@@ -169,6 +168,9 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
     own = {arm.name: {step.run_id for step in arm.steps} for arm in arms}
     for arm in arms:
         by_rungs = any(step.rung for step in (*arm.steps, *(baseline.steps if baseline else ())))
+        aside = [step.name for step in arm.steps if not step.judged]
+        if aside:
+            notes.append(f"{arm.name} is not judged by {', '.join(aside)}: only their cost counts.")
         if baseline is not None and len(arm.steps) != len(baseline.steps) and not by_rungs:
             notes.append(
                 f"{arm.name} has {len(arm.steps)} steps and {baseline.name} has {len(baseline.steps)}: totals of "
@@ -181,7 +183,7 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
                 f"{arm.name}: the archive held {len(held)} of its steps ({', '.join(held[:5])}"
                 f"{', ...' if len(held) > 5 else ''}). Their cost is that of the earlier training, in full."
             )
-        diverged = [step.name for step in arm.steps if step.health != "ok"]
+        diverged = [step.name for step in arm.steps if step.health == "diverged"]
         if diverged:
             notes.append(f"{arm.name}: {', '.join(diverged)} diverged; their cost counts.")
         borrowed = sorted({run for step in arm.steps for run in step.prior_runs} - own[arm.name])

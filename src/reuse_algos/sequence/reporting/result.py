@@ -26,6 +26,7 @@ class StepResult:
         health: ``ok``, or ``diverged``.
         fingerprint: Of its recipe.
         special: Whether it was trained by the arm's ``first`` and not as the others.
+        judged: Whether the arm is judged by its metric; its cost counts in any case.
         rung: Round of a search by halving; None outside of such a search.
         held: Whether its run is of another study, which had trained the same before.
         final: The metric at the end; NaN where there is none.
@@ -41,6 +42,7 @@ class StepResult:
     health: str
     fingerprint: str
     special: bool
+    judged: bool
     rung: int | None
     held: bool
     final: float
