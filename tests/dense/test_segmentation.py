@@ -213,7 +213,14 @@ def test_archived_maps_teach(prior: tuple[Path, Path], runs: str, loss: str) -> 
         path,
         archive,
         f"student-{runs}-{loss}",
-        algorithms={"prior_run_distillation": {"runs": runs, "source": "cached", "loss": loss}},
+        algorithms={
+            "prior_run_distillation": {
+                "runs": runs,
+                "source": "cached",
+                "loss": {"name": loss, "scale": "none"},
+                "when": {"stop": "1dur"},
+            }
+        },
     )
     teach = next(one for one in trainer.state.algorithms if isinstance(one, PriorRunDistillation))
     found = teach.latest_metrics["reuse/distillation/loss"]
