@@ -256,6 +256,6 @@ def test_channel_wise_is_refused_for_other_tasks(tmp_path: Path) -> None:
     from toy import loader, record_run, trainer, viewed
 
     record_run(tmp_path, seed=1, epochs=1)
-    teach = PriorRunDistillation(tmp_path, {"order": "first"}, source="live", loss="channel_wise")
+    teach = PriorRunDistillation(tmp_path, {"order": "first"}, source="live", loss="channel_wise", when={})
     with pytest.raises(TaskError, match="channel_wise is not defined for the task 'multiclass'"):
         trainer(loader(viewed()), algorithms=[teach]).fit()

@@ -62,8 +62,7 @@ class Lessons:
         seed: Seed of the combination.
 
     Attributes:
-        teachers: None before the start of training.
-        choice: Where their logits come from and why; None before the start of training.
+        teachers, choice: Where logits come from, and why; None before the start of training.
         strength: The term's settings at the running batch.
         combination: Weights of the teachers for the running batch, float64 ``[M]``.
         measured: The teachers' scale, and what holds the term's bound.
@@ -130,26 +129,26 @@ class Lessons:
         """
         self._runs, names = runs, self.source.weight_names
         self.choice = choose_source(state, runs, self.source, policy, no_ids, self.mismatch)
-        kind = self.choice.kind
+        cached = self.choice.kind == "cached"
         info = self._info = dataset or try_info(getattr(state.dataloader, "dataset", None))
         num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
         self.classes = find_known_classes(runs, num_classes, info, self.mismatch)
-        if info is None and kind == "cached":
+        if info is None and cached:
             raise ExampleIdError("the train examples cannot be told apart: say what they are, dataset=DatasetInfo(...)")
         # Live teachers, too, must have been trained on these data.
         rows = [] if info is None else [match_examples(run, info, self.mismatch) for run in runs]
-        if kind == "cached":
+        if cached:
             if self.loss.needs_all_logits:
                 refuse_top_k(runs, names)
             assert isinstance(self.source, Cached | Auto)
             # One set of slots, so that what an earlier fit or attempt has looked up stays counted.
-            oldest, used = self.source.oldest_time, self.spending.slots
-            self.teachers = CachedTeachers(runs, names, rows, policy, device_of(state.model), oldest, used)
+            given = (device_of(state.model), self.source.oldest_time, self.spending.slots)
+            self.teachers = CachedTeachers(runs, names, rows, policy, *given)
             self._check = CachedCheck(runs[0], names[0], student, self.keys, self.mismatch)
         elif not isinstance(self.teachers, LiveTeachers):  # those of an earlier fit go on
-            model = self.source.model if isinstance(self.source, Live) else None
-            self.teachers = LiveTeachers(runs, names, model, student, state, self.keys)
-        log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), kind, self.choice.why)
+            factory = getattr(self.source, "model", None)
+            self.teachers = LiveTeachers(runs, names, factory, student, state, self.keys)
+        log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), *self.choice)
 
     def check_first(self, state: State, microbatch: Microbatch) -> None:
         """Look at the first microbatch, before the first step: is the term defined, and are the targets true?
@@ -159,9 +158,8 @@ class Lessons:
             microbatch: The first one.
 
         Raises:
-            TaskError: The term is not defined for the task.
-            DataError: Rows of the batch are not the examples and views that cached logits are of.
-            PriorRunMismatchError: The prior runs had another task, or cached logits are not what their model says.
+            TaskError, PriorRunMismatchError: The term is not defined for the task, or the prior runs had another.
+            DataError, PriorRunMismatchError: Cached logits are of other rows, or not what their model says.
         """
         self.loss.check_task(microbatch.task)
         refuse_other_task(microbatch.task, self._runs)

@@ -261,8 +261,6 @@ class PriorRunDistillation(ReusingAlgorithm):
         except ValueError as error:
             raise ValueError(f"PriorRunDistillation: loss: {error}") from error
 
-    # Stop early, record and state -----------------------------------------------------------------------------------
-
     def _compare_with_teacher(self, state: State) -> None:
         assert self._goal is not None
         if (value := self._goal.passed_with(state)) is not None:
