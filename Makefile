@@ -1,25 +1,32 @@
-# make demo   sets up .venv once and runs the main job on the embedded data set
-# make test   the same set-up, then the tests
+# make demo   sets up .venv once, with what the demo needs and no test tools, and runs the main job on embedded data
+# make test   sets up .venv with the test tools as well, then runs the tests
+# make docs   the same set-up, then builds the documentation into docs/_build/html
 # make lint   formatter, linter and type checker
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: demo test lint clean
+.PHONY: demo test docs lint clean
 .DELETE_ON_ERROR:
 
-$(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 10) <= sys.version_info < (3, 13) else "Python 3.10 to 3.12 is needed; try: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(STAMP): pyproject.toml .ci/install
+	.ci/install $(VENV) dev $(PYTHON)
+	touch $@ $(DEMO_STAMP)
+
+$(DEMO_STAMP): pyproject.toml .ci/install
+	.ci/install $(VENV) demo $(PYTHON)
 	touch $@
 
-demo: $(STAMP)
+demo: $(DEMO_STAMP)
 	$(BIN)/reuse-algos demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/trees docs docs/_build/html
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -27,4 +34,4 @@ lint: $(STAMP)
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo docs/_build

@@ -52,7 +52,7 @@ from job_runner import ResultsFile, RunQueue, command_line, surroundings
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RobustEvaluation
-from reuse_algos.compare.estimates.interval import Interval, mean_interval, paired_interval
+from reuse_algos.compare.estimates.interval import Interval, difference_interval, mean_interval
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.training.attacks import Attack
@@ -198,7 +198,7 @@ def _difference(own: dict[int, float], other: dict[int, float]) -> str:
     both = sorted(set(own) & set(other))
     if not both or own == other:
         return "-"
-    return "difference " + _shown(paired_interval([own[s] for s in both], [other[s] for s in both]))
+    return "difference " + _shown(difference_interval([own[s] for s in both], [other[s] for s in both], paired=True))
 
 
 # One run --------------------------------------------------------------------------------------------------------------

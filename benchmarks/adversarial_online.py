@@ -15,8 +15,7 @@ from torch import Tensor
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.training.attacks import Attack, perturb
-from reuse_algos.training.batch_norm import split_layers
+from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
 
@@ -61,24 +60,14 @@ class OnlineAdvProp(AdversarialReplay):
         inputs_RCHW, labels_R = clean_BCHW[places_R], targets_B[places_R]
         keys_R = self.keys_N[self.ids.microbatch.positions[rows_R]]
         epochs_R = torch.full_like(keys_R, int(state.timestamp.epoch))
-        layers: list[Any] = split_layers(model)
-        model.eval()
-        try:
-            for layer in layers:
-                layer.training = True  # its own flag only: it asks the switch then, and its auxiliary child stays
-                layer.switch.auxiliary = True
-            with get_precision_context(state.precision, state.precision_config):
-                delta_RCHW = perturb(
-                    lambda inputs: logits_of(model((inputs, labels_R)), self.keys.output),
-                    inputs_RCHW,
-                    labels_R,
-                    self.attack,
-                    self.pixels,
-                    keys_B=keys_R,
-                    views_B=epochs_R,
-                )
-        finally:
-            for layer in layers:
-                layer.switch.auxiliary = False
-            model.train()
+        with get_precision_context(state.precision, state.precision_config), attacked(model, auxiliary=True):
+            delta_RCHW = perturb(
+                lambda inputs: logits_of(model((inputs, labels_R)), self.keys.output),
+                inputs_RCHW,
+                labels_R,
+                self.attack,
+                self.pixels,
+                keys_B=keys_R,
+                views_B=epochs_R,
+            )
         return self.pixels.add(inputs_RCHW, delta_RCHW)

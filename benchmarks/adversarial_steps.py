@@ -17,9 +17,10 @@ from step_clock import StepClock, epochs_by_turns, ratios
 
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
@@ -66,8 +67,7 @@ def images(count: int, device: str, classes: int = CLASSES) -> DeviceImages:
     return DeviceImages(
         torch.randint(0, 256, (count, 32, 32, 3), generator=generator, dtype=torch.uint8),
         torch.randint(0, classes, (count,), generator=generator),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
+        pixels=PixelSpace((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
         augmentation=Augmentation("crop_flip"),
         num_views=VIEWS,
         device=device,

@@ -44,7 +44,7 @@ from job_runner import ResultsFile, RunQueue, surroundings
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.estimates.interval import Interval, mean_interval, paired_interval
+from reuse_algos.compare.estimates.interval import Interval, difference_interval, mean_interval
 from reuse_algos.recipe import build_trainer, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -65,7 +65,7 @@ STRATEGIES: dict[str, tuple[float, dict[str, Any]]] = {
 _NOTABLE_LOSS = 0.02
 # A share of training in every run: epochs, in which a recipe may give it, are shorter where examples are left out.
 WARM_UP = "scheduler.t_warmup=0.05dur"
-CONTROLS: dict[str, dict[str, Any]] = {".shuffled": {"control": "shuffled_scores"}, ".random": {"score": "random"}}
+CONTROLS = (".shuffled", ".random")
 RANDOM_TOO = ("dynamic_prune",)
 
 
@@ -97,7 +97,9 @@ class Benchmark:
         if method.startswith("plain."):
             return job | {"max_duration": f"{method.removeprefix('plain.')}ba", "settings": None}
         share, settings = STRATEGIES[base]
-        settings = {**settings, **(CONTROLS[method.removeprefix(base)] if method != base else {})}
+        if method.endswith(CONTROLS):
+            shuffled = {"name": settings["score"], "shuffled": True}
+            settings = {**settings, "score": shuffled if method.endswith(".shuffled") else "random"}
         return job | {"max_duration": f"{max(1, round(share * self.epochs))}ep", "settings": settings}
 
     def find(self, method: str, seed: int) -> dict[str, Any] | None:
@@ -200,7 +202,7 @@ class Benchmark:
             record, plain = self.find("dynamic_prune", seed), self.find("plain", seed)
             if record is not None and plain is not None:
                 saved.append(1 - record["examples"] / plain["examples"])
-        difference = paired_interval([own[s] for s in both], [full[s] for s in both])
+        difference = difference_interval([own[s] for s in both], [full[s] for s in both], paired=True)
         verdict = "no loss beyond the interval" if difference.high >= 0 else "a loss beyond the interval"
         if difference.high >= 0 and difference.low < -_NOTABLE_LOSS:
             verdict += f", which does not exclude one of {100 * _NOTABLE_LOSS:.0f} points: more seeds would tell"
@@ -224,7 +226,7 @@ def _difference(own: dict[int, float], other: dict[int, float]) -> str:
     both = sorted(set(own) & set(other))
     if not both or own == other:
         return "-"
-    return _shown(paired_interval([own[s] for s in both], [other[s] for s in both]), 100)
+    return _shown(difference_interval([own[s] for s in both], [other[s] for s in both], paired=True), 100)
 
 
 # One run --------------------------------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ from step_clock import StepClock, epochs_by_turns, ratios
 
 from reuse_algos.algorithms import PriorRunWarmStart
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model

@@ -38,7 +38,7 @@ from typing import Any
 from job_runner import ResultsFile, surroundings
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.commands.instrument_panel import readings_of_run
+from reuse_algos.commands.show.instrument_panel import readings_of_run
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.training.instruments.diagnosis import diagnose
 

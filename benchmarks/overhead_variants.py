@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader
 from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation import KL
 from reuse_algos.archive import RunArchive
-from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.callbacks import RunRecorder, TrainingInstruments
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
@@ -48,6 +48,7 @@ VARIANTS: dict[str, str | None] = {
     "weighted": None,
     "replay_replace": None,
     "replay_append": None,
+    "instruments": None,
     "timm_1": "timm",
     "torchdistill_1": "torchdistill",
 }
@@ -214,6 +215,8 @@ def _parts(name: str, folder: Path) -> list[Any]:
         return [
             HistoryCurriculum(archive, "prior-0", strategy={"name": "active_bias", "mode": "weighting"}, score="el2n")
         ]
+    if name == "instruments":
+        return [TrainingInstruments(every="1ep")]
     if name.startswith("replay"):
         mode = name.removeprefix("replay_")
         return [AdversarialReplay(archive, "prior-0", mode=mode, perturbations={"warn_below": 0.0})]

@@ -195,6 +195,12 @@ SECTIONS = (
         summary("sequence_cost"),
     ),
     Section(
+        "A search by successive halving, over the full grid",
+        "halving.jsonl",
+        "Eight learning rates; every run of every rung is counted. Goal: at most 0.35 of the cost.",
+        summary("halving"),
+    ),
+    Section(
         "Curricula and pruning",
         "curriculum_cifar100_small.jsonl",
         "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",

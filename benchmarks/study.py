@@ -36,8 +36,8 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.commands.common import console, seconds_of
 from reuse_algos.compare.show.terminal import comparison_table
 from reuse_algos.errors import ReuseAlgosError
+from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.sequence import StepState, load_sequence, look_up_states, plan_sequence, run_sequence
-from reuse_algos.sequence.plan import trained_by
 from reuse_algos.sequence.progress import open_for_reading
 
 RESULTS = Path(__file__).parent / "results"
@@ -116,7 +116,11 @@ def train(options: argparse.Namespace, out: ResultsFile) -> int:
             finished=keep,
         )
     finally:
-        left = [found for found in look_up_states(plan, open_for_reading(config.archive)) if found.state != "finished"]
+        left = [
+            found
+            for found in look_up_states(plan, open_for_reading(config.archive))
+            if found.state not in ("finished", "stopped")
+        ]
         print(f"\n{len(plan.steps) - len(left)} of {len(plan.steps)} runs are finished", flush=True)
         for arm in config.arms:
             names = [f"{found.step.name}{_LEFT_STATES[found.state]}" for found in left

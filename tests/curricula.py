@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from composer import Algorithm, Event, State
 from composer.loggers import InMemoryLogger
-from composer.models import ComposerClassifier
-from torch import nn
 from torch.utils.data import Dataset
 
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from shorthand import sections
-from toy import NUM_CLASSES, NUM_FEATURES, blobs, epoch_loader, mlp, trainer, viewed
+from toy import blobs, epoch_loader, mlp, trainer, viewed
 
 N, BATCH = 64, 16
 
@@ -26,7 +23,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "curriculum, hard first": {"strategy": "curriculum", "order": "hard_first", "pacing": "step"},
     "prune": {"strategy": "prune", "keep": 0.5, "offset": 0.1},
     "prune, balanced": {"strategy": "prune", "keep": 0.75, "class_balance": True, "score": "forgetting"},
-    "dynamic_prune": {"strategy": "dynamic_prune", "prune_rate": 0.6, "full_data_from": 0.7},
+    "dynamic_prune": {"strategy": "dynamic_prune", "prune_rate": 0.6, "stop": "0.7dur"},
     "dynamic_prune, fixed scores": {
         "strategy": "dynamic_prune",
         "prune_rate": 0.4,
@@ -53,18 +50,30 @@ class Stop(Algorithm):
         raise KeyboardInterrupt
 
 
-class IgnoredTargets(Dataset):
-    """Blobs, some of whose labels are -100, which nothing says beforehand."""
+class Started(Algorithm):
+    """Whether an epoch was started."""
 
-    def __init__(self, ignored: set[int], dtype: torch.dtype = torch.float32) -> None:
-        self.blobs, self.ignored, self.dtype = blobs(N), ignored, dtype
+    seen = False
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.EPOCH_START
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        self.seen = True
+
+
+class IgnoredTargets(Dataset):
+    """Blobs, some of whose labels are ignored (-100), which nothing says beforehand."""
+
+    def __init__(self, ignored: set[int], dtype: torch.dtype = torch.float32, label: int = -100) -> None:
+        self.blobs, self.ignored, self.dtype, self.label = blobs(N), ignored, dtype, label
 
     def __len__(self) -> int:
         return N
 
     def __getitem__(self, index: int) -> Any:
         x, y = self.blobs[index]
-        return x.to(self.dtype), (torch.tensor(-100) if index in self.ignored else y)
+        return x.to(self.dtype), (torch.tensor(self.label) if index in self.ignored else y)
 
 
 class Seen(Algorithm):
@@ -108,25 +117,3 @@ def fit(
 
 def series(logger: InMemoryLogger, name: str) -> list[float]:
     return [float(value) for _, value in logger.data[f"reuse/history_curriculum/{name}"]]
-
-
-def follow_all(archive: RunArchive) -> dict[str, dict[str, list[Any]]]:
-    """The batches of this rank and the metrics of every row, with given scores.
-
-    The learning rate is 0 and the model has no batch norm, so that every rank computes what one alone would.
-    """
-    layer = nn.Linear(NUM_FEATURES, NUM_CLASSES)
-    with torch.no_grad():
-        layer.weight.copy_(torch.linspace(-0.3, 0.3, layer.weight.numel()).reshape(layer.weight.shape))
-        layer.bias.zero_()
-    scores = torch.rand(N, generator=torch.Generator().manual_seed(3)).double()
-    found = {}
-    for name, settings in ROWS.items():
-        # An even number of examples, so that nothing fills up the last batch of the second rank.
-        update = {"update": True, "prune_rate": 0.5} if name == "dynamic_prune" else {}
-        algorithm = curriculum(archive, **{**settings, **update, "score": scores})
-        model = ComposerClassifier(copy.deepcopy(layer), num_classes=NUM_CLASSES)
-        _, seen, log = fit([algorithm], model=model, lr=0.0, max_duration="2ep")
-        found[name] = {metric: series(log, metric) for metric in ("data_in_use", "mean_score", "never_seen")}
-        found[name]["batches"] = seen.batches
-    return found

@@ -44,7 +44,11 @@ def _detached(loss: Any) -> Any:
 
 
 def distil(archive: RunArchive, **arguments: Any) -> PriorRunDistillation:
+    """KL all the time, unless the test says otherwise; the library's own default is that of its preset."""
     runs = arguments.pop("runs", {"tags": {"method": "baseline"}, "order": "first"})
+    arguments.setdefault("loss", "kl")
+    if "when" not in arguments:
+        arguments.setdefault("stop", "1dur")
     return PriorRunDistillation(archive, runs, **sections("distillation", arguments))
 
 

@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.archive import HarvestRecord, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from shorthand import sections
 from toy import epoch_loader, trainer
@@ -45,8 +46,9 @@ def images(length: int = N, num_views: int = VIEWS, *, seed: int = 0, **settings
     pixels = settings.pop("pixels", None)
     pixels = corners(labels, seed) if pixels is None else pixels
     info = settings.pop("info", None) or DatasetInfo("corners", torch.arange(length), labels, tuple("abcd"))
-    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), "mean": MEAN, "std": STD, **settings}
-    data = DeviceImages(pixels.byte(), labels, num_views=num_views, info=info, **settings)
+    space = PixelSpace(settings.pop("mean", MEAN), settings.pop("std", STD))
+    settings = {"view_seed": 3, "augmentation": Augmentation("crop", padding=1), **settings}
+    data = DeviceImages(pixels.byte(), labels, pixels=space, num_views=num_views, info=info, **settings)
     return WorkerImages(data)
 
 
@@ -100,16 +102,19 @@ def put_deltas(
     ids: Mapping[int, Tensor] | None = None,
     name: str = "adversarial",
     seconds: float = 8.0,
+    meta: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write perturbations into a run that has ended, as plain numbers."""
+    """Write perturbations into a run that has ended, as plain numbers; by default on record as those of an attack."""
+    attack = {"norm": "linf", "epsilon": EPSILON} if meta is None else dict(meta)
     writer, manifest = archive.resume_run(run_id)
     files = [file for file in manifest.files if (file.kind, file.name) != ("signals", name)]
     for view, delta_N in enumerate(deltas_VN):
         rows = torch.arange(len(delta_N)) if ids is None else ids[view]
         if not len(rows):
             continue
-        meta = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
-        files.append(writer.put("signals", name, {"ids": rows, "values": delta_N[rows].contiguous()}, meta))
+        said = {"slot": view, "epoch": 2, "view": view, "source": "harvest", "encoding": "dense", "num_classes": None}
+        values = {"ids": rows, "values": delta_N[rows].contiguous()}
+        files.append(writer.put("signals", name, values, {**said, **attack}))
     made = HarvestRecord(signal=name, views=list(range(len(deltas_VN))), weights="last", seconds=seconds, hardware="x")
     writer.commit(msgspec.structs.replace(manifest, files=files, harvests=[*manifest.harvests, made]))
     writer.finish()
@@ -190,7 +195,7 @@ def both_branches(one: Any) -> dict[str, Tensor]:
     """State of the model of a trainer that has ended, with the auxiliary batch norms that were put aside."""
     for algorithm in one.state.algorithms:
         if isinstance(algorithm, AdversarialReplay):
-            algorithm.branches.take_back(one.state)
+            algorithm.replay.branches.take_back(one.state)
     return one.state.model.state_dict()
 
 
@@ -205,28 +210,11 @@ def positions_of(inputs: Tensor, view: int, data: WorkerImages | None = None) ->
     return torch.cdist(inputs.flatten(1), known.flatten(1)).argmin(1)
 
 
-def follow(archive: RunArchive) -> dict[str, dict[str, Any]]:
-    """Metrics, replayed rows and final weights of this rank, for each mode; batch norm statistics stay out of it.
-
-    Which example got which perturbation is told by its key and the sum of what the model saw of it.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for mode, split in (("append", True), ("append", False), ("replace", True)):
-        data = images()
-        loader = epoch_loader(data, BATCH)
-        settings = {"mode": mode, "split_batch_norm": split, "runs": ["older", "newer"], "start": "1ba"}
-        # Fraction 1 where that can be: then the replayed rows are the same, however many ranks share a batch.
-        fraction = 1.0 if mode == "append" else 0.5
-        algorithm = Replayed(archive, fraction=fraction, **settings)
-        model = conv_net(5, norm=False)
-        one, _, log = fit([algorithm], model, loader=loader, max_duration="2ep", lr=0.05)
-        names = ("rows", "coverage", "adversarial_loss", "clean_loss", "fooling", "adversarial_error")
-        found[f"{mode}-{split}"] = {
-            "metrics": {name: series(log, name) for name in names},
-            "replayed": algorithm.seen,
-            "weights": torch.cat([p.flatten() for p in one.state.model.parameters()]).tolist(),
-        }
-    return found
+def follow_replace(archive: RunArchive, **settings: Any) -> dict[str, float]:
+    """What this rank showed of which example in which epoch: the sum of its numbers, by epoch and key."""
+    algorithm = Replayed(archive, **{"mode": "replace", "runs": ["older", "newer"], **settings})
+    fit([algorithm], conv_net(5, norm=False), max_duration="2ep")
+    return algorithm.seen
 
 
 def add_part(archive: RunArchive, folder: Path) -> None:
@@ -289,8 +277,8 @@ def follow_branches(archive: RunArchive) -> dict[str, list[float]]:
 class Replayed(AdversarialReplay):
     """Remembers what was made of which example in each epoch."""
 
-    def __init__(self, archive: RunArchive, **settings: Any) -> None:
-        super().__init__(archive, **sections("replay", {"warn_below": 0.0, **settings}))
+    def __init__(self, archive: RunArchive, runs: Any = "newer", **settings: Any) -> None:
+        super().__init__(archive, runs, **sections("replay", {"warn_below": 0.0, **settings}))
         self.seen: dict[str, float] = {}
 
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:

@@ -22,9 +22,9 @@ from reuse_algos.sequence import (
     look_up_states,
     plan_sequence,
 )
-from reuse_algos.sequence.harvests import Harvest
-from reuse_algos.sequence.job import harvest_run
+from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.progress import RECIPE
+from reuse_algos.sequence.running.job import harvest_run
 
 QUERY = {"tags": {"sequence": "${name}", "arm": "reuse"}, "order": "first"}
 REUSE = {
@@ -76,7 +76,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr("reuse_algos.sequence.halt.monotonic", lambda: self.now)
+        monkeypatch.setattr("reuse_algos.sequence.running.halt.monotonic", lambda: self.now)
 
 
 class Here:

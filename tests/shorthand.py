@@ -60,7 +60,7 @@ _SECTIONS: dict[str, dict[str, tuple[Any, str | None, dict[str, str]]]] = {
         "perturbations": (
             Replayable,
             None,
-            {"attack_weights": "weights", "recency": "recency", "warn_below": "warn_below"},
+            {"attack_weights": "weights", "recency": "recency", "warn_below": "warn_below", "use": "use"},
         ),
         "when": (Window, None, _TIMES),
         "keys": (BatchKeys, None, _KEYS),
@@ -80,7 +80,10 @@ def sections(algorithm: str, row: dict[str, Any]) -> dict[str, Any]:
     if algorithm == "curriculum":
         fields = _STRATEGIES[row["strategy"]].__dataclass_fields__ if row.get("strategy") in _STRATEGIES else ()
         own = {key: value for key, value in row.items() if key in fields}
-        others = {key: value for key, value in row.items() if key not in own}
+        times = {key: row[key] for key in _TIMES if key in row}
+        others = {key: value for key, value in row.items() if key not in own and key not in times}
+        if times:
+            others["when"] = Window(**times)
         return {**others, "strategy": {"name": row["strategy"], **own}} if own else others
     arguments = dict(row)
     for section, (kinds, default, names) in _SECTIONS[algorithm].items():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reuse_algos.archive.signals.success import success_rates
 from reuse_algos.data import DataConfig, ExampleView, load_datasets
-from reuse_algos.data.device_loader import DeviceImages
+from reuse_algos.data.images.device_loader import DeviceImages
 from reuse_algos.errors import ModelError
 from reuse_algos.harvest.adversarial import attack_settings, attack_view
 from reuse_algos.harvest.computations import ArchivedForward

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reuse_algos.data import DataConfig, load_datasets
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.training.attacks import Attack, ascend, perturb, pixel_room, random_targets
 

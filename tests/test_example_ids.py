@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 import torch
-from composer import Algorithm, DataSpec, Event
+from composer import Algorithm, DataSpec, Event, State
 from composer.algorithms import SelectiveBackprop
+from composer.models import ComposerModel
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
-from reuse_algos.data.example_ids import ExampleIds, num_rows, track_loader
+from reuse_algos.data.example_ids import ExampleIds, track_loader
 from reuse_algos.data.sampler import EpochSampler, TrackedBatchSampler
+from reuse_algos.data.trainer import num_rows
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import ExampleIdError
 from toy import DictModel, NumberedDataset, Spy, checkpointed, loader, mlp, trainer
@@ -314,3 +317,65 @@ def test_two_ranks_see_the_batches_of_one(tmp_path: Path) -> None:
         results[ranks] = [sorted(i for part in parts for i in part[b]) for b in range(len(parts[0]))]
     assert results[1] == results[2]
     assert len(results[1]) == 6
+
+
+class Boxes(Dataset):
+    """Images of several sizes with several boxes each; three channels, as three rows to whoever looks at shapes."""
+
+    def __init__(self, sizes: int) -> None:
+        self.sizes = sizes
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((3, 4 + index % self.sizes, 4), float(index)), {"boxes": torch.ones(1 + index % 4, 4)}
+
+
+class Detector(ComposerModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Conv2d(3, 4, 1)
+
+    def forward(self, batch: Any) -> Any:
+        return [self.net(image[None]).mean() for image in batch[0]]
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
+        return torch.stack(outputs).mean()
+
+
+@pytest.mark.parametrize("sizes", [1, 3])
+@pytest.mark.parametrize("microbatch", [3, 2])
+def test_batches_of_lists_are_counted_as_the_data_spec_counts_them(sizes: int, microbatch: int) -> None:
+    """Three boxes, three channels and three examples: what tensors show is three in one case, and not in others."""
+
+    class Rows(Algorithm):
+        def __init__(self) -> None:
+            self.ids = ExampleIds()
+            self.seen: list[tuple[list[int], list[int]]] = []
+
+        def match(self, event: Event, state: State) -> bool:
+            return event in ExampleIds.EVENTS
+
+        def apply(self, event: Event, state: State, logger: Any) -> None:
+            self.ids.handle(event, state)
+            if event == Event.BEFORE_FORWARD:
+                self.seen.append(
+                    (self.ids.microbatch.positions.tolist(), [int(x.flatten()[0]) for x in state.batch[0]])
+                )
+
+    def collate(rows: Any) -> Any:
+        return tuple(zip(*rows, strict=True))
+
+    def split(batch: Any, size: int) -> Any:
+        return [tuple(part[at : at + size] for part in batch) for at in range(0, len(batch[0]), size)]
+
+    spec = DataSpec(
+        DataLoader(Boxes(sizes), batch_size=3, collate_fn=collate, shuffle=True),
+        get_num_samples_in_batch=lambda batch: len(batch[0]),
+        split_batch=split,
+    )
+    rows = Rows()
+    trainer(spec, Detector(), algorithms=[rows], device_train_microbatch_size=microbatch, max_duration="1ep").fit()
+    assert len(rows.seen) == 4 * (2 if microbatch == 2 else 1)
+    assert all(positions == held for positions, held in rows.seen)

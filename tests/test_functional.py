@@ -10,7 +10,7 @@ import torch
 
 from reuse_algos import functional
 from reuse_algos.algorithms.history_curriculum.plans import candidates
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.training.attacks import Attack
 
 

@@ -15,7 +15,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data import DataConfig, infer_info, load_datasets
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
-from reuse_algos.harvest import harvest, load_run_data
+from reuse_algos.harvest import Shards, harvest, load_run_data
 from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
@@ -200,3 +200,36 @@ def test_files_are_opened_on_the_callers_word_only(tmp_path: Path) -> None:
         load_run_data(run, {"name": "npz", "path": data["path"]})
     with pytest.raises(DataError, match=r"data\.rot: unknown setting.*root"):
         load_run_data(run, {**data, "rot": "x"})
+
+
+def test_shards_are_put_together_in_one_commit_with_the_bytes_of_one_process(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive", create=True)
+    one, other = record_run(tmp_path / "archive", seed=1), record_run(tmp_path / "archive", seed=1)
+    given = {"dataset": viewed(), "model": mlp, "progress": False, "batch_size": 10, "replace": True}
+    harvest(archive, one, **given)
+    for shard in (0, 2):  # 7 batches: parts of 2, 2, 2 and 1
+        harvest(archive, other, **given, shards=Shards(tmp_path / "parts", 4, shard))
+    before = archive.run(other).manifest
+    assert before.generation == archive.run(other).manifest.generation
+    assert len(list((tmp_path / "parts").iterdir())) == 4  # two parts of two views
+    (torn,) = (tmp_path / "parts").glob("*-0-00002.safetensors")
+    kept = torn.read_bytes()
+    torn.write_bytes(kept[:-8])
+    with pytest.raises(DataError, match="is not a part of a harvest"):
+        harvest(archive, other, **given, shards=Shards(tmp_path / "parts", 4))
+    torn.write_bytes(kept)
+    with pytest.raises(PriorRunMismatchError, match="a part of another harvest: batch_size"):
+        harvest(archive, other, **{**given, "batch_size": 20}, shards=Shards(tmp_path / "parts", 4))
+    (result,) = harvest(archive, other, **given, shards=Shards(tmp_path / "parts", 4))
+    assert (result.rows, result.computed) == (128, [0, 1])
+    hashes = []
+    for run in (one, other):
+        files = archive.run(run).manifest.files
+        hashes.append(sorted(file.sha256 for file in files if (file.kind, file.name) == ("signals", "logits")))
+    assert len(hashes[0]) >= 2
+    assert hashes[0] == hashes[1]
+    assert list((tmp_path / "parts").iterdir()) == []
+    with pytest.raises(ValueError, match="cannot be harvested in shards"):
+        harvest(archive, one, signals=["adversarial"], shards=Shards(tmp_path / "parts", 2))
+    with pytest.raises(ValueError, match="a shard is from 0 to 1"):
+        Shards(tmp_path, 2, 2)

@@ -17,7 +17,7 @@ from reuse_algos.archive import PriorRun, RunArchive, dequantize, quantize
 from reuse_algos.archive.signals.rows import TENSORS
 from reuse_algos.cli import main
 from reuse_algos.data import DataConfig, ExampleView, ViewedDataset, ViewPolicy, load_datasets
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.harvest import HarvestResult, harvest
 from reuse_algos.models import build_model

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.demo import run_demo
-from reuse_algos.errors import ArchiveConflictError
+from reuse_algos.demo import run_demo, saving
+from reuse_algos.demo import runs as demo_runs
+from reuse_algos.demo.runs import quiet_run
+from reuse_algos.errors import ArchiveConflictError, DataError
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.train_examples=256", "data.batch_size=64", "max_duration=2ep", "progress_bar=false", "device=cpu"]
@@ -70,8 +72,50 @@ def test_missing_prior_run_is_told(tmp_path: Path) -> None:
     assert RunArchive(tmp_path / "archive").run_ids() == []
 
 
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_demo(tmp_path / "demo", seeds=1) == 0
+def test_demo_shows_a_saving(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few images: what is trained, tagged, compared and printed, not how good it is."""
+    images = {"digits/grown/before": 40}
+    monkeypatch.setattr(
+        saving,
+        "quiet_run",
+        lambda recipe, archive, *own: quiet_run(
+            recipe, archive, *own, f"data.train_examples={images.get(recipe, 200)}"
+        ),
+    )
+    assert run_demo(tmp_path / "demo", seeds=2) == 0
+    done = capsys.readouterr()
+    archive = RunArchive(tmp_path / "demo" / "archive")
+    trained = {(run.tags["method"], run.manifest.progress.epoch, run.manifest.seed): run for run in archive.runs()}
+    arms = {("baseline", 2), ("baseline", 4), ("warm-start", 2), ("warm-start", 4), ("same-rate", 4)}
+    assert trained.keys() == {("before", 24, 1)} | {(*arm, seed) for arm in arms for seed in (1, 2)}
+    before = trained["before", 24, 1]
+    assert before.tags["role"] == "prior", "it takes no part in the comparison"
+    for (method, epochs, _), run in trained.items():
+        assert run.tags.get("control_of") == ("warm-start" if method == "same-rate" else None)
+        assert [use.run_id for use in run.manifest.prior_runs] == ([before.id] if method == "warm-start" else [])
+        assert f"{run.final_metric():.4f}" in done.out, (method, epochs)
+    assert "s left" in done.out
+    assert "same-rate (control of warm-start)" in done.out
+    rates = {method: run.manifest.recipe["optimizer"]["lr"] for (method, _, _), run in trained.items()}
+    assert rates["same-rate"] == rates["warm-start"] < rates["baseline"]
+    assert "reuse_algos: archived run" not in done.err, "one screen of result, without a line for each run"
+    assert (tmp_path / "demo" / "report.html").read_text().lower().startswith("<!doctype html>")
+    assert run_demo(tmp_path / "demo", seeds=1, keep=True) == 0
+    assert len(RunArchive(tmp_path / "demo" / "archive").runs(tags={"method": "before"})) == 1
+    assert len(RunArchive(tmp_path / "demo" / "archive").runs(tags={"method": "baseline"})) == 6
+
+
+def test_demo_names_the_extra_that_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo_runs, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install 'reuse-algos\[demo\]'"):
+        run_demo(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
+
+
+def test_demo_of_every_technique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(tmp_path / "demo", seeds=1, everything=True) == 0
     printed = capsys.readouterr().out
     archive = RunArchive(tmp_path / "demo" / "archive", create=True)
     by_method = {run.tags["method"]: run for run in archive.runs()}

@@ -11,6 +11,7 @@ PACKAGE = Path(reuse_algos.__file__).parent
 # Each entry may import itself and what stands before it.
 ORDER = (
     "errors",
+    "presets",
     "sections",
     "archive",
     "composer_store",
@@ -111,6 +112,7 @@ def test_no_pickle_no_eval_no_global_generator() -> None:
 def test_public_names() -> None:
     assert sorted(reuse_algos.__all__) == [
         "AdversarialReplay",
+        "AutoReuse",
         "HistoryCurriculum",
         "PriorRunDistillation",
         "PriorRunWarmStart",

@@ -164,6 +164,8 @@ def test_the_spread_of_every_tenth_batch_is_that_of_whole_cycles() -> None:
 def test_what_a_cycle_lacks_is_filled_in_by_its_cheap_steps() -> None:
     times = [30.0, *[1.0] * 9, 50.0, *[2.0] * 4, *[4.0] * 4]
     assert overhead.cycles(times, 20) == pytest.approx([(30 + 9) / 10, (50 + 9 * 3) / 10])
+    # A cycle that is longer than an epoch: one reading in 390 batches, by an epoch of eleven.
+    assert overhead.cycles([30.0, *[2.0] * 9], 11, 390) == pytest.approx([(30 + 389 * 2) / 390])
 
 
 def test_the_command_names_the_peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

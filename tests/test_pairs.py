@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import DatasetRecord, PriorRun, RunArchive
+from reuse_algos.cli import main
 from reuse_algos.errors import DataError
-from reuse_algos.pairs import RelativeSpace, relative_rows
+from reuse_algos.pairs import RelativeSpace, read_prompts, relative_rows, zero_shot
 
 CLASSES = 5
 
@@ -153,3 +155,87 @@ def test_wrong_input_is_refused() -> None:
         space.remove(torch.tensor([-5]))
     with pytest.raises(ValueError, match="k from 1 and a power above 0"):
         RelativeSpace(0)
+
+
+def labelled_runs(tmp_path: Path) -> tuple[RunArchive, PriorRun, PriorRun]:
+    """Images of 300 pairs and of 60 more; texts of the pairs and of five prompts, one for each class."""
+    keys, images, texts, labels = pairs(360)
+    _, _, prompts, _ = pairs(5, seed=7)
+    archive = RunArchive(tmp_path / "archive", create=True)
+    names = [f"class-{number}" for number in range(CLASSES)]
+    meta = {"epoch": 0, "source": "harvest", "encoding": "dense", "slot": 0, "view": 0}
+    made = []
+    for name, own_keys, rows, own_labels in (
+        ("images", keys, images, labels),
+        ("texts", torch.cat([keys[:300], -1 - torch.arange(5)]), torch.cat([texts[:300], prompts]), None),
+    ):
+        examples = {"keys": own_keys} if own_labels is None else {"keys": own_keys, "labels": own_labels}
+        values = {"ids": torch.arange(len(own_keys)), "values": rows}
+        run = write_run(
+            archive, name, 0, [0.5],
+            put=[("dataset", "examples", examples), ("signals", "features", values, meta)],
+            dataset=DatasetRecord(
+                name=name, num_examples=len(own_keys), fingerprint="f" * 64, class_names=names, labels_known=True
+            ),
+        )  # fmt: skip
+        made.append(archive.run(run))
+    return archive, made[0], made[1]
+
+
+def test_images_without_a_text_are_classified_by_the_prompts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive, images, texts = labelled_runs(tmp_path)
+    file = tmp_path / "classes.txt"
+    file.write_text("".join(f"class-{number}\t{-1 - number}\n" for number in range(CLASSES)))
+    found = zero_shot(images, texts, read_prompts(file, texts), k=50)
+    keys, rows, all_texts, labels = pairs(360)
+    space = RelativeSpace(50)
+    space.add(keys[:300], rows[:300], all_texts[:300])
+    expected = space.similarity(rows[300:], torch.nn.functional.normalize(pairs(5, seed=7)[2], dim=1))
+    assert torch.equal(found.keys, keys[300:])
+    torch.testing.assert_close(found.scores, expected, rtol=0, atol=1e-6)
+    assert torch.equal(found.labels, labels[300:])
+    assert found.accuracy == float((found.classes == labels[300:]).double().mean()) > 0.7
+    command = ["zero-shot", str(archive.location), "--images", images.id, "--texts", texts.id, "--prompts", str(file)]
+    key = int(keys[301])
+    assert main([*command, "--k", "50", "--explain", str(key), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["anchors"], told["images"], told["accuracy"]) == (300, 60, found.accuracy)
+    assert told["classes"][str(key)] == f"class-{int(found.classes[1])}"
+    deciding = told["decided_by"][str(key)]
+    assert [one["key"] for one in deciding] == [one.key for one in found.decided_by(key)]
+    # Without the pairs that decided, others do.
+    without = ",".join(str(one["key"]) for one in deciding)
+    assert main([*command, "--k", "50", "--explain", str(key), "--without", without, "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["anchors"] == 300 - len(deciding)
+    assert not {one["key"] for one in deciding} & {one["key"] for one in other["decided_by"][str(key)]}
+    assert main([*command, "--k", "301"]) == 2
+    assert "k=301 is larger than the 300 anchors" in capsys.readouterr().err
+    assert main([*command, "--k", "50", "--without", "123456789"]) == 2
+    assert "none of the 300 pairs" in capsys.readouterr().err
+
+
+def test_prompts_may_come_with_features_of_their_own(tmp_path: Path) -> None:
+    _, images, texts = labelled_runs(tmp_path)
+    file, by_key = tmp_path / "prompts.npz", tmp_path / "classes.txt"
+    rows = pairs(5, seed=7)[2]
+    np.savez(file, names=[f"class-{n}" for n in range(CLASSES)], features=rows.numpy())
+    by_key.write_text("".join(f"class-{number}\t{-1 - number}\n" for number in range(CLASSES)))
+    one, other = (zero_shot(images, texts, read_prompts(path, texts), k=50) for path in (file, by_key))
+    torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-6)
+    np.savez(file, names=["a", "b"], features=rows[:2, :3].numpy())
+    with pytest.raises(DataError, match="the prompts have 3 features"):
+        zero_shot(images, texts, read_prompts(file, texts), k=50)
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("a\t-1\nb\t777777\n", "line 2: run .* has no features of key 777777"), ("a\t-1\na\t-2\n", "each named once"),
+    ("a -1\n", "write a name, a tab, and keys"), ("", "names no class"),
+])  # fmt: skip
+def test_prompts_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    _, _, texts = labelled_runs(tmp_path)
+    (tmp_path / "p.txt").write_text(text)
+    with pytest.raises(DataError, match=words):
+        read_prompts(tmp_path / "p.txt", texts)

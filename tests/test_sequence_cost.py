@@ -63,7 +63,7 @@ def test_what_fails_loses_only_its_own_repetition(
 
 
 def test_a_measurement_counts_what_both_arms_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.sequence.running.LocalLauncher", lambda threads: Here())
+    monkeypatch.setattr("reuse_algos.sequence.running.driver.LocalLauncher", lambda threads: Here())
     overrides = ["overrides.data.train_examples=60", "overrides.max_duration=2ep", "overrides.eval_interval=1dur",
                  "arms.reuse.overrides.max_duration=1ep", "grid.seed=[1,2]", "overrides.device=cpu",
                  "overrides.scheduler=null"]  # fmt: skip

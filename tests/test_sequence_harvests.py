@@ -16,7 +16,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.harvest import harvest
 from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, run_sequence, sequence_report
-from reuse_algos.sequence.harvests import Harvest
+from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.progress import LOG
 from reuse_algos.training.attacks import Attack, pixel_size
 from sequences import Clock, Here, Mixed, harvest_here, in_process, planned

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from reuse_algos.errors import ArchiveError, SequenceError
-from reuse_algos.sequence import lease as leases
-from reuse_algos.sequence.job import main
-from reuse_algos.sequence.lease import LeaseKey, SequenceLease, outlast
 from reuse_algos.sequence.progress import open_store_of
+from reuse_algos.sequence.running import lease as leases
+from reuse_algos.sequence.running.job import main
+from reuse_algos.sequence.running.lease import LeaseKey, SequenceLease, outlast
 
 
 class Time:

@@ -8,7 +8,7 @@ import pytest
 
 from reuse_algos.errors import RecipeError
 from reuse_algos.sequence import load_sequence, plan_sequence
-from reuse_algos.sequence.plan import differences, fingerprint
+from reuse_algos.sequence.planning.order import differences, fingerprint
 from sequences import QUERY, REUSE, planned, sequence
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from reuse_algos.archive import HarvestRecord, ModelRecord, PriorUse
 from reuse_algos.errors import CompareError, SequenceError
 from reuse_algos.sequence import StepState, print_report, sequence_report
-from reuse_algos.sequence.search import search_result
+from reuse_algos.sequence.reporting.search import Tried, search_result
 from sequences import made_up, planned
 
 VALUES = {
@@ -96,7 +96,7 @@ def test_notes_say_where_totals_and_flops_are_not_what_they_seem(tmp_path: Path)
     report = sequence_report(plan.config, states, archive)
     notes = {note for note in report.notes if "FLOPs" in note or "unlike" in note}
     assert notes == {
-        "short has 1 steps and without has 2: totals of unlike amounts of work, so their share is no saving.",
+        "short has 1 steps and without has 2: totals of unlike amounts of work, so their share is not a saving.",
         "frozen: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not.",
     }
     flops = {arm.name: arm.total.flops for arm in report.arms}
@@ -113,9 +113,9 @@ def test_an_unfinished_sequence_and_an_unknown_metric_are_refused(tmp_path: Path
         sequence_report(plan.config, states, archive)
 
 
-def points(**finals: list[float]) -> list[tuple[dict[str, object], float]]:
+def points(**finals: list[float]) -> list[Tried]:
     return [
-        ({"seed": seed, "lr": float(name[1:].replace("_", "."))}, final)
+        Tried({"seed": seed, "lr": float(name[1:].replace("_", "."))}, final)
         for name, values in finals.items()
         for seed, final in enumerate(values)
     ]

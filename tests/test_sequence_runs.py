@@ -30,8 +30,8 @@ from reuse_algos.sequence import (
     run_sequence,
     sequence_report,
 )
-from reuse_algos.sequence.halt import Halt
 from reuse_algos.sequence.progress import CHECKPOINTS, LOG, RECIPE, open_for_reading
+from reuse_algos.sequence.running.halt import Halt
 from sequences import Clock, Here, Mixed, in_process, planned, sequence
 
 # Both are Composer's, on resuming behind the last batch of an epoch.
@@ -218,7 +218,7 @@ def test_trained_to_the_end_and_never_closed(tmp_path: Path) -> None:
 
 
 def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.sequence.lease.RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("reuse_algos.sequence.running.lease.RENEW_SECONDS", 0.1)
 
     def second(step: PlannedStep, ranks: int) -> int:
         with pytest.raises(SequenceError, match="another process is running the sequence"):

@@ -16,13 +16,16 @@ def plan(name: str, *overrides: str) -> Plan:
     return plan_sequence(load_sequence(ROOT / f"yamls/sequences/{name}.yaml", overrides))
 
 
-def test_the_six_are_there() -> None:
+def test_all_are_there() -> None:
     assert [path.stem for path in FILES] == [
         "attack_strength",
         "batch_size",
         "five_seeds",
         "growing_data",
         "learning_rate_search",
+        "periods",
+        "pool",
+        "rate_halving",
         "transfer_learning",
     ]
 
@@ -31,6 +34,14 @@ def test_a_sweep_of_batch_sizes_has_a_constant_rate() -> None:
     steps = plan("batch_size").steps
     assert {step.recipe.settings.scheduler is None for step in steps} == {True}
     assert len({(step.recipe.settings.data.batch_size, step.recipe.settings.optimizer["lr"]) for step in steps}) == 20
+
+
+def test_halving_takes_a_quarter_of_the_steps() -> None:
+    found = plan("rate_halving")
+    lengths = [int(str(step.recipe.settings.max_duration).removesuffix("ep")) for step in found.of_arm("halving")]
+    whole = sum(int(str(step.recipe.settings.max_duration).removesuffix("ep")) for step in found.of_arm("full"))
+    # Eight rates in the first rung, two of them in the second, one in the last.
+    assert (8 * lengths[0] + 2 * lengths[8] + lengths[16]) / whole < 0.27
 
 
 def test_a_sweep_of_attacks_changes_the_strength_only() -> None:

@@ -101,7 +101,7 @@ def test_killed_at_random_and_restarted_gives_the_same_table(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 of 3 runs are finished" in done.stdout
 
-    monkeypatch.setattr("reuse_algos.sequence.running.LocalLauncher", lambda threads: Here())
+    monkeypatch.setattr("reuse_algos.sequence.running.driver.LocalLauncher", lambda threads: Here())
     assert study.main(tiny(straight)) == 0
     assert rows(killed) == rows(straight)
     assert [(one["method"], one["prior_count"]) for one in rows(straight)] == [
@@ -167,7 +167,7 @@ def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: Any, **options: Any) -> int:
         raise AssertionError("something is trained")
 
-    monkeypatch.setattr("reuse_algos.sequence.running.LocalLauncher", lambda threads: Here(refuse))
+    monkeypatch.setattr("reuse_algos.sequence.running.driver.LocalLauncher", lambda threads: Here(refuse))
 
 
 @pytest.mark.usefixtures("no_training")

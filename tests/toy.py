@@ -102,10 +102,11 @@ def trainer(
 ) -> Trainer:
     """A Composer Trainer on the CPU without bars and banners."""
     model = model or mlp()
+    optimizer = arguments.pop("optimizers", None) or torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
     return Trainer(
         model=model,
         train_dataloader=loader,
-        optimizers=torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9),
+        optimizers=optimizer,
         max_duration=max_duration,
         device="cpu",
         seed=seed,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reuse_algos.algorithms import (
         AdversarialReplay,
+        AutoReuse,
         HistoryCurriculum,
         PriorRunDistillation,
         PriorRunWarmStart,
@@ -20,10 +21,11 @@ if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
     from reuse_algos.callbacks import RunRecorder
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AdversarialReplay",
+    "AutoReuse",
     "HistoryCurriculum",
     "PriorRunDistillation",
     "PriorRunWarmStart",
@@ -34,6 +36,7 @@ __all__ = [
 
 _HOMES = {
     "AdversarialReplay": "reuse_algos.algorithms",
+    "AutoReuse": "reuse_algos.algorithms",
     "HistoryCurriculum": "reuse_algos.algorithms",
     "PriorRunDistillation": "reuse_algos.algorithms",
     "PriorRunWarmStart": "reuse_algos.algorithms",

@@ -10,51 +10,27 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from reuse_algos.commands import (
-    compare,
-    copy,
-    demo,
-    gc,
-    harvest,
-    predict,
-    recommend,
-    rm,
-    runs,
-    scores,
-    sequence,
-    show,
-    sweep,
-    train,
-    verify,
-)
+from reuse_algos.commands import demo, drift, harvest, label, sequence, train, zero_shot
 from reuse_algos.commands.common import ARCHIVE_HELP, printable
+from reuse_algos.commands.compare import compare, recommend
+from reuse_algos.commands.predict import predict, sweep
+from reuse_algos.commands.show import runs, scores, show
+from reuse_algos.commands.upkeep import copy, gc, rm, verify
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["build_parser", "main"]
 
+# In the order in which --help lists them.
 _COMMANDS = (
-    train,
-    sequence,
-    runs,
-    show,
-    compare,
-    recommend,
-    predict,
-    sweep,
-    harvest,
-    scores,
-    verify,
-    copy,
-    gc,
-    rm,
-    demo,
+    *(train, sequence, runs, show, compare, recommend, predict, sweep),
+    *(harvest, label, drift, zero_shot, scores, verify, copy, gc, rm, demo),
 )
 
 _EPILOG = f"""\
 {ARCHIVE_HELP}
 
 examples:
-  reuse-algos train yamls/digits.yaml tags.method=baseline
+  reuse-algos train yamls/digits/baseline.yaml tags.method=baseline
   reuse-algos runs ./archive --order best
   reuse-algos compare ./archive --group-by tags.method --baseline baseline
 
@@ -76,10 +52,10 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands. Building it imports neither torch nor Composer."""
+    """Return the parser of all commands. Building it imports neither torch nor Composer."""
     parser = argparse.ArgumentParser(
         prog="reuse-algos",
-        description="Keep what training runs compute, and spend it on the next run.",
+        description="Keep what training runs compute, and reuse it in the next run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -95,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        argv: the arguments after the program's name; by default those of the process.
+        argv: The arguments after the program's name; by default those of the process.
 
     Returns:
         The exit code: 0 done, 1 damage (a run was left out), 2 wrong usage or an error (one message on stderr; --debug
@@ -114,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             # A run that was left out, or read from an earlier generation, was named on stderr.
             return 1 if code == 0 and archive is not None and archive.faults else code
         except BrokenPipeError:
-            # As in `reuse-algos runs ... | head`: nobody is there to be told. Python would complain again at exit.
+            # As in `reuse-algos runs ... | head`: the reader has gone. Python would complain again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt:
@@ -128,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """A warning as one line: where in our code it was raised is of no use to the user of a command."""
+    """Print a warning as one line, without the place in our code, which does not help the user of a command."""
     print(f"reuse-algos: {category.__name__}: {printable(str(message))}", file=sys.stderr)
 
 

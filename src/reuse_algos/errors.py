@@ -20,6 +20,7 @@ __all__ = [
     "CompareError",
     "DataError",
     "ExampleIdError",
+    "HarmWarning",
     "ModelError",
     "NoEffectWarning",
     "NotEnoughEvidenceError",
@@ -80,7 +81,7 @@ class ExampleIdError(ReuseAlgosError, ValueError):
 
 
 class DataError(ReuseAlgosError, ValueError):
-    """A data set cannot be loaded as asked."""
+    """A dataset cannot be loaded as asked."""
 
 
 class ModelError(ReuseAlgosError, ValueError):
@@ -113,6 +114,10 @@ class ArchiveWarning(UserWarning):
 
 class NoEffectWarning(UserWarning):
     """An algorithm was switched on and changed nothing."""
+
+
+class HarmWarning(UserWarning):
+    """An algorithm did harm and was switched off."""
 
 
 class StaleReplayWarning(UserWarning):

@@ -7,9 +7,10 @@ weights of a warm start, and attacks.
 
 from __future__ import annotations
 
-from reuse_algos.algorithms.adversarial_replay.losses import fooling_rate, row_errors, turned_rows
 from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
 from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows
+from reuse_algos.algorithms.adversarial_replay.sums import fooling_rate, row_errors, turned_rows
+from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
     difficulty_order,
@@ -18,6 +19,8 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     passes,
     window,
 )
+from reuse_algos.algorithms.mix_training.boxes import mixed_targets
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import channel_wise_term
 from reuse_algos.algorithms.prior_run_distillation.terms import (
     bernoulli_kl_term,
     kl_term,
@@ -53,9 +56,11 @@ from reuse_algos.training.attacks import ascend, perturb, random_targets
 __all__ = [
     "allowed_examples",
     "ascend",
+    "ascend_delta",
     "average_ranks",
     "average_weights",
     "bernoulli_kl_term",
+    "channel_wise_term",
     "choose_prior_runs",
     "cross_entropy",
     "difficulty_order",
@@ -65,6 +70,7 @@ __all__ = [
     "fooling_rate",
     "forgetting",
     "gaussian_noise",
+    "interpolate",
     "kl_term",
     "logit_margin",
     "loss_mean",
@@ -73,6 +79,7 @@ __all__ = [
     "mix_logits",
     "mix_probabilities",
     "mix_sigmoids",
+    "mixed_targets",
     "mixup_weights",
     "mse_term",
     "mutual_information",

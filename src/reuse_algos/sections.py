@@ -288,7 +288,7 @@ def _is_instance(value: Any, hint: Any) -> bool:
 
 
 def _members(hint: Any, builders: _Builders) -> list[Any] | None:
-    """Return the alternatives of an annotation that a recipe can write; None for one that says nothing."""
+    """Return the alternatives of an annotation that a recipe can write; None for one that does not say."""
     if hint is None or hint in (Any, inspect.Parameter.empty, object) or isinstance(hint, (str, typing.TypeVar)):
         return None
     if typing.get_origin(hint) in _UNION:

@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.syntax import Syntax
 
+from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import RecipeError, ReuseAlgosError
+from reuse_algos.harvest import label_pool
 from reuse_algos.recipe.build import build_trainer, check_world_size
 from reuse_algos.recipe.compose import Recipe, load_recipe
 from reuse_algos.recipe.schema import Settings
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
-        argv: arguments after the program's name. Default: those of this process.
+        argv: Arguments after the program's name. Default: those of this process.
 
     Returns:
         The exit status: 0 trained (or checked), 2 an error that the message explains, 130 interrupted.
@@ -86,7 +88,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _label(recipe: Recipe) -> None:
+    """Label the recipe's data with archived teachers, on rank 0."""
+    if dist.get_global_rank() != 0:
+        return
+    settings = recipe.settings
+    assert settings.label is not None
+    assert settings.archive is not None
+    done = label_pool(
+        RunArchive(settings.archive, create=True),
+        settings.label,
+        settings.data,
+        name=str(settings.run_name),
+        tags=settings.tags,
+        recipe=recipe.record,
+        device={"gpu": "cuda"}.get(settings.device or "", settings.device),
+    )
+    _say(f"labelled {done.rows} images in {done.seconds:.1f} s; archived as {done.run_id}")
+
+
 def _train(recipe: Recipe) -> None:
+    if recipe.settings.label is not None:
+        return _label(recipe)
     trainer = build_trainer(recipe)
     try:
         if trainer.state.max_duration is not None and trainer.state.timestamp >= trainer.state.max_duration:
@@ -113,7 +136,7 @@ def _show(recipe: Recipe, *, everything: bool) -> None:
 
 
 def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The values that differ from the defaults; names are always kept, as they say what the rest is about."""
+    """Return the values that differ from the defaults; names are always kept, as they say what the rest is about."""
     kept = {}
     for key, value in values.items():
         default = defaults.get(key, dataclasses.MISSING)

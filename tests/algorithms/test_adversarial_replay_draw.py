@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from replaying import (
     BATCH,
-    N,
-    add_part,
     conv_net,
     deltas,
     fit,
-    follow,
-    follow_part,
-    make_archive,
     perturbed,
     positions_of,
     replay,
@@ -36,9 +26,9 @@ ROWS = torch.arange(1, BATCH, 2)  # of fraction 0.5
 KEPT = torch.arange(0, BATCH, 2)
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
-    return make_archive(tmp_path_factory.mktemp("replay"))
+@pytest.fixture
+def archive(replays: RunArchive) -> RunArchive:
+    return replays
 
 
 def test_rows_are_spread_evenly() -> None:
@@ -104,38 +94,3 @@ def test_perturbations_too_large_for_the_device_are_read_from_the_file(
     resident = seen()
     monkeypatch.setattr("reuse_algos.algorithms.adversarial_replay.perturbations._RESIDENT_BYTES", 0)
     assert all(torch.equal(a, b) for a, b in zip(resident, seen(), strict=True))
-
-
-@pytest.mark.ranks
-def test_two_ranks_replay_what_one_does(tmp_path: Path) -> None:
-    archive = make_archive(tmp_path / "archive")
-    add_part(archive, tmp_path / "archive")
-    script = Path(__file__).parents[1] / "ranks" / "follow_replay.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stdout + done.stderr
-    one = follow(archive)
-    results = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert len(results[0]["branches"]) == 8
-    assert results[0]["branches"] == results[1]["branches"], "DDP kept both branches alike"
-    for weight, expected in follow_part(archive).items():
-        found = [result["part"][weight] for result in results]
-        assert 0 < sum(expected["rows"]) < N
-        assert found[0]["rows"] == expected["rows"]
-        assert found[0]["weights"] == found[1]["weights"]
-        assert found[0]["weights"] == pytest.approx(expected["weights"], rel=1e-4, abs=1e-6), "every row counts alike"
-    parts = [result["follow"] for result in results]
-    for name, expected in one.items():
-        assert parts[0][name]["weights"] == parts[1][name]["weights"], "DDP kept them alike"
-        both: dict[str, float] = {**parts[0][name]["replayed"], **parts[1][name]["replayed"]}
-        # Which examples are replayed depends on the ranks (a share of each rank's rows); what they are shown does not.
-        everything = one["append-True"]["replayed"]
-        assert both == pytest.approx({key: everything[key] for key in both}, rel=1e-5)
-        for metric, values in expected["metrics"].items():
-            assert parts[0][name]["metrics"][metric] == parts[1][name]["metrics"][metric]
-            if name != "replace-True":
-                assert parts[0][name]["metrics"][metric] == pytest.approx(values, rel=1e-5, abs=1e-6), (name, metric)
-        if name != "replace-True":
-            assert both.keys() == everything.keys()
-            assert parts[0][name]["weights"] == pytest.approx(expected["weights"], rel=1e-4, abs=1e-6)
-        assert parts[0][name]["metrics"]["rows"] == expected["metrics"]["rows"]

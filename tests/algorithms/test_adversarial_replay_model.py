@@ -21,7 +21,6 @@ from replaying import (
     deltas,
     fit,
     images,
-    make_archive,
     put_deltas,
     record,
     replay,
@@ -35,9 +34,9 @@ from reuse_algos.training.attacks import Attack
 from toy import epoch_loader, trainer
 
 
-@pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> RunArchive:
-    return make_archive(tmp_path_factory.mktemp("replay"))
+@pytest.fixture
+def archive(replays: RunArchive) -> RunArchive:
+    return replays
 
 
 def run(algorithms: list[Any], model: Any, **settings: Any) -> dict[str, Tensor]:

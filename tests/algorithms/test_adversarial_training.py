@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,13 +12,12 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from ranks.train_adversarially import attacked
 from reuse_algos.algorithms import AdversarialTraining
 from reuse_algos.algorithms.adversarial_training import adversarial_inputs
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack
-from toy import checkpointed, loader, trainer
+from toy import loader, trainer
 
 PLAIN = {"pixel_mean": (0.0,), "pixel_std": (1.0,)}
 
@@ -90,29 +86,6 @@ def test_training_sees_perturbed_images_inside_the_ball() -> None:
     assert attack.extra_flops(10) == 2 * 2 * 10 * 32
 
 
-def test_clean_training_differs_and_the_attack_is_repeatable() -> None:
-    one, same = (fit(AdversarialTraining(0.1, **PLAIN)) for _ in range(2))
-    clean = fit()
-    assert all(torch.equal(one[name], same[name]) for name in one)
-    assert not torch.equal(one["module.1.weight"], clean["module.1.weight"])
-
-
-def test_stopped_and_resumed_is_bit_equal(tmp_path: Path) -> None:
-    straight = fit(AdversarialTraining(0.1, steps=2, **PLAIN), epochs=4)
-    settings = checkpointed(tmp_path, save_interval="3ba")
-    fit(AdversarialTraining(0.1, steps=2, **PLAIN), epochs=2, **settings)
-    resumed = fit(AdversarialTraining(0.1, steps=2, **PLAIN), epochs=4, **settings)
-    assert all(torch.equal(straight[name], resumed[name]) for name in straight)
-
-
-def test_microbatches_get_the_same_attack() -> None:
-    whole, parts = Keep(), Keep()
-    # Without batch norm: its statistics move from one microbatch to the next, and the attack sees them.
-    fit(AdversarialTraining(0.1, **PLAIN), whole, epochs=1, norm=False)
-    fit(AdversarialTraining(0.1, **PLAIN), parts, epochs=1, norm=False, device_train_microbatch_size=4)
-    assert torch.allclose(whole.inputs[0], torch.cat(parts.inputs[:2]), atol=1e-6)
-
-
 def test_what_it_cannot_attack_is_refused() -> None:
     with pytest.raises(ExampleIdError, match="pixel_mean"):
         fit(AdversarialTraining(0.1))
@@ -122,17 +95,3 @@ def test_what_it_cannot_attack_is_refused() -> None:
         AdversarialTraining(0.1, pixel_mean=(0.0,))
     with pytest.raises(ValueError, match="epsilon"):
         AdversarialTraining(2.0)
-
-
-@pytest.mark.ranks
-def test_two_ranks_attack_as_one(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "ranks" / "train_adversarially.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    parts = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-    alone = attacked()
-    assert len(parts[0]) == len(parts[1]) == 16
-    assert (parts[0] | parts[1]).keys() == alone.keys()
-    for position, inputs in (parts[0] | parts[1]).items():
-        assert torch.allclose(inputs, alone[position], atol=1e-6)

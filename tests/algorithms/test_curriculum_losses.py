@@ -76,7 +76,7 @@ def test_the_loss_is_the_weighted_mean(archive: RunArchive, loss_fn: Any) -> Non
 
 def test_weights_of_one_leave_the_loss_bit_equal(archive: RunArchive) -> None:
     def losses(per_example: bool) -> list[torch.Tensor]:
-        settings: dict[str, Any] = {"strategy": "dynamic_prune", "score": SCORES, "full_data_from": 0.0}
+        settings: dict[str, Any] = {"strategy": "dynamic_prune", "score": SCORES, "stop": "0ba"}
         watch = Watch()
         fit([curriculum(archive, **settings, update=per_example)], callbacks=[watch], max_duration="2ep")
         return watch.losses
@@ -142,7 +142,7 @@ def test_pruned_distillation_has_the_gradient_of_all_data(archive: RunArchive, t
 
     def gradient(seed: int, rate: float) -> torch.Tensor:
         # Of the dataset's positions: a score that the teachers' errors go with, so that weights matter.
-        settings = {"strategy": "dynamic_prune", "score": SCORES**2, "prune_rate": rate, "full_data_from": 1.0}
+        settings = {"strategy": "dynamic_prune", "score": SCORES**2, "prune_rate": rate, "stop": "1dur"}
         algorithms: list[Any] = [curriculum(archive, **settings, seed=seed), _Gradient()]
         if term:
             algorithms.append(distil(archive, weight=0.5, **term))
@@ -250,7 +250,7 @@ def test_scores_follow_this_run(archive: RunArchive) -> None:
     layer = nn.Linear(6, NUM_CLASSES)
     data = viewed(num_views=1)
     prior = torch.linspace(0.1, 0.2, N).double()
-    settings = {"strategy": "dynamic_prune", "prune_rate": 0.5, "full_data_from": 1.0, "score": prior}
+    settings = {"strategy": "dynamic_prune", "prune_rate": 0.5, "stop": "1dur", "score": prior}
     model = ComposerClassifier(layer, num_classes=NUM_CLASSES)
     _, seen, log = fit([curriculum(archive, **settings, update=True)], data=data, model=model, lr=0.0)
     with torch.no_grad():
@@ -323,10 +323,11 @@ def test_scores_that_do_not_fit(archive: RunArchive, settings: Any, error: type[
     ("arguments", "message"),
     [
         ({"strategy": "prune", "score": "el3n"}, "no score 'el3n'. Did you mean 'el2n'"),
-        ({"strategy": "prune", "score": {"nam": "loss"}}, "score takes name, epoch and aggregate, got nam"),
+        ({"strategy": "prune", "score": {"nam": "loss"}}, "score.nam: there is no such key"),
         ({"strategy": "prune", "unknown": "skip"}, "unknown must be keep, drop or median"),
-        ({"strategy": "prune", "control": "random"}, "control must be shuffled_scores"),
+        ({"strategy": "prune", "score": {"name": "loss", "shufled": True}}, "score.shufled: there is no such key"),
         ({"strategy": "prune", "runs": None}, "name the prior runs"),
+        ({"strategy": "prune", "every_n_batches": 2}, "decides whole epochs, so when has no every_n_batches"),
     ],
 )
 def test_arguments_are_checked(archive: RunArchive, arguments: dict[str, Any], message: str) -> None:
@@ -349,7 +350,7 @@ class _Stream(IterableDataset):
         (lambda: DataLoader(viewed(), 16, sampler=RandomSampler(range(N), replacement=True)), "with replacement"),
         (lambda: DataLoader(viewed(), batch_sampler=[[0, 1], [2, 3]]), "made by a list"),
         (lambda: DataLoader(viewed(), 16, shuffle=True, drop_last=True), "no full batch of 16"),
-        (lambda: DataLoader(_Stream(), 16), "iterable dataset"),
+        (lambda: DataLoader(_Stream(), 16), "_Stream is a stream, .* Use a map-style dataset"),
     ],
     ids=["weighted", "replacement", "batch sampler", "nothing left", "iterable"],
 )
@@ -378,7 +379,7 @@ def test_the_record_says_what_was_spent_and_keeps_what_an_epoch_did_not_show(tmp
     recorder = RunRecorder(tmp_path, run_name="pruned", signals={"logits": {}, "loss": {}})
     scores = torch.linspace(1, 2, N).double()
     algorithm = HistoryCurriculum(
-        tmp_path, prior, strategy={"name": "dynamic_prune", "prune_rate": 0.6, "full_data_from": 1.0}
+        tmp_path, prior, strategy={"name": "dynamic_prune", "prune_rate": 0.6}, when={"stop": "1dur"}
     )
     one, seen, _ = fit([algorithm], callbacks=[recorder], max_duration="4ep")
     archive = RunArchive(tmp_path, create=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from reuse_algos.algorithms import HistoryCurriculum
+from reuse_algos.algorithms.history_curriculum.durations import epochs_of
 from reuse_algos.algorithms.history_curriculum.pacing import PACINGS, allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
     Candidates,
@@ -16,11 +17,12 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     difficulty_order,
     draw_in_proportion,
     merge_losses,
+    plan_of_all,
     window,
 )
-from reuse_algos.algorithms.history_curriculum.settings import DynamicPrune, Prune
-from reuse_algos.algorithms.history_curriculum.strategies import BiasPlanner, Clock, GrowthPlanner, PrunePlanner
+from reuse_algos.algorithms.history_curriculum.strategies import ActiveBias, Clock, Curriculum, DynamicPrune, Prune
 from reuse_algos.archive import RunArchive
+from reuse_algos.training.window import Window
 
 NAN = float("nan")
 
@@ -149,7 +151,7 @@ def test_curriculum_shows_what_the_pacing_allows() -> None:
     n, batch = 96, 8
     clock = Clock(batch, 12, 48)
     found = candidates(np.random.default_rng(0).permutation(n).astype(float), "keep")
-    strategy = GrowthPlanner("easy_first", "linear", 0.25, 0.5)
+    strategy = Curriculum("easy_first", "linear", 0.25, 0.5)
     assert strategy.length(found) == n
     for epoch in range(4):
         plan = strategy.plan(epoch, found, n, clock, seed=3)
@@ -175,22 +177,21 @@ def test_curriculum_orders() -> None:
     clock = Clock(8, 8, 80)
 
     def first(order: str, seed: int = 0) -> set[int]:
-        return set(GrowthPlanner(order, "step", 0.25, 0.9).plan(0, found, 64, clock, seed).order_M.tolist())
+        return set(Curriculum(order, "step", 0.25, 0.9).plan(0, found, 64, clock, seed).order_M.tolist())
 
     assert first("easy_first") == set(range(16))
     assert first("hard_first") == set(range(48, 64))
     assert first("random") != first("random", 1)
     assert len(first("random")) == 16
-    tiny = GrowthPlanner("easy_first", "step", 0.0, 0.9).plan(0, found, 64, clock, 0)
+    tiny = Curriculum("easy_first", "step", 0.0, 0.9).plan(0, found, 64, clock, 0)
     assert set(tiny.order_M.tolist()) == set(range(8)), "at least one batch of examples is allowed"
 
 
 def test_dynamic_prune_counts_and_weights() -> None:
     scores = np.concatenate([np.full(60, 1.0), np.full(40, 5.0)]) + np.linspace(0, 0.1, 100)
     found = candidates(scores, "keep")
-    strategy = PrunePlanner(0.5, 0.8, True, PrunePlanner.count_dropped(found, 0.5))
+    strategy = DynamicPrune(prune_rate=0.5)
     clock = Clock(10, 7, 70)
-    assert strategy.num_dropped == 30
     assert strategy.length(found) == 70
     shown = []
     for epoch in range(8):
@@ -203,17 +204,17 @@ def test_dynamic_prune_counts_and_weights() -> None:
         assert plan.weights_N[plan.order_M].sum() == 100
         shown.append(frozenset(plan.order_M.tolist()))
     assert len(set(shown)) == 8
-    last = [strategy.plan(epoch, found, 70, clock, seed=1) for epoch in (8, 9)]
+    last = [plan_of_all(found, turn, 70, seed=1) for turn in (0, 1)]
     together = np.concatenate([plan.order_M for plan in last])
     assert [plan.weights_N for plan in last] == [None, None]
-    assert sorted(together[:100].tolist()) == list(range(100)), "the first pass through all data ends in epoch 9"
+    assert sorted(together[:100].tolist()) == list(range(100)), "the first pass ends in the second epoch"
     assert len(set(together[100:].tolist())) == 40
     assert all(plan.changes(100) for plan in last)
 
 
 def test_dynamic_prune_keeps_its_length_when_the_scores_move() -> None:
     start = candidates(np.concatenate([np.full(60, 1.0), np.full(40, 5.0)]), "keep")
-    strategy = PrunePlanner(0.5, 1.0, True, 30)
+    strategy = DynamicPrune(prune_rate=0.5)
     for easy in (1, 20, 45, 80, 99):
         scores = np.full(100, 5.0)
         scores[:easy] = 1.0
@@ -228,21 +229,18 @@ def test_dynamic_prune_keeps_its_length_when_the_scores_move() -> None:
 
 def test_no_more_than_half_count_as_easy_where_scores_move() -> None:
     skewed = candidates(np.concatenate([np.full(90, 0.1), np.full(10, 5.0), np.full(20, NAN)]), "keep")
-    assert PrunePlanner.count_dropped(skewed, 0.7) == 63
-    assert PrunePlanner.count_dropped(skewed, 0.7, scores_move=True) == 35
     few = candidates(np.concatenate([np.full(30, 0.1), np.full(70, 5.0)]), "keep")
-    assert PrunePlanner.count_dropped(few, 0.7, scores_move=True) == 21
-    for update, dropped in ((False, 63), (True, 35)):
-        built = DynamicPrune(prune_rate=0.7).build(skewed, None, update=update)
-        assert built.length(skewed) == 120 - dropped
+    for update, of_skewed, of_few in ((False, 63, 21), (True, 35, 21)):
+        assert DynamicPrune(prune_rate=0.7).length(skewed, update=update) == 120 - of_skewed
+        assert DynamicPrune(prune_rate=0.7).length(few, update=update) == 100 - of_few
 
 
 def test_dynamic_prune_with_a_share_of_easy_examples(tmp_path: Path) -> None:
     RunArchive(tmp_path, create=True)
     scores = np.concatenate([np.arange(100) / 100, np.full(20, np.nan)])  # 20 unknown ones, which are kept
     found = candidates(np.random.default_rng(3).permutation(scores), "keep")
-    strategy = DynamicPrune(prune_rate=0.5, easy_share=0.75).build(found, None, update=True)
-    assert strategy.length(found) == 120 - 38  # round(0.5 * 75)
+    strategy = DynamicPrune(prune_rate=0.5, easy_share=0.75)
+    assert strategy.length(found, update=True) == 120 - 38  # round(0.5 * 75)
     easiest = np.flatnonzero(found.scores_N < 0.75)
     for epoch in (0, 5):
         plan = strategy.plan(epoch, found, 82, Clock(10, 9, 82), seed=1)
@@ -259,11 +257,10 @@ def test_dynamic_prune_with_a_share_of_easy_examples(tmp_path: Path) -> None:
 
 def test_dynamic_prune_says_what_it_drops_above_the_mean() -> None:
     scores = np.concatenate([np.zeros(10), np.full(90, 1.0)])
-    plan = PrunePlanner(0.5, 1.0, True, 30).plan(0, candidates(scores, "keep"), 70, Clock(10, 7, 70), seed=1)
+    plan = DynamicPrune(prune_rate=0.5).plan(0, candidates(scores, "keep"), 70, Clock(10, 7, 70), seed=1)
     dropped = np.setdiff1d(np.arange(100), plan.order_M)
     assert plan.dropped_above_mean == pytest.approx(np.mean(dropped >= 10))
     assert plan.dropped_above_mean > 0.5
-    assert PrunePlanner(0.5, 0.1, True, 30).plan(1, candidates(scores, "keep"), 70, Clock(10, 7, 70), 1)[3] is None
 
 
 @pytest.mark.parametrize(
@@ -287,11 +284,25 @@ def test_dynamic_prune_says_what_it_drops_above_the_mean() -> None:
     ],
 )
 def test_the_last_part_has_a_whole_epoch(batches: int, share: float, first: int) -> None:
-    strategy = PrunePlanner(0.5, share, True, 3)
-    assert strategy.first_full_epoch(Clock(10, 7, batches)) == first
-    found = candidates(np.arange(10.0), "keep")
-    pruned = [strategy.plan(e, found, 7, Clock(10, 7, batches), 0).weights_N is not None for e in range(batches // 7)]
-    assert pruned == [epoch < first for epoch in range(batches // 7)]
+    assert epochs_of(Window(stop=f"{share}dur"), batches / 7, 7, 7) == (0, first)
+
+
+@pytest.mark.parametrize(
+    ("when", "on"),
+    [
+        ({"start": "2ep"}, (2, 10)),
+        ({"start": "0.25dur", "stop": "5ep"}, (2, 5)),
+        ({"start": "15ba", "stop": "29ba"}, (2, 4)),
+        ({"stop": "140sp"}, (0, 2)),
+        ({"start": "3ep", "stop": "3ep"}, (3, 3)),
+        ({"start": "3ep", "stop": "22ba"}, (3, 4)),
+    ],
+)
+def test_times_of_any_kind_become_whole_epochs(when: dict[str, str], on: tuple[int, int]) -> None:
+    """10 epochs of 7 batches and 70 examples; a strategy that is on at all is on for an epoch."""
+    assert epochs_of(Window(**when), 10, 7, 70) == on
+    with pytest.raises(ValueError, match="in dur, ep, ba or sp, got"):
+        epochs_of(Window(stop="5tok"), 10, 7, 70)
 
 
 def test_keep_and_offset_may_be_everything() -> None:
@@ -299,8 +310,8 @@ def test_keep_and_offset_may_be_everything() -> None:
     for count in range(10, 120):
         found = candidates(np.random.default_rng(0).random(count), "keep")
         for keep in (0.5, 0.6, 0.7, 0.75, 0.85, 0.9):
-            built = Prune(keep=keep, offset=round(1 - keep, 3)).build(found, None)
-            plan = built.plan(0, found, built.length(found), Clock(1, 1, 1), 0)
+            strategy = Prune(keep=keep, offset=round(1 - keep, 3))
+            plan = strategy.plan(0, found, strategy.length(found), Clock(1, 1, 1), 0)
             assert len(set(plan.order_M)) == max(1, round(keep * count))
 
 
@@ -310,8 +321,7 @@ def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float, easy_sh
     rng = np.random.default_rng(5)
     scores, gradients_NP = rng.exponential(size=120), rng.normal(size=(120, 7)) + 1.0
     found = candidates(scores, "keep")
-    dropped = PrunePlanner.count_dropped(found, rate, easy_share=easy_share)
-    strategy = PrunePlanner(rate, 1.0, True, dropped, easy_share)
+    strategy = DynamicPrune(prune_rate=rate, easy_share=easy_share)
     length = strategy.length(found)
     sums = []
     for seed in range(400):
@@ -322,7 +332,7 @@ def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float, easy_sh
     standard_error = np.std(sums, axis=0, ddof=1) / math.sqrt(400)
     assert (np.abs(deviation) < 4 * standard_error).all()
     # The bound would notice missing weights: the kept easy examples alone would fall short by many standard errors.
-    unweighted = PrunePlanner(rate, 1.0, False, strategy.num_dropped, easy_share)
+    unweighted = DynamicPrune(prune_rate=rate, easy_share=easy_share, rescale=False)
     plain = [gradients_NP[unweighted.plan(0, found, length, Clock(10, 9, 90), s).order_M].sum(0) for s in range(400)]
     assert (np.abs(np.mean(plain, axis=0) - gradients_NP.sum(0)) > 4 * standard_error).any()
 
@@ -330,19 +340,19 @@ def test_expected_gradient_of_dynamic_prune_is_the_full_one(rate: float, easy_sh
 def test_active_bias_and_focus() -> None:
     statistic = np.array([0.0, 0.1, 0.2, 0.5])  # mean 0.2, so the emphasis is [.2, .3, .4, .7] with mean 0.4
     found = candidates(statistic, "keep")
-    plan = BiasPlanner("weighting").plan(0, found, 4, Clock(2, 2, 4), 0)
+    plan = ActiveBias("weighting").plan(0, found, 4, Clock(2, 2, 4), 0)
     assert plan.weights_N is not None
     np.testing.assert_allclose(plan.weights_N, [0.5, 0.75, 1.0, 1.75])
     assert sorted(plan.order_M.tolist()) == [0, 1, 2, 3]
     many = candidates(np.tile(statistic, 250), "keep")
     # Expected counts: s + mean over their mean, and s over its mean; each example within one of it.
     for smoothing, expected in ((None, [0.5, 0.75, 1.0, 1.75]), (0.0, [0.0, 0.5, 1.0, 2.5])):
-        order = BiasPlanner("sampling", smoothing).plan(0, many, 1000, Clock(10, 100, 100), 0).order_M
+        order = ActiveBias("sampling", smoothing).plan(0, many, 1000, Clock(10, 100, 100), 0).order_M
         counts = np.bincount(order, minlength=1000).reshape(250, 4)
         assert len(order) == 1000
         assert (np.abs(counts - np.array(expected)) < 1).all()
         assert np.abs(counts.mean(0) - expected).max() < 0.05
-    flat = BiasPlanner("weighting").plan(0, candidates(np.zeros(4), "keep"), 4, Clock(2, 2, 4), 0)
+    flat = ActiveBias("weighting").plan(0, candidates(np.zeros(4), "keep"), 4, Clock(2, 2, 4), 0)
     assert not flat.changes(4)
 
 

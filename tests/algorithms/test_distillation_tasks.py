@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from composer import DataSpec
+from composer.models import ComposerModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from reuse_algos import PriorRunDistillation, RunRecorder
 from reuse_algos.algorithms.prior_run_distillation.layout import check_top_k, in_layout
-from reuse_algos.algorithms.prior_run_distillation.settings import KL, MSE, Strength, Weighing
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Strength, Weighing
 from reuse_algos.errors import PriorRunMismatchError, TaskError
 from reuse_algos.training.task import Task
+from toy import trainer
 
 T = 3.0
 NOW = Strength(1.0, T)
@@ -234,3 +242,43 @@ def test_settings_of_the_average() -> None:
     """A mistyped one is named."""
     with pytest.raises(ValueError, match="average must be examples or targets"):
         KL(average="tokens")  # type: ignore[arg-type]
+
+
+class Tagger(ComposerModel):
+    """Gives each of seven words one of five tags; 5 is padding."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.net = nn.Linear(3, 5)
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.net(batch[0])
+
+    def loss(self, outputs: Tensor, batch: Any, *args: Any, **kwargs: Any) -> Tensor:  # type: ignore[override]
+        return F.cross_entropy(outputs.flatten(0, 1), batch[1].flatten(), ignore_index=5)
+
+
+@pytest.mark.parametrize("on_tokens", [True, False])
+def test_weights_do_not_depend_on_the_number_of_microbatches(tmp_path: Path, on_tokens: bool) -> None:
+    """The average is the one that Composer weighs microbatches by, without a setting."""
+    words, tags = _numbers(12, 7, 3, seed=1).float(), torch.arange(84).reshape(12, 7) % 5
+    for row in range(12):
+        tags[row, 1 + row % 7 :] = 5
+
+    def count(batch: Any) -> dict[str, int]:
+        return {"total": batch[1].numel(), "loss_generating": int((batch[1] != 5).sum())}
+
+    def train(model: Tagger, **arguments: Any) -> Tensor:
+        data = DataSpec(DataLoader(TensorDataset(words, tags), batch_size=12), get_num_tokens_in_batch=count)
+        trainer(data, model, max_duration="2ep", **arguments).fit()
+        return model.net.weight.detach()
+
+    train(Tagger(1), callbacks=[RunRecorder(tmp_path, run_name="teacher")])
+    weights = []
+    for size in (12, 3):
+        teach = PriorRunDistillation(tmp_path, "teacher", source="live", loss={"name": "kl", "weight": 1.0})
+        settings = {"accumulate_train_batch_on_tokens": on_tokens, "device_train_microbatch_size": size}
+        weights.append(train(Tagger(2), algorithms=[teach], **settings))
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(weights[0], Tagger(2).net.weight, atol=1e-3)

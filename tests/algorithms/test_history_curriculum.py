@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from composer import Algorithm, Event, State
-from composer.loggers import InMemoryLogger
 from composer.optim import CosineAnnealingScheduler, CosineAnnealingWithWarmupScheduler, MultiStepScheduler
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    PolynomialLR,
+    SequentialLR,
+)
 from torch.utils.data import DataLoader
 
-from curricula import BATCH, ROWS, N, Seen, Stop, curriculum, fit, follow_all, series
+from curricula import BATCH, ROWS, N, Seen, Started, curriculum, fit, series
 from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.sampler import EpochSampler
-from reuse_algos.errors import NoEffectWarning
-from toy import checkpointed, epoch_loader, mlp, trainer, viewed
+from reuse_algos.errors import DataError
+from toy import epoch_loader, mlp, trainer, viewed
 
 LENGTHS = {"prune": 32, "prune, balanced": 48, "subset": 40}
 CONTROLS: dict[str, dict[str, Any]] = {
     "itself": {},
-    "shuffled scores": {"control": "shuffled_scores"},
+    "shuffled scores": {"shuffled": True},
     "random": {"score": "random"},
 }
 # Settings with which each strategy shows every example once, with weight 1.
-IDLE: dict[str, dict[str, Any]] = {
-    "curriculum": {"strategy": "curriculum", "start_fraction": 1.0},
-    "prune": {"strategy": "prune", "keep": 1.0},
-    "dynamic_prune": {"strategy": "dynamic_prune", "prune_rate": 0.0},
-    "active_bias": {"strategy": "active_bias", "score": torch.full((N,), 0.3)},
-    "focus": {"strategy": "focus", "score": torch.full((N,), 0.3)},
-    "subset": {"strategy": "subset", "keep": 1.0},
-}
 
 
 def _length(name: str, algorithm: HistoryCurriculum, settings: dict[str, Any]) -> int:
@@ -59,14 +57,16 @@ def _length(name: str, algorithm: HistoryCurriculum, settings: dict[str, Any]) -
 @pytest.mark.parametrize("name", ROWS)
 def test_trains_with_the_stated_number_of_examples(archive: RunArchive, name: str, control: str) -> None:
     settings = {**ROWS[name], **CONTROLS[control]}
+    if settings.pop("shuffled", False):
+        settings["score"] = {"name": settings.get("score"), "shuffled": True}
     algorithm = curriculum(archive, **settings)
-    one, seen, logger = fit([algorithm])
+    one, seen, logger = fit([algorithm], max_duration="2ep")
     length = _length(name, algorithm, settings)
     batches = -(-length // BATCH)
     assert [len(batch) for batch in seen.batches] == (
         [BATCH] * (length // BATCH) + [length % BATCH] * (length % BATCH > 0)
-    ) * 4
-    assert (int(one.state.timestamp.batch), int(one.state.timestamp.sample)) == (4 * batches, 4 * length)
+    ) * 2
+    assert (int(one.state.timestamp.batch), int(one.state.timestamp.sample)) == (2 * batches, 2 * length)
     assert int(one.state.dataloader_len) == batches
     assert algorithm.batches_applied > 0
     # What is logged is what was shown.
@@ -75,7 +75,7 @@ def test_trains_with_the_stated_number_of_examples(archive: RunArchive, name: st
         shown[batch] = True
         assert never == pytest.approx(1 - shown.mean()), i
     assert all(0 < share <= 1 for share in series(logger, "data_in_use"))
-    assert len(series(logger, "mean_score")) == 4 * batches
+    assert len(series(logger, "mean_score")) == 2 * batches
     if not algorithm.update:
         assert algorithm.scores_N is not None
         means = [float(algorithm.scores_N[batch].mean()) for batch in seen.batches]
@@ -89,70 +89,11 @@ def test_the_order_is_that_of_the_seed_and_of_no_global_generator(archive: RunAr
         torch.manual_seed(global_seed)
         np.random.seed(global_seed)
         loader = epoch_loader(viewed(), BATCH, seed=global_seed)
-        return fit([curriculum(archive, **ROWS[name], seed=seed)], loader=loader, lr=0.0)[1].batches
+        settings = {"loader": loader, "lr": 0.0, "max_duration": "2ep"}
+        return fit([curriculum(archive, **ROWS[name], seed=seed)], **settings)[1].batches
 
     assert batches(1, 1) == batches(1, 2)
     assert batches(1, 1) != batches(2, 1)
-
-
-@pytest.mark.parametrize("stop", [1, 5])
-@pytest.mark.parametrize("name", ROWS)
-def test_resumes_bit_equal(archive: RunArchive, tmp_path: Path, name: str, stop: int) -> None:
-    def run(folder: Path, stop: int | None) -> tuple[Any, list[list[int]], InMemoryLogger, HistoryCurriculum]:
-        algorithm = curriculum(archive, **ROWS[name])
-        seen, logger = Seen(), InMemoryLogger()
-        one = trainer(
-            epoch_loader(viewed(), BATCH),
-            mlp(5),
-            algorithms=[algorithm, seen, *([] if stop is None else [Stop(stop)])],
-            loggers=[logger],
-            **checkpointed(folder, save_interval="1ba", max_duration="4ep"),
-        )
-        with contextlib.suppress(KeyboardInterrupt):
-            one.fit()
-        one.close()
-        return one, seen.batches, logger, algorithm
-
-    straight, all_batches, log, algorithm = run(tmp_path / "straight", None)
-    run(tmp_path / "broken", stop)
-    resumed, later_batches, later, again = run(tmp_path / "broken", None)
-    assert later_batches == all_batches[-len(later_batches) :]
-    assert len(later_batches) == len(all_batches) - stop
-    for key, value in straight.state.model.state_dict().items():
-        assert torch.equal(value, resumed.state.model.state_dict()[key]), key
-    for metric in ("data_in_use", "mean_score", "never_seen"):
-        assert series(later, metric) == series(log, metric)[-len(later_batches) :]
-    assert again.batches_applied == algorithm.batches_applied
-
-
-@pytest.mark.parametrize("strategy", IDLE)
-def test_warns_when_it_changed_nothing(archive: RunArchive, strategy: str) -> None:
-    with pytest.warns(NoEffectWarning, match="every epoch showed all examples once, with weight 1"):
-        one, seen, _ = fit([curriculum(archive, **IDLE[strategy])], max_duration="2ep")
-    for epoch in range(2):
-        assert sorted(i for batch in seen.batches[4 * epoch : 4 * epoch + 4] for i in batch) == list(range(N))
-    assert int(one.state.timestamp.batch) == 8
-
-
-@pytest.mark.ranks
-def test_two_ranks_follow_the_plan_of_one(tmp_path: Path) -> None:
-    script = Path(__file__).parents[1] / "ranks" / "follow_curricula.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=280)
-    one = follow_all(RunArchive(tmp_path / "archive", create=True))
-    parts = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    for part in parts:
-        # In the middle and at the end of an epoch; with update, so that losses of all ranks are in the checkpoint.
-        assert part["resumed"] == {str(stop): [True, True, True] for stop in (1, 4, 6)}
-        assert "ignored targets" in part["refused"], "every rank raises what one of them found"
-    for name, expected in one.items():
-        ranks = [part[name]["batches"] for part in parts]
-        together = [sorted([*first, *second]) for first, second in zip(*ranks, strict=True)]
-        assert together == [sorted(batch) for batch in expected["batches"]], name
-        for metric in ("data_in_use", "mean_score", "never_seen"):
-            assert parts[0][name][metric] == parts[1][name][metric], (name, metric)
-            # The model's own losses come from other batch sizes, and so with other rounding.
-            assert parts[0][name][metric] == pytest.approx(expected[metric], rel=1e-5), (name, metric)
 
 
 # The meaning of the recipe -------------------------------------------------------------------------------------------
@@ -190,7 +131,7 @@ def test_schedules_end_where_the_recipe_says(archive: RunArchive, scheduler: Any
     """The rates are those of plain training on a data set of the shorter length: the recipe's, to the last batch."""
     if isinstance(scheduler, CosineAnnealingWithWarmupScheduler) and duration == "200sp":
         scheduler = CosineAnnealingWithWarmupScheduler(t_warmup="48sp")  # Composer wants the same units
-    for name in ("curriculum", "prune", "dynamic_prune", "focus"):
+    for name in ("dynamic_prune", "focus"):  # one with shorter epochs, and one with full ones
         settings = ROWS[name]
         algorithm = curriculum(archive, **settings)
         rates = _rates([algorithm], scheduler, None, max_duration=duration)
@@ -200,6 +141,62 @@ def test_schedules_end_where_the_recipe_says(archive: RunArchive, scheduler: Any
             steps = 4 * -(-length // BATCH)
             # Composer sets the rate of a batch from the time before the last one.
             assert rates[-1] == pytest.approx(0.1 * 0.5 * (1 + np.cos(np.pi * (steps - 1) / steps)))
+
+
+def _chained(optimizer: Any, steps: int) -> LRScheduler:
+    return ChainedScheduler([LambdaLR(optimizer, lambda step: 1 - step / (2 * steps))], optimizer=optimizer)
+
+
+def _in_turn(optimizer: Any, steps: int) -> LRScheduler:
+    parts = [LinearLR(optimizer, 0.1, total_iters=steps // 4), CosineAnnealingLR(optimizer, steps - steps // 4)]
+    return SequentialLR(optimizer, parts, milestones=[steps // 4])
+
+
+TORCH: dict[str, Callable[[Any, int], LRScheduler]] = {
+    "one cycle": lambda optimizer, steps: OneCycleLR(optimizer, 1.0, total_steps=steps + 1),
+    "cosine": lambda optimizer, steps: CosineAnnealingLR(optimizer, steps),
+    "polynomial": lambda optimizer, steps: PolynomialLR(optimizer, steps, power=2.0),
+    "milestones": lambda optimizer, steps: MultiStepLR(optimizer, [steps // 2, 3 * steps // 4]),
+    "lambda": lambda optimizer, steps: LambdaLR(optimizer, lambda step: 1 - step / (2 * steps)),
+    "chained": _chained,
+    "in turn": _in_turn,
+}
+
+
+def _torch_rates(algorithms: list[Any], name: str, steps: int, duration: str, every_batch: bool) -> list[float]:
+    """The rates of a training of 64 examples in batches of 16, with a torch scheduler made for so many steps."""
+    model = mlp(5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    settings = {"optimizers": optimizer, "step_schedulers_every_batch": every_batch, "max_duration": duration}
+    return _rates(algorithms, TORCH[name](optimizer, steps), None, model=model, **settings)
+
+
+PRUNED = {"strategy": "prune", "keep": 0.5}
+TORCH_WARNING = pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")  # SequentialLR gives it
+
+
+@TORCH_WARNING
+@pytest.mark.parametrize("name", TORCH)
+def test_torch_schedulers_that_count_full_epochs_are_refused(archive: RunArchive, name: str) -> None:
+    started = Started()
+    # 8 epochs of 4 batches would be 32 steps, and 16 are made.
+    with pytest.raises(DataError, match=r"2 batches here instead of 4: .* Set max_duration='16ba'"):
+        _torch_rates([curriculum(archive, **PRUNED), started], name, 32, "8ep", True)
+    assert not started.seen
+
+
+@TORCH_WARNING
+@pytest.mark.parametrize("name", ["one cycle", "in turn"])
+def test_torch_schedulers_give_their_whole_schedule_as_the_message_says(archive: RunArchive, name: str) -> None:
+    by_batch = _torch_rates([curriculum(archive, **PRUNED)], name, 8, "8ba", True)
+    assert by_batch == _torch_rates([], name, 8, "8ba", True)
+    by_epoch = _torch_rates([curriculum(archive, **PRUNED)], name, 4, "4ep", False)
+    assert by_epoch[:-1:2] == _torch_rates([], name, 4, "4ep", False)[:-1:4]
+    # 16 batches are 8 epochs now and were 4.
+    with pytest.raises(DataError, match=r"step after every epoch, .* Set max_duration in epochs"):
+        _torch_rates([curriculum(archive, **PRUNED)], name, 4, "16ba", False)
+    # Epochs of full length are no reason to refuse anything.
+    _torch_rates([curriculum(archive, strategy="focus")], name, 8, "1ep", True)
 
 
 def test_durations_mean_what_they_say(archive: RunArchive) -> None:
@@ -222,16 +219,6 @@ def test_a_second_fit_goes_on(archive: RunArchive) -> None:
     one.fit(duration="2ep")
     assert len(seen.batches) == 2 * first
     assert seen.batches[first:] != seen.batches[:first]
-
-
-def test_another_trainer_starts_afresh(archive: RunArchive) -> None:
-    """What the first run saw of its own losses is no score of the second."""
-    fresh, used = (curriculum(archive, **ROWS["dynamic_prune"]) for _ in range(2))
-    fit([used], model=mlp(7), lr=0.1)
-    _, expected, log = fit([fresh])
-    _, seen, later = fit([used])
-    assert seen.batches == expected.batches
-    assert series(later, "never_seen") == series(log, "never_seen")
 
 
 # Loaders and views ---------------------------------------------------------------------------------------------------

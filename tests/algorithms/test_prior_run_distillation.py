@@ -170,7 +170,7 @@ def test_top_k_keeps_the_probabilities_of_the_largest(archive: RunArchive, tmp_p
         _, _, log = fit([distil(RunArchive(tmp_path), runs=run_id, source=source)])
         losses.append(series(log, "reuse/distillation/loss"))
     assert losses[0] == pytest.approx(losses[1], rel=2e-3)
-    with pytest.raises(PriorRunMismatchError, match="MSE needs all of them"):
+    with pytest.raises(PriorRunMismatchError, match="MSE and a scale need all of them"):
         fit([distil(RunArchive(tmp_path), runs=run_id, source="cached", loss="mse")])
 
 

@@ -143,7 +143,7 @@ def test_curriculum_weighs_the_model_s_own_losses(tmp_path: Path, name: str) -> 
     weigh = HistoryCurriculum(tmp_path, strategy={"name": "active_bias", "mode": "weighting"}, score=scores)
     model, losses = _fit(name, weigh)
     _, targets, fn = TASKS[name]
-    weights = weigh._plan(0)[1].weights_N
+    weights = weigh.epochs.plan(0).plan.weights_N
     assert weights is not None
     rows = [int((x == X).flatten(1).all(1).nonzero()) for x in losses.inputs[0]]  # the order is the curriculum's
     with torch.no_grad():

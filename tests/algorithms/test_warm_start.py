@@ -35,8 +35,11 @@ def series(log: Any, name: str) -> list[float]:
 # What is loaded ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("weights", ["last", "best", "2ep"])
-@pytest.mark.parametrize("compiled", [{}, {"compile_config": {"backend": "aot_eager"}}], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("weights", "compiled"),
+    [("last", {}), ("best", {}), ("2ep", {}), ("last", {"compile_config": {"backend": "aot_eager"}})],
+    ids=["last", "best", "2ep", "compiled"],
+)
 def test_starts_from_exactly_the_archived_weights(archive: RunArchive, weights: str, compiled: Any) -> None:
     algorithm = warm(archive, weights=weights)
     _, seen, log = fit([algorithm], max_duration="2ba", **compiled)
@@ -146,7 +149,7 @@ def test_average_over_runs_of_one_lineage_only(archive: RunArchive, tmp_path: Pa
     fit([warm(mine, runs=[first, children[0]], weights="average")], max_duration="1ba")
 
     stranger = record(mine, "stranger")
-    with pytest.raises(PriorRunMismatchError, match="are of no one lineage"):
+    with pytest.raises(PriorRunMismatchError, match="are not of one lineage"):
         fit([warm(mine, runs=[children[0], stranger], weights="average")])
     wide = record(mine, "wide", [warm(mine, runs=first, reset=["0.*", "1.*", "3.weight"])], model=mlp(2, hidden=8))
     with pytest.raises(PriorRunMismatchError, match=r"cannot be averaged.*\n.*module.0.bias: \(16,\) there, \(8,\)"):
@@ -305,7 +308,7 @@ def _resumable(archive: Any, folder: Path, stop: int | None, **settings: Any) ->
 
 
 @pytest.mark.filterwarnings("ignore:No batches were trained", "ignore:The ``compute`` method of metric")
-@pytest.mark.parametrize("stop", [1, 4, 6])
+@pytest.mark.parametrize("stop", [1])
 def test_a_resumed_run_does_not_load_again(archive: RunArchive, tmp_path: Path, stop: int) -> None:
     settings = {"shrink": 0.6, "perturb": 0.2, "learning_rates": {"backbone": 0.5}}
     _, straight, _ = _resumable(archive, tmp_path / "straight", None, **settings)

@@ -38,19 +38,6 @@ def trainer_with(optimizer: Any, model: Any, algorithms: list[Any], callbacks: l
 # A second Trainer ----------------------------------------------------------------------------------------------------
 
 
-def test_another_trainer_starts_from_the_prior_run_too(archive: RunArchive) -> None:
-    """A loop over seeds with one algorithm object must not train its second model from random numbers."""
-    algorithm = warm(archive, runs={"tags": {"method": "baseline"}, "order": "latest", "limit": 1})
-    _, first, _ = fit([algorithm], max_duration="1ba")
-    seconds = algorithm.setup_seconds
-    _, second, log = fit([algorithm], mlp(9), max_duration="1ba")
-    assert same(first.first, second.first)
-    assert same(second.first, archived(archive, 1))
-    assert [float(value) for _, value in log.data["reuse/warm_start/loaded"]] == [1.0]
-    assert algorithm.setup_seconds < seconds + 1, "of this Trainer alone"
-    assert algorithm.state_dict()["setup_seconds"] == algorithm.setup_seconds
-
-
 def test_another_trainer_chooses_its_prior_run_anew(tmp_path: Path) -> None:
     mine = RunArchive(tmp_path, create=True)
     record(mine, "one")
@@ -60,16 +47,6 @@ def test_another_trainer_chooses_its_prior_run_anew(tmp_path: Path) -> None:
     _, seen, _ = fit([algorithm], mlp(9), max_duration="1ba")
     assert [use.run_id for use in algorithm.prior_uses()] == [later]
     assert same(seen.first, {name: value.clone() for name, value in mine.run(later).weights("last").items()})
-
-
-@pytest.mark.parametrize("kind", ["warm", "freezing"])
-def test_another_trainer_freezes_anew(archive: RunArchive, kind: str) -> None:
-    settings: dict[str, Any] = {"freeze": "backbone", "unfreeze_at": "1ba"}
-    algorithm = warm(archive, **settings) if kind == "warm" else Freezing(**settings)
-    for model in (mlp(5), mlp(9)):
-        _, seen, _ = fit([algorithm], model, max_duration="2ba")
-        assert seen.with_gradient[0] == HEAD
-        assert seen.with_gradient[1] >= FROZEN
 
 
 def test_another_trainer_of_the_same_optimizer_multiplies_its_rates_once(archive: RunArchive) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.run_keeper import RunKeeper
+from reuse_algos.callbacks.recorder.run_keeper import RunKeeper
 from reuse_algos.errors import ArchiveError, ExampleIdError
 from reuse_algos.harvest import harvest
 from toy import blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed

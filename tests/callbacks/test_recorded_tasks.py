@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.signal_capture import SignalCapture, parse_signals
+from reuse_algos.callbacks.signals.capture import SignalCapture, parse_signals
 from reuse_algos.cli import main
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
@@ -29,7 +29,7 @@ from reuse_algos.errors import DataError, ReuseAlgosError, TaskError
 from reuse_algos.harvest import harvest
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.recorded_task import task_of
-from reuse_algos.training.task import Task
+from reuse_algos.training.task import Task, TaskSettings
 from toy import NUM_CLASSES, blobs, mlp, trainer
 
 N, D, T, V, H = 12, 6, 5, 7, 4
@@ -228,9 +228,32 @@ def test_what_regression_has_not_is_refused_by_name(tmp_path: Path, name: str, s
 
 
 @pytest.mark.parametrize("name", ["tagger", "pixels, -1 ignored"])
-def test_top_k_of_positions_is_refused(tmp_path: Path, name: str) -> None:
-    case = Case(**{**vars(CASES[name]), "signals": {"logits": {"top_k": 2, "last_epochs": 1}}})
-    refused(tmp_path, case, TaskError, "signals.logits.top_k: 2 is defined for one row of classes")
+def test_top_k_keeps_the_largest_of_each_position(tmp_path: Path, name: str) -> None:
+    """The two largest logits of each token or pixel in float16, and the mass of the others exactly."""
+    case = Case(**{**vars(CASES[name]), "signals": {"logits": {"top_k": 2}}})
+    run, outputs = record(tmp_path, case)
+    signal = run.signal("logits")
+    (slot,) = signal.slots
+    decoded = signal.dense(slot)[0]
+    logits = outputs.movedim(-1, 1) if name == "tagger" else outputs
+    assert signal.row_shape == tuple(logits.shape[1:])
+    assert signal.kept_classes == 2
+    kept, places = logits.topk(2, dim=1)
+    torch.testing.assert_close(decoded.gather(1, places), kept.half().float(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(decoded.logsumexp(1), logits.logsumexp(1), rtol=1e-3, atol=1e-3)
+    assert signal.nbytes == len(logits) * logits[0, 0].numel() * (2 * 2 + 2 * 4 + 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_k": 9}, "signals.logits.top_k: 9 of"),
+        ({"size": [2, 2]}, r"signals.logits.size: \[2, 2\] makes maps of pixels smaller"),
+    ],
+)
+def test_logits_that_cannot_be_kept_so_are_refused(tmp_path: Path, settings: dict, message: str) -> None:
+    case = Case(**{**vars(CASES["tagger"]), "signals": {"logits": settings}})
+    refused(tmp_path, case, TaskError, message)
 
 
 def smoothed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -275,9 +298,9 @@ def test_the_task_may_be_set_where_nothing_tells(tmp_path: Path) -> None:
         lambda: linear(T), (x, y), lambda z, t: F.multi_margin_loss(z.flatten(0, 1), t.flatten()), Task("token", T, -1)
     )
     case.signals = {"logits": {}, "correct": {}}
-    refused(tmp_path / "one", case, TaskError, "several tasks fit .* Set task:")
+    refused(tmp_path / "one", case, TaskError, "several tasks fit .* Set keys: {task:")
     given = {"kind": "token", "class_dim": -1, "shift": False}
-    run, outputs = record(tmp_path / "two", case, task=given)
+    run, outputs = record(tmp_path / "two", case, keys=BatchKeys(task=TaskSettings(**given)))
     torch.testing.assert_close(run.signal("logits").dense(0)[0].float(), outputs.mT, atol=1e-3, rtol=1e-3)
 
 
@@ -333,7 +356,7 @@ def _fit(folder: Path, loader: Any, **arguments: Any) -> RunRecorder:
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), None),
+        (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_flip), "they are inverted"),
         (lambda: DataSpec(DataLoader(_viewed(blobs()), 16), batch_transforms=_scaled), None),
         (lambda: DataLoader(_viewed(OwnGenerator()), 16), "was read twice and was not the same"),
         (lambda: DataLoader(_viewed(blobs()), 16, collate_fn=_hard_mixed), "inputs"),
@@ -364,9 +387,9 @@ def test_random_transforms_of_a_data_spec_are_refused(tmp_path: Path, kind: str)
 
 
 def test_one_line_says_what_was_checked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, logger="reuse_algos.callbacks.signal_watch"):
+    with caplog.at_level(logging.INFO, logger="reuse_algos.callbacks.signals.watch"):
         _fit(tmp_path, DataLoader(_viewed(blobs()), 16))
-    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signal_watch")]
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("signals.watch")]
     assert line == (
         "RunRecorder: task multiclass of 4 (its loss is the model's own); loss is not recorded; 4 views are the same "
         "when read twice; 4 rows of the first batch are the examples that they are said to be"

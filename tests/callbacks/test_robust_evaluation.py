@@ -21,14 +21,16 @@ from composer.models import ComposerClassifier
 from composer.utils import dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torchmetrics import MetricCollection
 
 from compare.asking import compare_runs
 from ranks.attack_while_training import MEAN, SIDE, STD, eval_loader, images, linear, robust_history
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.callbacks import RobustEvaluation, RunRecorder, run_recorder
+from reuse_algos.callbacks import RobustEvaluation, RunRecorder, train_clock
+from reuse_algos.callbacks.recorder import run_recorder
 from reuse_algos.cli import main
-from reuse_algos.data.pixels import PixelSpace
-from reuse_algos.errors import DataError, ModelError, NoEffectWarning
+from reuse_algos.data.images.pixels import PixelSpace
+from reuse_algos.errors import DataError, ModelError, NoEffectWarning, TaskError
 from reuse_algos.training.attacks import Attack, perturb
 from reuse_algos.training.batch_keys import BatchKeys
 from toy import DictModel, blobs, checkpointed, mlp, trainer
@@ -103,6 +105,67 @@ def test_fgsm_accuracy_of_a_linear_model_is_the_closed_form(tmp_path: Path, epsi
     assert run.metric(CLEAN).value.tolist() == [pytest.approx(clean)]
     assert run.metric(FGSM).value.tolist() == [pytest.approx(fgsm)]
     assert fgsm < clean, "an attack that changes nothing would prove nothing"
+
+
+def _binary(outputs: Tensor, targets: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(outputs.flatten(), targets.float())
+
+
+@pytest.mark.parametrize("epsilon", [0.03, 0.12])
+@pytest.mark.parametrize("columns", [True, False])
+def test_one_logit_is_attacked_as_the_difference_of_two(tmp_path: Path, epsilon: float, columns: bool) -> None:
+    """The same weights as a binary model, with outputs [B, 1] or [B]: the same numbers as with two classes."""
+    two = linear()
+    one = nn.Linear(2 * SIDE * SIDE, 1)
+    with torch.no_grad():
+        weight_KD, bias_K = two.module[1].parameters()  # type: ignore[index]
+        one.weight.copy_(weight_KD[1:] - weight_KD[:1])
+        one.bias.copy_(bias_K[1:] - bias_K[:1])
+    net = nn.Sequential(nn.Flatten(), one) if columns else nn.Sequential(nn.Flatten(), one, nn.Flatten(0))
+    model = ComposerClassifier(net, num_classes=2, loss_fn=_binary)
+    model.train_metrics = model.val_metrics = MetricCollection([])
+    callback = RobustEvaluation(attacks={"fgsm": {"epsilon": epsilon}}, examples=20)
+    run = recorded(tmp_path, callback, model=model, lr=0.0, max_duration="1ep")
+    clean, fgsm = fgsm_by_hand(epsilon, [i * 50 // 20 for i in range(20)])
+    assert (run.metric(CLEAN).value.tolist(), run.metric(FGSM).value.tolist()) == (
+        [pytest.approx(clean)],
+        [pytest.approx(fgsm)],
+    )
+
+
+class Many(Dataset):
+    """Images with a row of targets each: labels of a multilabel task, or numbers."""
+
+    def __init__(self, targets: Tensor) -> None:
+        self.images, self.targets_N = images(), targets
+        self.pixel_space = self.images.pixel_space
+
+    def __len__(self) -> int:
+        return len(self.targets_N)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.images[index][0], self.targets_N[index]
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind", "targets"),
+    [
+        (
+            nn.functional.binary_cross_entropy_with_logits,
+            "multilabel",
+            (torch.arange(40).reshape(20, 2) % 3 > 0).float(),
+        ),
+        (nn.functional.mse_loss, "regression", torch.arange(40).reshape(20, 2) / 7),
+    ],
+)
+def test_what_has_no_classes_is_refused_by_name(loss: Any, kind: str, targets: Tensor) -> None:
+    """Twice as many targets as rows: the index of the largest output was once compared with them."""
+    model = ComposerClassifier(linear().module, num_classes=2, loss_fn=loss)
+    model.train_metrics = model.val_metrics = MetricCollection([])
+    data = DataLoader(Many(targets), batch_size=10)
+    one = trainer(data, model, eval_dataloader=data, callbacks=[RobustEvaluation()], max_duration="1ep")
+    with pytest.raises(TaskError, match=f"RobustEvaluation is not defined for the task '{kind}'"):
+        one.fit()
 
 
 def test_every_example_clean_is_the_trainer_s_own_accuracy_also_of_averaged_weights(tmp_path: Path) -> None:
@@ -228,6 +291,7 @@ def test_a_resumed_run_goes_on_with_the_interval(tmp_path: Path) -> None:
 
 def test_it_counts_as_evaluation_and_not_as_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
+    monkeypatch.setattr(train_clock, "perf_counter", lambda: now[0])
     monkeypatch.setattr(run_recorder, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     class Slow(RobustEvaluation):
@@ -239,7 +303,7 @@ def test_it_counts_as_evaluation_and_not_as_training(tmp_path: Path, monkeypatch
 
     run = recorded(tmp_path, Slow(attacks={"fgsm": {}}, examples=5), max_duration="3ep")
     cost = run.manifest.cost
-    assert cost.eval_seconds == 3000.0
+    assert (cost.train_seconds, cost.eval_seconds) == (0.0, 3000.0)
     assert cost.overhead_seconds == 0.0
     assert run.metric(FGSM).eval_seconds.tolist() == [0.0, 1000.0, 2000.0], "a row counts the evaluations before it"
 

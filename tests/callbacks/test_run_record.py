@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reuse_algos.archive import DatasetRecord, FileEntry, Manifest, RunArchive
-from reuse_algos.callbacks.run_record import RunRecord
+from reuse_algos.callbacks.recorder.run_record import RunRecord
 
 META = {"slot": 0, "view": 0, "source": "capture", "encoding": "dense", "num_classes": 2, "whole_epoch": True}
 
@@ -28,7 +28,7 @@ def test_epochs_between_two_commits_replace_each_other_on_every_rank(
     theirs = [other.put("signals", "logits", rows(1, epoch), {**META, "epoch": epoch, "rank": 1}) for epoch in (0, 1)]
     for epoch in (0, 1):
         record.put("signals", "logits", rows(0, epoch), **META, epoch=epoch)
-    monkeypatch.setattr("reuse_algos.callbacks.run_record.on_every_rank", lambda work: [work(), theirs])
+    monkeypatch.setattr("reuse_algos.callbacks.recorder.run_record.on_every_rank", lambda work: [work(), theirs])
 
     def describe(files: list[FileEntry]) -> Manifest:
         return Manifest(files=files, dataset=DatasetRecord(name="toy", num_examples=4, fingerprint="f" * 64))

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.signal_capture import Segment, SignalCapture, parse_signals
+from reuse_algos.callbacks.signals.capture import Segment, SignalCapture, parse_signals
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.training.batch_keys import BatchKeys

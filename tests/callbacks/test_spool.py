@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.spool import Spool
+from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.cli import main
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning, RunNotFoundError
 from toy import blobs, checkpointed, epoch_loader, mlp, trainer, viewed

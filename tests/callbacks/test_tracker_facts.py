@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import composer.trainer.trainer as composer_trainer
 import pytest
+from composer import Callback, State
 from composer.loggers import InMemoryLogger, Logger, LoggerDestination, WandBLogger
 from torch.utils.data import DataLoader
 
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import CostRecord, Manifest, PriorRun, PriorUse, RunArchive
-from reuse_algos.callbacks import RunRecorder
-from reuse_algos.callbacks.tracker_facts import log_cost
+from reuse_algos.callbacks import RunRecorder, train_clock
+from reuse_algos.callbacks.recorder.tracker_facts import log_cost
 from reuse_algos.errors import ArchiveWarning
-from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
 from wandb_files import OfflineRun, keep_offline
 
 ACCURACY = "metrics/eval/MulticlassAccuracy"
@@ -131,3 +135,65 @@ def test_a_logger_that_refuses_stops_no_training(tmp_path: Path) -> None:
     one.close()
     assert memory.hyperparameters["reuse"]["run_id"] == recorder.run_id
     assert RunArchive(tmp_path / "archive").run(str(recorder.run_id)).finished
+
+
+class Passing(Callback):
+    """A second for each batch and ten for each evaluation, by a clock of its own; the time of day is set back."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, crash_at: int = 0) -> None:
+        self.now, self.crash_at = 0.0, crash_at
+        monkeypatch.setattr(train_clock, "perf_counter", lambda: self.now)
+        days = SimpleNamespace(datetime=SimpleNamespace(now=self._back), timedelta=datetime.timedelta)
+        monkeypatch.setattr(composer_trainer, "datetime", days)
+
+    def _back(self) -> datetime.datetime:
+        return datetime.datetime(2030, 1, 1) - datetime.timedelta(hours=self.now)
+
+    def before_forward(self, state: State, logger: Logger) -> None:
+        if self.crash_at == int(state.timestamp.batch) + 1:
+            raise RuntimeError("crash")
+        self.now += 1
+
+    def eval_start(self, state: State, logger: Logger) -> None:
+        self.now += 10
+
+
+@pytest.mark.parametrize("crash", [True, False])
+def test_seconds_are_right_where_the_time_of_day_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, crash: bool
+) -> None:
+    """Four batches an epoch and an evaluation behind each; stopped within the second epoch and gone on with.
+
+    Where the first training crashes the second goes on with its run. Else it starts a run from its checkpoint.
+    """
+    saving = checkpointed(tmp_path / "checkpoints", save_interval="2ba")
+
+    def train(clock: Passing, duration: str) -> PriorRun:
+        recorder = RunRecorder(tmp_path / "archive", run_name="run")
+        one = trainer(
+            epoch_loader(blobs()),
+            mlp(1),
+            callbacks=[clock, recorder],
+            eval_dataloader=DataLoader(blobs(16), batch_size=16),
+            max_duration=duration,
+            **saving,
+        )
+        try:
+            one.fit()
+        finally:
+            assert one.state.timestamp.total_wct.total_seconds() < 0, "Composer's own, by the time of day"
+            one.close()
+        assert recorder.run_id is not None
+        return RunArchive(tmp_path / "archive").run(recorder.run_id)
+
+    if crash:
+        with pytest.raises(RuntimeError, match="crash"):
+            train(Passing(monkeypatch, 8), "3ep")
+    else:
+        train(Passing(monkeypatch), "6ba")
+    run = train(Passing(monkeypatch), "3ep")
+    history = run.metric(ACCURACY)
+    assert history.step.tolist() == ([4, 8, 12] if crash else [8, 12])
+    assert history.train_seconds.tolist() == [float(step) for step in history.step]
+    assert run.manifest.cost.train_seconds == 12.0
+    assert run.manifest.cost.eval_seconds == (30.0 if crash else 20.0)

@@ -62,7 +62,6 @@ def test_recommend(path: str, capsys: pytest.CaptureFixture[str]) -> None:
         (("compare", "--count-prior-training"), "--count-prior-training: only with --budgets"),
         (("recommend", "--target", "0.6", "--judge-by", "flop"), "cannot be judged by 'flop'"),
         (("compare", "--budgets", "--judge-by", "minutes"), "cannot be judged by 'minutes'"),
-        (("compare", "--budgets", "--plot", "x.png"), "leave one of them out"),
         (("compare", "--budgets", "--price-per-hour", "-1"), "price of an hour"),
         (("compare", "--budgets", "--baseline", "basline"), "Did you mean 'baseline'"),
         (("recommend", "--target", "nan"), "must be a number"),

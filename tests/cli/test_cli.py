@@ -316,7 +316,7 @@ def test_compare_refuses(made: dict[str, Any], capsys: pytest.CaptureFixture[str
     assert "Did you mean 'baseline'" in refused(capsys, "compare", path, "--baseline", "basline", "--target", "0.5")
     assert "different numbers of steps" not in refused(capsys, "compare", path, "--group-by", "nonsense")
     assert ".png, .pdf, .svg" in refused(capsys, "compare", path, "--plot", str(tmp_path / "plot.gif"))
-    assert "No such file" in refused(
+    assert "there is no folder" in refused(
         capsys, "compare", path, "--target", "0.5", "--plot", str(tmp_path / "nowhere" / "plot.png")
     )
 
@@ -342,10 +342,10 @@ def test_train_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[Any] = []
-    stand_in(monkeypatch, "demo", run_demo=lambda folder, *, seeds, keep: seen.append((folder, seeds, keep)) or 1)
+    stand_in(monkeypatch, "demo", run_demo=lambda folder, **options: seen.append((folder, *options.values())) or 1)
     assert call(capsys, "demo")[0] == 1
-    assert call(capsys, "demo", "--folder", "x", "--seeds", "3", "--keep")[0] == 1
-    assert seen == [(Path("demo"), 8, False), (Path("x"), 3, True)]
+    assert call(capsys, "demo", "--folder", "x", "--seeds", "3", "--keep", "--all")[0] == 1
+    assert seen == [(Path("demo"), None, False, False), (Path("x"), 3, True, True)]
 
 
 @dataclasses.dataclass
@@ -421,7 +421,7 @@ def test_harvest_passes_its_arguments_on(
     assert "no run 'nope'" in refused(capsys, "harvest", path, "nope")
     assert "empty name" in refused(capsys, "harvest", path, run, "--signals", "logits,")
     assert "KEY=VALUE" in refused(capsys, "harvest", path, run, "--data", "root")
-    assert "no YAML" in refused(capsys, "harvest", path, run, "--data", "root=[")
+    assert "not YAML" in refused(capsys, "harvest", path, run, "--data", "root=[")
 
 
 def test_commands_fit_the_functions_that_they_call() -> None:
@@ -437,7 +437,7 @@ def test_commands_fit_the_functions_that_they_call() -> None:
         "archive", "run", **dict.fromkeys((*names, "memory_bytes", "attack", "bits", "replace"))
     )
     inspect.signature(real_train).bind(["recipe.yaml"])
-    inspect.signature(run_demo).bind(Path("demo"), seeds=3, keep=False)
+    inspect.signature(run_demo).bind(Path("demo"), seeds=3, keep=False, everything=True)
 
 
 def test_interruption_and_errors_of_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

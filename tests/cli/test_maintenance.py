@@ -17,7 +17,7 @@ from reuse_algos.archive import LocalStore, PriorUse, RunArchive
 from reuse_algos.archive.upkeep.leases import Marker
 from reuse_algos.cli import main
 from reuse_algos.commands.common import names_archive
-from reuse_algos.commands.gc import age
+from reuse_algos.commands.upkeep.gc import age
 from reuse_algos.errors import ArchiveError
 
 X = np.arange(1, 11) / 10
@@ -113,7 +113,7 @@ def test_ages(archive: RunArchive, capsys: pytest.CaptureFixture[str]) -> None:
     assert [age(text) for text in ("90m", "1h", "1.5d", "2w")] == [5400, 3600, 129600, 1209600]
     assert "less than 1h" in refused(capsys, "gc", archive.root, "--min-age", "59m")
     for text in ("1", "d", "-1d", "1y", "1e9d", "nan"):
-        assert "no age such as" in refused(capsys, "gc", archive.root, f"--min-age={text}")
+        assert "is not an age such as" in refused(capsys, "gc", archive.root, f"--min-age={text}")
     garbage = add_garbage(archive, write_run(archive, "m", 0, X))
     grow_old(archive, days=0.5)
     assert garbage not in call(capsys, "gc", archive.root, "--min-age", "13h")[1]

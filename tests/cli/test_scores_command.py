@@ -13,10 +13,10 @@ import torch
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import DatasetRecord, RunArchive
 from reuse_algos.cli import main
-from reuse_algos.commands import score_pictures
 from reuse_algos.commands.common import ARCHIVE_VARIABLE
-from reuse_algos.data.config import DataConfig
-from reuse_algos.data.datasets import LoadedData, load_datasets
+from reuse_algos.commands.show import score_pictures
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.load import LoadedData, load_datasets
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import DataError
 
@@ -210,7 +210,7 @@ def test_refusals(made: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_
     assert "combined by 'median'" in refused(capsys, path, run, "--aggregate", "median")
     assert f"harvest ARCHIVE {run} --signals el2n" in refused(capsys, path, run, "--score", "el2n")
     assert ".png, .pdf, .svg" in refused(capsys, path, run, "--picture", "a.gif")
-    assert "No such file" in refused(capsys, path, run, "--picture", str(tmp_path / "nowhere" / "a.png"))
+    assert "there is no folder" in refused(capsys, path, run, "--picture", str(tmp_path / "nowhere" / "a.png"))
     assert "--noise needs" in refused(capsys, path, run, "--noise", "0")
     assert "has neither" in refused(capsys, path, bare, "--noise", "5")
     sheet = ("--contact-sheet", str(tmp_path / "sheet.png"))

@@ -14,7 +14,7 @@ from sequences import Here, sequence
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reuse_algos.sequence.running.LocalLauncher", lambda threads: Here())
+    monkeypatch.setattr("reuse_algos.sequence.running.driver.LocalLauncher", lambda threads: Here())
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
@@ -84,7 +84,7 @@ def test_time_limit_says_what_is_left(tmp_path: Path, capsys: pytest.CaptureFixt
     assert (code, out) == (3, "4 of 4 steps are left; the same command goes on with them\n")
     code, _, err = call(capsys, path, "--time-limit", "9 weeks")
     assert code == 2
-    assert "'9 weeks' is no time: write for example 90s, 9m or 1.5h" in err
+    assert "'9 weeks' is not a time: write for example 90s, 9m or 1.5h" in err
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("9m", 540.0), ("1.5h", 5400.0)])

@@ -13,7 +13,8 @@ import torch
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
-from reuse_algos.commands.instrument_panel import panel, readings_of_run
+from reuse_algos.commands.show.instrument_panel import panel, readings_of_run
+from reuse_algos.compare import Question, compare, read_outcomes
 from reuse_algos.harvest.laziness import laziness_of_run
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model
@@ -64,6 +65,20 @@ def test_the_panel_has_a_curve_for_each_run_and_one_map(archive: RunArchive) -> 
     assert axes["sizes of gradients, one"].get_images()[0].get_array().shape == (10, 5)
     ticks = [label.get_text() for label in axes["sizes of gradients, one"].get_yticklabels()]
     assert ticks == ["below", *(f"1e{power}" for power in range(-8, 1))], "from small to large"
+
+
+def test_readings_are_metrics_of_a_comparison(archive: RunArchive) -> None:
+    question = Question(group_by="seed", baseline="1", metric="norm_test", mode="min")
+    outcomes = read_outcomes(archive, question)
+    run = archive.run("digits-instruments-1")
+    history = run.metric("instruments/norm_test")
+    assert outcomes.metric == "instruments/norm_test"
+    (own,) = outcomes.groups["1"]
+    assert own.final == history.value[-1]
+    assert own.readings["instruments/norm_test"] == list(
+        zip(history.step.tolist(), history.value.tolist(), strict=True)
+    )
+    assert compare(outcomes, question).group("2").runs[0].final == outcomes.groups["2"][0].final
 
 
 def test_a_run_without_readings_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,8 +18,10 @@ from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
 from reuse_algos.compare import Outcomes
+from reuse_algos.compare.show.dashboard import dashboard_of
 from reuse_algos.compare.show.drawing import drawn_axes, looks_of
-from reuse_algos.compare.show.page import check_report_path, embedded_json, headline, report_page, write_report
+from reuse_algos.compare.show.files import PAGES, check_file
+from reuse_algos.compare.show.page import embedded_json, headline, report_page, write_report
 from reuse_algos.compare.show.page.scales import linear_scale, log_scale
 from reuse_algos.compare.show.page.values import visible
 from reuse_algos.errors import CompareError
@@ -134,6 +136,26 @@ def test_nothing_is_loaded_and_nothing_else_runs(report) -> None:
     assert "@import" not in text
     assert "url(" not in text
     assert not re.search(r"https?://", re.sub(r'<script type="application/json".*?</script>', "", text, flags=re.S))
+
+
+def test_what_was_read_inside_is_drawn_and_said() -> None:
+    comparison, outcomes = budgets()
+    alpha = [(step, -0.999) for step in range(1, 9)]
+    read = {"instruments/alpha": alpha, "instruments/gradient_sizes/below": [(1, 0.5)]}
+    runs = [
+        dataclasses.replace(run, readings=read) if run.group == "distilled" and run.budget == "40ep" else run
+        for run in outcomes.runs
+    ]
+    inside = dataclasses.replace(outcomes, runs=runs)
+    text = report_page(comparison, inside)
+    (chart,) = json.loads(Page(text).data)["readings"]
+    assert [one["y"] for one in chart["series"]] == [[-0.999] * 8] * 3
+    assert "Inside the runs" in text
+    assert text.count("The learning rate is too small") == 3
+    assert "Inside the runs" not in report_page(comparison, outcomes)
+    lines = dashboard_of(comparison, inside).lines["readings/alpha"].series
+    assert len(lines) == 3
+    assert all(points == [(float(step), -0.999) for step in range(1, 9)] for points in lines.values())
 
 
 def test_hostile_names_stay_names(report) -> None:
@@ -291,13 +313,13 @@ def test_the_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.Captur
     assert main([*arguments, *by_budget]) == 0
     assert f"report: {report}" in capsys.readouterr().out
     assert main(["compare", "nowhere", "--html", "report.pdf"]) == 2
-    assert "end the name in .html or .htm" in capsys.readouterr().err
+    assert "end the name in .html, .htm" in capsys.readouterr().err
 
 
 def test_reports_that_can_not_be_written(tmp_path: Path) -> None:
     for name in ("report.pdf", "report", "html"):
-        with pytest.raises(CompareError, match=r"end the name in \.html or \.htm"):
-            check_report_path(tmp_path / name)
+        with pytest.raises(CompareError, match=r"end the name in \.html, \.htm"):
+            check_file(tmp_path / name, PAGES)
     with pytest.raises(CompareError, match="no folder"):
         write_report("", tmp_path / "nowhere" / "report.html")
     (tmp_path / "folder.html").mkdir()

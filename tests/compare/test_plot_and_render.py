@@ -119,7 +119,7 @@ def test_plots_that_can_not_be_written(archive: RunArchive, tmp_path: Path) -> N
     for name in ("plot.gif", "plot", "png"):
         with pytest.raises(CompareError, match=r"end the name in \.png, \.pdf, \.svg"):
             plot_comparison(comparison, selection, tmp_path / name)
-    with pytest.raises(CompareError, match=r"cannot be written to .*No such file"):
+    with pytest.raises(CompareError, match="there is no folder"):
         plot_comparison(comparison, selection, tmp_path / "nowhere" / "plot.png")
 
 

@@ -93,6 +93,48 @@ def test_nothing_is_extrapolated() -> None:
     assert "at least" in short.sentence
 
 
+def law(group: str, budgets: tuple[int, ...], factor: float, **fields: object) -> list[Outcome]:
+    """Errors of ``factor * steps ** -0.5`` at 2 s an epoch, with a spread of about 2 % over three seeds."""
+    return [
+        dataclasses.replace(run, final=1 - factor * run.steps**-0.5 * (1 + 0.02 * ((run.seed or 0) - 1)), **fields)
+        for run in records(group, budgets)
+    ]
+
+
+def test_a_budget_that_was_not_trained_is_forecast_with_its_cost() -> None:
+    plain, quick = law("baseline", (5, 10, 20, 40), 6.0), law("quick", (5, 10, 20, 40), 4.0)
+    target = 1 - 4.0 * 1600**-0.5  # of quick after 80 epochs of 20 steps, twice its largest budget
+    found = recommend(plain, quick, target=target)
+    assert found.choice is None
+    made = next(one for one in found.candidates if one.name == "quick").forecast
+    assert made is not None
+    assert made.steps.estimate == pytest.approx(1600, rel=1e-2)
+    assert made.steps.low < 1600 < made.steps.high < 2400
+    assert made.cost is not None
+    assert made.cost.estimate == pytest.approx(160, rel=1e-2)
+    assert abs(made.error) < 1e-6
+    assert "Next, train quick for about 16" in found.sentence
+    assert "which no run has shown" in found.sentence
+    of_loss = [dataclasses.replace(run, final=1 - run.final) for run in (*plain, *quick)]
+    asked = recommend_runs(of_loss, target=1 - target, metric="loss", mode="min")
+    assert "Next, train quick for about 16" in asked.sentence
+    # Neither far ahead, nor from two budgets, nor where a run reaches the target.
+    two_budgets = (plain[-6:], quick[-6:])
+    for groups, aim in (((plain, quick), 1 - 4.0 * 16000**-0.5), (two_budgets, target), ((plain, quick), 0.8)):
+        assert "Next, train" not in recommend(*groups, target=aim).sentence
+
+
+def test_diagnoses_and_forecasts_of_runs_are_quoted() -> None:
+    alpha = [(step, -0.999) for step in range(1, 9)]
+    read = {"instruments/alpha": alpha, "forecast/50pct/end_loss_error": [(100, -0.04)]}
+    slow = [dataclasses.replace(run, readings=read if run.seed else {}) for run in QUICK]
+    notes = recommend(BASELINE, slow).notes
+    (said,) = [note for note in notes if "learning rate is too small" in note]
+    assert said.startswith("quick, 8 of 12 runs: ")
+    assert said.endswith("The median alpha of 8 readings is -0.999, at most -0.98.")
+    assert "quick: forecasts of the loss at the end were off by 4.0% after 50 % of a run (n = 8), as medians." in notes
+
+
 def test_a_target_below_the_smallest_budget() -> None:
     found = recommend(BASELINE, QUICKER, target=level(15))
     assert found.choice == "quicker"

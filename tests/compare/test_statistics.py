@@ -11,11 +11,10 @@ from scipy import stats
 from reuse_algos.compare.estimates.interval import (
     Interval,
     Speedup,
+    difference_interval,
     mean_interval,
-    paired_interval,
     ratio_interval,
     verdict_of,
-    welch_interval,
 )
 from reuse_algos.compare.estimates.within_runs import Crossing, Hit, MeanCurves, crossing_of, speedup_of_runs
 
@@ -35,11 +34,11 @@ def test_intervals_are_scipys(confidence: float) -> None:
         ours = mean_interval(a, confidence)
         theirs = stats.ttest_1samp(a, 0.0).confidence_interval(confidence)
         np.testing.assert_allclose([ours.estimate, ours.low, ours.high], [a.mean(), *theirs])
-        ours = welch_interval(a, b, confidence)
+        ours = difference_interval(a, b, confidence=confidence, paired=False)
         theirs = stats.ttest_ind(a, b, equal_var=False).confidence_interval(confidence)
         np.testing.assert_allclose([ours.estimate, ours.low, ours.high], [a.mean() - b.mean(), *theirs])
         n = min(len(a), len(b))
-        ours = paired_interval(a[:n], b[:n], confidence)
+        ours = difference_interval(a[:n], b[:n], confidence=confidence, paired=True)
         theirs = stats.ttest_rel(a[:n], b[:n]).confidence_interval(confidence)
         np.testing.assert_allclose([ours.low, ours.high], theirs)
 
@@ -56,21 +55,21 @@ def test_ratio_interval_is_scipys_on_logs() -> None:
 
 def test_where_nothing_is_known_the_interval_is_infinite() -> None:
     assert mean_interval([3.0]) == Interval(3.0, -math.inf, math.inf)
-    assert welch_interval([3.0], [1.0, 2.0]) == Interval(1.5, -math.inf, math.inf)
+    assert difference_interval([3.0], [1.0, 2.0], paired=False) == Interval(1.5, -math.inf, math.inf)
     bad = mean_interval([1.0, math.nan, 2.0])
     assert math.isnan(bad.estimate)
     assert (bad.low, bad.high) == (-math.inf, math.inf)
-    assert math.isnan(welch_interval([1.0, math.inf], [1.0, 2.0]).estimate)
+    assert math.isnan(difference_interval([1.0, math.inf], [1.0, 2.0], paired=False).estimate)
     assert ratio_interval([1.0], [2.0], paired=True) == Interval(0.5, 0.0, math.inf)
 
 
 def test_groups_without_spread_have_one_interval() -> None:
     """Equal values are copies of a run or a ceiling: no limits. Equal costs are exact: no width."""
     values, finals = [0.6, 0.6, 0.6], [0.5, 0.5]
-    difference = welch_interval(values, finals)
+    difference = difference_interval(values, finals, paired=False)
     assert difference == Interval(pytest.approx(0.1), -math.inf, math.inf)
     assert mean_interval([0.1, 0.1]) == Interval(0.1, -math.inf, math.inf)
-    assert paired_interval([0.6, 0.7], [0.5, 0.6]).high == math.inf  # equal but for rounding
+    assert difference_interval([0.6, 0.7], [0.5, 0.6], paired=True).high == math.inf  # equal but for rounding
     # The crossing of mean curves uses the same interval: nothing is sure there, either.
     group = MeanCurves(np.array([values]).T, np.full((3, 1), 5.0), np.zeros(3))
     baseline = MeanCurves(np.array([finals]).T, np.full((2, 1), 9.0), np.zeros(2))
@@ -89,8 +88,8 @@ def test_costs_of_zero() -> None:
     [
         lambda: mean_interval([]),
         lambda: mean_interval([1.0], 1.0),
-        lambda: welch_interval([], [1.0]),
-        lambda: paired_interval([1.0, 2.0], [1.0]),
+        lambda: difference_interval([], [1.0], paired=False),
+        lambda: difference_interval([1.0, 2.0], [1.0], paired=True),
         lambda: ratio_interval([-1.0], [1.0], paired=True),
         lambda: ratio_interval([math.nan], [1.0], paired=True),
         lambda: speedup_of_runs([], [Hit(1, 2, True)], paired=False),
@@ -110,11 +109,11 @@ def test_coverage_of_means_and_differences(n: int) -> None:
         wide = rng.normal(3, 4, n + 2)
         interval = mean_interval(a)
         one += interval.low <= 5 <= interval.high
-        interval = paired_interval(a + shared, b + shared)
+        interval = difference_interval(a + shared, b + shared, paired=True)
         paired += interval.low <= 2 <= interval.high
-        interval = welch_interval(a, b)
+        interval = difference_interval(a, b, paired=False)
         welch += interval.low <= 2 <= interval.high
-        interval = welch_interval(a, wide)
+        interval = difference_interval(a, wide, paired=False)
         unequal += interval.low <= 2 <= interval.high
     assert abs(one / REPEATS - 0.95) < SLACK
     assert abs(paired / REPEATS - 0.95) < SLACK

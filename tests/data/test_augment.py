@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
-from reuse_algos.data.augment import Augmentation, Normalisation, crop_flip, cutout
+from reuse_algos.data.images.augment import Augmentation, Normalisation, crop_flip, cutout
 from reuse_algos.errors import DataError
 
 

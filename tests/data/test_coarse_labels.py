@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from reuse_algos.data.coarse_labels import (
+from reuse_algos.data.datasets.coarse_labels import (
     CIFAR100_COARSE_NAMES,
     CIFAR100_FINE_NAMES,
     COARSE_TO_FINE,

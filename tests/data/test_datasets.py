@@ -1,4 +1,4 @@
-"""Data sets in memory: digits, npz, and torchvision's read from small files in the published formats."""
+"""Datasets in memory: digits, npz, and torchvision's read from small files in the published formats."""
 
 import hashlib
 import pickle
@@ -13,11 +13,11 @@ from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, CIFAR100
 
-from reuse_algos.data import device_loader
-from reuse_algos.data.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
-from reuse_algos.data.config import DataConfig
-from reuse_algos.data.datasets import LoadedData, load_datasets
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.load import LoadedData, load_datasets
+from reuse_algos.data.images import device_loader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.errors import DataError
 
 UNPACK = Path(__file__).resolve().parents[3] / "shared" / "data" / "unpack_cifar100.py"

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, default_collate
 
-from reuse_algos.data.augment import Augmentation
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.augment import Augmentation
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ExampleView
 from reuse_algos.errors import DataError
@@ -19,7 +20,9 @@ STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25)}
 
 def make(kind="crop_flip_cutout", num_views=4, images=IMAGES, **options):
     augmentation = Augmentation(kind, padding=2, length=4)
-    return DeviceImages(images, LABELS, augmentation=augmentation, num_views=num_views, **STATISTICS, **options)
+    return DeviceImages(
+        images, LABELS, augmentation=augmentation, num_views=num_views, pixels=PixelSpace(**STATISTICS), **options
+    )
 
 
 def rng_states():
@@ -107,7 +110,7 @@ def test_layouts_and_grey_images():
     nchw = make(images=IMAGES.permute(0, 3, 1, 2).contiguous(), layout="NCHW")
     assert torch.equal(nchw[ExampleView(3, 1)][0], make()[ExampleView(3, 1)][0])
     assert make(images=IMAGES.numpy()).image_shape == (3, 8, 8)
-    grey = DeviceImages(IMAGES[..., 0], LABELS.tolist(), mean=(0.5,), std=(0.5,))
+    grey = DeviceImages(IMAGES[..., 0], LABELS.tolist(), pixels=PixelSpace((0.5,), (0.5,)))
     torch.testing.assert_close(grey[2][0][0], IMAGES[2, :, :, 0] / 255 * 2 - 1)
     assert grey.image_shape == (1, 8, 8)
     assert grey.nbytes == COUNT * (64 + 8)
@@ -167,7 +170,7 @@ def test_worker_images_one_by_one_and_in_lists():
 @pytest.mark.parametrize(
     ("act", "error", "message"),
     [
-        (lambda: make()[ExampleView(COUNT, 0)], IndexError, "Position 70 of a data set of 70"),
+        (lambda: make()[ExampleView(COUNT, 0)], IndexError, "Position 70 of a dataset of 70"),
         (lambda: make()[-1], IndexError, "Position -1"),
         (lambda: make()[ExampleView(0, -2)], DataError, "View -2"),
         (lambda: make(images=IMAGES.float()), DataError, "must be uint8"),
@@ -177,7 +180,7 @@ def test_worker_images_one_by_one_and_in_lists():
         (lambda: make(images=IMAGES[..., :1]), DataError, "1 channels, but there are 3 means"),
         (lambda: make(info=DatasetInfo("set", torch.arange(5))), DataError, "70 images, but the info has 5 keys"),
         (
-            lambda: DeviceImages(IMAGES, LABELS.float(), **STATISTICS),
+            lambda: DeviceImages(IMAGES, LABELS.float(), pixels=PixelSpace(**STATISTICS)),
             DataError,
             "Labels must be 70 whole numbers",
         ),

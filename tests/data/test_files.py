@@ -1,4 +1,4 @@
-"""Data sets of image files: folders by class, and Caltech-101."""
+"""Datasets of image files: folders by class, and Caltech-101."""
 
 import os
 
@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from reuse_algos.data.config import DataConfig
-from reuse_algos.data.datasets import LoadedData, load_datasets
-from reuse_algos.data.device_loader import DeviceImages
-from reuse_algos.data.files import IMAGENET_MEAN, IMAGENET_STD, read_image
+from reuse_algos.data.datasets.config import DataConfig
+from reuse_algos.data.datasets.files import IMAGENET_MEAN, IMAGENET_STD, read_image
+from reuse_algos.data.datasets.load import LoadedData, load_datasets
+from reuse_algos.data.images.device_loader import DeviceImages
 from reuse_algos.data.info import key_of_path
 from reuse_algos.data.views import ExampleView, ViewedDataset
 from reuse_algos.errors import DataError

@@ -14,7 +14,7 @@ def info_of(keys, labels=None, name="set", class_names=None):
 
 
 class Plain(Dataset):
-    """A map-style data set that may not be looked into."""
+    """A map-style dataset that may not be looked into."""
 
     def __init__(self, length, **attributes):
         self.length = length

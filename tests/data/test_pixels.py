@@ -1,4 +1,4 @@
-"""Pixel space: there and back, and which data sets have one."""
+"""Pixel space: there and back, and which datasets have one."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from PIL import Image
 from torch.utils.data import Subset, TensorDataset
 
 from reuse_algos.data import DataConfig, ViewedDataset, ViewPolicy, load_datasets
-from reuse_algos.data.datasets import IMAGENET_MEAN, IMAGENET_STD
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.datasets.load import IMAGENET_MEAN, IMAGENET_STD
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import DataError
 
 SPACE = PixelSpace((0.5, 0.25, 0.0), (0.25, 0.5, 1.0))
@@ -85,7 +85,7 @@ def test_lists_make_an_equal_space() -> None:
 
 def test_images_in_memory_have_the_space_of_their_normalisation() -> None:
     raw = torch.randint(256, (6, 4, 4, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    images = DeviceImages(raw, torch.arange(6), mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
+    images = DeviceImages(raw, torch.arange(6), pixels=PixelSpace((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
     for data in (images, WorkerImages(images), Subset(images, [1, 2]), Subset(Subset(images, [1, 2]), [0])):
         assert pixel_space_of(data) == PixelSpace((0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
     x, _ = images.__getitems__(list(range(6)))

@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reuse_algos.data.datasets.subsets import nested_order, select_classes, take_part
 from reuse_algos.data.hashing import view_hash
-from reuse_algos.data.subsets import nested_order, select_classes, take_part
 from reuse_algos.errors import DataError
 
 LABELS = torch.randint(0, 7, (1000,), generator=torch.Generator().manual_seed(0))

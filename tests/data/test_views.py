@@ -7,7 +7,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, seeded_rng
+from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
 
@@ -146,7 +147,7 @@ def test_a_sampler_may_yield_views():
 def test_wrong_indices_and_infos_are_refused():
     with pytest.raises(DataError, match="View -2 of position 1"):
         viewed()[ExampleView(1, -2)]
-    with pytest.raises(IndexError, match="Position 6 of a data set of 6"):
+    with pytest.raises(IndexError, match="Position 6 of a dataset of 6"):
         viewed()[ExampleView(6, 0)]
     with pytest.raises(DataError, match="5 keys"):
         viewed(info=DatasetInfo("dice", torch.arange(5)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,8 +110,9 @@ def test_every_run_is_forecast_and_intervals_cover(thirty: Path) -> None:
 
 
 def test_command_prints_the_same_numbers(thirty: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    plot = tmp_path / "forecasts.png"
-    assert main(["predict", "loss-curve", str(thirty), "--json", "--plot", str(plot)]) == 0
+    plot, page = tmp_path / "forecasts.png", tmp_path / "forecasts.html"
+    files = ["--plot", str(plot), "--html", str(page)]
+    assert main(["predict", "loss-curve", str(thirty), "--json", *files]) == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["forecasts"]) == 90
     for row in found["errors_of_forecasts"]:
@@ -118,6 +120,22 @@ def test_command_prints_the_same_numbers(thirty: Path, capsys: pytest.CaptureFix
         assert row["coverage"] == np.mean([test["low"] <= test["measured"] <= test["high"] for test in tests])
         assert row["error"][0] == pytest.approx(np.median([abs(t["value"] / t["measured"] - 1) for t in tests]))
     assert plot.read_bytes()[:4] == b"\x89PNG"
+    _numbers_are_those_of_the_json(page.read_text(), found["forecasts"])
+
+
+def _numbers_are_those_of_the_json(text: str, rows: list[dict[str, Any]]) -> None:
+    """Each number of a page names its place in the page's JSON, which holds the rows that the command printed."""
+    data = json.loads(re.findall(r'id="report-data">(.*?)</script>', text, re.DOTALL)[0])
+    assert rows in data["tables"]
+    shown = re.findall(r'<data value="([^"]*)" data-json="([^"]*)">', text)
+    shown += [(value, where) for where, value in re.findall(r'data-json="([^"]*)" data-value="([^"]*)"', text)]
+    assert len(shown) > 300
+    for written, where in shown:
+        here: Any = data
+        for part in where.split("/")[1:]:
+            here = here[int(part) if isinstance(here, list) else part]
+        assert here == json.loads(written), where
+    assert "https://" not in text
 
 
 def test_decayed_runs_are_forecast_by_their_shape_only(tmp_path: Path) -> None:

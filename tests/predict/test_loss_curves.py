@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import curve_fit
 
 from reuse_algos.errors import NotEnoughEvidenceError
+from reuse_algos.predict.budget_law import fit_budget_law
 from reuse_algos.predict.loss_curve import fit_loss_curve, looks_decayed, replace_outliers
 
 STEPS = np.arange(1, 201.0)
@@ -75,3 +76,22 @@ def test_outliers_become_the_mean_of_their_neighbours() -> None:
 def test_what_is_not_a_curve_is_refused(losses: list[float], said: str) -> None:
     with pytest.raises(NotEnoughEvidenceError, match=said):
         fit_loss_curve(np.arange(len(losses)), losses)
+
+
+def test_law_over_budgets_and_the_coverage_of_its_limits() -> None:
+    steps = np.repeat([100.0, 200.0, 400.0, 800.0], 3)
+    exact = fit_budget_law(steps, 5 * steps**-0.4)
+    assert exact.steps_to(5 * 3000**-0.4)[0] == pytest.approx(3000)
+    assert exact.loss(1600) == pytest.approx(5 * 1600**-0.4)
+    assert exact.last_error == pytest.approx(0, abs=1e-9)
+    covered = 0
+    for seed in range(300):
+        noise = 0.05 * np.random.default_rng(seed).standard_normal(12)
+        _, low, high = fit_budget_law(steps, 5 * steps**-0.4 * np.exp(noise)).steps_to(5 * 3000**-0.4)
+        covered += low <= 3000 <= high
+    assert 0.92 <= covered / 300 <= 0.98
+    assert fit_budget_law(steps, np.linspace(1, 2, 12)).steps_to(0.5) == (math.inf, 0.0, math.inf)
+    with pytest.raises(NotEnoughEvidenceError, match="at least 3 of them, got 2"):
+        fit_budget_law(steps[:6], steps[:6])
+    with pytest.raises(NotEnoughEvidenceError, match="above 0"):
+        fit_budget_law(steps, steps - 100)

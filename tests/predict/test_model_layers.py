@@ -8,7 +8,7 @@ import torchvision
 from torch import nn
 
 from reuse_algos.errors import ModelError, NotEnoughEvidenceError
-from reuse_algos.predict.layers import DEVICES, Device, layers_of, percent_of_peak, shares, step_seconds
+from reuse_algos.predict.cost.layers import DEVICES, Device, layers_of, percent_of_peak, shares, step_seconds
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from reuse_algos.errors import NotEnoughEvidenceError
-from reuse_algos.predict.communication import exchange_seconds, strong_scaling
+from reuse_algos.predict.cost.communication import exchange_seconds, strong_scaling
+from reuse_algos.predict.cost.speed import SpeedModel, fit_speed
 from reuse_algos.predict.loss_curve import LossCurve
 from reuse_algos.predict.sizes import SizedRun, leave_one_size_out, predict_size
-from reuse_algos.predict.speed import SpeedModel, fit_speed
 
 WORKERS, SERVERS = (grid.ravel() for grid in np.meshgrid(np.arange(1, 17), np.arange(1, 9)))
 TERMS = {"synchronous": (0.02, 0.2, 0.3, 0.04, 0.06), "asynchronous": (0.5, 0.06, 0.01, 0.01)}

@@ -9,8 +9,8 @@ import pytest
 from scipy import optimize
 
 from reuse_algos.errors import NotEnoughEvidenceError
-from reuse_algos.predict.attack_strength import find_transition, regression_shrinkage
-from reuse_algos.predict.batch_size import Trial, batch_sweep, effective_rate, noise_scale, regime
+from reuse_algos.predict.sweeps.attack_strength import find_transition, regression_shrinkage
+from reuse_algos.predict.sweeps.batch_size import Trial, batch_sweep, effective_rate, noise_scale, regime
 
 DIGITS = {4: 375, 16: 136, 64: 79, 256: 56, 1024: 61}
 
@@ -51,6 +51,15 @@ def test_flags_forbid_a_claim() -> None:
         Trial(8, 0.01, [50], [0.9], True),
     ]
     assert "1 of 3 trials reached" in batch_sweep(lone, 0.95).points[1].flags[-1]
+
+
+def test_what_makes_no_study_is_refused() -> None:
+    with pytest.raises(NotEnoughEvidenceError, match="batch size 1024 is larger than the 500 training examples"):
+        batch_sweep(trials(DIGITS), 0.95, num_examples=500)
+    with pytest.raises(NotEnoughEvidenceError, match="none of 15 runs reached the goal 0.97"):
+        batch_sweep(trials(DIGITS), 0.97)
+    with pytest.raises(NotEnoughEvidenceError, match=r"at least two of them, got \[4\]"):
+        batch_sweep(trials({4: 10}), 0.95)
 
 
 def test_goal_is_strict_and_divergence_infeasible() -> None:

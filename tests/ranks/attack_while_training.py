@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RobustEvaluation, RunRecorder
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.pixels import PixelSpace
 from toy import trainer
 
 MEAN, STD = (0.4, 0.6), (0.3, 0.2)
@@ -32,7 +33,7 @@ def images(count: int = 50, seed: int = 0, classes: int = 2, **arguments: object
     pixels_NHWC = torch.randint(0, 256, (count, SIDE, SIDE, 2), generator=generator, dtype=torch.uint8)
     difference_N = pixels_NHWC[..., 0].float().mean((1, 2)) - pixels_NHWC[..., 1].float().mean((1, 2))
     labels_N = (difference_N > 0).long() if classes == 2 else torch.arange(count) % classes
-    return DeviceImages(pixels_NHWC, labels_N, mean=MEAN, std=STD, **arguments)  # type: ignore[arg-type]
+    return DeviceImages(pixels_NHWC, labels_N, pixels=PixelSpace(MEAN, STD), **arguments)  # type: ignore[arg-type]
 
 
 def linear(classes: int = 2) -> ComposerClassifier:

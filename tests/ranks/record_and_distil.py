@@ -39,7 +39,7 @@ def main() -> None:
     for source in ("cached", "live"):
         log = InMemoryLogger()
         student = RunRecorder(folder, run_name=f"student-{source}")
-        algorithm = PriorRunDistillation(folder, "prior", source=source, combine="mixup")
+        algorithm = PriorRunDistillation(folder, "prior", source=source, combine="mixup", loss="kl", when={})
         trainer(
             epoch_loader(viewed()), _linear(0.3), algorithms=[algorithm], callbacks=[student], loggers=[log], lr=0.0
         ).fit()

@@ -19,6 +19,17 @@ def small_npz(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session")
+def small_texts(tmp_path_factory):
+    """Ten texts of each of two labels."""
+    root = tmp_path_factory.mktemp("texts")
+    for label in ("fruit", "tools"):
+        (root / label).mkdir()
+        for number in range(10):
+            (root / label / f"{number}.txt").write_text(f"{label} number {number}")
+    return root
+
+
 @pytest.fixture
 def on_cpu(tmp_path):
     """Overrides that keep a recipe inside the test's folder, on the CPU and quiet."""

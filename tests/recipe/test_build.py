@@ -11,9 +11,9 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.data.datasets import DataConfig, load_datasets
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.datasets.load import DataConfig, load_datasets
 from reuse_algos.data.example_ids import track_loader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.errors import RecipeError
 from reuse_algos.recipe import build_trainer, compose_recipe
 from reuse_algos.recipe.build import check_world_size, eval_loader, train_loader
@@ -265,5 +265,16 @@ def test_every_setting_is_used():
     from reuse_algos.recipe.build import _PASSED_ON
     from reuse_algos.recipe.schema import Settings
 
-    built = {"archive", "tags", "data", "model", "optimizer", "scheduler", "algorithms", "callbacks", "loggers"}
+    built = {
+        "archive",
+        "tags",
+        "data",
+        "label",
+        "model",
+        "optimizer",
+        "scheduler",
+        "algorithms",
+        "callbacks",
+        "loggers",
+    }
     assert {field.name for field in fields(Settings)} == {*_PASSED_ON, *built, "device", "compile"}

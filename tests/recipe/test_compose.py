@@ -188,7 +188,7 @@ def test_what_an_empty_recipe_is_missing(tmp_path):
         ("optimizer={name: lbfgs}", "optimizer.name: there is no optimizer 'lbfgs'."),
         ("optimizer.params=[]", "optimizer.params: is filled in from the recipe and cannot be set here"),
         ("model=resnet20", "model: must be a section of keys, not 'resnet20'"),
-        ("data.name=npz", "data.path: the npz data set needs the path of its file"),
+        ("data.name=npz", "data.path: the npz dataset needs the path of its file"),
         ("algorithms=[mixup]", "algorithms: must be a section of keys, not a list"),
         ("model.name=???", "model.name: missing (the recipe has ??? here). Give it a value"),
     ],

@@ -45,6 +45,20 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "transfer/feature_extraction",
         "transfer/cached_features",
         "cifar100/small/adversarial_replay",
+        "text/bbc_news/baseline",
+        "text/bbc_news/short",
+        "text/bbc_news/distilled",
+        "text/bbc_news/distilled_first35",
+        "text/bbc_news/curriculum_length",
+        "text/bbc_news/curriculum_loss",
+        "text/city_names/baseline",
+        "text/city_names/distilled",
+        "segmentation/digit_scenes/baseline",
+        "segmentation/digit_scenes/distilled",
+        "segmentation/digit_scenes/channel_wise",
+        "segmentation/mni152/channel_wise",
+        "detection/digit_boxes/baseline",
+        "detection/digit_boxes/mix_training",
     }
 
 
@@ -57,9 +71,20 @@ def test_header_says_what_how_and_at_what_cost(path):
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: str(path.relative_to(ROOT / "yamls")))
-def test_recipe_builds_a_trainer(path, small_npz, on_cpu):
+def test_recipe_builds_a_trainer(path, small_npz, small_texts, on_cpu):
     overrides = list(on_cpu)
-    if "digits" not in path.parts:
+    if path.parent.parent.name == "text":
+        pytest.importorskip("transformers")
+        overrides += ["data.name=text_files", f"data.root={small_texts}", "data.train_examples=null"]
+        overrides += ["data.batch_size=2", "data.eval_batch_size=null"]
+    elif path.parent.name == "digit_boxes":
+        pytest.importorskip("faster_coco_eval")
+        overrides += ["data.scenes={train: 40, eval: 4, size: 32}"]
+    elif path.parent.name == "digit_scenes":
+        overrides += ["data.scenes={train: 40, eval: 4, size: 16}"]
+    elif path.parent.name == "mni152":
+        overrides += ["data.name=digit_scenes", "data.scenes={train: 10, eval: 4, size: 16}"]
+    elif "digits" not in path.parts:
         overrides += ["data.name=npz", f"data.path={small_npz}", "data.batch_size=32"]
     if "small" in path.parts:
         overrides += ["data.train_examples=128"]
@@ -85,7 +110,7 @@ def test_commands_in_headers_parse():
             names = {load_recipe(other).settings.run_name for other in YAMLS if other.parent == path.parent}
             assert arguments.run_id in names, path
             checked += 1
-    assert checked == 7
+    assert checked == 8
 
 
 def test_origin_recipe_of_resnet56():

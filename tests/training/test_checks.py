@@ -88,6 +88,8 @@ _GIVEN = {
     "flipped": (lambda x: x.flip(-1), "beyond a scale"),
     "noise": (lambda x: x + 0.1 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)), "beyond a scale"),
     "cut": (lambda x: x[..., :3], "shape"),
+    "inverted": (lambda x: 1 - x, "inverted: a scale of -1"),
+    "one channel inverted": (lambda x: x * torch.tensor([1.0, -2.0, 1.0]).view(3, 1, 1), "inverted: a scale of -2"),
 }
 
 

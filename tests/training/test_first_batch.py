@@ -141,7 +141,7 @@ def test_no_task_is_an_error_or_a_refusal() -> None:
     with pytest.raises(TaskError, match="no task fits"):
         optional.task_reader.known  # noqa: B018
     with pytest.raises(TaskError, match=r"no targets at keys.target='z': it is a mapping with 'x', 'y'"):
-        _train(_Net((3,), F.cross_entropy), torch.arange(8) % 3, _Reading(TaskReader(keys=BatchKeys(target="z"))))
+        _train(_Net((3,), F.cross_entropy), torch.arange(8) % 3, _Reading(TaskReader(BatchKeys(target="z"))))
 
 
 def test_settings_decide_where_the_loss_cannot() -> None:
@@ -150,7 +150,7 @@ def test_settings_decide_where_the_loss_cannot() -> None:
     targets = torch.arange(8 * 5).reshape(8, 5) % 5
     with pytest.raises(TaskError, match="several tasks fit"):
         _train(_Net((5, 5), lambda z, y: loss(z.transpose(1, 2), y)), targets, _Reading(TaskReader()))
-    reading = _Reading(TaskReader(TaskSettings("token", class_dim=-1, shift=False)))
+    reading = _Reading(TaskReader(BatchKeys(task=TaskSettings("token", class_dim=-1, shift=False))))
     _train(_Net((5, 5), lambda z, y: loss(z.transpose(1, 2), y)), targets, reading)
     assert (reading.task_reader.known.class_dim, reading.task_reader.known.shift) == (-1, False)
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
-from reuse_algos.training.task import Task, TaskSettings, find_task
+from reuse_algos.training.find_task import find_task
+from reuse_algos.training.task import Task, TaskSettings
 
 
 def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -153,7 +154,7 @@ def test_own_losses_that_are_no_plain_ones_leave_the_only_reading() -> None:
 def test_what_nothing_tells_apart_is_refused() -> None:
     outputs, targets = _numbers(8, 1), _classes(2, 8, 1).float()
     focal = 0.1234
-    with pytest.raises(TaskError, match=r"binary of 1.*regression of 1.*Set task: \{kind"):
+    with pytest.raises(TaskError, match=r"binary of 1.*regression of 1.*Set keys: \{task: \{kind"):
         find_task(outputs, targets, focal)
     assert find_task(outputs, targets, focal, metrics=["BinaryAccuracy"]).kind == "binary"
     assert find_task(outputs, targets, focal, metrics=["MeanSquaredError"]).kind == "regression"

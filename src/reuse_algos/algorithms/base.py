@@ -1,4 +1,4 @@
-"""What all algorithms that spend the archive share."""
+"""What all algorithms that read the archive share."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from composer.loggers import Logger
 
 from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.errors import NoEffectWarning
+from reuse_algos.errors import ExampleIdError, NoEffectWarning
 from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive
 from reuse_algos.training.interplay import BatchEffects
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["ReusingAlgorithm", "Stopwatch"]
+__all__ = ["ReusingAlgorithm", "Stopwatch", "refuse_another", "snake_case"]
 
 
 class Stopwatch:
-    """Seconds spent in a stretch of work; on a GPU by CUDA events, which do not hold up the stream."""
+    """The seconds that a stretch of work takes."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -34,6 +34,7 @@ class Stopwatch:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Add the time of the ``with`` block."""
+        # CUDA events are read later, so that the stream does not have to wait for the clock.
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             start, stop = _timing_event(), _timing_event()
             start.record()
@@ -46,7 +47,7 @@ class Stopwatch:
             self.seconds += time.perf_counter() - began
 
     def read(self) -> float:
-        """Seconds so far; waits for GPU work that is still under way."""
+        """Return the seconds so far; waits for GPU work that is still under way."""
         for start, stop in self._pending:
             stop.synchronize()
             self.seconds += start.elapsed_time(stop) / 1000.0
@@ -55,22 +56,26 @@ class Stopwatch:
 
 
 def _timing_event() -> Any:
-    """A CUDA event; untyped because torch's stubs of it are wrong about record()."""
+    """Return a CUDA event that can be timed."""
+    # Untyped because torch's stubs of it are wrong about record().
     return torch.cuda.Event(enable_timing=True)
 
 
 class ReusingAlgorithm(Algorithm, BatchEffects):
     """Base of the algorithms: opens the archive, pins the prior runs, follows example ids, counts what it did.
 
-    Sub-classes implement :meth:`start` and their own events. What they draw comes from generators seeded by
-    ``(seed, number of the batch)``, so there is no generator state to lose on resume.
+    Sub-classes implement :meth:`start` and their own events. What they draw is a function of the seed and of numbers
+    that a checkpoint has (batch, epoch, example), so a resumed run draws the same.
 
     Args:
-        archive: the archive or its path.
-        runs: which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
-        seed: seed of everything this algorithm draws.
-        mismatch: ``refuse`` or ``allow`` prior runs on other data or other views.
-        id_key: key of the batch that holds the example ids, for iterable datasets.
+        archive: The archive or its path.
+        runs: Which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
+        seed: Seed of everything this algorithm draws. Default: 0.
+        mismatch: ``refuse`` or ``allow`` prior runs on other data or other views. Default: ``refuse``.
+        id_key: Key of the batch that holds the example ids, for iterable datasets. Default: none.
+
+    Raises:
+        ValueError: ``mismatch`` is neither of the two.
     """
 
     place: ClassVar[int] = 0
@@ -104,16 +109,21 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
 
     @abstractmethod
     def prior_uses(self) -> list[PriorUse]:
-        """What this run has spent of which prior run, for its own record."""
+        """Return what this run used of which prior run, for its own record."""
+
+    def why(self) -> str | None:
+        """Return what this algorithm decided by itself and why, for the run's record; None where it decided nothing."""
+        return None
 
     def start_afresh(self) -> None:
-        """INIT: forget the runs and counts of another Trainer that this algorithm has served."""
+        """Forget the runs and counts of another Trainer that this algorithm has served (INIT)."""
         self.prior_runs, self._pinned = [], None
         self.setup_seconds, self.batches_applied, self.latest_metrics = 0.0, 0, {}
 
     def begin(self, state: State) -> None:
-        """FIT_START: pin the prior runs and load from them, timed as set-up."""
+        """Pin the prior runs and load from them, timed as set-up (FIT_START)."""
         began = time.perf_counter()
+        # A resumed run reads the runs that it began with, also where the query would find better ones by now.
         self._pinned = choose_runs(self.archive, self.runs, self._pinned)
         pinned = self._pinned
 
@@ -121,43 +131,65 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
             self.prior_runs = [self.archive.open_run(run_id, generation) for run_id, generation in pinned]
             self.start(state)
 
+        # On every rank, so that an error of one reaches all of them and not a time-out.
         on_every_rank(load)
         self.setup_seconds += time.perf_counter() - began
 
     def log_metrics(self, metrics: dict[str, float], logger: Logger) -> None:
-        """Hand metrics to the loggers, and to the recorder through :attr:`latest_metrics`."""
+        """Give metrics to the loggers, and to the recorder through :attr:`latest_metrics`."""
         self.latest_metrics = metrics
         logger.log_metrics(metrics)
 
     def warn_if_idle(self, logger: Logger, why: str) -> None:
-        """FIT_END: say so when the algorithm was on and changed nothing."""
+        """Warn that the algorithm was on and changed nothing (FIT_END)."""
         if self.batches_applied == 0:
             warnings.warn(f"{type(self).__name__} had no effect: {why}", NoEffectWarning, stacklevel=2)
-        logger.log_metrics({f"reuse/{_snake_case(type(self).__name__)}/batches": self.batches_applied})
+        logger.log_metrics({f"reuse/{snake_case(type(self).__name__)}/batches": self.batches_applied})
 
     def state_dict(self) -> dict[str, Any]:
-        """Pinned runs and counters."""
+        """Return the pinned runs and the counters."""
         state = super().state_dict()
         state.update(pinned=self._pinned, batches_applied=self.batches_applied, setup_seconds=self.setup_seconds)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to the runs and counters of the checkpoint."""
+        """Restore the runs and counters of the checkpoint."""
         self._pinned = [(str(run_id), int(generation)) for run_id, generation in state["pinned"] or []] or None
         self.batches_applied = int(state["batches_applied"])
         self.setup_seconds = float(state["setup_seconds"])
 
     def take_place(self, state: State) -> None:
-        """INIT: start afresh, and move behind the algorithms of others, to see the loss after MixUp rewrote it.
+        """Forget another Trainer, and move behind the algorithms of others (INIT).
 
-        This library's own stand there by :attr:`place`, whatever their order in the list: a curriculum's weights go
-        into the loss first, then replayed rows, then the distillation term.
+        This library's algorithms stand there by :attr:`place`, whatever their order in the list.
         """
         self.start_afresh()
+        # Behind MixUp and LabelSmoothing, which rewrite the loss at the same event. A curriculum's weights go into the
+        # loss first, then replayed rows, then the distillation term, as each reads what the one before left.
         others = [one for one in state.algorithms if not isinstance(one, ReusingAlgorithm)]
         ours = sorted((one for one in state.algorithms if isinstance(one, ReusingAlgorithm)), key=lambda one: one.place)
         state.algorithms[:] = [*others, *ours]
 
 
-def _snake_case(name: str) -> str:
+def refuse_another(state: State, kind: type, what: str, several: str) -> None:
+    """Refuse a second algorithm of a kind of which a run can have one.
+
+    Args:
+        state: Of the trainer.
+        kind: The class, sub-classes included.
+        what: What only one can do, after "only one can".
+        several: What the one that is kept can put together, such as ``several runs``.
+
+    Raises:
+        ExampleIdError: There are two.
+    """
+    if sum(isinstance(algorithm, kind) for algorithm in state.algorithms) > 1:
+        raise ExampleIdError(
+            f"there are two {kind.__name__} algorithms, and only one can {what}. Keep one of them; {several} come "
+            "together in its runs."
+        )
+
+
+def snake_case(name: str) -> str:
+    """Return the name that recipes and records have for a class: ``AutoReuse`` -> ``auto_reuse``."""
     return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")

@@ -22,17 +22,21 @@ from composer.utils.batch_helpers import batch_get, batch_set
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from reuse_algos.data.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
-from reuse_algos.errors import DataError, ModelError, NoEffectWarning, nearest
+from reuse_algos.errors import DataError, NoEffectWarning, nearest
 from reuse_algos.sections import fit_section
 from reuse_algos.training.attacks import Attack, ascend
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.find_task import find_task
+from reuse_algos.training.first_batch import targets_of
+from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
+from reuse_algos.training.task import Task
 
 __all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
 
@@ -79,17 +83,18 @@ class RobustEvaluation(Callback):
             end of training always is, and so is one by ``Trainer.eval``. Default: every epoch.
         evaluator: Label of the evaluator. Default: the first.
         pixels: How the images were normalised, on the scale 0 to 1, per channel. Default: what the dataset says.
-        keys: Where inputs, targets and logits lie, see :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default:
-            inputs at position 0 of the batch and targets at position 1.
+        keys: Where inputs, targets and logits lie, and the task where it is not to be found, see
+            :class:`~reuse_algos.training.batch_keys.BatchKeys`. Default: inputs at position 0 of the batch and targets
+            at position 1; the task of the first batch that is evaluated.
         batch_size: Examples at once on each rank. Default: that of the evaluator's loader, at most 256, as an attack
             takes more memory than an evaluation.
 
     Raises:
         ValueError: A setting is wrong; at the start, there is no such evaluator.
         DataError: At the start, the evaluation data have no positions or no known pixel space.
-        ModelError: The model has no logits ``[B, K]``, or autograd knows no way from them to its inputs. (A gradient
-            that is 0 or not finite stops no training: such examples stay where the attack began, and the log says how
-            many there are.)
+        TaskError: At the first robust evaluation: the task is neither multiclass nor binary, or none is found.
+        ModelError: Autograd knows no way from the logits to the inputs. (A gradient that is 0 or not finite stops no
+            training: such examples stay where the attack began, and the log says how many there are.)
     """
 
     def __init__(
@@ -218,21 +223,30 @@ class RobustEvaluation(Callback):
         model: Any = unwrap_model(state.model)
         count = len(dataset)  # type: ignore[arg-type]
         number = min(self.examples, count)
+        # Evenly spaced, since datasets in folders are sorted by class.
         positions = (torch.arange(number) * count // number)[dist.get_global_rank() :: dist.get_world_size()]
         size = self.batch_size or min(loader.batch_size or _LARGEST_BATCH, _LARGEST_BATCH)
         info = try_info(dataset)
         rights, lost = [0] * (1 + len(self.attacks)), dict.fromkeys(self.attacks, 0)
+        task: Task | None = None
         for part, batch in _batches(evaluator, loader, dataset, positions.split(size), state):
             inputs_BCHW: Any = batch_get(batch, self.keys.input)
-            labels_B: Any = batch_get(batch, self.keys.target)
+            # Random starts are drawn by key: an example is attacked alike on every rank and in every batch.
             keys_B = (part if info is None else info.keys[part]).to(inputs_BCHW.device)
 
-            def forward(inputs: Tensor, batch: Any = batch) -> Tensor:
+            def answers(inputs: Tensor, batch: Any = batch) -> Tensor:
                 return logits_of(model.eval_forward(_with_inputs(batch, self.keys.input, inputs)), self.keys.output)
 
             precision = get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
             with torch.no_grad(), precision:
-                rights[0] += _right(forward(inputs_BCHW), labels_B)
+                clean = answers(inputs_BCHW)
+                task = self._task_of(clean, batch, state) if task is None else task
+                labels_B = _labels(task, clean, targets_of(batch, self.keys.target))
+
+                def forward(inputs: Tensor, answers: Any = answers, task: Task = task) -> Tensor:
+                    return _logits_of_classes(task, answers(inputs))
+
+                rights[0] += _right(_logits_of_classes(task, clean), labels_B)
                 for index, (name, attack) in enumerate(self.attacks.items(), start=1):
                     delta_BCHW, slope_B = ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B)
                     rights[index] += _right(forward(pixels.add(inputs_BCHW, delta_BCHW)), labels_B)
@@ -249,9 +263,21 @@ class RobustEvaluation(Callback):
                 )
         return [*map(float, rights), float(len(positions))]
 
+    def _task_of(self, outputs: Tensor, batch: Any, state: State) -> Task:
+        """Find the task in the first batch of the evaluation, and refuse one that has no classes to attack."""
+        try:
+            loss = float(total_of(unwrap_model(state.model).loss(outputs, batch)))  # type: ignore[operator]
+        except Exception:  # some models compute their loss from more than logits; shapes and metrics tell then
+            loss = None
+        names = [type(metric).__name__ for metric in state.eval_metrics.get(state.dataloader_label or "", {}).values()]
+        targets = targets_of(batch, self.keys.target)
+        task = find_task(outputs, targets, loss, self.keys.task, metrics=names)
+        task.require("RobustEvaluation", ("multiclass", "binary"))
+        return task
+
 
 def robust_metrics(state: State) -> dict[str, float]:
-    """Name -> value of what :class:`RobustEvaluation` found at the evaluation that is going on; empty if nothing."""
+    """Return what :class:`RobustEvaluation` found at the running evaluation, by metric name; empty if nothing."""
     prefix = f"metrics/{state.dataloader_label}/"
     found = [one.latest_metrics for one in state.callbacks if isinstance(one, RobustEvaluation)]
     return {name: value for metrics in found for name, value in metrics.items() if name.startswith(prefix)}
@@ -261,7 +287,7 @@ def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, D
     """Return the evaluator's loader, its dataset by position, and what its inputs mean.
 
     Raises:
-        DataError: there are no positions, or nobody says how the images were normalised.
+        DataError: There are no positions, or nobody says how the images were normalised.
     """
     loader = evaluator.dataloader.dataloader
     dataset = getattr(loader, "dataset", None)
@@ -313,10 +339,10 @@ def _batches(
 
 
 def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Attack]:
-    """The attacks by name.
+    """Return the attacks by name.
 
     Raises:
-        ValueError: there are none, or a name or field is wrong.
+        ValueError: There are none, or a name or field is wrong.
     """
     if not attacks:
         raise ValueError("RobustEvaluation: attacks is empty; leave it out for FGSM and PGD")
@@ -352,7 +378,7 @@ def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str,
 
 
 def _number(what: str, text: str) -> float:
-    """A number or a fraction such as ``8/255``."""
+    """Return a number or a fraction such as ``8/255``."""
     above, _, below = text.partition("/")
     try:
         return float(above) / float(below or 1)
@@ -365,7 +391,7 @@ def _title(name: str) -> str:
 
 
 def _passed(state: State, interval: Time) -> int:
-    """How many whole intervals of training have passed."""
+    """Return how many whole intervals of training have passed."""
     if interval.unit == TimeUnit.DURATION:
         elapsed = state.get_elapsed_duration()
         return 0 if elapsed is None else int(elapsed.value / interval.value + 1e-9)
@@ -377,14 +403,26 @@ def _at_end(state: State) -> bool:
 
 
 def _with_inputs(batch: Any, key: str | int, inputs: Tensor) -> Any:
-    """The batch with other inputs; the batch itself stays as it is."""
+    """Return the batch with other inputs; the batch itself stays as it is."""
     return batch_set(copy(batch), key, inputs)
 
 
+def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the class of each example, int64 ``[B]``: 0 or 1 for binary tasks."""
+    rows = task.rows(outputs, targets)
+    assert rows.targets is not None
+    if rows.counted_BX is not None and not bool(rows.counted_BX.all()):
+        raise DataError("RobustEvaluation: some examples have no label, or one that the loss ignores. Leave them out.")
+    if task.kind == "binary":
+        return (rows.targets > 0.5).flatten().long()
+    return rows.targets.argmax(1) if rows.targets.is_floating_point() else rows.targets
+
+
+def _logits_of_classes(task: Task, outputs: Tensor) -> Tensor:
+    """Return ``[B, K]``; of a binary task the logits 0 and z, whose cross entropy is the binary one of z."""
+    logits_BK = task.rows(outputs).logits_BCX
+    return torch.cat([torch.zeros_like(logits_BK), logits_BK], 1) if task.kind == "binary" else logits_BK
+
+
 def _right(logits_BK: Tensor, labels_B: Tensor) -> int:
-    if logits_BK.dim() != 2 or len(logits_BK) != len(labels_B):
-        raise ModelError(
-            f"RobustEvaluation is for classifiers with logits [B, K]; of {len(labels_B)} examples these are "
-            f"{tuple(logits_BK.shape)}."
-        )
     return int((logits_BK.argmax(1) == labels_B).sum())

@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from composer import Callback, State, TimeUnit
+from composer import Callback, Event, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 
 from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks.train_clock import TrainClock
 from reuse_algos.errors import NoEffectWarning, NotEnoughEvidenceError
 from reuse_algos.predict.forecast import EndForecast, forecast_run
 from reuse_algos.predict.history import TRAIN_LOSS, History, histories
@@ -70,12 +71,18 @@ class RunForecast(Callback):
         self.schedule = schedule
         self.level = level
         self.forecasts: dict[float, EndForecast] = {}
+        self.clock = TrainClock()
         self._earlier_runs: list[History] = []
         self._rows: list[tuple[float, float, float]] = []
         self._block: list[float] = []
         self._highest_rate = 0.0
         self._read: tuple[int, dict[str, float]] = (-1, {})
         self._tried: list[float] = []
+
+    def run_event(self, event: Event, state: State, logger: Logger) -> None:
+        """Follow the clock, and do the event's work: Composer's entry point."""
+        self.clock.follow(event)
+        super().run_event(event, state, logger)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the end is known, and read the earlier runs."""
@@ -108,9 +115,9 @@ class RunForecast(Callback):
         end, now = _end_step(state), int(state.timestamp.batch)
         self._block.append(float(loss))
         if len(self._block) >= max(1, end // _ROWS) or now >= end:
-            seconds = state.timestamp.total_wct.total_seconds()
-            self._rows.append((float(now), float(np.mean(self._block)), seconds))
+            self._rows.append((float(now), float(np.mean(self._block)), self.clock.running_seconds))
             self._block = []
+        # Warm-up rises to its highest rate; a rate below that has begun to decay.
         rate = float(state.optimizers[0].param_groups[0]["lr"])
         self._highest_rate = max(self._highest_rate, rate)
         found: dict[str, float] = {}
@@ -125,6 +132,7 @@ class RunForecast(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the losses so far and the forecasts that were made."""
         return {
+            "clock": self.clock.state_dict(),
             "rows": [list(row) for row in self._rows],
             "block": list(self._block),
             "highest_rate": self._highest_rate,
@@ -134,6 +142,7 @@ class RunForecast(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
+        self.clock.load_state_dict(state["clock"])
         self._rows = [(float(a), float(b), float(c)) for a, b, c in state["rows"]]
         self._block = [float(value) for value in state["block"]]
         self._highest_rate = float(state["highest_rate"])

@@ -36,6 +36,9 @@ __all__ = [
     "positive",
     "print_json",
     "printable",
+    "readable_bytes",
+    "report_json",
+    "runs_named",
     "seconds_of",
     "tags_of",
 ]
@@ -59,11 +62,11 @@ def add_command(
     """Add a command.
 
     Args:
-        subparsers: of the main parser.
-        name: of the command.
-        summary: one line for ``reuse-algos --help``.
-        details: more of it for the command's own ``--help``.
-        examples: command lines, one a line.
+        subparsers: Of the main parser.
+        name: Of the command.
+        summary: One line for ``reuse-algos --help``.
+        details: More of it for the command's own ``--help``.
+        examples: Command lines, one a line.
     """
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name,
@@ -132,10 +135,10 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def data_of(texts: list[str]) -> dict[str, Any]:
-    """What --data says: ``root=/datasets`` and the like, the values read as YAML as they are in a recipe.
+    """Return what --data says, such as ``root=/datasets``, with values read as YAML.
 
     Raises:
-        UsageError: one is not ``key=value``, or the value is no YAML.
+        UsageError: One is not ``key=value``, or its value is not YAML.
     """
     import yaml
 
@@ -147,15 +150,15 @@ def data_of(texts: list[str]) -> dict[str, Any]:
         try:
             data[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise UsageError(f"--data {text}: the value is no YAML: {error}") from error
+            raise UsageError(f"--data {text}: the value is not YAML: {error}") from error
     return data
 
 
 def tags_of(args: argparse.Namespace) -> dict[str, list[str]] | None:
-    """The tags asked for, each with the values that are allowed; None if there are none.
+    """Return the tags asked for, each with the values that are allowed; None if there are none.
 
     Raises:
-        UsageError: one is not ``key=value``.
+        UsageError: One is not ``key=value``.
     """
     tags: dict[str, list[str]] = {}
     for text in (text for group in args.tag for text in group):
@@ -167,19 +170,19 @@ def tags_of(args: argparse.Namespace) -> dict[str, list[str]] | None:
 
 
 def seconds_of(text: str) -> float:
-    """``90``, ``90s``, ``9m`` or ``1.5h`` in seconds, for ``argparse``.
+    """Return ``90``, ``90s``, ``9m`` or ``1.5h`` in seconds, for ``argparse``.
 
     Raises:
-        argparse.ArgumentTypeError: it is none of these.
+        argparse.ArgumentTypeError: The text is none of these.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
     if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time: write for example 90s, 9m or 1.5h")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time: write for example 90s, 9m or 1.5h")
     return float(found[1]) * {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}[found[2]]
 
 
 def positive(text: str) -> int:
-    """Argument type: a whole number of at least 1."""
+    """Return a whole number of at least 1, for ``argparse``."""
     try:
         number = int(text)
     except ValueError:
@@ -190,13 +193,14 @@ def positive(text: str) -> int:
 
 
 def archive_path(args: argparse.Namespace) -> str:
-    """Where the archive is: the positional argument, else --archive, else the environment.
+    """Return where the archive is: the positional argument, else --archive, else the environment.
 
     Raises:
-        UsageError: nowhere, or both as an argument and as an option.
+        UsageError: It is named nowhere, or both as an argument and as an option.
     """
     if args.archive is not None and args.archive_option is not None:
         raise UsageError(f"the archive is named twice: {args.archive} and --archive {args.archive_option}")
+    # What stands on the command line wins over the environment.
     path = args.archive or args.archive_option or os.environ.get(ARCHIVE_VARIABLE)
     if not path:
         raise UsageError(
@@ -206,18 +210,44 @@ def archive_path(args: argparse.Namespace) -> str:
 
 
 def names_archive(text: str) -> bool:
-    """Whether an argument is the place of an archive (a URL or a folder) rather than a run."""
+    """Return whether an argument is the place of an archive (a URL or a folder) rather than a run."""
     return "://" in text or text.startswith("dbfs:/") or Path(text).is_dir()
+
+
+def runs_named(args: argparse.Namespace, names: list[str]) -> list[str]:
+    """Return the runs that a command names, where ARCHIVE may be left out and its place holds the first of them.
+
+    Args:
+        args: Of the command; its ``archive`` becomes None where it holds a run.
+        names: What stands behind ARCHIVE.
+    """
+    elsewhere = args.archive_option or (os.environ.get(ARCHIVE_VARIABLE) and not names_archive(args.archive or ""))
+    if args.archive is not None and elsewhere:
+        args.archive, names = None, [args.archive, *names]
+    return names
 
 
 def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArchive:
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
+    # Reading never creates: a typo is an error and not an empty archive.
     archive = RunArchive(archive_path(args), read_only=read_only)
     if read_only:  # for the exit code, which says whether all of it could be read
         args.read_archive = archive
     return archive
+
+
+def report_json(report: Any, *names: str, problems: str = "problems") -> dict[str, Any]:
+    """Return an archive's report as JSON can hold it: ``ok``, some of its fields, and its problems.
+
+    Args:
+        report: Of a check, a copy or a collection.
+        names: Fields to take over.
+        problems: The field that lists problems. Default: ``problems``.
+    """
+    listed = [{"run_id": one.run_id, "path": one.path, "what": one.what} for one in getattr(report, problems)]
+    return {name: getattr(report, name) for name in ("ok", *names)} | {problems: listed}
 
 
 def print_json(value: Any) -> None:
@@ -232,17 +262,28 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 
 def printable(text: str) -> str:
-    """A text with its control characters as codes: names in an archive may be a stranger's, and a terminal obeys."""
+    """Return a text with its control characters as codes: others may have written it, and a terminal obeys them."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def readable_bytes(size: float) -> str:
+    """Return a number of bytes for people, such as ``3.1 MiB``."""
+    if size < 1024:
+        return f"{size:.0f} B"
+    for unit in ("KiB", "MiB"):
+        size /= 1024
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+    return f"{size / 1024:.1f} GiB"
+
+
 def console() -> Console:
-    """A console on stdout: as wide as the terminal, 100 columns where there is none."""
+    """Return a console on stdout: as wide as the terminal, 100 columns where there is none."""
     from rich.console import Console
 
     class PipeConsole(Console):
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-            """As always, with control characters in texts made visible."""
+            """Render as always, with control characters in texts made visible."""
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=printable(segment.text))
 
@@ -250,5 +291,6 @@ def console() -> Console:
             """Leave it to the command line's own handling; rich would end the process with exit code 1."""
             raise BrokenPipeError
 
+    # Without a terminal rich would wrap at 80 columns.
     found = PipeConsole(highlight=False, markup=False)
     return found if found.is_terminal else PipeConsole(highlight=False, markup=False, width=100)

@@ -1,4 +1,4 @@
-"""``reuse-algos demo``: the whole loop in a minute or two, on a data set that needs no download."""
+"""``reuse-algos demo``: the whole loop in a minute or two, on a dataset that needs no download."""
 
 from __future__ import annotations
 
@@ -16,22 +16,27 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "demo",
         "train, archive, reuse and compare on the bundled handwritten digits",
-        "Plain runs are archived, later runs reuse them, and the comparison says whether it paid.",
+        "Plain runs are archived, later runs reuse them, and the comparison says whether it paid. It takes about a\n"
+        "minute, with one thread. --all trains every technique and measures robustness; it takes about ten minutes.",
         """
         reuse-algos demo
         reuse-algos demo --folder /tmp/demo --seeds 3
+        reuse-algos demo --all
         """,
     )
     parser.add_argument(
         "--folder", type=Path, default=Path("demo"), metavar="DIR", help="where to work (default: demo)"
     )
-    parser.add_argument("--seeds", type=positive, default=8, metavar="N", help="runs per group (default: 8)")
+    parser.add_argument("--seeds", type=positive, metavar="N", help="runs per group (default: 4; 8 with --all)")
     parser.add_argument("--keep", action="store_true", help="keep the runs of an earlier demo in the same folder")
+    parser.add_argument(
+        "--all", action="store_true", dest="everything", help="every technique, and robustness: about ten minutes"
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; its exit code."""
+    """Run the demo, and return its exit code."""
     from reuse_algos.demo import run_demo
 
-    return run_demo(args.folder, seeds=args.seeds, keep=args.keep)
+    return run_demo(args.folder, seeds=args.seeds, keep=args.keep, everything=args.everything)

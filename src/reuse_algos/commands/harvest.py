@@ -53,9 +53,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "examples without augmentation. They are kept as float32, 4 bytes a number.\n\n"
         "adversarial keeps perturbations of the images that fool the archived model. Their sizes are those of\n"
         "pixels from 0 to 1, whatever the normalisation; a signal is of one attack, and --replace makes it\n"
-        "anew.\n\n"
+        "again.\n\n"
         "A recipe in an archive is somebody's word. The files that it names are opened with --trust-data only;\n"
         "otherwise name the data with --data name=cifar100 --data root=FOLDER. The digits need neither.\n\n"
+        "With --shards any number of processes, on any machines (an array of Slurm, tasks of Ray), each compute\n"
+        "one part by --shard; the same command without --shard puts the parts together in one commit, and\n"
+        "computes those that are missing. The rows are those of one process bit for bit.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
         "the signals.\n\n"
         f"{ARCHIVE_HELP}",
@@ -66,6 +69,8 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos harvest ./archive resnet56-17 --signals features --plain
         reuse-algos harvest ./archive resnet56-17 --signals adversarial --attack pgd --epsilon 8/255
         reuse-algos harvest resnet56-17-0123abcdef --archive ./archive --views 32
+        reuse-algos harvest ./archive resnet56-17 --shards 16 --shard 3 --parts ./parts
+        reuse-algos harvest ./archive resnet56-17 --shards 16 --parts ./parts
         """,
     )
     add_archive(parser)
@@ -99,11 +104,40 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="harvest anew what is there; the first new view takes the place of all of the signal",
+        help="harvest again what is there; the first new view takes the place of all of the signal",
     )
+    _add_shards(parser)
     _add_attack(parser)
     add_json(parser)
     parser.set_defaults(run=run)
+
+
+def _add_shards(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("of several processes")
+    group.add_argument("--shards", type=positive, metavar="N", help="split each view into N parts")
+    group.add_argument(
+        "--shard",
+        type=int,
+        metavar="I",
+        help="compute part I (0 to N-1) alone and commit nothing (default: put all parts together)",
+    )
+    group.add_argument("--parts", metavar="FOLDER", help="where the parts lie until then; all processes see it")
+
+
+def _shards_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how the harvest is split up, as an argument of ``harvest``."""
+    if args.shards is None:
+        if args.shard is not None or args.parts is not None:
+            raise UsageError("--shard and --parts belong to --shards N")
+        return {}
+    if args.parts is None:
+        raise UsageError("--shards needs --parts FOLDER, where the parts lie until they are put together")
+    from reuse_algos.harvest import Shards
+
+    try:
+        return {"shards": Shards(args.parts, args.shards, args.shard)}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _add_attack(parser: argparse.ArgumentParser) -> None:
@@ -125,7 +159,7 @@ def _add_attack(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> float:
-    """Argument type: a number or a fraction, above 0."""
+    """Return a number or a fraction above 0, for ``argparse``."""
     from reuse_algos.training.attacks import pixel_size
 
     try:
@@ -135,10 +169,10 @@ def _size(text: str) -> float:
 
 
 def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
-    """What the options say of an attack, as arguments of ``harvest``.
+    """Return what the options say of an attack, as arguments of ``harvest``.
 
     Raises:
-        UsageError: no attack is asked for, or the options do not go together.
+        UsageError: No attack is asked for, or the options do not go together.
     """
     given = {field: getattr(args, name) for name, field in _FIELDS.items() if getattr(args, name) is not None}
     if "adversarial" not in signals:
@@ -147,6 +181,7 @@ def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
             options = ", ".join("--" + name.replace("_", "-") for name in wrong)
             raise UsageError(f"{options} belong to --signals adversarial; asked for is {', '.join(signals)}")
         return {}
+    # A setting without effect would look as if it had one.
     if given.get("method") == "fgsm" and args.steps is not None:
         raise UsageError("--steps belongs to --attack pgd: fgsm takes one step of length epsilon")
     from reuse_algos.training.attacks import Attack
@@ -158,7 +193,7 @@ def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Harvest; 0."""
+    """Harvest, and return 0."""
     signals = _names("--signals", args.signals) or ["logits"]
     weights = _names("--weights", [args.weights])
     data = data_of(args.data)
@@ -171,7 +206,8 @@ def run(args: argparse.Namespace) -> int:
     run_id = archive.run(args.run_id).id
     # The library's own defaults hold for what is not said.
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
-    options |= attack | {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
+    flags = {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
+    options |= attack | _shards_of(args) | flags
     results = []
     for name in weights:
         results += harvest(
@@ -202,7 +238,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rates(rates: dict[str, float]) -> str:
-    """How many examples a harvest of perturbations fooled, for people."""
+    """Return how many examples a harvest of perturbations fooled, for people."""
     if "success" not in rates:
         return ""
     exact, kept = 100 * rates["success"], 100 * rates["success_quantized"]
@@ -210,7 +246,7 @@ def _rates(rates: dict[str, float]) -> str:
 
 
 def _names(option: str, texts: list[str]) -> list[str]:
-    """Names with commas or spaces between, each once."""
+    """Return names that have commas or spaces between, each once."""
     names = [name for text in texts for name in re.split(r"\s*,\s*|\s+", text.strip())]
     if "" in names:
         raise UsageError(f"{option} has an empty name")

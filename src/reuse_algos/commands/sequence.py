@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
     Subparsers,
@@ -15,6 +16,9 @@ from reuse_algos.commands.common import (
     printable,
     seconds_of,
 )
+
+if TYPE_CHECKING:
+    from reuse_algos.sequence.launchers import Launcher
 
 __all__ = ["add_parser", "run"]
 
@@ -32,7 +36,12 @@ it starts.
 
 With --jobs, steps that do not reuse each other are trained side by side; they share the machine, so
 their seconds tell less. When a --time-limit is up, the steps that are being trained are ended, and
-the exit code is 3: the same command goes on with what is left."""
+the exit code is 3: the same command goes on with what is left.
+
+With --launcher ray or slurm the steps run on a cluster, --jobs of them at a time, with what each
+recipe asks for (resources: {gpus: 1, cpus: 4}). The archive must be one that all nodes see, and so
+must the folder where a step is to go on after its node died. Studies (benchmarks/study.py) and the
+commands that only read an archive need no launcher."""
 
 _LEFT = 3
 
@@ -56,13 +65,28 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--archive", metavar="DIR", help="folder or URL of the archive, in place of the file's")
     parser.add_argument("--dry-run", action="store_true", help="check every recipe and list the steps; train nothing")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="steps trained side by side (default: 1)")
+    parser.add_argument(
+        "--launcher",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="where the steps run: on this machine, on a running Ray cluster, or on Slurm (default: local)",
+    )
     parser.add_argument("--time-limit", type=seconds_of, metavar="TIME", help="such as 90s, 9m or 1.5h")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
+def _launcher(name: str, folder: str) -> Launcher | None:
+    """Return the launcher of a name; None for the default of a sequence."""
+    from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher
+
+    if name == "ray":
+        return RayLauncher()
+    return SlurmLauncher(f"{folder}/slurm") if name == "slurm" else None
+
+
 def run(args: argparse.Namespace) -> int:
-    """Run, or go on with, a sequence; 0 when all of it is finished, 3 when the time was up before."""
+    """Run, or go on with, a sequence, and return 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
     from reuse_algos.recipe.shipped import shipped_recipe
     from reuse_algos.sequence import (
@@ -75,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         sequence_report,
     )
     from reuse_algos.sequence.progress import open_for_reading
-    from reuse_algos.sequence.render import plan_records
+    from reuse_algos.sequence.reporting.render import plan_records
 
     path = args.file if args.file.endswith((".yaml", ".yml")) else shipped_recipe(args.file)
     config = load_sequence(path, args.overrides, archive=args.archive)
@@ -87,14 +111,16 @@ def run(args: argparse.Namespace) -> int:
         else:
             print_plan(states, console())
         return 0
+    # With --json stdout holds one value and nothing else.
     progress = sys.stderr if args.json else sys.stdout
     states = run_sequence(
         plan,
         jobs=args.jobs,
         time_limit=args.time_limit,
+        launcher=_launcher(args.launcher, config.folder),
         say=lambda line: print(printable(line), file=progress, flush=True),
     )
-    left = sum(found.state != "finished" for found in states)
+    left = sum(found.state not in ("finished", "stopped") for found in states)
     if left:
         print(f"{left} of {len(states)} steps are left; the same command goes on with them", file=progress, flush=True)
         return _LEFT

@@ -18,9 +18,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "Settings of the recipe are overridden by key=value. On several GPUs use Composer's launcher instead:\n"
         "composer -n 8 -m reuse_algos.train RECIPE.yaml key=value ...",
         """
-        reuse-algos train yamls/digits.yaml
-        reuse-algos train yamls/digits.yaml --check
-        reuse-algos train yamls/digits.yaml seed=18 max_duration=10ep tags.method=baseline
+        reuse-algos train yamls/digits/baseline.yaml
+        reuse-algos train yamls/digits/baseline.yaml --check
+        reuse-algos train yamls/digits/baseline.yaml seed=18 max_duration=10ep tags.method=baseline
         """,
     )
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="file of the recipe")
@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the exit code of the trainer."""
+    """Train, and return the exit code of the trainer."""
     from reuse_algos.train import main
 
     return main([args.recipe, *args.overrides, *(["--check"] if args.check else [])])

@@ -9,12 +9,12 @@ where they stop being true, is in :mod:`reuse_algos.compare.estimates.within_run
 :mod:`reuse_algos.compare.estimates.over_budgets`.
 """
 
+from reuse_algos.compare.advice.recommend import Recommendation, recommend
 from reuse_algos.compare.engine import compare
 from reuse_algos.compare.estimates.interval import Interval, Speedup
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Costs, Question
 from reuse_algos.compare.reading import read_outcomes
-from reuse_algos.compare.recommend import Recommendation, recommend
 from reuse_algos.compare.result import Comparison, Group, Point, Run
 
 __all__ = [

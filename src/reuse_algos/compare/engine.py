@@ -13,9 +13,8 @@ from typing import Any
 
 from reuse_algos.compare.estimates.interval import Interval, Speedup, difference_interval, mean_interval
 from reuse_algos.compare.kinds.budgets import OverBudgets
-from reuse_algos.compare.kinds.ends import Ends
-from reuse_algos.compare.kinds.reader import Reader, Reading
-from reuse_algos.compare.kinds.training import WithinRuns
+from reuse_algos.compare.kinds.reader import Reading
+from reuse_algos.compare.kinds.training import Ends, WithinRuns
 from reuse_algos.compare.notes import notes_of
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.payback import BreakEven
@@ -29,7 +28,7 @@ _LATER_RUNS = 5
 Runs = Sequence[Outcome]
 
 
-def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> Reader:
+def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> OverBudgets | WithinRuns | Ends:
     if question.over == "budgets":
         return OverBudgets(outcomes, question, baseline, question.costs.later_runs or _LATER_RUNS)
     return WithinRuns(outcomes, question, baseline) if question.over == "training" else Ends(question, baseline)
@@ -38,7 +37,7 @@ def _reader(outcomes: Outcomes, question: Question, baseline: Runs) -> Reader:
 def compare(outcomes: Outcomes, question: Question) -> Comparison:
     """Compare groups of runs with the baseline.
 
-    Diverged runs take part: they are runs that did not reach the target. Each run bears its harvests in full;
+    Diverged runs take part: they are runs that did not reach the target. Each run counts its harvests in full;
     :class:`~reuse_algos.compare.payback.BreakEven` says what becomes of them over many runs.
 
     Args:
@@ -52,12 +51,14 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
     question.check(groups)
     baseline = groups[question.baseline]
     reader = _reader(outcomes, question, baseline)
+    # The baseline comes first: every other group is read against it, and shown after it.
     order = [question.baseline, *_by_technique({name: g for name, g in groups.items() if name != question.baseline})]
     words = Sentence(
         question.baseline, outcomes.metric, reader.target, question.target is not None, question.confidence
     )
     readings = {name: reader.read(groups[name]) for name in order}
     found = [_group(groups[name], baseline, readings, question, words) for name in order]
+    # A front runs through the points of all groups, so it is drawn when all of them are read.
     found = _with_fronts(found, 1.0 if outcomes.mode == "max" else -1.0)
     judged: Axis = question.costs.judge_by or "cost_seconds"
     comparison = Comparison(
@@ -92,6 +93,7 @@ def _group(runs: Runs, baseline: Runs, readings: Mapping[str, Reading], question
     name, is_baseline = runs[0].group, runs is baseline
     reading, first = readings[name], readings[question.baseline]
     wanted: Axis = question.costs.judge_by or "cost_seconds"
+    # Where seconds are not known of every run, steps decide, and a note says so.
     axis: Axis = wanted if wanted in reading.speedups else "steps"
     speedup = reading.speedups.get(axis)
     finals, confidence = [run.final for run in runs], question.confidence
@@ -162,6 +164,7 @@ def _runs(reading: Reading) -> list[Run]:
 
 
 def _break_even(group: Runs, reading: Reading, baseline: Reading) -> BreakEven | None:
+    # What reused nothing has nothing to pay back.
     if not any(run.prior_run_ids for run in group):
         return None
     in_seconds: Speedup | None = reading.speedups.get("cost_seconds")
@@ -178,6 +181,7 @@ def _by_technique(groups: Mapping[str, Runs]) -> list[str]:
     """Return the names in order, each control right after its technique."""
     controls: dict[str, list[str]] = {}
     for name in sorted(groups):
+        # Some tag a run as a control of itself; that is a technique.
         technique = control_of(groups[name])
         if technique in groups and technique != name:
             controls.setdefault(str(technique), []).append(name)
@@ -198,6 +202,7 @@ def _by_technique(groups: Mapping[str, Runs]) -> list[str]:
 
 def _with_fronts(groups: Sequence[Group], sign: float) -> list[Group]:
     """Return the groups with each point's place on the Pareto fronts; ``sign`` is -1 where less is better."""
+    # A budget with too few runs would be on the front by luck.
     points = [point for group in groups for point in group.points if point.used]
     fronts: dict[Axis, set[int]] = {}
     for axis in AXES:

@@ -44,6 +44,7 @@ def notes_of(comparison: Comparison, outcomes: Outcomes, budgets: OverBudgets | 
         notes += [*_baseline_training(groups[0], comparison.method), *_not_reached(groups[1:], comparison.method)]
         for group in groups[1:]:
             notes += [*_training_reading(group, groups[0], comparison.method), *_no_seconds(group)]
+    # Up to two techniques the intervals are read one by one; beyond, chance finds a winner.
     if len(groups) > 3:
         notes.append(f"{len(groups) - 1} groups are compared: each interval holds by itself, not all of them at once.")
     return [*notes, *left_out(outcomes.left_out), *differences(comparison.baseline, runs)]
@@ -144,6 +145,7 @@ def _baseline_training(baseline: Group, method: str) -> list[str]:
             f"{baseline.n - baseline.reached} of {baseline.n} runs of {baseline.name} never reached the target: "
             "speed-ups are at least what is shown."
         )
+    # A schedule that would have ended earlier decays earlier, and may be there sooner.
     early = [run.to_target.steps / run.budget_steps for run in baseline.runs if run.to_target and run.to_target.reached]
     if early and (mean := sum(early) / len(early)) < 1.0:
         notes.append(
@@ -221,6 +223,7 @@ def _other_passes(comparison: Comparison) -> list[str]:
             f"count of {AXIS_WORDS[judged]} has none of these; only the seconds have them."
         )
     for group in groups[1:]:
+        # Live teachers and appended rows cost passes that a count of examples does not see.
         if group.flops_per_example is None or math.isclose(group.flops_per_example, usual, rel_tol=_ALIKE_FLOPS):
             continue
         notes.append(

@@ -40,6 +40,7 @@ class History:
     def first_at(self, target: float, mode: Mode) -> int | None:
         """Return the index of the first evaluation at or beyond ``target``, or None. NaN is never beyond."""
         reached = self.values >= target if mode == "max" else self.values <= target
+        # An infinite accuracy is beyond every target, and only says that the run diverged.
         reached &= np.isfinite(self.values)
         return int(np.argmax(reached)) if reached.any() else None
 
@@ -66,6 +67,7 @@ class Outcome:
         health: ``"ok"`` or ``"diverged"``; diverged runs stay in every comparison.
         history: The metric over training; None where only the end is known.
         manifest: Of the run, for checks of what else differs; None where there is none.
+        readings: What instruments and forecasts read while it trained: full name -> (step, value).
     """
 
     group: str
@@ -85,6 +87,7 @@ class Outcome:
     health: str = "ok"
     history: History | None = field(default=None, compare=False)
     manifest: Any = field(default=None, compare=False)
+    readings: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict, compare=False)
 
     @property
     def pair_key(self) -> str | int | None:
@@ -157,4 +160,5 @@ class Outcomes:
 
     def prior_training(self, run_ids: Sequence[str]) -> float:
         """Return the seconds that training these prior runs took; NaN if that of one is not known."""
+        # One unknown run makes the sum NaN: a part of it would look like the whole.
         return sum((self.prior_seconds.get(run_id, math.nan) for run_id in run_ids), 0.0)

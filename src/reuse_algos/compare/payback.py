@@ -43,12 +43,14 @@ class BreakEven:
             baseline_seconds: All costs of the baseline; NaN where they are not known.
             in_seconds: The speed-up in all costs; None, or a bound, where it is not known.
         """
+        # A speed-up that is only a limit gives no saving to divide by.
         ratios = 3 * (math.nan,)
         if in_seconds is not None and in_seconds.bound == "":
             ratios = in_seconds.estimate, in_seconds.low, in_seconds.high
         saved = [harvest + baseline_seconds * (1.0 - (1.0 / ratio if ratio else math.inf)) for ratio in ratios]
 
         def runs_until_paid(once: float) -> Interval:
+            # The largest saving pays back soonest, so the limits change places.
             middle, most, least = (_quotient(once, saving) for saving in saved)
             return Interval(middle, least, most)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Literal, get_args
 
 from reuse_algos.compare.estimates.interval import CONFIDENCE
 from reuse_algos.errors import CompareError, nearest
@@ -31,9 +31,7 @@ Axis = Literal["steps", "samples", "train_seconds", "cost_seconds", "amortised_s
 * ``dollars``: ``cost_seconds`` at :attr:`Costs.price_per_hour`.
 """
 
-AXES: tuple[Axis, ...] = (
-    "steps", "samples", "train_seconds", "cost_seconds", "amortised_seconds", "flops", "dollars",
-)  # fmt: skip
+AXES: tuple[Axis, ...] = get_args(Axis)
 """All axes, in the order in which they are shown."""
 
 
@@ -47,7 +45,7 @@ class Costs:
             seconds are not known.
         price_per_hour: Dollars for an hour of the hardware. Default: None, dollars are not counted.
         later_runs: Among how many runs harvests are shared in ``amortised_seconds``. Default: None, 5 (1 for a
-            recommendation: the next run bears all of its own harvest).
+            recommendation: The next run counts all of its own harvest).
         count_prior_training: Whether the training of the prior runs is shared among them, too. Default: False.
 
     Raises:
@@ -94,7 +92,8 @@ class Question:
         costs: How cost is counted. Default: ``Costs()``.
 
     Raises:
-        CompareError: A target that is not a number, or a confidence outside (0, 1).
+        CompareError: A target that is not a number, a confidence outside (0, 1), or an unknown ``over``, ``mode`` or
+            ``pairing``.
     """
 
     group_by: str = "tags.method"
@@ -112,6 +111,13 @@ class Question:
             raise CompareError(f"the confidence must be between 0 and 1, got {self.confidence}")
         if self.target is not None and not math.isfinite(self.target):
             raise CompareError(f"the target must be a number, got {self.target}")
+        for name, value, known in (
+            ("over", self.over, Over),
+            ("mode", self.mode, Mode),
+            ("pairing", self.pairing, Pairing),
+        ):
+            if value is not None and value not in get_args(known):
+                raise CompareError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
 
     def check(self, groups: Mapping[str, Sequence[Outcome]]) -> None:
         """Check that the runs can answer the question.
@@ -120,9 +126,15 @@ class Question:
             groups: The runs by group.
 
         Raises:
-            CompareError: No run is in the baseline group; a run trained for no steps; within training and without a
-                target, a group has runs of several budgets, or a baseline run ended with a value that is not finite.
+            CompareError: No run is in the baseline group; a run trained for no steps; costs are counted in a way that
+                only a comparison over budgets knows; within training and without a target, a group has runs of several
+                budgets, or a baseline run ended with a value that is not finite.
         """
+        # Over training only steps and seconds are read, so other costs would be ignored.
+        unknown = [f.name for f in fields(Costs) if getattr(self.costs, f.name) != f.default]
+        if unknown and self.over != "budgets":
+            options = ", ".join("--" + name.replace("_", "-") for name in unknown)
+            raise CompareError(f"{options}: only with --budgets (over: budgets)")
         if self.baseline not in groups:
             raise _no_baseline(self.baseline, groups, self.group_by)
         for run in (run for group in groups.values() for run in group):
@@ -133,6 +145,7 @@ class Question:
         if self.over != "training" or self.target is not None:
             return
         for name, group in groups.items():
+            # Within training a group has one mean curve, and so one budget.
             budgets = sorted({int(run.steps) for run in group})
             if len(budgets) > 1:
                 raise CompareError(
@@ -143,6 +156,47 @@ class Question:
         bad = [run.run_id for run in groups[self.baseline] if not math.isfinite(run.final)]
         if bad:
             raise no_final(f": {', '.join(bad)} ended with a value that is not finite")
+
+    def of_next_run(self) -> Question:
+        """Return the question that a recommendation asks: over budgets, and with a target.
+
+        Raises:
+            CompareError: There is no target.
+        """
+        if self.target is None:
+            raise CompareError(
+                "a recommendation needs a target: say which value of the metric the next run is to reach"
+            )
+        return replace(self, over="budgets")
+
+    def paired(self, fits: bool, seeds: str) -> bool:
+        """Return whether runs are compared in pairs.
+
+        Args:
+            fits: Whether they pair by seed.
+            seeds: The seeds of both sides, for the message.
+
+        Raises:
+            CompareError: They do not, and the question insists on it.
+        """
+        if self.pairing == "seed" and not fits:
+            raise CompareError(f"runs do not pair by seed: {seeds}")
+        return fits and self.pairing != "none"
+
+    def check_axis(self, axis: Axis, known: Collection[Axis]) -> None:
+        """Check that the baseline's cost is known on the axis that decides.
+
+        Args:
+            axis: The axis.
+            known: Axes on which its cost is known.
+
+        Raises:
+            CompareError: It is not.
+        """
+        if axis not in known:
+            what = {"flops": "FLOPs", "samples": "examples"}.get(axis, axis.replace("_", " "))
+            why = "say the price of an hour" if axis == "dollars" else "judge by steps"
+            raise CompareError(f"what the runs of {self.baseline} cost in {what} is not known: {why}")
 
 
 def no_final(why: str) -> CompareError:

@@ -15,7 +15,12 @@ from reuse_algos.errors import CompareError, ReuseAlgosError, SignalNotFoundErro
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun, RunArchive
 
-__all__ = ["GROUP_KEYS", "choose_metric", "group_of", "read_outcome", "read_outcomes"]
+__all__ = ["GROUP_KEYS", "INSTRUMENTS", "choose_metric", "group_of", "read_outcome", "read_outcomes", "readings_of"]
+
+INSTRUMENTS = "instruments/"
+"""Readings of :class:`~reuse_algos.callbacks.TrainingInstruments` are metrics of this prefix."""
+
+READ_INSIDE = (INSTRUMENTS, "forecast/")
 
 GROUP_KEYS = "tags.<key>, run_name, model.name, dataset.name, seed or recipe.<dotted path>"
 
@@ -46,6 +51,7 @@ def group_of(run: PriorRun, group_by: str) -> str | None:
     Raises:
         CompareError: ``group_by`` names something else.
     """
+    # A seed of 0 is a value; only None is missing.
     values = [_look_up(run, path.strip()) for path in group_by.split(",")]
     return None if any(value is None for value in values) else " / ".join(str(value) for value in values)
 
@@ -69,6 +75,7 @@ def choose_metric(runs: Sequence[PriorRun], metric: str | None) -> str:
         raise CompareError(f"which metric? There is no common monitor ({said}). Known metrics: {', '.join(known)}")
     if metric in known:
         return metric
+    # "Accuracy" is enough where only one metric ends so.
     ends = [name for name in known if name.endswith("/" + metric)]
     if len(ends) == 1:
         return ends[0]
@@ -102,6 +109,7 @@ def read_outcome(run: PriorRun, metric: str, group: str = "") -> Outcome | None:
     seconds = np.asarray(history.train_seconds, dtype=np.float64)[keep]
     samples = np.asarray(history.sample, dtype=np.int64)[keep]
     values = np.asarray(history.value, dtype=np.float64)[keep]
+    # The recipe's own words are the budget's label: 5ep says more than 250 steps.
     duration = (manifest.recipe or {}).get("max_duration")
     return Outcome(
         group=group,
@@ -128,7 +136,24 @@ def read_outcome(run: PriorRun, metric: str, group: str = "") -> Outcome | None:
             values=values,
         ),
         manifest=manifest,
+        readings=readings_of(run, READ_INSIDE),
     )
+
+
+def readings_of(run: PriorRun, prefixes: tuple[str, ...]) -> dict[str, list[tuple[int, float]]]:
+    """Return full name -> (step, value) of a run's metrics whose names begin so.
+
+    Args:
+        run: A run of an archive.
+        prefixes: Such as ``instruments/``.
+    """
+    found = {}
+    for name in run.metric_names:
+        if name.startswith(prefixes):
+            rows = run.metric(name)
+            pairs = zip(rows.step.tolist(), rows.value.tolist(), strict=True)
+            found[name] = [(int(step), float(value)) for step, value in pairs]
+    return found
 
 
 def read_outcomes(archive: RunArchive, question: Question, tags: Mapping[str, Any] | None = None) -> Outcomes:
@@ -148,9 +173,11 @@ def read_outcomes(archive: RunArchive, question: Question, tags: Mapping[str, An
     found = archive.runs(tags=tags, order="first", unfinished=True, unhealthy=True)
     groups: dict[str, list[PriorRun]] = {}
     without_key, reused = [], []
+    # Whoever groups or selects by the role wants to see these runs.
     by_role = "role" in (tags or {}) or "tags.role" in question.group_by
     for run in (run for run in found if run.finished):
         name = group_of(run, question.group_by)
+        # A run that was trained to be reused is not a method, but the cost of one.
         if run.tags.get("role") == "prior" and not by_role:
             reused.append(run.id)
         elif name is None:
@@ -176,6 +203,7 @@ def read_outcomes(archive: RunArchive, question: Question, tags: Mapping[str, An
 
 
 def _recorded_mode(runs: Sequence[PriorRun], metric: str) -> Mode:
+    # Runs that disagree about the direction are read by the name, as if none had said it.
     modes: set[Mode] = {run.manifest.monitor_mode for run in runs if run.manifest.monitor == metric}
     return modes.pop() if len(modes) == 1 else infer_mode(metric)
 

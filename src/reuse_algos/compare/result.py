@@ -246,6 +246,7 @@ class Comparison:
 
         Examples say the same as steps, unless batches are of different sizes.
         """
+        # Steps and examples tell the same where all batches are of one size.
         same = self.judged_by != "samples" and alike([size for group in self.groups for size in group.batch_sizes])
         shown: list[Axis] = [axis for axis in AXES if axis != "samples" or not same]
         return sorted(shown, key=lambda axis: axis != self.judged_by)
@@ -269,6 +270,7 @@ class Comparison:
         """
         plain = dataclasses.asdict(self)
         for group, record in zip(self.groups, plain["groups"], strict=True):
+            # Properties are not fields, so asdict leaves them out.
             for name in ("n", "reached", "run_ids", "seeds", "setup_seconds", "harvest_seconds"):
                 record[name] = getattr(group, name)
             record["censored"] = group.n - group.reached

@@ -61,6 +61,7 @@ def differences(baseline: str, groups: Mapping[str, Sequence[Outcome]]) -> list[
         baseline: Name of the baseline group.
         groups: The runs by group; without manifests nothing is known.
     """
+    # Records of results files have no manifests: what is not known cannot differ.
     if any(run.manifest is None for group in groups.values() for run in group):
         return []
     notes = []
@@ -69,6 +70,7 @@ def differences(baseline: str, groups: Mapping[str, Sequence[Outcome]]) -> list[
         if len(set().union(*sets.values())) > 1:
             odd = sorted(name for name, values in sets.items() if values != sets[baseline] or len(values) > 1)
             notes.append(f"The {fact} is not the same in all runs (look at {', '.join(odd)}), {meaning}.")
+    # Rounded, as the last batch of an epoch is smaller.
     rates = {name: {round(run.samples / max(run.steps, 1)) for run in group} for name, group in groups.items()}
     if len(set().union(*rates.values())) > 1:
         shown = "; ".join(f"{name}: {', '.join(map(str, sorted(rate)))}" for name, rate in sorted(rates.items()))

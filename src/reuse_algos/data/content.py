@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from reuse_algos.data.hashing import view_hash
-from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
 __all__ = ["SAMPLE", "Content", "content_of", "example_bytes", "files_of", "rows_content", "sample_of"]
@@ -27,6 +27,7 @@ SAMPLE = 64
 """How many examples are hashed where nothing else is asked for."""
 
 _SEED, _SALT = 0x1DE, 48  # fixed: another seed would compare other examples of the same data
+_BLOCK = 1024
 _CHEAP_BYTES = 256 << 20  # data in memory up to this size are hashed whole; blake2b takes about 1 s for 1 GB
 
 
@@ -49,7 +50,10 @@ class Content:
     def hashes(self, positions_B: Tensor) -> Tensor:
         """Return the content hashes of examples: int64 ``[B]``, 8 bytes of blake2b each."""
         where_B = positions_B if self.where is None else self.where[positions_B]
-        return torch.tensor([_hash(self.read(position)) for position in where_B.tolist()], dtype=torch.int64)
+        positions = where_B.tolist()
+        with undisturbed(self.read):
+            contents = self.read.each(positions) if isinstance(self.read, _Rows) else map(self.read, positions)
+            return torch.tensor([_hash(content) for content in contents], dtype=torch.int64)
 
     def subset(self, positions_B: Tensor) -> Content:
         """Return the content of some of the examples."""
@@ -151,6 +155,7 @@ def _hash(content: bytes) -> int:
 
 def _without_labels(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors but for those with one number per example, unless there are no others."""
+    # A label that was corrected makes no other example.
     wide = [tensor for tensor in tensors if tensor.ndim > 1]
     return wide or list(tensors)
 
@@ -163,8 +168,10 @@ def _rows(tensors: Sequence[Tensor]) -> Content:
 def _items(dataset: Any) -> Content | None:
     plain = dataset
     if hasattr(dataset, "with_format") and hasattr(dataset, "column_names"):  # Hugging Face datasets
+        # With a format the rows come as tensors of a chosen framework, or transformed.
         plain = dataset.with_format(None)
     else:
+        # The raw example is what stays the same; a random crop of it is another array each time.
         names = [name for name in ("transform", "transforms", "target_transform") if hasattr(dataset, name)]
         if names:
             plain = copy.copy(dataset)  # the user's own object stays as it is
@@ -173,8 +180,10 @@ def _items(dataset: Any) -> Content | None:
     for candidate in (plain, dataset) if plain is not dataset else (dataset,):
         read = _Items(candidate)
         try:
-            if len(dataset) and read(0) == read(0):
-                return Content(read, about=f"{len(read(0))} bytes")
+            with undisturbed(candidate):  # around both, or a generator of its own would give the same twice
+                first, again = (read(0), read(0)) if len(dataset) else (b"", None)
+            if first == again:
+                return Content(read, about=f"{len(first)} bytes")
         except Exception:  # a user's __getitem__ without its transform may raise anything
             continue
     return None
@@ -185,7 +194,18 @@ class _Rows:
     tensors: Sequence[Tensor]
 
     def __call__(self, position: int) -> bytes:
-        return b"".join(_plain(tensor[position]).tobytes() for tensor in self.tensors)
+        return next(self.each([position]))
+
+    def each(self, positions: Sequence[int]) -> Iterator[bytes]:
+        """Yield the bytes of many examples."""
+        arrays = [_plain(tensor) for tensor in self.tensors]
+        # In blocks: 50,000 images of 32 pixels take 0.5 s instead of 1.9 s by one index for each, and twice that where
+        # channels lie first in memory.
+        for start in range(0, len(positions), _BLOCK):
+            wanted = np.asarray(positions[start : start + _BLOCK], dtype=np.int64)
+            blocks = [np.ascontiguousarray(array[wanted]) for array in arrays]
+            for row in range(len(wanted)):
+                yield b"".join([block[row].tobytes() for block in blocks])
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ others find it on the loader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from copy import copy
 from typing import Any
 
@@ -20,47 +19,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
+from reuse_algos.data.streams.ids import keys_of_ids
+from reuse_algos.data.trainer import rows_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["ExampleIds", "TrackExamples", "keep_views", "num_rows", "track_loader"]
+__all__ = ["ExampleIds", "TrackExamples", "keep_views", "refuse_streams", "tell_epoch", "track_loader"]
 
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
 """What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else."""
-
-
-def num_rows(batch: Any) -> int:
-    """Return the number of examples in a batch: the common first dimension of its tensors and lists.
-
-    Tensors without dimensions do not count.
-
-    Raises:
-        ExampleIdError: There is none, or the parts disagree.
-    """
-    sizes: set[int] = set()
-
-    def visit(part: Any) -> None:
-        if isinstance(part, torch.Tensor):
-            if part.dim():  # one without dimensions belongs to the batch as a whole
-                sizes.add(part.shape[0])
-        elif isinstance(part, Mapping):
-            for value in part.values():
-                visit(value)
-        elif isinstance(part, (list, tuple)):
-            if all(isinstance(value, (str, int, float, bool)) for value in part):
-                sizes.add(len(part))
-            else:
-                for value in part:
-                    visit(value)
-
-    visit(batch)
-    if len(sizes) != 1:
-        found = f"parts of {sorted(sizes)} rows" if sizes else "no tensors"
-        raise ExampleIdError(
-            f"cannot tell how many examples a batch of type {type(batch).__name__} holds: it has {found}. Let every "
-            "tensor of the batch have one row per example."
-        )
-    return sizes.pop()
 
 
 def track_loader(loader: DataLoader) -> DataLoader:
@@ -106,6 +73,9 @@ def keep_views(state: State) -> None:
         ExampleIdError: The views are hidden inside another dataset, which would show the first one in every epoch.
     """
     outer = inner = getattr(state.dataloader, "dataset", None)
+    if isinstance(outer, IterableDataset):
+        tell_epoch(state)
+        return
     if isinstance(getattr(outer, "view_policy", None), ViewPolicy):
         _track_train_loader(state)
         return
@@ -115,6 +85,34 @@ def keep_views(state: State) -> None:
                 f"{type(outer).__name__} hides the views of the {type(inner).__name__} inside it, so every epoch would "
                 f"show the same one. Wrap it the other way round: ViewedDataset({type(outer).__name__}(...), policy)."
             )
+
+
+def tell_epoch(state: State) -> None:
+    """Tell a stream which epoch comes next, at FIT_START and EPOCH_END.
+
+    Composer tells samplers only, and streams have none.
+    """
+    dataset = getattr(state.dataloader, "dataset", None)
+    if isinstance(dataset, IterableDataset) and hasattr(dataset, "set_epoch"):
+        dataset.set_epoch(int(state.timestamp.epoch))  # type: ignore[attr-defined]
+
+
+def refuse_streams(who: str, state: State) -> None:
+    """Refuse a stream to an algorithm that decides which examples are shown, and when.
+
+    Args:
+        who: Name of the algorithm.
+        state: At FIT_START.
+
+    Raises:
+        ExampleIdError: The train dataset is iterable: it decides its order itself.
+    """
+    dataset = getattr(state.dataloader, "dataset", None)
+    if isinstance(dataset, IterableDataset):
+        raise ExampleIdError(
+            f"{who} decides which examples are shown, and {type(dataset).__name__} is a stream, which decides that "
+            "itself. Use a map-style dataset, or the proportions of its streams (Stream(proportion=...))."
+        )
 
 
 def _track_train_loader(state: State) -> TrackedBatchSampler:
@@ -136,10 +134,10 @@ class ExampleIds:
     AFTER_DATALOADER on) and :attr:`microbatch` (from BEFORE_FORWARD on).
 
     Args:
-        id_key: Key of the batch under which the ids lie, int64 ``[B]``, for iterable or streaming datasets. Default:
-            None, which takes the index lists of the batch sampler.
+        id_key: Key of the batch under which the ids lie, B whole numbers or texts, for iterable or streaming datasets.
+            Default: None, which takes the index lists of the batch sampler.
         view_key: Key of the batch under which the view numbers lie, int64 ``[B]``. Default: None, which makes all
-            views unknown (-1).
+            views unknown (-1) unless the dataset has one view only.
 
     Attributes:
         info: The training data. Where it is set, ids from a batch are its keys and become positions; otherwise they
@@ -193,7 +191,9 @@ class ExampleIds:
             self._install(state)
         elif event == Event.EPOCH_END:
             self._fetched = 0
+            tell_epoch(state)
         elif event == Event.BEFORE_DATALOADER:
+            # Counted here and not by the timestamp: a resumed run spins through the batches before its checkpoint.
             self._fetched += 1
         elif event == Event.AFTER_DATALOADER:
             self._start_batch(state)
@@ -217,6 +217,9 @@ class ExampleIds:
                 "HistoryCurriculum's pruning decides before the data is loaded and costs no extra forward pass."
             )
         if self.id_key is not None:
+            policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
+            self.view_policy = policy if isinstance(policy, ViewPolicy) else None
+            tell_epoch(state)
             return
         keep_views(state)
         if state.dataset_resumption.get("train"):
@@ -238,28 +241,35 @@ class ExampleIds:
                 "to Trainer.fit."
             )
         self._batch = sampler.examples(self._fetched - 1)
-        self._check_rows(num_rows(state.batch), len(self._batch.positions))
+        expected = len(self._batch.positions)
+        self._check_rows(rows_of(state.batch, state, expected), expected)
 
     def _start_microbatch(self, state: State) -> None:
         if self.id_key is not None:
             self._microbatch = self._from_batch(state.batch)
             self._next_row += len(self._microbatch.positions)
             return
-        stop = self._next_row + num_rows(state.batch)
+        stop = self._next_row + self._rows_of_microbatch(state)
         if stop > len(self.batch.positions):
             self._check_rows(stop, len(self.batch.positions))
         self._microbatch = self.batch.rows(self._next_row, stop)
         self._next_row = stop
 
+    def _rows_of_microbatch(self, state: State) -> int:
+        size, left = state.device_train_microbatch_size, len(self.batch.positions) - self._next_row
+        return rows_of(state.batch, state, left if size is None else min(int(size), left))
+
     def _from_batch(self, batch: Any) -> Examples:
         try:
-            positions = torch.as_tensor(batch[self.id_key]).detach().to("cpu", torch.int64).reshape(-1)
-            views = torch.full_like(positions, -1)
+            positions = keys_of_ids(batch[self.id_key])
+            only = self.view_policy is not None and self.view_policy.num_views == 1
+            views = torch.full_like(positions, 0 if only else -1)
             if self.view_key is not None:
                 views = torch.as_tensor(batch[self.view_key]).detach().to("cpu", torch.int64).reshape(-1)
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise ExampleIdError(
-                f"the batch has no integer ids under id_key={self.id_key!r} (view_key={self.view_key!r}): {error}"
+                f"the batch has no ids (whole numbers or texts) under id_key={self.id_key!r} "
+                f"(view_key={self.view_key!r}): {error}"
             ) from error
         if self.info is not None:
             positions = self.info.positions_of(positions)
@@ -282,3 +292,8 @@ class TrackExamples(Callback):
         """Swap the train DataLoader where its dataset has views (a no-op where it has been swapped)."""
         del logger
         keep_views(state)
+
+    def epoch_end(self, state: State, logger: Logger) -> None:
+        """Tell streams the number of the next epoch."""
+        del logger
+        tell_epoch(state)

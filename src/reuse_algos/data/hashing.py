@@ -20,7 +20,7 @@ _MIX_2 = 0x94D049BB133111EB
 
 
 def _signed(value: int) -> int:
-    """The int64 whose bits are the low 64 bits of ``value``."""
+    """Return the int64 whose bits are the low 64 bits of ``value``."""
     value &= _MASK
     return value - (1 << 64) if value >> 63 else value
 
@@ -61,7 +61,7 @@ def view_hash(seed: int, keys: Tensor, views: Tensor, salt: int) -> Tensor:
 
 
 def uniform_ints(hashes: Tensor, upper: int) -> Tensor:
-    """Whole numbers in ``[0, upper)`` from hashes (int64, any shape), ``upper`` from 1 to 2**31.
+    """Return whole numbers in ``[0, upper)`` from hashes (int64, any shape), ``upper`` from 1 to 2**31.
 
     Made from the upper 32 bits; no value is more likely than another by more than ``upper / 2**32``.
     """

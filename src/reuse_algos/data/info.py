@@ -1,4 +1,4 @@
-"""What a map-style data set is: its name, the identity (key) of each example, and the labels.
+"""What a map-style dataset is: its name, the identity (key) of each example, and the labels.
 
 Shapes: N examples.
 """
@@ -20,24 +20,24 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
 from reuse_algos.data.content import Content, content_of, files_of, sample_of
-from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
 __all__ = ["DatasetInfo", "infer_info", "key_of_path", "plain_name", "try_info"]
 
-# Where the map-style data sets of torchvision and others keep one class number per example, in the order of trust.
+# Where the map-style datasets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
 _LABELS_COMPARED = 16
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetInfo:
-    """Identity of a map-style data set.
+    """Identity of a map-style dataset.
 
     Attributes:
-        name: Name of the data set, for example ``"cifar100"``.
+        name: Name of the dataset, for example ``"cifar100"``.
         keys: int64 ``[N]`` on the CPU, all different: the identity of the example at each position. A key stays the
-            same when the data set grows, shrinks or is reordered.
+            same when the dataset grows, shrinks or is reordered.
         labels: int64 ``[N]`` on the CPU, or None where they are not known.
         class_names: Name of each class, or None. Their Unicode is brought into one form (NFC).
         key_kind: ``id`` for keys that mean something outside of this dataset, ``path`` for file paths, ``position``
@@ -61,21 +61,22 @@ class DatasetInfo:
             # macOS decomposes letters with accents in file names, Linux keeps what it is given.
             object.__setattr__(self, "class_names", tuple(plain_name(name) for name in self.class_names))
         _check_vector("keys", self.name, self.keys)
+        # Two examples under one key would share a row of every signal.
         unique = torch.unique(self.keys)
         if len(unique) != len(self.keys):
             ordered = torch.sort(self.keys).values
             twice = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
-            raise DataError(f"Data set {self.name!r}: key {twice} belongs to more than one example; keys must differ.")
+            raise DataError(f"Dataset {self.name!r}: key {twice} belongs to more than one example; keys must differ.")
         if self.labels is None:
             return
         _check_vector("labels", self.name, self.labels)
         if len(self.labels) != len(self.keys):
-            raise DataError(f"Data set {self.name!r} has {len(self.keys)} keys but {len(self.labels)} labels.")
+            raise DataError(f"Dataset {self.name!r} has {len(self.keys)} keys but {len(self.labels)} labels.")
         if self.class_names is not None and len(self.labels):
             low, high = int(self.labels.min()), int(self.labels.max())
             if low < 0 or high >= len(self.class_names):
                 raise DataError(
-                    f"Data set {self.name!r} has {len(self.class_names)} class names but labels from {low} to {high}."
+                    f"Dataset {self.name!r} has {len(self.class_names)} class names but labels from {low} to {high}."
                 )
 
     @property
@@ -126,20 +127,20 @@ class DatasetInfo:
         return torch.sort(self.keys)
 
     def positions_of(self, keys_B: Tensor) -> Tensor:
-        """Positions of the examples with these keys, both int64 ``[B]``.
+        """Return the positions of the examples with these keys, both int64 ``[B]``.
 
         Raises:
-            DataError: If a key is not in the data set.
+            DataError: If a key is not in the dataset.
         """
         ordered, where = self._ordered
         place = torch.searchsorted(ordered, keys_B).clamp_(max=max(len(ordered) - 1, 0))
         if not len(ordered) or not torch.equal(ordered[place], keys_B):
             unknown = keys_B[ordered[place] != keys_B] if len(ordered) else keys_B
-            raise DataError(f"Data set {self.name!r} has no example with the key {int(unknown[0])}.")
+            raise DataError(f"Dataset {self.name!r} has no example with the key {int(unknown[0])}.")
         return where[place]
 
     def subset(self, positions: Tensor) -> DatasetInfo:
-        """Info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
+        """Return the info of the examples at ``positions`` (int64 ``[n]``), which keep their keys and labels."""
         labels = None if self.labels is None else self.labels[positions]
         content = None if self.content is None else self.content.subset(positions)
         return replace(self, keys=self.keys[positions], labels=labels, content=content)
@@ -154,7 +155,7 @@ class DatasetInfo:
 def _check_vector(what: str, name: str, tensor: Tensor) -> None:
     if tensor.dtype != torch.int64 or tensor.ndim != 1 or tensor.device.type != "cpu":
         raise DataError(
-            f"Data set {name!r}: {what} must be a 1-D int64 tensor on the CPU, "
+            f"Dataset {name!r}: {what} must be a 1-D int64 tensor on the CPU, "
             f"not {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}."
         )
 
@@ -193,7 +194,7 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
     5. class names from ``.class_to_idx`` or ``.classes``; the name is the name of the dataset's class.
 
     Raises:
-        DataError: If the data set is iterable or has no length, or a ``Subset`` holds an index twice.
+        DataError: If the dataset is iterable or has no length, or a ``Subset`` holds an index twice.
     """
     info = getattr(dataset, "info", None)
     if isinstance(info, DatasetInfo):
@@ -204,7 +205,7 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
     if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized):
         raise DataError(
             f"The examples of {type(dataset).__name__} cannot be numbered: it is iterable or has no length. "
-            "Use a map-style data set (with __len__ and __getitem__)."
+            "Use a map-style dataset (with __len__ and __getitem__)."
         )
     count = len(dataset)
     keys, kind = _find_keys(dataset, count)
@@ -217,11 +218,13 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
 
 
 def try_info(dataset: Any) -> DatasetInfo | None:
-    """As :func:`infer_info`, but None for what is no map-style data set or has no unique keys.
+    """As :func:`infer_info`, but None for what is no map-style dataset or has no unique keys.
 
     For callers that can do without: whoever needs to tell examples apart calls :func:`infer_info` and gets the error.
     """
-    if dataset is None or isinstance(dataset, IterableDataset):
+    if dataset is None:
+        return None
+    if isinstance(dataset, IterableDataset) and not isinstance(getattr(dataset, "info", None), DatasetInfo):
         return None
     try:
         return infer_info(dataset)
@@ -238,6 +241,7 @@ def _find_keys(dataset: Any, count: int) -> tuple[Tensor, str]:
         if base is None or not all(path.startswith(base + os.sep) for path in files):
             base = os.path.commonpath([os.path.dirname(path) for path in files])
         keys = torch.tensor([key_of_path(PurePath(os.path.relpath(path, base))) for path in files])
+        # Several examples of one file (frames, crops) share its path: then positions must do.
         if len(torch.unique(keys)) == count:
             return keys, "path"
     return torch.arange(count, dtype=torch.int64), "position"
@@ -281,7 +285,7 @@ def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
         return True  # read off the tensors themselves, and part by part
     for position in sample_of(keys, _LABELS_COMPARED).tolist():
         try:
-            with seeded_rng(0):
+            with seeded_rng(0), undisturbed(dataset):
                 example = dataset[position]
         except Exception:  # a user's __getitem__ may raise anything; training will tell
             return True

@@ -32,13 +32,13 @@ class EpochSampler(DistributedSampler):
     saved: setting the epoch restores the order.
 
     Args:
-        num_examples: length of the dataset.
-        seed: seed of the shuffles.
-        shuffle: shuffle each epoch; otherwise ascending positions.
-        drop_last: where the examples do not divide evenly by the ranks, leave the tail out (True) or fill up from the
+        num_examples: Length of the dataset.
+        seed: Seed of the shuffles.
+        shuffle: Shuffle each epoch; otherwise ascending positions.
+        drop_last: Where the examples do not divide evenly by the ranks, leave the tail out (True) or fill up from the
             beginning of the epoch's order (False).
-        num_replicas: number of ranks. Default: Composer's world size.
-        rank: this rank. Default: Composer's global rank.
+        num_replicas: Number of ranks. Default: Composer's world size.
+        rank: This rank. Default: Composer's global rank.
 
     Raises:
         ValueError: ``num_examples`` is not positive, or the rank is out of range.
@@ -75,18 +75,18 @@ class EpochSampler(DistributedSampler):
         Every rank must be given the same plan. Positions may repeat or be left out.
 
         Args:
-            plan: epoch -> positions.
-            length: how many positions it gives in every epoch, so that ``len()`` need not ask it; None: it varies.
-            num_views: number of views of the dataset; with more than one, an example that comes several times in an
+            plan: Epoch -> positions.
+            length: How many positions it gives in every epoch, so that ``len()`` need not ask it; None: it varies.
+            num_views: Number of views of the dataset; with more than one, an example that comes several times in an
                 epoch is shown in its next views the second, third ... time.
         """
         self._plan, self._plan_length, self._num_views = plan, length, num_views
 
     def order(self, epoch: int) -> np.ndarray:
-        """Positions of an epoch over all ranks, int64 ``[M]``.
+        """Return the positions of an epoch over all ranks, int64 ``[M]``.
 
         Raises:
-            ValueError: the plan names a position outside ``[0, num_examples)``.
+            ValueError: The plan names a position outside ``[0, num_examples)``.
         """
         if self._plan is not None:
             positions = np.asarray(self._plan(epoch), dtype=np.int64)
@@ -96,6 +96,7 @@ class EpochSampler(DistributedSampler):
                 raise ValueError(f"the plan of epoch {epoch} has {len(positions)} positions, not {self._plan_length}")
             return positions
         if self.shuffle:
+            # A generator for each epoch: the order has no state to save, and moves no other generator.
             return np.random.default_rng([self.seed % 2**63, epoch]).permutation(self.num_examples)
         return np.arange(self.num_examples)
 
@@ -123,7 +124,7 @@ class EpochSampler(DistributedSampler):
 
 
 def _occurrences(order: np.ndarray) -> np.ndarray:
-    """How many times each element came before: ``[4, 7, 4, 4]`` -> ``[0, 0, 1, 2]``."""
+    """Return how many times each element came before: ``[4, 7, 4, 4]`` -> ``[0, 0, 1, 2]``."""
     by_value = np.argsort(order, kind="stable")
     ordered = order[by_value]
     first = np.searchsorted(ordered, ordered, side="left")
@@ -144,7 +145,7 @@ class Examples(NamedTuple):
     views: torch.Tensor
 
     def rows(self, start: int, stop: int) -> Examples:
-        """The examples of rows ``start`` to ``stop``."""
+        """Return the examples of rows ``start`` to ``stop``."""
         return Examples(self.positions[start:stop], self.views[start:stop])
 
 
@@ -155,8 +156,8 @@ class TrackedBatchSampler(DistributedSampler):
     ``dataloader.batch_sampler`` or ``.sampler``; the epoch is passed on to whatever is inside.
 
     Args:
-        batch_sampler: yields lists of positions; keeps deciding which.
-        dataset: the dataset of the loader; its ``view_policy`` (if any) decides the view of each epoch and its
+        batch_sampler: Yields lists of positions; keeps deciding which.
+        dataset: The dataset of the loader; its ``view_policy`` (if any) decides the view of each epoch and its
             ``set_epoch`` (if any) is called with the epoch.
     """
 
@@ -175,6 +176,7 @@ class TrackedBatchSampler(DistributedSampler):
     def set_epoch(self, epoch: int) -> None:
         """Tell everything below which epoch comes next."""
         self.epoch = epoch
+        # Composer reaches this object only; samplers of users wait for the epoch further inside.
         for inner in (self.batch_sampler, getattr(self.batch_sampler, "sampler", None)):
             if hasattr(inner, "set_epoch"):
                 inner.set_epoch(epoch)  # type: ignore[union-attr]
@@ -205,16 +207,16 @@ class TrackedBatchSampler(DistributedSampler):
         replaced by one. What the plan leaves out is never loaded.
 
         Args:
-            plan: epoch -> positions over all ranks, the same on every rank.
-            num_examples: length of the dataset.
-            length: how many positions the plan gives in every epoch.
-            seed: of an ``EpochSampler`` that is put in.
+            plan: Epoch -> positions over all ranks, the same on every rank.
+            num_examples: Length of the dataset.
+            length: How many positions the plan gives in every epoch.
+            seed: Of an ``EpochSampler`` that is put in.
 
         Returns:
             Number of examples of a batch over all ranks.
 
         Raises:
-            ExampleIdError: the order is decided by a sampler of another kind, or no batch would be left.
+            ExampleIdError: The order is decided by a sampler of another kind, or no batch would be left.
         """
         batches = self.batch_sampler
         if type(batches) is not BatchSampler:
@@ -222,6 +224,7 @@ class TrackedBatchSampler(DistributedSampler):
                 f"batches are made by a {type(batches).__name__}, whose choice of examples cannot be taken over. Give "
                 "the DataLoader batch_size and shuffle (or an EpochSampler), and no batch_sampler."
             )
+        # A plan gives whole epochs, so the sampler below must be one whose order can be replaced.
         sampler = _steerable(batches.sampler, num_examples, batches.drop_last, seed)
         views = 0 if self.view_policy is None else self.view_policy.num_views
         sampler.steer(plan, length=length, num_views=views)
@@ -235,10 +238,10 @@ class TrackedBatchSampler(DistributedSampler):
         return batches.batch_size * sampler.num_replicas
 
     def examples(self, batch_in_epoch: int) -> Examples:
-        """The examples of the batch with this number in the current epoch.
+        """Return the examples of the batch with this number in the current epoch.
 
         Raises:
-            ExampleIdError: the batch has not been handed out.
+            ExampleIdError: The batch has not been handed out.
         """
         if not 0 <= batch_in_epoch < len(self._record):
             raise ExampleIdError(
@@ -250,7 +253,7 @@ class TrackedBatchSampler(DistributedSampler):
 
 
 def _steerable(sampler: object, num_examples: int, drop_last: bool, seed: int) -> EpochSampler:
-    """The sampler itself where it can be steered, or one that stands for it."""
+    """Return the sampler itself where it can be steered, or one that stands for it."""
     advice = "Use DataLoader(shuffle=True), a DistributedSampler or an EpochSampler over the whole dataset."
     if isinstance(sampler, EpochSampler):
         return sampler

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, infer_info
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError
 
@@ -26,7 +26,6 @@ __all__ = [
     "ExampleView",
     "ViewPolicy",
     "ViewedDataset",
-    "seeded_rng",
     "uniform_floats",
     "uniform_ints",
     "view_hash",
@@ -43,7 +42,7 @@ class ExampleView(NamedTuple):
     """What a sampler may yield instead of a plain position: which example, and in which view.
 
     Attributes:
-        position: Index into the data set.
+        position: Index into the dataset.
         view: View number, or :data:`UNKNOWN_VIEW` for an ordinary random augmentation.
     """
 
@@ -74,14 +73,14 @@ class ViewPolicy:
             raise DataError(f"num_views must be 0 (random augmentation) or more, not {self.num_views}.")
 
     def view_of_epoch(self, epoch: int) -> int:
-        """The view in which every example is shown in ``epoch`` (from 0), or -1 with ``num_views`` 0."""
+        """Return the view in which every example is shown in ``epoch`` (from 0), or -1 with ``num_views`` 0."""
         return epoch % self.num_views if self.num_views else UNKNOWN_VIEW
 
 
 class EpochCell:
     """The number of the current epoch, seen by DataLoader workers too because it lies in shared memory.
 
-    Persistent workers keep the copy of the data set they were started with; a plain attribute would never change there.
+    Persistent workers keep the copy of the dataset they were started with; a plain attribute would never change there.
     """
 
     def __init__(self) -> None:
@@ -105,9 +104,9 @@ class EpochCell:
 
 
 class ViewedDataset(Dataset[Any]):
-    """Any map-style data set whose random transforms become replayable views.
+    """Any map-style dataset whose random transforms become replayable views.
 
-    ``dataset[ExampleView(position, view)]`` runs the wrapped data set's ``__getitem__`` with the global generators of
+    ``dataset[ExampleView(position, view)]`` runs the wrapped dataset's ``__getitem__`` with the global generators of
     torch, numpy and random seeded from (policy seed, key, view), and puts their states back afterwards. Transforms
     with generators of their own cannot be steered this way.
 
@@ -116,14 +115,14 @@ class ViewedDataset(Dataset[Any]):
     * a view of 0 or more: exactly that view;
     * a plain position: the view of the current epoch, ``policy.view_of_epoch`` (epoch 0 before :meth:`set_epoch`);
     * view -1, or a plain position with ``num_views=0``: ordinary random augmentation. Before :meth:`set_epoch` that is
-      an untouched call of the wrapped data set. After it, the generators are seeded from (seed, key, epoch), so that a
+      an untouched call of the wrapped dataset. After it, the generators are seeded from (seed, key, epoch), so that a
       resumed run continues with the same augmentations; the view is still reported as unknown.
 
     Args:
-        dataset: A map-style data set; it gets plain positions.
+        dataset: A map-style dataset; it gets plain positions.
         policy: The views.
         info: Keys of the examples; found by :func:`~reuse_algos.data.info.infer_info` if not given.
-        pixel_space: How the images that it gives were normalised; that of the wrapped data set if not given.
+        pixel_space: How the images that it gives were normalised; that of the wrapped dataset if not given.
 
     Raises:
         DataError: If ``info`` does not have one key per example.
@@ -138,7 +137,7 @@ class ViewedDataset(Dataset[Any]):
     ) -> None:
         self.info = infer_info(dataset) if info is None else info.with_content_of(dataset)
         if not isinstance(dataset, Sized) or len(dataset) != self.info.num_examples:
-            raise DataError(f"The info has {self.info.num_examples} keys, but that is not the length of the data set.")
+            raise DataError(f"The info has {self.info.num_examples} keys, but that is not the length of the dataset.")
         self.dataset = dataset
         self.view_policy = policy
         self.pixel_space = pixel_space_of(dataset) if pixel_space is None else pixel_space
@@ -159,10 +158,12 @@ class ViewedDataset(Dataset[Any]):
             position, view = int(index), self.view_policy.view_of_epoch(epoch or 0)
         if view < UNKNOWN_VIEW:
             raise DataError(f"View {view} of position {position}: views are numbered from 0, and -1 means random.")
+        # Nobody has told an epoch: a plain DataLoader of a user, whose random numbers are left alone.
         if view == UNKNOWN_VIEW and epoch is None:
             return self.dataset[position]
         if not -len(self) <= position < len(self):
-            raise IndexError(f"Position {position} of a data set of {len(self)} examples.")
+            raise IndexError(f"Position {position} of a dataset of {len(self)} examples.")
+        # Two salts: random augmentation of epoch 3 must not repeat view 3.
         number, salt = (epoch, _SALT_EPOCH) if view == UNKNOWN_VIEW else (view, _SALT_VIEW)
         seed = view_hash(self.view_policy.seed, self.info.keys[position], _scalar(number), salt)
         with seeded_rng(int(seed)):

@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from reuse_algos.archive import dequantize, quantize, shape_text
 from reuse_algos.archive.format.records import Scalar
 from reuse_algos.archive.signals.success import success_rates
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import infer_info
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.harvest.computations import ArchivedForward
 from reuse_algos.training.attacks import Attack, ascend, pixel_room, random_targets

@@ -16,14 +16,15 @@ from composer.utils import batch_get, batch_set
 from torch import nn
 
 from reuse_algos.errors import DataError, ModelError
+from reuse_algos.harvest.boxes import BOX_SIGNALS, box_rows
 from reuse_algos.priors import scores
-from reuse_algos.training.head import find_head, head_module, pass_of_head
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.parameters.head import find_head, head_module, pass_of_head
 from reuse_algos.training.task import Task
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
 
-HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adversarial")
+HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adversarial", *BOX_SIGNALS)
 
 
 def gradient_rows(module: nn.Module, memory_bytes: int) -> int:
@@ -78,6 +79,8 @@ class ArchivedForward:
         """
         batch = _to_device(batch, self._device)
         inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
+        if signal in BOX_SIGNALS:
+            return self._boxes(signal, batch)
         if signal == "logits":
             logits = self._logits(inputs)
             return (logits if self._task is None else self._task.rows(logits).logits_BCX).float().cpu()
@@ -132,6 +135,15 @@ class ArchivedForward:
                 "info=DatasetInfo(..., labels=...)."
             )
         return labels_B.to(self._device)
+
+    def _boxes(self, signal: str, batch: Any) -> torch.Tensor:
+        with torch.no_grad(), get_precision_context(self._precision):
+            found = self._module(batch)
+        listed = isinstance(found, list) and all(isinstance(one, Mapping) for one in found)
+        if not listed or not all({"boxes", "scores", "labels"} <= one.keys() for one in found):
+            name = type(self._module).__name__
+            raise ModelError(f"{name} finds no boxes, scores and labels, so {signal} has no rows.")
+        return box_rows(signal, found, batch[1])
 
     def _logits(self, inputs: Any) -> torch.Tensor:
         with torch.no_grad(), get_precision_context(self._precision):

@@ -11,7 +11,7 @@ import torch
 
 from reuse_algos.archive import FileEntry, HarvestRecord, Manifest, PriorRun, RunArchive, RunWriter, encode_top_k
 from reuse_algos.archive.format.records import Scalar
-from reuse_algos.callbacks.provenance import hardware_name
+from reuse_algos.callbacks.recorder.provenance import hardware_name
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ArchiveError, PriorRunMismatchError
 from reuse_algos.harvest.adversarial import AttackSettings
@@ -97,6 +97,10 @@ class Attempt:
         seconds, self._lap_began = now - self._lap_began, now
         return seconds
 
+    def add(self, seconds: float) -> None:
+        """Count seconds that another process has worked for this call."""
+        self._lap_began -= seconds
+
     @property
     def writer(self) -> RunWriter:
         """Writes files and commits them."""
@@ -119,6 +123,9 @@ class SignalStore:
         policy: the views.
         shown_in_training: whether the views are those that the run was trained on.
         replace: whether the first view takes the place of all that was harvested of the signal, and of its cost.
+
+    Attributes:
+        weights: whose it is.
     """
 
     def __init__(
@@ -131,7 +138,7 @@ class SignalStore:
         shown_in_training: bool,
         replace: bool = False,
     ) -> None:
-        self._attempt, self._weights, self._policy = attempt, weights, policy
+        self._attempt, self.weights, self._policy = attempt, weights, policy
         self._is_logits = signal == "logits"
         self._name = harvested_name(signal, weights)
         self._shown_in_training = shown_in_training
@@ -159,10 +166,10 @@ class SignalStore:
         seconds = self._attempt.lap()
         meta = {
             "slot": view,
-            "epoch": weights_epoch(self._attempt.run, self._weights),
+            "epoch": weights_epoch(self._attempt.run, self.weights),
             "view": view,
             "source": "harvest",
-            "weights": self._weights,
+            "weights": self.weights,
             "transform": self._policy.transform,
             "seconds": seconds,
             **meta,
@@ -173,7 +180,7 @@ class SignalStore:
         self._record = HarvestRecord(
             signal=self._name,
             views=[*(self._record.views if self._record else []), view],
-            weights=self._weights,
+            weights=self.weights,
             seconds=(self._record.seconds if self._record else 0.0) + seconds + self._attempt.lap(),
             hardware=hardware_name(),
         )

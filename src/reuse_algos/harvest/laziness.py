@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model

@@ -13,16 +13,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader, Dataset
 
-from reuse_algos.archive import FileEntry, RunArchive, weights_name
+from reuse_algos.archive import FileEntry, PriorRun, RunArchive, weights_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.archive.signals.success import success_rates
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest
 from reuse_algos.harvest.adversarial import ADVERSARIAL, AttackSettings, attack_settings, attack_view
 from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, gradient_rows
 from reuse_algos.harvest.harvest_store import Attempt, Encoded, SignalStore, complete_views, encode_rows
+from reuse_algos.harvest.shards import Shards
 from reuse_algos.harvest.training_data import plain_data, viewed_data
 from reuse_algos.priors.choosing import open_archive
 from reuse_algos.priors.model import ModelFactory, archived_model
@@ -31,7 +32,7 @@ from reuse_algos.priors.scores import GRADIENT_BYTES
 from reuse_algos.training.attacks import Attack
 from reuse_algos.training.recorded_task import task_of
 
-__all__ = ["HarvestResult", "harvest"]
+__all__ = ["HarvestResult", "harvest", "view_batches"]
 
 OF_VIEWS = ("logits", "features", ADVERSARIAL)
 """Signals that are of the views of training unless otherwise asked; scores are of the plain examples."""
@@ -87,6 +88,7 @@ def harvest(
     output_key: str | int | None = None,
     input_key: str | int = 0,
     memory_bytes: int = GRADIENT_BYTES,
+    shards: Shards | None = None,
     progress: bool = True,
     trust_data: bool = False,
 ) -> list[HarvestResult]:
@@ -114,8 +116,8 @@ def harvest(
     Args:
         archive: the archive or its path.
         run_id: the run, by id or unique name.
-        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features`` and
-            ``adversarial``; one pass for each.
+        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features``,
+            ``adversarial``, and of detectors ``boxes`` and ``gt_scores``; one pass for each.
         views: how many views of each example, from number 0 on. Default: for logits and adversarial as many as the
             recipe's ``num_views`` (likewise for features), for scores the plain example.
         weights: which archived weights look at the data.
@@ -135,6 +137,8 @@ def harvest(
         input_key: where the inputs lie in a batch, for models that are plain modules.
         memory_bytes: for ``grand``: bound on the gradients of single examples that are held at once (the activations
             come on top); at least one is held.
+        shards: parts that other processes compute or have computed, see :class:`~reuse_algos.harvest.shards.Shards`;
+            not for adversarial. The rows are the same bit for bit, and the seconds of all parts are recorded.
         progress: show a progress bar.
         trust_data: open the files, and download the data, that the archived recipe names. Without it ``data`` must name
             them (or ``dataset`` be given), unless they are the embedded digits. Default: False.
@@ -161,6 +165,8 @@ def harvest(
         raise ValueError(f"attack and bits belong to the signal {ADVERSARIAL}; harvested are {', '.join(signals)}")
     if plain and ("features" not in signals or views is not None):
         raise ValueError(f"plain is for the signal features, without views; harvested are {', '.join(signals)}")
+    if shards is not None and ADVERSARIAL in signals:
+        raise ValueError(f"the signal {ADVERSARIAL} cannot be harvested in shards; harvested are {', '.join(signals)}")
     if bits is not None and bits not in BITS:
         raise ValueError(f"bits must be one of {BITS}, not {bits!r}")
     began = time.perf_counter()
@@ -203,12 +209,16 @@ def harvest(
             task = bar.add_task(f"harvest {name} of {run.id}", total=len(one.todo) * len(one.train))  # type: ignore[arg-type]
             entries = []
             for view in one.todo:
+                split = None if shards is None else _Split(shards, attempt, _about(run, name, one, view, precision))
                 try:
-                    columns, meta = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count))
+                    made = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count), split)
                 except BaseException:  # an interrupt too: what was spent was spent
                     one.store.interrupted()
                     raise
-                entries.append(one.store.commit(view, columns, meta))
+                if made is not None:
+                    entries.append(one.store.commit(view, *made))
+                    if split is not None:
+                        split.shards.clear(split.about)
             now = time.perf_counter()
             results.append(_result(run.id, name, one, entries, now - began))
             began = now
@@ -228,16 +238,51 @@ class _Pass:
     made: AttackSettings | None
 
 
-def _rows(one: _Pass, view: int, compute: ArchivedForward, batch_size: int, advance: Callable[[int], None]) -> Encoded:
-    """A view of a signal as it is archived."""
-    batches = _batches(one.train, view, batch_size)
+@dataclass(frozen=True)
+class _Split:
+    """The parts of one view: how many, whose clock counts their seconds, and what they are of."""
+
+    shards: Shards
+    attempt: Attempt
+    about: dict[str, Any]
+
+
+def _about(run: PriorRun, name: str, one: _Pass, view: int, precision: str | None) -> dict[str, Any]:
+    """Return what tells the parts of one view from those of another harvest."""
+    weights = one.store.weights
+    hashes = [file.sha256 for file in run.manifest.files if (file.kind, file.name) == ("weights", weights)]
+    fingerprint = infer_info(one.train).fingerprint
+    policy = getattr(one.train, "view_policy", None)
+    return {
+        "run": run.id, "signal": name, "view": view, "weights": hashes, "data": fingerprint,
+        "transform": None if policy is None else policy.transform, "precision": precision,
+    }  # fmt: skip
+
+
+def _rows(
+    one: _Pass,
+    view: int,
+    compute: ArchivedForward,
+    batch_size: int,
+    advance: Callable[[int], None],
+    split: _Split | None,
+) -> Encoded | None:
+    """Return a view of a signal as it is archived; None where only a part of it is computed."""
     if one.made is not None:
+        batches = view_batches(one.train, view, batch_size)
         return attack_view(one.made, compute, infer_info(one.train).keys, view, batches, advance)
-    parts = []
-    for batch, labels_B in batches:
-        parts.append(compute(one.signal, batch, labels_B))
-        advance(len(parts[-1]))
-    return encode_rows(one.signal, torch.cat(parts), one.top_k)
+
+    def parts(positions: torch.Tensor | None) -> Iterator[torch.Tensor]:
+        for batch, labels_B in view_batches(one.train, view, batch_size, positions):
+            rows = compute(one.signal, batch, labels_B)
+            advance(len(rows))
+            yield rows
+
+    if split is None:
+        return encode_rows(one.signal, torch.cat(list(parts(None))), one.top_k)
+    count = len(one.train)  # type: ignore[arg-type]
+    rows_N = split.shards.rows(split.about, count, batch_size, parts, split.attempt.add)
+    return None if rows_N is None else encode_rows(one.signal, rows_N, one.top_k)
 
 
 def _result(run_id: str, name: str, one: _Pass, entries: Sequence[FileEntry], seconds: float) -> HarvestResult:
@@ -259,16 +304,27 @@ def _default_batch_size(signal: str, gradients: int) -> int:
     return min(_BATCH_SIZE, max(_SMALL_BATCH, gradients)) if signal == "grand" else _BATCH_SIZE
 
 
-def _batches(dataset: Dataset, view: int, batch_size: int) -> Iterator[tuple[Any, torch.Tensor | None]]:
-    """All batches of a view in order of position, each with the labels of its examples where they are known."""
+def view_batches(
+    dataset: Dataset, view: int, batch_size: int, positions: torch.Tensor | None = None
+) -> Iterator[tuple[Any, torch.Tensor | None]]:
+    """Yield the batches of a view, each with the labels of its examples where they are known.
+
+    Args:
+        dataset: Images on a device, or any map-style dataset that takes ``ExampleView``.
+        view: Number of the view.
+        batch_size: Examples of a batch.
+        positions: Which examples, in order; int64 on the CPU. Default: None, all of them.
+    """
     labels_N = infer_info(dataset).labels
     count = len(dataset)  # type: ignore[arg-type]
-    parts = torch.arange(count).split(batch_size)
+    parts = (torch.arange(count) if positions is None else positions).split(batch_size)
     lists = [[ExampleView(position, view) for position in part.tolist()] for part in parts]
     if isinstance(dataset, DeviceImages):
         loader = device_dataloader(dataset, batch_sampler=lists)
     else:
-        loader = DataLoader(dataset, batch_sampler=lists, generator=torch.Generator().manual_seed(0))
+        collate = getattr(dataset, "collate_fn", None)
+        generator = torch.Generator().manual_seed(0)
+        loader = DataLoader(dataset, batch_sampler=lists, collate_fn=collate, generator=generator)
     for batch, part in zip(loader, parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 

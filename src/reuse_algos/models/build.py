@@ -9,13 +9,17 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from composer.models import ComposerClassifier
+from composer.models import ComposerClassifier, ComposerModel
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.models.cifar_resnet import CifarResNet
+from reuse_algos.models.detection import DETECTION_MODELS, build_detection_model
 from reuse_algos.models.digits_cnn import DigitsCNN
+from reuse_algos.models.segmentation import SEGMENTATION_MODELS, build_segmentation_model
+from reuse_algos.models.text import TEXT_MODELS, build_text_model
+from reuse_algos.models.time_conditioned import TimeConditioned
 from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
 
 __all__ = ["ModelConfig", "ReusableClassifier", "build_model", "model_names"]
@@ -30,6 +34,7 @@ _RESNET_BLOCKS = {
     "resnet110": 18,
 }
 _DEFAULT_WIDTH = 16
+_OF_TEXTS = ("vocabulary", "max_tokens")
 _AUTOCAST_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -39,8 +44,13 @@ class ModelConfig:
 
     Attributes:
         name: ``resnet8``, ``20``, ``32``, ``44``, ``56``, ``110`` (He et al., for small images), ``resnet_small`` (the
-            same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision.
-        width: Channels of the first convolution of this library's own models; null is 16.
+            same as ``resnet8``), ``digits_cnn``, or any classification model of torchvision. For texts: ``tiny_bert``
+            (classes) and ``tiny_gpt`` (a causal language model). For masks: ``tiny_unet`` and torchvision's
+            ``lraspp_mobilenet_v3_large``. For boxes: ``tiny_fcos`` and two of torchvision's detectors,
+            ``ssdlite320_mobilenet_v3_large`` and ``fasterrcnn_mobilenet_v3_large_320_fpn``.
+        width: Channels of the first convolution of this library's own models, null is 16; of models for texts the size
+            of the hidden vectors, null is 64.
+        depth: Layers of models for texts; null is 2.
         weights: Name of torchvision's pretrained weights, such as ``DEFAULT``; null starts from random numbers.
         weights_path: A ``.safetensors`` file with the weights to start from; null for none.
         new_head: Leave out of ``weights_path`` what differs from the model only in its number of rows: the last layer
@@ -48,19 +58,30 @@ class ModelConfig:
         autocast: ``bfloat16`` or ``float16`` runs the network's forward pass under ``torch.autocast`` and returns
             float32 logits; null leaves that to ``precision``. For CPUs with bfloat16 instructions, where Composer
             takes no ``precision`` but fp32: a small ResNet trains 1.5 to 2 times as fast.
+        time: Take the last input channel as the time, and give the network this many features of it (Time2Vec) in its
+            place; null for plain images. For this library's own models.
     """
 
     name: str = "resnet20"
     width: int | None = None
+    depth: int | None = None
     weights: str | None = None
     weights_path: str | None = None
     new_head: bool = False
     autocast: str | None = None
+    time: int | None = None
 
 
 def model_names() -> list[str]:
     """Every name that :func:`build_model` knows, this library's own first."""
-    return [*_RESNET_BLOCKS, "digits_cnn", *torchvision_model_names()]
+    return [
+        *_RESNET_BLOCKS,
+        "digits_cnn",
+        *TEXT_MODELS,
+        *SEGMENTATION_MODELS,
+        *DETECTION_MODELS,
+        *torchvision_model_names(),
+    ]
 
 
 class ReusableClassifier(ComposerClassifier):
@@ -70,7 +91,7 @@ class ReusableClassifier(ComposerClassifier):
         module: The network: float ``[B, C, H, W]`` to logits ``[B, num_classes]``.
         num_classes: Number of classes.
         reuse_config: What :func:`build_model` takes to build the same architecture again.
-        autocast: dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
+        autocast: Dtype of ``torch.autocast`` around the network's forward pass; None for no autocast of its own.
     """
 
     reuse_config: dict[str, Any]
@@ -87,7 +108,7 @@ class ReusableClassifier(ComposerClassifier):
         self._autocast = autocast
 
     def forward(self, batch: Any) -> Tensor:
-        """Logits ``[B, num_classes]`` of the first element of a batch; float32 if the model has its own autocast."""
+        """Return logits ``[B, num_classes]`` of a batch's first element; float32 if the model has its own autocast."""
         if self._autocast is None:
             return super().forward(batch)
         device_type = next(self.module.parameters()).device.type
@@ -100,8 +121,9 @@ def build_model(
     config: ModelConfig | Mapping[str, Any] | str,
     num_classes: int | None = None,
     image_shape: Sequence[int] | None = None,
-) -> ReusableClassifier:
-    """Build a classifier with Composer's metrics: accuracy in training, accuracy and cross entropy in evaluation.
+    inputs: Mapping[str, Any] | None = None,
+) -> ComposerModel:
+    """Build a model with Composer's metrics: accuracy in training, accuracy and cross entropy in evaluation.
 
     The model has an attribute ``reuse_config``: a dict of plain values that this function takes as ``config``, alone,
     to build the same architecture again (weights to start from are left out: an archived model brings its own).
@@ -112,6 +134,8 @@ def build_model(
         config: Fields of :class:`ModelConfig`, or a name. A mapping may hold ``num_classes`` and ``image_shape`` too.
         num_classes: Number of classes, at least 2.
         image_shape: (C, H, W) of the images.
+        inputs: What a model for texts must know, see :func:`~reuse_algos.models.text.build_text_model`. Default: what
+            ``config`` says.
 
     Raises:
         ModelError: If a field or the name is unknown, or the model cannot be built for such images and classes.
@@ -119,8 +143,17 @@ def build_model(
     given = _as_mapping(config)
     num_classes = given.pop("num_classes", None) if num_classes is None else num_classes
     image_shape = given.pop("image_shape", None) if image_shape is None else image_shape
+    known = {key: given.pop(key) for key in _OF_TEXTS if key in given}
     settings = _settings(given)
+    if settings.name in TEXT_MODELS:
+        return _text_model(settings, num_classes, {**known, **(inputs or {})})
+    if inputs:
+        raise ModelError(f"Model {settings.name!r} reads images, and the data are texts. Take one of {TEXT_MODELS}.")
+    if settings.depth is not None:
+        raise ModelError(f"model.depth: is for models for texts, and {settings.name!r} has a depth of its own.")
     classes, shape = _check_task(settings.name, num_classes, image_shape)
+    if settings.name in (*SEGMENTATION_MODELS, *DETECTION_MODELS):
+        return _dense_model(settings, classes, shape)
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     if settings.weights_path is not None:
@@ -129,6 +162,31 @@ def build_model(
     if settings.autocast is not None:
         reuse_config["autocast"] = settings.autocast
     return ReusableClassifier(module, classes, reuse_config, autocast)
+
+
+def _text_model(settings: ModelConfig, num_classes: int | None, inputs: Mapping[str, Any]) -> ComposerModel:
+    """Build a transformer, and load the weights that the recipe names."""
+    if num_classes is None or num_classes < 2:
+        raise ModelError(f"Model {settings.name!r}: num_classes must be 2 or more, not {num_classes}.")
+    for field in ("weights", "autocast"):
+        if getattr(settings, field) is not None:
+            raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
+    model = build_text_model(settings.name, num_classes, inputs, settings.width, settings.depth)
+    if settings.weights_path is not None:
+        _load_safetensors(model, Path(settings.weights_path), new_head=settings.new_head)
+    return model
+
+
+def _dense_model(settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]) -> ComposerModel:
+    """Build a model for masks or boxes, and load the weights that the recipe names."""
+    for field in ("weights", "autocast"):
+        if getattr(settings, field) is not None:
+            raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
+    build = build_detection_model if settings.name in DETECTION_MODELS else build_segmentation_model
+    model = build(settings.name, num_classes, image_shape, settings.width)
+    if settings.weights_path is not None:
+        _load_safetensors(model.module, Path(settings.weights_path), new_head=settings.new_head)
+    return model
 
 
 def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]:
@@ -170,7 +228,7 @@ def _autocast_dtype(name: str | None) -> torch.dtype | None:
 def _build_module(
     settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The network, and the settings besides the name that say how it is built."""
+    """Return the network, and the settings besides the name that say how it is built."""
     name = settings.name
     if name in _RESNET_BLOCKS or name == "digits_cnn":
         if settings.weights is not None:
@@ -178,13 +236,23 @@ def _build_module(
         width = _DEFAULT_WIDTH if settings.width is None else settings.width
         if width < 1:
             raise ModelError(f"model.width: must be 1 or more, not {width}.")
+        channels, measures = image_shape[0], {"width": width}
+        if settings.time is not None:
+            if settings.time < 1 or channels < 2:
+                raise ModelError(
+                    f"model.time: needs at least 1 feature and a channel beside that of the time, got {settings.time} "
+                    f"features and {channels} channels."
+                )
+            channels, measures = channels - 1 + settings.time, {**measures, "time": settings.time}
         if name == "digits_cnn":
-            module: nn.Module = DigitsCNN(num_classes, in_channels=image_shape[0], width=width)
+            module: nn.Module = DigitsCNN(num_classes, in_channels=channels, width=width)
         else:
-            module = CifarResNet(_RESNET_BLOCKS[name], num_classes, in_channels=image_shape[0], width=width)
-        return module, {"width": width}
+            module = CifarResNet(_RESNET_BLOCKS[name], num_classes, in_channels=channels, width=width)
+        return module if settings.time is None else TimeConditioned(module, settings.time), measures
     if name not in torchvision_model_names():
         raise ModelError(f"model.name: unknown model {name!r}.{nearest(str(name), model_names())}")
+    if settings.time is not None:
+        raise ModelError(f"model.time: {name!r} of torchvision takes three channels of colour; take another model.")
     if settings.width is not None:
         raise ModelError(f"model.width: {name!r} of torchvision has a fixed width; take another model.")
     return build_torchvision_model(name, num_classes, image_shape, settings.weights), {}
@@ -209,5 +277,5 @@ def _load_safetensors(module: nn.Module, path: Path, *, new_head: bool) -> None:
 
 
 def _other_rows(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors differ in their number of rows and in nothing else of their shape."""
+    """Return whether two tensors differ in their number of rows and in nothing else of their shape."""
     return ours.dim() == theirs.dim() > 0 and ours.shape != theirs.shape and ours.shape[1:] == theirs.shape[1:]

@@ -39,7 +39,7 @@ class BasicBlock(nn.Module):
         self._new_channels = out_channels - in_channels
 
     def shortcut(self, x_BCHW: Tensor) -> Tensor:
-        """The input, brought to the shape of the output without parameters."""
+        """Return the input, brought to the shape of the output without parameters."""
         if self._stride != 1:
             x_BCHW = x_BCHW[:, :, :: self._stride, :: self._stride]
         if self._new_channels:
@@ -60,7 +60,7 @@ class CifarResNet(nn.Module):
     does it.
 
     Args:
-        blocks_per_stage: n; 3 for ResNet-20, 9 for ResNet-56.
+        blocks_per_stage: N; 3 for ResNet-20, 9 for ResNet-56.
         num_classes: K.
         in_channels: Channels of the images.
         width: Channels of the first stage; 16 in the paper.

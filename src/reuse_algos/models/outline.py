@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from composer.models import ComposerModel
 from torch.overrides import TorchFunctionMode
 
-from reuse_algos.models.build import ReusableClassifier, build_model
+from reuse_algos.models.build import build_model
 
 __all__ = ["outline_model"]
 
@@ -33,11 +34,11 @@ class _WithoutMemory(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def outline_model(config: Mapping[str, Any]) -> ReusableClassifier:
-    """Build a classifier on torch's meta device: every name and shape, and no memory. No random number is drawn.
+def outline_model(config: Mapping[str, Any]) -> ComposerModel:
+    """Build a model on torch's meta device: every name and shape, and no memory. No random number is drawn.
 
     Args:
-        config: As for :func:`~reuse_algos.models.build.build_model`, with ``num_classes`` and ``image_shape``.
+        config: As for :func:`~reuse_algos.models.build.build_model`, with everything that it needs.
 
     Raises:
         ModelError: A field or the name is unknown, or no model can have such sizes.

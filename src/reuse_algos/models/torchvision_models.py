@@ -21,7 +21,7 @@ _AUXILIARY: dict[str, dict[str, Any]] = {
 
 
 def torchvision_model_names() -> list[str]:
-    """Names of all classification models of the installed torchvision."""
+    """Return the names of all classification models of the installed torchvision."""
     return torchvision.models.list_models(module=torchvision.models)
 
 

@@ -146,6 +146,7 @@ def backtest(
             continue
         end_step, end = float(run.steps[-1]), float(run.losses()[-1])
         for fraction in fractions:
+            # Neither the forecast nor its interval may see the end of the run.
             part = first_part(run, fraction)
             try:
                 forecast = forecast_run(

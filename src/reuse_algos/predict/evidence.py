@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from reuse_algos.errors import NotEnoughEvidenceError, nearest
-from reuse_algos.predict.batch_size import Trial
+from reuse_algos.predict.cost.speed import SpeedModel, fit_speed
 from reuse_algos.predict.history import History, recipe_value
 from reuse_algos.predict.loss_curve import LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun
-from reuse_algos.predict.speed import SpeedModel, fit_speed
+from reuse_algos.predict.sweeps.batch_size import Trial
 
 __all__ = ["budget_curve", "finished", "points_over", "sized_runs", "speed_of", "steps_per_second", "trials_of"]
 
@@ -44,6 +44,7 @@ def steps_per_second(run: History) -> float:
     if len(run.steps) < 3:
         return run.steps_per_second
     with np.errstate(divide="ignore", invalid="ignore"):
+        # The median: an epoch that shared the machine must not slow the forecast.
         rates = np.diff(run.steps) / np.diff(run.seconds)
     return float(np.median(rates))
 
@@ -140,6 +141,7 @@ def trials_of(runs: Sequence[History], over: str, tune: str) -> list[Trial]:
                 f"the learning rate of run {run.run_id} decays towards its own end, so its steps to a goal say "
                 "little. Use constant rates, or one run for each budget."
             )
+        # What the recipe says is held against what was trained.
         batch = _number(run, over)
         # Without drop_last the last batch of each epoch is shorter, so the mean is below what the recipe says.
         if math.isfinite(run.batch) and not batch / 2 < run.batch <= batch * 1.001:

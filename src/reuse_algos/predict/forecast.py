@@ -81,6 +81,7 @@ def conformal_factor(log_errors: Iterable[float], level: float = 0.9) -> float:
         :func:`runs_needed`.
     """
     sizes = sorted(abs(error) for error in log_errors)
+    # The + 1 is the run to come, which is one of n + 1 exchangeable ones.
     rank = math.ceil((len(sizes) + 1) * level - 1e-9)
     return math.exp(sizes[rank - 1]) if 0 < rank <= len(sizes) else math.nan
 
@@ -149,6 +150,7 @@ def forecast_run(
             f"the learning rate of run {run.run_id} decays, and the loss curve assumes a constant one. Forecast it "
             "from earlier runs under the same schedule (method: shape), or fit the ends of runs over several budgets."
         )
+    # Another schedule leaves another share of the loss.
     usable = [one for one in earlier if _usable(one, run) and one.schedule == run.schedule]
     errors: dict[Method, list[float]] = {"shape": _shape_errors(fraction, usable)}
     if not decayed:
@@ -214,6 +216,7 @@ def _log_left(run: History, fraction: float) -> float:
 
 def _shape_errors(fraction: float, earlier: Sequence[History]) -> list[float]:
     """Return ``ln(measured / forecast)`` that each earlier run would have had at this share, by the others."""
+    # Leave-one-out, so that a run does not calibrate itself.
     left = np.asarray([_log_left(one, fraction) for one in earlier])
     return [float(own - np.median(np.delete(left, at))) for at, own in enumerate(left) if len(left) > 1]
 

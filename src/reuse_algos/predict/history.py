@@ -14,7 +14,7 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.format.metrics import resolve_metric
 from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError
 
-__all__ = ["History", "histories", "history_of", "recipe_value"]
+__all__ = ["History", "histories", "history_of", "recipe_value", "schedule_of"]
 
 TRAIN_LOSS = "loss/train/total"
 
@@ -119,7 +119,7 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         train_seconds=said.cost.train_seconds,
         finished=run.finished,
         diverged=run.health == "diverged" or not bool(np.isfinite(values_N).all()),
-        schedule=_schedule(said.recipe),
+        schedule=schedule_of(said.recipe),
         hardware=str(hardware.get("name") or ""),
         workers=int(hardware.get("world_size") or 1),
         batch=said.progress.sample / steps if steps else math.nan,
@@ -157,6 +157,7 @@ def histories(
         try:
             found.append(history_of(run, metric))
         except SignalNotFoundError:
+            # A run without the metric is left out; an ambiguous name is an error of the caller.
             if any(name.endswith(f"/{metric}") for name in run.metric_names):
                 raise  # several metrics end so, and the message lists them
     if not found:
@@ -179,7 +180,12 @@ def recipe_value(recipe: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def _schedule(recipe: Mapping[str, Any] | None) -> Literal["constant", "decayed", "unknown"]:
+def schedule_of(recipe: Mapping[str, Any] | None) -> Literal["constant", "decayed", "unknown"]:
+    """Return what a recipe says of the learning rate; ``unknown`` without a recipe, or without an optimizer in it.
+
+    Args:
+        recipe: As recorded with a run.
+    """
     if recipe is None or "optimizer" not in recipe:
         return "unknown"
     scheduler = recipe.get("scheduler")

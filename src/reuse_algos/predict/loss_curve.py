@@ -81,7 +81,7 @@ def replace_outliers(losses: ArrayLike, reach: int = 2) -> NDArray[np.float64]:
     """Replace each loss that lies outside the range of its neighbours by their mean.
 
     Args:
-        losses: float ``[N]``, finite.
+        losses: Float ``[N]``, finite.
         reach: Number of neighbours on each side. With 1, on noisy curves, most points are outside. Default: 2.
 
     Returns:
@@ -129,6 +129,7 @@ def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, re
         curve_N = 1.0 / np.maximum(found[0] * x_N + found[1], 1e-12) + floor
         return float(((curve_N - y_N) ** 2).sum()), found
 
+    # At the least loss itself 1 / (loss - floor) is infinite.
     highest = float(y_N.min()) * (1 - 1e-9)
     # Denser towards the least loss, where a curve that has levelled off has its floor.
     grid = highest * (1 - np.geomspace(1.0, 1e-4, _GRID))
@@ -165,6 +166,7 @@ def _polish(
     ]
     found = min(fits, key=lambda fit: fit.cost)
     worse = not relative and float((found.fun**2).sum()) > float((errors(begin) ** 2).sum())
+    # The search may stop a little behind where it began.
     better = begin if worse else found.x
     return (float(better[0]), float(better[1])), float(better[2])
 

@@ -158,6 +158,7 @@ def _ridge(features_NF: NDArray[np.float64], values_N: NDArray[np.float64], at_F
     """Return the value of a ridge regression at a point, with features standardised."""
     mean_F, std_F = features_NF.mean(axis=0), features_NF.std(axis=0)
     std_F = np.where(std_F > 0, std_F, 1.0)
+    # Standardised, so that one penalty suits FLOPs and hardware.
     rows_NF = (features_NF - mean_F) / std_F
     gram_FF = rows_NF.T @ rows_NF + RIDGE * np.eye(rows_NF.shape[1])
     slope_F = np.linalg.solve(gram_FF, rows_NF.T @ (values_N - values_N.mean()))

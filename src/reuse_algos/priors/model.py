@@ -17,12 +17,14 @@ from torch import Tensor, nn
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
+from reuse_algos.models.text import TEXT_MODELS
+from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
-__all__ = ["ModelFactory", "archived_model", "recorded_architecture"]
+__all__ = ["ModelFactory", "archived_model", "recorded_architecture", "untouched_copy"]
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
-_SIZES = ("num_classes", "width")
+_SIZES = ("num_classes", "width", "depth", "vocabulary", "max_tokens")
 _ALLOWED = ("name", "image_shape", "autocast", *_SIZES)
 
 
@@ -49,6 +51,23 @@ def archived_model(
     return module.eval().requires_grad_(False)
 
 
+def untouched_copy(model: nn.Module) -> nn.Module | None:
+    """Return a copy of the model that is about to train, for archived weights of its architecture.
+
+    Args:
+        model: The Trainer's at BEFORE_LOAD: later, checkpoints, DDP and ``torch.compile`` have touched it.
+
+    Returns:
+        None where the model cannot be copied; it is then said that the archived model cannot be built, if it must be.
+    """
+    try:
+        module = copy.deepcopy(model)
+    except Exception:  # modules of other people hold locks, generators and open files
+        return None
+    restore_batch_norm(module)
+    return module
+
+
 def recorded_architecture(run: PriorRun) -> dict[str, Any] | None:
     """Return the settings of a run's model that :func:`~reuse_algos.models.build_model` may be given.
 
@@ -73,7 +92,8 @@ def recorded_architecture(run: PriorRun) -> dict[str, Any] | None:
         )
     sizes = [config[key] for key in _SIZES if config.get(key) is not None]
     shape = config.get("image_shape")
-    sizes += shape if isinstance(shape, list) and len(shape) == 3 else [None]
+    if shape is not None or config.get("name") not in TEXT_MODELS:
+        sizes += shape if isinstance(shape, list) and len(shape) == 3 else [None]
     if not all(isinstance(size, int) and not isinstance(size, bool) and 0 < size < 1 << 31 for size in sizes):
         raise ModelError(f"run {run.id} has a model of sizes that cannot be: {sizes!r}. {advice}")
     name, autocast = config.get("name"), config.get("autocast")
@@ -136,12 +156,26 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
+def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapping[str, Tensor]) -> None:
+    """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
+    expected, parameters = module.state_dict(), [key for key, _ in module.named_parameters()]
+    hidden = [key for key in parameters if key not in expected and key not in archived]
+    if hidden:
+        raise PriorRunMismatchError(
+            f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
+            f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "
+            "should_save_peft_only). The archive does not hold the base model, so this run's model cannot be rebuilt. "
+            "Record runs with the whole state dict (should_save_peft_only=False), or use source: cached."
+        )
+
+
 def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
     """Archived weights under the names of a module's; a ComposerModel's ``module.`` prefix may be missing on one side.
 
     Raises:
         PriorRunMismatchError: They are of other names or shapes.
     """
+    _refuse_adapters(module, run, name, archived)
     expected = module.state_dict()
     if archived.keys() != expected.keys():
         prefix = "module."

@@ -1,19 +1,25 @@
-"""Whether archived rows of a run are true for the views of the examples that the current run shows."""
+"""Whether archived rows of a run are true for the views that the current run shows, and how old they are.
+
+Captured rows are what the model said while it trained, in the epoch that showed the view: of early epochs they are
+those of a worse model than the run's last weights.
+"""
 
 from __future__ import annotations
+
+from composer import Time, TimeUnit
 
 from reuse_algos.archive import PriorRun, Signal
 from reuse_algos.data.views import ViewPolicy
 
-__all__ = ["missing_views", "other_views"]
+__all__ = ["age_of_slot", "missing_views", "other_views", "too_old"]
 
 
 def other_views(run: PriorRun, policy: ViewPolicy) -> str | None:
     """Say that a prior run's views are not those of the current one, or None where they are.
 
     Args:
-        run: the prior run.
-        policy: the views of the current run, numbered ones.
+        run: The prior run.
+        policy: The views of the current run, numbered ones.
     """
     record = run.manifest.dataset
     theirs = (record.view_seed, record.transform) if record else None
@@ -21,15 +27,15 @@ def other_views(run: PriorRun, policy: ViewPolicy) -> str | None:
     return None if theirs == ours else f"run {run.id} has views (seed, transform) {theirs}, this run {ours}"
 
 
-def missing_views(run: PriorRun, signal: Signal, policy: ViewPolicy, what: str, *, whole: bool) -> str | None:
+def missing_views(run: PriorRun, signal: Signal, policy: ViewPolicy, what: str, *, least: float = 0.0) -> str | None:
     """Say which views a signal has no rows for, or None where it has rows for all of the current run's.
 
     Args:
-        run: the prior run.
-        signal: one of its signals, whose slots are views.
-        policy: the views of the current run, numbered ones.
-        what: the rows in a word, such as ``logits``.
-        whole: also ask for every example of every view.
+        run: The prior run.
+        signal: One of its signals, whose slots are views.
+        policy: The views of the current run, numbered ones.
+        what: The rows in a word, such as ``logits``.
+        least: Share of the examples that each view must have rows for, 0 to 1. Default: 0, any.
     """
     known = {slot for slot in signal.slots if signal.slot_meta(slot).get("view") == slot}
     absent = sorted(set(range(policy.num_views)) - known)
@@ -38,5 +44,38 @@ def missing_views(run: PriorRun, signal: Signal, policy: ViewPolicy, what: str, 
             f"run {run.id} has {what} for {len(known)} of the {policy.num_views} views (view {absent[0]} is the "
             "first missing)"
         )
-    unseen = [view for view in range(policy.num_views) if whole and not bool(signal.seen(view).all())]
-    return f"run {run.id} has {what} for only some examples of view {unseen[0]}" if unseen else None
+    shares = [float(signal.seen(view).float().mean()) if least else 1.0 for view in range(policy.num_views)]
+    unseen = [view for view, share in enumerate(shares) if share < least]
+    if not unseen:
+        return None
+    return f"run {run.id} has {what} for only some examples of view {unseen[0]} ({shares[unseen[0]]:.1%})"
+
+
+def age_of_slot(run: PriorRun, signal: Signal, slot: int) -> int | None:
+    """Return how many epochs a run trained on after it captured a slot; None where a harvest of given weights made it.
+
+    Args:
+        run: The prior run.
+        signal: One of its signals.
+        slot: One of the signal's.
+    """
+    meta = signal.slot_meta(slot)
+    if meta.get("source") == "harvest" or "epoch" not in meta:
+        return None
+    return max(0, run.manifest.progress.epoch - 1 - int(meta["epoch"]))
+
+
+def too_old(run: PriorRun, signal: Signal, slot: int, oldest: Time) -> bool:
+    """Return whether a captured slot is older than allowed.
+
+    Args:
+        run: The prior run.
+        signal: One of its signals.
+        slot: One of the signal's.
+        oldest: Composer time: epochs, or a share of the prior run's training.
+    """
+    age = age_of_slot(run, signal, slot)
+    if age is None:
+        return False
+    epochs = max(1, run.manifest.progress.epoch)
+    return age > oldest.value * (epochs if oldest.unit == TimeUnit.DURATION else 1)

@@ -7,21 +7,24 @@ import logging
 from typing import Any
 
 import torch
-from composer import Trainer
+from composer import DataSpec, Trainer
 from composer.utils import MissingConditionalImportError, dist, get_device, reproducibility
 from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.data.datasets import DataConfig, LoadedData, load_datasets
-from reuse_algos.data.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.datasets.load import DataConfig, LoadedData
+from reuse_algos.data.datasets.resampling import resampling_plan
 from reuse_algos.data.example_ids import TrackExamples
+from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
+from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sections import Faults
 
@@ -64,14 +67,15 @@ def build_trainer(recipe: Recipe) -> Trainer:
     recipe's seed and nothing else.
 
     Raises:
-        RecipeError: constructors refuse their options (all of them are listed), or the batch size does not suit the
+        RecipeError: Constructors refuse their options (all of them are listed), or the batch size does not suit the
             number of ranks.
-        ReuseAlgosError: the archive, the data or the model cannot be had as asked.
+        ReuseAlgosError: The archive, the data or the model cannot be had as asked.
     """
     settings = recipe.settings
     check_world_size(recipe)
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
+    # What a constructor refuses is said before minutes of reading data.
     algorithms, callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )
@@ -81,20 +85,22 @@ def build_trainer(recipe: Recipe) -> Trainer:
     device = get_device(settings.device)
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
+    pool = pool_of(settings.data, archive)
     with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
-        data = load_datasets(settings.data, _torch_device(device.name))
+        data = load_recipe_data(settings.data, pool, _torch_device(device.name))
+    # Here and not earlier: reading data may draw from the global generators.
     reproducibility.seed_all(settings.seed)
-    model = build_model(settings.model, data.num_classes, data.image_shape)
+    model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
     optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
     faults.raise_if_any()
     try:
         return Trainer(
             model=model,
-            train_dataloader=train_loader(data, settings.data, seed=settings.seed),
-            eval_dataloader=eval_loader(data, settings.data),
+            train_dataloader=_counted(train_loader(data, settings.data, seed=settings.seed)),
+            eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
-            algorithms=algorithms,
+            algorithms=[*algorithms, *watchers(settings.data, pool)],
             callbacks=[*callbacks, TrackExamples()],  # seeded views hold whatever else is in the recipe
             loggers=loggers,
             device=device,
@@ -107,7 +113,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
 
 
 def _open_archive(recipe: Recipe) -> RunArchive | str | None:
-    """The archive, or its location where the run is to be trained whether or not it can be reached.
+    """Return the archive, or its location where the run is to be trained whether or not it can be reached.
 
     That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
     without.
@@ -115,7 +121,7 @@ def _open_archive(recipe: Recipe) -> RunArchive | str | None:
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
-    reading = any(component.is_ours for component in recipe.components["algorithms"])
+    reading = any(component.is_ours for component in recipe.components["algorithms"]) or settings.data.pseudo_labels
     if settings.archive is None or (tolerant and not reading):
         return settings.archive
     return RunArchive(settings.archive, create=True)
@@ -125,13 +131,14 @@ def check_world_size(recipe: Recipe) -> None:
     """Check that the global batch sizes divide evenly by the ranks of this launch.
 
     Raises:
-        RecipeError: they do not.
+        RecipeError: They do not.
     """
     faults = Faults(recipe.source)
     ranks = dist.get_world_size()
     for key in ("batch_size", "eval_batch_size"):
         size = getattr(recipe.settings.data, key)
         if size is not None and size % ranks:
+            # The nearest size below, so that memory still suffices.
             near = max(ranks, size // ranks * ranks)
             faults.add(
                 f"data.{key}",
@@ -141,25 +148,38 @@ def check_world_size(recipe: Recipe) -> None:
 
 
 def train_loader(data: LoadedData, config: DataConfig, *, seed: int) -> DataLoader:
-    """The train DataLoader of this rank.
+    """Return the train DataLoader of this rank.
 
     Args:
-        data: the data sets.
-        config: ``batch_size`` (over all ranks), ``num_workers`` and ``drop_last`` count.
-        seed: seed of the order of the examples.
+        data: The datasets.
+        config: ``batch_size`` (over all ranks), ``num_workers``, ``drop_last`` and ``resample`` count.
+        seed: Seed of the order of the examples.
     """
     sampler = EpochSampler(data.info.num_examples, seed=seed, shuffle=True, drop_last=config.drop_last)
+    if config.resample != "natural":
+        labels_N = infer_info(data.train).labels
+        assert labels_N is not None  # every loader of a recipe gives labels
+        views = getattr(data.train, "view_policy").num_views  # noqa: B009  # of all datasets that a recipe names
+        plan = resampling_plan(labels_N, config.resample, seed)
+        sampler.steer(plan, length=len(labels_N), num_views=views)
     return _loader(data.train, config.batch_size, config.num_workers, sampler, drop_last=config.drop_last)
 
 
 def eval_loader(data: LoadedData, config: DataConfig) -> DataLoader:
-    """The evaluation DataLoader of this rank: every example, in order."""
+    """Return the evaluation DataLoader of this rank: every example, in order."""
     size = config.batch_size if config.eval_batch_size is None else config.eval_batch_size
     sampler = dist.get_sampler(data.eval, drop_last=False, shuffle=False)
     return _loader(data.eval, size, config.num_workers, sampler, drop_last=False)
 
 
+def _counted(loader: DataLoader) -> DataLoader | DataSpec:
+    """Return a loader as it is, or with the counter of its dataset where batches are lists of images."""
+    count = getattr(loader.dataset, "count_rows", None)
+    return loader if count is None else DataSpec(loader, get_num_samples_in_batch=count)
+
+
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
+    # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
     if isinstance(dataset, DeviceImages):
         return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
@@ -169,6 +189,7 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, dr
         sampler=sampler,
         drop_last=drop_last,
         num_workers=num_workers,
+        collate_fn=getattr(dataset, "collate_fn", None),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
         # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.
@@ -177,7 +198,7 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, dr
 
 
 def _trainer_arguments(settings: Settings) -> dict[str, Any]:
-    """What the Trainer takes from the recipe as it is."""
+    """Return what the Trainer takes from the recipe as it is."""
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     options = settings.compile
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
@@ -225,12 +246,13 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
         "tags": dict(settings.tags),
         "seed": settings.seed,
     }
+    # Only what the constructor asks for, and the recipe does not give itself.
     wanted = component.parameters.keys() - component.options.keys()
     return {key: value for key, value in offered.items() if key in wanted}
 
 
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """W&B's name, group, tags and config, where the recipe gives none.
+    """Return W&B's name, group, tags and config, where the recipe gives none.
 
     Runs that differ in nothing but the seed fall into one group, which W&B can average over.
     """

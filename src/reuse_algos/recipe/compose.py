@@ -11,15 +11,15 @@ from typing import Any
 from omegaconf import MISSING
 
 from reuse_algos.archive import RunArchive
-from reuse_algos.callbacks.signal_capture import parse_signals
-from reuse_algos.data.datasets import DataConfig
+from reuse_algos.callbacks.signals.capture import parse_signals
+from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.models import ModelConfig, model_names
 from reuse_algos.recipe.fitting import Component, fit_named, fit_options
 from reuse_algos.recipe.interpolation import SEED, resolve
 from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.recipe.schema import Settings, check_settings
-from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+from reuse_algos.recipe.source import apply_overrides, copied, parse_yaml, read_text
 from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 
 __all__ = ["Recipe", "compose_recipe", "load_recipe"]
@@ -37,8 +37,8 @@ class Recipe:
     """A recipe whose names, options and types are known to be right.
 
     Attributes:
-        settings: the values.
-        record: the same as plain JSON-able data, to print and to archive. Texts that come from the environment stand
+        settings: The values.
+        record: The same as plain JSON-able data, to print and to archive. Texts that come from the environment stand
             there as ``${oc.env:NAME}``, because they may be secrets.
         source: Where it was read.
         components: The classes that it names with their fitted options, by section: ``optimizer`` and ``scheduler``
@@ -57,12 +57,12 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        path: the YAML file.
+        path: The YAML file.
         overrides: ``dotted.key=value`` texts, values in YAML; later ones win. A mapping as the value replaces the
             section that was there.
 
     Raises:
-        RecipeError: with all faults, one per line: ``path.to.key: what is wrong``.
+        RecipeError: With all faults, one per line: ``path.to.key: what is wrong``.
     """
     faults = Faults(str(path))
     text = read_text(path, faults)
@@ -83,7 +83,7 @@ def compose_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), *, 
     Raises:
         RecipeError: The recipe is wrong. The message has all faults, one per line.
     """
-    return _compose(_copied(values), overrides, Faults(source))
+    return _compose(copied(values), overrides, Faults(source))
 
 
 def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
@@ -91,6 +91,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
         faults.add("", "a recipe must be a mapping of keys, such as max_duration: 40ep")
         faults.raise_if_any()
     apply_overrides(raw, overrides, faults)
+    # A derived name that cannot be resolved has its fault where it is made from.
     derived = {"run_name"} if raw.get("run_name") is None else set()
     _fill_defaults(raw)
     resolved = resolve(raw, faults, derived=derived)
@@ -99,6 +100,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     settings.data = _check_data(resolved.values["data"], faults)
     settings.model = _check_model(resolved.values["model"], faults)
     check_settings(settings, faults)
+    # The one key that has no sensible default: it decides what a run costs.
     if "max_duration" not in resolved.values:
         faults.add("max_duration", "missing. Write for example max_duration: 40ep")
     components: dict[str, list[Component]] = {}
@@ -113,6 +115,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     if resolved.values["archive"] is None:
         _check_archive_unneeded(components, faults)
     faults.raise_if_any()
+    # The record keeps references to the environment as they were written: they may be secrets.
     shown, unseeded = _under_main_names(resolved.shown), _under_main_names(resolved.unseeded)
     record = _record(dataclasses.asdict(settings), shown)
     return Recipe(settings, record, faults.source, components, _where_equal(record, shown, unseeded))
@@ -185,6 +188,7 @@ def _fit_components(
         if listed is None:
             faults.add(here, f"there is no {kind} {name!r}.{nearest(name, names(kind))}")
             continue
+        # A fault that was noted is not noted twice; false switches an entry off.
         if options is BROKEN or options is False:
             continue
         if options is None or options is True:
@@ -192,6 +196,7 @@ def _fit_components(
         if not isinstance(options, dict):
             faults.add(here, f"must be a section of options, true or false, not {options!r}")
             continue
+        # Two names of one class would be two algorithms that undo each other.
         if listed.name in written:
             faults.add(here, f"is another name of {join(path, listed.name)}, which is there too. Keep one")
             continue
@@ -216,7 +221,7 @@ def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
 
 
 def _under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
-    """The sections of algorithms, callbacks and loggers with each entry under the name that the settings have it by."""
+    """Return the sections of algorithms, callbacks and loggers, each entry under its main name."""
     renamed = dict(shown)
     for kind, path in _COMPONENTS:
         if isinstance(section := shown.get(path), dict):
@@ -229,7 +234,7 @@ def _under_main_names(shown: dict[str, Any]) -> dict[str, Any]:
 
 
 def _record(value: Any, shown: Any) -> Any:
-    """``value``, with texts as they are in ``shown`` where that has one in the same place."""
+    """Return ``value``, with texts as they are in ``shown`` where that has one in the same place."""
     if isinstance(value, dict):
         inner = shown if isinstance(shown, dict) else {}
         return {key: _record(child, inner.get(key)) for key, child in value.items()}
@@ -249,11 +254,3 @@ def _where_equal(value: Any, shown: Any, unseeded: Any) -> Any:
     if shown == unseeded:
         return value
     return SEED if unseeded is BROKEN else unseeded
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _copied(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copied(child) for child in value]
-    return value

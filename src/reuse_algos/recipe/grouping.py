@@ -20,6 +20,7 @@ NOT_TRAINED_BY = {
     "run_name",
     "tags",
     "loggers",
+    "resources",
     "save_folder",
     "save_interval",
     "save_num_checkpoints_to_keep",
@@ -38,7 +39,7 @@ _GROUP_LENGTH = 128  # of W&B
 
 
 def group_of(recipe: Recipe) -> str:
-    """A name that recipes share if they differ in nothing but the seed, such as ``cifar100-distilled-5ep-3f9a1c``.
+    """Return a name that recipes share if only their seeds differ, such as ``cifar100-distilled-5ep-3f9a1c``.
 
     It is made of the values of the tags (each once), the duration, and a few digits that change with whatever else is
     trained, so that two learning rates are two groups. Tags whose text holds ``${seed}`` are left out, and so is the
@@ -61,7 +62,7 @@ def group_of(recipe: Recipe) -> str:
 
 
 def trained_by(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a recipe's record says of the training: dotted key -> value, without defaults.
+    """Return what a recipe's record says of the training: dotted key -> value, without defaults.
 
     Records of earlier versions of the library can be compared too, since a key that has its default is left out.
     """

@@ -49,7 +49,7 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
         raw: The recipe as it was written.
         faults: Where to note what cannot be resolved.
         derived: Top keys that the author did not write: what they are made from has the fault, not they.
-            Default: none.
+            Default: None.
     """
     checked = _checked(raw, "", faults)
     config = OmegaConf.create(checked, flags={"allow_objects": True})
@@ -62,7 +62,7 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
 
 
 def _checked(value: Any, path: str, faults: Faults) -> Any:
-    """The value with texts that OmegaConf cannot parse, or must not resolve, replaced by BROKEN."""
+    """Return the value with texts that OmegaConf cannot parse, or must not resolve, replaced by BROKEN."""
     if isinstance(value, dict):
         return {key: _checked(child, join(path, key), faults) for key, child in value.items()}
     if isinstance(value, list):

@@ -46,9 +46,9 @@ class Listed:
     """A class that recipes can name.
 
     Attributes:
-        name: its main name, the one shown in suggestions.
-        cls: the class.
-        reserved: parameters of its constructor that a recipe cannot set because the builder does.
+        name: Its main name, the one shown in suggestions.
+        cls: The class.
+        reserved: Parameters of its constructor that a recipe cannot set because the builder does.
     """
 
     name: str
@@ -57,17 +57,17 @@ class Listed:
 
 
 def find(kind: Kind, name: str) -> Listed | None:
-    """The class of that kind and name, None where there is none."""
+    """Return the class of that kind and name; None where there is none."""
     return _table(kind).get(name)
 
 
 def names(kind: Kind) -> list[str]:
-    """Main names of all classes of a kind, sorted."""
+    """Return the main names of all classes of a kind, sorted."""
     return sorted({listed.name for listed in _table(kind).values()})
 
 
 def snake_case(name: str) -> str:
-    """``LabelSmoothing`` -> ``label_smoothing``, ``LRMonitor`` -> ``lr_monitor``, ``EMA`` -> ``ema``."""
+    """Return ``LabelSmoothing`` as ``label_smoothing``, ``LRMonitor`` as ``lr_monitor``, ``EMA`` as ``ema``."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
@@ -97,7 +97,7 @@ def _is_kind(cls: type, base: type, kind: str) -> bool:
 
 
 def _spellings(kind: str, cls: type) -> list[str]:
-    """All names of a class, the main one first."""
+    """Return all names of a class, the main one first."""
     if kind == "optimizer":
         return [cls.__name__.lower().replace("decoupled", "decoupled_")]
     full = snake_case(cls.__name__)

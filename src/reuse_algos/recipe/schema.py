@@ -8,8 +8,10 @@ from typing import Any
 from composer.core import Precision, Time, TimeUnit
 from omegaconf import MISSING
 
-from reuse_algos.data.datasets import DataConfig
+from reuse_algos.data.datasets.load import DataConfig
+from reuse_algos.harvest.label import LabelConfig
 from reuse_algos.models import ModelConfig
+from reuse_algos.recipe.resources import Resources
 from reuse_algos.sections import Faults
 
 __all__ = ["Settings", "check_settings"]
@@ -27,39 +29,43 @@ class Settings:
     Times are Composer's: ``40ep``, ``500ba``, ``10000sp``, ``0.5dur``; a plain number counts epochs.
 
     Attributes:
-        run_name: name of the run here, in the archive and in the loggers. Default: made from data, model, the tag
+        run_name: Name of the run here, in the archive and in the loggers. Default: made from data, model, the tag
             ``method`` and seed.
-        seed: seed of the initial weights, the order of the examples, and everything random that has no seed of its own.
-        archive: folder of the run archive; algorithms read it and ``run_recorder`` writes to it.
-        tags: words by which later runs find this one.
-        data: the data, see :class:`~reuse_algos.data.datasets.DataConfig`.
-        model: the network, see :class:`~reuse_algos.models.ModelConfig`.
+        seed: Seed of the initial weights, the order of the examples, and everything random that has no seed of its own.
+        archive: Folder of the run archive; algorithms read it and ``run_recorder`` writes to it.
+        tags: Words by which later runs find this one.
+        data: The data, see :class:`~reuse_algos.data.datasets.DataConfig`.
+        model: The network, see :class:`~reuse_algos.models.ModelConfig`.
+        label: Label the training part of ``data`` with archived teachers, see
+            :class:`~reuse_algos.harvest.label.LabelConfig`, and train nothing: model, optimizer and durations do not
+            count. Default: null, train.
+        resources: What a cluster sets aside for the run, see :class:`~reuse_algos.recipe.resources.Resources`.
         optimizer: ``name`` and the options of that optimizer.
         scheduler: ``name`` and the options of that scheduler, or null for a constant learning rate.
-        max_duration: how long to train.
-        eval_interval: how often to evaluate; always at the end too.
-        train_subset_num_batches: batches per epoch, -1 for all.
-        eval_subset_num_batches: batches per evaluation, -1 for all.
-        algorithms: name -> options; ``{}``, null or true for none, false to switch one off.
-        callbacks: likewise.
-        loggers: likewise.
+        max_duration: How long to train.
+        eval_interval: How often to evaluate; always at the end too.
+        train_subset_num_batches: Batches per epoch, -1 for all.
+        eval_subset_num_batches: Batches per evaluation, -1 for all.
+        algorithms: Name -> options; ``{}``, null or true for none, false to switch one off.
+        callbacks: Callbacks by name, each with its options.
+        loggers: Loggers by name, each with its options.
         precision: ``fp32``, ``amp_bf16``, ``amp_fp16`` ... Default: Composer's (``amp_fp16`` on a GPU, else ``fp32``).
         device: ``cpu``, ``gpu`` or ``mps``. Default: a GPU where there is one.
-        device_train_microbatch_size: examples per forward pass, ``auto`` to find out, null for the whole batch.
-        compile: true, or a section of options for ``torch.compile``.
-        deterministic_mode: deterministic kernels only.
-        dist_timeout: seconds that one rank waits for another.
-        save_folder: folder of checkpoints, null for none.
-        save_interval: how often to save one.
-        save_num_checkpoints_to_keep: how many to keep, -1 for all.
-        save_overwrite: overwrite older checkpoints of the same name.
-        load_path: checkpoint to start from.
-        load_weights_only: take only the weights from it.
-        autoresume: go on from the newest checkpoint of the same run name in ``save_folder``.
-        progress_bar: show a progress bar.
-        log_to_console: print metrics as lines.
-        console_log_interval: how often to.
-        python_log_level: level of Composer's own log messages.
+        device_train_microbatch_size: Examples per forward pass, ``auto`` to find out, null for the whole batch.
+        compile: True, or a section of options for ``torch.compile``.
+        deterministic_mode: Deterministic kernels only.
+        dist_timeout: Seconds that one rank waits for another.
+        save_folder: Folder of checkpoints, null for none.
+        save_interval: How often to save one.
+        save_num_checkpoints_to_keep: How many to keep, -1 for all.
+        save_overwrite: Overwrite older checkpoints of the same name.
+        load_path: Checkpoint to start from.
+        load_weights_only: Take only the weights from it.
+        autoresume: Go on from the newest checkpoint of the same run name in ``save_folder``.
+        progress_bar: Show a progress bar.
+        log_to_console: Print metrics as lines.
+        console_log_interval: How often to.
+        python_log_level: Level of Composer's own log messages.
     """
 
     run_name: str | None = None
@@ -68,6 +74,8 @@ class Settings:
     tags: dict[str, str] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    label: LabelConfig | None = None
+    resources: Resources = field(default_factory=Resources)
     optimizer: dict[str, Any] = field(default_factory=dict)
     scheduler: dict[str, Any] | None = None
     max_duration: str | int = MISSING
@@ -119,12 +127,28 @@ def check_settings(settings: Settings, faults: Faults) -> None:
         )
     if settings.dist_timeout <= 0:
         faults.add("dist_timeout", f"must be above 0 seconds, not {settings.dist_timeout}")
+    _check_pools(settings, faults)
     if settings.autoresume and not settings.save_folder:
         faults.add("autoresume", "needs a save_folder to find checkpoints in")
     for key in _INTERVALS:
         _check_time(key, getattr(settings, key), faults, may_be_share=True)
     if settings.max_duration != MISSING:
         _check_time("max_duration", settings.max_duration, faults, may_be_share=False)
+
+
+def _check_pools(settings: Settings, faults: Faults) -> None:
+    if settings.archive is None:
+        for key in ("label", "data.pseudo_labels"):
+            holder = settings.data if "." in key else settings
+            if getattr(holder, key.rpartition(".")[2]) is not None:
+                faults.add("archive", f"missing. {key} reads it. Write for example archive: ./archive")
+    if settings.label is not None:
+        if any(options is not False for options in settings.algorithms.values()):
+            faults.add("algorithms", "a recipe with label trains nothing, so it has no algorithms")
+        if settings.data.pseudo_labels is not None:
+            faults.add("data.pseudo_labels", "a recipe with label makes such labels. Keep one")
+    if settings.data.resample != "natural" and settings.algorithms.get("history_curriculum"):
+        faults.add("data.resample", "algorithms.history_curriculum chooses the examples of each epoch. Keep one")
 
 
 def _check_choice(key: str, value: str | None, choices: list[str] | tuple[str, ...], faults: Faults) -> None:

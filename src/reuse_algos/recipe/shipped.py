@@ -11,10 +11,10 @@ __all__ = ["shipped_recipe"]
 
 
 def shipped_recipe(name: str) -> Path:
-    """Path of a shipped YAML, such as ``digits/baseline``: inside an installed package, or beside its source.
+    """Return the path of a file that comes with the library, such as ``digits/baseline``.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: There is none of this name.
     """
     package = Path(reuse_algos.__file__).parent
     roots = [root for root in (package / "yamls", package.parents[1] / "yamls") if root.is_dir()]

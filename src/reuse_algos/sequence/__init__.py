@@ -5,16 +5,18 @@
     states = run_sequence(plan)
     print_report(sequence_report(config, states, RunArchive(config.archive)), console)
 
-What a sequence file can say is in :class:`~reuse_algos.sequence.schema.SequenceConfig`.
+What a sequence file can say is in :class:`~reuse_algos.sequence.planning.schema.SequenceConfig`.
 """
 
 from reuse_algos.sequence.launchers import Job, Launcher, LocalLauncher
-from reuse_algos.sequence.plan import Plan, PlannedStep, plan_sequence
+from reuse_algos.sequence.planning.loading import load_sequence
+from reuse_algos.sequence.planning.plan import Plan, PlannedStep, plan_sequence
+from reuse_algos.sequence.planning.schema import SequenceConfig
 from reuse_algos.sequence.progress import StepState, look_up_states
-from reuse_algos.sequence.render import print_plan, print_report
-from reuse_algos.sequence.report import SequenceReport, sequence_report
-from reuse_algos.sequence.running import run_sequence
-from reuse_algos.sequence.schema import SequenceConfig, load_sequence
+from reuse_algos.sequence.reporting.render import print_plan, print_report
+from reuse_algos.sequence.reporting.report import sequence_report
+from reuse_algos.sequence.reporting.result import SequenceReport
+from reuse_algos.sequence.running.driver import run_sequence
 
 __all__ = [
     "Job",

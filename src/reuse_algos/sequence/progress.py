@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +10,22 @@ from typing import Any, Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.stores.opening import open_store
+from reuse_algos.compare.reading import choose_metric
 from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
-from reuse_algos.sequence.harvests import missing_harvests, remade
-from reuse_algos.sequence.plan import Plan, PlannedStep, differences, waits_for
+from reuse_algos.sequence.held import held_runs, value_at_end
+from reuse_algos.sequence.planning.halving import survivors
+from reuse_algos.sequence.planning.harvests import missing_harvests, remade
+from reuse_algos.sequence.planning.order import differences, waits_for
+from reuse_algos.sequence.planning.plan import Plan, PlannedStep
+from reuse_algos.sequence.planning.schema import HalvingConfig, SequenceConfig
 
 __all__ = [
     "CHECKPOINTS",
     "LOG",
     "RECIPE",
     "StepState",
+    "drop_losers",
     "look_up_states",
     "open_for_reading",
     "open_store_of",
@@ -35,15 +42,32 @@ class StepState:
     """What has become of one step so far.
 
     Attributes:
-        step: the step.
-        state: ``finished`` (its run is in the archive, with all that is harvested of it), ``to harvest`` (it is
-            trained), ``interrupted`` (it goes on from its checkpoint) or ``to do``.
-        run: its run if it is trained.
+        step: The step.
+        state: One of ``finished`` (its run is in the archive, with all that is harvested of it), ``to harvest`` (it is
+            trained), ``interrupted`` (it goes on from its checkpoint), ``to do``, or ``stopped`` (a search by halving
+            has dropped its value, so it is not trained).
+        run: Its run if it is trained.
+        held: Whether the run is of another study, which had trained the same before.
     """
 
     step: PlannedStep
-    state: Literal["finished", "to harvest", "interrupted", "to do"]
+    state: Literal["finished", "to harvest", "interrupted", "to do", "stopped"]
     run: PriorRun | None = None
+    held: bool = False
+
+    def final(self, metric: str) -> float:
+        """Return the metric at the step's end; NaN where the run diverged.
+
+        Args:
+            metric: Full name.
+
+        Raises:
+            ValueError: The step is not trained.
+        """
+        if self.run is None:
+            raise ValueError(f"{self.step.title} is not trained")
+        at_end = value_at_end(self.run, self.step, metric) if self.held else None
+        return self.run.final_metric(metric) if at_end is None else at_end
 
 
 def open_store_of(location: str) -> Any:
@@ -52,10 +76,10 @@ def open_store_of(location: str) -> Any:
 
 
 def open_for_reading(location: str) -> RunArchive | None:
-    """The archive, or None where there is none yet. Nothing is written.
+    """Return the archive, or None where there is none yet. Nothing is written.
 
     Raises:
-        ArchiveError: what is there cannot be read.
+        ArchiveError: What is there cannot be read.
     """
     try:
         store = open_store(location, create=False, read_only=True)
@@ -69,18 +93,21 @@ def open_for_reading(location: str) -> RunArchive | None:
 
 
 def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
-    """The state of every step, in the order of the plan.
+    """Return the state of every step, in the order of the plan.
 
     Args:
-        plan: the sequence.
-        archive: where its runs are; None: nowhere yet.
+        plan: The sequence.
+        archive: Where its runs are; None: nowhere yet.
 
     Raises:
-        SequenceError: a finished or interrupted step was trained by another recipe than the file now says, or
+        SequenceError: A finished or interrupted step was trained by another recipe than the file now says, or
             harvested otherwise, a step has two runs, or one is missing whose place later steps have taken (all of these
             are listed).
     """
     runs = _finished_runs(plan, archive)
+    # A search asks for values; a comparison of costs asks for the training itself.
+    use_held = plan.config.search is not None if plan.config.use_held is None else plan.config.use_held
+    held = held_runs(plan, archive) if use_held and archive is not None else {}
     everything = [run for found in runs.values() for run in found]
     faults: list[str] = []
     states = []
@@ -99,19 +126,66 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
                 )
             faults += _changed_harvests(step, found[0], everything)
             states.append(trained_state(step, found[0]))
+        elif step.title in held:
+            states.append(StepState(step, "finished", held[step.title], held=True))
         elif _has_checkpoint(step):
             faults += _changed_while_interrupted(step)
             states.append(StepState(step, "interrupted"))
         else:
             states.append(StepState(step, "to do"))
+    states = drop_losers(plan.config, states)
     faults += _out_of_order(states)
     if faults:
         raise SequenceError("\n  ".join([f"{plan.config.source}: the sequence cannot go on", *faults]))
     return states
 
 
+def drop_losers(config: SequenceConfig, states: Sequence[StepState]) -> list[StepState]:
+    """Return the states, with steps as ``stopped`` whose values a search by halving has dropped.
+
+    A rung decides once all of its steps that were not dropped before are trained. So the archive alone says what goes
+    on, and a sequence that was killed decides as it did before.
+
+    Args:
+        config: The sequence file.
+        states: Every step.
+
+    Raises:
+        CompareError: The runs share no metric, or not the one that the file names.
+    """
+    found, search = list(states), config.search
+    for arm in config.arms if search is not None else ():
+        if search is not None and (halving := search.rungs_in(arm)) is not None:
+            _drop_losers(found, arm, search.key, halving, config.metric)
+    return found
+
+
+def _drop_losers(found: list[StepState], arm: str, key: str, halving: HalvingConfig, metric: str | None) -> None:
+    own = [k for k, state in enumerate(found) if state.step.arm == arm and state.step.rung is not None]
+    for rung in range(1, halving.rungs):
+        here = [found[k] for k in own if found[k].step.rung == rung and found[k].state != "stopped"]
+        if not here or any(state.run is None for state in here):
+            return  # every value has diverged, or the rung is not decided yet
+        runs = [state.run for state in here if state.run is not None]
+        name = choose_metric(runs, metric)
+        finals: dict[str, list[float]] = {}
+        for state in here:
+            finals.setdefault(_value(state, key), []).append(state.final(name))
+        # Mean over the seeds of a value: one lucky seed must not carry it.
+        kept = survivors(finals, halving.eta, runs[0].metric_mode(name))
+        for k in own:
+            state = found[k]
+            trained = state.run is not None and not state.held
+            if (state.step.rung or 0) > rung and not trained and _value(state, key) not in kept:
+                found[k] = StepState(state.step, "stopped")
+
+
+def _value(state: StepState, key: str) -> str:
+    return json.dumps(state.step.point[key], sort_keys=True)
+
+
 def _changed_harvests(step: PlannedStep, run: PriorRun, everything: Sequence[PriorRun]) -> list[str]:
-    """Harvests that are not what the file says, and those that come too late for runs that used such a signal."""
+    """Return faults: harvests that are not what the file says, or too late for runs that used such a signal."""
     if not step.harvests:
         return []
     users: dict[str, list[str]] = {harvest.name: [] for harvest in step.harvests}
@@ -127,7 +201,7 @@ def _changed_harvests(step: PlannedStep, run: PriorRun, everything: Sequence[Pri
         also = f", and remove the runs that used the old one ({', '.join(trained)})" if trained else ""
         faults.append(
             f"{step.title} is finished (run {run.id}), and what is harvested of it has changed since: "
-            f"{'; '.join(changed)}. Undo the change, or harvest the run anew (reuse-algos harvest --replace){also}"
+            f"{'; '.join(changed)}. Undo the change, or harvest the run again (reuse-algos harvest --replace){also}"
         )
     if late:
         faults.append(
@@ -139,12 +213,12 @@ def _changed_harvests(step: PlannedStep, run: PriorRun, everything: Sequence[Pri
 
 
 def trained_state(step: PlannedStep, run: PriorRun) -> StepState:
-    """The state of a step whose run is in the archive."""
+    """Return the state of a step whose run is in the archive."""
     return StepState(step, "to harvest" if missing_harvests(run, step.harvests) else "finished", run)
 
 
 def _has_checkpoint(step: PlannedStep) -> bool:
-    """Whether there is something to resume the step from."""
+    """Return whether there is something to resume the step from."""
     folder = step.folder / CHECKPOINTS
     return folder.is_dir() and any(folder.iterdir())
 
@@ -179,13 +253,15 @@ def _place(location: str) -> str:
 
 
 def _out_of_order(states: Sequence[StepState]) -> list[str]:
-    """Steps that would see the runs of later ones, or whose run later ones have had to do without."""
+    """Return faults: steps that would see the runs of later ones, or whose run later ones have had to do without."""
     faults = []
     for index, missing in enumerate(states):
-        if missing.run is not None:
+        if missing.run is not None or missing.state == "stopped":
             continue
         later = [
-            other for other in states[index + 1 :] if other.run is not None and waits_for(other.step, missing.step)
+            other
+            for other in states[index + 1 :]
+            if other.run is not None and not other.held and waits_for(other.step, missing.step)
         ]
         if later:
             runs = ", ".join(other.run.id for other in later if other.run is not None)

@@ -12,18 +12,30 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
-from reuse_algos.data.pixels import PixelSpace
+from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
+from reuse_algos.training.parameters.batch_norm import split_layers
 
-__all__ = ["Attack", "Forward", "Perturbed", "ascend", "perturb", "pixel_room", "pixel_size", "random_targets"]
+__all__ = [
+    "Attack",
+    "Forward",
+    "Perturbed",
+    "ascend",
+    "attacked",
+    "perturb",
+    "pixel_room",
+    "pixel_size",
+    "random_targets",
+]
 
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""
@@ -112,7 +124,7 @@ class Attack:
         return self.method == "pgd" and self.random_start is not False
 
     def describe(self) -> str:
-        """One line that is equal for two attacks exactly when they make the same perturbations."""
+        """Return one line that is equal for two attacks exactly when they make the same perturbations."""
         parts = [f"{self.norm}", f"epsilon={_pixels(self.epsilon)}"]
         if self.method == "pgd":
             parts += [f"steps={self.steps}", f"step_size={_pixels(self.step)}"]
@@ -123,7 +135,7 @@ class Attack:
 
 
 def pixel_size(text: str) -> float:
-    """A size in pixel units, written as a number or as a fraction such as ``8/255``.
+    """Return a size in pixel units, written as a number or as a fraction such as ``8/255``.
 
     Raises:
         ValueError: It is neither, or not above 0.
@@ -161,7 +173,7 @@ def perturb(
     keys_B: Tensor | None = None,
     views_B: Tensor | None = None,
 ) -> Tensor:
-    """What to add to the pixels: the first part of what :func:`ascend` returns, of the same arguments.
+    """Return what to add to the pixels: the perturbations of :func:`ascend`, whose arguments these are.
 
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
     >>> _ = model[1].weight.data.copy_(torch.tensor([[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
@@ -170,6 +182,30 @@ def perturb(
     tensor([-0.2500, -0.2500, -0.2500])
     """
     return ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B).delta_BCHW
+
+
+@contextmanager
+def attacked(model: nn.Module, *, auxiliary: bool = False) -> Iterator[None]:
+    """Put a model into evaluation mode in the ``with`` block, and each of its modules back into its own mode.
+
+    Args:
+        model: The user's, without wrappers.
+        auxiliary: Whether inputs go through the auxiliary branches of split batch norms. Default: the main ones.
+    """
+    # Each module's own flag, as frozen layers stay in evaluation mode while the rest trains.
+    training = [module for module in model.modules() if module.training]
+    layers: list[Any] = split_layers(model) if auxiliary else []
+    model.eval()
+    try:
+        for layer in layers:
+            layer.training = True  # its own flag only: then it asks the switch, and its auxiliary child stays as it is
+            layer.switch.auxiliary = True
+        yield
+    finally:
+        for layer in layers:
+            layer.training, layer.switch.auxiliary = False, False
+        for module in training:
+            module.training = True
 
 
 def ascend(
@@ -181,6 +217,7 @@ def ascend(
     *,
     keys_B: Tensor | None = None,
     views_B: Tensor | None = None,
+    start_BCHW: Tensor | None = None,
 ) -> Perturbed:
     """Perturb images so that a model's cross entropy grows (or, with targets, that of the target falls).
 
@@ -190,14 +227,8 @@ def ascend(
     respect to the inputs is computed: no parameter gets a ``.grad``, whether or not it requires one, and callers may be
     inside ``torch.no_grad``. Nothing is drawn from any generator.
 
-    The loss's gradient with respect to the logits, ``softmax - onehot``, is used divided by the probability of all
-    other classes (or of the target's others): per example that is a positive factor, to which both directions are
-    blind, and what would be rounded to 0 in half precision or on an example that the model is sure of stays a
-    direction. (In a model whose examples influence each other, such as batch norm in training mode, it weighs them.)
-
     An example whose gradient is exactly 0, or not finite, stays where it is in that step: there is no direction to go.
-    That is no error here, as a network that is being trained may be flat or diverge for a while; ``slope_B`` says
-    where it was so. The device is waited for only once, for the range of the inputs and labels.
+    ``slope_B`` says where it was so.
 
     Args:
         forward: The model, from inputs to logits ``[B, K]``, K at least 2; its mode and precision are the caller's.
@@ -207,6 +238,7 @@ def ascend(
         pixels: What the inputs mean.
         keys_B: int64: identity of each example; needed for random starts and random targets.
         views_B: int64: the view in which each is shown; 0 by default.
+        start_BCHW: Perturbations in pixel units to start from, clipped to the ball. Default: as the attack says.
 
     Returns:
         The perturbations, and how steep it was.
@@ -240,6 +272,11 @@ def ascend(
         if attack.starts_randomly:
             start_BD = _random_start(attack, keys_B, views_B, delta_BCHW[0].numel())
             delta_BCHW.copy_(start_BD.view(delta_BCHW.shape)).clamp_(low_BCHW, high_BCHW)
+        if start_BCHW is not None:
+            delta_BCHW.copy_(start_BCHW)
+            if attack.norm == "l2":
+                delta_BCHW *= (attack.epsilon / _norms(delta_BCHW).clamp_(min=1e-30)).clamp_(max=1)
+            delta_BCHW.clamp_(low_BCHW, high_BCHW)
         for step in range(attack.num_steps):
             moved_BCHW = pixels.add(clean_BCHW, delta_BCHW).detach().requires_grad_()
             logits_BK = forward(moved_BCHW)
@@ -251,6 +288,7 @@ def ascend(
             top_B111 = torch.linalg.vector_norm(gradient_BCHW, ord=math.inf, dim=(1, 2, 3), keepdim=True)
             top_B111 = top_B111.where(top_B111.isfinite(), math.nan)
             slope_B111 = torch.maximum(slope_B111, top_B111)  # NaN wins
+            # Not an error: a network that is being trained may be flat or diverge for a while.
             gradient_BCHW = gradient_BCHW.masked_fill(top_B111.isnan(), 0.0)
             if attack.norm == "linf":
                 delta_BCHW += attack.step * gradient_BCHW.sign_()
@@ -262,7 +300,7 @@ def ascend(
 
 
 def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor, views_B: Tensor) -> Tensor:
-    """A class other than the label for each example, all others equally likely: a function of (seed, key, view).
+    """Return a class other than the label for each example, a function of (seed, key, view).
 
     Args:
         seed: Seed of the attack.
@@ -282,7 +320,7 @@ def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor
 
 
 def pixel_room(inputs_BCHW: Tensor, pixels: PixelSpace) -> tuple[Tensor, Tensor]:
-    """How far each pixel is from black and from white: least and greatest valid perturbation, ``-p`` and ``1 - p``.
+    """Return the least and the greatest valid perturbation of each pixel: ``-p`` and ``1 - p``.
 
     Args:
         inputs_BCHW: Floating point.
@@ -309,7 +347,7 @@ def pixel_room(inputs_BCHW: Tensor, pixels: PixelSpace) -> tuple[Tensor, Tensor]
 
 
 def _room(clean_BCHW: Tensor, attack: Attack, pixels: PixelSpace) -> tuple[Tensor, Tensor]:
-    """Least and greatest perturbation of each pixel by itself."""
+    """Return the least and the greatest perturbation of each pixel by itself."""
     low_BCHW, high_BCHW = pixel_room(clean_BCHW, pixels)
     if attack.norm == "linf":
         return low_BCHW.clamp_(min=-attack.epsilon), high_BCHW.clamp_(max=attack.epsilon)
@@ -323,7 +361,7 @@ def _room(clean_BCHW: Tensor, attack: Attack, pixels: PixelSpace) -> tuple[Tenso
 
 
 def _random_start(attack: Attack, keys_B: Tensor, views_B: Tensor, size: int) -> Tensor:
-    """A uniform point of the ball for each example: float64 ``[B, D]``."""
+    """Return a uniform point of the ball for each example: float64 ``[B, D]``."""
     hashes_B1 = view_hash(attack.seed, keys_B, views_B, _SALT_START)[:, None]
     element_D = torch.arange(size, device=keys_B.device)
     uniform_BD = uniform_floats(view_hash(attack.seed, hashes_B1, element_D, _SALT_ELEMENT))
@@ -340,7 +378,7 @@ def _random_start(attack: Attack, keys_B: Tensor, views_B: Tensor, size: int) ->
 def _gradient(
     moved_BCHW: Tensor, logits_BK: Tensor, labels_B: Tensor, attack: Attack, keys_B: Tensor, views_B: Tensor
 ) -> Tensor:
-    """Where each example's objective grows: gradient with respect to the inputs up to a positive factor, float32."""
+    """Return the gradient of each example's objective with respect to its inputs, up to a positive factor: float32."""
     if attack.targeted == "random":
         targets_B, sign = random_targets(attack.seed, labels_B, logits_BK.shape[1], keys_B, views_B), -1.0
     else:
@@ -360,7 +398,11 @@ def _gradient(
 
 
 def _loss_direction(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    """Gradient of the cross entropy over the probability of the classes other than the target: float32 ``[B, K]``."""
+    """Return the gradient of the cross entropy over the probability of the other classes: float32 ``[B, K]``."""
+    # The gradient itself is softmax - onehot, which half precision rounds to 0 on an example that the model is sure of.
+    # Over the probability of the other classes it stays a direction: per example that is a positive factor, which
+    # neither the sign nor the normalised gradient sees. (Where examples influence each other, such as in batch norm in
+    # training mode, it weighs them.)
     others_BK = logits_BK.float().scatter(1, targets_B[:, None], -math.inf)
     return others_BK.softmax(dim=1).scatter_(1, targets_B[:, None], -1.0)
 
@@ -376,14 +418,15 @@ def _check_logits(logits_BK: Tensor, labels_B: Tensor) -> None:
 
 
 def _check_labels(labels_B: Tensor, num_classes: int) -> None:
-    """The range of the labels, for which the device is waited for."""
+    """Refuse labels that are not classes of the model."""
+    # Once for an attack, as reading the range makes a GPU wait.
     least, most = (int(label) for label in labels_B.aminmax())
     if least < 0 or most >= num_classes:
         raise DataError(f"labels from {least} to {most} do not fit a model of {num_classes} classes.")
 
 
 def _norms(delta_BCHW: Tensor) -> Tensor:
-    """Euclidean norm of each example, ``[B, 1, 1, 1]``."""
+    """Return the Euclidean norm of each example, ``[B, 1, 1, 1]``."""
     return torch.linalg.vector_norm(delta_BCHW, dim=(1, 2, 3), keepdim=True)
 
 
@@ -392,6 +435,6 @@ def _is_number(value: object) -> bool:
 
 
 def _pixels(value: float) -> str:
-    """A number of pixel units, in 255ths where it is a whole number of those."""
+    """Return a number of pixel units in words, in 255ths where it is a whole number of those."""
     levels = round(value * 255)
     return f"{levels}/255" if 1 <= levels < 255 and levels / 255 == value else repr(float(value))

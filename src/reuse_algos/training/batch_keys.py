@@ -19,6 +19,8 @@ class BatchKeys:
             ``target`` or ``y`` in a mapping.
         output: Where the logits lie in the model's outputs. Default: the tensor itself, or what is called ``logits``.
         ids: Where the example ids lie in a batch, for iterable datasets. Default: none; the batch sampler is followed.
+        views: Where the view numbers lie in a batch, beside ``ids``. Default: none; a dataset has one view, or unknown
+            ones.
         task: :class:`~reuse_algos.training.task.TaskSettings`, what is taken as given of the task. Default: it is found
             from the first batch.
     """
@@ -27,4 +29,5 @@ class BatchKeys:
     target: str | int = 1
     output: str | int | None = None
     ids: str | int | None = None
+    views: str | int | None = None
     task: TaskSettings = field(default_factory=TaskSettings)

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from reuse_algos.data.sampler import Examples
-from reuse_algos.data.views import ExampleView, seeded_rng
+from reuse_algos.data.seeding import seeded_rng, undisturbed
+from reuse_algos.data.views import ExampleView
 from reuse_algos.errors import DataError
 
 __all__ = ["changed_inputs", "check_first_batch", "check_same_view_twice", "mixed_targets", "read_rows"]
@@ -55,7 +56,8 @@ def check_same_view_twice(dataset: Any, examples: Examples, collate: Any) -> Non
     Raises:
         DataError: The two readings differ.
     """
-    first, second = (read_rows(dataset, examples, seed, collate) for seed in (0, 1))
+    with undisturbed(dataset, collate):  # around both readings: a generator of its own must show itself
+        first, second = (read_rows(dataset, examples, seed, collate) for seed in (0, 1))
     for (where, one), (_, other) in zip(_tensors(first), _tensors(second), strict=True):
         if one.shape != other.shape or not torch.equal(one, other):
             raise DataError(
@@ -93,6 +95,8 @@ def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     rest = y - (y_mean + scale * (x - x_mean))
     off = float(rest.norm() / (y - y_mean).norm().clamp_min(1e-12))
     if off <= _TOLERANCE:
+        if bool((scale < 0).any()):  # a normalisation never turns light into dark
+            return f"they are inverted: a scale of {float(scale.min()):.3g} in a channel"
         return None
     return f"they differ by {100 * off:.2g} % beyond a scale and a shift of each channel"
 
@@ -125,7 +129,7 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
     """Hold the first rows of the first batch against the examples that they are said to be.
 
     Args:
-        who: What needs known views, for the message.
+        who: What needs known views, in the plural, for the message.
         batch: As the model gets it.
         dataset: Of the train DataLoader.
         examples: Of the batch.
@@ -139,7 +143,8 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
         DataError: Inputs or targets of the batch are not those of its examples.
     """
     some = examples.rows(0, min(_ROWS, len(examples.positions)))
-    read = dict(_tensors(read_rows(dataset, some, epoch, collate)))
+    with undisturbed(dataset, collate):
+        read = dict(_tensors(read_rows(dataset, some, epoch, collate)))
     advice = (
         "MixUp or CutMix in a collate_fn, transforms of a DataSpec or another algorithm change them. Remove that, use "
         "Composer's algorithms of that name beside live teachers, or leave out what needs archived views."
@@ -153,7 +158,7 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
         if told:
             what = "targets" if is_target else "inputs"
             raise DataError(
-                f"{who} needs to know what each row is, but the {what}{where} are not the examples': {told}. {advice}"
+                f"{who} need to know what each row is, but the {what}{where} are not the examples': {told}. {advice}"
             )
     return f"{len(some.positions)} rows of the first batch are the examples that they are said to be"
 

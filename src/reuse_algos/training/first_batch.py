@@ -12,11 +12,13 @@ from composer import Event, State
 from composer.utils.batch_helpers import batch_get
 
 from reuse_algos.errors import ReuseAlgosError, TaskError
+from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.find_task import find_task
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
-from reuse_algos.training.task import Rows, Task, TaskSettings, find_task
+from reuse_algos.training.task import Rows, Task, TaskSettings
 
 __all__ = ["TARGET_NAMES", "TaskReader", "targets_of"]
 
@@ -54,36 +56,56 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
 class TaskReader:
     """Finds the task of a Trainer and reads the outputs and targets of each microbatch by it.
 
-    The owner passes on :attr:`EVENTS`. At BEFORE_FORWARD the targets are kept, because some models take them out of the
-    batch. At the first AFTER_LOSS the task is found from them, the outputs and the model's loss; rank 0's answer counts
-    on every rank. A task that an algorithm of the run has found is taken over: it ran before anything weighed the loss.
+    The owner passes on :attr:`EVENTS`. At BEFORE_FORWARD the batch is copied, because some models take things out of it
+    or write into it. At the first AFTER_LOSS the task is found from its targets, the outputs and the model's loss; rank
+    0's answer counts on every rank. A task that an algorithm of the run has found is taken over: it ran before anything
+    weighed the loss.
 
     Args:
-        settings: What is taken as given. Default: what ``keys.task`` says, or any other reader's of the run.
-        keys: Where targets and outputs lie. Default: pairs of inputs and targets.
+        keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
+            targets; the task as another reader of the run is told, else found.
         required: Whether a Trainer without a task is an error. Default: True; else :attr:`refusal` says why.
 
     Attributes:
         task: None before the first AFTER_LOSS, or where there is none.
         refusal: Why there is no task; None where there is one.
-        targets: Of the running microbatch, from BEFORE_FORWARD on.
     """
 
     EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_LOSS)
 
-    def __init__(
-        self, settings: TaskSettings | None = None, keys: BatchKeys | None = None, *, required: bool = True
-    ) -> None:
+    def __init__(self, keys: BatchKeys | None = None, *, required: bool = True) -> None:
         self.keys, self.required = keys or BatchKeys(), required
-        self.settings = settings or self.keys.task
+        self.settings = self.keys.task
         self.start_afresh()
 
     def start_afresh(self) -> None:
         """INIT: forget the task of another Trainer."""
         self.task: Task | None = None
         self.refusal: TaskError | None = None
-        self.targets: torch.Tensor | None = None
+        self._targets: torch.Tensor | None = None
         self._missing: TaskError | None = None
+        self._guard = BatchGuard("the model's forward pass")
+        self._batch: Any = None
+
+    @property
+    def batch(self) -> Any:
+        """The running microbatch as it was before the forward pass. Read it; do not change it.
+
+        Raises:
+            DataError: The model wrote into a tensor that it had left alone in the first batch.
+        """
+        self._guard.look()
+        return self._batch
+
+    @property
+    def targets(self) -> torch.Tensor | None:
+        """The targets of the running microbatch, from BEFORE_FORWARD on; None where there are none.
+
+        Raises:
+            DataError: The model wrote into a tensor that it had left alone in the first batch.
+        """
+        self._guard.look()
+        return self._targets
 
     def handle(self, event: Event, state: State) -> bool:
         """Follow one of :attr:`EVENTS`; every rank must do so.
@@ -95,8 +117,10 @@ class TaskReader:
             TaskError: No task can be found, and one is required. Every rank raises it.
         """
         if event == Event.BEFORE_FORWARD:
-            self._keep_targets(state.batch)
+            self._batch = self._guard.copy(state.batch)
+            self._keep_targets(self._batch)
         elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
+            # Later microbatches are not looked at: one whose loss is odd by chance must not change the task.
             self.task = self._shared(state)
             if self.task is None:
                 self._find(state)
@@ -126,20 +150,20 @@ class TaskReader:
         return self.task
 
     def _settings_of_all(self, state: State) -> TaskSettings:
-        """The settings of this reader, or of the first one of the run that has any: one section serves all."""
+        """Return the settings of this reader, or of the first one of the run that has any: one section serves all."""
         readers = (getattr(one, "task_reader", None) for one in (*state.algorithms, *state.callbacks))
         found = (one.settings for one in (self, *readers) if isinstance(one, TaskReader))
         return next((settings for settings in found if settings != TaskSettings()), TaskSettings())
 
     def _keep_targets(self, batch: Any) -> None:
-        self.targets, self._missing = None, None
+        self._targets, self._missing = None, None
         try:
-            self.targets = targets_of(batch, self.keys.target)
+            self._targets = targets_of(batch, self.keys.target)
         except TaskError as error:
             self._missing = error  # raised, or kept as the refusal, when the task is looked for: on every rank
 
     def _shared(self, state: State) -> Task | None:
-        """The task that an algorithm of the run has found in the same places."""
+        """Return the task that an algorithm of the run has found in the same places."""
         for algorithm in state.algorithms:
             other = getattr(algorithm, "task_reader", None)
             if isinstance(other, TaskReader) and other.task is not None and self._reads_like(other):
@@ -186,7 +210,7 @@ class TaskReader:
 
 
 def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
-    """The task of batches without targets, such as unlabelled data for distillation, where the user says its kind."""
+    """Return the task of batches without targets (unlabelled data for distillation), whose kind the user says."""
     assert settings.kind is not None
     usual = 0 if outputs.dim() == 1 else (-1 if settings.kind == "token" and outputs.dim() == 3 else 1)
     dim = usual if settings.class_dim is None else settings.class_dim
@@ -195,14 +219,14 @@ def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
 
 
 def _metrics(state: State) -> Iterator[Any]:
-    """The model's metrics for training and evaluation."""
+    """Yield the model's metrics for training and evaluation."""
     yield from (state.train_metrics or {}).values()
     for metrics in state.eval_metrics.values():
         yield from metrics.values()
 
 
 def _ignored_by_loss(model: torch.nn.Module) -> Iterator[int]:
-    """What the model's loss functions name as ignored: attributes of loss modules, keywords of partial functions."""
+    """Yield what the loss functions name as ignored: attributes of loss modules, keywords of partial functions."""
     for module in model.modules():
         for one in (module, *vars(module).values()):
             if isinstance(one, functools.partial):

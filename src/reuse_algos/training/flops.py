@@ -12,7 +12,7 @@ from composer.algorithms import SAM, ProgressiveResizing, SelectiveBackprop, Seq
 from composer.core import get_precision_context
 from torch.utils.flop_counter import FlopCounterMode
 
-from reuse_algos.data.example_ids import num_rows
+from reuse_algos.data.trainer import rows_of
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.interplay import BatchEffects
 
@@ -26,13 +26,13 @@ PASSES_PER_STEP = 3
 
 
 def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | None:
-    """FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
+    """Return the FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
 
     Args:
-        forward: runs the model on ``state.batch`` once more. Here it has no gradient and the trainer's precision; that
+        forward: Runs the model on ``state.batch`` once more. Here it has no gradient and the trainer's precision; that
             no statistics and no generator move is the caller's care.
-        state: while a batch is there.
-        what: whose FLOPs they are, for the warning.
+        state: While a batch is there.
+        what: Whose FLOPs they are, for the warning.
 
     Returns:
         None, with an :class:`~reuse_algos.errors.ArchiveWarning`, where the model cannot be run like that.
@@ -41,23 +41,24 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
             forward()
-        return round(counter.get_total_flops() / num_rows(state.batch))
+        return round(counter.get_total_flops() / rows_of(state.batch, state))
     except Exception as error:
         warnings.warn(f"FLOPs of {what} are not recorded: {error!r}", ArchiveWarning, stacklevel=2)
         return None
 
 
 def training_flops(flops_per_example: int | None, state: State) -> float | None:
-    """FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
+    """Return the FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
 
     Args:
-        flops_per_example: of a forward pass of the model.
-        state: with the timestamp and the algorithms.
+        flops_per_example: Of a forward pass of the model.
+        state: With the timestamp and the algorithms.
 
     Returns:
         None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one
         of Composer's (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup) changes what a step is.
     """
+    # An unknown number is honest, a wrong one would decide a comparison.
     if flops_per_example is None or any(isinstance(one, _OTHER_WORK) for one in state.algorithms):
         return None
     total = float(PASSES_PER_STEP * flops_per_example * int(state.timestamp.sample))

@@ -10,7 +10,16 @@ from typing import Any, NamedTuple
 
 import torch
 from composer import State
-from composer.algorithms import AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment
+from composer.algorithms import (
+    AugMix,
+    ColOut,
+    CutMix,
+    CutOut,
+    MixUp,
+    ProgressiveResizing,
+    RandAugment,
+    SeqLengthWarmup,
+)
 
 __all__ = [
     "BatchEffects",
@@ -36,11 +45,11 @@ class Replayed(NamedTuple):
     A term that is a mean over rows becomes ``clean_share * mean(all rows) + share * mean(replayed rows)``.
 
     Attributes:
-        outputs: the model's outputs of the R replayed rows; None where R is 0, as all that the batch has are in other
+        outputs: The model's outputs of the R replayed rows; None where R is 0, as all that the batch has are in other
             microbatches.
         rows_R: int64 on the outputs' device: which rows of the microbatch they are.
-        clean_share: weight of the microbatch's own mean.
-        share: weight of the mean over the replayed rows.
+        clean_share: Weight of the microbatch's own mean.
+        share: Weight of the mean over the replayed rows.
     """
 
     outputs: Any
@@ -56,12 +65,12 @@ class BatchEffects:
     """
 
     def example_weights(self, state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Weights that this algorithm gives to the losses of single examples, for every term that is a mean over them.
+        """Return the weights of single examples, for every term that is a mean over them.
 
         Ask :func:`example_weights`, which knows all algorithms of a run.
 
         Args:
-            state: during an epoch.
+            state: During an epoch.
             positions_B: int64, of which examples; None: those of the current microbatch, from BEFORE_FORWARD on.
 
         Returns:
@@ -71,11 +80,11 @@ class BatchEffects:
         return None
 
     def example_losses(self) -> ExampleLosses | None:
-        """How to get the losses of single examples, from an algorithm that weighs them; None from the others."""
+        """Return how to get the losses of single examples, from an algorithm that weighs them; None from the others."""
         return None
 
     def replaced_rows(self, state: State) -> torch.Tensor | None:
-        """Rows of the current microbatch whose outputs are not those of the clean view, because of this algorithm.
+        """Return the rows of the current microbatch whose outputs are no longer those of the clean view.
 
         Ask :func:`clean_rows`, which knows all algorithms of a run.
 
@@ -86,15 +95,15 @@ class BatchEffects:
         return None
 
     def replayed_outputs(self, state: State) -> Replayed | None:
-        """Outputs of rows that this algorithm adds to the current microbatch, from AFTER_FORWARD on; or None."""
+        """Return the outputs of rows that this algorithm adds to the microbatch, from AFTER_FORWARD on; or None."""
         del state
         return None
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """FLOPs of training so far, over all ranks, beyond the passes of the examples that the loader gave.
+        """Return the FLOPs of training so far, over all ranks, beyond the passes of the examples that the loader gave.
 
         Args:
-            flops_per_example: of a forward pass of the model that is trained.
+            flops_per_example: Of a forward pass of the model that is trained.
 
         Returns:
             None where they are not known.
@@ -112,18 +121,18 @@ class BatchEffects:
 
 
 def mixes_examples(state: State) -> list[str]:
-    """Names of the algorithms that make one row out of several examples."""
+    """Return the names of the algorithms that make one row out of several examples."""
     return [type(algorithm).__name__ for algorithm in state.algorithms if isinstance(algorithm, (MixUp, CutMix))]
 
 
 def changes_inputs(state: State) -> list[str]:
-    """Names of the algorithms that change single inputs at random, so that a row is no known view any more."""
-    changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing)
+    """Return the names of the algorithms that change or cut single inputs, so that rows are no known views."""
+    changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing, SeqLengthWarmup)
     return [type(algorithm).__name__ for algorithm in state.algorithms if isinstance(algorithm, changing)]
 
 
 def hides_inputs(state: State) -> list[str]:
-    """Names of the algorithms because of which training batches hold features instead of the examples' inputs.
+    """Return the names of the algorithms that put features in place of the examples' inputs into the batches.
 
     Nothing that needs the images themselves can work beside them.
     """
@@ -132,18 +141,19 @@ def hides_inputs(state: State) -> list[str]:
 
 
 def example_weights(state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
-    """The weights that the algorithms of this run give to the losses of examples, multiplied with each other.
+    """Return the weights that the algorithms of this run give to the losses of examples, multiplied with each other.
 
     Whoever adds a mean over examples to the loss must weigh it with them: otherwise a curriculum that shows some
     examples less often and weighs them more corrects the model's own loss and not the term that was added.
 
     Args:
-        state: during an epoch.
+        state: During an epoch.
         positions_B: int64, of which examples; None: those of the current microbatch, from BEFORE_FORWARD on.
 
     Returns:
         float64 ``[B]`` >= 0 on the CPU; None where all are 1.
     """
+    # None where nobody weighs: a product with ones would cost a copy to the device in every batch.
     product_B: torch.Tensor | None = None
     for algorithm in state.algorithms:
         weights_B = algorithm.example_weights(state, positions_B) if isinstance(algorithm, BatchEffects) else None
@@ -153,18 +163,18 @@ def example_weights(state: State, positions_B: torch.Tensor | None = None) -> to
 
 
 def example_losses(state: State) -> ExampleLosses | None:
-    """How the algorithm that weighs examples gets their losses; None where no algorithm of this run weighs them."""
+    """Return how the algorithm that weighs examples gets their losses; None where no algorithm weighs them."""
     found = (one.example_losses() for one in state.algorithms if isinstance(one, BatchEffects))
     return next((losses for losses in found if losses is not None), None)
 
 
 def clean_rows(state: State) -> torch.Tensor | None:
-    """Rows of the current microbatch whose outputs are those of the view that was loaded.
+    """Return the rows of the current microbatch whose outputs are those of the view that was loaded.
 
     Whoever keeps outputs as what the model said of a view must leave the other rows out.
 
     Args:
-        state: from AFTER_FORWARD on.
+        state: From AFTER_FORWARD on.
 
     Returns:
         int64 row numbers on the CPU; None where all rows are.
@@ -178,12 +188,12 @@ def clean_rows(state: State) -> torch.Tensor | None:
 
 
 def replayed_outputs(state: State) -> Replayed | None:
-    """Outputs of rows that an algorithm of this run added to the current microbatch; None where there are none.
+    """Return the outputs of rows that an algorithm added to the current microbatch; None where there are none.
 
     Whoever adds a mean over rows to the loss must add these rows to it in the same proportion.
 
     Args:
-        state: from AFTER_FORWARD on.
+        state: From AFTER_FORWARD on.
     """
     found = (one.replayed_outputs(state) for one in state.algorithms if isinstance(one, BatchEffects))
     return next((replayed for replayed in found if replayed is not None), None)

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import without_auxiliary
+from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 __all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
 
 
 def device_of(model: torch.nn.Module) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without any."""
+    """Return where the model's parameters are; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The user's model inside the wrappers of DDP and ``torch.compile``."""
+    """Return the user's model inside the wrappers of DDP and ``torch.compile``."""
     while True:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module
@@ -30,7 +30,7 @@ def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """State dict of the user's model under its own names: tensors only, without prefixes and auxiliary batch norms."""
+    """Return the tensors of the user's model under its own names, without prefixes and auxiliary batch norms."""
     plain = unwrap_model(model)
     state = plain.state_dict()
     names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
@@ -41,20 +41,21 @@ def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor
     """Return the logits ``[B, C, ...]`` (``[B]`` from models with one number for each example) of a model's outputs.
 
     Args:
-        outputs: a tensor, a mapping, a sequence, or an object with a ``logits`` attribute.
-        output_key: where the logits lie. Default: the tensor itself, or what is called ``logits``.
+        outputs: A tensor, a mapping, a sequence, or an object with a ``logits`` attribute. A tensor is the logits
+            whatever the key: models with several heads give a tuple in training and one tensor in evaluation.
+        output_key: Where the logits lie in a mapping or a sequence. Default: what is called ``logits``.
 
     Raises:
-        ModelError: there are no logits under that key.
+        ModelError: There are no logits under that key.
     """
     found: Any = None
-    if output_key is not None:
+    if isinstance(outputs, torch.Tensor):
+        found = outputs
+    elif output_key is not None:
         try:
             found = outputs[output_key]
         except (KeyError, IndexError, TypeError) as error:
             raise ModelError(f"the model's outputs have nothing under output_key={output_key!r}: {error!r}") from error
-    elif isinstance(outputs, torch.Tensor):
-        found = outputs
     elif isinstance(outputs, Mapping):
         found = outputs.get("logits")
     else:

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from reuse_algos.algorithms.adversarial_replay.losses import with_idle_parameters
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import (
+from reuse_algos.training.parameters.batch_norm import (
     BranchSwitch,
     auxiliary_parameters,
     leave_auxiliary,
@@ -31,7 +31,7 @@ class Branches:
     """Splits the batch norms while the model trains, and puts them aside when it has.
 
     Args:
-        wanted: whether to split at all.
+        wanted: Whether to split at all.
     """
 
     def __init__(self, wanted: bool) -> None:
@@ -41,15 +41,16 @@ class Branches:
         self._aside: list[Any] = []
 
     def forget(self) -> None:
-        """INIT: another model comes; what was put aside of the last one goes."""
+        """Forget the model of another Trainer (INIT)."""
         self.layers, self._aside = [], []
 
     def split(self, state: State) -> None:
-        """BEFORE_LOAD: after the surgery of other algorithms, and before checkpoint, DDP and torch.compile.
+        """Split the batch norms of the trainer's model (BEFORE_LOAD).
 
         Raises:
-            ModelError: the model cannot be split.
+            ModelError: The model cannot be split.
         """
+        # After the surgery of other algorithms (INIT), and before checkpoint, DDP and torch.compile see the model.
         if not self.wanted:
             return
         if state.fsdp_enabled:
@@ -68,25 +69,24 @@ class Branches:
         restart_auxiliary(self.layers, state.optimizers)
 
     def put_aside(self, state: State) -> None:
-        """FIT_END: what is exported or saved from here on is the plain model; another fit() goes on with the branches.
+        """Leave the plain model to what is exported or saved from here on (FIT_END).
 
-        Composer has saved its checkpoints by then, with both branches. What ``Trainer.save_checkpoint`` saves later is
-        the plain model with the plain optimizer, from which only a plain training can go on.
+        Another ``fit()`` goes on with both branches. What ``Trainer.save_checkpoint`` saves after this has the plain
+        model and optimizer, from which only a plain training can go on.
         """
+        # Composer has saved its own checkpoints by now, with both branches.
         self._aside = take_out(self.layers, state.optimizers)
         self.layers = []
 
     def take_back(self, state: State) -> None:
-        """FIT_START: undo :meth:`put_aside`."""
+        """Undo :meth:`put_aside` (FIT_START)."""
         if self._aside:
             self.layers = put_back(self._aside, state.optimizers)
         self._aside = []
 
     def with_idle(self, state: State, replayed: bool, main_idle: bool) -> None:
-        """BEFORE_BACKWARD: let DDP have a gradient, zeros, of the branch that no row of this microbatch went through.
-
-        One that looks for unused parameters finds these by itself.
-        """
+        """Give DDP a gradient of zeros for the branch that no row of this microbatch went through (BEFORE_BACKWARD)."""
+        # DDP waits for every parameter's gradient, unless it looks for unused ones by itself.
         if not isinstance(state.model, DistributedDataParallel) or state.model.find_unused_parameters:
             return
         if not replayed:
@@ -95,5 +95,6 @@ class Branches:
             state.loss = with_idle_parameters(state.loss, main_parameters(self.layers))
 
     def leave(self, state: State) -> None:
-        """AFTER_TRAIN_BATCH without replayed rows on any rank: nothing is to move the auxiliary branches."""
+        """Keep the optimizer off the auxiliary branches in a batch without replayed rows (AFTER_TRAIN_BATCH)."""
+        # Momentum and weight decay move a parameter also where its gradient is zero.
         leave_auxiliary(self.layers, state.optimizers, first=int(state.timestamp.batch) == 0)

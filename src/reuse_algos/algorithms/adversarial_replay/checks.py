@@ -1,4 +1,4 @@
-"""What must be so before anything can be replayed."""
+"""Checks at the start of training: what must be so before anything can be replayed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import pixel_room
@@ -20,7 +20,6 @@ __all__ = [
     "image_shape",
     "known_views",
     "pixels_of",
-    "refuse_another",
     "refuse_changed_inputs",
     "refuse_other_outputs",
     "refuse_other_pixels",
@@ -47,11 +46,12 @@ def refuse_other_outputs(logits_BK: Tensor, targets_B: Tensor) -> None:
 
 
 def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:
-    """Refuse inputs that are no valid pixels, which clipping would change silently. A GPU has to be waited for.
+    """Refuse inputs that are not valid pixels.
 
     Raises:
-        DataError: some are further out than rounding explains.
+        DataError: Some are further out than rounding explains.
     """
+    # Clipping to valid pixels would change them without a word. Called once, as the look makes a GPU wait.
     try:
         pixel_room(inputs_BCHW, pixels)
     except DataError as error:
@@ -62,10 +62,10 @@ def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:
 
 
 def refuse_changed_inputs(state: State) -> None:
-    """Refuse algorithms after which a row is no known view any more, or no image.
+    """Refuse algorithms that make something other than a known view of an image out of a row.
 
     Raises:
-        PriorRunMismatchError: there is one.
+        PriorRunMismatchError: There is one.
     """
     changers = mixes_examples(state) + changes_inputs(state)
     if changers:
@@ -75,30 +75,17 @@ def refuse_changed_inputs(state: State) -> None:
         )
     if hiding := hides_inputs(state):
         raise PriorRunMismatchError(
-            f"{hiding[0]} with source: cached trains on features, and there are no images to perturb. Use source: live "
-            "there."
-        )
-
-
-def refuse_another(state: State, kind: type) -> None:
-    """Refuse a second algorithm of a kind.
-
-    Raises:
-        ExampleIdError: there are two.
-    """
-    if sum(isinstance(algorithm, kind) for algorithm in state.algorithms) > 1:
-        raise ExampleIdError(
-            f"there are two {kind.__name__} algorithms, and only one can replay rows of a batch. Keep one of them; "
-            "several runs come together in its runs."
+            f"{hiding[0]} with source: cached trains on features instead of images, which cannot be perturbed. Use "
+            "source: live there."
         )
 
 
 def known_views(ids: ExampleIds, dataset: Any) -> ViewPolicy:
-    """The numbered views in which examples are shown.
+    """Return the numbered views in which examples are shown.
 
     Raises:
-        ExampleIdError: ids come with the batch, and there may be several views.
-        PriorRunMismatchError: the augmentation is random without end.
+        ExampleIdError: Ids come with the batch, and there may be several views.
+        PriorRunMismatchError: The augmentation is not in numbered views.
     """
     policy = ids.view_policy
     if ids.id_key is not None:
@@ -117,10 +104,10 @@ def known_views(ids: ExampleIds, dataset: Any) -> ViewPolicy:
 
 
 def pixels_of(dataset: Any) -> PixelSpace:
-    """The pixel space of the training inputs.
+    """Return the pixel space of the training inputs.
 
     Raises:
-        ExampleIdError: the dataset does not say it.
+        ExampleIdError: The dataset does not say it.
     """
     pixels = pixel_space_of(dataset)
     if pixels is None:
@@ -133,7 +120,8 @@ def pixels_of(dataset: Any) -> PixelSpace:
 
 
 def image_shape(dataset: Any) -> tuple[int, ...] | None:
-    """(C, H, W) of the images, where the dataset says it."""
+    """Return (C, H, W) of the images, or None where the dataset does not say it."""
+    # Wrappers such as Subset and ViewedDataset hold the dataset that knows as their ``dataset``.
     while dataset is not None and not hasattr(dataset, "image_shape"):
         dataset = getattr(dataset, "dataset", None)
     shape = getattr(dataset, "image_shape", None)
@@ -141,11 +129,12 @@ def image_shape(dataset: Any) -> tuple[int, ...] | None:
 
 
 def refuse_uneven_ranks(model: nn.Module, complete: bool) -> None:
-    """Refuse SyncBatchNorm on several ranks, where these may replay different numbers of rows.
+    """Refuse SyncBatchNorm on several ranks where these may replay different numbers of rows.
 
     Raises:
-        PriorRunMismatchError: not every example has a perturbation, and some rank may wait for others for ever.
+        PriorRunMismatchError: Not every example has a perturbation.
     """
+    # A rank without replayed rows makes no second pass, and SyncBatchNorm of the others would wait for it for ever.
     synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in model.modules())
     if synchronised and not complete and dist.get_world_size() > 1:
         raise PriorRunMismatchError(

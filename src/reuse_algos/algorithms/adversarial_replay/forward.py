@@ -1,7 +1,7 @@
 """The forward pass of a microbatch with replayed rows.
 
 The trainer calls its model once, with the whole microbatch. Hooks on that one call put the replayed rows in and sort
-the outputs out again, so that nobody else sees a batch or outputs of another number of rows.
+the outputs out again. Other algorithms see the batch and outputs with as many rows as the loader gave.
 
 Legend: B rows of a microbatch, R of them replayed, K = B - R.
 """
@@ -28,7 +28,7 @@ from reuse_algos.algorithms.adversarial_replay.rows import (
     with_item,
 )
 from reuse_algos.errors import ModelError
-from reuse_algos.training.batch_norm import BranchSwitch
+from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 __all__ = ["Replay", "ReplayedForward", "seeded_apart"]
 
@@ -40,11 +40,11 @@ class Replay:
     Attributes:
         rows_R: int64 on the CPU: which rows.
         num_rows: B.
-        batch: their part of the batch, perturbed.
-        seed: of what the model draws in their forward pass, such as dropout masks.
-        outputs: what the model says of them, once the forward pass is over.
-        main_idle: whether no row went through the main branch of the batch norms.
-        begun: whether that pass has begun.
+        batch: Their part of the batch, perturbed.
+        seed: Of what the model draws in their forward pass, such as dropout masks.
+        outputs: What the model says of them, once the forward pass is over.
+        main_idle: Whether no row went through the main branch of the batch norms.
+        begun: Whether that pass has begun.
     """
 
     rows_R: Tensor
@@ -57,7 +57,7 @@ class Replay:
 
     @property
     def kept_K(self) -> Tensor:
-        """The other rows: int64 on the CPU."""
+        """Return the other rows: int64 on the CPU."""
         kept_B = torch.ones(self.num_rows, dtype=torch.bool)
         kept_B[self.rows_R] = False
         return kept_B.nonzero().flatten()
@@ -66,19 +66,15 @@ class Replay:
 class ReplayedForward:
     """Changes the next call of the trainer's model.
 
-    With split batch norm the replayed rows have a pass of their own, through the auxiliary branches and not through the
-    wrapper of DDP, so they cannot change what becomes of a clean row: not its outputs, not the main statistics, not the
-    random numbers that the model draws. Without, all rows are one batch, as in ordinary adversarial training.
-
-    Activation checkpointing calls layers again while the loss goes backward. The two passes are then told apart by
-    hooks on their outputs: the later pass, that of the replayed rows, is gone through first and whole, as autograd
-    takes nodes in the reverse order of their making.
+    With split batch norm the replayed rows have a pass of their own, through the auxiliary branches. A clean row's
+    outputs, the main statistics and the random numbers that the model draws are then what they are without replay.
+    Without, all rows are one batch, as in ordinary adversarial training.
 
     Args:
         mode: ``append``: replayed rows come on top; ``replace``: in place of their clean ones.
-        split: whether they have a pass of their own.
-        input_key: where the inputs lie in a batch.
-        switch: of the split batch norms.
+        split: Whether they have a pass of their own.
+        input_key: Where the inputs lie in a batch.
+        switch: Of the split batch norms.
     """
 
     def __init__(self, mode: str, split: bool, input_key: Any, switch: BranchSwitch) -> None:
@@ -87,16 +83,21 @@ class ReplayedForward:
         self._handles: list[RemovableHandle] = []
 
     def arm(self, model: nn.Module, batch: Any, replay: Replay) -> None:
-        """Prepare the next call of the trainer's model, whose batch is ``batch``.
+        """Prepare the next call of the trainer's model.
 
-        ``replay.outputs`` is filled by that call; with ``replace`` the call returns them in their places.
+        That call fills ``replay.outputs``; with ``replace`` it returns them in their places.
+
+        Args:
+            model: The trainer's, with its wrappers.
+            batch: What that call will get.
+            replay: The rows.
         """
         self.disarm()
         given = self._given(batch, replay)
 
         def before(module: nn.Module, arguments: Any) -> Any:
             if replay.begun or arguments[0] is not batch:
-                # Another call than the trainer's: that one was interrupted, or its batch has been exchanged.
+                # Not the trainer's call: that one was interrupted, or its batch has been exchanged.
                 self.disarm()
                 return None
             replay.begun = True
@@ -116,19 +117,19 @@ class ReplayedForward:
             self._handles.append(model.module.register_forward_hook(_with_all_parameters))
 
     def disarm(self) -> None:
-        """Back to normal, also after a forward pass that failed."""
+        """Undo :meth:`arm`, also after a forward pass that failed."""
         self.settle()
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def settle(self) -> None:
-        """The main branch again, after the loss has gone backward."""
+        """Return to the main branch, after the loss has gone backward."""
         self.switch.auxiliary = False
         self.switch.too_few = None
 
     def _given(self, batch: Any, replay: Replay) -> Any:
-        """What the trainer's call gets."""
+        """Return what the trainer's call gets."""
         if self.mode == "append":
             if self.split:
                 return batch
@@ -141,13 +142,13 @@ class ReplayedForward:
         return self._in_place(batch, replay)
 
     def _in_place(self, batch: Any, replay: Replay) -> Any:
-        """The batch with the replayed rows in their places."""
+        """Return the batch with the replayed rows in their places."""
         inputs = _item(batch, self.input_key).clone()
         inputs[replay.rows_R.to(inputs.device)] = _item(replay.batch, self.input_key)
         return with_item(batch, self.input_key, inputs)
 
     def _sorted_out(self, model: nn.Module, replay: Replay, outputs: Any) -> Any:
-        """What the trainer gets back."""
+        """Return what the trainer gets back."""
         B, R = replay.num_rows, len(replay.rows_R)
         if self.mode == "append":
             if self.split:
@@ -169,7 +170,9 @@ class ReplayedForward:
         return join_rows(outputs, replay.outputs, (B - R, R), order_B, strict=True)
 
     def _apart(self, model: nn.Module, replay: Replay) -> Any:
-        """The pass of their own, in the precision context of the trainer's call."""
+        """Return the outputs of a pass of the replayed rows by themselves."""
+        # Not through DDP's wrapper, which expects one forward pass before each backward pass. This runs in a hook of
+        # the trainer's call, so its precision context holds here, too.
         inner = model.module if isinstance(model, DistributedDataParallel) else model
         message = _too_few(len(replay.rows_R), replay.num_rows, "are replayed")
         self.switch.auxiliary, self.switch.too_few = True, message
@@ -177,6 +180,7 @@ class ReplayedForward:
             with seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
                 outputs = inner(replay.batch)
         except ValueError as error:
+            # torch has no error class of its own for batch norm on a single row.
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ModelError(message) from error
@@ -188,6 +192,8 @@ class ReplayedForward:
     def _tell_apart(self, outputs: Any, auxiliary: bool) -> None:
         """Let layers that are called again in the backward pass of these outputs take the branch that they had."""
 
+        # Activation checkpointing calls layers again while the loss goes backward. Autograd takes nodes in the reverse
+        # order of their making, so the later pass (of the replayed rows) is gone through first and whole.
         def enter(gradient: Tensor) -> None:
             del gradient
             self.switch.auxiliary = auxiliary
@@ -206,12 +212,10 @@ def _too_few(rows: int, of: int, what: str) -> str:
 
 
 def _with_all_parameters(module: nn.Module, arguments: Any, outputs: Any) -> Any:
-    """Let every parameter have a part (of nothing) in the outputs that DDP is to see.
-
-    DDP with find_unused_parameters takes what the outputs do not depend on for unused, and is at a loss when the second
-    pass gives it a gradient after all: auxiliary branches, and whatever the model leaves out at random.
-    """
+    """Make the outputs that DDP sees depend on every parameter, by an amount of 0."""
     del arguments
+    # DDP with find_unused_parameters takes what the outputs do not depend on for unused, and fails when the second pass
+    # gives it a gradient after all: auxiliary branches, and whatever the model leaves out at random.
     joined = add_to_first(outputs, nothing_of(p for p in module.parameters() if p.requires_grad))
     if joined is None:
         raise ModelError(
@@ -227,7 +231,7 @@ def seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
     """Let torch's generators of the CPU and of a device start from a seed in the ``with`` block, and put them back.
 
     Args:
-        device: where the model computes.
+        device: Where the model computes.
         seed: int64.
     """
     generators = [torch.default_generator]
@@ -250,5 +254,5 @@ def _item(batch: Any, key: Any) -> Tensor:
 
 
 def _part(outputs: Any, start: int, stop: int, num_rows: int) -> Any:
-    """Rows of the outputs of a joint pass."""
+    """Return rows of the outputs of a joint pass."""
     return take_rows(outputs, torch.arange(start, stop), num_rows, strict=True)

@@ -1,45 +1,91 @@
-"""What replayed rows add to the loss, and how far they still fool the model.
+"""What replayed rows add to the loss.
 
-Legend: B rows, K classes.
+Legend: B rows of a microbatch, K classes, R rows of them replayed.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from composer import State
-from composer.utils import dist
+from composer.core import get_precision_context
+from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.adversarial_replay.rows import nothing_of
-from reuse_algos.errors import StaleReplayWarning
+from reuse_algos.algorithms.adversarial_replay.checks import refuse_other_outputs
+from reuse_algos.algorithms.adversarial_replay.forward import Replay
+from reuse_algos.algorithms.adversarial_replay.rows import nothing_of, take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums
+from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.first_batch import targets_of
 from reuse_algos.training.interplay import example_losses, example_weights
 from reuse_algos.training.loss import add_to_loss, total_of, with_weights
-from reuse_algos.training.task import mean_of_counted
+from reuse_algos.training.outputs import logits_of, unwrap_model
 
-__all__ = [
-    "ReplaySums",
-    "fooling_rate",
-    "mean_over_ranks",
-    "row_errors",
-    "turned_rows",
-    "warn_stale",
-    "with_idle_parameters",
-]
+__all__ = ["look_at_rows", "weighed_loss", "with_idle_parameters"]
+
+
+def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: bool, keys: BatchKeys) -> Tensor | None:
+    """Compute the loss of the replayed rows by the targets of their clean ones, and what is logged (BEFORE_LOSS).
+
+    Args:
+        state: Of the trainer.
+        replay: The replayed rows of the microbatch, whose outputs are there.
+        sums: Of the batch; what is logged goes in.
+        appends: Whether the rows come on top of their clean ones.
+        keys: Where inputs, targets and logits lie.
+
+    Returns:
+        The loss of appended rows, a scalar with gradient; None where rows take the place of their clean ones.
+
+    Raises:
+        TaskError: No row can be right or wrong by its largest logit.
+    """
+    model: Any = unwrap_model(state.model)
+    targets_B = targets_of(state.batch, keys.target)
+    added = None
+    with get_precision_context(state.precision, state.precision_config):
+        if appends:
+            # Their batch again, as LabelSmoothing may have changed the targets since the forward pass.
+            inputs_RCHW = batch_get(replay.batch, keys.input)
+            batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), keys.input, inputs_RCHW)
+            loss = model.loss(replay.outputs, batch)
+            added = weighed_loss(state, replay.rows_R, replay.outputs, batch, loss)
+            sums.add_adversarial_loss(added, len(replay.rows_R))
+        else:
+            _add_losses_apart(model, state, replay, sums)
+    outputs_BK, adversarial_RK = (logits_of(outputs, keys.output) for outputs in (state.outputs, replay.outputs))
+    refuse_other_outputs(outputs_BK, targets_B)
+    rows_R = replay.rows_R.to(outputs_BK.device, non_blocking=True)
+    if appends:
+        sums.add_pairs(outputs_BK[rows_R], adversarial_RK, targets_B[rows_R])
+    else:
+        kept_K = replay.kept_K.to(outputs_BK.device, non_blocking=True)
+        sums.add_rows(outputs_BK[kept_K], targets_B[kept_K], adversarial_RK, targets_B[rows_R])
+    return added
+
+
+@torch.no_grad()
+def _add_losses_apart(model: Any, state: State, replay: Replay, sums: ReplaySums) -> None:
+    """Add the losses of the rows that stayed clean and of the replayed ones, for the log (mode ``replace``)."""
+    # The model's loss is one number for both kinds of rows, so it is asked once more for each.
+    for rows, add in ((replay.kept_K, sums.add_clean_loss), (replay.rows_R, sums.add_adversarial_loss)):
+        if len(rows):
+            parts = (take_rows(part, rows, replay.num_rows) for part in (state.outputs, state.batch))
+            add(total_of(model.loss(*parts)), len(rows))
 
 
 def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
-    """The loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
+    """Return the loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
 
     Args:
-        state: of the trainer, after the forward pass.
+        state: Of the trainer, after the forward pass.
         rows_R: int64 on the CPU: which rows of the microbatch they are.
-        outputs: of the replayed rows.
-        batch: theirs.
-        loss: what the model says of these two.
+        outputs: Of the replayed rows.
+        batch: Theirs.
+        loss: What the model says of these two.
     """
     weights_B, losses = example_weights(state), example_losses(state)
     if weights_B is not None and losses is not None:
@@ -59,186 +105,3 @@ def with_idle_parameters(loss: Any, parameters: Iterable[nn.Parameter]) -> Any:
     """
     parameters = list(parameters)
     return add_to_loss(loss, nothing_of(parameters)) if parameters else loss
-
-
-def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
-    """The mean of each number over all ranks, every one of which must call this; a GPU has to be waited for.
-
-    Args:
-        numbers: of this rank.
-        device: of the model.
-        alike: whether they are known to be the same on all ranks, and nobody has to be asked.
-    """
-    if alike or dist.get_world_size() == 1:
-        return [float(number) for number in numbers]
-    totals = torch.tensor(numbers, dtype=torch.float64, device=device)
-    dist.all_reduce(totals)
-    return (totals / dist.get_world_size()).tolist()
-
-
-def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    """Return 1 where the largest logit is not the target's: float32 ``[B]``, a share of positions of dense outputs.
-
-    Args:
-        logits_BK: ``[B, K, ...]``.
-        targets_B: Class indices ``[B, ...]`` or class probabilities ``[B, K, ...]``. Indices outside 0 to K-1 do not
-            count; a row of nothing else is 0.
-
-    >>> row_errors(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
-    tensor([0., 1.])
-    """
-    return _row_means(_wrong(logits_BK, targets_B), logits_BK, targets_B)
-
-
-def turned_rows(clean_RK: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> Tensor:
-    """Return 1 where the clean row's largest logit is the target's and the perturbed row's is not: float32 ``[R]``.
-
-    Shares of the positions of dense outputs.
-
-    Args:
-        clean_RK: ``[R, K, ...]``.
-        adversarial_RK: Of the same rows, perturbed.
-        targets_R: As for :func:`row_errors`.
-
-    >>> turned_rows(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), torch.tensor([0]))
-    tensor([1.])
-    """
-    turned = ~_wrong(clean_RK, targets_R) & _wrong(adversarial_RK, targets_R)
-    return _row_means(turned, clean_RK, targets_R)
-
-
-def _wrong(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    if targets_B.dim() == logits_BK.dim():
-        targets_B = targets_B.argmax(1)
-    return logits_BK.detach().argmax(1) != targets_B
-
-
-def _row_means(wrong_B: Tensor, logits_BK: Tensor, targets_B: Tensor) -> Tensor:
-    soft = targets_B.dim() == logits_BK.dim()
-    counted_B = None if soft else (targets_B >= 0) & (targets_B < logits_BK.shape[1])
-    return mean_of_counted(wrong_B.float(), counted_B, empty=0.0)
-
-
-def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:
-    """Share of what the model is right about that perturbations turn, net: from errors on *different* rows.
-
-    ``(adversarial_error - clean_error) / (1 - clean_error)``, clamped to 0 (stale) to 1; None where the model is right
-    about nothing. Rows that are wrong when clean and right when perturbed are set off against turned ones, so this is
-    too low for a model that is still often wrong. Where the rows are paired, count :func:`turned_rows`.
-
-    >>> fooling_rate(clean_error=0.2, adversarial_error=0.6)
-    0.49999999999999994
-    """
-    if clean_error >= 1:
-        return None
-    return min(1.0, max(0.0, (adversarial_error - clean_error) / (1 - clean_error)))
-
-
-def warn_stale(fooling: float, warn_below: float) -> None:
-    """Say that replayed perturbations hardly fool the model any more.
-
-    Args:
-        fooling: the share that they turned in an epoch.
-        warn_below: what it should have been.
-    """
-    warnings.warn(
-        f"AdversarialReplay: the replayed perturbations turned {fooling:.1%} of what the model is right about in this "
-        f"epoch, less than warn_below={warn_below:.1%}: they are stale, and cost a forward pass for little. Harvest a "
-        "newer run or a stronger attack (`reuse-algos harvest RUN --signals adversarial`), or stop earlier (stop).",
-        StaleReplayWarning,
-        stacklevel=2,
-    )
-
-
-_TOTALS = (
-    "clean_loss",
-    "clean_rows",
-    "adversarial_loss",
-    "loss_rows",
-    "clean_errors",
-    "compared",
-    "adversarial_errors",
-    "rows",
-    "chance",  # rows that a guess among the classes would have right, of those compared
-    "turned",
-    "paired",  # compared rows whose perturbed form was looked at, too
-    "wanted",
-)
-
-
-class ReplaySums:
-    """What is logged of a batch, summed on the training device, so that nothing waits before the batch ends.
-
-    Args:
-        device: of the model.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(len(_TOTALS) - 1, dtype=torch.float32, device=device)
-
-    def add_clean_loss(self, mean: Tensor, num_rows: int) -> None:
-        """Add the mean loss over clean rows of one microbatch, and their number."""
-        self._add("clean_loss", mean * num_rows, num_rows)
-
-    def add_adversarial_loss(self, mean: Tensor, num_rows: int) -> None:
-        """Add the mean loss over replayed rows of one microbatch, and their number."""
-        self._add("adversarial_loss", mean * num_rows, num_rows)
-
-    def add_pairs(self, clean_RK: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> None:
-        """Add what became of rows that the model saw both clean and perturbed: logits and targets."""
-        self.add_rows(clean_RK, targets_R, adversarial_RK, targets_R)
-        self._add("turned", turned_rows(clean_RK, adversarial_RK, targets_R).sum(), len(clean_RK))
-
-    def add_rows(self, clean_KK: Tensor, targets_K: Tensor, adversarial_RK: Tensor, targets_R: Tensor) -> None:
-        """Add the errors of the clean rows that are compared, and of replayed ones: logits and targets."""
-        self._add("clean_errors", row_errors(clean_KK, targets_K).sum(), len(clean_KK))
-        self._add("adversarial_errors", row_errors(adversarial_RK, targets_R).sum(), len(adversarial_RK))
-        self._sums[_TOTALS.index("chance")] += len(clean_KK) / clean_KK.shape[1]
-
-    def _add(self, name: str, total: Tensor, num_rows: int) -> None:
-        place = _TOTALS.index(name)
-        self._sums[place] += total.detach().float()
-        self._sums[place + 1] += num_rows
-
-    def over_ranks(self, wanted: int) -> Tensor:
-        """The sums of all ranks, and how many rows were to be replayed: float64 on the CPU."""
-        totals = torch.cat([self._sums.double(), self._sums.new_tensor([wanted]).double()])
-        if dist.get_world_size() > 1:
-            dist.all_reduce(totals)
-        return totals.cpu()
-
-    @staticmethod
-    def read(totals: Tensor) -> dict[str, float]:
-        """The metrics by name; what has no rows is left out."""
-        of = dict(zip(_TOTALS, totals.tolist(), strict=True))
-        found = {"rows": of["rows"], "coverage": of["rows"] / of["wanted"] if of["wanted"] else 0.0}
-        if of["clean_rows"]:
-            found["clean_loss"] = of["clean_loss"] / of["clean_rows"]
-        if of["loss_rows"]:
-            found["adversarial_loss"] = of["adversarial_loss"] / of["loss_rows"]
-        if of["rows"]:
-            found["adversarial_error"] = of["adversarial_errors"] / of["rows"]
-        if of["compared"]:
-            found["clean_error"] = of["clean_errors"] / of["compared"]
-            right = of["compared"] - of["clean_errors"]
-            fooling = None
-            if of["paired"]:
-                fooling = of["turned"] / right if right > 0 else None
-            elif of["rows"]:
-                fooling = fooling_rate(found["clean_error"], found["adversarial_error"])
-            if fooling is not None:
-                found["fooling"] = fooling
-        return found
-
-    @staticmethod
-    def staleness(totals: Tensor) -> float | None:
-        """The fooling of an epoch; None where the model cannot be judged by it yet, or nothing was replayed.
-
-        An untrained model is turned by nothing. It is judged once its accuracy on the clean rows is at least a quarter
-        of the way from chance to 1: 33 % of 10 classes, 26 % of 100.
-        """
-        of = dict(zip(_TOTALS, totals.tolist(), strict=True))
-        right = of["compared"] - of["clean_errors"]
-        if right < of["chance"] + (of["compared"] - of["chance"]) / 4:
-            return None
-        return ReplaySums.read(totals).get("fooling")

@@ -10,17 +10,22 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from reuse_algos.algorithms.adversarial_replay.settings import Replayable
 from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
 
 __all__ = ["Perturbations", "choose_prior_runs"]
 
+# Perturbations up to this size are kept on the training device, where a look-up is one index_select; larger ones are
+# read from the memory map.
 _RESIDENT_BYTES = 2 << 30
-"""Perturbations up to this size are kept on the training device; larger ones are read from the memory map."""
 
 _ROWS_AT_ONCE = 4096
 
@@ -29,14 +34,14 @@ _SALT_RUN = 96  # of view_hash; data/ and attacks.py have those below
 
 
 def choose_prior_runs(seed: int, keys_B: Tensor, epoch: int, available_BM: Tensor, recency: float) -> Tensor:
-    """Draw a prior run for each example by a hash of (seed, key, epoch), so that batches and ranks do not matter.
+    """Draw a prior run for each example.
 
     Args:
-        seed: of the draw.
+        seed: Of the draw.
         keys_B: int64, identities of the examples.
-        epoch: number of the running epoch.
+        epoch: Number of the running epoch.
         available_BM: bool: which runs have a perturbation; column 0 is the newest run.
-        recency: in (0, 1]: of the runs that have one, the k-th newest is drawn with a probability proportional to
+        recency: In (0, 1]: of the runs that have one, the k-th newest is drawn with a probability proportional to
             ``recency ** k``; k counts all runs from 0, also those that have none.
 
     Returns:
@@ -49,6 +54,7 @@ def choose_prior_runs(seed: int, keys_B: Tensor, epoch: int, available_BM: Tenso
     shares_BM = available_BM * recency ** torch.arange(available_BM.shape[1], dtype=torch.float64)
     ends_BM = shares_BM.cumsum(1)
     total_B = ends_BM[:, -1]
+    # A hash of (seed, key, epoch), so that the draw does not depend on batches, ranks or where training was resumed.
     drawn_B = uniform_floats(view_hash(seed, keys_B, torch.full_like(keys_B, epoch), _SALT_RUN)) * total_B
     column_B = (ends_BM <= drawn_B.unsqueeze(1)).sum(1)
     return torch.where(total_B > 0, column_B, -1)
@@ -58,55 +64,57 @@ class Perturbations:
     """Adversarial perturbations of one or several prior runs, in pixel units, by example and view.
 
     Args:
-        runs: prior runs.
-        weights: name of the archived weights that were attacked.
-        rows: for each run the prior position of each current example (None: the same position).
-        policy: the current run's views, numbered ones.
-        keys_N: identities of the current examples.
-        device: where to keep perturbations that fit.
-        seed: of the draw among the runs.
-        recency: see :func:`choose_prior_runs`.
-        mismatch: ``refuse``, or ``allow``: examples and views without perturbations go without.
-        archive: what the archive is called in messages.
-        shape: (C, H, W) of the current images, where it is known.
+        runs: Prior runs.
+        settings: Of which weights, and how runs are drawn.
+        info: The current train data.
+        policy: The current run's views, numbered ones.
+        device: Where to keep perturbations that fit.
+        seed: Of the draw among the runs. Default: 0.
+        mismatch: ``refuse``, or ``allow``: examples and views without perturbations are not replayed. Default:
+            ``refuse``.
+        archive: What the archive is called in messages. Default: ``ARCHIVE``.
+        shape: (C, H, W) of the current images. Default: not known.
+        slots_used: Views looked up in earlier attempts of this run, by run id; what is looked up now goes in. Default:
+            none.
 
     Attributes:
         image_shape: (C, H, W) of the perturbations.
-        complete: whether every example has a perturbation in every view.
-        slots_used: views looked up so far, by run id.
+        complete: Whether every example has a perturbation in every view.
+        epsilon: Of the archived attacks, in pixel units; None where they are not of one L-infinity ball.
 
     Raises:
-        SignalNotFoundError: a run has no perturbations of these weights.
-        PriorRunMismatchError: a run has other views, lacks some (``refuse``), or its images have another size.
-        DataError: perturbations are not finite, or larger than what was harvested.
+        SignalNotFoundError: A run has no perturbations of these weights.
+        PriorRunMismatchError: A run has other data or views, lacks some (``refuse``), or its images have another size.
+        DataError: Perturbations are not finite, or larger than what was harvested.
     """
 
     def __init__(
         self,
         runs: Sequence[PriorRun],
-        weights: str,
-        rows: Sequence[Tensor | None],
+        settings: Replayable,
+        info: DatasetInfo,
         policy: ViewPolicy,
-        keys_N: Tensor,
         device: torch.device,
         *,
-        seed: int,
-        recency: float,
+        seed: int = 0,
         mismatch: str = "refuse",
         archive: str = "ARCHIVE",
         shape: Sequence[int] | None = None,
+        slots_used: dict[str, set[int]] | None = None,
     ) -> None:
-        self.name = harvested_name("adversarial", weights)
-        newest_first = sorted(zip(runs, rows, strict=True), key=_age, reverse=True)
+        self.name = harvested_name("adversarial", settings.weights)
+        # Matched in the order in which they were named, so that the first that does not fit is the one named.
+        matched = [(run, match_examples(run, info, mismatch)) for run in runs]
+        newest_first = sorted(matched, key=_age, reverse=True)
         self.run_ids = [run.id for run, _ in newest_first]
-        self.slots_used: dict[str, set[int]] = {run.id: set() for run in runs}
-        self._device, self._seed, self._recency = device, seed, recency
-        self._keys_N = keys_N
+        self._slots_used: dict[str, set[int]] = {} if slots_used is None else slots_used
+        self._device, self._seed, self._recency = device, seed, settings.recency
+        self._keys_N = info.keys
         self._rows: list[Tensor | None] = []
         self._seen: list[Tensor | None] = []
         self._signals: list[Signal | ResidentSignal] = []
         command = f"`reuse-algos harvest {archive} {{}} --signals adversarial --views {policy.num_views}"
-        command += "`" if weights == "last" else f" --weights {weights}`"
+        command += "`" if settings.weights == "last" else f" --weights {settings.weights}`"
         found = [
             (run, run_rows, self._checked(run, policy, mismatch, command.format(run.id)))
             for run, run_rows in newest_first
@@ -120,8 +128,11 @@ class Perturbations:
                 )
         if shape is not None:
             self.check_shape(shape)
+        # Before anything is copied to the device: a damaged file must not train anybody.
         for run, _, signal in found:
             _refuse_sizes(run, signal, archive)
+        balls = {_ball(signal) for _, _, signal in found}
+        self.epsilon = balls.pop() if len(balls) == 1 else None
         size = sum(signal.nbytes for _, _, signal in found)
         for _, run_rows, signal in found:
             slots = [slot for slot in range(policy.num_views) if slot in signal.slots]
@@ -147,7 +158,7 @@ class Perturbations:
                 "views of that run, or choose a run that has these and harvest it."
             )
         signal = run.signal(self.name)
-        if mismatch != "allow" and (missing := missing_views(run, signal, policy, "perturbations", whole=False)):
+        if mismatch != "allow" and (missing := missing_views(run, signal, policy, "perturbations")):
             raise PriorRunMismatchError(
                 f"{missing}. Harvest the others: {command}, or say mismatch: allow to go without them."
             )
@@ -160,7 +171,7 @@ class Perturbations:
             shape: (C, H, W) of the images that are to be perturbed.
 
         Raises:
-            PriorRunMismatchError: they are of another size.
+            PriorRunMismatchError: They are of another size.
         """
         if tuple(shape) != self.image_shape:
             raise PriorRunMismatchError(
@@ -169,38 +180,40 @@ class Perturbations:
             )
 
     def prior_uses(self, runs: Sequence[PriorRun]) -> list[PriorUse]:
-        """What was used of each prior run, with the share of its harvest that the looked-up views are."""
+        """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
         uses = []
         for run in runs:
-            used = self.slots_used[run.id]
+            used = self._slots_used.get(run.id, set())
             harvests = [one for one in run.manifest.harvests if one.signal == self.name and one.views]
             seconds = sum(len(used & set(one.views)) / len(one.views) * one.seconds for one in harvests)
             uses.append(PriorUse(run_id=run.id, algorithm=_USER, signals=[self.name], harvest_seconds=seconds))
         return uses
 
-    def draw(self, positions_B: Tensor, views_B: Tensor, epoch: int) -> Tensor:
-        """Whose perturbation each example gets: int64 ``[B]`` on the CPU, -1 where there is none.
+    def draw(self, examples: Examples, rows_R: Tensor, epoch: int) -> Tensor:
+        """Return whose perturbation some rows get: int64 ``[R]`` on the CPU, -1 where there is none.
 
         Args:
-            positions_B: int64 on the CPU, positions in the current data.
-            views_B: int64 on the CPU, from 0 to V-1.
-            epoch: number of the running epoch.
+            examples: Positions in the current data and views of a batch, on the CPU.
+            rows_R: int64 on the CPU, which rows of it.
+            epoch: Number of the running epoch.
         """
+        positions_R, views_R = examples.positions[rows_R], examples.views[rows_R]
         available = [
-            torch.ones(len(positions_B), dtype=torch.bool) if seen_VN is None else seen_VN[views_B, positions_B]
+            torch.ones(len(rows_R), dtype=torch.bool) if seen_VN is None else seen_VN[views_R, positions_R]
             for seen_VN in self._seen
         ]
-        keys_B = self._keys_N[positions_B]
-        return choose_prior_runs(self._seed, keys_B, epoch, torch.stack(available, dim=1), self._recency)
+        keys_R = self._keys_N[positions_R]
+        return choose_prior_runs(self._seed, keys_R, epoch, torch.stack(available, dim=1), self._recency)
 
     def gather(self, positions_R: Tensor, views_R: Tensor, runs_R: Tensor) -> Tensor:
-        """Perturbations of some examples: float32 ``[R, C, H, W]`` in pixel units on the device.
+        """Return perturbations of some examples: float32 ``[R, C, H, W]`` in pixel units on the device.
 
         Args:
             positions_R: int64 on the CPU.
             views_R: int64 on the CPU.
-            runs_R: what :meth:`draw` gave for them, no -1 among it.
+            runs_R: What :meth:`draw` gave for them, no -1 among it.
         """
+        # One run is the usual case, and needs no copy into a common tensor.
         chosen = runs_R.unique().tolist()
         if len(chosen) == 1:
             return self._of_run(chosen[0], positions_R, views_R)
@@ -212,7 +225,7 @@ class Perturbations:
         return delta_RCHW
 
     def _of_run(self, column: int, positions_R: Tensor, views_R: Tensor) -> Tensor:
-        self.slots_used[self.run_ids[column]].update(views_R.unique().tolist())
+        self._slots_used.setdefault(self.run_ids[column], set()).update(views_R.unique().tolist())
         rows = self._rows[column]
         found, _ = self._signals[column].gather(positions_R if rows is None else rows[positions_R], views_R)
         return found.to(self._device, torch.float32, non_blocking=True)
@@ -222,11 +235,11 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
     """Refuse perturbations that no attack of the recorded size can have made.
 
     Raises:
-        DataError: some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
+        DataError: Some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
     """
-    metas = [signal.slot_meta(slot) for slot in signal.slots]
-    bounded = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
-    epsilon = max(float(meta["epsilon"]) for meta in metas) if bounded else 1.0
+    # Older or foreign records may not say the attack: then a pixel's whole range is the bound.
+    ball = _ball(signal)
+    bounded, epsilon = ball is not None, 1.0 if ball is None else ball
     largest = 0.0
     for entry in run.manifest.files:
         if (entry.kind, entry.name) != ("signals", signal.name):
@@ -235,7 +248,7 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
         for part in tensors.get("scale", tensors["values"]).split(_ROWS_AT_ONCE):
             if part.numel():
                 largest = max(largest, float(part.float().abs().nan_to_num(torch.inf, torch.inf).amax()))
-    if largest > epsilon * (1 + 1e-3):
+    if largest > epsilon * (1 + 1e-3):  # float16 keeps three digits
         bound = f"the epsilon of their attack, {epsilon:.6g}" if bounded else "1, a pixel's whole range"
         raise DataError(
             f"run {run.id}: the perturbations {signal.name!r} are as large as {largest:.6g}, beyond {bound} (in pixel "
@@ -244,13 +257,20 @@ def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
         )
 
 
+def _ball(signal: Signal) -> float | None:
+    """Return the epsilon of the attacks of a signal, the largest; None where they are not known to be L-infinity."""
+    metas = [signal.slot_meta(slot) for slot in signal.slots]
+    known = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
+    return max(float(meta["epsilon"]) for meta in metas) if known else None
+
+
 def _age(one: tuple[PriorRun, Tensor | None]) -> tuple[str, str]:
     run = one[0]
     return run.manifest.created_at, run.id
 
 
 def _seen(signal: Signal, rows_N: Tensor | None, num_views: int) -> Tensor | None:
-    """Which examples have a perturbation: bool ``[V, N]``; None: all of them, in every view."""
+    """Return which examples have a perturbation: bool ``[V, N]``; None: all of them, in every view."""
     nowhere = torch.zeros(signal.num_examples, dtype=torch.bool)
     seen_VN = torch.stack([signal.seen(view) if view in signal.slots else nowhere for view in range(num_views)])
     if rows_N is not None:

@@ -21,17 +21,16 @@ _ADVICE = "Let every output have one row per example, or replay with mode: appen
 
 
 def replayed_rows(fraction: float, num_rows: int, batch: int = 0) -> Tensor:
-    """Which rows of a batch are replayed: evenly spread, ``fraction * num_rows`` of them on the average.
+    """Return which rows of a batch are replayed: evenly spread, ``fraction * num_rows`` of them on the average.
 
     What is left of a row is carried over to the next batch: with ``o`` the fractional part of
     ``batch * fraction * num_rows``, row i is one of them where
-    ``floor(o + fraction * (i + 1)) > floor(o + fraction * i)``. So what is chosen does not depend on how a batch is cut
-    into microbatches, is as much on every rank, and needs nothing to be remembered.
+    ``floor(o + fraction * (i + 1)) > floor(o + fraction * i)``.
 
     Args:
-        fraction: in (0, 1].
-        num_rows: rows of the whole batch.
-        batch: number of the batch.
+        fraction: In (0, 1].
+        num_rows: Rows of the whole batch.
+        batch: Number of the batch. Default: 0.
 
     Returns:
         int64 row numbers, ascending.
@@ -39,13 +38,14 @@ def replayed_rows(fraction: float, num_rows: int, batch: int = 0) -> Tensor:
     >>> replayed_rows(0.5, num_rows=6)
     tensor([1, 3, 5])
     """
-    # The small number keeps 0.29 * 100 = 28.999999999999996 from counting as 28.
+    # A function of the number of the batch: independent of the cut into microbatches, as much on every rank, and
+    # nothing to remember for a resume. The small number keeps 0.29 * 100 = 28.999999999999996 from counting as 28.
     carried = (batch * fraction * num_rows + 1e-6) % 1.0
     return torch.floor(fraction * torch.arange(num_rows + 1, dtype=torch.float64) + carried).diff().nonzero().flatten()
 
 
 def tensors_of(data: Any) -> Iterator[Tensor]:
-    """All tensors in mappings, tuples, lists and plain objects."""
+    """Yield all tensors in mappings, tuples, lists and plain objects."""
     if isinstance(data, Tensor):
         yield data
     elif isinstance(data, Mapping):
@@ -61,12 +61,13 @@ def tensors_of(data: Any) -> Iterator[Tensor]:
 
 
 def nothing_of(parameters: Iterable[Tensor]) -> Tensor:
-    """0 as a function of tensors, so that backward gives all of them a gradient: zeros."""
-    return torch.cat([parameter.reshape(-1)[:0] for parameter in parameters]).sum()  # 0 * sum is NaN for infinite ones
+    """Return 0 as a function of tensors, so that backward gives all of them a gradient of zeros."""
+    # The sum of no elements, as 0 * sum is NaN for infinite ones.
+    return torch.cat([parameter.reshape(-1)[:0] for parameter in parameters]).sum()
 
 
 def add_to_first(data: Any, number: Tensor) -> Any:
-    """The same structure, with a number added to its first floating point tensor; None where there is none."""
+    """Return the structure with a number added to its first floating point tensor; None where there is none."""
     if isinstance(data, Tensor):
         return data + number.to(data.dtype) if data.is_floating_point() else None
     if isinstance(data, Mapping):
@@ -81,16 +82,16 @@ def add_to_first(data: Any, number: Tensor) -> Any:
 
 
 def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: bool = False) -> Any:
-    """Some rows of everything in a batch (or in outputs) that has one row per example.
+    """Return some rows of everything in a batch (or in outputs) that has one row per example.
 
     Args:
-        data: tensors, and mappings, tuples and lists of them; what has no rows is passed on as it is.
+        data: Tensors, and mappings, tuples and lists of them; what has no rows is passed on as it is.
         rows_R: int64, on any device.
-        num_rows: rows of the data.
-        strict: refuse tensors without rows.
+        num_rows: Rows of the data.
+        strict: Whether to refuse tensors without rows. Default: False.
 
     Raises:
-        ModelError: (strict) a tensor has no rows.
+        ModelError: (strict) A tensor has no rows.
     """
     if isinstance(data, Tensor):
         if not data.dim() or len(data) != num_rows:
@@ -100,6 +101,7 @@ def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: bool = False)
                     f"cannot be told apart. {_ADVICE}."
                 )
             return data
+        # index_select gives channels-last images back as ordinary ones.
         taken = data.index_select(0, rows_R.to(data.device, non_blocking=True))
         return taken.contiguous(memory_format=_memory_format(data))
     if isinstance(data, Mapping):
@@ -113,22 +115,23 @@ def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: bool = False)
 
 
 def with_item(batch: Any, key: Any, value: Any) -> Any:
-    """A batch with another item under a key; the given one stays as it is."""
+    """Return a batch with another item under a key; the given one stays as it is."""
+    # batch_set changes mappings and lists in place, and makes a new tuple.
     return batch_set(batch if isinstance(batch, tuple) else copy.copy(batch), key=key, value=value)
 
 
 def join_rows(first: Any, second: Any, counts: tuple[int, int], order_B: Tensor | None, *, strict: bool) -> Any:
-    """The rows of two batches (or outputs) of the same structure, one after the other.
+    """Return the rows of two batches (or outputs) of the same structure, one after the other.
 
     Args:
-        first: the one.
-        second: the other.
-        counts: their numbers of rows.
+        first: The one.
+        second: The other.
+        counts: Their numbers of rows.
         order_B: int64: where each row of the result is found in (first, second); None: as they come.
-        strict: refuse what has no rows, as it cannot be told what it should be; otherwise that of ``first`` is taken.
+        strict: Whether to refuse what has no rows; otherwise that of ``first`` is taken.
 
     Raises:
-        ModelError: the structures differ, or (strict) something has no rows.
+        ModelError: The structures differ, or (strict) something has no rows.
     """
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         if first.dim() and second.dim() and (len(first), len(second)) == counts:

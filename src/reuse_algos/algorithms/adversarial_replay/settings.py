@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["Append", "Replace", "Replayable"]
+from reuse_algos.sections import fit_section
+
+__all__ = ["Append", "AsIs", "Replace", "Replayable", "Start"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,37 @@ class Append:
 
 
 @dataclass(frozen=True)
+class AsIs:
+    """Perturbations are shown as they were archived."""
+
+    name: ClassVar[str] = "as_is"
+
+
+@dataclass(frozen=True)
+class Start:
+    """One step of an attack on the model of now, from the perturbation that the last one on this view ended with.
+
+    The first begins with the archived perturbation (ATTA, Zheng et al. 2020, arXiv 1912.11969). The task must be
+    multiclass.
+
+    Attributes:
+        step: Length of the step in pixel units, in the L-infinity norm, above 0. Default: half of the archived attack's
+            epsilon, as in the paper.
+        reset_every: Epochs after which all begin again with the archived perturbation, at least 1. Default: never.
+    """
+
+    name: ClassVar[str] = "start"
+    step: float | None = None
+    reset_every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.step is not None and not self.step > 0:
+            raise ValueError(f"step must be above 0, in pixel units, got {self.step}")
+        if self.reset_every is not None and self.reset_every < 1:
+            raise ValueError(f"reset_every must be at least 1, got {self.reset_every}")
+
+
+@dataclass(frozen=True)
 class Replayable:
     """Which archived perturbations are replayed, and when they are too old.
 
@@ -68,13 +101,17 @@ class Replayable:
         warn_below: Warn when in an epoch the perturbations turned less than this share of the examples that the model
             is right about; once for a stretch of such epochs. Epochs in which its accuracy on the clean rows is less
             than a quarter of the way from chance to 1 are not judged. Default: 0.1.
+        use: :class:`AsIs` or :class:`Start`: whether they are shown as they are, or attacks go on from them. Default:
+            ``as_is``.
     """
 
     weights: str = "last"
     recency: float = 1.0
     warn_below: float = 0.1
+    use: AsIs | Start | str = "as_is"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "use", fit_section(AsIs | Start, self.use, "use"))
         if not 0 < self.recency <= 1:
             raise ValueError(f"recency must be in (0, 1], got {self.recency}")
         if not 0 <= self.warn_below <= 1:

@@ -18,13 +18,14 @@ from composer.loggers import Logger
 from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
-from reuse_algos.data.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
-from reuse_algos.training.attacks import Attack, perturb
+from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch import TaskReader, targets_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
+from reuse_algos.training.parameters.batch_norm import share_statistics
 
 __all__ = ["AdversarialTraining", "adversarial_inputs"]
 
@@ -62,14 +63,8 @@ def adversarial_inputs(
         DataError: The inputs are not valid pixels of this space, or the labels do not fit.
         ModelError: The model has no logits ``[B, K]``, or its outputs do not depend on the inputs.
     """
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
+    with attacked(model):
         delta_BCHW = perturb(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B, views_B=views_B)
-    finally:
-        # Not model.train(): frozen layers stay in evaluation mode.
-        for module in training:
-            module.training = True
     return pixels.add(inputs_BCHW, delta_BCHW)
 
 
@@ -77,8 +72,8 @@ class AdversarialTraining(Algorithm, BatchEffects):
     """Train on adversarial examples that are made at every step, against the current model.
 
     Needs no archive. To start from an archived run, put ``PriorRunWarmStart`` beside it. A step costs one forward and
-    one backward pass more for each step of the attack; ``AdversarialReplay`` is the cheap relative that looks
-    perturbations up. Random starts are functions of (seed, example, epoch), so a run resumes bit by bit and ranks
+    one backward pass more for each step of the attack; ``AdversarialReplay`` looks perturbations up instead, which is
+    cheaper. Random starts are functions of (seed, example, epoch), so a run resumes bit by bit and ranks
     agree.
 
     Args:
@@ -122,7 +117,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
             self.pixels = PixelSpace(tuple(pixel_mean), tuple(pixel_std))
         self.input_key, self.target_key = input_key, target_key
         self.ids = ExampleIds(None)
-        self.task_reader = TaskReader(keys=BatchKeys(input_key, target_key))
+        self.task_reader = TaskReader(BatchKeys(input_key, target_key))
         self.samples = 0
 
     def match(self, event: Event, state: State) -> bool:
@@ -147,6 +142,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
         """
         if event == Event.INIT:
             self.task_reader.start_afresh()
+        # Before the first attack goes backward: what is not defined for the task is refused.
         elif event in TaskReader.EVENTS and self.task_reader.handle(event, state):
             self.task_reader.known.require("AdversarialTraining", ("multiclass",))
         if event == Event.FIT_START:
@@ -154,14 +150,16 @@ class AdversarialTraining(Algorithm, BatchEffects):
             keep_views(state)
         if event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
-        if event == Event.BEFORE_FORWARD:
+        if event == Event.BEFORE_TRAIN_BATCH:
+            share_statistics(state.model)  # the attack is in evaluation mode, before DDP shares them
+        elif event == Event.BEFORE_FORWARD:
             self._attack(state)
         elif event == Event.BATCH_END:
             self.samples = int(state.timestamp.sample)
             logger.log_metrics({"reuse/adversarial_training/epsilon": self.attack.epsilon})
 
     def replaced_rows(self, state: State) -> Tensor | None:
-        """Return that no row of the microbatch is a clean view: what the model says of them is not captured.
+        """Return that no row of the microbatch is a clean view, so that the recorder captures none of them.
 
         Args:
             state: From AFTER_FORWARD on.
@@ -202,7 +200,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
                 f"{tuple(labels_B.shape)} {str(labels_B.dtype).removeprefix('torch.')}."
             )
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
-        batch = state.batch
+        batch = state.batch  # models take the whole batch, so the attack puts its images into it and takes them out
 
         def forward(moved_BCHW: Tensor) -> Tensor:
             state.batch = batch
@@ -221,6 +219,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
                 self.attack,
                 self.pixels,
                 keys_B=keys_B,
+                # The epoch in place of the view: another random start for the same image in each epoch.
                 views_B=torch.full_like(keys_B, int(state.timestamp.epoch)),
             )
         state.batch_set_item(self.input_key, moved_BCHW)

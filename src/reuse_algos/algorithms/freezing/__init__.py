@@ -1,4 +1,4 @@
-"""Only a part of a pretrained model trains."""
+"""Training a part of a pretrained model."""
 
 from reuse_algos.algorithms.freezing.freezing import Freezing
 

@@ -1,4 +1,4 @@
-"""Feature extraction and discriminative fine-tuning of a model that comes with its weights, without any prior run."""
+"""Feature extraction and discriminative fine-tuning of a model that comes with its weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from composer import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
 from reuse_algos.data.example_ids import keep_views
-from reuse_algos.training.trainable import TrainablePart
+from reuse_algos.training.parameters.trainable import TrainablePart
 
 __all__ = ["Freezing"]
 
@@ -28,14 +28,15 @@ class Freezing(Algorithm):
 
     Args:
         freeze: ``backbone`` (all but the last layer with one output for each class), ``head``, a pattern of parameter
-            names in the manner of ``fnmatch`` such as ``layer1.*``, or a list of these; None freezes nothing.
-        learning_rates: such a pattern -> factor above 0 of the learning rate; of several that match, the first counts.
-        unfreeze_at: Composer time such as ``5ep`` or ``0.5dur`` from which on everything trains; None: never.
-        head_pattern: what the head is, where it is not the last layer with one output for each class.
+            names in the manner of ``fnmatch`` such as ``layer1.*``, or a list of these. Default: nothing.
+        learning_rates: Such a pattern -> factor above 0 of the learning rate; of several that match, the first counts.
+            Default: one rate for all.
+        unfreeze_at: Composer time such as ``5ep`` or ``0.5dur`` from which on everything trains. Default: never.
+        head_pattern: Names of the head's parameters. Default: the last layer with one output for each class.
 
     Raises:
-        ValueError: an option is wrong, or none is given; all faults are listed.
-        ModelError: when training is set up: a pattern matches nothing, or nothing is left to train.
+        ValueError: An option is wrong, or none is given; all faults are listed.
+        ModelError: When training is set up: a pattern matches nothing, or nothing is left to train.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Freezing(Algorithm):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """DDP must not wait for the gradients of parameters that are frozen for some time."""
+        """Whether DDP must look for parameters without a gradient: those that are frozen for some time."""
         return self.part.changes_while_training
 
     def match(self, event: Event, state: State) -> bool:
-        """The start always, batches where something is frozen."""
+        """Return true for the start, and for batches where something is frozen."""
         del state
         if event == Event.BEFORE_FORWARD:
             return self.part.holds_statistics
@@ -71,13 +72,15 @@ class Freezing(Algorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
+        # At INIT, before Composer makes schedulers of the optimizer's groups and wraps the model for DDP.
         if event == Event.INIT:
             self.part.arrange(state)
         elif event == Event.FIT_START:
-            keep_views(state)
+            keep_views(state)  # a dataset with numbered views shows the next one in each epoch only when it is told
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:
+            # At every forward pass: Composer puts the whole model into training mode after each evaluation.
             self.part.keep_statistics(state)
         elif self.part.unfreeze_if_due(state):
             log.info("everything trains from batch %d on", int(state.timestamp.batch))
@@ -87,9 +90,10 @@ class Freezing(Algorithm):
         logger.log_metrics({"reuse/freezing/frozen": self.part.frozen_share})
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the frozen part trains by now."""
+        """Return whether the frozen part trains by now."""
         return {**super().state_dict(), **self.part.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to that, before Composer loads the optimizer's state."""
+        """Restore it."""
+        # Composer loads the optimizer after the algorithms, so its groups have to be there by then.
         self.part.load_state_dict(state)

@@ -20,16 +20,16 @@ __all__ = ["OwnLosses"]
 class OwnLosses:
     """Latest loss of each example, collected during an epoch and valid from its end on.
 
-    Rows stay on the training device until the epoch ends, and so nothing waits for them. An example that is shown twice
-    in an epoch counts with its mean.
+    An example that is shown twice in an epoch counts with its mean.
 
     Args:
         num_examples: N.
-        device: of the model.
+        device: Of the model.
     """
 
     def __init__(self, num_examples: int, device: torch.device) -> None:
         self._known_N = torch.full((num_examples,), torch.nan, dtype=torch.float32)
+        # Sums and counts, on the training device until the epoch ends: nothing waits for them.
         self._sums_2N = torch.zeros(2, num_examples, dtype=torch.float32, device=device)
 
     @property
@@ -38,7 +38,7 @@ class OwnLosses:
         return self._known_N.double().numpy()
 
     def add(self, positions_B: torch.Tensor, losses_B: torch.Tensor) -> None:
-        """Keep the losses of one microbatch; NaN (no target counts) is no loss."""
+        """Keep the losses of one microbatch; NaN, where no target of an example counts, is left out."""
         positions_B = positions_B.to(self._sums_2N.device, non_blocking=True)
         losses_B = losses_B.detach().float()
         known_B = ~losses_B.isnan()
@@ -58,21 +58,23 @@ class OwnLosses:
         return sums_2N
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Everything so far, of all ranks; every rank must call this, as Composer's checkpoints do."""
+        """Return everything so far, of all ranks; every rank must call this, as Composer's checkpoints do."""
+        # Of all ranks, as a resumed run may have another number of them.
         return {"known": self._known_N.clone(), "sums": self._over_ranks().cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it. The sums of all ranks become those of rank 0, so that they count once.
+        """Restore it.
 
         Raises:
-            DataError: they are losses of another number of examples.
+            DataError: They are losses of another number of examples.
         """
         num_then, num_now = len(state["known"]), len(self._known_N)
         if num_then != num_now:
             raise DataError(
                 f"the checkpoint has losses of {num_then} training examples, and the train data has {num_now}. Go on "
-                "with the data that it was made with, or start anew from its weights alone (load_weights_only)."
+                "with the data that it was made with, or start from its weights alone (load_weights_only)."
             )
         self._known_N = torch.as_tensor(state["known"]).cpu().clone()
         sums_2N = torch.as_tensor(state["sums"]).to(self._sums_2N.device)
+        # Those of all ranks become rank 0's, so that they count once.
         self._sums_2N = sums_2N.clone() if dist.get_global_rank() == 0 else torch.zeros_like(sums_2N)

@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 __all__ = ["PACINGS", "allowed_examples"]
 
-_C = 10.0
-"""The constant of the exponential and the logarithmic function, as in the paper."""
+_C = 10.0  # the constant of the exponential and the logarithmic function, as in the paper
 
 _SHAPES: dict[str, Callable[[float], float]] = {
     "linear": lambda s: s,
@@ -32,10 +31,10 @@ PACINGS = tuple(_SHAPES)
 def allowed_examples(
     pacing: str, step: int, total_steps: int, num_examples: int, *, start_fraction: float, full_data_at: float
 ) -> int:
-    """How many of the ordered examples may be shown at a step, ``floor(g(t))``.
+    """Return how many of the ordered examples may be shown at a step, ``floor(g(t))``.
 
     Args:
-        pacing: one of :data:`PACINGS`.
+        pacing: One of :data:`PACINGS`.
         step: t >= 0, in batches.
         total_steps: T >= 1.
         num_examples: N >= 1.

@@ -1,9 +1,9 @@
 """Earlier runs teach this one."""
 
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.prior_run_distillation import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
     Auto,
     Cached,
     Live,
@@ -13,4 +13,16 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
     TeachingWindow,
 )
 
-__all__ = ["KL", "MSE", "Auto", "Cached", "Live", "Mean", "Mixup", "PriorRunDistillation", "Sample", "TeachingWindow"]
+__all__ = [
+    "KL",
+    "MSE",
+    "Auto",
+    "Cached",
+    "ChannelWise",
+    "Live",
+    "Mean",
+    "Mixup",
+    "PriorRunDistillation",
+    "Sample",
+    "TeachingWindow",
+]

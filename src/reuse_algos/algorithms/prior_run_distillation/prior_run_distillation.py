@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,11 +13,12 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
+from reuse_algos.algorithms.prior_run_distillation.layout import Microbatch
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
+from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.settings import (
-    KL,
-    MSE,
     Auto,
     Cached,
     Live,
@@ -26,15 +27,18 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
     Sample,
     TeachingWindow,
 )
+from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
+from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds, keep_views
+from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import ExampleIdError
+from reuse_algos.errors import ExampleIdError, HarmWarning
+from reuse_algos.presets import preset
 from reuse_algos.priors.choosing import RunSelection
+from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.batch_norm import restore_batch_norm
 from reuse_algos.training.first_batch import TaskReader
 from reuse_algos.training.loss import add_to_loss
 
@@ -64,8 +68,9 @@ class PriorRunDistillation(ReusingAlgorithm):
             live teachers. Default: ``auto``.
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
-        loss: :class:`KL` or :class:`MSE`, with weight and temperature. Default: ``kl``.
-        when: :class:`TeachingWindow`, the batches in which the term is on. Default: all of them.
+        loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: that of
+            the preset ``same_data``, MSE in units of the teachers' deviation with weight 4.
+        when: :class:`TeachingWindow`, the batches in which the term is on. Default: the preset's, the first half.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
         mismatch: ``refuse`` prior runs on other data, classes or views; ``allow`` uses examples that match by key
@@ -100,7 +105,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         *,
         source: Auto | Live | Cached | str | Mapping[str, Any] = "auto",
         combine: Mean | Mixup | Sample | str | Mapping[str, Any] = "mean",
-        loss: KL | MSE | str | Mapping[str, Any] = "kl",
+        loss: KL | MSE | ChannelWise | str | Mapping[str, Any] | None = None,
         when: TeachingWindow | Mapping[str, Any] | None = None,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         mismatch: str = "refuse",
@@ -109,16 +114,21 @@ class PriorRunDistillation(ReusingAlgorithm):
     ) -> None:
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
+        self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
-        self.loss: KL | MSE = fit_section(KL | MSE, loss, "loss")
-        self.when: TeachingWindow = fit_section(TeachingWindow, when or {}, "when")
+        usual = preset("same_data")["prior_run_distillation"]
+        self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, usual["loss"] if loss is None else loss, "loss")
+        self.when: TeachingWindow = fit_section(TeachingWindow, usual["when"] if when is None else when, "when")
         self.lessons = Lessons(
             self.loss, fit_section(Mean | Mixup | Sample, combine, "combine"), self.source, self.keys, mismatch, seed
         )
-        self.task_reader = TaskReader(keys=self.keys)
+        self.task_reader = TaskReader(self.keys)
         self.dataset = dataset
         self.passed_teacher = False
-        self._student: nn.Module | None = None
+        self.harm: str | None = None
+        self.watch, self._channels = HarmWatch(self.when.stop_when_harmful), Channels()
+        self.student: nn.Module | None = None
+        self._looks = False
         self._no_ids: str | None = None
         self._goal: TeacherGoal | None = None
 
@@ -126,8 +136,6 @@ class PriorRunDistillation(ReusingAlgorithm):
     def teachers(self) -> Teachers | None:
         """The teachers, once training has started."""
         return self.lessons.teachers
-
-    # What the engine asks -------------------------------------------------------------------------------------------
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events always, the loss while the term is on."""
@@ -141,7 +149,8 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def is_active(self, state: State) -> bool:
         """Return whether the term is on for the current batch, with a weight other than 0."""
-        return not self.passed_teacher and self.lessons.strength.weight != 0 and self.when.is_on(state)
+        stopped = self.passed_teacher or self.harm is not None
+        return not stopped and self.lessons.strength.weight != 0 and self.when.is_on(state)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -149,18 +158,15 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
-            if isinstance(self.source, Live) and self.source.model is None:
-                self._student = copy.deepcopy(state.model)
-                restore_batch_norm(self._student)
+            if not (isinstance(self.source, Live) and self.source.model is not None):
+                self.student = untouched_copy(state.model)
         elif event == Event.AFTER_LOSS:
             if self.task_reader.handle(event, state):
-                self.lessons.check_task(self.task_reader.known)
+                self.lessons.check_first(state, self._microbatch(state))
         elif event == Event.BEFORE_BACKWARD:
-            microbatch = None if self.lessons.cached is None else self.ids.microbatch
-            rows = self.task_reader.rows(state.outputs)
-            term = self.lessons.term(state, microbatch, self.task_reader.known, rows)
-            added, base = self.lessons.strength.weight * term, self.lessons.base_weight
-            state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
+            if (term := self.lessons.term(state, self._microbatch(state))) is not None:
+                added, base = self.lessons.strength.weight * term, self.lessons.base_weight
+                state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
         elif event == Event.EVAL_END:
             self._compare_with_teacher(state)
         elif event == Event.FIT_END:
@@ -168,6 +174,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         elif event == Event.BATCH_END:
             # Not at AFTER_TRAIN_BATCH, which is inside the optimizer's closure: a GPU would have to wait for it.
             metrics = self.lessons.end_batch()
+            if self._looks:
+                metrics |= self._look(state)
             self.batches_applied += int(metrics.get("coverage", 0) > 0)
             self.log_metrics({_METRICS + name: value for name, value in metrics.items()}, logger)
         else:
@@ -176,7 +184,8 @@ class PriorRunDistillation(ReusingAlgorithm):
     def start_afresh(self) -> None:
         """INIT: forget what another Trainer did with this algorithm."""
         super().start_afresh()
-        self.passed_teacher = False
+        self.passed_teacher, self.harm = False, None
+        self.watch.forget()
         self.lessons.forget()
         self.task_reader.start_afresh()
 
@@ -187,12 +196,39 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.begin(state)
         elif self.lessons.cached is not None:
             self.ids.handle(event, state)
+        elif event == Event.EPOCH_END:
+            tell_epoch(state)
         if event == Event.BEFORE_TRAIN_BATCH:
             self.lessons.strength = self.loss.at(state)
             on = self.is_active(state)
             if on:
                 self._check(lambda: self.loss.check(self.lessons.strength))
-            self.lessons.begin_batch(state, self.ids.batch if on and self.lessons.cached is not None else None)
+            self._looks = on and self.watch.is_due(state)
+            if self._looks and self.task_reader.task is not None:
+                self._channels.begin(state.model, self.task_reader.task.num_classes)
+            examples = self.ids.batch if on and self.lessons.cached is not None else None
+            self.lessons.begin_batch(state, examples, self._looks)
+
+    def _microbatch(self, state: State) -> Microbatch:
+        reader, examples = self.task_reader, None if self.lessons.cached is None else self.ids.microbatch
+        return Microbatch(reader.batch, examples, reader.known, reader.rows(state.outputs))
+
+    def _look(self, state: State) -> dict[str, float]:
+        """Look at a batch that has just ended, and switch the term off where it does harm."""
+        totals, dead = self.lessons.totals, self._channels.end()
+        if totals is None:
+            return {}
+        shares = (totals.right / totals.judged, totals.taught / totals.judged) if totals.judged else (None, None)
+        look = Look(totals.cosine, *shares, dead)
+        self.harm = self.watch.judge(look)
+        if self.harm is not None:
+            warnings.warn(
+                f"PriorRunDistillation: the term is switched off after batch {int(state.timestamp.batch)}, since it "
+                f"does harm: {self.harm}. when: {{stop_when_harmful: false}} leaves it on.",
+                HarmWarning,
+                stacklevel=2,
+            )
+        return {name: value for name, value in look._asdict().items() if value is not None}
 
     def _find_examples(self, state: State) -> None:
         """Follow example ids where cached logits may be used; live teachers work on any loader."""
@@ -214,8 +250,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
         policy = self.ids.view_policy
-        self.lessons.load(state, self.prior_runs, self.dataset, policy, self._no_ids, self._student)
-        self._student = None
+        self.lessons.load(state, self.prior_runs, self.dataset, policy, self._no_ids, self.student)
+        self.student = None
 
     @staticmethod
     def _check(check: Any) -> None:
@@ -236,22 +272,32 @@ class PriorRunDistillation(ReusingAlgorithm):
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
         del flops_per_example
-        return self.lessons.flops
+        return self.lessons.spending.flops
+
+    def why(self) -> str | None:
+        """Return where the teachers' logits come from and why, and what the first batch showed of them."""
+        parts = (self.lessons.choice and f"{self.lessons.choice.kind}, {self.lessons.choice.why}", self.lessons.report)
+        said = [part for part in (*parts, self.harm and f"switched off: {self.harm}") if part]
+        return "; ".join(said) or None
 
     def teacher_seconds(self) -> float:
         """Return the seconds spent on getting targets, over all attempts of this run."""
-        return self.lessons.seconds()
+        return self.lessons.spending.seconds()
 
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
-        return self.lessons.uses(self.prior_runs)
+        cached, names = self.lessons.cached is not None, self.source.weight_names
+        signals = [signal_name(name) for name in names] if cached else []
+        return self.lessons.spending.uses(self.prior_runs, names, signals)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on as if it had never stopped."""
-        return {**super().state_dict(), **self.lessons.state_dict(), "passed_teacher": self.passed_teacher}
+        ours = {"passed_teacher": self.passed_teacher, "harm": self.harm, "watch": self.watch.state_dict()}
+        return {**super().state_dict(), **self.lessons.state_dict(), **ours}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
         super().load_state_dict(state)
-        self.passed_teacher = bool(state["passed_teacher"])
+        self.passed_teacher, self.harm = bool(state["passed_teacher"]), state["harm"]
+        self.watch.load_state_dict(state["watch"])
         self.lessons.load_state_dict(state)

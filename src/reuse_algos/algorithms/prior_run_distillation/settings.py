@@ -1,223 +1,19 @@
-"""The sections of PriorRunDistillation: the loss, the combination of teachers, where they come from, and when.
-
-Shapes: B rows, C classes or labels, X positions of an example.
-"""
+"""The sections of PriorRunDistillation beside the loss: the combination of teachers, where they come from, and when."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar
 
 import numpy as np
-from composer import State
-from composer.optim import ComposerScheduler
-from torch import Tensor
+from composer import Time, TimeUnit
 
-from reuse_algos.algorithms.prior_run_distillation.terms import (
-    Average,
-    bernoulli_kl_term,
-    kl_term,
-    mean_weights,
-    mix_logits,
-    mix_probabilities,
-    mix_sigmoids,
-    mixup_weights,
-    mse_term,
-    sample_weights,
-)
-from reuse_algos.errors import TaskError
+from reuse_algos.algorithms.prior_run_distillation.terms import mean_weights, mixup_weights, sample_weights
 from reuse_algos.priors.model import ModelFactory
-from reuse_algos.training.task import Task
-from reuse_algos.training.window import Window, ahead, scheduled
+from reuse_algos.training.window import Window
 
-__all__ = ["KL", "MSE", "Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "Strength", "TeachingWindow", "Weighing"]
-
-
-_TASKS = ("multiclass", "binary", "multilabel", "regression", "token", "dense")
-
-
-class Weighing(NamedTuple):
-    """What of a microbatch counts, and how much.
-
-    Attributes:
-        seen_B: Bool ``[B]``, rows that have a target of the teachers; None: all.
-        weights_B: Float ``[B]``, weights of the rows; None: all are 1.
-        counted_BX: Bool, the positions (labels, outputs) that count, see :class:`~reuse_algos.training.task.Rows`;
-            None: all.
-    """
-
-    seen_B: Tensor | None = None
-    weights_B: Tensor | None = None
-    counted_BX: Tensor | None = None
-
-
-class Strength(NamedTuple):
-    """The settings of a term at the current batch: its weight w and, for KL, its temperature T."""
-
-    weight: float
-    temperature: float
-
-
-@dataclass(frozen=True)
-class MSE:
-    """The mean squared difference of logits, ``b L + w D`` with b = 1 (arXiv 2303.06480).
-
-    Attributes:
-        weight: w, at least 0. Default: 0.9.
-        weight_scheduler: Multiplies w at every batch, as Composer's schedulers multiply the learning rate:
-            ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Where it is 0 the term is off.
-            Default: w is constant.
-        base_weight: b, at least 0, the weight of the model's own loss. Default: 1.
-        average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
-            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
-            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
-
-    Raises:
-        ValueError: A weight is out of its range.
-    """
-
-    name: ClassVar[str] = "mse"
-    weight: float = 0.9
-    weight_scheduler: ComposerScheduler | None = None
-    base_weight: float | None = None
-    average: Average = "examples"
-
-    def __post_init__(self) -> None:
-        if self.average not in get_args(Average):
-            raise ValueError(f"average must be examples or targets, got {self.average!r}")
-        if self.base_weight is not None and not self.base_weight >= 0:
-            raise ValueError(f"base_weight must be at least 0, got {self.base_weight}")
-        self.check(self.plain)
-
-    @property
-    def plain(self) -> Strength:
-        """The settings as they are written, without schedulers."""
-        return Strength(float(self.weight), 1.0)
-
-    def at(self, state: State) -> Strength:
-        """Return the settings at the current batch, unchecked: they do not count where the term is off."""
-        return Strength(scheduled(float(self.weight), self.weight_scheduler, state), 1.0)
-
-    def check(self, now: Strength) -> None:
-        """Raise a ``ValueError`` where a setting is out of its range."""
-        if not now.weight >= 0:
-            raise ValueError(f"weight must be at least 0, got {now.weight}")
-
-    def check_ahead(self, state: State, window: Window) -> None:
-        """Raise a ``ValueError`` where a scheduler will bring a setting out of its range within a window."""
-        for value in ahead(self.weight_scheduler, state, window):
-            self.check(self.plain._replace(weight=self.weight * value))
-
-    def base(self, now: Strength, share: float) -> float:
-        """Return b for a batch of whose rows a share has a target."""
-        del now, share
-        return 1.0 if self.base_weight is None else self.base_weight
-
-    def check_task(self, task: Task) -> None:
-        """Raise a ``TaskError`` where the term is not defined for a task."""
-        task.require("PriorRunDistillation with loss: mse", _TASKS)
-
-    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
-        """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
-        del now, task
-        return mix_logits(teacher_logits, shares)
-
-    def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
-        """Return D, see :func:`~reuse_algos.functional.mse_term`."""
-        del now, task
-        return mse_term(student_BC, target_BC, *weighing, average=self.average)
-
-    def answers(self, target_BC: Tensor) -> Tensor:
-        """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
-        return target_BC > 0
-
-    def metrics(self, now: Strength) -> dict[str, float]:
-        """Return the settings that a scheduler changes, for the log."""
-        return {} if self.weight_scheduler is None else {"weight": now.weight}
-
-
-@dataclass(frozen=True)
-class KL(MSE):
-    """The divergence of softened distributions, ``b L + w T^2 KL`` (Hinton et al. 2015, arXiv 1503.02531).
-
-    Attributes:
-        weight: w, at least 0, and at most 1 where ``base_weight`` is left out. Default: 0.9.
-        weight_scheduler: Multiplies w at every batch, as Composer's schedulers multiply the learning rate. Where it is
-            0 the term is off. Default: w is constant.
-        base_weight: b, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
-            combination.
-        average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
-            labels. ``targets``: the mean over all counted ones of the microbatch; choose it where the Trainer has
-            ``accumulate_train_batch_on_tokens``, which weighs microbatches by their tokens. Default: ``examples``.
-        temperature: T, above 0. Default: 4.0.
-        temperature_scheduler: Multiplies T at every batch; T must stay above 0. Default: T is constant.
-
-    Raises:
-        ValueError: A weight or the temperature is out of its range.
-    """
-
-    name: ClassVar[str] = "kl"
-    temperature: float = 4.0
-    temperature_scheduler: ComposerScheduler | None = None
-
-    @property
-    def plain(self) -> Strength:
-        """The settings as they are written, without schedulers."""
-        return Strength(float(self.weight), float(self.temperature))
-
-    def at(self, state: State) -> Strength:
-        """Return the settings at the current batch, unchecked: they do not count where the term is off."""
-        temperature = scheduled(float(self.temperature), self.temperature_scheduler, state)
-        return Strength(super().at(state).weight, temperature)
-
-    def check(self, now: Strength) -> None:
-        """Raise a ``ValueError`` where a setting is out of its range."""
-        if not 0 <= now.weight <= (1 if self.base_weight is None else float("inf")):
-            wanted = "in [0, 1]" if self.base_weight is None else "at least 0"
-            raise ValueError(f"weight must be {wanted}, got {now.weight}")
-        if not now.temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {now.temperature}")
-
-    def check_ahead(self, state: State, window: Window) -> None:
-        """Raise a ``ValueError`` where a scheduler will bring a setting out of its range within a window."""
-        super().check_ahead(state, window)
-        for value in ahead(self.temperature_scheduler, state, window):
-            self.check(self.plain._replace(temperature=self.temperature * value))
-
-    def base(self, now: Strength, share: float) -> float:
-        """Return b for a batch of whose rows a share has a target."""
-        # Rows without a target keep their own loss whole: the convex combination holds on average over the batch.
-        return 1.0 - now.weight * share if self.base_weight is None else self.base_weight
-
-    def check_task(self, task: Task) -> None:
-        """Raise a ``TaskError`` where the term is not defined for a task."""
-        if task.kind == "regression":
-            raise TaskError(
-                "PriorRunDistillation with loss: kl needs logits, and the task is regression "
-                f"({task.evidence or 'as set'}), whose outputs are numbers. Set loss: mse, or keys: {{task: {{kind: "
-                "...}} where the task was found wrongly."
-            )
-        task.require("PriorRunDistillation with loss: kl", _TASKS)
-
-    def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
-        """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
-        mix = mix_sigmoids if task.is_sigmoid else mix_probabilities
-        return mix(teacher_logits, shares, now.temperature)
-
-    def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
-        """Return D, see :func:`~reuse_algos.functional.kl_term` and ``bernoulli_kl_term``."""
-        divergence = bernoulli_kl_term if task.is_sigmoid else kl_term
-        return divergence(student_BC, target_BC, now.temperature, *weighing, average=self.average)
-
-    def answers(self, target_BC: Tensor) -> Tensor:
-        """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
-        return target_BC > 0.5
-
-    def metrics(self, now: Strength) -> dict[str, float]:
-        """Return the settings that a scheduler changes, for the log."""
-        moving = {} if self.temperature_scheduler is None else {"temperature": now.temperature}
-        return {**super().metrics(now), **moving}
+__all__ = ["Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "TeachingWindow"]
 
 
 @dataclass(frozen=True)
@@ -273,15 +69,9 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Cached:
-    """Archived logits, looked up by example and view.
+class _Weights:
+    """Whose logits teach."""
 
-    Attributes:
-        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
-            (run, weights) pair is one teacher. Default: ``last``.
-    """
-
-    name: ClassVar[str] = "cached"
     weights: str | Sequence[str] = "last"
 
     @property
@@ -291,7 +81,34 @@ class Cached:
 
 
 @dataclass(frozen=True)
-class Live(Cached):
+class Cached(_Weights):
+    """Archived logits, looked up by example and view.
+
+    Attributes:
+        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
+            (run, weights) pair is one teacher. Default: ``last``.
+        oldest: How long before the end of its run a view may have been captured, a share of the run (``"0.4dur"``) or
+            epochs (``"3ep"``): a model says less of the truth in early epochs. ``1dur`` takes all. Harvested logits
+            have no age. Default: ``"0.4dur"``.
+
+    Raises:
+        ValueError: ``oldest`` is not a time in epochs or shares of the duration.
+    """
+
+    name: ClassVar[str] = "cached"
+    oldest: str | Time = "0.4dur"
+
+    def __post_init__(self) -> None:
+        _check_age(self.oldest)
+
+    @property
+    def oldest_time(self) -> Time:
+        """The age as a Composer time."""
+        return Time.from_input(self.oldest)
+
+
+@dataclass(frozen=True)
+class Live(_Weights):
     """Archived models that run on every batch.
 
     Attributes:
@@ -307,16 +124,35 @@ class Live(Cached):
 
 @dataclass(frozen=True)
 class Auto(Live):
-    """Archived logits where they are exactly true for what this run sees, else live teachers.
+    """Archived logits where they are true for what this run sees, else live teachers.
 
     Attributes:
         weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
             (run, weights) pair is one teacher. Default: ``last``.
         model: The architecture of live teachers, a module or a function that makes one. Default: rebuilt from the run's
             record, or a copy of the student.
+        oldest: How long before the end of its run a view may have been captured, a share of the run (``"0.4dur"``) or
+            epochs (``"3ep"``). Where one is older, live teachers are taken. Default: ``"0.4dur"``.
+
+    Raises:
+        ValueError: ``oldest`` is not a time in epochs or shares of the duration.
     """
 
     name: ClassVar[str] = "auto"
+    oldest: str | Time = "0.4dur"
+
+    def __post_init__(self) -> None:
+        _check_age(self.oldest)
+
+    @property
+    def oldest_time(self) -> Time:
+        """The age as a Composer time."""
+        return Time.from_input(self.oldest)
+
+
+def _check_age(oldest: str | Time) -> None:
+    if Time.from_input(oldest).unit not in (TimeUnit.DURATION, TimeUnit.EPOCH):
+        raise ValueError(f"oldest must be a share of the duration (0.4dur) or epochs (3ep), got {oldest!r}")
 
 
 @dataclass(frozen=True)
@@ -330,6 +166,11 @@ class TeachingWindow(Window):
             1.
         stop_when_better: Switch it off for good once the student passes the best teacher in this metric; ``true`` is
             the metric that the first prior run monitored. Default: never.
+        stop_when_harmful: Switch it off for good, with a warning, where a few batches of each epoch show that it does
+            harm: its gradient opposes that of the model's own loss, the student answers more of the training rows
+            rightly than its teachers, or channels die. As long as it is on, training is the same with or without this.
+            Default: True.
     """
 
     stop_when_better: bool | str = False
+    stop_when_harmful: bool = True

@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from composer import State
+from composer import State, Time
 from composer.core import get_precision_context
 from composer.models import ComposerModel
+from composer.utils import dist
+from composer.utils.batch_helpers import batch_get
 from torch import nn
 
+from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.priors.model import ModelFactory, archived_model
-from reuse_algos.priors.presentations import harvested_name
-from reuse_algos.priors.views import missing_views, other_views
+from reuse_algos.priors.views import too_old
+from reuse_algos.training.batch_guard import BatchGuard
+from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.flops import forward_flops
+from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
+from reuse_algos.training.parameters.tokens import refuse_other_tokens
 
-__all__ = [
-    "CachedTeachers",
-    "LiveTeachers",
-    "Targets",
-    "Teachers",
-    "missing_from_cache",
-    "no_images",
-    "refuse_top_k",
-    "signal_name",
-]
+__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
+
+_SAMPLED = 1024
+"""Archived rows from which a teacher's scale is taken; its relative error is then about 1/30."""
 
 _RESIDENT_BYTES = 2 << 30
 """Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
@@ -63,8 +63,8 @@ class Teachers(Protocol):
     flops_per_example: list[int | None]
     in_layout: list[bool]
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
-        """Logits of the teachers with these numbers for the microbatch in ``state.batch``."""
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Return the logits of the teachers with these numbers for a microbatch, or for its examples."""
         ...
 
 
@@ -81,8 +81,7 @@ class LiveTeachers:
             copy of ``student`` where the parameters have the same names and shapes.
         student: an untouched copy of the student's model, or None.
         state: the trainer's state, for device and memory format.
-        input_key: where the inputs lie in a batch, for teachers that are plain modules.
-        output_key: where the logits lie in a teacher's outputs.
+        keys: Where inputs (for teachers that are plain modules) and logits lie.
 
     Raises:
         ModelError, PriorRunMismatchError: no module can be made for a run, or its weights do not fit.
@@ -95,15 +94,14 @@ class LiveTeachers:
         factory: ModelFactory | None,
         student: nn.Module | None,
         state: State,
-        *,
-        input_key: str | int = 0,
-        output_key: str | int | None = None,
+        keys: BatchKeys,
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [None] * len(self.names)
         self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
-        self._input_key, self._output_key = input_key, output_key
+        self._guards = [BatchGuard(f"teacher {name}") for name in self.names]
+        self._input_key, self._output_key = keys.input, keys.output
         self._modules: list[nn.Module] = []
         channels_last = any(
             p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
@@ -112,82 +110,30 @@ class LiveTeachers:
         for run in runs:
             for name in weights:
                 module = state.device.module_to_device(archived_model(run, name, factory=factory, like=student))
+                refuse_other_tokens(module, state.model, f"{run.id}/{name}")
                 if channels_last:
                     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._modules.append(module)
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
-        """Run the chosen teachers on ``state.batch`` in the student's precision."""
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+        """Run the chosen teachers on a microbatch as it was before the student saw it, in the student's precision."""
         del examples
         logits = []
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
             for index in chosen:
                 module = self._modules[index]
-                inputs = state.batch if isinstance(module, ComposerModel) else state.batch_get_item(self._input_key)
-                logits.append(logits_of(module(inputs), self._output_key))
+                logits.append(logits_of(module(self._inputs_of(index, batch)), self._output_key))
+                self._guards[index].look()
                 if index not in self._counted:
                     self._counted.add(index)
-                    self.flops_per_example[index] = forward_flops(
-                        functools.partial(module, inputs), state, f"teacher {self.names[index]}"
-                    )
+                    again = functools.partial(module, self._inputs_of(index, batch))
+                    self.flops_per_example[index] = forward_flops(again, state, f"teacher {self.names[index]}")
         return Targets(logits, None)
 
-
-def signal_name(weights: str) -> str:
-    """Name of the logits signal that belongs to archived weights: ``logits``, or ``logits.ep0100``."""
-    return harvested_name("logits", weights)
-
-
-def missing_from_cache(
-    run: PriorRun, weights: Sequence[str], policy: ViewPolicy | None, whole: bool = False
-) -> str | None:
-    """Why cached logits of a run cannot stand for this run's views exactly, or None where they can.
-
-    Args:
-        run: the prior run.
-        weights: whose logits are wanted.
-        policy: the views that this run will see.
-        whole: also ask for every example of every view.
-    """
-    views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
-    advice = f"Run `reuse-algos harvest ARCHIVE {run.id} {views}`, or use source: live"
-    for name in weights:
-        if signal_name(name) not in run.signal_names:
-            return f"run {run.id} has no signal {signal_name(name)!r}. {advice}."
-    if policy is None or policy.num_views == 0:
-        return (
-            "this run's augmentation is not a known view, so no cached row is true for it. Set data.num_views (or wrap "
-            "the dataset in ViewedDataset), use source: live, or say mismatch: allow"
-        )
-    if differs := other_views(run, policy):
-        return f"{differs}. {advice}"
-    for name in weights:
-        if missing := missing_views(run, run.signal(signal_name(name)), policy, "logits", whole=whole):
-            return f"{missing}. {advice}."
-    return None
-
-
-def no_images(algorithm: str, why: str) -> str:
-    """Say that teachers must be cached, since an algorithm loads no images, and why they would not be."""
-    return (
-        f"{algorithm} with source: cached trains on features, and live teachers need the images. Teachers must be "
-        f"cached beside it: {why}"
-    )
-
-
-def refuse_top_k(runs: Sequence[PriorRun], weights: Sequence[str]) -> None:
-    """Make sure that all logits of the teachers are archived, for MSE.
-
-    Raises:
-        PriorRunMismatchError: a run keeps only its largest ones.
-    """
-    for run in runs:
-        for name in weights:
-            if run.signal(signal_name(name)).encoding == "top_k":
-                raise PriorRunMismatchError(
-                    f"run {run.id} keeps only its largest logits (top_k), and MSE needs all of them. Use loss: kl, "
-                    "source: live, or harvest dense logits."
-                )
+    def _inputs_of(self, index: int, batch: Any) -> Any:
+        """What a teacher is given: a copy of its own, since it may be a model that takes things out of its batch."""
+        given = self._guards[index].copy(batch)
+        return given if isinstance(self._modules[index], ComposerModel) else batch_get(given, self._input_key)
 
 
 class CachedTeachers:
@@ -199,6 +145,8 @@ class CachedTeachers:
         rows: for each run the prior position of each current example (None: the same position).
         policy: the current run's views; None or no views: slots are used in turn, epoch by epoch.
         device: where to keep logits that fit.
+        oldest: How long before the end of its run a slot may have been captured; rows of older ones count as missing.
+        slots_used: Those that were looked up so far; further ones are added to it.
 
     Raises:
         SignalNotFoundError: a run has no logits.
@@ -214,12 +162,14 @@ class CachedTeachers:
         rows: Sequence[torch.Tensor | None],
         policy: ViewPolicy | None,
         device: torch.device,
+        oldest: Time,
+        slots_used: set[int],
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [0] * len(self.names)
         # Runs of formats before 1.2 recorded no task, and their logits as the model gave them.
         self.in_layout = [run.manifest.task is not None for run in runs for _ in weights]
-        self.slots_used: set[int] = set()
+        self.slots_used = slots_used
         self.kept_classes: list[int | None] = []
         self.complete = True
         self._device = device
@@ -227,6 +177,7 @@ class CachedTeachers:
         self._signals: list[Signal | ResidentSignal] = []
         self._rows: list[torch.Tensor | None] = []
         self._slots: list[list[int]] = []
+        self._allowed: list[torch.Tensor] = []
         signals = []
         for run, run_rows in zip(runs, rows, strict=True):
             for name in weights:
@@ -237,12 +188,21 @@ class CachedTeachers:
                     )
                 signal = run.signal(signal_name(name))
                 wanted = list(range(policy.num_views)) if policy is not None and self._exact else signal.slots
-                signals.append((signal, run_rows, [slot for slot in wanted if slot in signal.slots]))
+                there = [slot for slot in wanted if slot in signal.slots]
+                young = [slot for slot in there if not too_old(run, signal, slot, oldest)]
+                if not young:
+                    raise SignalNotFoundError(
+                        f"run {run.id} has no {signal_name(name)!r} of this run's views that are at most {oldest} "
+                        "older than its end. Harvest them, or set source.oldest."
+                    )
+                self.complete &= young == wanted
+                signals.append((signal, run_rows, young))
         share = sum(signal.nbytes for signal, _, _ in signals)
         for signal, run_rows, slots in signals:
             self.kept_classes.append(signal.kept_classes)
             known = run_rows is None or bool((run_rows >= 0).all())
             self.complete &= known and all(bool(signal.seen(slot).all()) for slot in slots)
+            self._allowed.append(torch.tensor(slots))
             if share <= _RESIDENT_BYTES:
                 resident = signal.resident(device, slots=slots, rows=run_rows)
                 self._signals.append(resident)
@@ -252,6 +212,41 @@ class CachedTeachers:
                 self._rows.append(run_rows)
             self._slots.append(slots)
 
+    def sample(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Return some rows of each teacher, evenly over the archived examples and the same on every rank.
+
+        Returns:
+            For each teacher its logits ``[S, C, ...]`` and bool ``[S]``, which of the rows there are.
+        """
+        for signal, rows, slots in zip(self._signals, self._rows, self._slots, strict=True):
+            count = signal.num_examples if rows is None else len(rows)
+            positions_S = torch.linspace(0, count - 1, min(count, _SAMPLED)).long()
+            slots_S = torch.tensor(slots)[torch.arange(len(positions_S)) % len(slots)]
+            known_S = None
+            if rows is not None:
+                positions_S = rows.index_select(0, positions_S)
+                known_S, positions_S = positions_S >= 0, positions_S.clamp_min(0)
+            found, here_S = signal.gather(positions_S, slots_S)
+            yield found, here_S if known_S is None else here_S & known_S.to(here_S.device)
+
+    def share(self, state: State, examples: Examples, chosen: Sequence[int]) -> float:
+        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows.
+
+        Args:
+            state: At BEFORE_TRAIN_BATCH.
+            examples: Of the whole batch of this rank.
+            chosen: The teachers.
+        """
+        seen_B = self.targets(state, None, examples, chosen).seen_B
+        assert seen_B is not None
+        weights_B = example_weights(state, examples.positions)
+        rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
+        counts = torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()
+        if dist.get_world_size() > 1:
+            dist.all_reduce(counts)
+        seen, rows = counts.tolist()
+        return seen / rows if rows else 1.0
+
     def slots_of(self, examples: Examples, epoch: int, teacher: int) -> torch.Tensor:
         """Slot of each row: its view, or one slot per epoch in turn where views are not known."""
         if self._exact:
@@ -259,8 +254,9 @@ class CachedTeachers:
         slots = self._slots[teacher]
         return torch.full_like(examples.positions, slots[epoch % len(slots)])
 
-    def targets(self, state: State, examples: Examples | None, chosen: Sequence[int]) -> Targets:
+    def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Look the rows of the microbatch up."""
+        del batch
         assert examples is not None
         logits, seen_B = [], None
         for index in chosen:
@@ -275,6 +271,8 @@ class CachedTeachers:
                 positions_B = positions_B.clamp_min(0)
             found, here_B = signal.gather(positions_B, slots_B)
             here_B = here_B if known_B is None else here_B & known_B.to(here_B.device)
+            if isinstance(signal, Signal) and len(self._slots[index]) < len(signal.slots):
+                here_B = here_B & torch.isin(slots_B, self._allowed[index])  # a resident signal has no others
             logits.append(found.to(self._device, non_blocking=True))
             seen_B = here_B if seen_B is None else seen_B & here_B
         assert seen_B is not None

@@ -19,51 +19,49 @@ from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
-from reuse_algos.data.device_loader import device_collate
+from reuse_algos.data.images.device_loader import device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views
-from reuse_algos.training.head import PassOfHead
 from reuse_algos.training.interplay import changes_inputs, mixes_examples
 from reuse_algos.training.outputs import device_of
+from reuse_algos.training.parameters.head import PassOfHead
 
 __all__ = ["CachedFeatures", "FeatureData", "features_name"]
 
 log = logging.getLogger(__name__)
 
+# Features up to this size are kept on the training device; larger ones are read from the memory map.
 _RESIDENT_BYTES = 2 << 30
-"""Features up to this size are kept on the training device; larger ones are read from the memory map."""
-
+# Examples whose features are computed once more, to compare the archived ones with them.
 _LOOKED_AT = 8
-"""Examples whose features are computed once more, to hold the archived ones against them."""
-
+# Relative difference (of Euclidean norms) up to which they count as the same: other hardware, bfloat16.
 _TOLERANCE = 0.05
-"""Relative difference (of Euclidean norms) up to which they count as the same: other hardware, bfloat16."""
 
 
 def features_name(weights: str) -> str:
-    """Name of the signal that holds the features of archived weights: ``features``, or ``features.ep0100``."""
+    """Return the name of the signal with the features of archived weights: ``features``, or ``features.ep0100``."""
     return harvested_name("features", weights)
 
 
 class FeatureData(Dataset[Any]):
-    """Archived features in place of a data set's inputs; a whole batch is one look-up.
+    """Archived features in place of a dataset's inputs; a whole batch is one look-up.
 
     Args:
-        inner: the data set that they stand for. It is not asked for any example.
-        features: the signal, whose slots are views.
+        inner: The dataset that they stand for. None of its examples is read.
+        features: The signal, whose slots are views.
         rows: int64 ``[N]``, the signal's position of each example; None: the same.
-        policy: the views.
+        policy: The views.
         labels: ``[N]``.
-        device: where batches are made.
-        kind: ``tuple`` or ``list``, what the data set's own batches are.
+        device: Where batches are made.
+        kind: ``tuple`` or ``list``, what the dataset's own batches are.
 
     Attributes:
-        latest: the features that were handed out last, ``[B, D]``.
-        views_used: numbers of the views that were handed out.
+        latest: The features that were handed out last, ``[B, D]``.
+        views_used: Numbers of the views that were handed out.
     """
 
     def __init__(
@@ -88,23 +86,23 @@ class FeatureData(Dataset[Any]):
         return self.info.num_examples
 
     def __getitem__(self, index: ExampleView) -> tuple[Tensor, Tensor]:
-        """Features ``[D]`` and label of one example."""
+        """Return features ``[D]`` and label of one example."""
         features_BD, labels_B = self.__getitems__([index])
         return features_BD[0], labels_B[0]
 
     def __getitems__(self, indices: Sequence[ExampleView]) -> Any:
-        """A batch: features float32 ``[B, D]`` and labels ``[B]``.
+        """Return a batch: features float32 ``[B, D]`` and labels ``[B]``.
 
         Raises:
-            DataError: an index does not say which view.
-            IndexError: a position is outside the data set.
+            DataError: An index does not say which view.
+            IndexError: A position is outside the dataset.
         """
         if not all(isinstance(index, tuple) for index in indices):
             raise DataError("features are of views; ask for ExampleView(position, view), as a tracked DataLoader does")
         positions_B = torch.tensor([index[0] for index in indices], dtype=torch.int64)
         views_B = torch.tensor([index[1] for index in indices], dtype=torch.int64)
         if len(positions_B) and not 0 <= int(positions_B.min()) <= int(positions_B.max()) < len(self):
-            raise IndexError(f"Positions {positions_B.tolist()} of a data set of {len(self)} examples.")
+            raise IndexError(f"Positions {positions_B.tolist()} of a dataset of {len(self)} examples.")
         self.views_used.update(views_B.unique().tolist())
         rows_B = positions_B if self._rows is None else self._rows.index_select(0, positions_B)
         features_BD, _ = self._features.gather(rows_B, views_B)
@@ -114,10 +112,10 @@ class FeatureData(Dataset[Any]):
 
 
 class CachedFeatures:
-    """Swaps the train DataLoader's data set for its features and the model's forward pass for that of its head.
+    """Swaps the train DataLoader's dataset for its features and the model's forward pass for that of its head.
 
     Args:
-        weights: name of the archived weights whose features are wanted.
+        weights: Name of the archived weights whose features are wanted.
         mismatch: ``allow`` takes features of examples that are the same by key, and a live model that draws at random
             in training (dropout), whose features in evaluation mode stand for what it would have drawn.
     """
@@ -135,7 +133,7 @@ class CachedFeatures:
 
     @property
     def views_used(self) -> set[int]:
-        """Numbers of the views whose features were used, in earlier attempts of this run, too."""
+        """Numbers of the views whose features were used, also in earlier attempts of this run."""
         return self._earlier_views | (set() if self._data is None else self._data.views_used)
 
     @property
@@ -147,11 +145,11 @@ class CachedFeatures:
         return sum(len(self.views_used & set(one.views)) / len(one.views) * one.seconds for one in mine)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was used of the harvest."""
+        """Return what was used of the harvest."""
         return {"views_used": sorted(self.views_used), "harvest_seconds": self.harvest_seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on counting from there."""
+        """Restore it."""
         self._earlier_views = {int(view) for view in state["views_used"]}
         self._earlier_seconds = float(state["harvest_seconds"])
 
@@ -165,21 +163,21 @@ class CachedFeatures:
         policy: ViewPolicy | None,
         hold: Callable[[State], None],
     ) -> None:
-        """FIT_START, with weights in place: make sure that the features are true, and train on them from now on.
+        """Check that the features are those of this model and data, and train on them from now on (FIT_START).
 
         Args:
-            state: its train DataLoader has a tracked batch sampler.
-            run: the prior run.
-            head: names of the head's parameters, all that trains.
-            policy: the views of the train data.
-            hold: puts frozen layers of a model in training into the mode that they train in.
+            state: With the prior weights in the model, and a train DataLoader that has a tracked batch sampler.
+            run: The prior run.
+            head: Names of the head's parameters, all that trains.
+            policy: The views of the train data.
+            hold: Puts frozen layers of a model in training into the mode that they train in.
 
         Raises:
-            SignalNotFoundError: the run has no such features.
-            PriorRunMismatchError: they are of other examples or views, something changes the inputs, or the model
+            SignalNotFoundError: The run has no such features.
+            PriorRunMismatchError: They are of other examples or views, something changes the inputs, or the model
                 computes others.
-            ModelError: the model cannot begin at its head.
-            DataError: batches are no pairs of inputs and labels.
+            ModelError: The model cannot begin at its head.
+            DataError: Batches are not pairs of inputs and labels.
         """
         loader: Any = state.dataloader
         if changers := mixes_examples(state) + changes_inputs(state):
@@ -195,6 +193,7 @@ class CachedFeatures:
         labels_N = _labels(batch, pairs_E2, info)
         positions_E, views_E = pairs_E2.t().contiguous()
         archived_ED, _ = signal.gather(positions_E if rows is None else rows[positions_E], views_E)
+        # Records may be wrong, so a few archived rows are compared with what the model computes before any is trusted.
         self._head = HeadOnly(state.model, head)
         self._compare(state, batch, archived_ED, hold)
         features: Signal | ResidentSignal = signal
@@ -232,7 +231,7 @@ class CachedFeatures:
             raise PriorRunMismatchError(
                 f"run {run.id} has features of views with (transform, seed) {there}, this run shows {here}. {advice}"
             )
-        if missing := missing_views(run, signal, policy, "features", whole=True):
+        if missing := missing_views(run, signal, policy, "features", least=1.0):
             raise PriorRunMismatchError(f"{missing}. {advice}")
         return signal
 
@@ -247,7 +246,7 @@ class CachedFeatures:
         return rows
 
     def _compare(self, state: State, batch: Any, archived_ED: Tensor, hold: Callable[[State], None]) -> None:
-        """Hold archived features against what the model computes, in evaluation and as it would in training."""
+        """Compare archived features with what the model computes, in evaluation and as it would in training."""
         assert self._head is not None
         batch = state.device.batch_to_device(batch)
         inputs: Any = batch_get(batch, 0)
@@ -259,6 +258,7 @@ class CachedFeatures:
                 "weights, the examples, their views or the precision are not those of the harvest. Harvest again "
                 "(--replace), or use source: live."
             )
+        # Features are archived in evaluation mode. Dropout in front of the head would make others of them in training.
         drawn = _relative_difference(_look(state, self._head, batch, inputs, hold).features, archived_ED)
         if not drawn <= _TOLERANCE and self.mismatch != "allow":
             raise PriorRunMismatchError(
@@ -270,13 +270,14 @@ class CachedFeatures:
     # Each microbatch ------------------------------------------------------------------------------------------------
 
     def before_forward(self, state: State) -> None:
-        """The next call of the model gets features.
+        """Let the next call of the model take features (BEFORE_FORWARD).
 
         Raises:
-            DataError: in the first batch, what it gets is not what was looked up.
+            DataError: In the first batch, what it gets is not what was looked up.
         """
         assert self._head is not None
         assert self._data is not None
+        # Once: a transform of the DataSpec runs between the DataLoader and the model, where nobody else sees it.
         if not self._checked:
             given, wanted = state.batch_get_item(0), self._data.latest
             if wanted is None or not torch.equal(given.to(wanted.device), wanted[: len(given)]):
@@ -288,12 +289,12 @@ class CachedFeatures:
         self._head.enter(state.model)
 
     def leave(self) -> None:
-        """The model is whole again."""
+        """Let the model be whole again."""
         if self._head is not None:
             self._head.leave()
 
     def disconnect(self, state: State) -> None:
-        """FIT_END, or before anything else at FIT_START: the train DataLoader gives what it gave before."""
+        """Give the train DataLoader its own dataset back (FIT_END, or FIT_START after a fit that failed)."""
         self.leave()
         dataset = getattr(state.dataloader, "dataset", None)
         if isinstance(dataset, FeatureData) and dataset is self._data and self._loader is not None:
@@ -301,6 +302,7 @@ class CachedFeatures:
 
 
 def _swap(state: State, loader: DataLoader) -> None:
+    # A limit such as train_subset_num_batches stays.
     length = state.dataloader_len
     state.set_dataloader(loader, state.dataloader_label, -1 if length is None else int(length))
     state.train_dataloader = loader
@@ -316,10 +318,11 @@ def _known_views(policy: ViewPolicy | None) -> ViewPolicy:
 
 
 def _some_batch(loader: DataLoader, policy: ViewPolicy) -> tuple[Any, Tensor]:
-    """A few examples of the data set in different views, collated: the batch, and (position, view) int64 ``[E, 2]``."""
+    """Return a few examples in different views, collated, and their (position, view): int64 ``[E, 2]``."""
     dataset: Any = loader.dataset
     positions = torch.linspace(0, len(dataset) - 1, min(_LOOKED_AT, len(dataset))).long().tolist()
     indices = [ExampleView(position, number % policy.num_views) for number, position in enumerate(positions)]
+    # Views seed themselves; what a dataset draws beside them must not move the training's own generator.
     with torch.random.fork_rng(devices=[]):
         fetch = getattr(dataset, "__getitems__", None)
         items = [dataset[index] for index in indices] if fetch is None else fetch(indices)
@@ -327,21 +330,26 @@ def _some_batch(loader: DataLoader, policy: ViewPolicy) -> tuple[Any, Tensor]:
 
 
 def _labels(batch: Any, pairs_E2: Tensor, info: DatasetInfo) -> Tensor:
-    """The labels of the whole data set, ``[N]``, which those of a batch agree with, in its dtype.
+    """Return the labels of the whole dataset, ``[N]``, in the dtype of a batch's.
+
+    Args:
+        batch: Some examples, collated.
+        pairs_E2: Their positions and views.
+        info: What the dataset says of itself.
 
     Raises:
-        DataError: the batch is no pair of inputs and labels, or not of the labels that the data set says it has.
+        DataError: The batch is not a pair of inputs and labels, or has other labels than the dataset says.
     """
     advice = "Use source: live."
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
     if not pair:
         raise DataError(f"source: cached needs batches of (inputs, labels), not {type(batch).__name__}. {advice}")
     if info.labels is None:
-        raise DataError(f"the labels of the data set {info.name!r} are not known without its images. {advice}")
+        raise DataError(f"the labels of the dataset {info.name!r} are not known without its images. {advice}")
     given, known = batch[1].cpu(), info.labels[pairs_E2[:, 0]]
     if given.shape != known.shape or not bool((given == known).all()):
         raise DataError(
-            f"the data set {info.name!r} gives other targets than the labels that it says it has (a transform of its "
+            f"the dataset {info.name!r} gives other targets than the labels that it says it has (a transform of its "
             f"targets?). {advice}"
         )
     return info.labels.to(batch[1].dtype)
@@ -385,7 +393,7 @@ def _relative_difference(found_BD: Tensor, archived_BD: Tensor) -> float:
 
 
 def _random_layers(model: nn.Module) -> str:
-    """Names of layers that may draw at random in training, for the end of a clause."""
+    """Return names of layers that may draw at random in training, for the end of a clause."""
     kinds = ("Dropout", "StochasticDepth", "DropPath")
     names = [name for name, module in model.named_modules() if any(kind in type(module).__name__ for kind in kinds)]
     return f" (random are {', '.join(names[:5])})" if names else ""

@@ -16,25 +16,26 @@ __all__ = ["known_rows", "match_rows"]
 
 
 def match_rows(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> tuple[Tensor, Tensor]:
-    """Which rows of two heads stand for the same class, by name.
+    """Return which rows of two heads stand for the same class, by name.
 
     Args:
-        theirs: class names of the earlier run, J of them.
-        ours: class names now, K of them.
+        theirs: Class names of the earlier run, J of them.
+        ours: Class names now, K of them.
 
     Returns:
         int64 ``[M]`` and int64 ``[M]``: rows of the head now, ascending, and the rows of the same classes there.
 
     Raises:
-        PriorRunMismatchError: names are missing or not unique on either side, or no class is common to both.
+        PriorRunMismatchError: Names are missing or not unique on either side, or no class is common to both.
     """
-    advice = "Use head: reset, which starts the head anew"
+    advice = "Use head: reset, which leaves the head as it was initialised"
     for whose, names in (("the prior run", theirs), ("this run's train data", ours)):
         if not names:
             raise PriorRunMismatchError(
                 f"head: match goes by class names, and {whose} has none. Name them (DatasetInfo(class_names=...)). "
                 f"Or: {advice[0].lower()}{advice[1:]}."
             )
+        # "crane" is a bird and a machine in ImageNet: a name that stands for two classes names neither.
         twice = sorted({name for name in names if list(names).count(name) > 1})
         if twice:
             raise PriorRunMismatchError(
@@ -55,7 +56,7 @@ def match_rows(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> tupl
 
 
 def known_rows(fresh_K: Tensor, archived_J: Tensor, here_M: Tensor, there_M: Tensor) -> Tensor:
-    """A head's weight or bias with the rows of known classes from an earlier head, and the other rows fresh.
+    """Return a head's weight or bias with the rows of known classes from an earlier head, and the others as they are.
 
     Args:
         fresh_K: ``[K, ...]``, the values of a model that was just initialised.

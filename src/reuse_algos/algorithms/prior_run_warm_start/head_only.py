@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.head import PassOfHead, head_module, pass_of_head
 from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.parameters.head import PassOfHead, head_module, pass_of_head
 
 __all__ = ["HeadOnly"]
 
@@ -24,18 +24,17 @@ class HeadOnly:
 
     The module of the model that leads from the inputs to the logits (``module`` of a ``ComposerClassifier``) gets for
     that time a ``forward`` of its own that is the head's. Whatever the model does around that module, such as autocast
-    or a dictionary of outputs, stays; DDP sees the call as ever. Compiled forward passes step aside: they are of the
-    whole network, and a single layer has nothing to compile.
+    or a dictionary of outputs, stays, and DDP sees one call of the model.
 
     Args:
-        model: the trainer's model.
-        names: of the head's parameters.
+        model: The trainer's model.
+        names: Of the head's parameters.
 
     Attributes:
-        head: the layer.
+        head: The layer.
 
     Raises:
-        ModelError: the head is not one layer.
+        ModelError: The head is not one layer.
     """
 
     def __init__(self, model: nn.Module, names: Collection[str]) -> None:
@@ -48,15 +47,17 @@ class HeadOnly:
         """Run the whole model on a batch as it is, compiled or not, and find the module that the head stands for.
 
         Args:
-            batch: on the model's device.
-            inputs: those of the batch.
+            batch: On the model's device.
+            inputs: Those of the batch.
 
         Raises:
-            ModelError: no module of the model takes the inputs and returns what the head returns.
+            ModelError: No module of the model takes the inputs and returns what the head returns.
         """
         parts = self._path.split(".")
         above = {name: self._plain.get_submodule(name) for name in (".".join(parts[:n]) for n in range(1, len(parts)))}
         seen = pass_of_head(self.head, lambda: type(self._plain).forward(self._plain, batch), above)
+        # From the outside in, by identity: what takes the inputs themselves and returns the head's own result leaves
+        # nothing out when the head takes its place.
         for name, module in above.items():
             arguments, output = seen.around.get(name, ((), None))
             if len(arguments) == 1 and arguments[0] is inputs and output is seen.logits:
@@ -68,19 +69,20 @@ class HeadOnly:
         )
 
     def enter(self, model: nn.Module) -> None:
-        """From now on the model takes features for inputs.
+        """Let the model take features for inputs.
 
         Args:
-            model: the trainer's, with its wrappers.
+            model: The trainer's, with its wrappers.
         """
         self.leave()
         assert self._network is not None
+        # Compiled forward passes step aside: they are of the whole network.
         for module in dict.fromkeys((model, self._plain, self._network)):
             self._replaced.append((module, vars(module).pop("forward", None)))
         vars(self._network)["forward"] = self._forward
 
     def leave(self) -> None:
-        """Back to the whole model."""
+        """Let the model be whole again."""
         for module, forward in reversed(self._replaced):
             vars(module).pop("forward", None)
             if forward is not None:
@@ -91,5 +93,5 @@ class HeadOnly:
         try:
             return self.head(features_BD)
         except BaseException:
-            self.leave()  # whoever catches this finds the model as it was
+            self.leave()  # an interactive session may go on with the model after an interrupt
             raise

@@ -31,14 +31,13 @@ _PREFIX = "module."
 
 
 def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The mean of several checkpoints, as in latest weight averaging (Kaddour 2022, arXiv 2209.14981).
+    """Return the mean of several checkpoints, as in latest weight averaging (Kaddour 2022, arXiv 2209.14981).
 
-    Means are taken in float64. Running statistics of batch norm are averaged, too: what activations of the averaged
-    network look like is not known without a pass over the data, and training corrects them within its first batches.
-    Tensors that are not floating point (``num_batches_tracked``) are those of the last checkpoint.
+    Means are taken in float64, also of running statistics of batch norm. Tensors that are not floating point
+    (``num_batches_tracked``) are those of the last checkpoint.
 
     Args:
-        checkpoints: at least one, with the same names, shapes and dtypes; the newest last.
+        checkpoints: At least one, with the same names, shapes and dtypes; the newest last.
 
     Returns:
         New tensors of the same names, shapes and dtypes.
@@ -46,6 +45,8 @@ def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
     >>> average_weights([{"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}])
     {'w': tensor([0.5000])}
     """
+    # Statistics of the averaged network would take a pass over the data. Their mean is near enough to start with, and
+    # training corrects it within its first batches.
     averaged = {}
     for name, newest in checkpoints[-1].items():
         if not newest.is_floating_point():
@@ -59,13 +60,13 @@ def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Te
 
 
 def shrink_and_perturb(weights: Tensor, noise: Tensor | None, shrink: float, perturb: float) -> Tensor:
-    """``shrink * weights + perturb * noise``: Ash & Adams 2020 (arXiv 1910.08475), section 4.
+    """Return ``shrink * weights + perturb * noise``: Ash & Adams 2020 (arXiv 1910.08475), section 4.
 
     Args:
-        weights: of an earlier run, any shape.
-        noise: of the same shape; None where ``perturb`` is 0.
-        shrink: the paper's lambda, in (0, 1].
-        perturb: scale of the noise, at least 0.
+        weights: Of an earlier run, any shape.
+        noise: Of the same shape; None where ``perturb`` is 0.
+        shrink: The paper's lambda, in (0, 1].
+        perturb: Scale of the noise, at least 0.
 
     >>> shrink_and_perturb(torch.tensor([1.0]), torch.tensor([0.5]), shrink=0.4, perturb=0.1)
     tensor([0.4500])
@@ -75,28 +76,28 @@ def shrink_and_perturb(weights: Tensor, noise: Tensor | None, shrink: float, per
 
 
 def noise_generator(seed: int, source: str, name: str) -> torch.Generator:
-    """The generator of one tensor's noise.
+    """Return the generator of one tensor's noise.
 
     Args:
-        seed: of the algorithm.
-        source: identity of the weights that are perturbed. Were it left out, each run of a sequence with one seed would
-            add the same noise to weights that already hold it.
-        name: of the tensor, so that what is drawn for others does not matter.
+        seed: Of the algorithm.
+        source: Identity of the weights that are perturbed.
+        name: Of the tensor.
     """
+    # With the source, as else each run of a sequence with one seed would add the same noise to weights that already
+    # hold it. With the name, so that the noise of a tensor does not depend on which others there are.
     digest = hashlib.sha256(f"{seed}/{source}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def shuffled_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
-    """The values of a freshly initialised tensor in a random order.
+    """Return the values of a freshly initialised tensor in a random order.
 
     The authors' code takes the weights of a freshly initialised model as noise, which suits each kind of parameter as
-    its initialisation does (the scales of batch norm stay near 1). Shuffled, because a run with the seed of the earlier
-    one starts from the very numbers that the earlier one started from: those would be no noise.
+    its initialisation does (the scales of batch norm stay near 1).
 
     Args:
-        fresh: any shape.
-        generator: on the CPU.
+        fresh: Any shape.
+        generator: On the CPU.
 
     Returns:
         The same shape and dtype, on the CPU.
@@ -104,12 +105,17 @@ def shuffled_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
     >>> shuffled_noise(torch.tensor([1.0, 2.0]), torch.Generator().manual_seed(0)).sort().values
     tensor([1., 2.])
     """
+    # Shuffled, because a run with the seed of the earlier one starts from the very numbers that that one started from.
     values = fresh.detach().cpu().flatten()
     return values[torch.randperm(len(values), generator=generator)].reshape(fresh.shape)
 
 
 def gaussian_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
-    """Standard normal numbers of a tensor's shape and dtype, on the CPU: with them ``perturb`` is the paper's sigma.
+    """Return standard normal numbers of a tensor's shape and dtype: with them ``perturb`` is the paper's sigma.
+
+    Args:
+        fresh: Any shape.
+        generator: On the CPU.
 
     >>> gaussian_noise(torch.zeros(2), torch.Generator().manual_seed(0)).shape
     torch.Size([2])
@@ -118,7 +124,8 @@ def gaussian_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
-    """Archived weights under the names of this model: a ComposerModel's ``module.`` may be missing on either side."""
+    """Return archived weights under the names of this model."""
+    # A ComposerModel's ``module.`` before each name may be missing on either side.
     candidates = (
         dict(archived),
         {name.removeprefix(_PREFIX): value for name, value in archived.items()},
@@ -128,12 +135,12 @@ def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> di
 
 
 def differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, exempt: Collection[str] = ()) -> list[str]:
-    """Every tensor that is missing on one side or has another shape, in words; none where all fit.
+    """Return every tensor that is missing on one side or has another shape, in words; none where all fit.
 
     Args:
-        theirs: archived weights.
-        ours: the model's.
-        exempt: names that may differ.
+        theirs: Archived weights.
+        ours: The model's.
+        exempt: Names that may differ. Default: none.
     """
     listed = []
     for name in sorted((theirs.keys() | ours.keys()) - set(exempt)):
@@ -149,33 +156,46 @@ class Plan:
     """Which tensors come from where.
 
     Attributes:
-        anew: names that stay as they were initialised, or that only the earlier run has.
-        by_class: names of the head's tensors of which only the rows of known classes are loaded.
+        kept: Names that stay as they were initialised, or that only the earlier run has.
+        by_class: Names of the head's tensors of which only the rows of known classes are loaded.
         rows: int64 ``[M]`` rows here and int64 ``[M]`` rows there, see
             :func:`~reuse_algos.algorithms.prior_run_warm_start.class_rows.match_rows`; needed with ``by_class``.
-        changing: names that are shrunk and perturbed.
+        changing: Names that are shrunk and perturbed.
+        by_token: Names of tensors with one row for each token, of which only the rows of known tokens are loaded.
+        tokens: int64 ``[M]`` rows here and int64 ``[M]`` rows there, see
+            :func:`~reuse_algos.training.parameters.tokens.common_tokens`; needed with ``by_token``.
     """
 
-    anew: Collection[str] = ()
+    kept: Collection[str] = ()
     by_class: Collection[str] = ()
     rows: tuple[Tensor, Tensor] | None = None
     changing: Collection[str] = ()
+    by_token: Collection[str] = ()
+    tokens: tuple[Tensor, Tensor] | None = None
+
+    def rows_of(self, name: str) -> tuple[Tensor, Tensor] | None:
+        """Return the rows here and there of a tensor that is loaded row by row; None for the others."""
+        if name in self.by_token:
+            return self.tokens
+        return self.rows if name in self.by_class else None
 
 
 def misfits(archived: Mapping[str, Tensor], fresh: Mapping[str, Tensor], plan: Plan) -> list[str]:
-    """Everything that keeps archived weights from being loaded as planned, in words; empty where nothing does."""
-    both = sorted(name for name in plan.by_class if name in archived and name in fresh)
+    """Return what keeps archived weights from being loaded as planned, in words; empty where nothing does."""
+    # Of tensors that are loaded row by row, the number of rows may differ and everything else must fit.
+    by_row = {*plan.by_class, *plan.by_token}
+    both = sorted(name for name in by_row if name in archived and name in fresh)
     listed = differences(
         {**archived, **{name: archived[name][:1] for name in both}},
         {**fresh, **{name: fresh[name][:1] for name in both}},
-        exempt=plan.anew,
+        exempt=plan.kept,
     )
     if plan.rows is not None:
         for side, weights, rows in (("here", fresh, plan.rows[0]), ("there", archived, plan.rows[1])):
             listed += [
                 f"{name}: {len(weights[name])} rows {side}, too few for the classes named {side}"
                 for name in both
-                if int(rows.max()) >= len(weights[name])
+                if name not in plan.by_token and int(rows.max()) >= len(weights[name])
             ]
     return listed
 
@@ -189,14 +209,14 @@ def initial_values(
     perturb: float,
     noise: Callable[[str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """What a model starts from.
+    """Return what a model starts from.
 
     Args:
-        archived: weights that fit as planned, see :func:`misfits`.
-        fresh: the model's own, just initialised.
-        plan: which tensors come from where.
-        shrink: see :func:`shrink_and_perturb`.
-        perturb: likewise.
+        archived: Weights that fit as planned, see :func:`misfits`.
+        fresh: The model's own, just initialised.
+        plan: Which tensors come from where.
+        shrink: Factor of the archived weights, see :func:`shrink_and_perturb`.
+        perturb: Factor of the noise, see :func:`shrink_and_perturb`.
         noise: (name, fresh tensor) -> noise of its shape, on the CPU.
 
     Returns:
@@ -205,16 +225,16 @@ def initial_values(
     """
     values = {}
     for name, tensor in fresh.items():
-        if name in plan.anew:
+        if name in plan.kept:
             continue
         value = archived[name]
-        if name in plan.by_class and plan.rows is not None:
-            value = known_rows(tensor, value, *plan.rows)
+        if (rows := plan.rows_of(name)) is not None:
+            value = known_rows(tensor, value, *rows)
         if name in plan.changing:
             drawn = noise(name, tensor) if perturb else None
             moved = shrink_and_perturb(value, drawn, shrink, perturb)
-            if name in plan.by_class and plan.rows is not None:
-                value[plan.rows[0]] = moved[plan.rows[0]]
+            if rows is not None:
+                value[rows[0]] = moved[rows[0]]
             else:
                 value = moved
         values[name] = value

@@ -8,47 +8,26 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
-import torch
 from composer import Event, State
 from composer.loggers import Logger
-from torch import Tensor
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_warm_start.cached_features import CachedFeatures, features_name
-from reuse_algos.algorithms.prior_run_warm_start.class_rows import match_rows
-from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
-    Plan,
-    gaussian_noise,
-    initial_values,
-    misfits,
-    noise_generator,
-    shuffled_noise,
-    under_our_names,
-)
+from reuse_algos.algorithms.prior_run_warm_start.loading import load_weights
 from reuse_algos.algorithms.prior_run_warm_start.settings import Average, Change, Keep, Match, Reset, Trainable
-from reuse_algos.algorithms.prior_run_warm_start.sources import USE, Source, choose_sources, read_sources
+from reuse_algos.algorithms.prior_run_warm_start.sources import USE, choose_sources, used_weights
 from reuse_algos.archive import PriorUse, RunArchive, weights_name
 from reuse_algos.data.example_ids import keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.errors import ModelError, PriorRunMismatchError
+from reuse_algos.errors import ModelError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.outputs import plain_state_dict
-from reuse_algos.training.trainable import (
-    TrainablePart,
-    frozen_at_start,
-    head_of,
-    holds,
-    matches,
-    norm_layers,
-    pattern_faults,
-    plain_parameters,
-    refuse_torn_ties,
-)
+from reuse_algos.training.parameters.trainable import TrainablePart, head_of, matches, plain_parameters
 
 __all__ = ["PriorRunWarmStart"]
 
@@ -57,7 +36,6 @@ log = logging.getLogger(__name__)
 _METRICS = "reuse/warm_start/"
 _WEIGHTS = re.compile(r"last|best|[0-9]{1,9}ep|ep[0-9]{4,9}", re.ASCII)
 _CACHED_EVENTS = (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.EVAL_START, Event.FIT_END)
-_NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
 
 
 class PriorRunWarmStart(ReusingAlgorithm):
@@ -66,9 +44,8 @@ class PriorRunWarmStart(ReusingAlgorithm):
     Weights are loaded once, at the start of the first ``fit``: neither a resumed run nor a second ``fit`` loads them
     again; another Trainer does. Everything that is loaded becomes ``shrink * weights + perturb * noise`` (Ash & Adams
     2020, arXiv 1910.08475, section 4), but for what is frozen, here, by ``Freezing`` or by the model's own
-    ``requires_grad``: that stays as the earlier run left it. Where weights are shrunk or perturbed,
-    running statistics of batch norm start anew, as in the authors' code: those of the earlier run are of activations
-    that are no more.
+    ``requires_grad``: that stays as the earlier run left it. Where weights are shrunk or perturbed, running statistics
+    of batch norm stay as they were initialised, as in the authors' code.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
@@ -91,15 +68,16 @@ class PriorRunWarmStart(ReusingAlgorithm):
         seed: Seed of the noise. Default: 0.
 
     Raises:
-        ValueError: arguments are out of range; all are listed.
-        DataError: at the start of training, with ``cached``, batches are no pairs of inputs and labels.
-        ModelError: at the Trainer's construction or at the start of training, a pattern matches nothing, the head
+        ValueError: Arguments are out of range; all are listed.
+        DataError: At the start of training, with ``cached``: batches are not pairs of inputs and labels.
+        ModelError: At the Trainer's construction or at the start of training, a pattern matches nothing, the head
             cannot be found, a scheduler does not suit, or a checkpoint was loaded, too.
-        RunNotFoundError, SignalNotFoundError: at the start of training.
-        PriorRunMismatchError: likewise; tensors or classes do not fit, all are listed.
+        RunNotFoundError, SignalNotFoundError: At the start of training.
+        PriorRunMismatchError: At the start of training: tensors or classes do not fit, all are listed.
 
     Logs ``reuse/warm_start/loaded`` (share of the model's parameters with an archived value), ``/known_classes`` (M,
-    with ``match``), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
+    with ``match``), ``/known_tokens`` (with another vocabulary than the prior run's: tokens whose rows of the embedding
+    were loaded), ``/frozen`` (share of the parameters that do not train now) and ``/feature_difference`` (with
     ``cached``: relative difference of a few archived features from those that this model computes).
 
     Example:
@@ -158,18 +136,18 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     @property
     def find_unused_parameters(self) -> bool:
-        """DDP must not wait for the gradients of parameters that are frozen for some time."""
+        """Whether DDP must look for parameters without a gradient: those that are frozen for some time."""
         return self.part.changes_while_training
 
     @property
     def hides_inputs(self) -> bool:
-        """With ``cached``, batches hold features."""
+        """Whether batches hold features instead of inputs: with ``cached``."""
         return self.cached is not None
 
     # What the engine asks -------------------------------------------------------------------------------------------
 
     def match(self, event: Event, state: State) -> bool:
-        """Answer only: the start always, batches where something is frozen."""
+        """Return true for the start, and for batches where something is frozen."""
         del state
         if self.cached is not None and event in _CACHED_EVENTS:
             return True
@@ -181,6 +159,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
+        # At INIT, before Composer makes schedulers of the optimizer's groups and wraps the model for DDP.
         if event == Event.INIT:
             self._refuse_shards(state)
             self._forget()
@@ -192,6 +171,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 self.ids.handle(event, state)
             else:
                 keep_views(state)
+            # A checkpoint of this run says that the weights are loaded already; any other would be overwritten by them.
             if not self.loaded:
                 self._refuse_checkpoint(state)
             if not self.loaded or self.cached is not None:
@@ -212,7 +192,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 self.cached.disconnect(state)
 
     def _forget(self) -> None:
-        """INIT: an algorithm that has served another Trainer starts this one's model from the prior run, too."""
+        """Forget another Trainer, so that this one's model starts from the prior run as well (INIT)."""
         self.start_afresh()
         self.loaded, self._uses, self._facts = False, [], {}
         if self.cached is not None:
@@ -242,14 +222,25 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def start(self, state: State) -> None:
         """Put the prior weights into the model, once, and find their features."""
-        if not self.loaded:
-            self._load(state)
-        if self.cached is not None:
-            self._connect(state, self.cached)
-
-    def _connect(self, state: State, cached: CachedFeatures) -> None:
-        """Train on the features of the frozen part, if that is all but the head and is what the prior run archived."""
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
+        if not self.loaded:
+            sources = choose_sources(self.archive, self.prior_runs, self.weights)
+            found = load_weights(
+                state, sources, info, change=self.change, head=self.head, seed=self.seed, mismatch=self.mismatch
+            )
+            self._uses = used_weights(sources)
+            self._facts = {_METRICS + "loaded": found.share}
+            for fact, value in (("known_classes", found.known_classes), ("known_tokens", found.known_tokens)):
+                if value is not None:
+                    self._facts[_METRICS + fact] = float(value)
+            names = ", ".join(f"{run_id} ({', '.join(weights)})" for run_id, weights in self._uses)
+            log.info("started from %s: %.1f %% of the parameters", names, 100 * found.share)
+        if self.cached is not None:
+            head = self._features_head(state, info)
+            self.cached.connect(state, self.prior_runs[0], head, self.ids.view_policy, self.part.keep_statistics)
+
+    def _features_head(self, state: State, info: DatasetInfo | None) -> list[str]:
+        """Return the head's parameters, if they are all that trains and the rest is what the prior run archived."""
         head = head_of(state.model, self.head.pattern, info and info.num_classes)
         parameters = plain_parameters(state.model)
         trained = [name for name in parameters if not self.part.is_frozen(name)]
@@ -260,128 +251,17 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 f"{listed}. Use freeze: backbone, or source: live."
             )
         backbone = [name for name in plain_state_dict(state.model) if name not in head]
-        if anew := [name for name in backbone if matches(name, self.change.patterns, head)]:
+        if fresh := [name for name in backbone if matches(name, self.change.patterns, head)]:
             raise ModelError(
-                f"reset starts {', '.join(anew[:3])} anew, and the archived features are those of the prior run's own "
-                "weights. Reset the head only (head: reset), or use source: live."
+                f"reset leaves {', '.join(fresh[:3])} as initialised, and the archived features are those of the prior "
+                "run's own weights. Reset the head only (head: reset), or use source: live."
             )
-        cached.connect(state, self.prior_runs[0], head, self.ids.view_policy, self.part.keep_statistics)
-
-    def _load(self, state: State) -> None:
-        """Read the prior weights, make sure that they fit, and put them into the model."""
-        sources = choose_sources(self.archive, self.prior_runs, self.weights)
-        fresh = plain_state_dict(state.model)
-        archived = under_our_names(read_sources(sources), fresh)
-        info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
-        plan = self._plan(state, sources, fresh, archived, info)
-        self._refuse_misfits(sources, misfits(archived, fresh, plan), info)
-        identity = "+".join(source.digest for source in sources)
-
-        def noise(name: str, tensor: Tensor) -> Tensor:
-            return _NOISES[self.change.noise](tensor, noise_generator(self.seed, identity, name))
-
-        change = self.change
-        values = initial_values(archived, fresh, plan, shrink=change.shrink, perturb=change.perturb, noise=noise)
-        aliases = plain_parameters(state.model, tied=True).keys() - plain_parameters(state.model).keys()
-        with torch.no_grad():
-            for name in values.keys() - aliases:
-                fresh[name].copy_(values[name])
-        self._record(sources, state, values, plan)
-
-    def _plan(
-        self,
-        state: State,
-        sources: Sequence[Source],
-        fresh: Mapping[str, Tensor],
-        archived: Mapping[str, Tensor],
-        info: DatasetInfo | None,
-    ) -> Plan:
-        """Which tensors come from where."""
-        names = {*fresh, *archived}
-        head = self._head_names(state, info)
-        if faults := pattern_faults("reset", self.change.patterns, names, head):
-            raise ModelError("\n".join(faults))
-        anew = {name for name in names if matches(name, self.change.patterns, head)}
-        by_class: set[str] = set()
-        if self.head.name == "reset":
-            anew.update(head)
-        elif self.head.name == "match":
-            by_class = {name for name in head if name not in anew and fresh[name].dim()}
-        refuse_torn_ties(state.model, anew | by_class, "what head and reset cover")
-        changing: set[str] = set()
-        if self.change.shrink != 1 or self.change.perturb != 0:
-            is_frozen = frozen_at_start(state)
-            changing = {name for name in plain_parameters(state.model) if not is_frozen(name)}
-            anew |= _statistics(state, is_frozen)
-        rows = self._known_classes(sources, info) if by_class else None
-        return Plan(anew, by_class, rows, changing)
-
-    def _head_names(self, state: State, info: DatasetInfo | None) -> list[str]:
-        """Names of the head's parameters; none where nobody asks for them and they cannot be found."""
-        try:
-            return head_of(state.model, self.head.pattern, info and info.num_classes)
-        except ModelError:
-            if (
-                self.head.name != "keep"
-                or self.head.pattern is not None
-                or {"head", "backbone"} & set(self.change.patterns)
-            ):
-                raise
-            return []
-
-    def _known_classes(self, sources: Sequence[Source], info: DatasetInfo | None) -> tuple[Tensor, Tensor]:
-        names = [source.run.manifest.dataset and source.run.manifest.dataset.class_names for source in sources]
-        differing = next((s.run.id for s, theirs in zip(sources, names, strict=True) if theirs != names[0]), None)
-        if differing is not None:
-            raise PriorRunMismatchError(
-                f"runs {sources[0].run.id} and {differing} have different classes, so no row of their averaged head "
-                "belongs to one class. Choose runs with the same classes, or use head: reset."
-            )
-        return match_rows(names[0], info and info.class_names)
-
-    def _refuse_misfits(self, sources: Sequence[Source], listed: list[str], info: DatasetInfo | None) -> None:
-        """Refuse tensors that do not fit and, where the head is kept, classes of other names: all at once."""
-        run = sources[-1].run
-        theirs = run.manifest.dataset and run.manifest.dataset.class_names
-        ours = info and info.class_names
-        if self.head.name == "keep" and self.mismatch != "allow" and theirs and ours and list(theirs) != list(ours):
-            pairs = enumerate(zip(theirs, ours, strict=False))
-            shown = "; ".join([f"class {i} is {a!r} there and {b!r} here" for i, (a, b) in pairs if a != b][:3])
-            listed.append(
-                f"the classes: {shown or f'{len(theirs)} there, {len(ours)} here'} (head: match goes by their names, "
-                "head: reset starts the head anew, mismatch: allow takes the rows as they are)"
-            )
-        if listed:
-            raise PriorRunMismatchError(
-                f"the weights of run {run.id} do not fit this model:\n  " + "\n  ".join(listed) + "\nUse head: match "
-                "or head: reset for the last layer, and reset: [pattern, ...] for others that are to start anew."
-            )
-
-    def _record(self, sources: Sequence[Source], state: State, loaded: Mapping[str, Tensor], plan: Plan) -> None:
-        """What was used, for the run's record and its metrics."""
-        uses: dict[str, list[str]] = {}
-        for source in sources:
-            uses.setdefault(source.run.id, []).append(source.weights)
-        self._uses = list(uses.items())
-        parameters = plain_parameters(state.model)
-        known = 0 if plan.rows is None else len(plan.rows[0])
-        taken = 0.0
-        for name in loaded.keys() & parameters.keys():
-            share = known / len(parameters[name]) if name in plan.by_class else 1.0
-            taken += share * parameters[name].numel()
-        total = sum(parameter.numel() for parameter in parameters.values())
-        if not taken:
-            raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
-        self._facts = {_METRICS + "loaded": taken / total}
-        if plan.rows is not None:
-            self._facts[_METRICS + "known_classes"] = float(known)
-        names = ", ".join(f"{run_id} ({', '.join(weights)})" for run_id, weights in self._uses)
-        log.info("started from %s: %.1f %% of the parameters", names, 100 * taken / total)
+        return head
 
     # Record and state -----------------------------------------------------------------------------------------------
 
     def prior_uses(self) -> list[PriorUse]:
-        """The runs and weights that training started from."""
+        """Return the runs and weights that training started from."""
         uses = [PriorUse(run_id=run_id, algorithm=USE, weights=list(weights)) for run_id, weights in self._uses]
         if self.cached is not None:
             name, seconds = features_name(self.cached.weights), self.cached.harvest_seconds
@@ -389,7 +269,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         return uses
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a resumed run needs to go on as if it had never stopped."""
+        """Return what a resumed run needs to go on as if it had never stopped."""
         state = super().state_dict()
         state.update(loaded=self.loaded, uses=self._uses, facts=self._facts, part=self.part.state_dict())
         if self.cached is not None:
@@ -405,13 +285,3 @@ class PriorRunWarmStart(ReusingAlgorithm):
         self.part.load_state_dict(state["part"])
         if self.cached is not None and "cached" in state:  # the earlier attempt may have been a live one
             self.cached.load_state_dict(state["cached"])
-
-
-def _statistics(state: State, is_frozen: Callable[[str], bool]) -> set[str]:
-    """Names of the running statistics that shrinking and perturbing make void: those of layers that train."""
-    return {
-        f"{name}.{key}"
-        for name, layer in norm_layers(state.model).items()
-        if not holds(name, layer, is_frozen)
-        for key, _ in layer.named_buffers(recurse=False)
-    }

@@ -14,7 +14,7 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.run import weights_name
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
 
-__all__ = ["USE", "Source", "choose_sources", "read_sources"]
+__all__ = ["USE", "Source", "choose_sources", "read_sources", "used_weights"]
 
 USE = "prior_run_warm_start"
 """What this algorithm is called in the records of runs that used it."""
@@ -30,22 +30,22 @@ class Source(NamedTuple):
 
     @property
     def digest(self) -> str:
-        """sha256 of the file that holds them."""
+        """The sha256 of the file that holds them; empty where there is none."""
         files = [e for e in self.run.manifest.files if (e.kind, e.name) == ("weights", weights_name(self.weights))]
         return files[-1].sha256 if files else ""
 
 
 def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: Average | str) -> list[Source]:
-    """The weights to load or to average, the newest last.
+    """Return the weights to load or to average, the newest last.
 
     Args:
-        archive: where the runs' own prior runs are looked up.
-        runs: at least one.
+        archive: Where the runs' own prior runs are looked up.
+        runs: At least one.
         weights: A name of archived weights, or their average.
 
     Raises:
-        PriorRunMismatchError: there are several runs and nothing says how they become one, or they are no lineage.
-        SignalNotFoundError: the run has not so many checkpoints.
+        PriorRunMismatchError: There are several runs and nothing says how they become one, or they are not one lineage.
+        SignalNotFoundError: The run has not so many checkpoints.
     """
     if isinstance(weights, str):
         if len(runs) > 1:
@@ -61,20 +61,21 @@ def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: Avera
         raise PriorRunMismatchError(
             f"last_k averages the checkpoints of one run, and runs names {len(runs)}. Leave one of them out."
         )
-    _refuse_strangers(archive, runs)
+    _refuse_unrelated(archive, runs)
     return [Source(run, "last") for run in sorted(runs, key=lambda run: (run.manifest.created_at, run.id))]
 
 
 def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
-    """Their weights, or the mean of them.
+    """Return the weights of the sources, or the mean of them.
 
     Raises:
-        PriorRunMismatchError: models of different architectures are to be averaged, or the weights are not finite.
-        SignalNotFoundError: a run has no such weights.
-        ArchiveCorruptError: a file is damaged.
+        PriorRunMismatchError: Models of different architectures are to be averaged, or the weights are not finite.
+        SignalNotFoundError: A run has no such weights.
+        ArchiveCorruptError: A file is damaged.
     """
     checkpoints = [source.run.weights(source.weights) for source in sources]
     for source, checkpoint in zip(sources, checkpoints, strict=True):
+        # A run that diverged in its last epoch looks like any other until its first loss.
         broken = [name for name, t in checkpoint.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         if broken:
             raise PriorRunMismatchError(
@@ -89,8 +90,16 @@ def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
     return checkpoints[0] if len(checkpoints) == 1 else average_weights(checkpoints)
 
 
+def used_weights(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
+    """Return the names of the weights by run, for the record of a run that loads them."""
+    uses: dict[str, list[str]] = {}
+    for source in sources:
+        uses.setdefault(source.run.id, []).append(source.weights)
+    return list(uses.items())
+
+
 def _last_checkpoints(run: PriorRun, last_k: int | None) -> list[Source]:
-    """The last k of a run; ``last`` counts where the newest numbered checkpoint does not hold the same weights."""
+    """Return the last k of a run, with ``last`` where the newest numbered checkpoint does not hold the same weights."""
     if last_k is None:
         raise PriorRunMismatchError(
             f"weights: average got one run, {run.id}: say over how many of its last checkpoints (last_k: 5), or name "
@@ -111,22 +120,25 @@ def _last_checkpoints(run: PriorRun, last_k: int | None) -> list[Source]:
     return [Source(run, name) for name in names[-last_k:]]
 
 
-def _refuse_strangers(archive: RunArchive, runs: Sequence[PriorRun]) -> None:
-    """Runs may be averaged where one run is an ancestor of all of them, or one of them.
+def _refuse_unrelated(archive: RunArchive, runs: Sequence[PriorRun]) -> None:
+    """Refuse runs that do not all come from one run.
 
-    Weights of runs that started from different random numbers lie in different basins, and their mean is no model.
+    Raises:
+        PriorRunMismatchError: No run is an ancestor of all of them, or one of them.
     """
+    # Weights that started from different random numbers lie in different basins, and their mean is worth nothing.
     shared = set.intersection(*(_ancestors(archive, run) for run in runs))
     if not shared:
         listed = ", ".join(run.id for run in runs[:5])
         raise PriorRunMismatchError(
-            f"the runs {listed} are of no one lineage: no run is the warm start of all of them, so the mean of their "
-            "weights is no model. Choose runs that were warm started from one another or from one run, or average the "
-            "checkpoints of one run (last_k), or learn from all of them by prior_run_distillation."
+            f"the runs {listed} are not of one lineage: no run is the warm start of all of them, so the mean of their "
+            "weights is not a model. Choose runs that were warm started from one another or from one run, or average "
+            "the checkpoints of one run (last_k), or learn from all of them by prior_run_distillation."
         )
 
 
 def _ancestors(archive: RunArchive, run: PriorRun) -> set[str]:
+    """Return the ids of the run and of all that it was warm started from, over any number of steps."""
     found: set[str] = set()
     waiting = [run]
     while waiting:

@@ -68,6 +68,7 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="record", tag="manif
         health: ``"diverged"`` after NaN or Inf, ``"empty"`` before anything was trained, else ``"ok"``.
         harvests: Passes over the data that filled signals afterwards.
         prior_runs: What it used of earlier runs.
+        decisions: What algorithms decided by themselves, with the reason, by the algorithm's name.
         task: What kind of problem it learned, or None where that is not known (always so before format 1.2).
         files: Every data file that is part of this generation.
     """
@@ -94,6 +95,7 @@ class Manifest(Struct, frozen=True, kw_only=True, tag_field="record", tag="manif
     health: Literal["ok", "diverged", "empty"] = "ok"
     harvests: list[HarvestRecord] = msgspec.field(default_factory=list)
     prior_runs: list[PriorUse] = msgspec.field(default_factory=list)
+    decisions: Tags = msgspec.field(default_factory=dict)
     task: TaskRecord | None = None
     files: list[FileEntry] = msgspec.field(default_factory=list)
 

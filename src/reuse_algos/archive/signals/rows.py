@@ -51,12 +51,12 @@ class RowFormat:
             seen_B: bool: which rows are there.
 
         Returns:
-            ``[B, ...]``, 0 where not seen: ``values`` themselves if dense; float32 ``[B, C]`` from the largest logits;
-            float32 ``[B, *shape]`` if packed.
+            ``[B, ...]``, 0 where not seen: ``values`` themselves if dense; float32 ``[B, C, X]`` from the largest
+            logits; float32 ``[B, *shape]`` if packed.
         """
         if self.encoding == "top_k":
             logits_BC = decode_top_k(columns["values"], columns["indices"], columns["rest"], self.num_classes or 0)
-            return logits_BC.masked_fill_(~seen_B.unsqueeze(1), 0.0)
+            return logits_BC.masked_fill_(~seen_B.reshape(-1, *[1] * (logits_BC.dim() - 1)), 0.0)
         if self.encoding == "packed":
             assert self.bits is not None  # every segment was checked
             assert self.shape is not None

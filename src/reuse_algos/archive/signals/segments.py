@@ -26,7 +26,7 @@ _ROWS_PER_PART = 1 << 17
 
 MAX_SLOTS = 1 << 31
 MAX_CLASSES = 1 << 24  # of sparse rows, where only the manifest says how many numbers a row is to become
-MAX_ROW_NUMBERS = 1 << 26  # of a packed row, which becomes up to 16 times its bytes
+MAX_ROW_NUMBERS = 1 << 26  # of a packed or sparse row, which becomes many times its bytes
 MAX_UNBACKED_BYTES = 1 << 20  # of a row where there is none: nothing in the file stands for its size
 
 
@@ -40,8 +40,8 @@ class Segment:
             "top_k" or "packed") and ``num_classes`` (an integer or None); where packed also ``bits`` (2, 4 or 8) and
             ``shape`` (of a row, such as "3x32x32").
         tensors: ``ids`` int64 [M], strictly ascending positions; ``values`` [M, ...]; with encoding "top_k" also
-            ``indices`` [M, K] and ``rest`` [M] (see :mod:`reuse_algos.archive.signals.top_k`); with encoding "packed"
-            the values are uint8 [M, P], and there is ``scale`` float32 [M]
+            ``indices`` [M, K, X] and ``rest`` [M, X] (see :mod:`reuse_algos.archive.signals.top_k`); with encoding
+            "packed" the values are uint8 [M, P], and there is ``scale`` float32 [M]
             (see :mod:`reuse_algos.archive.signals.packed`).
         parts: How to read a tensor without the memory map, so that checking a large one does not fill memory with its
             pages; None where the tensors are in memory anyway.
@@ -124,12 +124,14 @@ def check_signal(
         indices_MK = tensors["indices"]
         if not isinstance(num_classes, int) or not 1 <= num_classes <= MAX_CLASSES:
             return f"its number of classes is {num_classes!r}, not from 1 to {MAX_CLASSES}"
-        if values.ndim != 2 or not 1 <= values.shape[1] <= num_classes:
+        if values.ndim < 2 or not 1 <= values.shape[1] <= num_classes:
             return f"its values of shape {tuple(values.shape)} cannot be the largest of {num_classes} logits"
         if indices_MK.shape != values.shape or indices_MK.dtype not in (torch.int32, torch.int64):
             return "its indices are not one integer per value"
-        if tensors["rest"].ndim != 1:
-            return "its rest is not one number per row"
+        if tensors["rest"].shape != (len(values), *values.shape[2:]):
+            return "its rest is not one number per row" + (" and position" if values.ndim > 2 else "")
+        if num_classes * math.prod(values.shape[2:]) > MAX_ROW_NUMBERS:
+            return f"its rows become {num_classes} numbers at each position, more than {MAX_ROW_NUMBERS} in all"
         for part_K in _in_parts("indices", tensors, parts):
             if part_K.numel() and not 0 <= int(part_K.min()) <= int(part_K.max()) < num_classes:
                 return f"its indices are not from 0 to {num_classes - 1}"

@@ -93,7 +93,7 @@ class Signal:
         if self.row_format.shape is not None:
             return self.row_format.shape
         if self.encoding == "top_k":
-            return (self.num_classes or 0,)
+            return (self.num_classes or 0, *self._first.tensors["values"].shape[2:])
         return tuple(self._first.tensors["values"].shape[1:])
 
     @property
@@ -146,8 +146,8 @@ class Signal:
             slots_B: int64 [B]; a slot that the signal does not have counts as not seen.
 
         Returns:
-            ``rows`` [B, ...] in the archived type (float32 [B, C] for encoding "top_k" and float32 of the packed shape
-            for "packed"), 0 where not seen, and ``seen`` bool [B].
+            ``rows`` [B, ...] in the archived type (float32 [B, C, X] for encoding "top_k" and float32 of the packed
+            shape for "packed"), 0 where not seen, and ``seen`` bool [B].
 
         Raises:
             ExampleIdError: A position is not from 0 to N-1.

@@ -1,6 +1,6 @@
 """Logits as their k largest and the mass of the rest.
 
-Shape legend: B rows, C classes, K kept classes.
+Shape legend: B rows, C classes, K kept classes, X positions of a row (tokens, pixels; none for most tasks).
 
 The probabilities of the kept classes and the total of the others survive exactly (up to the kept logits' rounding to
 half precision); how the total divides among the others is lost.
@@ -20,17 +20,17 @@ def encode_top_k(logits_BC: Tensor, k: int) -> dict[str, Tensor]:
     """Keep the ``k`` largest logits of each row.
 
     Args:
-        logits_BC: Floating point, on any device.
+        logits_BC: Floating point [B, C] or [B, C, X], on any device.
         k: From 1 to C.
 
     Returns:
-        ``values`` float16 [B, K] in falling order, ``indices`` int32 [B, K] their classes, and ``rest`` float32 [B],
-        the logsumexp of all other logits, which is -inf where there are none.
+        ``values`` float16 [B, K, X] in falling order, ``indices`` int32 [B, K, X] their classes, and ``rest`` float32
+        [B, X], the logsumexp of all other logits, which is -inf where there are none.
 
     Raises:
-        ValueError: ``k`` is not from 1 to C, or the logits are not a matrix.
+        ValueError: ``k`` is not from 1 to C, or the logits have no dimension of classes.
     """
-    if logits_BC.ndim != 2 or not 1 <= k <= logits_BC.shape[1]:
+    if logits_BC.ndim < 2 or not 1 <= k <= logits_BC.shape[1]:
         raise ValueError(f"cannot keep the {k} largest of logits of shape {tuple(logits_BC.shape)}")
     logits_BC = logits_BC.detach().float()
     values_BK, indices_BK = logits_BC.topk(k, dim=1)
@@ -48,11 +48,11 @@ def decode_top_k(values_BK: Tensor, indices_BK: Tensor, rest_B: Tensor, num_clas
         num_classes: C.
 
     Returns:
-        float32 [B, C] on the arguments' device.
+        float32 [B, C, X] on the arguments' device.
     """
     others = num_classes - values_BK.shape[1]
     share_B = rest_B.float() - math.log(max(others, 1))
-    dense_BC = share_B.unsqueeze(1).repeat(1, num_classes)
+    dense_BC = share_B.unsqueeze(1).repeat(1, num_classes, *[1] * (rest_B.dim() - 1))
     return dense_BC.scatter_(1, indices_BK.long(), values_BK.float())
 
 
@@ -70,7 +70,7 @@ def top_k_error(values_BK: Tensor, rest_B: Tensor, num_classes: int, temperature
         temperature: T >= 1.
 
     Returns:
-        float32 [B] from 0 to 1: the largest possible difference of the kept classes' total probability.
+        float32 [B, X] from 0 to 1: the largest possible difference of the kept classes' total probability.
     """
     others = num_classes - values_BK.shape[1]
     if others < 1:

@@ -50,12 +50,14 @@ class CostCurve:
         if part == 0.0:
             return first, [logs[0][:, None]]
         second = float(logs[1].mean())
+        # Positions are in log steps, and costs are linear in steps.
         grown = math.expm1(part * math.log(self.steps_M[m + 1] / self.steps_M[m]))
         share = grown / (self.steps_M[m + 1] / self.steps_M[m] - 1.0)
         log_cost = math.log((1.0 - share) * math.exp(first) + share * math.exp(second))
         # Write the same cost as a weighted mean of logs, so that the noise of both budgets has the right weight.
         weight = (log_cost - first) / (second - first) if abs(second - first) > 1e-9 else share
         ours, theirs = self.samples[m].by_seed, self.samples[m + 1].by_seed
+        # Runs of one seed share noise at both budgets, so they are weighted together where they can be.
         common = sorted(ours.keys() & theirs.keys())
         if len(common) >= MIN_RUNS:
             rows = [(1.0 - weight) * math.log(ours[seed]) + weight * math.log(theirs[seed]) for seed in common]
@@ -124,6 +126,7 @@ def speedup_of_budgets(
             return safe_exp(centre + sign * (by_baseline + math.hypot(noises, by_group)))
         return safe_exp(centre + sign * math.hypot(noises, by_baseline, by_group))
 
+    # The slowest group against the quickest baseline is the lower limit, and the other way round.
     low = limit(baseline.low, group.high, -1.0) if baseline.low is not None and group.high is not None else 0.0
     high = limit(baseline.high, group.low, 1.0) if baseline.high is not None and group.low is not None else math.inf
     n_baseline, n_group = (min(len(s.values) for s in costs.samples) for costs in (baseline_costs, group_costs))

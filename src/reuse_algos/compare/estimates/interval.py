@@ -5,8 +5,8 @@ Sources: Student (1908); Welch, "The generalization of Student's problem when se
 are involved", Biometrika 34 (1947); Satterthwaite, Biometrics Bulletin 2 (1946).
 
 **Groups without spread.** Metric values that are all equal are copies of one run, or a metric that is at its ceiling.
-They say nothing about how far another run would be away, so the interval has no limits. Costs differ: a number of
-steps is exact, and equal counts are no sign of copies. There (``exact=True``) the width is zero.
+They do not tell how far another run would be away, so the interval has no limits. Costs differ: a number of
+steps is exact, and equal counts do not mean copies. There (``exact=True``) the width is zero.
 """
 
 from __future__ import annotations
@@ -32,12 +32,10 @@ __all__ = [
     "Verdict",
     "difference_interval",
     "mean_interval",
-    "paired_interval",
     "ratio_interval",
     "safe_exp",
     "sum_of_means",
     "verdict_of",
-    "welch_interval",
 ]
 
 CONFIDENCE = 0.95
@@ -92,7 +90,7 @@ class Speedup:
 
     @property
     def drawn(self) -> bool:
-        """Whether a bar from 1 to the estimate says nothing wrong: not for "at most 2" or "at least 0.8".
+        """Whether a bar from 1 to the estimate is right: it is not for "at most 2" or "at least 0.8".
 
         There the estimate is a limit on the other side of 1 from what is known, and nothing between may be true.
         """
@@ -135,11 +133,12 @@ def sum_of_means(
     if min(len(rows) for rows in samples) == 0:
         raise ValueError("a mean needs at least one value in each group")
     mean_P = sum((rows.mean(axis=0) for rows in samples), np.zeros(1))
+    # One run has no spread, so nothing bounds the mean.
     if min(len(rows) for rows in samples) < MIN_RUNS:
         return mean_P, np.full(mean_P.shape, np.inf)
     shares = [rows.var(axis=0, ddof=1) / len(rows) for rows in samples]
     variance_P = sum(shares, np.zeros(mean_P.shape))
-    # Rounding leaves a spread of about 1e-16 where all values are equal: that is no spread either.
+    # Rounding leaves a spread of about 1e-16 where all values are equal: that does not count as spread.
     scale_P = sum((np.abs(rows).max(axis=0) for rows in samples), np.zeros(mean_P.shape))
     spread_P = variance_P > (1e-12 * scale_P) ** 2
     weights = (share**2 / (len(rows) - 1) for share, rows in zip(shares, samples, strict=True))
@@ -173,49 +172,29 @@ def mean_interval(values: npt.ArrayLike, confidence: float = CONFIDENCE, *, exac
     return _interval([values], [1.0], confidence, exact)
 
 
-def paired_interval(
-    a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = CONFIDENCE, *, exact: bool = False
+def difference_interval(
+    a: npt.ArrayLike, b: npt.ArrayLike, *, paired: bool, confidence: float = CONFIDENCE, exact: bool = False
 ) -> Interval:
-    """Return the mean of the paired differences ``a - b`` [n] with its Student-t interval (n - 1 degrees of freedom).
+    """Return the mean of ``a`` minus the mean of ``b`` with its two-sided t interval.
 
     Args:
         a: Values [n].
-        b: Values [n] in the same order.
+        b: Values [m]; m = n and the same order if ``paired``.
+        paired: Take Student's interval of the n differences; else Welch's (unequal variances, Welch-Satterthwaite
+            degrees of freedom).
         confidence: Two-sided, between 0 and 1. Default: 0.95.
         exact: See :func:`sum_of_means`. Default: False.
 
     Raises:
-        ValueError: The lengths differ or are zero.
+        ValueError: A side is empty, or pairs have different lengths.
     """
     x, y = np.asarray(a, dtype=np.float64).ravel(), np.asarray(b, dtype=np.float64).ravel()
+    if not paired:
+        return _interval([x, y], [1.0, -1.0], confidence, exact)
     if x.size != y.size:
         raise ValueError(f"pairs need equal lengths, got {x.size} and {y.size}")
     with np.errstate(invalid="ignore"):  # inf - inf is NaN, and the interval says so
         return _interval([x - y], [1.0], confidence, exact)
-
-
-def welch_interval(
-    a: npt.ArrayLike, b: npt.ArrayLike, confidence: float = CONFIDENCE, *, exact: bool = False
-) -> Interval:
-    """Return ``mean(a) - mean(b)`` with Welch's interval (unequal variances, Welch-Satterthwaite degrees of freedom).
-
-    Args:
-        a: Values [n].
-        b: Values [m].
-        confidence: Two-sided, between 0 and 1. Default: 0.95.
-        exact: See :func:`sum_of_means`. Default: False.
-
-    Raises:
-        ValueError: A group is empty.
-    """
-    return _interval([a, b], [1.0, -1.0], confidence, exact)
-
-
-def difference_interval(
-    a: npt.ArrayLike, b: npt.ArrayLike, *, paired: bool, confidence: float = CONFIDENCE, exact: bool = False
-) -> Interval:
-    """Return :func:`paired_interval` or :func:`welch_interval` of ``a - b``."""
-    return (paired_interval if paired else welch_interval)(a, b, confidence, exact=exact)
 
 
 def ratio_interval(
@@ -239,6 +218,7 @@ def ratio_interval(
     top, bottom = np.asarray(numerator, dtype=np.float64).ravel(), np.asarray(denominator, dtype=np.float64).ravel()
     if (top < 0).any() or (bottom < 0).any() or not (np.isfinite(top).all() and np.isfinite(bottom).all()):
         raise ValueError("costs must be finite and not negative")
+    # A warm start may be at the target before its first step, at a cost of 0.
     zero_top, zero_bottom = bool((top == 0).any()), bool((bottom == 0).any())
     if zero_top or zero_bottom:
         estimate = math.nan if zero_top and zero_bottom else (0.0 if zero_top else math.inf)

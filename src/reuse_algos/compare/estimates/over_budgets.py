@@ -1,36 +1,12 @@
 """The speed-up between two budget-accuracy curves: where each one reaches the target, and how sure that is.
 
 A group was trained at M budgets, each run with a schedule of its own. Its **mean curve** joins the mean final metric at
-each budget by straight lines over log steps. Its cost to the target is its cost where this line *first* is at or beyond
-it. The speed-up is the baseline's cost divided by the group's: the horizontal distance of the curves.
+each budget by straight lines over log steps; its cost to the target is its cost where this line *first* is at or beyond
+it. **Target**: a given number, or the baseline's mean at its largest budget, whose noise is counted. **Interval**: at
+every position each seed's interpolated value minus the target has a t interval; the positions where it holds 0 are a
+confidence set of the crossing (Fieller's theorem), and its hull is reported. Nothing is extrapolated.
 
-**Target.** By default the baseline's mean at its largest budget B, which is itself an estimate. Its noise is counted:
-the runs of the group are compared with the baseline's runs at B (paired by seed, or Welch).
-
-**Interval of a crossing: test inversion**, as in Fieller's theorem and in
-:mod:`reuse_algos.compare.estimates.within_runs`. At every position
-between the smallest and the largest budget, each seed's interpolated value minus the target has a t interval.
-At the true crossing this interval misses 0 with a probability of 1 - confidence, so the set of positions where it holds
-0 is a confidence set of the crossing; its hull is reported. Nothing is extrapolated:
-
-* the lower limit is 0 unless the group is surely below the target at its smallest budget;
-* the upper limit is infinite unless it is surely at or above the target at its largest.
-
-**What lies between two budgets was not measured.** A straight line is under a concave curve, and over a convex one. So
-each test is made for three interpolations: the line, and the two parabolas that also pass through the next budget on
-either side. A position is excluded only if all of them agree. For a curve whose third derivative does not change its
-sign (a - b budget^-c, for one) the parabolas enclose the truth. Each interpolation is linear in the values, so each has
-an exact t interval. In closed form its limits would be roots of quartics (and under Welch, whose degrees of freedom
-change along the line, there is none); so a grid is used: 128 positions in each gap, then 128 in the cell where a limit
-lies, always rounded outwards. That is closer than 0.01 % of the cost between budgets a factor of 2 apart.
-
-**The baseline's own cost** is that of its largest budget, or where its mean curve first reached its level at B if that
-was earlier. Whether it was flat by then is itself uncertain: the lower limit of a speed-up counts only the first budget
-at which the baseline was not surely below its level at B, the upper limit all of B. So a plateau favours neither side.
-
-**A given target** is a number without noise. Both curves then have a crossing with limits.
-
-Limits: roughly normal values over seeds; values without any spread (copies of one run) are no evidence. What a
+Limits: roughly normal values over seeds; values without any spread (copies of one run) are not evidence. What a
 position costs, and the speed-up, are in :mod:`reuse_algos.compare.estimates.cost`.
 """
 
@@ -135,6 +111,7 @@ def _first_at(mean_M: FloatArray, target: float) -> float | None:
     if not reached.size:
         return None
     m = int(reached[0])
+    # A line from a diverged budget has no crossing: the budget itself counts.
     if m == 0 or not math.isfinite(mean_M[m - 1]):
         return float(m)
     return m - 1 + float((target - mean_M[m - 1]) / (mean_M[m] - mean_M[m - 1]))
@@ -144,6 +121,8 @@ def _interpolations(
     x_M: FloatArray, m: int, x_P: FloatArray, outer: Sequence[int]
 ) -> Iterator[tuple[list[int], FloatArray]]:
     """Yield budgets K and weights [P, K]: of the line from m to m + 1, and of the parabola through each outer one."""
+    # What lies between two budgets was not measured, and a line is under a concave curve. Where the third derivative
+    # keeps its sign (a - b budget^-c, for one) the parabolas enclose the truth, so all of them have to agree.
     for knots in ([m, m + 1], *([m, m + 1, other] for other in outer)):
         weights = []
         for k in knots:
@@ -160,6 +139,7 @@ def _signs(
     samples = curve.samples
     inner = [m] if curve.last == 0 else [m, m + 1]
     finite = {k for k, sample in enumerate(samples) if np.isfinite(sample.values).all()}
+    # Against a diverged baseline nothing is significant.
     if isinstance(target, Sample) and not np.isfinite(target.values).all():
         return never, never
     if not finite.issuperset(inner):
@@ -174,6 +154,7 @@ def _signs(
     finals = target.by_seed if isinstance(target, Sample) else {}
     if paired:
         common = [seed for seed in common if seed in finals]
+    # Paired values are interpolated per seed; without common seeds each budget varies by itself.
     by_seed = len(common) >= MIN_RUNS
     if curve.last == 0:
         curves = iter([([0], np.ones((part_P.size, 1)))])
@@ -204,7 +185,7 @@ def _signs(
 def crossing(
     curve: Curve, target: float | Sample, *, paired: bool = False, confidence: float = CONFIDENCE
 ) -> BudgetCrossing:
-    """Return where a group's mean curve reaches the target, with limits. The method is in the module's docstring.
+    """Return where a group's mean curve reaches the target, with limits.
 
     Args:
         curve: Of the group.
@@ -221,6 +202,8 @@ def crossing(
     def signs(m: int, part_P: FloatArray) -> tuple[Mask, Mask]:
         return _signs(curve, m, part_P, target, paired=paired, confidence=confidence)
 
+    # In closed form the limits would be roots of quartics, and under Welch there is none. A grid of 128 positions in
+    # each gap, and 128 in the cell of a limit, is closer than 0.01 % of the cost between budgets a factor of 2 apart.
     grid = [signs(m, parts_P) for m in gaps]
     below = np.concatenate([cell[0] for cell in grid])
     above = np.concatenate([cell[1] for cell in grid])
@@ -229,6 +212,8 @@ def crossing(
         m, part = divmod(index, _GRID + 1)
         return min(m + part / _GRID + offset, float(curve.last))
 
+    # There is no lower limit unless the group is surely below the target at its smallest budget, and no upper one
+    # unless it is surely at or above it at its largest.
     low: float | None = None
     if below.all():
         low = float(curve.last)
@@ -280,6 +265,8 @@ def own_level(curve: Curve, confidence: float = CONFIDENCE) -> BudgetCrossing:
     found = _first_at(curve.mean_M, final.mean)
     estimate = float(curve.last) if found is None else found
     earliest = float(curve.last)
+    # Whether the baseline was flat before its end is itself uncertain, so a speed-up's lower limit counts only up to
+    # the first budget that is not surely below its last level.
     for m, sample in enumerate(curve.samples[:-1]):
         mean_P, half_P = sum_of_means([sample.values[:, None], -final.values[:, None]], confidence)
         if math.isfinite(sample.mean) and not mean_P[0] + half_P[0] < 0:

@@ -1,36 +1,15 @@
 """Speed-up from the mean curves of two groups, at the baseline's own final level.
 
-The question: how much less does a group need to be as good as the baseline is *at the end of its own budget*? The
-target is then not a number fixed in advance but the baseline's mean final metric, which is itself an estimate, and by
-construction about half of the baseline's own runs end below it. Reading each run's own hitting time would censor them
-and make the baseline look infinitely slow. So groups are compared, not runs:
+The question: how much less does a group need to be as good as the baseline is *at the end of its own budget*? That
+target is itself an estimate, and about half of the baseline's own runs end below it, so each run's own hitting time
+would be censored and make the baseline look infinitely slow. So groups are compared, not runs: a group's cost to the
+target is its cost where its **mean curve** (at the evaluations that all of its runs share, against the geometric mean
+of their costs) first is at or beyond the target. Its **interval** comes from inverting tests, as in Fieller's theorem,
+and counts the noise of the target and of the seconds.
 
-* Each group has a **mean curve**: the mean metric of its runs at each evaluation step that all of them share, against
-  the geometric mean of their costs there (the table shows arithmetic means of costs).
-* A group's cost to the target is its cost where its mean curve **first** is at or beyond the target. The baseline's
-  mean curve gets there at the end of its budget, or earlier where it had already flattened out: both groups are read
-  by the same rule, so that a plateau favours neither.
-* The **interval** comes from inverting tests, as in Fieller's theorem, not from the spread of hitting times (a hitting
-  time is no smooth function of the data, so that a jackknife or a bootstrap over three runs does not cover). At each
-  evaluation k of the group, its runs' values there are compared with the baseline runs' *final* values by a t interval
-  (paired by seed, or Welch), so the noise of the target is counted:
-
-  - the target is *surely reached* from evaluation U on, the first one after which every evaluation is significantly at
-    or above the baseline's final level (one-sided, half of 1 - confidence);
-  - it is *surely not reached* before evaluation L, the first one that is not significantly below (or, where the group
-    is significantly below at the baseline's own budget, the first one after it that is not).
-
-  Where the true mean curve does not fall, each is wrong with at most half of 1 - confidence: at the true crossing
-  itself the t interval would have to miss. The true crossing is then after evaluation L - 1 and not after U, whatever
-  happens between evaluations. If U does not exist the lower limit is 0; if L does not, the group's total cost is a
-  lower bound of its cost.
-* Seconds are noisy too. The log ratio of costs at the two crossings has its own t interval, and the two sources are
-  combined by square-and-add (MOVER: Zou and Donner, Statistics in Medicine 27, 2008).
-
-Limits: the t intervals assume roughly normal values over seeds; values of runs that are bit-equal have no spread, so
-nothing is significant there (repeating one seed buys nothing); the uncertainty of *where* a flat baseline reached its
-own level is not counted beyond the point estimate; a group that ends no better than the baseline cannot be shown to
-be faster at this target, even if it got close much earlier: declare a lower ``target`` in advance for that question.
+Limits: roughly normal values over seeds; bit-equal runs have no spread, so nothing is significant there; where a flat
+baseline reached its own level is not counted beyond the point estimate; a group that ends no better than the baseline
+cannot be shown to be faster at this target: declare a lower ``target`` in advance for that question.
 """
 
 from __future__ import annotations
@@ -129,8 +108,6 @@ def _limits(
 def crossing_of(baseline: MeanCurves, group: MeanCurves, *, paired: bool, confidence: float = CONFIDENCE) -> Crossing:
     """Return where the group's mean curve reaches the baseline's mean final value, with confidence limits.
 
-    The method is in the module's docstring.
-
     Args:
         baseline: R runs on their evaluations; the last one is the end of their budget.
         group: Its own runs and evaluations; as many runs in the same order of seeds if ``paired``.
@@ -140,6 +117,9 @@ def crossing_of(baseline: MeanCurves, group: MeanCurves, *, paired: bool, confid
     final_S = baseline.values_RK[:, -1]
     evaluations = group.values_RK.shape[1]
     reached_K = group.mean_K >= final_S.mean() if np.isfinite(final_S).all() else np.zeros(evaluations, dtype=bool)
+    # A hitting time is not a smooth function of the data, so a jackknife or bootstrap over three runs does not cover.
+    # Instead each evaluation is tested against the baseline's finals, one-sided at half of 1 - confidence: at the true
+    # crossing of a curve that does not fall, such a test has to miss.
     low_K, high_K = _limits(group.values_RK, final_S, paired=paired, confidence=confidence)
     surely_below_K = high_K < 0
     earliest = _first(~surely_below_K)
@@ -149,6 +129,7 @@ def crossing_of(baseline: MeanCurves, group: MeanCurves, *, paired: bool, confid
     if within.size and surely_below_K[within[-1]]:
         anchor = int(within[-1])
         earliest = max(earliest, anchor + _first(~surely_below_K[anchor:]))
+    # Surely reached is what stays surely at or beyond the target from there on.
     not_above = np.flatnonzero(~(low_K >= 0))
     return Crossing(_first(reached_K), earliest, int(not_above[-1]) + 1 if not_above.size else 0)
 
@@ -185,8 +166,12 @@ def speedup_of_curves(
         estimate = _log(interval.estimate)
         return estimate, estimate - _log(interval.low), _log(interval.high) - estimate
 
+    # Both groups are read by the same rule: a baseline that flattened out early counts only up to there, so that a
+    # plateau favours neither.
     centre, below, above = log_ratio(own_crossing(baseline), min(crossing.estimate, last))
     low, high = 0.0, math.inf
+    # Noise of the seconds and of the crossing are combined by square-and-add (MOVER: Zou and Donner, Statistics in
+    # Medicine 27, 2008). Between two evaluations nothing is known: the crossing is after earliest - 1.
     if crossing.latest <= last:
         at_latest, below_latest, _ = log_ratio(own_crossing(baseline), crossing.latest)
         if math.isfinite(centre):

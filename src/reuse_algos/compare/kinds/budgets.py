@@ -1,7 +1,7 @@
 """Read groups whose runs were trained at several budgets each, every run with a schedule of its own.
 
-Only the **last** value of a run counts: one long run that is read early says nothing about a shorter one. The method is
-in :mod:`reuse_algos.compare.estimates.over_budgets`.
+Only the **last** value of a run counts: one long run that is read early does not tell what a shorter one ends at. The
+method is in :mod:`reuse_algos.compare.estimates.over_budgets`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import AXES, Axis, Costs, Question, no_final
 from reuse_algos.compare.result import Point
-from reuse_algos.errors import CompareError
 
 __all__ = ["Member", "OverBudgets", "label_of"]
 
@@ -38,6 +37,7 @@ def costs_of(run: Outcome, outcomes: Outcomes, costs: Costs, later_runs: int) ->
         later_runs: Among how many runs harvests are shared.
     """
     prior = outcomes.prior_training(run.prior_run_ids) if costs.count_prior_training else 0.0
+    # No train seconds means that they were not recorded, not that training was free.
     own = run.train_seconds + run.setup_seconds if run.train_seconds > 0 else math.nan
     whole = own + run.harvest_seconds
     found: dict[Axis, float] = {
@@ -54,6 +54,7 @@ def costs_of(run: Outcome, outcomes: Outcomes, costs: Costs, later_runs: int) ->
 
 def steps_of(runs: Runs) -> float:
     """Return the mean steps at one budget, without runs that diverged, since these may have stopped early."""
+    # A diverged run that stopped early would pull its budget to the left.
     whole = [run.steps for run in runs if math.isfinite(run.final) and run.health != "diverged"]
     return float(np.mean(whole or [max(run.steps for run in runs)]))
 
@@ -105,7 +106,7 @@ class Member:
             later_runs: Among how many runs harvests are shared.
         """
         points = _points_of(runs)
-        spent = [[costs_of(run, outcomes, costs, later_runs) for run in point] for point in points]
+        paid = [[costs_of(run, outcomes, costs, later_runs) for run in point] for point in points]
         # One or two runs at one more budget would say next to nothing and, with limits as wide as theirs, take away
         # what the others say.
         needed = min(RUNS_FOR_A_CLAIM, max(len(point) for point in points))
@@ -119,12 +120,12 @@ class Member:
 
         curves: dict[Axis, CostCurve] = {}
         for axis in AXES:
-            rows = [[each[axis] for each in spent[k]] for k in used]
+            rows = [[each[axis] for each in paid[k]] for k in used]
             known = [[cost for cost in row if cost is not None] for row in rows]
             if known == rows:
                 curves[axis] = CostCurve(steps_M, samples(known))
         values = [[sign * run.final for run in points[k]] for k in used]
-        return Member(points, spent, Curve(steps_M, samples(values)), tuple(label_of(points[k]) for k in used), curves)
+        return Member(points, paid, Curve(steps_M, samples(values)), tuple(label_of(points[k]) for k in used), curves)
 
     @property
     def name(self) -> str:
@@ -148,12 +149,12 @@ class Member:
     def records(self, confidence: float) -> list[Point]:
         """Return its budgets as the result has them, on no Pareto front yet."""
         pairs = zip(self.points, self.costs_of_runs, strict=True)
-        return [self._record(point, spent, confidence) for point, spent in pairs]
+        return [self._record(point, paid, confidence) for point, paid in pairs]
 
-    def _record(self, runs: Runs, spent: Sequence[dict[Axis, float | None]], confidence: float) -> Point:
+    def _record(self, runs: Runs, paid: Sequence[dict[Axis, float | None]], confidence: float) -> Point:
         means: dict[Axis, float | None] = {}
         for axis in AXES:
-            known = [cost for each in spent if (cost := each[axis]) is not None]
+            known = [cost for each in paid if (cost := each[axis]) is not None]
             means[axis] = _geometric_mean(known) if len(known) == len(runs) else None
         return Point(
             budget=label_of(runs),
@@ -245,19 +246,19 @@ class OverBudgets:
         )
 
     def _pairs(self, member: Member) -> bool:
-        if self._question.pairing == "none" or not isinstance(self.level, Sample):
+        if not isinstance(self.level, Sample):  # a given target has no seeds
             return False
         finals = set(self.level.by_seed)
+        # Each gap of the curve has to pair by itself: seeds may be missing at one budget.
         common = [seeds & finals for seeds in member.curve.seeds]
         everything = all(set(s.by_seed) == finals for s in member.curve.samples) and len(finals) >= MIN_RUNS
         fits = everything or min(len(seeds) for seeds in common) >= _RUNS_TO_PAIR
-        if not fits and self._question.pairing == "seed":
-            theirs = [sorted(sample.by_seed) for sample in member.curve.samples]
-            raise CompareError(
-                f"runs do not pair by seed: the largest budget of the baseline has the seeds {sorted(finals)}, the "
-                f"budgets of group {member.name!r} have {theirs}"
-            )
-        return fits
+        theirs = [sorted(sample.by_seed) for sample in member.curve.samples]
+        return self._question.paired(
+            fits,
+            f"the largest budget of the baseline has the seeds {sorted(finals)}, the budgets of group {member.name!r} "
+            f"have {theirs}",
+        )
 
     def _basis(self, member: Member, *, paired: bool) -> str:
         counts = {len(sample.values) for sample in member.curve.samples}

@@ -1,4 +1,4 @@
-"""What every kind of comparison offers: its name, its target, and what it reads of a group."""
+"""What every kind of comparison reads of a group."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
 
 from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
 from reuse_algos.compare.outcomes import Outcome
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.result import CostToTarget, Point
 
-__all__ = ["Reader", "Reading"]
+__all__ = ["Reading"]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What an estimator reads of one group; the engine makes a :class:`Group` of it.
+    """What an estimator reads of one group; the engine makes a :class:`~reuse_algos.compare.Group` of it.
 
     Attributes:
         runs: The group's runs in the order in which they are shown.
@@ -45,21 +44,3 @@ class Reading:
     points: list[Point] = dataclasses.field(default_factory=list)
     prior_seconds: float = math.nan
     where: str = ""
-
-
-class Reader(Protocol):
-    """Reads groups for one question."""
-
-    @property
-    def method(self) -> Literal["curves", "runs", "budgets", "ends"]:
-        """How the comparison is made, see :attr:`Comparison.method`."""
-        ...
-
-    @property
-    def target(self) -> float:
-        """Value that counts as reached; NaN where there is none."""
-        ...
-
-    def read(self, group: Sequence[Outcome], /) -> Reading:
-        """Read one group; the baseline's own runs for the baseline."""
-        ...

@@ -1,7 +1,8 @@
-"""Read groups whose runs have one budget each: mean curves over training, or each run's own cost to a target."""
+"""Read groups whose runs have one budget each: mean curves over training, own costs to a target, or ends alone."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -21,9 +22,8 @@ from reuse_algos.compare.kinds.reader import Reading
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import CostToTarget
-from reuse_algos.errors import CompareError
 
-__all__ = ["WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
+__all__ = ["Ends", "WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
 
 TimeAxis = Literal["steps", "train_seconds", "cost_seconds"]
 Runs = Sequence[Outcome]
@@ -69,15 +69,10 @@ def pairs_by_seed(baseline: Runs, group: Runs, question: Question) -> bool:
     Raises:
         CompareError: They do not, though the question insists on it.
     """
-    if question.pairing == "none":
-        return False
     ours, theirs = [o.pair_key for o in baseline], [o.pair_key for o in group]
+    # A seed that stands twice does not say which run pairs with which.
     fits = ours == theirs and None not in ours and len(set(ours)) == len(ours)
-    if not fits and question.pairing == "seed":
-        raise CompareError(
-            f"runs do not pair by seed: the baseline has the seeds {ours}, group {group[0].group!r} has {theirs}"
-        )
-    return fits
+    return question.paired(fits, f"the baseline has the seeds {ours}, group {group[0].group!r} has {theirs}")
 
 
 class WithinRuns:
@@ -108,6 +103,7 @@ class WithinRuns:
         if self.method == "curves":
             to_target = self._own_crossing(group) if own else self._crossing(group)
         else:
+            # Runs that did not get there count at their total: a lower bound, never dropped.
             to_target = _mean_cost(to_runs)
         speedups: dict[Axis, Speedup] = {}
         if not own:
@@ -139,6 +135,7 @@ class WithinRuns:
         k = outcome.curve.first_at(self.target, self.mode)
         if k is None:
             return Hit(before=float(costs[-1]), at=float(costs[-1]), reached=False)
+        # Set-up and harvests are paid before the first step.
         start = 0.0 if axis == "steps" else outcome.upfront_seconds
         return Hit(before=float(costs[k - 1]) if k else start, at=float(costs[k]), reached=True)
 
@@ -157,19 +154,32 @@ class WithinRuns:
         return _mean_at_step(group, int(steps[k if reached else -1]), reached=reached)
 
 
+class Ends:
+    """The reader of a question over ends: last values alone, without a target and costs.
+
+    Args:
+        question: What is asked.
+        baseline: The baseline's runs.
+    """
+
+    method: Literal["ends"] = "ends"
+    target = math.nan
+
+    def __init__(self, question: Question, baseline: Runs) -> None:
+        self._question, self._baseline = question, baseline
+
+    def read(self, group: Runs) -> Reading:
+        """Read one group; the baseline's own runs for the baseline."""
+        paired = None if group is self._baseline else pairs_by_seed(self._baseline, group, self._question)
+        return Reading(runs=group, basis=f"n = {len(group)}", paired=paired, bound="", speedups={})
+
+
 def _at(outcome: Outcome, k: int, *, reached: bool) -> CostToTarget:
-    curve = outcome.curve
-    at = {
-        axis: float(getattr(curve, axis)[k]) for axis in ("steps", "epochs", "samples", "train_seconds", "cost_seconds")
-    }
-    return CostToTarget(reached=reached, **at)
+    return CostToTarget(reached=reached, **{axis: float(getattr(outcome.curve, axis)[k]) for axis in _COSTS})
 
 
 def _mean_cost(costs: Sequence[CostToTarget]) -> CostToTarget:
-    def mean(axis: str) -> float:
-        return float(np.mean([getattr(cost, axis) for cost in costs]))
-
-    means = {axis: mean(axis) for axis in _COSTS}
+    means = {axis: float(np.mean([getattr(cost, axis) for cost in costs])) for axis in _COSTS}
     return CostToTarget(reached=all(cost.reached for cost in costs), **means)
 
 

@@ -11,11 +11,12 @@ from reuse_algos.compare.estimates.interval import mean_interval
 from reuse_algos.compare.kinds.training import shared_steps
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis
+from reuse_algos.compare.reading import INSTRUMENTS
 from reuse_algos.compare.result import Comparison, Group
 from reuse_algos.compare.show.drawing import Chart, Look, Series, axis_title, drawn_axes, looks_of
 from reuse_algos.compare.show.words import format_amount, format_number, format_times, short
 
-__all__ = ["amortisation", "charts_of", "pareto"]
+__all__ = ["amortisation", "charts_of", "pareto", "readings_charts"]
 
 _LATER_RUNS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
@@ -128,6 +129,7 @@ def pareto(comparison: Comparison) -> list[Chart]:
         )
         stairs: list[tuple[float, float]] = []
         for cost, value in front:
+            # Between two points of a front the cheaper one is the best that is known.
             stairs += [(cost, stairs[-1][1])] if stairs else []
             stairs.append((cost, value))
         first = Look(0, "Pareto front", 0)
@@ -154,6 +156,33 @@ def pareto(comparison: Comparison) -> list[Chart]:
     return charts
 
 
+def readings_charts(comparison: Comparison, outcomes: Outcomes) -> list[Chart]:
+    """Return what instruments read over the steps, one chart per reading, a line per run; empty without readings.
+
+    Args:
+        comparison: What to draw.
+        outcomes: The runs that it was made from.
+    """
+    groups = outcomes.groups
+    names = dict.fromkeys(name for run in outcomes.runs for name in run.readings if name.startswith(INSTRUMENTS))
+    charts = []
+    for name in names:
+        word = name.removeprefix(INSTRUMENTS).replace("_", " ")
+        series = []
+        for look in looks_of(comparison):
+            lines = [run.readings[name] for run in groups[look.name] if run.readings.get(name)]
+            for number, rows in enumerate(lines):
+                x, y = [float(step) for step, _ in rows], [value for _, value in rows]
+                labels = [f"{look.name}, step {step}\n{word}: {value:.4g}" for step, value in rows]
+                unknown = [math.nan] * len(x)
+                # One name for all runs of a group keeps the legend short.
+                shown = look.name if number == 0 else ""
+                series.append(Series(shown, look, x, y, unknown, unknown, labels, line=True, band=True))
+        if series and "/" not in word:  # sizes of gradients are a map, which `show --instruments` draws
+            charts.append(Chart(word, f"{word} over the steps", "steps", word, series, log=False))
+    return charts
+
+
 def amortisation(comparison: Comparison) -> Chart | None:
     """Return the cost of K later runs with reuse, work done once included, as a share of K baseline runs; or None."""
     whole = _cost_of(comparison.groups[0])
@@ -161,9 +190,10 @@ def amortisation(comparison: Comparison) -> Chart | None:
     for look in looks_of(comparison):
         group = comparison.groups[look.index]
         known = group.break_even
-        # The cost of a side that is only a limit says nothing about what is paid back.
+        # The cost of a side that is only a limit does not tell what is paid back.
         if known is None or group.target_bound or comparison.groups[0].target_bound:
             continue
+        # Work done once is taken out of each run and shared among all.
         each = _cost_of(group) - known.harvest_seconds
         once = {"harvest": known.harvest_seconds}
         if known.prior_training_seconds > 0:

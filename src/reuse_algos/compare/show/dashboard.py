@@ -15,7 +15,7 @@ from reuse_algos.compare.estimates.interval import Interval, Speedup
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison, Group, json_safe
-from reuse_algos.compare.show.charts import charts_of
+from reuse_algos.compare.show.charts import charts_of, readings_charts
 from reuse_algos.compare.show.drawing import Chart
 from reuse_algos.compare.show.words import AXIS_WORDS, format_speedup
 
@@ -83,6 +83,7 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
         outcomes: The runs that it was made from.
     """
     document = comparison.to_dict()
+    # Over training only these are known at every evaluation.
     axes: list[Axis] = ["steps", "train_seconds", "cost_seconds"]
     if comparison.method == "budgets":
         axes = [axis for axis in AXES if any(p.costs.get(axis) is not None for p in comparison.points)]
@@ -112,7 +113,8 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
             **({"points": _table(points)} if points else {"curves": _table(_curves(comparison, charts))}),
             "notes": Table(["note"], [[note] for note in comparison.notes]),
         },
-        lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts},
+        lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts}
+        | {f"readings/{chart.key}": _lines(chart) for chart in readings_charts(comparison, outcomes)},
         bars=bars,
         document=document,
     )
@@ -195,6 +197,7 @@ def _curves(comparison: Comparison, charts: Sequence[Chart]) -> list[dict[str, A
     """Return the mean curve of each group at the evaluations that all of its runs share, from the charts."""
     by_axis = {chart.key: [series for series in chart.series if series.name] for chart in charts}
     total = sum(len(series.x) for series in by_axis["steps"])
+    # The ends stay, as they are what a group reached.
     every = max(1, math.ceil(total / (MAX_ROWS - len(comparison.groups))))
     rows = []
     for place, series in enumerate(by_axis["steps"]):
@@ -214,7 +217,11 @@ def _lines(chart: Chart) -> Lines:
     def finite(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
         return (point for point in points if math.isfinite(point[0]) and math.isfinite(point[1]))
 
-    named = {series.name: sorted(finite(series.joined)) for series in chart.series if series.name}
+    # On a page one name stands for all runs of a group; W&B needs one for each line.
+    named = {
+        series.name or f"{series.look.name} ({number})": sorted(finite(series.joined))
+        for number, series in enumerate(chart.series)
+    }
     found = {name: points for name, points in named.items() if points}
     xs = [x for points in found.values() for x, _ in points]
     if xs and chart.level is not None and math.isfinite(chart.level):

@@ -99,6 +99,7 @@ class Chart:
         log: Whether equal ratios across take equal room.
         level: Value at which a horizontal line is drawn, or None.
         level_name: What that line is.
+        log_y: Whether equal ratios upwards take equal room. Default: False.
     """
 
     key: str
@@ -109,6 +110,7 @@ class Chart:
     log: bool
     level: float | None = None
     level_name: str = ""
+    log_y: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def looks_of(comparison: Comparison) -> list[Look]:
     techniques = [name for name in others if name not in controls]
     of = {name: _technique(name, str(of_group[name]), techniques) for name in controls}
     looks = [Look(0, baseline, 0)]
+    # Controls without their technique come last, in colours of their own.
     for colour, name in enumerate([*techniques, *(name for name in controls if of[name] is None)], start=1):
         looks.append(Look(names.index(name), name, colour, control=name in controls))
         looks += [Look(names.index(c), c, colour, control=True, technique=name) for c in controls if of[c] == name]
@@ -148,6 +151,7 @@ def drawn_axes(comparison: Comparison) -> list[Axis]:
     points = comparison.points
     shown: list[Axis] = [axis for axis in _SHOWN_FIRST if axis in comparison.shown_axes]
     known: list[Axis] = [axis for axis in shown if any((point.costs.get(axis) or 0.0) > 0.0 for point in points)]
+    # Without harvests both costs are the same line.
     if all(point.costs.get("amortised_seconds") == point.costs.get("cost_seconds") for point in points):
         known = [axis for axis in known if axis != "amortised_seconds"]
     return sorted(known, key=lambda axis: axis != comparison.judged_by)

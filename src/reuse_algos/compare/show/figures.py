@@ -1,4 +1,4 @@
-"""A comparison as an image file: the first of its charts, by matplotlib."""
+"""Charts as image files, by matplotlib."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.charts import charts_of
-from reuse_algos.errors import CompareError
+from reuse_algos.compare.show.drawing import Chart, Series
+from reuse_algos.compare.show.files import PLOTS, write_file
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["FILE_TYPES", "check_plot_path", "comparison_figure", "plot_comparison"]
-
-FILE_TYPES = ("png", "pdf", "svg")
+__all__ = ["chart_figure", "comparison_figure", "plot_chart", "plot_comparison"]
 
 
 def plot_comparison(comparison: Comparison, outcomes: Outcomes, path: str | os.PathLike[str]) -> Path:
@@ -27,24 +27,20 @@ def plot_comparison(comparison: Comparison, outcomes: Outcomes, path: str | os.P
     Raises:
         CompareError: Another extension, or the file cannot be written.
     """
-    target = Path(path)
-    check_plot_path(target)
-    try:
-        comparison_figure(comparison, outcomes).savefig(target, dpi=150, bbox_inches="tight")
-    except OSError as error:
-        raise CompareError(f"the plot cannot be written to {target}: {error.strerror or error}") from error
-    return target
+    return _write(comparison_figure(comparison, outcomes), Path(path))
 
 
-def check_plot_path(path: Path) -> None:
-    """Refuse a file type that cannot be written, before any work is done.
+def plot_chart(chart: Chart, path: Path) -> Path:
+    """Write :func:`chart_figure` to a file; its extension (png, pdf or svg) is the type.
 
     Raises:
-        CompareError: The extension is not one of :data:`FILE_TYPES`.
+        CompareError: Another extension, or the file cannot be written.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FILE_TYPES:
-        raise CompareError(f"a plot cannot be written as {path.name!r}: end the name in .{', .'.join(FILE_TYPES)}")
+    return _write(chart_figure(chart), path)
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    return write_file(path, PLOTS, lambda where: figure.savefig(where, dpi=150, bbox_inches="tight"))
 
 
 def comparison_figure(comparison: Comparison, outcomes: Outcomes) -> Figure:
@@ -57,32 +53,56 @@ def comparison_figure(comparison: Comparison, outcomes: Outcomes) -> Figure:
     Returns:
         A figure that belongs to no window and no pyplot state.
     """
+    title = f"{comparison.metric} against cost, by {comparison.group_by}"
+    return chart_figure(charts_of(comparison, outcomes)[0], title)
+
+
+def chart_figure(chart: Chart, title: str = "") -> Figure:
+    """Draw one chart.
+
+    Args:
+        chart: What to draw.
+        title: Above it. Default: the chart's own.
+
+    Returns:
+        A figure that belongs to no window and no pyplot state.
+    """
     # matplotlib takes a third of a second to import, and this module is imported with the package.
     from matplotlib.figure import Figure
 
-    chart = charts_of(comparison, outcomes)[0]
     figure = Figure(figsize=(7.0, 4.5))
     axes = figure.add_subplot()
     for series in chart.series:
-        colour, dash = f"C{series.look.colour % 10}", "--" if series.look.control else "-"
-        for run in series.runs:
-            axes.plot(run["x"], run["y"], color=colour, lw=0.8, alpha=0.4)
-        if not series.name:
-            axes.plot(series.x, series.y, "o", color=colour, mec="black", zorder=5)
-            continue
-        points = np.array(series.joined, dtype=np.float64).reshape(-1, 2)
-        marker = "" if series.band else "o"
-        axes.plot(points[:, 0], points[:, 1], dash, marker=marker, color=colour, lw=2.2, label=_plain(series.name))
+        _draw(axes, series)
     if chart.level is not None:
         axes.axhline(chart.level, ls="--", lw=1.0, color="grey", label=chart.level_name)
-    if chart.log:
-        axes.set_xscale("log")
+    axes.set_xscale("log" if chart.log else "linear")
+    axes.set_yscale("log" if chart.log_y else "linear")
     axes.set_xlabel(_plain(chart.x_title))
     axes.set_ylabel(_plain(chart.y_title))
-    axes.set_title(_plain(f"{comparison.metric} against cost, by {comparison.group_by}"), fontsize="medium")
-    axes.legend(fontsize="small")
+    axes.set_title(_plain(title or chart.title), fontsize="medium")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize="small")
     axes.grid(alpha=0.25)
     return figure
+
+
+def _draw(axes: Axes, series: Series) -> None:
+    colour, dash = f"C{series.look.colour % 10}", "--" if series.look.control else "-"
+    for run in series.runs:
+        axes.plot(run["x"], run["y"], color=colour, lw=0.8, alpha=0.4)
+    label = _plain(series.name) if series.name else None
+    if not series.line:
+        axes.plot(series.x, series.y, "o", color=colour, mec="black", label=label, zorder=5)
+    else:
+        points = np.array(series.joined, dtype=np.float64).reshape(-1, 2)
+        marker = "" if series.band or not series.labels else "o"
+        axes.plot(points[:, 0], points[:, 1], dash, marker=marker, color=colour, lw=2.2, label=label)
+    if series.low and not series.band:
+        x, y, low, high = np.array([series.x, series.y, series.low, series.high], dtype=np.float64)
+        known = np.isfinite(y) & np.isfinite(low) & np.isfinite(high)
+        gaps = np.stack([y - low, high - y])[:, known]
+        axes.errorbar(x[known], y[known], yerr=gaps, fmt="none", ecolor=colour, capsize=3, lw=1.0)
 
 
 def _plain(text: str) -> str:

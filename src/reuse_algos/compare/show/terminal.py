@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from reuse_algos.compare.advice.recommend import Candidate, Recommendation
 from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
 from reuse_algos.compare.question import Axis
-from reuse_algos.compare.recommend import Candidate, Recommendation
 from reuse_algos.compare.result import Comparison, CostToTarget, Group
 from reuse_algos.compare.show.words import (
     AXIS_WORDS,
@@ -51,6 +51,7 @@ def new_table(*columns: tuple[str, bool], padding: int = 2, first: int | None = 
     table = Table(pad_edge=False, box=None, header_style="bold", padding=(0, padding, 0, 0))
     for title, right in columns:
         table.add_column(title, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    # Names come from tags, and may be long.
     table.columns[0].max_width = first
     return table
 
@@ -152,6 +153,7 @@ def _verdict(group: Group) -> Text:
     text = verdict_text(group.verdict)
     if group.target_bound == ">=":
         text.append("\ntarget not reached", style="default")
+    # The verdict is about seconds; where steps say something else, both are shown.
     in_steps = group.speedups.get("steps")
     if in_steps is not None and in_steps.verdict != group.verdict:
         text.append(f"\n(steps: {in_steps.verdict})", style="default")

@@ -78,7 +78,7 @@ def log_to_wandb(dashboard: Dashboard, target: WandbTarget, *, html: str | None 
         Where it is, in words: the run's address, or its folder where W&B is offline (``WANDB_MODE=offline``).
 
     Raises:
-        CompareError: W&B is not installed, a run of it is under way, nobody is logged in, or it cannot be reached.
+        CompareError: W&B is not installed, a run of it is under way, no user is logged in, or it cannot be reached.
     """
     wandb = check_wandb()
     try:
@@ -95,6 +95,7 @@ def log_to_wandb(dashboard: Dashboard, target: WandbTarget, *, html: str | None 
             f"W&B did not open a run in project {target.project!r}: {' '.join(str(error).split())}. Log in with "
             "`wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps the run in a folder for `wandb sync`"
         ) from error
+    # A run that broke off must not look finished.
     failed = True
     try:
         run.log(_panels(wandb, dashboard, html))

@@ -66,6 +66,7 @@ def format_seconds(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "?"
     for unit, size in (("h", 3600.0), ("min", 60.0), ("s", 1.0)):
+        # From two minutes and two hours on, so that 90 s stays 90 s.
         if seconds >= size * (2.0 if size > 1.0 else 1.0):
             return f"{seconds / size:.3g} {unit}" if seconds / size < 1000 else f"{seconds / size:.0f} {unit}"
     return f"{seconds * 1000:.3g} ms" if seconds > 0 else "0 s"

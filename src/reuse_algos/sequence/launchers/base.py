@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from reuse_algos.sequence.harvests import Harvest
-from reuse_algos.sequence.lease import LeaseKey
-from reuse_algos.sequence.plan import PlannedStep
+from reuse_algos.sequence.planning.harvests import Harvest
+from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.progress import LOG, RECIPE
+from reuse_algos.sequence.running.lease import LeaseKey
 
 __all__ = ["Job", "Launcher"]
 
@@ -51,7 +51,7 @@ class Job:
                 "config": dataclasses.asdict(self.harvest.config),
             }
         several = ["-m", "composer.cli.launcher", "-n", str(self.ranks)] if self.ranks > 1 else []
-        return [sys.executable, *several, "-m", "reuse_algos.sequence.job", json.dumps(asked)]
+        return [sys.executable, *several, "-m", "reuse_algos.sequence.running.job", json.dumps(asked)]
 
 
 class Launcher(Protocol):

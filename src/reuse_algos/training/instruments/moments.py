@@ -26,7 +26,7 @@ class GradientMoments:
 
     Attributes:
         losses_N: The loss of each example.
-        mean_D: g, the mean gradient.
+        mean_D: G, the mean gradient.
         second_D: Mean of ``g_id ** 2`` over the examples.
         squared_norms_N: ``|g_i| ** 2``.
         inner_N: ``g_i . g``.

@@ -1,42 +1,31 @@
-"""A comparison of any kind as one HTML file that explains itself: no network, light and dark, on a phone and on paper.
+"""The page of a comparison: what its template ``page.html.j2`` shows.
 
-    page = report_page(compare(outcomes, question), outcomes)
-    write_report(page, Path("report.html"))
-
-The page is one Jinja2 template, ``page.html.j2``; every text that reaches it is escaped there.
+page = report_page(compare(outcomes, question), outcomes)
+write_report(page, Path("report.html"))
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import functools
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FunctionLoader, StrictUndefined
-from markupsafe import Markup
-
+from reuse_algos.compare.inside import findings_of
 from reuse_algos.compare.outcomes import Outcomes
-from reuse_algos.compare.result import Comparison, json_safe
+from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show import charts, drawing
 from reuse_algos.compare.show.drawing import Look
 from reuse_algos.compare.show.page import tables
-from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows, used_words
+from reuse_algos.compare.show.page.document import render
+from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows
 from reuse_algos.compare.show.page.sample import only_runs, sampled
-from reuse_algos.compare.show.page.svg import bar_views, plot_of, sign_of
+from reuse_algos.compare.show.page.svg import bar_views, plot_of
 from reuse_algos.compare.show.page.texts import headline, texts_of
-from reuse_algos.compare.show.page.values import Numbers, visible
+from reuse_algos.compare.show.page.values import Numbers
 from reuse_algos.compare.show.words import AXIS_WORDS
 from reuse_algos.errors import CompareError
 
-__all__ = ["FILE_TYPES", "check_report_path", "embedded_json", "report_page", "write_report"]
-
-FILE_TYPES = ("html", "htm")
+__all__ = ["report_page"]
 
 _SIGNS = {"faster": "▲", "slower": "▼", "no difference": "=", "not enough runs": "?", "baseline": "●"}
 
@@ -51,7 +40,8 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     Returns:
         HTML. It loads nothing, from nowhere. Its element ``report-data`` holds as JSON: ``comparison`` (as
         :meth:`Comparison.to_dict() <reuse_algos.compare.result.Comparison.to_dict>`), ``charts``, ``pareto``,
-        ``amortisation`` and ``runs`` (the provenance by run id); each number on the page names its place there.
+        ``amortisation``, ``readings`` and ``runs`` (the provenance by run id). Each number on the page names its place
+        there.
 
     Raises:
         CompareError: Only ends are compared.
@@ -67,13 +57,13 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "charts": only_runs(charts.charts_of(comparison, outcomes), listed),
         "pareto": charts.pareto(comparison),
         "amortisation": charts.amortisation(comparison),
+        "readings": charts.readings_charts(comparison, outcomes),
         "runs": {run_id: run_facts(manifests[run_id]) for run_id in sorted(manifests)},
     }
     numbers = Numbers(roots)
     data = {name: _plain(value) for name, value in roots.items()} | {"comparison": comparison.to_dict()}
     looks = drawing.looks_of(comparison)
     over_budgets = comparison.method == "budgets"
-    style, script = _resource("style.css"), _resource("script.js")
     view = {
         "comparison": comparison,
         "numbers": numbers,
@@ -85,70 +75,36 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "figures": tables.figures_table(looks, comparison, numbers),
         "payback": tables.payback_table(looks, comparison, numbers),
         "amortisation": roots["amortisation"] and plot_of(roots["amortisation"], numbers, "amortisation"),
+        "readings": [
+            {"key": chart.key, "tab": chart.key, "plot": plot_of(chart, numbers, "readings", k)}
+            for k, chart in enumerate(roots["readings"])
+        ],
+        "findings": findings_of(outcomes.groups),
         "runs_table": tables.runs_table(looks, comparison, numbers),
         "details": [(look, _details(look, comparison, numbers, roots["runs"])) for look in looks],
         **texts_of(comparison),
         "signs": _SIGNS,
         "costs": COSTS,
-        "data": embedded_json(data),
-        "style": Markup(style),
-        "script": Markup(script),
-        # Nothing may be loaded from anywhere, and only this style and this script apply.
-        "policy": f"default-src 'none'; style-src {_digest(style)}; script-src {_digest(script)}; img-src data:; "
-        "base-uri 'none'; form-action 'none'",
+        "kind": "Run comparison",
+        "first": "verdict",
+        "source_of_runs": comparison.archive,
+        "archive_id": comparison.archive_id,
     }
-    shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"]}
+    shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"],
+             "readings": view["readings"]}  # fmt: skip
     titles = {
         "verdict": "Verdict", "speedup": "Speed-up", "curves": "Budget and result" if over_budgets else "Curves",
         "pareto": "Pareto front", "figures": "All budgets" if over_budgets else "In figures",
-        "amortisation": "Amortisation", "notes": "Notes", "runs": "Runs",
+        "amortisation": "Amortisation", "readings": "Inside the runs", "notes": "Notes", "runs": "Runs",
     }  # fmt: skip
     view["sections"] = {anchor: title for anchor, title in titles.items() if shown.get(anchor, True)}
-    return _environment().get_template("page").render(view)
-
-
-@functools.cache
-def _environment() -> Environment:
-    def load(name: str) -> str:
-        return _resource(f"{name}.html.j2")
-
-    environment = Environment(
-        loader=FunctionLoader(load),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        # Plain text is shown with its hidden characters; what is markup already was made by this package.
-        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
-    )
-    environment.globals.update(sign_of=sign_of, used=used_words)
-    return environment
-
-
-def _resource(name: str) -> str:
-    return (resources.files("reuse_algos.compare.show.page") / name).read_text(encoding="utf-8")
-
-
-def _digest(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return render("page", data, **view)
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) and not isinstance(value, type) else value
-
-
-def embedded_json(data: Mapping[str, Any]) -> Markup:
-    """Return data as JSON that can stand in an element of a page, from which no text in it can break out.
-
-    Numbers that are not finite become null. Other than the JSON grammar asks, ``<``, ``>`` and ``&`` are escaped as
-    well, so that neither ``</script>`` nor ``<!--`` can stand there; any JSON parser gives them back.
-    """
-    written = json.dumps(json_safe(data), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        written = written.replace(character, f"\\u{ord(character):04x}")
-    return Markup(written)
 
 
 def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]]:
@@ -161,6 +117,7 @@ def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]
 
     def warning(look: Look, technique: Look) -> str:
         ours, theirs = (comparison.groups[one.index].verdict for one in (look, technique))
+        # A control should not be faster: what it lacks would then not be what helps.
         if ours != "faster":
             return ""
         if theirs == "faster":
@@ -216,29 +173,3 @@ def _details(look: Look, comparison: Comparison, numbers: Numbers, facts: Mappin
             }
         )  # fmt: skip
     return opened
-
-
-def check_report_path(path: Path) -> None:
-    """Refuse a name that no browser would open as a page, before any work is done.
-
-    Raises:
-        CompareError: The extension is not one of :data:`FILE_TYPES`, or the folder does not exist.
-    """
-    if path.suffix.lower().removeprefix(".") not in FILE_TYPES:
-        raise CompareError(f"a report cannot be written as {path.name!r}: end the name in .{' or .'.join(FILE_TYPES)}")
-    if not path.parent.is_dir():
-        raise CompareError(f"the report cannot be written to {path}: there is no folder {path.parent}")
-
-
-def write_report(page: str, path: Path) -> Path:
-    """Write a page to a file.
-
-    Raises:
-        CompareError: As :func:`check_report_path`; or the file cannot be written.
-    """
-    check_report_path(path)
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise CompareError(f"the report cannot be written to {path}: {error.strerror or error}") from error
-    return path

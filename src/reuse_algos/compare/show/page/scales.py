@@ -55,6 +55,7 @@ def linear_scale(
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = (0.0 if from_zero else min(finite)), max(finite)
+    # One value alone still needs an axis.
     span = high - low or abs(high) or 1.0
     low, high = (0.0 if from_zero else low - room * span), high + room * span
     step = (high - low) / _TICKS

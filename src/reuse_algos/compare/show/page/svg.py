@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series
 from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
 from reuse_algos.compare.show.page.values import Numbers, Value
@@ -115,12 +114,14 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
         numbers: They hold the chart.
         path: Of the chart in them.
     """
+    # An empty series still has its place in the legend, but no scale.
     shown = [s for s in chart.series if s.x]
     points = [p for s in shown for p in (*s.joined, *_thin(s)) if math.isfinite(p[1])]
     points += [(x, y) for s in shown if not s.band for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
     # A band of two runs is many times as high as its curve, so only whiskers widen the axis.
     marked = [value for s in shown for value in (*s.y, *(() if s.band else (*s.low, *s.high)))]
-    y_scale = linear_scale([y for _, y in points] + marked + ([] if chart.level is None else [chart.level]))
+    ys = [y for _, y in points] + marked + ([] if chart.level is None else [chart.level])
+    y_scale = log_scale(ys, room=0.05) if chart.log_y else linear_scale(ys)
     xs, seconds = [x for x, _ in points], chart.key.endswith("seconds")
     if chart.log:
         x_scale = log_scale(xs, room=0.05, seconds=seconds)
@@ -131,6 +132,7 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
     def x_text(x: float) -> str:
         return format_amount(chart.key, x) if chart.key in AXIS_WORDS else f"{x:g}"
 
+    # On a phone every other tick is left out.
     many = len(x_scale.ticks) > 4
     return Plot(
         chart,
@@ -180,6 +182,7 @@ def _picked(length: int, *, all_of_them: bool) -> list[int]:
     """Return positions that can be pointed at: all, or evenly spread ones with the last."""
     if all_of_them or length <= _MOST_MARKS:
         return list(range(length))
+    # Hundreds of marks would slow the page down and could not be told apart.
     return sorted({round(k * (length - 1) / (_MOST_MARKS - 1)) for k in range(_MOST_MARKS)})
 
 
@@ -220,7 +223,7 @@ def bar_views(bars: Bars, numbers: Numbers) -> tuple[list[BarView], list[Tick], 
         fill, mark = None, None
         if speedup.known:
             at = scale.place(speedup.estimate)
-            words = f"{look.name}\nspeed-up in {_words(bars.key)}: {format_speedup(speedup)}"
+            words = f"{look.name}\nspeed-up in {AXIS_WORDS[bars.key]}: {format_speedup(speedup)}"
             mark = Mark(percent(at), percent(0.5), numbers.at(*path, "estimate"), words, "")
             fill = (percent(min(one, at)), percent(abs(at - one))) if speedup.drawn else None
         views.append(BarView(look, sign_of(look), path, fill, (percent(low), percent(high)), ends, mark))
@@ -230,7 +233,3 @@ def bar_views(bars: Bars, numbers: Numbers) -> tuple[list[BarView], list[Tick], 
         for k, t in enumerate(scale.ticks)
     ]
     return views, ticks, percent(one)
-
-
-def _words(axis: Axis) -> str:
-    return AXIS_WORDS[axis]

@@ -11,12 +11,11 @@ from markupsafe import Markup
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.drawing import Look, Series
-from reuse_algos.compare.show.page.values import Numbers
+from reuse_algos.compare.show.page.values import Numbers, visible
 from reuse_algos.compare.show.words import AXIS_WORDS, short
 
 __all__ = [
     "Labelled",
-    "RunLink",
     "Table",
     "curve_table",
     "figures_table",
@@ -30,7 +29,7 @@ __all__ = [
 class Table:
     """A table: what it shows, one title per column, rows of cells, and how many columns from the left hold words.
 
-    A cell is a text, a :class:`~reuse_algos.compare.show.drawing.Look`, a :class:`Labelled` or a :class:`RunLink`.
+    A cell is a text, a :class:`~reuse_algos.compare.show.drawing.Look`, or a :class:`Labelled`.
     """
 
     caption: str
@@ -45,14 +44,6 @@ class Labelled:
 
     look: Look
     words: str
-
-
-@dataclass(frozen=True)
-class RunLink:
-    """A run's id as a link to its details."""
-
-    run_id: str
-    anchor: str
 
 
 def figures_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> Table:
@@ -159,7 +150,7 @@ def runs_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) 
     for look in looks:
         for k, run in enumerate(comparison.groups[look.index].runs):
             path = ("comparison", "groups", look.index, "runs", k)
-            row: list[Any] = [RunLink(run.run_id, f"run-{look.index}-{k}"), look.name, run.budget]
+            row: list[Any] = [_link(run.run_id, f"run-{look.index}-{k}"), look.name, run.budget]
             row += [run.health, numbers.seed(*path, "seed"), numbers.number(*path, "final")]
             if run.to_target is not None:
                 mark = Markup("" if run.to_target.reached else "> ")
@@ -170,3 +161,7 @@ def runs_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) 
     to_target = ["steps to target", "cost to target"] if comparison.method in ("curves", "runs") else []
     head = ["run", "group", "budget", "health", "seed", "final", *to_target, "set-up", "harvest"]
     return Table("All runs", head, rows, words=4)
+
+
+def _link(run_id: str, anchor: str) -> Markup:
+    return Markup('<a href="#{}">{}</a>').format(anchor, visible(run_id))

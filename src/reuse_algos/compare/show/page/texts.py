@@ -12,7 +12,7 @@ __all__ = ["headline", "texts_of"]
 
 
 def headline(comparison: Comparison, looks: Sequence[Look]) -> str:
-    """Return the outcome in a few words; controls have no say in it."""
+    """Return the outcome in a few words; controls do not count in it."""
     baseline = comparison.baseline
     verdicts = {look.name: comparison.groups[look.index].verdict for look in looks[1:] if not look.control}
     faster = [name for name, verdict in verdicts.items() if verdict == "faster"]

@@ -83,6 +83,7 @@ class Numbers:
         """Return the number at a path of field names, keys and positions. None stays None."""
         node: Any = self._roots
         for part in path:
+            # Records are dataclasses with mappings and lists inside.
             indexed = isinstance(node, Mapping | Sequence)
             node = node[part] if indexed else getattr(node, str(part))
         return Value(node, "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path))
@@ -96,6 +97,12 @@ class Numbers:
         """Return a whole number."""
         value = self.at(*path)
         return value.show(format_count(value.number))
+
+    def figure(self, *path: Path) -> Markup:
+        """Return a number with four significant digits, ``-`` where it is not finite."""
+        value = self.at(*path)
+        text = str(value.raw) if isinstance(value.raw, int) else f"{value.number:.4g}"
+        return value.show(text if math.isfinite(value.number) else "-")
 
     def seconds(self, *path: Path) -> Markup:
         """Return seconds, with a unit."""

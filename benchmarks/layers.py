@@ -1,0 +1,137 @@
+"""How well do three depths predict a fourth, and one process two?
+
+Depths: ResNet-20, 32 and 44 at a constant rate predict the loss at the end and the step time of ResNet-56, which is
+trained as well. Processes: one process says how long an example takes, and the model of strong scaling predicts two
+(gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are given.
+
+    python benchmarks/layers.py --archive ./layers-archive                # about five minutes on two quiet CPU cores
+    python benchmarks/layers.py --archive ./layers-archive --summary
+
+What the archive holds is not trained again. Seconds on a machine that is shared with other work tell little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from job_runner import ResultsFile, command_line, surroundings
+
+from reuse_algos.archive import RunArchive
+from reuse_algos.predict import History, histories, leave_one_size_out, predict_size, strong_scaling
+from reuse_algos.predict.evidence import sized_runs, steps_per_second
+from reuse_algos.recipe.shipped import shipped_recipe
+
+OUT = Path(__file__).parent / "results" / "layers.jsonl"
+DEPTHS = (20, 32, 44, 56)
+BATCH = 50
+
+
+def train(archive: Path, depth: int, epochs: int, processes: int, seed: int) -> None:
+    """Train one run in processes of its own, unless the archive holds it."""
+    name = f"layers-{depth}-{processes}-{seed}"
+    if archive.is_dir() and RunArchive(archive, read_only=True).runs(run_name=name):
+        return
+    words = [
+        f"archive={archive}", f"run_name={name}", f"seed={seed}", f"max_duration={epochs}ep", "device=cpu",
+        f"model={{name: resnet{depth}}}", f"data.batch_size={BATCH}", "scheduler=null", "optimizer.lr=0.05",
+        f"eval_interval={epochs}ep", "callbacks.run_recorder={weights: []}", "progress_bar=false",
+        f"tags={{study: layers, depth: '{depth}', processes: '{processes}'}}",
+    ]  # fmt: skip
+    launcher = ["-m", "composer.cli.launcher", "-n", str(processes)] if processes > 1 else []
+    command = [sys.executable, *launcher, "-m", "reuse_algos.train", str(shipped_recipe("digits/baseline")), *words]
+    print(f"trains {name}", flush=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def depths_record(archive: RunArchive) -> dict[str, Any]:
+    """Return what three depths predict of the fourth, beside what it measured."""
+    runs = histories(archive, tags={"study": "layers", "processes": "1"})
+    known = [run for run in runs if _depth(run) != DEPTHS[-1]]
+    sized, (last,) = sized_runs(known), sized_runs([run for run in runs if _depth(run) == DEPTHS[-1]][:1])
+    made = predict_size(sized, last.flops, last.hardware)
+    loss = float(made.curve.loss(last.end_step))
+    return {
+        "what": "depths",
+        "loss": {"predicted": loss, "measured": last.end_loss, "error": loss / last.end_loss - 1},
+        "step_seconds": {
+            "predicted": made.step_seconds,
+            "measured": last.step_seconds,
+            "error": made.step_seconds / last.step_seconds - 1,
+        },
+        "errors_when_left_out": {size: list(errors) for size, errors in leave_one_size_out(sized).items()},
+    }
+
+
+def processes_record(archive: RunArchive, network: float, price: float) -> dict[str, Any]:
+    """Return what one process predicts of two, beside what they measured."""
+    alone, together = (
+        next(run for run in histories(archive, tags={"study": "layers", "depth": "20"}) if run.workers == count)
+        for count in (1, 2)
+    )
+    model = archive.run(alone.run_id).manifest.model
+    gradients = 4.0 * (model.num_parameters if model is not None else 0)
+    each = 1 / steps_per_second(alone) / BATCH
+    row = strong_scaling(each, BATCH, together.end_step, gradients, network, workers=[2], price_per_hour=price)[0]
+    measured = steps_per_second(together)
+    runtime = together.end_step / measured
+    return {
+        "what": "processes",
+        "throughput": {
+            "nothing_overlaps": row.examples_per_second,
+            "all_overlaps": BATCH / row.overlapped_seconds,
+            "measured": measured * BATCH,
+            "one_process": steps_per_second(alone) * BATCH,
+        },
+        "runtime_seconds": {"predicted": row.runtime_seconds, "measured": runtime},
+        "cost": {"predicted": row.cost, "measured": runtime / 3600 * 2 * price},
+        "error": row.examples_per_second / (measured * BATCH) - 1,
+    }
+
+
+def _depth(run: History) -> int:
+    return int(str(run.recipe["model"]["name"]).removeprefix("resnet"))
+
+
+def summarise(records: Sequence[dict[str, Any]]) -> None:
+    """Print each record, predicted beside measured."""
+    for one in records:
+        for name, found in one.items():
+            if isinstance(found, dict) and "measured" in found:
+                numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
+                print(f"{one['what']}, {name}: {numbers}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, then predict and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archive", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--network-gbits", type=float, default=10.0, help="of the link between the processes")
+    parser.add_argument("--price-per-hour", type=float, default=1.0, help="of one process")
+    parser.add_argument("--out", default=str(OUT))
+    parser.add_argument("--summary", action="store_true", help="only show what is in the file")
+    options = parser.parse_args(argv)
+    out = ResultsFile(options.out)
+    if not options.summary:
+        path = options.archive.resolve()
+        for depth, processes in [*((depth, 1) for depth in DEPTHS), (DEPTHS[0], 2)]:
+            train(path, depth, options.epochs, processes, options.seed)
+        archive = RunArchive(path, read_only=True)
+        found = [
+            depths_record(archive),
+            processes_record(archive, options.network_gbits * 1e9 / 8, options.price_per_hour),
+        ]
+        for record in found:
+            out.append({**record, "epochs": options.epochs, **surroundings(), "command": command_line(__file__)})
+    summarise(out.records())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

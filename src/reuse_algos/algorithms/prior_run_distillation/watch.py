@@ -1,0 +1,152 @@
+"""A watch over a run that is taught: it notices when the term does harm, and says why it should be switched off.
+
+Shapes: B rows, D channels that the head is given.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from composer import State
+from composer.utils import dist
+from torch import Tensor, nn
+
+from reuse_algos.errors import ModelError
+from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.parameters.head import find_head, head_module
+
+__all__ = ["Channels", "HarmWatch", "Look"]
+
+log = logging.getLogger(__name__)
+
+_LOOKS_PER_EPOCH = 4
+_LEAST_BATCHES = 8
+"""Between two looks: a few batches in a row say the same."""
+_PATIENCE = 3
+_OPPOSED = -0.1
+_PASSED = 0.01
+_DIED = 0.25
+
+
+class Look(NamedTuple):
+    """What one batch shows; None where it cannot be known.
+
+    Attributes:
+        cosine: Of the angle between the gradients of the term and of the model's own loss at the logits.
+        right: Share of the rows that the student answers rightly.
+        taught: Share that its teachers do.
+        dead: Share of the channels in front of the head that are 0 for every row.
+    """
+
+    cosine: float | None = None
+    right: float | None = None
+    taught: float | None = None
+    dead: float | None = None
+
+
+class HarmWatch:
+    """Judges what a batch shows now and then, and remembers how often in a row it was bad.
+
+    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss (cosine below
+    -0.1), or the student answers more rows of the training batches rightly than its teachers do (by a point), or a
+    quarter more of the channels in front of the head are dead than at the first look. Looks are eight batches apart
+    or more, and about four an epoch.
+
+    Args:
+        on: Whether there is a watch at all.
+    """
+
+    def __init__(self, on: bool) -> None:
+        self.on = on
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget what another Trainer showed."""
+        self._bad: dict[str, int] = {}
+        self._first_dead: float | None = None
+
+    def is_due(self, state: State) -> bool:
+        """Return whether the batch that begins is one to look at."""
+        length = state.dataloader_len
+        apart = max(_LEAST_BATCHES, 0 if length is None else int(length) // _LOOKS_PER_EPOCH)
+        return self.on and int(state.timestamp.batch) % apart == apart - 1
+
+    def judge(self, look: Look) -> str | None:
+        """Return why the term does harm, or None where it does not, or not yet for sure.
+
+        Args:
+            look: At the batch that has just ended.
+        """
+        signs: dict[str, str] = {}
+        if look.cosine is not None and look.cosine < _OPPOSED:
+            signs["opposed"] = f"its gradient opposes that of the model's own loss (cosine {look.cosine:.2f})"
+        if look.right is not None and look.taught is not None and look.right > look.taught + _PASSED:
+            signs["passed"] = (
+                f"the student is right in {look.right:.1%} of the training rows, its teachers in {look.taught:.1%}"
+            )
+        if look.dead is not None:
+            self._first_dead = look.dead if self._first_dead is None else self._first_dead
+            if look.dead >= self._first_dead + _DIED:
+                signs["dead"] = (
+                    f"{look.dead:.0%} of the channels in front of the head are dead, {self._first_dead:.0%} at first"
+                )
+        self._bad = {name: self._bad.get(name, 0) + 1 for name in signs}
+        return next((words for name, words in signs.items() if self._bad[name] >= _PATIENCE), None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen so far."""
+        return {"bad": dict(self._bad), "first_dead": self._first_dead}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self._bad = {str(name): int(count) for name, count in state["bad"].items()}
+        self._first_dead = None if state["first_dead"] is None else float(state["first_dead"])
+
+
+class Channels:
+    """Sees which channels in front of the head are alive in a batch, by a hook that is there for this batch only."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+        self._alive_D: Tensor | None = None
+
+    def begin(self, model: nn.Module, num_classes: int) -> None:
+        """Watch the head of a model during the batch that begins, if it has one that can be watched.
+
+        Args:
+            model: The Trainer's.
+            num_classes: What the head has for outputs.
+        """
+        self.end()
+        plain = unwrap_model(model)
+        # A hook would have a compiled model compiled again.
+        if any("_orig_mod" in name.split(".") for name, _ in model.named_modules()):
+            return
+        try:
+            _, head = head_module(plain, find_head(plain, num_classes))
+        except ModelError:
+            return
+        self._handle = head.register_forward_pre_hook(self._see)
+
+    def _see(self, head: nn.Module, arguments: tuple[Any, ...]) -> None:
+        if not arguments or not isinstance(arguments[0], Tensor) or not head.training:
+            return
+        features = arguments[0].detach()
+        channel = 1 if isinstance(head, nn.Conv1d | nn.Conv2d | nn.Conv3d) else -1
+        alive_D = (features.movedim(channel, -1) != 0).flatten(0, -2).any(0)
+        self._alive_D = alive_D if self._alive_D is None else self._alive_D | alive_D
+
+    def end(self) -> float | None:
+        """Return the share of dead channels over all ranks, or None where nothing was seen; the hook is taken away."""
+        if self._handle is not None:
+            self._handle.remove()
+        alive_D, self._handle, self._alive_D = self._alive_D, None, None
+        if alive_D is None:
+            return None
+        alive = alive_D.to(torch.int32)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(alive, reduce_operation="MAX")
+        return 1.0 - float(alive.float().mean())

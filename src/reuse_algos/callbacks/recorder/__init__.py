@@ -1,0 +1,1 @@
+"""The recorder: what turns a training into a run of the archive."""

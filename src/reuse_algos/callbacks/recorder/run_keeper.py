@@ -1,0 +1,225 @@
+"""The record that a recorder keeps for one Trainer: opened, gone on with, committed and ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from composer import State
+from composer.callbacks import CheckpointSaver
+from composer.utils import dist
+
+from reuse_algos.archive import FileEntry, Manifest, ModelRecord, RunArchive
+from reuse_algos.callbacks.recorder.console import archived_line, say, stopped_line
+from reuse_algos.callbacks.recorder.continuing import goes_on
+from reuse_algos.callbacks.recorder.manifest_of import RunFacts, manifest_of
+from reuse_algos.callbacks.recorder.metric_log import MetricLog
+from reuse_algos.callbacks.recorder.monitor import BestSoFar, Monitor
+from reuse_algos.callbacks.recorder.provenance import model_flops, model_record
+from reuse_algos.callbacks.recorder.run_record import RunRecord
+from reuse_algos.callbacks.recorder.spool import Spool
+from reuse_algos.callbacks.recorder.state_facts import dataset_record, evaluated_weights, examples_of
+from reuse_algos.callbacks.signals.watch import SignalWatch
+from reuse_algos.callbacks.train_clock import TrainClock
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.training.ranks import on_every_rank, on_rank_zero
+from reuse_algos.training.recorded_task import record_of
+
+__all__ = ["RunKeeper", "RunLabels"]
+
+
+@dataclass(frozen=True)
+class RunLabels:
+    """What a run is called.
+
+    Attributes:
+        run_name: Name of the run. Default: None, which takes the Trainer's.
+        tags: Labels to select and group runs by.
+        recipe: The settings that made the run, or None.
+    """
+
+    run_name: str | None
+    tags: Mapping[str, str]
+    recipe: Mapping[str, Any] | None
+
+
+class RunKeeper:
+    """Keeps the record of the run of one Trainer.
+
+    Args:
+        archive: Where the record is written.
+        spool: What passes commits on to the archive proper; None where ``archive`` is the archive proper.
+        labels: What the run is called.
+        weights: Which weights are kept, see :class:`~reuse_algos.callbacks.RunRecorder`.
+        monitor: The metric that orders runs.
+        watch: The task and the signals.
+
+    Attributes:
+        info: The training data, or None where nothing is known of them.
+        record: The run's record, or None before training.
+        state: Composer's state of the training, or None before it.
+        ended: Whether training has ended by itself.
+        clock: Counts the seconds of training and of evaluation.
+        log: The metrics so far.
+        best: The monitored metric and its best weights.
+        overhead_seconds: What recording has cost so far, in seconds.
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive,
+        spool: Spool | None,
+        labels: RunLabels,
+        weights: Sequence[str],
+        monitor: Monitor,
+        watch: SignalWatch,
+    ) -> None:
+        self.archive, self.spool, self.labels, self.weights, self.watch = archive, spool, labels, weights, watch
+        self.best = BestSoFar(monitor, keep_weights="best" in weights)
+        self.clock = TrainClock()
+        self.log = MetricLog(self.clock)
+        self.info: DatasetInfo | None = None
+        self.record: RunRecord | None = None
+        self.state: State | None = None
+        self.resume: dict[str, Any] | None = None
+        self.ended = False
+        self.overhead_seconds = 0.0
+        self._model: ModelRecord | None = None
+
+    def start(self, state: State) -> None:
+        """Go on with the run of the checkpoint, or open a new one, the same on every rank."""
+        if self.spool is not None:
+            self.spool.begin()
+        # A checkpoint without its run must not start another: go_on raises then, and says where to look.
+        if not self.go_on(state):
+            if self.resume is not None:  # of another run: its steps count here, and so do their seconds
+                self.clock.train_seconds = float(self.resume["log"]["clock"]["train_seconds"])
+            self.record = record = RunRecord.start(self.archive, self._name(state))
+            if "init" in self.weights:  # behind the algorithms, which may have loaded a prior run's weights
+                on_rank_zero(lambda: record.put_weights("init", evaluated_weights(state)))
+
+    def go_on(self, state: State) -> bool:
+        """Take up the run of the checkpoint, and return whether there is one and it is this one."""
+        resume = self.resume
+        if resume is None or not goes_on(resume, self._name(state), self.archive, self.spool):
+            return False
+        self.record = RunRecord.resume(self.archive, resume["run_id"], int(resume["generation"]))
+        on_every_rank(lambda: self._take_back(resume))
+        return True
+
+    def _take_back(self, resume: Mapping[str, Any]) -> None:
+        """Restore what the run had when the checkpoint was made. What came after it is dropped."""
+        assert self.record is not None
+        manifest = self.record.manifest
+        assert manifest is not None
+        run = self.archive.open_run(manifest.run_id, manifest.generation)
+        # FLOPs were counted when the run was young; counting again would copy the model once more.
+        self._model = manifest.model
+        self.log = MetricLog.of_run(run, self.clock)
+        self.log.load_state_dict(resume["log"])
+        self.overhead_seconds += float(resume["overhead_seconds"])
+        self.best.value = float(resume["best_value"])
+        self.watch.take_back(run, self.record, self.record.own_signals(), resume["partial"])
+
+    def look_at_model(self, state: State) -> None:
+        """Count FLOPs and describe the model, once in a run, while a batch is there."""
+        if self._model is None:
+            flops = model_flops(state) if dist.get_global_rank() == 0 else None
+            self._model = model_record(state.model, flops)
+
+    def commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
+        """Commit on all ranks together; everything that can fail on one of them is inside.
+
+        Args:
+            state: Composer's state.
+            last: Whether to write the last weights. Default: False.
+            push: Whether to pass the commit on, where there is a spool. Default: True.
+        """
+        record, info = self.record, self.info
+        assert record is not None
+
+        def write_rest() -> None:
+            record.put_signals(self.watch.capture)
+            if dist.get_global_rank() == 0:
+                # The examples do not change within a run, so they are written with its first commit only.
+                if record.manifest is None and info is not None:
+                    record.put("dataset", "examples", examples_of(info))
+                if last:
+                    record.put_weights("last", evaluated_weights(state))
+                if self.best.weights is not None:
+                    record.put_weights("best", self.best.weights)
+                    # Written once: the same weights need not be written again at the next commit.
+                    self.best.weights = None
+                if self.log.names:
+                    record.put("metrics", "history", self.log.tensors())
+
+        def describe(files: list[FileEntry]) -> Manifest:
+            return manifest_of(self._facts(state), state, record.manifest, files)
+
+        record.commit(describe, write_rest)
+        if self.spool is not None and push:
+            self.spool.push(record.run_id, last=self.ended)
+
+    def finish(self, state: State) -> Manifest:
+        """Commit, mark the run as ended by itself, and say on the console what was archived."""
+        assert self.record is not None
+        self.commit(state, last="last" in self.weights, push=False)
+        self.record.finish()
+        if self.spool is not None:
+            self.spool.push(self.record.run_id, last=True)
+        manifest = self.record.manifest
+        assert manifest is not None
+        if dist.get_global_rank() == 0:
+            say(archived_line(self.record.run_id, self.archive.location, manifest))
+        return manifest
+
+    def keep_interrupted(self, state: State) -> None:
+        """Commit what there is of an interrupted run, as unfinished, where one rank has it all; say how to go on."""
+        if dist.get_world_size() == 1:
+            self.commit(state, last="last" in self.weights, push=False)
+        assert self.record is not None
+        if dist.get_global_rank() != 0 or self.record.manifest is None:
+            return
+        saving = any(isinstance(one, CheckpointSaver) for one in state.callbacks)
+        say(stopped_line(self.record.run_id, self.archive.location, self.record.manifest, checkpoints=saving))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Commit, so that checkpoint and record agree, and return what the checkpoint must know of the record."""
+        # Composer asks for a state before training, too, and what was loaded must survive until then.
+        if self.record is None or self.state is None:
+            return self.resume or {}
+        began = time.perf_counter()
+        self.commit(self.state)
+        self.overhead_seconds += time.perf_counter() - began
+        assert self.record.manifest is not None
+        return {
+            "run_id": self.record.run_id,
+            "run_name": self._name(self.state),
+            "generation": self.record.manifest.generation,
+            "log": self.log.state_dict(),
+            "best_value": self.best.value,
+            "overhead_seconds": self.overhead_seconds,
+            "partial": [] if self.watch.capture is None else self.watch.capture.slots,
+        }
+
+    def _name(self, state: State) -> str:
+        return self.labels.run_name or state.run_name
+
+    def _facts(self, state: State) -> RunFacts:
+        task = self.watch.reader.task
+        return RunFacts(
+            run_name=self._name(state),
+            tags=self.labels.tags,
+            recipe=self.labels.recipe,
+            dataset=None
+            if self.info is None
+            else dataset_record(self.info, getattr(state.dataloader, "dataset", None)),
+            task=None if task is None else record_of(task),
+            model=self._model,
+            log=self.log,
+            monitor=self.best.name(self.log),
+            monitor_mode=self.best.mode(self.log),
+            overhead_seconds=self.overhead_seconds,
+        )

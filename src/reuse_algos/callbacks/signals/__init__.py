@@ -1,0 +1,1 @@
+"""Per-example signals of the forward passes: measured, checked against the first batch, and kept."""

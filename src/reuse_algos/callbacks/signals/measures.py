@@ -1,0 +1,160 @@
+"""What is recorded of each microbatch, measured as the task of the run defines it.
+
+Shapes: B rows of a microbatch, C classes, X positions of an example (none for most tasks).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from composer import State
+from composer.algorithms import LabelSmoothing
+
+from reuse_algos.callbacks.signals.capture import CaptureSettings
+from reuse_algos.callbacks.signals.kept_logits import check_logits
+from reuse_algos.errors import ModelError, TaskError
+from reuse_algos.training.example_losses import TaskLosses, unreduced_losses
+from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.interplay import example_losses, example_weights
+from reuse_algos.training.loss import total_of
+from reuse_algos.training.outputs import logits_of, unwrap_model
+from reuse_algos.training.task import Rows, Task, by_row
+
+__all__ = ["Measures"]
+
+_NEAR = 1e-3  # of the loss, from 1; half precision keeps three digits
+
+_OF_TASK: dict[str, Callable[[Task, Rows], torch.Tensor]] = {
+    "correct": Task.correct,
+    "logit_margin": Task.logit_margin,
+}
+
+
+class Measures:
+    """Computes the signals of a microbatch from its outputs and targets.
+
+    Args:
+        settings: What is kept, by name.
+        reader: Knows the task from the first AFTER_LOSS on, and the targets of each microbatch.
+    """
+
+    def __init__(self, settings: Mapping[str, CaptureSettings], reader: TaskReader) -> None:
+        self.settings, self.reader = settings, reader
+        self.about_loss, self.about_logits = "loss is not recorded", ""
+        self._own: TaskLosses | None = None
+
+    def check(self, state: State, batch: Any, num_examples: int) -> None:
+        """Refuse, before the first step, what cannot be measured in this Trainer.
+
+        Args:
+            state: At the first AFTER_LOSS.
+            batch: The microbatch as the model was given it.
+            num_examples: N of the training data.
+
+        Raises:
+            TaskError: A signal is not defined for the task, its rows are too large, its layout is not known, or the
+                model's loss of each example cannot be had.
+        """
+        outputs = logits_of(state.outputs, self.reader.keys.output).detach()
+        # Without a task nobody knows which dimension of larger outputs holds the classes.
+        if self.reader.task is None and outputs.dim() > 2 and self.reader.refusal is not None:
+            raise self.reader.refusal
+        if (logits := self.settings.get("logits")) is not None:
+            known = outputs if self.reader.task is None else self.reader.task.rows(outputs).logits_BCX
+            if known.dim() > 1:
+                self.about_logits = check_logits(known.shape[1:], logits.top_k, logits.size, num_examples)
+        if self.reader.task is not None and self.settings.keys() - {"logits"}:
+            rows = self.reader.rows(state.outputs)
+            for name in _OF_TASK.keys() & self.settings.keys():
+                _OF_TASK[name](self.reader.known, rows)
+            if "loss" in self.settings:
+                self._choose_loss(state, batch, rows)
+
+    def of(self, names: Sequence[str], state: State, batch: Any) -> dict[str, torch.Tensor]:
+        """Return the signals with these names: ``logits`` ``[B, C, X]``, the others ``[B]``.
+
+        Args:
+            names: Which signals.
+            state: At AFTER_LOSS.
+            batch: The microbatch as the model was given it.
+        """
+        outputs, task = logits_of(state.outputs, self.reader.keys.output).detach(), self.reader.task
+        # Without a task only logits [B, C] get here; check() refused all else in the first batch.
+        if task is None:
+            return dict.fromkeys(names, outputs)  # logits only: whatever else is wanted needs a task
+        rows = task.rows(outputs, self.reader.targets)
+        found: dict[str, torch.Tensor] = {}
+        for name in names:
+            if name == "logits":
+                found[name] = rows.logits_BCX
+            elif name == "loss":
+                own = self._own
+                found[name] = task.losses(rows) if own is None else self._own_losses(own, state.outputs, batch)
+            else:
+                found[name] = _OF_TASK[name](task, rows)
+        return found
+
+    def _choose_loss(self, state: State, batch: Any, rows: Rows) -> None:
+        """Find out how to get the model's own loss of each example, and hold it against the batch's loss."""
+        given = float(total_of(state.loss).detach())
+        if self.settings["loss"].of == "task":
+            self.about_loss = "loss is the task's plain one, as set"
+            return
+        try:
+            losses = TaskLosses(self.reader, example_losses(state) or unreduced_losses(unwrap_model(state.model)))
+        except ModelError as error:
+            losses = TaskLosses(self.reader, error)
+        try:
+            losses.choose(state, batch)
+            mean = self._mean_loss(losses, state, batch, rows)
+        except ModelError as error:
+            raise self._no_loss(state, given, rows) from error
+        if not _is_changed(state) and not abs(mean - given) <= _NEAR * max(1.0, abs(given)):
+            raise self._no_loss(state, given, rows)
+        self._own = losses
+        self.about_loss = f"loss is {losses.words}"
+
+    def _no_loss(self, state: State, given: float, rows: Rows) -> TaskError:
+        task = self.reader.known
+        return TaskError(
+            f"RunRecorder signals.loss: the model's loss ({given:.6g}) is not the plain one of the task "
+            f"{task.kind!r} ({float(task.losses(rows).nanmean()):.6g}), and it cannot be had for each example: "
+            f"{type(unwrap_model(state.model)).__name__} has no loss function with an argument 'reduction' whose mean "
+            "is the loss. Set signals.loss: {of: task} to record the plain loss, or leave loss out."
+        )
+
+    @torch.no_grad()
+    def _own_losses(self, losses: TaskLosses, outputs: Any, batch: Any) -> torch.Tensor:
+        """float32 ``[B]``: the model's own; the mean over what counts, NaN where nothing does."""
+        losses_B = losses.of_examples(outputs, batch).detach().float()
+        if losses_B.dim() != 1:
+            raise ModelError(f"the loss function gives a tensor of shape {tuple(losses_B.shape)}")
+        return losses_B
+
+    def _mean_loss(self, losses: TaskLosses, state: State, batch: Any, rows: Rows) -> float:
+        """Return the mean over all counted targets, or over examples, whichever the model's loss is nearer to."""
+        losses_B = self._own_losses(losses, state.outputs, batch)
+        given = float(total_of(state.loss).detach())
+        counted_B = None if rows.counted_BX is None else by_row(rows.counted_BX).sum(1)
+        means = [float(losses_B.nanmean())]
+        if counted_B is not None:
+            kept_B = losses_B.where(counted_B > 0, torch.zeros_like(losses_B))
+            means.append(float((kept_B * counted_B).sum() / counted_B.sum().clamp_min(1)))
+        return min(means, key=lambda mean: abs(mean - given))
+
+
+def _is_changed(state: State) -> bool:
+    """Return whether the loss of the batch is not meant to be the mean of the examples' losses.
+
+    So it is where an algorithm smooths the targets or weighs examples, and where the loss function weighs classes: then
+    it is divided by the weights of the batch's targets.
+    """
+    if any(isinstance(one, LabelSmoothing) for one in state.algorithms) or example_weights(state) is not None:
+        return True
+    function = getattr(unwrap_model(state.model), "_loss_fn", None)
+    if isinstance(function, functools.partial):
+        return function.keywords.get("weight") is not None
+    return isinstance(function, torch.nn.Module) and getattr(function, "weight", None) is not None

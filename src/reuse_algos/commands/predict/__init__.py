@@ -1,0 +1,1 @@
+"""Commands that predict runs and read sweeps."""

@@ -1,0 +1,157 @@
+"""``reuse-algos predict layers``: FLOPs, bytes and time of each layer, and strong scaling."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from reuse_algos.commands.common import UsageError, open_archive, positive, tags_of
+from reuse_algos.commands.predict.answers import Answer
+from reuse_algos.commands.predict.charts import chart, line, points
+
+__all__ = ["add_options", "answer"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``predict layers``."""
+    layers = parser.add_argument_group("layers")
+    layers.add_argument("--model", metavar="NAME", help="a model that recipes can name")
+    layers.add_argument("--classes", type=positive, default=1000, help="its number of classes (default: 1000)")
+    layers.add_argument("--input", type=positive, nargs=3, metavar=("C", "H", "W"), default=[3, 224, 224])
+    layers.add_argument("--batch", type=positive, default=1, metavar="B", help="global batch (default: 1)")
+    layers.add_argument("--device", metavar="NAME", help="k80, k40 or titan_x, in place of the next two")
+    layers.add_argument("--peak-gflops", type=float, metavar="X", help="peak of the device, in GFLOP/s")
+    layers.add_argument("--bandwidth-gbs", type=float, metavar="X", help="memory bandwidth, in GB/s")
+    layers.add_argument("--percent", type=float, metavar="X", help="share of the peaks that is reached, in (0, 1]")
+    layers.add_argument("--network-gbits", type=float, metavar="X", default=10.0, help="links (default: 10 Gbit/s)")
+    layers.add_argument("--exchange", default="ring", help="tree, ring, butterfly, one_to_all or parameter_servers")
+    layers.add_argument("--servers", type=positive, default=1, help="parameter servers (default: 1)")
+
+
+def answer(args: argparse.Namespace) -> Answer:
+    """Return FLOPs and bytes of each layer; with a device, the time of a step and strong scaling.
+
+    Raises:
+        UsageError: No model, an unknown device, or half of one.
+        NotEnoughEvidenceError: The runs do not calibrate the share of the peaks.
+    """
+    from reuse_algos.predict import layers_of, shares, step_seconds, strong_scaling
+
+    if args.model is None:
+        raise UsageError("predict layers needs --model, a name that recipes know, such as resnet50")
+    model, inputs = _build({"name": args.model, "num_classes": args.classes, "image_shape": args.input}, args.batch)
+    layers = layers_of(model, inputs)
+    flops = sum(layer.flops for layer in layers)
+    rows = [{"name": x.name, "kind": x.kind, "megaflops": x.flops / 1e6, "megabytes": x.bytes / 1e6} for x in layers]
+    numbered = [{**row, "place": place} for place, row in enumerate(rows, start=1)]
+    found: dict[str, Any] = {
+        "total": {"batch": args.batch, "gigaflops": flops / 1e9, "gigabytes": sum(x.bytes for x in layers) / 1e9},
+        "share_of_flops": shares(layers),
+        "layers": rows,
+    }
+    charts = [chart("MFLOP of each layer", "layer", "MFLOP", [points("forward pass", numbered, "place", "megaflops")])]
+    headline = f"{args.model}: {flops / 1e9:.4g} GFLOP in a forward pass of {args.batch}"
+    lead = f"What does each layer of {args.model} compute and move, and how long does a step take?"
+    device = _device(args)
+    if device is None:
+        return Answer(headline, lead, found, charts)
+    percent, measured = args.percent or 1.0, []
+    if args.archive or args.archive_option:
+        # A calibrated share and a given one would contradict each other.
+        if args.percent is not None:
+            raise UsageError("--percent and an ARCHIVE that calibrates it: give one of them")
+        percent, measured = _calibrate(args, device)
+    forward, backward = step_seconds(layers, device, percent=percent)
+    found["step"] = {
+        "percent_of_peak": percent,
+        "forward_seconds": forward,
+        "backward_seconds": backward,
+        "inference_examples_per_second": args.batch / forward,
+        "practical_gflops": 3 * flops / (forward + backward) / 1e9,
+        "peak_gflops": device.flops / 1e9,
+    }
+    if measured:
+        found["calibration"] = measured
+    scaling = [
+        asdict(row)
+        for row in strong_scaling(
+            (forward + backward) / args.batch,
+            args.batch,
+            args.steps or 1,
+            float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
+            args.network_gbits * 1e9 / 8,
+            workers=[count for count in args.workers if count <= args.batch],
+            scheme=args.exchange,
+            servers=args.servers,
+            price_per_hour=args.price_per_hour,
+        )
+    ]
+    workers = [row["workers"] for row in scaling]
+    at_best = [args.batch / row["overlapped_seconds"] for row in scaling]
+    charts.append(
+        chart(
+            "Strong scaling",
+            "workers",
+            "examples per second",
+            [
+                line("nothing overlaps", workers, [row["examples_per_second"] for row in scaling], 1, dashed=True),
+                line("all overlaps", workers, at_best, 2, dashed=True),
+            ],
+        )
+    )
+    headline += f"; {forward + backward:.3g} s for a training step"
+    return Answer(headline, lead, {**found, "strong_scaling": scaling}, charts)
+
+
+def _build(config: dict[str, Any], batch: int) -> tuple[Any, Any]:
+    """Return the plain module, and a batch of its inputs that takes no memory."""
+    import torch
+
+    from reuse_algos.models import outline_model
+
+    return outline_model(config).module, torch.empty(batch, *config["image_shape"], device="meta")
+
+
+def _device(args: argparse.Namespace) -> Any:
+    from reuse_algos.errors import nearest
+    from reuse_algos.predict import DEVICES, Device
+
+    if args.device is not None:
+        if args.device not in DEVICES:
+            raise UsageError(f"unknown device {args.device!r}.{nearest(args.device, DEVICES)} Or give --peak-gflops.")
+        return DEVICES[args.device]
+    if args.peak_gflops is None and args.bandwidth_gbs is None:
+        return None
+    if args.peak_gflops is None or args.bandwidth_gbs is None:
+        raise UsageError("a device needs both --peak-gflops and --bandwidth-gbs")
+    return Device(args.peak_gflops * 1e9, args.bandwidth_gbs * 1e9)
+
+
+def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[str, Any]]]:
+    """Return the share of the peaks that archived one-worker runs reach, and each run predicted beside measured."""
+    from reuse_algos.errors import NotEnoughEvidenceError
+    from reuse_algos.predict import histories, layers_of, percent_of_peak, step_seconds
+    from reuse_algos.predict.evidence import finished, steps_per_second
+    from reuse_algos.priors.model import recorded_architecture
+
+    archive = open_archive(args)
+    runs = [run for run in finished(histories(archive, args.metric, tags=tags_of(args))) if run.workers == 1]
+    names = {run.hardware for run in runs}
+    if len(names) != 1:
+        raise NotEnoughEvidenceError(
+            f"the share of the peaks needs one-worker runs on one kind of hardware, got {sorted(names)}; select (--tag)"
+        )
+    pairs = []
+    for run in runs:
+        config = recorded_architecture(archive.run(run.run_id))
+        if config is None or "image_shape" not in config:
+            continue  # a model of the caller's own cannot be built again
+        module, inputs = _build(config, round(run.batch))
+        pairs.append((run, sum(step_seconds(layers_of(module, inputs), device)), 1 / steps_per_second(run)))
+    percent = percent_of_peak([predicted for _, predicted, _ in pairs], [seconds for _, _, seconds in pairs])
+    rows = [
+        {"run": run.run_id, "predicted_seconds": p / percent, "measured_seconds": m, "error": p / percent / m - 1}
+        for run, p, m in pairs
+    ]
+    return percent, rows

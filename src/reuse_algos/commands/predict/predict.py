@@ -1,0 +1,180 @@
+"""``reuse-algos predict``: what will a run reach, how long will it take, how many workers are worth paying for?"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from reuse_algos.commands.common import (
+    ARCHIVE_HELP,
+    Subparsers,
+    UsageError,
+    add_command,
+    open_archive,
+    positive,
+)
+from reuse_algos.commands.predict import layers
+from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
+from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart
+
+__all__ = ["add_parser", "run"]
+
+_DETAILS = """\
+WHAT is one of:
+  loss-curve  the end of a run from its first part (Optimus). Without --run: every finished run is
+              forecast from its own first 25, 50 and 75 %, beside two baselines (the last value, and
+              the linear time). --budgets fits the ends of runs over their numbers of steps instead.
+  size        loss and step time of a model size that was not trained, from runs of other sizes
+  speed       steps per second, time and cost over workers (all-reduce), from runs on several
+  layers      FLOPs and bytes of each layer, predicted time of a step, and strong scaling (PALEO);
+              with ARCHIVE the share of the peaks is calibrated on its one-worker runs
+
+Runs that do not belong together (mixed hardware, decayed learning rates, one run alone) are refused
+with the reason: "not enough evidence" is an answer."""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "predict",
+        "what a run will reach, how long it takes, and what more workers would cost",
+        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        """
+        reuse-algos predict loss-curve ./archive --tag study=digits
+        reuse-algos predict loss-curve ./archive --run my-run --end-step 4000 --plot curve.png
+        reuse-algos predict size ./archive --flops 2.3e8 --end-step 4000
+        reuse-algos predict speed ./archive --workers 1 2 4 8 --steps 4000 --price-per-hour 2.5 --html speed.html
+        reuse-algos predict layers --model resnet50 --input 3 224 224 --batch 64 --device k80
+        """,
+    )
+    add_options(parser, tuple(_QUESTIONS), "the training loss", None)
+    parser.add_argument("--run", metavar="RUN", dest="run_id", help="loss-curve: id or name of the run to forecast")
+    parser.add_argument("--end-step", type=float, metavar="N", help="step at which the run ends")
+    parser.add_argument("--level", type=float, default=0.9, help="probability of intervals (default: 0.9)")
+    parser.add_argument("--budgets", action="store_true", help="loss-curve: fit the ends of runs over their steps")
+    parser.add_argument("--flops", type=float, metavar="X", help="size: FLOPs of a forward pass of one example")
+    parser.add_argument("--hardware", metavar="NAME", help="size: hardware (default: that of the runs)")
+    parser.add_argument("--workers", type=positive, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    parser.add_argument("--steps", type=float, metavar="N", help="steps of the whole run, for times and costs")
+    parser.add_argument("--price-per-hour", type=float, metavar="X", help="price of an hour of one worker")
+    layers.add_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer the question; 0, unless the runs are refused."""
+    return show_answer(args, _QUESTIONS)
+
+
+def _loss_curve(args: argparse.Namespace) -> Answer:
+    from reuse_algos.predict import backtest, forecast_run, history_of, summarise
+
+    if args.run_id is None:
+        if args.budgets:
+            return _over_budgets(args)
+        tests = backtest(histories_of(args), level=args.level)
+        found = {
+            "errors_of_forecasts": [asdict(row) for row in summarise(tests)],
+            "forecasts": [test.to_dict() for test in tests],
+        }
+        errors = ", ".join(
+            f"{100 * row['error'][0]:.3g} % after {row['fraction']:.0%}" for row in found["errors_of_forecasts"]
+        )
+        headline = f"Forecasts of the end are off by {errors} (medians of relative errors)"
+        lead = "How far off is a forecast of each finished run from its own first part and the other runs?"
+        return Answer(headline, lead, found, [backtest_chart(found)], ["forecasts"])
+    if args.end_step is None:
+        raise UsageError("predict loss-curve --run needs --end-step, the step at which the run is to end")
+    run = history_of(open_archive(args).run(args.run_id), args.metric)
+    made = asdict(forecast_run(run, args.end_step, histories_of(args), level=args.level))
+    rows = [{"step": a, "loss": b} for a, b in zip(run.steps.tolist(), run.losses().tolist(), strict=True)]
+    limits = f" [{made['low']:.4g}, {made['high']:.4g}]" if made["low"] == made["low"] else ""
+    headline = f"{run.name} is predicted to end at {made['value']:.4g}{limits} after {made['seconds']:.4g} s"
+    lead = f"Where does {run.metric} of {run.run_id} end at step {args.end_step:g}?"
+    return Answer(headline, lead, {"forecast": made, "rows": rows}, [curve_chart(made, rows)], ["rows"])
+
+
+def _over_budgets(args: argparse.Namespace) -> Answer:
+    from reuse_algos.predict.evidence import budget_curve
+
+    runs = histories_of(args)
+    curve = budget_curve(runs)
+    rows = [{"run": run.run_id, "steps": run.end_step, "loss": float(run.losses()[-1])} for run in runs]
+    at = {"at_step": args.end_step, "loss": float(curve.loss(args.end_step))} if args.end_step else {}
+    steps = sorted({row["steps"] for row in rows} | ({args.end_step} if args.end_step else set()))
+    drawn = [line("fitted", steps, curve.loss(steps).tolist()), points("ends of runs", rows, "steps", "loss")]
+    headline = f"The loss at the end is predicted to be {at['loss']:.4g}" if at else "The ends of runs over their steps"
+    found = {"curve_over_budgets": {**asdict(curve), **at}, "runs": rows}
+    lead = "What does a longer run end at, each run under a schedule of its own?"
+    return Answer(headline, lead, found, [chart("Ends over budgets", "steps of the run", "loss", drawn)], ["runs"])
+
+
+def _size(args: argparse.Namespace) -> Answer:
+    from reuse_algos.predict import leave_one_size_out, predict_size
+    from reuse_algos.predict.evidence import sized_runs
+
+    if args.flops is None or args.end_step is None:
+        raise UsageError("predict size needs --flops of the unseen size, and --end-step")
+    runs = sized_runs(histories_of(args))
+    made = predict_size(runs, args.flops, args.hardware or runs[0].hardware)
+    loss = float(made.curve.loss(args.end_step))
+    forecast = {
+        "flops": made.flops,
+        "hardware": made.hardware,
+        "end_step": args.end_step,
+        "end_loss": loss,
+        "step_seconds": made.step_seconds,
+        "train_seconds": made.step_seconds * args.end_step,
+        "extrapolates": made.extrapolates,
+    }
+    errors = [
+        {"left_out": size, "loss_error": error, "step_seconds_error": seconds}
+        for size, (error, seconds) in leave_one_size_out(runs).items()
+    ]
+    steps = [args.end_step * k / 100 for k in range(1, 101)]
+    series = [line("predicted", steps, made.curve.loss(steps).tolist(), 1, dashed=True)]
+    ends = [{"step": one.end_step, "loss": one.end_loss} for one in runs]
+    drawn = chart("Predicted loss", "steps", "loss", [*series, points("ends of other sizes", ends, "step", "loss", 2)])
+    headline = (
+        f"A size of {args.flops:.4g} FLOPs is predicted to end at {loss:.4g} after {forecast['train_seconds']:.4g} s"
+    )
+    lead = f"What does a size that was not trained reach at step {args.end_step:g} on {made.hardware}?"
+    return Answer(headline, lead, {"forecast": forecast, "errors_when_left_out": errors}, [drawn])
+
+
+def _speed(args: argparse.Namespace) -> Answer:
+    from reuse_algos.predict.evidence import finished, speed_of, steps_per_second
+
+    runs = finished(histories_of(args))
+    model = speed_of(runs)
+    measured: dict[int, list[float]] = {}
+    for one in runs:
+        measured.setdefault(one.workers, []).append(steps_per_second(one))
+    rows: list[dict[str, Any]] = []
+    for count in args.workers:
+        speed = float(model.steps_per_second(count))
+        seen = sum(measured[count]) / len(measured[count]) if count in measured else None
+        seconds = None if args.steps is None else args.steps / speed
+        price = args.price_per_hour
+        rows.append(
+            {
+                "workers": count,
+                "kind": "measured" if seen else "between" if bool(model.measured(count)) else "predicted",
+                "steps_per_second": speed,
+                "examples_per_second": speed * model.batch,
+                "measured_steps_per_second": seen,
+                "error": None if seen is None else speed / seen - 1,
+                "seconds": seconds,
+                "cost": None if seconds is None or price is None else seconds / 3600 * count * price,
+            }
+        )
+    found = {"speed": rows, "fit": {"scheme": model.scheme, "terms": list(model.terms), "error": model.error}}
+    # The fastest is not the cheapest; the table has both.
+    best = max(rows, key=lambda row: row["steps_per_second"])
+    headline = f"{best['workers']} workers are the fastest of these: {best['steps_per_second']:.4g} steps per second"
+    return Answer(headline, "How many workers are worth paying for?", found, [speed_chart(rows)])
+
+
+_QUESTIONS = {"loss-curve": _loss_curve, "size": _size, "speed": _speed, "layers": layers.answer}

@@ -1,0 +1,115 @@
+"""``reuse-algos sweep``: what does one value of the recipe change?"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import asdict
+from typing import Any
+
+from reuse_algos.commands.common import ARCHIVE_HELP, Subparsers, UsageError, add_command
+from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
+from reuse_algos.commands.predict.charts import chart, line, points
+
+__all__ = ["add_parser", "run"]
+
+_DETAILS = """\
+WHAT is one of:
+  batch-size  least steps to --goal for each batch size, over the values of --tune (Shallue et al. 2019):
+              perfect scaling, diminishing returns, maximal parallelism, or undecided; the noise scale;
+              and what stands against the study (best value at the edge of the search, too few trials,
+              evaluations too far apart). A regime beside such a batch size is not claimed.
+  strength    the last value of --metric over --over, such as the epsilon of adversarial training: two
+              plateaus with a slope between, or a straight line, by AICc"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Describe the command's arguments."""
+    parser = add_command(
+        subparsers,
+        "sweep",
+        "a metric, or the steps to a goal, against one value of the recipe",
+        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        """
+        reuse-algos sweep batch-size ./archive --goal 0.95 --metric MulticlassAccuracy --tag study=batch-size
+        reuse-algos sweep strength ./archive --over algorithms.adversarial_training.epsilon --metric RobustAccuracy
+        """,
+    )
+    add_options(parser, tuple(_QUESTIONS), "the runs' monitor", "monitor")
+    parser.add_argument("--goal", type=float, metavar="X", help="batch-size: value that the metric has to pass")
+    parser.add_argument("--over", metavar="PATH", help="value of the recipe (batch-size: data.batch_size)")
+    parser.add_argument(
+        "--tune", metavar="PATH", default="optimizer.lr", help="batch-size: tuned value (default: optimizer.lr)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer the question; 0, unless the runs are refused."""
+    return show_answer(args, _QUESTIONS)
+
+
+def _batch_size(args: argparse.Namespace) -> Answer:
+    from reuse_algos.errors import NotEnoughEvidenceError
+    from reuse_algos.predict import batch_sweep, noise_scale
+    from reuse_algos.predict.evidence import trials_of
+
+    if args.goal is None:
+        raise UsageError("sweep batch-size needs --goal, the value that the metric has to pass")
+    runs = histories_of(args)
+    trials = trials_of(runs, args.over or "data.batch_size", args.tune)
+    sizes = {run.num_examples for run in runs if run.num_examples}
+    sweep = batch_sweep(trials, args.goal, mode=runs[0].mode, num_examples=min(sizes) if sizes else None)
+    rows = [
+        {
+            "batch": point.batch,
+            "steps": point.steps,
+            "perfect": point.perfect,
+            "best_value": point.best.value if point.best else None,
+            "best_run": point.best.name if point.best else None,
+            "reached": f"{point.num_reached} of {point.num_trials}",
+            "flags": "; ".join(point.flags),
+        }
+        for point in sweep.points
+    ]
+    regimes = [
+        {"from": near.batch, "to": far.batch, "slope": slope, "interval": [low, high], "regime": said}
+        for near, far, (slope, low, high), said in zip(
+            sweep.points, sweep.points[1:], sweep.slopes, sweep.regimes, strict=False
+        )
+    ]
+    found: dict[str, Any] = {"steps_to_result": rows, "regimes": regimes}
+    try:
+        found["noise_scale"] = asdict(noise_scale([p.batch for p in sweep.points], [p.steps for p in sweep.points]))
+    except NotEnoughEvidenceError as error:
+        found["noise_scale"] = {"not_enough_evidence": str(error)}
+    found["flags"] = [{"flag": flag} for flag in sweep.flags]
+    known = [row for row in rows if math.isfinite(row["perfect"])]
+    perfect = line("perfect scaling", [row["batch"] for row in known], [row["perfect"] for row in known], dashed=True)
+    steps = points("steps to the goal", rows, "batch", "steps")
+    headline = "; ".join(f"{row['from']} to {row['to']}: {row['regime']}" for row in regimes)
+    lead = f"How many steps do larger batches save on the way to {args.goal:g}?"
+    return Answer(
+        headline, lead, found, [chart("Steps to the goal", "batch size", "steps", [perfect, steps], log=True)]
+    )
+
+
+def _strength(args: argparse.Namespace) -> Answer:
+    from reuse_algos.predict import find_transition
+    from reuse_algos.predict.evidence import points_over
+
+    if args.over is None:
+        raise UsageError("sweep strength needs --over, such as algorithms.adversarial_training.epsilon")
+    rows = [{"value": value, "metric": metric} for value, metric in sorted(points_over(histories_of(args), args.over))]
+    shape = find_transition([row["value"] for row in rows], [row["metric"] for row in rows])
+    answer = "a transition is shown" if shape.shown else "no transition shown"
+    series = [points("runs", rows, "value", "metric")]
+    if shape.shown:
+        ends = [rows[0]["value"], shape.start, shape.stop, rows[-1]["value"]]
+        series.append(line("plateaus", ends, [shape.before, shape.before, shape.after, shape.after]))
+    lead = f"Does the metric change at once over {args.over}, or little by little?"
+    found = {"transition": {"answer": answer, **asdict(shape)}, "points": rows}
+    return Answer(answer.capitalize(), lead, found, [chart("Metric over the strength", args.over, "metric", series)])
+
+
+_QUESTIONS = {"batch-size": _batch_size, "strength": _strength}

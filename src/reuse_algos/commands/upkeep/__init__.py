@@ -1,0 +1,1 @@
+"""Commands that copy, check and remove runs."""

@@ -1,0 +1,1 @@
+"""What the runs of an archive advise for the next one."""

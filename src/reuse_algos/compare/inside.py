@@ -1,0 +1,95 @@
+"""What was read inside the runs of a comparison while they trained: diagnoses, and how good forecasts were."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from reuse_algos.compare.outcomes import Outcome
+from reuse_algos.compare.reading import INSTRUMENTS
+from reuse_algos.training.instruments.diagnosis import Finding, diagnose
+
+__all__ = ["RunFinding", "diagnosis_notes", "findings_of", "forecast_notes"]
+
+_ERROR = re.compile(r"forecast/([0-9.]+)pct/end_loss_error")
+
+
+@dataclass(frozen=True)
+class RunFinding:
+    """A finding of one run.
+
+    Attributes:
+        group: Name of its group.
+        run_id: Of the run.
+        name: Of the finding, see :class:`~reuse_algos.training.instruments.diagnosis.Finding`.
+        words: The finding, a sentence.
+        evidence: The numbers that it rests on, a sentence.
+    """
+
+    group: str
+    run_id: str
+    name: str
+    words: str
+    evidence: str
+
+
+def findings_of(groups: Mapping[str, Sequence[Outcome]]) -> list[RunFinding]:
+    """Return what the instruments say of each run; empty where none was on.
+
+    Args:
+        groups: The runs by group.
+    """
+    return [
+        RunFinding(name, run.run_id, one.name, one.words, one.evidence)
+        for name, runs in groups.items()
+        for run in runs
+        for one in _diagnosis(run)
+    ]
+
+
+def _diagnosis(run: Outcome) -> list[Finding]:
+    # Diagnoses know readings by their short names.
+    own = {name.removeprefix(INSTRUMENTS): rows for name, rows in run.readings.items() if name.startswith(INSTRUMENTS)}
+    return diagnose(own) if own else []
+
+
+def diagnosis_notes(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """Return one sentence for each finding of a group, with the number of its runs and the evidence of the first.
+
+    Args:
+        groups: The runs by group.
+    """
+    notes = []
+    for group, runs in groups.items():
+        found: dict[str, list[RunFinding]] = {}
+        for one in findings_of({group: runs}):
+            found.setdefault(one.name, []).append(one)
+        for own in found.values():
+            notes.append(f"{group}, {len(own)} of {len(runs)} runs: {own[0].words} {own[0].evidence}")
+    return notes
+
+
+def forecast_notes(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """Return how far forecasts, which the runs of each group made while they trained, were off at the end.
+
+    Args:
+        groups: The runs by group.
+    """
+    notes = []
+    for group, runs in groups.items():
+        errors: dict[str, list[float]] = {}
+        for run in runs:
+            for name, rows in run.readings.items():
+                if (share := _ERROR.fullmatch(name)) and rows and math.isfinite(rows[-1][1]):
+                    # Signs cancel in a median; how far off is what counts.
+                    errors.setdefault(share[1], []).append(abs(rows[-1][1]))
+        said = [
+            f"{statistics.median(found):.1%} after {share} % of a run (n = {len(found)})"
+            for share, found in errors.items()
+        ]
+        if said:
+            notes.append(f"{group}: forecasts of the loss at the end were off by {', '.join(said)}, as medians.")
+    return notes

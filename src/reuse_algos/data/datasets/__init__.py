@@ -1,0 +1,1 @@
+"""Datasets by name: what a recipe's ``data`` section asks for."""

@@ -1,0 +1,13 @@
+"""Detectors of torchvision as Composer models."""
+
+from __future__ import annotations
+
+from reuse_algos.models.detection.build import (
+    DETECTION_MODELS,
+    DetectionModel,
+    build_detection_model,
+    count_images,
+    list_batches,
+)
+
+__all__ = ["DETECTION_MODELS", "DetectionModel", "build_detection_model", "count_images", "list_batches"]

@@ -1,0 +1,1 @@
+"""What a step costs: layers, communication, and speed over workers."""

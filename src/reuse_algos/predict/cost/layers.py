@@ -1,0 +1,245 @@
+"""FLOPs, bytes and time of a model, layer by layer, without computing anything.
+
+Source: Qi, Sparks and Talwalkar, "PALEO: a performance model for deep neural networks", ICLR 2017, section 3,
+https://openreview.net/forum?id=SyVVJ85lg.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from reuse_algos.errors import ModelError, NotEnoughEvidenceError
+
+__all__ = ["DEVICES", "Device", "Layer", "layers_of", "percent_of_peak", "shares", "step_seconds"]
+
+Kind = Literal["convolution", "linear", "recurrent", "embedding", "norm", "activation", "pooling", "function", "other"]
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a device can do at most.
+
+    Attributes:
+        flops: Floating point operations per second.
+        bandwidth: Bytes per second between memory and processor.
+    """
+
+    flops: float
+    bandwidth: float
+
+    def __post_init__(self) -> None:
+        if not (self.flops > 0 and self.bandwidth > 0):
+            raise ValueError(f"a device has a peak and a bandwidth above 0, not {self.flops} and {self.bandwidth}")
+
+
+DEVICES = {
+    "k80": Device(5_600e9, 480e9),
+    "k40": Device(4_290e9, 288e9),
+    "titan_x": Device(6_144e9, 336.5e9),
+}
+"""Peaks of the three GPUs that the PALEO paper measured, in single precision."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer in the forward pass of a batch.
+
+    Attributes:
+        name: Of the module in the model. A layer that is called several times has one entry for each call.
+        kind: What it computes; ``function`` is the work of functions that belong to no layer, such as attention.
+        flops: Of the forward pass; a multiply-add counts as two. 0 for what is bound by memory.
+        bytes: Read and written by the forward pass: inputs, parameters and outputs.
+        parameter_bytes: Of the parameters alone, which are also the bytes of their gradients.
+        output_shape: Shape of the (first) output.
+        reads_data: Whether it takes the model's own inputs, so that its backward pass needs no gradient of them.
+    """
+
+    name: str
+    kind: Kind
+    flops: float
+    bytes: float
+    parameter_bytes: float
+    output_shape: tuple[int, ...]
+    reads_data: bool = False
+
+
+def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
+    """Return the layers that a forward pass goes through, in order.
+
+    The model is copied to the meta device, in evaluation mode: nothing is computed, and no memory is taken. FLOPs of
+    convolutions and linear layers are ``2 kh kw (Cin / groups) Cout Hout Wout B`` and ``2 B in out``; those of
+    functions that no layer shows (attention) are what torch's counter finds beyond them.
+
+    Args:
+        model: Any module. It stays as it is.
+        inputs: Arguments of its forward pass with the batch in the first dimension, on any device.
+
+    Raises:
+        ModelError: The forward pass does not run on the meta device, for example because it looks at values.
+    """
+    # A copy by way of the meta device: parameters of the original are never copied.
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        placed = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(placed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else placed
+    plain = copy.deepcopy(model, memo).eval()
+    given = [value.detach().to("meta") for value in inputs]
+    data = {id(value) for value in given}
+    found: list[Layer] = []
+
+    def note(name: str) -> Any:
+        def hook(module: nn.Module, arguments: Any, outputs: Any) -> None:
+            found.append(_layer(name, module, arguments, outputs, data))
+
+        return hook
+
+    leaves = [(name, module) for name, module in plain.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            plain(*given)
+    except Exception as error:
+        raise ModelError(
+            f"the layers of {type(model).__name__} cannot be counted without computing: {error}. Its forward pass must "
+            "run on the meta device, with shapes that do not depend on values."
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    # Attention and other functions belong to no module with a hook.
+    rest = counter.get_total_flops() - sum(layer.flops for layer in found)
+    if rest > 0.5:
+        found.append(Layer("(functions)", "function", float(rest), 0.0, 0.0, ()))
+    return found
+
+
+def shares(layers: Iterable[Layer]) -> dict[str, float]:
+    """Return the share of each kind in all FLOPs of the forward pass, the greatest first.
+
+    Args:
+        layers: Of :func:`layers_of`.
+
+    Returns:
+        From kind to a number in [0, 1]; kinds without FLOPs are left out.
+    """
+    flops: dict[str, float] = {}
+    for layer in layers:
+        flops[layer.kind] = flops.get(layer.kind, 0.0) + layer.flops
+    total = sum(flops.values())
+    return {kind: value / total for kind, value in sorted(flops.items(), key=lambda pair: -pair[1]) if value > 0}
+
+
+def step_seconds(
+    layers: Iterable[Layer], device: Device, *, percent: float = 1.0, training: bool = True
+) -> tuple[float, float]:
+    """Return the predicted seconds of the forward and of the backward pass (PALEO, equation 1).
+
+    A layer takes ``flops / (peak * percent) + bytes / (bandwidth * percent)``. The backward pass takes twice that: once
+    for the gradients of the inputs, once for those of the parameters. A layer that reads the data needs only the
+    latter, and one without parameters only the former.
+
+    Args:
+        layers: Of :func:`layers_of`, for the batch of a step.
+        device: Its peaks.
+        percent: Share of the peaks that is reached in practice, in (0, 1]; PALEO measured 0.62. Default: 1.0.
+        training: Whether there is a backward pass; without, the second number is 0. Default: True.
+
+    Raises:
+        ValueError: ``percent`` is out of its range.
+    """
+    if not 0 < percent <= 1:
+        raise ValueError(f"percent of peak must be in (0, 1], not {percent}")
+    forward = backward = 0.0
+    for layer in layers:
+        seconds = (layer.flops / device.flops + layer.bytes / device.bandwidth) / percent
+        forward += seconds
+        # Images need no gradient, and layers without parameters have none of those.
+        passes = (0 if layer.reads_data else 1) + (1 if layer.parameter_bytes or layer.kind == "function" else 0)
+        backward += seconds * passes
+    return forward, backward if training else 0.0
+
+
+def percent_of_peak(predicted_seconds: Sequence[float], measured_seconds: Sequence[float]) -> float:
+    """Calibrate the share of the peaks that is reached, from measured steps of one worker on the same hardware.
+
+    Args:
+        predicted_seconds: Of :func:`step_seconds` at ``percent=1.0``, for each measured run; above 0.
+        measured_seconds: Of a step of that run; above 0.
+
+    Returns:
+        Geometric mean of predicted over measured, in (0, 1].
+
+    Raises:
+        NotEnoughEvidenceError: There is no measured run, a time is not above 0, or steps were measured to be faster
+            than the peaks allow.
+    """
+    if not measured_seconds or len(predicted_seconds) != len(measured_seconds):
+        raise NotEnoughEvidenceError(
+            f"percent of peak needs a measured step for each prediction, got {len(predicted_seconds)} predictions and "
+            f"{len(measured_seconds)} measurements"
+        )
+    if not all(value > 0 and math.isfinite(value) for value in (*predicted_seconds, *measured_seconds)):
+        raise NotEnoughEvidenceError("predicted and measured seconds must be finite and above 0")
+    ratios = [math.log(p / m) for p, m in zip(predicted_seconds, measured_seconds, strict=True)]
+    percent = math.exp(sum(ratios) / len(ratios))
+    if percent > 1:
+        raise NotEnoughEvidenceError(
+            f"the measured steps are {percent:.2f} times faster than the peaks of the device allow: give the peak and "
+            "the bandwidth of the hardware and precision that the runs had"
+        )
+    return percent
+
+
+_KINDS: tuple[tuple[Kind, tuple[type, ...] | str], ...] = (
+    ("convolution", (nn.modules.conv._ConvNd,)),
+    ("linear", (nn.Linear, nn.Bilinear)),
+    ("recurrent", (nn.RNNBase, nn.RNNCellBase)),
+    ("embedding", (nn.Embedding, nn.EmbeddingBag)),
+    ("norm", "Norm"),
+    ("pooling", "Pool"),
+    ("activation", "torch.nn.modules.activation"),
+)
+
+
+def _kind(module: nn.Module) -> Kind:
+    for kind, what in _KINDS:
+        text = f"{type(module).__module__}.{type(module).__name__}"
+        if isinstance(module, what) if isinstance(what, tuple) else what in text:
+            return kind
+    return "other"
+
+
+def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, data: set[int]) -> Layer:
+    read, written = _tensors(arguments), _tensors(outputs)
+    own = list(module.parameters(recurse=False))
+    parameters = float(sum(value.numel() * value.element_size() for value in own))
+    moved = parameters + sum(value.numel() * value.element_size() for value in (*read, *written))
+    flops = 0.0
+    if isinstance(module, nn.modules.conv._ConvNd) and read and written:
+        weight = module.weight
+        # A transposed convolution multiplies each input position with the kernel, an ordinary one each output position.
+        positions = read[0] if module.transposed else written[0]
+        flops = 2.0 * weight[0].numel() * positions.shape[0] * math.prod(positions.shape[1:])
+    elif isinstance(module, nn.Linear) and written:
+        flops = 2.0 * written[0].numel() * module.in_features
+    shape = tuple(written[0].shape) if written else ()
+    return Layer(name, _kind(module), flops, float(moved), parameters, shape, any(id(value) in data for value in read))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and mappings, in order."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, tuple | list):
+        return []
+    return [tensor for part in value for tensor in _tensors(part)]

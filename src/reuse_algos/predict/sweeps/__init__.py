@@ -1,0 +1,1 @@
+"""What one value of a recipe changes: batch size, and attack strength."""

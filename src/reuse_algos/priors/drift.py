@@ -1,0 +1,104 @@
+"""Which examples a run takes for another class than the run before it did.
+
+Legend: N examples that both runs have scores of.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reuse_algos.archive import PriorRun
+from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.priors.choosing import match_classes
+from reuse_algos.priors.presentations import PresentationReader, latest_first
+
+__all__ = ["Drift", "drift_between", "predicted_classes", "training_period"]
+
+
+class Drift(NamedTuple):
+    """What changed between two runs on the examples that both have scores of.
+
+    Attributes:
+        keys: int64 ``[N]``.
+        before: int64 ``[N]``, the class that the earlier run takes each for.
+        after: int64 ``[N]``, the class that the later run takes each for.
+        labels: int64 ``[N]`` of the later run; -1 where it has none.
+    """
+
+    keys: Tensor
+    before: Tensor
+    after: Tensor
+    labels: Tensor
+
+    @property
+    def changed(self) -> Tensor:
+        """Keys of the examples that are taken for another class now, int64."""
+        return self.keys[self.before != self.after]
+
+    @property
+    def learned(self) -> int:
+        """How many examples were wrong before and are right now."""
+        return int(((self.before != self.labels) & (self.after == self.labels)).sum())
+
+    @property
+    def forgotten(self) -> int:
+        """How many examples were right before and are wrong now."""
+        return int(((self.before == self.labels) & (self.after != self.labels)).sum())
+
+
+def training_period(run: PriorRun) -> int | None:
+    """Return the last period that a run was trained on, or None where its data have no periods."""
+    section = ((run.manifest.recipe or {}).get("data") or {}).get("rotated")
+    period = section.get("period") if isinstance(section, dict) else None
+    return period if isinstance(period, int) else None
+
+
+def predicted_classes(run: PriorRun) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, classes and labels (-1 where unknown) of the examples that a run has logits of, all int64 ``[N]``.
+
+    The logits are the newest that are archived, of the first view.
+
+    Raises:
+        SignalNotFoundError: The run has no logits, or no keys.
+    """
+    run.signal("logits")  # says what there is instead
+    newest = latest_first(PresentationReader(run).presentations("logits"))[0]
+    logits, seen_N = run.signal(newest.signal).dense(newest.slots[0])
+    labels = run.labels()
+    keys = run.keys()[seen_N]
+    return keys, logits[seen_N].argmax(1), torch.full_like(keys, -1) if labels is None else labels[seen_N]
+
+
+def drift_between(before: PriorRun, after: PriorRun) -> Drift:
+    """Compare what two runs take the same examples for.
+
+    Args:
+        before: The earlier run.
+        after: The later one, of a later period where both say theirs.
+
+    Raises:
+        SignalNotFoundError: A run has no logits.
+        PriorRunMismatchError: The runs have other classes, their periods are out of order, or no example is common.
+    """
+    model = after.manifest.model
+    data = after.manifest.dataset
+    match_classes(before, model and model.num_classes, data and data.class_names)
+    periods = training_period(before), training_period(after)
+    if None not in periods and periods[0] >= periods[1]:  # type: ignore[operator]
+        raise PriorRunMismatchError(
+            f"periods are out of order: run {before.id} is of period {periods[0]}, run {after.id} of {periods[1]}. "
+            "Name the runs in the order of their periods."
+        )
+    (keys_P, before_P, _), (keys_N, after_N, labels_N) = predicted_classes(before), predicted_classes(after)
+    order_P = keys_P.argsort()
+    place_N = torch.searchsorted(keys_P[order_P], keys_N).clamp_(max=max(len(keys_P) - 1, 0))
+    both_N = keys_P[order_P][place_N] == keys_N if len(keys_P) else torch.zeros_like(keys_N, dtype=torch.bool)
+    if not bool(both_N.any()):
+        raise PriorRunMismatchError(
+            f"runs {before.id} and {after.id} have scores of no common example, so nobody's mind can have changed. "
+            "Train both on a window that overlaps."
+        )
+    return Drift(keys_N[both_N], before_P[order_P][place_N[both_N]], after_N[both_N], labels_N[both_N])

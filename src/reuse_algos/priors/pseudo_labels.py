@@ -1,0 +1,81 @@
+"""From the archived scores of an unlabelled pool to the images and labels that a student is trained on.
+
+Legend: N images of the pool, C classes, M chosen pairs.
+"""
+
+from __future__ import annotations
+
+from reuse_algos.archive import PriorRun
+from reuse_algos.data.datasets.pseudo import Chosen, PseudoLabels, shared_examples
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.choosing import match_classes, match_examples
+from reuse_algos.priors.pool_selection import select_pairs
+
+__all__ = ["choose_pairs", "refuse_shared", "unlabelled"]
+
+
+def unlabelled(info: DatasetInfo) -> DatasetInfo:
+    """Return the identity of examples without their labels, as a pool's run records it."""
+    return DatasetInfo(info.name, info.keys, None, info.class_names, info.key_kind, info.content)
+
+
+def refuse_shared(pool: DatasetInfo, held_out: DatasetInfo) -> None:
+    """Refuse a pool that holds examples that are evaluated on.
+
+    Raises:
+        DataError: It does. The message has the number and the first keys.
+    """
+    shared = shared_examples(pool, held_out)
+    if len(shared):
+        keys = ", ".join([*(str(key) for key in pool.keys[shared[:5]].tolist()), *(["..."] if len(shared) > 5 else [])])
+        raise DataError(
+            f"{len(shared)} of the {pool.num_examples} images of the pool {pool.name} are in the evaluation data "
+            f"{held_out.name}, too, by key or content (keys {keys}). A student that is "
+            "trained on them is judged by images that it knows: remove them from the pool."
+        )
+
+
+def choose_pairs(
+    run: PriorRun, pool: DatasetInfo, held_out: DatasetInfo, asked: PseudoLabels, *, num_classes: int
+) -> Chosen:
+    """Return the images of a pool that a student is trained on, and the class that each is taken for.
+
+    Args:
+        run: The pool's run.
+        pool: The pool as it is now, with its content where that is known.
+        held_out: The data that the student is evaluated on.
+        asked: How many images and classes.
+        num_classes: Classes of the student.
+
+    Returns:
+        The pairs, class after class and within a class the best image first.
+
+    Raises:
+        SignalNotFoundError: The run is not a pool's, or has not ended.
+        PriorRunMismatchError: The run's pool or classes are others than these.
+        DataError: The pool shares examples with the evaluation data, or K or P is out of range.
+    """
+    if not run.finished or run.manifest.harvests == [] or "logits" not in run.signal_names:
+        raise SignalNotFoundError(
+            f"run {run.id} has no finished pass of teachers over a pool. Make one: reuse-algos label ARCHIVE TEACHER "
+            "--data pool.yaml --name pool-1"
+        )
+    refuse_shared(pool, held_out)
+    match_classes(run, num_classes, pool.class_names)
+    match_examples(run, unlabelled(pool), "refuse")
+    signal = run.signal("logits")
+    if not bool(signal.seen(0).all()):
+        raise PriorRunMismatchError(f"run {run.id} has scores for only some images of its pool. Label it again.")
+    logits_NC, _ = signal.dense(0)
+    if logits_NC.shape[1] != num_classes:
+        raise PriorRunMismatchError(
+            f"run {run.id} has scores of {logits_NC.shape[1]} classes, this run has {num_classes}."
+        )
+    try:
+        positions_M, labels_M = select_pairs(
+            logits_NC.double().softmax(dim=1), per_class=asked.per_class, per_image=asked.per_image
+        )
+    except ValueError as error:
+        raise DataError(f"data.pseudo_labels: {error}") from error
+    return Chosen(positions_M, labels_M)

@@ -1,0 +1,1 @@
+"""From a sequence file to the steps to be trained."""

@@ -1,0 +1,1 @@
+"""What a sequence cost and found."""

@@ -1,0 +1,1 @@
+"""Train what a sequence still lacks, safely and resumably."""

@@ -1,0 +1,163 @@
+"""The watch that switches a harmful term off, and leaves training alone as long as it does not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from composer.models import ComposerClassifier
+from torch import nn
+
+from distilling import distil, fit, series, teacher
+from reuse_algos.algorithms.prior_run_distillation.layout import right_answers
+from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
+from reuse_algos.archive import RunArchive
+from reuse_algos.errors import HarmWarning
+from reuse_algos.training.task import Rows, Task
+from toy import NUM_CLASSES, mlp, viewed
+
+GOOD = Look(cosine=0.5, right=0.5, taught=0.9, dead=0.1)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (GOOD._replace(cosine=-0.2), r"its gradient opposes .*\(cosine -0.20\)"),
+        (GOOD._replace(right=0.93), r"the student is right in 93.0% of the training rows, its teachers in 90.0%"),
+        (GOOD._replace(dead=0.4), r"40% of the channels in front of the head are dead, 10% at first"),
+    ],
+)
+def test_three_bad_looks_in_a_row(bad: Look, message: str) -> None:
+    watch = HarmWatch(on=True)
+    looks = [GOOD, bad, bad, GOOD, bad, bad]
+    assert [watch.judge(look) for look in looks] == [None] * 6
+    later = HarmWatch(on=True)
+    later.load_state_dict(watch.state_dict())
+    for one in (watch, later):
+        assert re.match(message, str(one.judge(bad)))
+
+
+def test_what_is_not_known_is_no_sign() -> None:
+    watch = HarmWatch(on=True)
+    assert [watch.judge(Look()) for _ in range(4)] == [None] * 4
+
+
+def test_right_answers_of_both() -> None:
+    targets = torch.tensor([0, 1, 2, 2])
+    student = torch.eye(3)[[0, 1, 1, 2]]
+    taught = torch.eye(3)[[0, 0, 1, 2]]
+    task = Task("multiclass", 3)
+    rows = task.rows(student, targets)
+    found = right_answers(task, rows, taught, taught > 0, None)
+    assert found is not None
+    assert found.tolist() == [4, 3, 2]
+    known = right_answers(task, rows, taught, taught > 0, torch.tensor([True, True, False, False]))
+    assert known is not None
+    assert known.tolist() == [2, 2, 1]
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    task = Task("multilabel", 2)
+    yes = torch.tensor([[True, False], [False, True]])
+    found = right_answers(task, task.rows(labels - 0.5, labels), yes.float(), yes, None)
+    assert found is not None
+    assert found.tolist() == [2, 2, 1]
+    assert right_answers(Task("regression", 2), Rows(labels, labels, None), labels, yes, None) is None
+
+
+def test_dead_channels_are_those_without_a_row() -> None:
+    model = ComposerClassifier(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), num_classes=4)
+    with torch.no_grad():
+        model.module[0].bias[:6] = -100.0  # type: ignore[index]
+        model.module[0].bias[6:] = 100.0  # type: ignore[index]
+    channels = Channels()
+    channels.begin(model, 4)
+    for _ in range(2):
+        model((torch.randn(3, 6), None))
+    assert channels.end() == 0.75
+    model((torch.randn(3, 6), None))
+    assert channels.end() is None
+    channels.begin(model, 7)  # no layer has seven outputs
+    model((torch.randn(3, 6), None))
+    assert channels.end() is None
+
+
+def _poor() -> Any:
+    """A teacher that is never right: its logits are turned against what it learned."""
+
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = mlp()
+
+        def forward(self, x: Any) -> torch.Tensor:
+            return -self.model((x, None))
+
+        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+            return self.model.load_state_dict(state)
+
+        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            return self.model.state_dict()
+
+        def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+            return self.model.named_parameters(*args, **kwargs)
+
+    return Wrong
+
+
+SETTINGS = {"source": "live", "loss": "mse", "weight": 0.05}
+
+
+def test_a_teacher_that_is_always_wrong_is_switched_off(archive: RunArchive, tmp_path: Path) -> None:
+    """After the third look, and from a checkpoint in between as well."""
+
+    def one(folder: str, **settings: Any) -> Any:
+        algorithm = distil(archive, teacher_model=_poor(), **SETTINGS)
+        with pytest.warns(HarmWarning) as warned:
+            found, _, log = fit([algorithm], max_duration="7ep", save_folder=str(tmp_path / folder), **settings)
+        assert re.search("switched off after batch 24, since it does harm: .*stop_when_harmful", str(warned[0].message))
+        return algorithm, found.state.model.state_dict(), log
+
+    algorithm, weights, log = one("a", save_interval="10ba")
+    assert algorithm.harm is not None
+    assert series(log, "reuse/distillation/active") == [1.0] * 24 + [0.0] * 4
+    assert len(series(log, "reuse/distillation/cosine")) == 3
+    resumed, theirs, _ = one("b", save_interval="10ba", load_path=str(tmp_path / "a" / "ep2-ba10-rank0.pt"))
+    assert resumed.harm == algorithm.harm
+    for name, value in weights.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_as_long_as_it_does_not_fire_training_is_the_same(archive: RunArchive) -> None:
+    """Bit by bit, with looks at a third of the batches."""
+    weights = []
+    for watched in (True, False):
+        algorithm = distil(archive, source="live", loss="mse", when={"stop_when_harmful": watched})
+        one, _, log = fit([algorithm], max_duration="4ep")
+        assert ("reuse/distillation/cosine" in log.data) == watched
+        weights.append(one.state.model.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_cosine_and_shares_in_closed_form(archive: RunArchive) -> None:
+    algorithm = distil(archive, source="live", loss="mse")
+    _, watch, log = fit([algorithm], max_duration="8ba", lr=0.0)
+    z, x = watch.outputs[7], watch.inputs[7]
+    with torch.no_grad():
+        taught = sum(teacher(archive, i)((x, None)) for i in range(2)) / 2
+    assert series(log, "reuse/distillation/taught")[0] >= 0.5
+    y = _labels(x)
+    own, term = torch.softmax(z, 1) - nn.functional.one_hot(y, NUM_CLASSES), z - taught
+    cosine = float((own * term).sum() / own.norm() / term.norm())
+    assert series(log, "reuse/distillation/cosine") == [pytest.approx(cosine, abs=1e-5)]
+    assert series(log, "reuse/distillation/right") == [float((z.argmax(1) == y).float().mean())]
+    assert series(log, "reuse/distillation/taught") == [float((taught.argmax(1) == y).float().mean())]
+
+
+def _labels(x: torch.Tensor) -> torch.Tensor:
+    """Labels of the examples whose views these are: the view's noise is small beside the distance of two examples."""
+    data = viewed()
+    known = torch.stack([data[i][0] for i in range(64)])
+    return torch.cdist(x, known).argmin(1) % NUM_CLASSES

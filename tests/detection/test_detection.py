@@ -1,0 +1,210 @@
+"""Detectors: what strong views keep, lose and gain, archived boxes, and a Trainer that is taught by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reuse_algos.algorithms import MixTraining
+from reuse_algos.algorithms.mix_training.boxes import strong_view
+from reuse_algos.archive import RunArchive
+from reuse_algos.data.dense import BoxDataset, SceneConfig, load_boxes
+from reuse_algos.data.dense.boxes import careless_boxes
+from reuse_algos.data.info import DatasetInfo
+from reuse_algos.errors import DataError, SignalNotFoundError, TaskError
+from reuse_algos.functional import mixed_targets
+from reuse_algos.harvest import harvest
+from reuse_algos.harvest.boxes import box_rows
+from reuse_algos.models import build_model
+from reuse_algos.recipe import build_trainer, compose_recipe
+
+TRUE = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 0, 50, 10]])
+LABELS = torch.tensor([1, 2, 3])
+
+
+def test_true_boxes_stay_where_the_teacher_sees_them_and_sure_ones_are_added() -> None:
+    """By hand: the first stays, the second is not seen, the third is seen but a sure pseudo-box takes its place."""
+    scores = torch.tensor([0.95, 0.5, 0.97])
+    found = torch.tensor(
+        [
+            [41.0, 0, 51, 10, 0.93, 3],  # IoU with the third: 90 / 110
+            [60, 60, 70, 70, 0.99, 5],
+            [0, 0, 10, 10, 0.2, 1],  # not sure
+            [0, 0, 0, 0, 0, 0],
+        ]
+    )
+    boxes, labels = mixed_targets(TRUE, LABELS, scores, found)
+    assert labels.tolist() == [1, 3, 5]
+    assert boxes.tolist() == [TRUE[0].tolist(), [41, 0, 51, 10], [60, 60, 70, 70]]
+    boxes, labels = mixed_targets(TRUE, LABELS, scores, found, overlap=0.85)
+    assert labels.tolist() == [1, 3, 3, 5], "an overlap of 0.82 is not enough"
+    nothing = torch.zeros(4, 6)
+    assert mixed_targets(TRUE, LABELS, torch.zeros(3), nothing)[1].tolist() == []
+    empty = mixed_targets(TRUE[:0], LABELS[:0], torch.zeros(0), found)
+    assert empty[1].tolist() == [3, 5]
+
+
+def test_strong_views_move_boxes_with_what_they_hold() -> None:
+    """A bright square on a dark ground: its brightest pixels lie in the box of the view."""
+    image = torch.zeros(1, 64, 64)
+    image[:, 20:36, 28:44] = 4.0
+    box, label = torch.tensor([[28.0, 20, 44, 36]]), torch.tensor([7])
+    seen = 0
+    for seed in range(20):
+        view, boxes, labels = strong_view(image, box, label, np.random.default_rng(seed))
+        again = strong_view(image, box, label, np.random.default_rng(seed))
+        assert torch.equal(view, again[0])
+        assert torch.equal(boxes, again[1])
+        assert labels.tolist() == [7]
+        x1, y1, x2, y2 = boxes[0].tolist()
+        assert 0 <= x1 < x2 <= 64
+        assert 0 <= y1 < y2 <= 64
+        ys, xs = (view[0] > view[0].min() + 0.75 * (view[0].max() - view[0].min())).nonzero().T
+        inside = (xs + 0.5 >= x1 - 1) & (xs + 0.5 <= x2 + 1) & (ys + 0.5 >= y1 - 1) & (ys + 0.5 <= y2 + 1)
+        assert float(inside.float().mean()) == 1
+        seen += len(xs)
+    assert seen > 20 * 100
+    _, gone, _ = strong_view(image, torch.tensor([[0.0, 0, 1, 1]]), label, np.random.default_rng(0))
+    assert len(gone) == 0, "too small to be a box"
+
+
+def test_rows_of_archived_boxes() -> None:
+    found = [
+        {
+            "boxes": torch.tensor([[0.0, 0, 10, 9], [20, 20, 30, 30], [0, 0, 10, 10]]),
+            "scores": torch.tensor([0.5, 0.9, 0.75]),
+            "labels": torch.tensor([1, 4, 1]),
+        },
+        {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0, dtype=torch.int64)},
+    ]
+    targets = [{"boxes": TRUE, "labels": LABELS}, {"boxes": TRUE[:0], "labels": LABELS[:0]}]
+    boxes = box_rows("boxes", found, targets)
+    assert (boxes.dtype, tuple(boxes.shape)) == (torch.float16, (2, 32, 6))
+    assert boxes[0, 0].tolist() == pytest.approx([20, 20, 30, 30, 0.9, 4], abs=1e-3)
+    assert torch.equal(boxes[0, 3:], torch.zeros(29, 6).half())
+    scores = box_rows("gt_scores", found, targets)
+    assert scores[0, :3].tolist() == [0.75, 0, 0], "the second box is found under another label"
+    crowd = {"boxes": TRUE[:1].repeat(33, 1), "labels": LABELS[:1].repeat(33)}
+    with pytest.raises(DataError, match="33 true boxes, and gt_scores has room for 32"):
+        box_rows("gt_scores", found[:1], [crowd])
+
+
+def test_careless_boxes_lose_what_they_are_told_to() -> None:
+    train, held = load_boxes("digit_boxes", SceneConfig(train=200, eval=20, size=64, most=4))
+    boxes, labels = train._boxes, train._labels
+    count = sum(map(len, boxes))
+    left, kept = careless_boxes(boxes, labels, 64, drop=0.3, jitter=0.0, seed=1)
+    assert sum(map(len, left)) / count == pytest.approx(0.7, abs=0.07)
+    assert all(len(one) == len(two) for one, two in zip(left, kept, strict=True))
+    moved, _ = careless_boxes(boxes, labels, 64, drop=0.0, jitter=0.1, seed=1)
+    widths = torch.cat([box[:, 2] - box[:, 0] for box in boxes])
+    off = (torch.cat([box[:, 0] for box in moved]) - torch.cat([box[:, 0] for box in boxes])) / widths
+    assert float(off.std()) == pytest.approx(0.1, abs=0.02)
+    clean = load_boxes("digit_boxes", SceneConfig(train=20, eval=20, size=64, most=4, drop=0.5))[1]
+    assert all(torch.equal(one, two) for one, two in zip(clean._boxes, held._boxes, strict=True)), "evaluation is clean"
+
+
+def test_boxes_without_an_area_are_refused() -> None:
+    info = DatasetInfo("boxes", torch.arange(1))
+    images = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    BoxDataset(images, [torch.zeros(0, 4)], [LABELS[:0]], info)  # none is a picture like any other
+    for wrong in ([[4.0, 0, 4, 2]], [[0.0, 0, 9, 2]]):
+        with pytest.raises(DataError, match="of example 0 with labels .* must be .x1, y1, x2, y2."):
+            BoxDataset(images, [torch.tensor(wrong)], [LABELS[:1]], info)
+
+
+def _train(archive: Path, name: str, **recipe: Any) -> Any:
+    values = {
+        "run_name": name,
+        "archive": str(archive),
+        "data": {"name": "digit_boxes", "batch_size": 4, "scenes": {"train": 8, "eval": 4, "size": 32, "drop": 0.4}},
+        "model": {"name": "tiny_fcos", "width": 16},
+        "optimizer": {"name": "sgd", "lr": 0.01},
+        "max_duration": "1ep",
+        "device": "cpu",
+        "progress_bar": False,
+        "callbacks": {"run_recorder": {}},
+        **recipe,
+    }
+    trainer = build_trainer(compose_recipe(values))
+    trainer.fit()
+    trainer.close()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector whose boxes and scores were harvested; some of its training pictures have no box."""
+    pytest.importorskip("faster_coco_eval")
+    folder = tmp_path_factory.mktemp("detection")
+    _train(folder, "prior")
+    harvest(folder, "prior", signals=("boxes", "gt_scores"), progress=False, trust_data=True)
+    return folder
+
+
+def test_harvested_boxes_are_what_the_archived_detector_finds(archive: Path) -> None:
+    from reuse_algos.priors.model import archived_model
+
+    run = RunArchive(archive).run("prior")
+    signal = run.signal("boxes")
+    assert (signal.row_shape, signal.num_examples) == ((32, 6), 8)
+    train, _ = load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32, drop=0.4))
+    model = archived_model(run, "last")
+    with torch.no_grad():
+        found = model(([train[3][0]], [train[3][1]]))
+    expected = box_rows("boxes", found, [train[3][1]])[0]
+    torch.testing.assert_close(signal.dense(signal.slots[0])[0][3].float(), expected.float(), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("control", [None, "shuffled"])
+def test_strong_views_are_added_with_their_weight(archive: Path, control: str | None) -> None:
+    """With a threshold of 0 everything that was found is added; the metrics say so, and what was used is recorded."""
+    options = {"runs": "prior", "threshold": 0.0, "weight": 2.0, "control": control}
+    one = _train(archive, f"mix-{control}", algorithms={"mix_training": options})
+    algorithm = next(found for found in one.state.algorithms if isinstance(found, MixTraining))
+    assert algorithm.batches_applied == 2
+    assert algorithm.latest_metrics["reuse/mix_training/loss"] > 0
+    signal = RunArchive(archive).run("prior").signal("boxes").dense(0)[0]
+    rows = algorithm._rows_N.sort().values
+    assert rows.tolist() == list(range(8)), "every image gets somebody's boxes"
+    assert (algorithm._rows_N.tolist() == list(range(8))) == (control is None)
+    mean = float((signal[..., 4] > 0).sum(1).float().mean())
+    assert 0 <= algorithm.latest_metrics["reuse/mix_training/added"] <= max(32.0, mean)
+    (use,) = RunArchive(archive).run(f"mix-{control}").manifest.prior_runs
+    assert (use.algorithm, sorted(use.signals)) == ("mix_training", ["boxes", "gt_scores"])
+    assert use.harvest_seconds > 0
+
+
+def test_a_detector_starts_from_an_archived_one(archive: Path) -> None:
+    warm = {"prior_run_warm_start": {"runs": "prior"}}
+    one = _train(archive, "warm", algorithms=warm, optimizer={"name": "sgd", "lr": 0.0}, max_duration="1ba")
+    old = dict(RunArchive(archive).run("prior").weights("last"))
+    for name, parameter in one.state.model.named_parameters():
+        assert torch.equal(parameter, old[name]), name
+
+
+def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path: Path) -> None:
+    _train(tmp_path, "bare")
+    with pytest.raises(SignalNotFoundError, match="no signal 'boxes'.*--signals boxes,gt_scores"):
+        _train(tmp_path, "two", algorithms={"mix_training": {"runs": "bare"}})
+    from toy import loader, trainer, viewed
+
+    mix = MixTraining(
+        archive, "prior", dataset=load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
+    )
+    with pytest.raises(TaskError, match="MixTraining is for detectors"):
+        trainer(loader(viewed(8)), algorithms=[mix], max_duration="1ba").fit()
+    with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 2"):
+        MixTraining(archive, "prior", threshold=2)
+
+
+def test_detectors_are_rebuilt_from_their_record() -> None:
+    model = build_model({"name": "tiny_fcos", "width": 16}, 11, (1, 64, 64))
+    again = build_model(model.reuse_config)
+    assert {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    found = model.eval()(([torch.zeros(1, 64, 64)], None))
+    assert found[0].keys() >= {"boxes", "scores", "labels"}
