@@ -25,7 +25,7 @@ from reuse_algos.archive.format.names import data_attempt, data_path, manifest_p
 from reuse_algos.archive.format.records import CostRecord, FileEntry, Progress, Scalar, TensorInfo
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["MAX_FILES", "PARTS_FROM", "PartWriter", "expanded_manifest", "seal_in_parts"]
+__all__ = ["MAX_FILES", "PARTS_FROM", "PartWriter", "check_foreseen_files", "expanded_manifest", "seal_in_parts"]
 
 PARTS_FROM = 64
 """A run with fewer files is written in one piece, which every version can read."""
@@ -150,6 +150,23 @@ class PartedManifest(msgspec.Struct, frozen=True, kw_only=True, tag_field="recor
 _CHANGING = ("generation", "attempt", "write_id", "committed_at", "progress", "cost", "health")
 
 Put = Callable[[str, str, Mapping[str, Tensor]], FileEntry]
+
+
+def check_foreseen_files(epochs: int, ranks: int) -> None:
+    """Refuse, before the first batch, signals of which the run could not list all files in the end.
+
+    Args:
+        epochs: Epochs that are kept, summed over the signals.
+        ranks: Ranks, each of which writes a file for each of them.
+
+    Raises:
+        ArchiveError: There would be more than :data:`MAX_FILES`.
+    """
+    if epochs * ranks > MAX_FILES:
+        raise ArchiveError(
+            f"signals of {epochs} epochs (summed over the signals) from {ranks} ranks are {epochs * ranks} files, and "
+            f"a run has at most {MAX_FILES}: keep fewer epochs (signals: {{loss: {{last_epochs: N}}}}) or fewer signals"
+        )
 
 
 class PartWriter:
