@@ -73,7 +73,8 @@ def make_runs(folder: Path, count: int) -> None:
         )  # fmt: skip
         manifest = Manifest(
             archive_id=archive.archive_id, run_id=run_id, run_name=f"{method}-{number}", generation=1,
-            attempt=1, write_id="w", created_at=f"2026-01-01T00:00:{number % 60:02d}.{number:06d}+00:00", committed_at="2026-01-02",
+            attempt=1, write_id="w", committed_at="2026-01-02",
+            created_at=f"2026-01-01T00:00:{number % 60:02d}.{number:06d}+00:00",
             tags={"method": method, "study": f"s{number // 1000}", "seed": str(number)}, seed=number,
             recipe={"max_duration": f"{budget}ep", "optimizer": {"name": "sgd", "lr": 0.1}}, monitor=METRIC,
             progress=Progress(epoch=budget, batch=10 * budget, sample=640 * budget),

@@ -90,6 +90,8 @@ CASES = (
     Case(22, "a suspended writer's files are collected", "lost_disks.suspended", about=8),
     Case(23, "one odd run in a shared archive", "neighbours.case", about=26),
     Case(24, "models and data that a record claims", "claims.case", about=28),
+    Case(25, "the index is damaged, false, old or lost", "indexes.case", about=29),
+    Case(25, "four processes write the index", "indexes.crowd", 100),
 )
 
 

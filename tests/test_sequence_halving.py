@@ -56,13 +56,13 @@ class Made:
         return 0
 
 
-def write(step: PlannedStep, **fields: Any) -> str:
+def write(step: PlannedStep, *, metric_values: list[float] | None = None, **fields: Any) -> str:
     settings = step.recipe.settings
     rate, epochs = settings.optimizer["lr"], int(str(settings.max_duration).removesuffix("ep"))
     values = [accuracy(rate, epoch) for epoch in range(1, epochs + 1)]
     archive = RunArchive(settings.archive or "", create=True)
     given = {"tags": step.tags, "recipe": step.recipe.record, **fields}
-    return write_run(archive, None, settings.seed, values, **given)
+    return write_run(archive, None, settings.seed, metric_values or values, **given)
 
 
 def run(plan: Plan, made: Made) -> list[str]:
@@ -163,6 +163,19 @@ def test_later_rungs_may_be_taught_by_the_one_before(tmp_path: Path) -> None:
     assert (first.tags["rung"], later.tags["rung"]) == ("1", "2")
     run(plan, made := Made())
     assert len(made.titles) == 8 + 2
+
+
+def test_a_search_in_which_everything_diverges_has_no_winner(tmp_path: Path) -> None:
+    plan = planned(tmp_path, arms={"halving": {}}, baseline=None)
+    for step in plan.steps[:8]:
+        write(step, health="diverged", metric_values=[0.5, math.nan])
+    archive = RunArchive(tmp_path / "archive", create=True)
+    states = look_up_states(plan, archive)
+    assert [state.state for state in states] == ["finished"] * 8 + ["stopped"] * 16
+    report = sequence_report(plan.config, states, archive)
+    assert report.search is not None
+    assert report.search.arms[0].winner is None
+    assert math.isnan(report.arms[0].best)
 
 
 def test_rungs_by_hand() -> None:

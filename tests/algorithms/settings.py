@@ -23,7 +23,7 @@ from curricula import ROWS as STRATEGIES
 from curricula import Stop, curriculum
 from distilling import distil
 from replaying import both_branches, conv_net, images, replay
-from reuse_algos.algorithms import AdversarialTraining, Freezing
+from reuse_algos.algorithms import AdversarialTraining, AutoReuse, Freezing
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.example_ids import TrackExamples
 from toy import checkpointed, epoch_loader, mlp, trainer, viewed
@@ -134,6 +134,10 @@ ROWS: dict[str, Row] = {
         {"source": "live", "loss": "mse", "weight": 2.0, "weight_scheduler": LinearScheduler(t_max="6ba")},
         **_WINDOW,
     ),
+    "distillation, scaled": Row(
+        distil, {"source": "live", "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 0.5}}, **_WINDOW
+    ),
+    "auto reuse": Row(AutoReuse),
     "distillation, sample": Row(distil, {"source": "cached", "combine": "sample", "every_n_batches": 2}, **_WINDOW),
     "distillation, mixup": Row(distil, {"source": "live", "combine": "mixup", "stop": "1ep"}, **_WINDOW),
     "replay, append": Row(replay, {**_BOTH_RUNS, "start": "1ba"}, "images", **_WINDOW, ranks={"fraction": 1.0}),

@@ -88,7 +88,9 @@ def test_loss_with_distillation_and_curriculum_by_hand(
     scores = torch.linspace(0.1, 2.0, N).double()
     curriculum = HistoryCurriculum(archive, strategy=ActiveBias(mode="weighting"), score=scores)
     teachers = Live(model=conv_net) if source == "live" else Cached()
-    distillation = PriorRunDistillation(archive, "older", source=teachers, loss=KL(weight=0.7), mismatch="allow")
+    distillation = PriorRunDistillation(
+        archive, "older", source=teachers, loss=KL(weight=0.7), mismatch="allow", when={}
+    )
     recipe = [curriculum, replay(archive, mode=mode), distillation]
     made = [recipe[i] for i in order if weighted or i != 0]
     one, calls, _ = fit(made, max_duration="1ba")
@@ -123,7 +125,7 @@ def test_distillation_in_microbatches_is_that_of_the_whole_batch(archive: RunArc
     def weights(size: int) -> dict[str, Tensor]:
         made = [
             replay(archive, fraction=0.3),
-            PriorRunDistillation(archive, "older", source=Auto(model=conv_net), loss="kl"),
+            PriorRunDistillation(archive, "older", source=Auto(model=conv_net), loss="kl", when={}),
         ]
         one, _, _ = fit(made, conv_net(5, norm=False), device_train_microbatch_size=size)
         return one.state.model.state_dict()

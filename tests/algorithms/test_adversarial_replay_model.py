@@ -149,7 +149,7 @@ def test_inputs_that_are_no_pixels_of_the_space(archive: RunArchive) -> None:
 def test_dense_perturbations_that_are_none(tmp_path: Path, value: float) -> None:
     archive, bad = RunArchive(tmp_path, create=True), deltas(3)
     bad[1, N - 1, 0, 0, 0] = value
-    put_deltas(archive, record(tmp_path, "prior"), bad)
+    put_deltas(archive, record(tmp_path, "prior"), bad, meta={})  # no attack on record
     with pytest.raises(DataError, match=r"'adversarial' are as large as (inf|1.5), beyond 1, a pixel.*Harvest them"):
         fit([replay(archive, runs="prior")], max_duration="1ba")
 

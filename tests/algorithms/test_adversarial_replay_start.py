@@ -102,7 +102,7 @@ def test_an_attack_that_is_not_on_record_cannot_be_gone_on_with(archive: RunArch
 def test_beside_distillation_the_loss_is_that_of_rslad(archive: RunArchive) -> None:
     """5/6 KL(t(x) || s(x + d)) + 1/6 KL(t(x) || s(x)) on cached logits, arXiv 2108.07969, section 3.2."""
     cached = {"name": "cached", "oldest": "1dur"}
-    teacher = PriorRunDistillation(archive, "older", source=cached, loss=KL(weight=1.0, temperature=1.0))
+    teacher = PriorRunDistillation(archive, "older", source=cached, loss=KL(weight=1.0, temperature=1.0), when={})
     _, calls, _ = fit([replay(archive, use="start", fraction=1.0, weight=5 / 6), teacher], max_duration="2ba")
     signal = archive.run("older").signal("logits")
     for batch, (clean, _) in enumerate(calls.batches):

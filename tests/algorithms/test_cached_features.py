@@ -239,7 +239,7 @@ def test_distillation_and_curriculum_beside_it(store: RunArchive) -> None:
     both = []
     for source in ("live", "cached"):
         teacher = PriorRunDistillation(
-            store, "baseline-1", source="cached", loss={"name": "kl", "temperature": 2.0, "weight": 0.5}
+            store, "baseline-1", source="cached", loss={"name": "kl", "temperature": 2.0, "weight": 0.5}, when={}
         )
         steer = HistoryCurriculum(store, "baseline-1", strategy={"name": "prune", "keep": 0.5})
         both.append(_fit(head_of_blobs(store, teacher, steer, settings={"source": source})))
@@ -249,14 +249,18 @@ def test_distillation_and_curriculum_beside_it(store: RunArchive) -> None:
 
 def test_live_teachers_are_refused(store: RunArchive) -> None:
     with pytest.raises(ValueError, match="live teachers need the images.*source: live was asked for"):
-        _fit(head_of_blobs(store, PriorRunDistillation(store, "baseline-1", source="live")))
+        _fit(head_of_blobs(store, PriorRunDistillation(store, "baseline-1", source="live", when={})))
     with pytest.raises(ValueError, match="must be cached beside it: run .* has no signal 'logits.ep0002'"):
-        _fit(head_of_blobs(store, PriorRunDistillation(store, "baseline-1", source={"name": "auto", "weights": "2ep"})))
+        _fit(
+            head_of_blobs(
+                store, PriorRunDistillation(store, "baseline-1", source={"name": "auto", "weights": "2ep"}, when={})
+            )
+        )
 
 
 def test_perturbed_images_are_refused(store: RunArchive) -> None:
     one, _ = head_of_blobs(store)
-    with pytest.raises(ValueError, match="PriorRunWarmStart with source: cached trains on features, and there are no"):
+    with pytest.raises(ValueError, match="PriorRunWarmStart with source: cached trains on features instead of images"):
         refuse_changed_inputs(one.state)
     one.close()
 

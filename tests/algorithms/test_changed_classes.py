@@ -82,13 +82,7 @@ class _Terms(Callback):
 def test_the_term_is_over_the_known_classes(store: RunArchive, source: str, loss: str) -> None:
     kind = KL(temperature=2.0, weight=0.5, base_weight=1.0) if loss == "kl" else MSE(weight=0.5, base_weight=1.0)
     teachers = Live(model=mlp) if source == "live" else Cached()
-    algorithm = PriorRunDistillation(
-        store,
-        "before",
-        source=teachers,
-        loss=kind,
-        mismatch="allow",
-    )
+    algorithm = PriorRunDistillation(store, "before", source=teachers, loss=kind, mismatch="allow", when={})
     watch, terms, log, data = Watch(), _Terms(), InMemoryLogger(), Data(AFTER, NOW)
     trainer(
         epoch_loader(data),
@@ -126,7 +120,9 @@ def test_the_term_is_over_the_known_classes(store: RunArchive, source: str, loss
 
 def test_refused_unless_allowed_and_where_names_do_not_tell(store: RunArchive) -> None:
     def start(data: Any, model: Any = None, **settings: Any) -> None:
-        algorithm = PriorRunDistillation(store, "before", source="cached", **sections("distillation", settings))
+        algorithm = PriorRunDistillation(
+            store, "before", source="cached", when={}, **sections("distillation", settings)
+        )
         fit([algorithm], model or _student(), data=data, max_duration="1ba")
 
     with pytest.raises(PriorRunMismatchError, match="has 4 classes, this run has 5.*Or say mismatch: allow, to distil"):

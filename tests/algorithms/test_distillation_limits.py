@@ -246,7 +246,7 @@ def test_half_a_cache_is_not_taken_by_itself(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, run_name="half", signals={"logits": {}})
     trainer(epoch_loader(viewed(num_views=1)), mlp(1), callbacks=[recorder], max_duration="2ba").fit()
     for run, kind in ((run_id, CachedTeachers), ("half", LiveTeachers)):
-        algorithm = PriorRunDistillation(tmp_path, run)
+        algorithm = PriorRunDistillation(tmp_path, run, when={})
         fit([algorithm], data=viewed(num_views=1), max_duration="1ba")
         assert isinstance(algorithm.teachers, kind)
 

@@ -191,8 +191,20 @@ class _Adapted(_Model):
         return {key: value for key, value in super().state_dict(*args, **kwargs).items() if "adapter" in key}
 
 
+class _Bare(_Adapted):
+    """Its adapter alone, as earlier versions of the recorder archived it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        del self.net
+
+    def forward(self, batch: Any) -> Any:
+        logits = self.adapter(batch["x"])
+        return {"logits": logits, "loss": F.cross_entropy(logits, batch["labels"])}
+
+
 def test_adapters_without_their_base_are_refused_as_live_teachers(tmp_path: Path) -> None:
-    _fit(_Adapted(1), archive=tmp_path)
+    _fit(_Bare(1), archive=tmp_path)
     with pytest.raises(PriorRunMismatchError, match="are 2 tensors, and the module has 4 parameters: 2 of them, first"):
         _fit(_Adapted(2), PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}))
 

@@ -277,7 +277,7 @@ def test_weights_do_not_depend_on_the_number_of_microbatches(tmp_path: Path, on_
     train(Tagger(1), callbacks=[RunRecorder(tmp_path, run_name="teacher")])
     weights = []
     for size in (12, 3):
-        teach = PriorRunDistillation(tmp_path, "teacher", source="live", loss={"name": "kl", "weight": 1.0})
+        teach = PriorRunDistillation(tmp_path, "teacher", source="live", loss={"name": "kl", "weight": 1.0}, when={})
         settings = {"accumulate_train_batch_on_tokens": on_tokens, "device_train_microbatch_size": size}
         weights.append(train(Tagger(2), algorithms=[teach], **settings))
     torch.testing.assert_close(weights[0], weights[1], atol=1e-6, rtol=1e-6)

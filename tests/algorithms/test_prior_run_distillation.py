@@ -405,7 +405,7 @@ def test_channels_last_and_cutmix(tmp_path: Path) -> None:
 
     recorder = RunRecorder(tmp_path, run_name="images")
     trainer(epoch_loader(Images()), net(), callbacks=[recorder], max_duration="1ep").fit()
-    algorithm = PriorRunDistillation(tmp_path, "images", source="live", loss={"name": "kl", "weight": 0.5})
+    algorithm = PriorRunDistillation(tmp_path, "images", source="live", loss={"name": "kl", "weight": 0.5}, when={})
     watch, log = Watch(), InMemoryLogger()
     one = trainer(
         epoch_loader(Images()),

@@ -107,7 +107,7 @@ def test_distillation(archives: dict[str, Path], name: str, loss: str, source: s
     """The same whatever the microbatches; of regression only as a mean squared difference."""
 
     def run(microbatch: int) -> dict[str, float]:
-        teach = PriorRunDistillation(archives[name], "prior", source=source, loss=loss)
+        teach = PriorRunDistillation(archives[name], "prior", source=source, loss=loss, when={})
         _fit(name, teach, device_train_microbatch_size=microbatch)
         return teach.latest_metrics
 
@@ -128,7 +128,7 @@ def test_cached_logits_teach_what_live_ones_do(tmp_path: Path, name: str) -> Non
     _fit(name, seed=1, callbacks=[RunRecorder(tmp_path, run_name="prior", signals={"logits": {}})])
     terms = {}
     for source in ("live", "cached"):
-        teach = PriorRunDistillation(tmp_path, "prior", source=source, loss="mse")
+        teach = PriorRunDistillation(tmp_path, "prior", source=source, loss="mse", when={})
         _fit(name, teach)
         terms[source] = teach.latest_metrics["reuse/distillation/loss"]
     assert terms["cached"] == pytest.approx(terms["live"], rel=2e-3)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .torture import claims, conformance, formats, lost_disks, model, neighbours
+from .torture import claims, conformance, formats, indexes, lost_disks, model, neighbours
 from .torture.outcome import Tally, spread
 
 
@@ -49,6 +49,16 @@ def test_one_odd_run_is_no_trouble_of_the_others(tmp_path: Path) -> None:
 def test_what_a_record_claims_opens_and_allocates_nothing(tmp_path: Path) -> None:
     outcome = claims.case(tmp_path)
     assert (outcome.tries, outcome.ok) == (len(claims.attacks(tmp_path)), True), outcome
+
+
+def test_whatever_happens_to_the_index_no_selection_is_wrong(tmp_path: Path) -> None:
+    outcome = indexes.case(tmp_path, count=10)
+    assert (outcome.tries, outcome.ok) == (20, True), outcome
+
+
+def test_processes_that_write_the_index_at_once_lose_nothing(tmp_path: Path) -> None:
+    outcome = indexes.crowd(tmp_path, count=6)
+    assert (outcome.notes["runs"], outcome.ok) == (48, True), outcome
 
 
 def test_faults_are_counted() -> None:

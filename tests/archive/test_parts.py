@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import torch
 
-from reuse_algos.archive import FileEntry, RunArchive, RunWriter
+from reuse_algos.archive import FileEntry, RunArchive, RunWriter, check_foreseen_files
 from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.archive.format.parts import PARTS_FROM
 from reuse_algos.archive.index.shards import encode_shard
@@ -65,7 +65,7 @@ def test_what_a_commit_writes_does_not_grow(archive: RunArchive) -> None:
 
 def test_a_small_run_is_in_one_piece(archive: RunArchive) -> None:
     writer, _ = grown(archive, PARTS_FROM - 4)
-    assert archive.open_run(writer.run_id).manifest.format[0] == 1
+    assert b'"record":"manifest"' in (archive.root / manifest_path(writer.run_id, PARTS_FROM - 4)).read_bytes()
     assert not any("/data/parts/" in name for name in files_below(archive.root))
 
 
@@ -186,3 +186,9 @@ def test_a_quick_check_looks_at_sizes_and_at_the_index(archive: RunArchive, monk
     found = {problem.path: problem.what for problem in archive.verify(quick=True).problems}
     assert found.keys() == {shard, other, str(file.relative_to(archive.root))}
     assert "something else of run" in found[other]
+
+
+def test_too_many_files_are_foreseen() -> None:
+    check_foreseen_files(3 * 1000, 64)
+    with pytest.raises(ArchiveError, match=r"160 ranks are 480000 files.*at most 200000.*last_epochs"):
+        check_foreseen_files(3 * 1000, 160)

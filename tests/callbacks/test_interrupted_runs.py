@@ -37,7 +37,7 @@ class Crash(Callback):
 def _with_everything(archive: Path, checkpoints: Path, prior: Path, crash: int | None, every: int) -> PriorRun:
     recorder = RunRecorder(archive, signals=ALL, weights=("last", "best", "1ep"), tags={"method": "distilled"})
     algorithm = PriorRunDistillation(
-        prior, {"order": "first"}, source="cached", combine="mixup", loss={"name": "mse", "weight": 0.5}
+        prior, {"order": "first"}, source="cached", combine="mixup", loss={"name": "mse", "weight": 0.5}, when={}
     )
     one = trainer(
         epoch_loader(viewed()),

@@ -29,7 +29,9 @@ def _student(archive: Path, logger: LoggerDestination, **arguments: Any) -> Prio
     one = trainer(
         epoch_loader(viewed()),
         mlp(3),
-        algorithms=[PriorRunDistillation(archive, {"tags": {"method": "baseline"}, "order": "first"}, source="cached")],
+        algorithms=[
+            PriorRunDistillation(archive, {"tags": {"method": "baseline"}, "order": "first"}, source="cached", when={})
+        ],
         callbacks=[recorder],
         loggers=[logger],
         eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),

@@ -213,7 +213,14 @@ def test_archived_maps_teach(prior: tuple[Path, Path], runs: str, loss: str) -> 
         path,
         archive,
         f"student-{runs}-{loss}",
-        algorithms={"prior_run_distillation": {"runs": runs, "source": "cached", "loss": loss}},
+        algorithms={
+            "prior_run_distillation": {
+                "runs": runs,
+                "source": "cached",
+                "loss": {"name": loss, "scale": "none"},
+                "when": {"stop": "1dur"},
+            }
+        },
     )
     teach = next(one for one in trainer.state.algorithms if isinstance(one, PriorRunDistillation))
     found = teach.latest_metrics["reuse/distillation/loss"]
@@ -249,6 +256,6 @@ def test_channel_wise_is_refused_for_other_tasks(tmp_path: Path) -> None:
     from toy import loader, record_run, trainer, viewed
 
     record_run(tmp_path, seed=1, epochs=1)
-    teach = PriorRunDistillation(tmp_path, {"order": "first"}, source="live", loss="channel_wise")
+    teach = PriorRunDistillation(tmp_path, {"order": "first"}, source="live", loss="channel_wise", when={})
     with pytest.raises(TaskError, match="channel_wise is not defined for the task 'multiclass'"):
         trainer(loader(viewed()), algorithms=[teach]).fit()

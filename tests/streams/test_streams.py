@@ -90,7 +90,13 @@ def test_streams_are_taught(shards: list[Path], tmp_path: Path, source: str) -> 
     trainer(loader, Net(1), callbacks=[recorder(archive, loader)], lr=0.0, max_duration="1ep").fit()
     again = mds_loader(shards, shuffle_seed=8)
     teach = PriorRunDistillation(
-        archive, "one", source=source, keys=BatchKeys(**KEYS), dataset=stream_info(again.dataset), loss="mse"
+        archive,
+        "one",
+        source=source,
+        keys=BatchKeys(**KEYS),
+        dataset=stream_info(again.dataset),
+        loss={"name": "mse", "scale": "none"},
+        when={"stop": "1dur", "stop_when_harmful": False},
     )
     terms: list[float] = []
     seen: list[list[int]] = []
@@ -289,7 +295,14 @@ def test_hugging_face_datasets_as_a_map_and_as_a_stream(tmp_path: Path) -> None:
     trainer(one, Net(), callbacks=[record], lr=0.0, max_duration="4ba").fit()
     assert list(rows_of(archive, "stream")) == sorted(keys_of_ids(names).tolist()), "dataset.info is looked at"
     scan_stream(again)
-    teach = PriorRunDistillation(archive, "stream", source="cached", loss="mse", keys=BatchKeys(**KEYS))
+    teach = PriorRunDistillation(
+        archive,
+        "stream",
+        source="cached",
+        loss={"name": "mse", "scale": "none"},
+        keys=BatchKeys(**KEYS),
+        when={"stop": "1dur", "stop_when_harmful": False},
+    )
     two = DataLoader(again, batch_size=6, collate_fn=collate)
     trainer(two, Net(2), algorithms=[teach], lr=0.0, max_duration="4ba").fit()
     last = list(range(18, 24))

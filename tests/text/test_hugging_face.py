@@ -108,7 +108,7 @@ def test_distillation_is_the_closed_form(archives: dict[str, Path], learn: str, 
         p, log_q = F.softmax(t / temperature, -1), F.log_softmax(s / temperature, -1)
         terms.append(temperature**2 * F.kl_div(log_q, p, reduction="none").sum(-1).mean())
     teach = PriorRunDistillation(
-        archives[learn], "whole", source=source, loss={"name": "kl", "temperature": temperature}
+        archives[learn], "whole", source=source, loss={"name": "kl", "temperature": temperature}, when={}
     )
     fit(learn, teach, device_train_microbatch_size=microbatch)
     expected = float(torch.stack(terms)[B:].mean())  # metrics are of the last batch
@@ -123,7 +123,7 @@ def test_largest_logits_teach_nearly_the_same(archives: dict[str, Path], learn: 
     found = {}
     for name in ("whole", "largest"):
         teach = PriorRunDistillation(
-            archives[learn], name, source="cached", loss={"name": "kl", "temperature": 1.0, "weight": 1.0}
+            archives[learn], name, source="cached", loss={"name": "kl", "temperature": 1.0, "weight": 1.0}, when={}
         )
         fit(learn, teach)
         found[name] = teach.latest_metrics["reuse/distillation/loss"]
@@ -190,7 +190,7 @@ def test_a_users_own_script_gains_distillation_by_two_lines(tmp_path: Path) -> N
         max_duration="2ep",
         device="cpu",
         progress_bar=False,
-        algorithms=[PriorRunDistillation(tmp_path, "teacher")],  # the first line
+        algorithms=[PriorRunDistillation(tmp_path, "teacher", when={})],  # the first line
         callbacks=[Recorder(tmp_path, run_name="student")],  # the second line
     )
     one.fit()
@@ -212,7 +212,7 @@ def test_another_vocabulary_is_refused_live(tmp_path: Path) -> None:
     trainer(
         sentences("sentences"), named(1, 0), max_duration="1ba", callbacks=[RunRecorder(tmp_path, run_name="one")]
     ).fit()
-    teach = PriorRunDistillation(tmp_path, "one", source="live")
+    teach = PriorRunDistillation(tmp_path, "one", source="live", when={})
     trainer(sentences("sentences"), named(2, 0), max_duration="1ba", algorithms=[teach]).fit()
     assert teach.batches_applied == 1
     with pytest.raises(PriorRunMismatchError, match="the same numbers stand for other words"):

@@ -2,6 +2,7 @@
 
 from reuse_algos.archive.format.manifest import FORMAT, Manifest
 from reuse_algos.archive.format.metrics import MetricHistory, history_tensors, infer_mode
+from reuse_algos.archive.format.parts import check_foreseen_files
 from reuse_algos.archive.format.records import (
     CostRecord,
     DatasetRecord,
@@ -62,6 +63,7 @@ __all__ = [
     "VerifyReport",
     "Where",
     "WhereError",
+    "check_foreseen_files",
     "copy_runs",
     "decode_top_k",
     "dequantize",

@@ -16,7 +16,7 @@ from reuse_algos.archive.format.manifest import Manifest, decode_manifest, encod
 from reuse_algos.archive.format.metrics import final_meta
 from reuse_algos.archive.format.names import data_path, final_path, is_safe_name, manifest_path, run_prefix
 from reuse_algos.archive.format.parts import KIND as PARTS
-from reuse_algos.archive.format.parts import PARTS_FROM, PartedManifest, PartWriter, seal_in_parts
+from reuse_algos.archive.format.parts import PARTS_FROM, STABLE, PartedManifest, PartWriter, seal_in_parts
 from reuse_algos.archive.format.records import KINDS, FileEntry, FinalRecord, Scalar
 from reuse_algos.archive.format.summary import RunSummary, summary_of
 from reuse_algos.archive.format.tensors import describe, hash_chunks, tensor_chunks, verify_file
@@ -192,7 +192,7 @@ class RunWriter:
     def _in_parts(self, manifest: Manifest) -> tuple[PartedManifest | None, Sequence[FileEntry]]:
         """A manifest of many files in parts, None for any other, and the files that the last commit did not list."""
         if self._parts is None:
-            if len(manifest.files) < PARTS_FROM:
+            if len(manifest.files) < PARTS_FROM or sum(e.kind in STABLE for e in manifest.files) < PARTS_FROM:
                 return None, manifest.files
             self._parts = PartWriter(self.put)
         # The identity of the run is in a part too.

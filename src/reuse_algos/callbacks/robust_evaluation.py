@@ -223,6 +223,7 @@ class RobustEvaluation(Callback):
         model: Any = unwrap_model(state.model)
         count = len(dataset)  # type: ignore[arg-type]
         number = min(self.examples, count)
+        # Evenly spaced, since datasets in folders are sorted by class.
         positions = (torch.arange(number) * count // number)[dist.get_global_rank() :: dist.get_world_size()]
         size = self.batch_size or min(loader.batch_size or _LARGEST_BATCH, _LARGEST_BATCH)
         info = try_info(dataset)
@@ -230,6 +231,7 @@ class RobustEvaluation(Callback):
         task: Task | None = None
         for part, batch in _batches(evaluator, loader, dataset, positions.split(size), state):
             inputs_BCHW: Any = batch_get(batch, self.keys.input)
+            # Random starts are drawn by key: an example is attacked alike on every rank and in every batch.
             keys_B = (part if info is None else info.keys[part]).to(inputs_BCHW.device)
 
             def answers(inputs: Tensor, batch: Any = batch) -> Tensor:

@@ -117,6 +117,7 @@ class RunForecast(Callback):
         if len(self._block) >= max(1, end // _ROWS) or now >= end:
             self._rows.append((float(now), float(np.mean(self._block)), self.clock.running_seconds))
             self._block = []
+        # Warm-up rises to its highest rate; a rate below that has begun to decay.
         rate = float(state.optimizers[0].param_groups[0]["lr"])
         self._highest_rate = max(self._highest_rate, rate)
         found: dict[str, float] = {}

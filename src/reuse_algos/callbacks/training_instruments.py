@@ -105,6 +105,7 @@ class TrainingInstruments(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the run can be read, and keep the weights that it starts from."""
         del logger
+        # Gathering whole weights at every reading would cost more than the step itself.
         if state.fsdp_enabled:
             raise ModelError("TrainingInstruments reads whole weights, and FSDP shards them. Take the callback out.")
         if hiding := hides_inputs(state):
@@ -118,6 +119,7 @@ class TrainingInstruments(Callback):
                 f"TrainingInstruments: the set 'stopping' is defined for SGD only, and this run has {others[0]}. "
                 "Leave it out of sets."
             )
+        # On the CPU: the GPU may have no room for a second copy, and it is read rarely.
         if self._initial is None and self._needs_initial:
             model = unwrap_model(state.model)
             self._initial = {name: value.detach().float().cpu().clone() for name, value in model.named_parameters()}

@@ -54,11 +54,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "adversarial keeps perturbations of the images that fool the archived model. Their sizes are those of\n"
         "pixels from 0 to 1, whatever the normalisation; a signal is of one attack, and --replace makes it\n"
         "again.\n\n"
+        "A recipe in an archive is somebody's word. The files that it names are opened with --trust-data only;\n"
+        "otherwise name the data with --data name=cifar100 --data root=FOLDER. The digits need neither.\n\n"
         "With --shards any number of processes, on any machines (an array of Slurm, tasks of Ray), each compute\n"
         "one part by --shard; the same command without --shard puts the parts together in one commit, and\n"
         "computes those that are missing. The rows are those of one process bit for bit.\n\n"
-        "A recipe in an archive is somebody's word. The files that it names are opened with --trust-data only;\n"
-        "otherwise name the data with --data name=cifar100 --data root=FOLDER. The digits need neither.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
         "the signals.\n\n"
         f"{ARCHIVE_HELP}",
@@ -206,8 +206,8 @@ def run(args: argparse.Namespace) -> int:
     run_id = archive.run(args.run_id).id
     # The library's own defaults hold for what is not said.
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
-    options |= attack | _shards_of(args)
-    options |= {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
+    flags = {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
+    options |= attack | _shards_of(args) | flags
     results = []
     for name in weights:
         results += harvest(

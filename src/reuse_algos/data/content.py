@@ -155,6 +155,7 @@ def _hash(content: bytes) -> int:
 
 def _without_labels(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Return the tensors but for those with one number per example, unless there are no others."""
+    # A label that was corrected makes no other example.
     wide = [tensor for tensor in tensors if tensor.ndim > 1]
     return wide or list(tensors)
 
@@ -167,8 +168,10 @@ def _rows(tensors: Sequence[Tensor]) -> Content:
 def _items(dataset: Any) -> Content | None:
     plain = dataset
     if hasattr(dataset, "with_format") and hasattr(dataset, "column_names"):  # Hugging Face datasets
+        # With a format the rows come as tensors of a chosen framework, or transformed.
         plain = dataset.with_format(None)
     else:
+        # The raw example is what stays the same; a random crop of it is another array each time.
         names = [name for name in ("transform", "transforms", "target_transform") if hasattr(dataset, name)]
         if names:
             plain = copy.copy(dataset)  # the user's own object stays as it is

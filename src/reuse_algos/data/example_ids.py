@@ -193,6 +193,7 @@ class ExampleIds:
             self._fetched = 0
             tell_epoch(state)
         elif event == Event.BEFORE_DATALOADER:
+            # Counted here and not by the timestamp: a resumed run spins through the batches before its checkpoint.
             self._fetched += 1
         elif event == Event.AFTER_DATALOADER:
             self._start_batch(state)

@@ -122,6 +122,7 @@ def same_data(info: DatasetInfo, fingerprint: str, key_fingerprint: str | None) 
         fingerprint: Fingerprint of the record.
         key_fingerprint: Its fingerprint without content; None where the record has no content.
     """
+    # Where one side has no content, both are compared without it: older archives have keys and labels only.
     if key_fingerprint is not None and info.content is not None:
         return fingerprint == info.fingerprint
     return (key_fingerprint or fingerprint) == info.key_fingerprint
@@ -162,6 +163,7 @@ def _compare(prior: Identity, info: DatasetInfo, rows_N: Tensor) -> tuple[int, i
     hash_P = torch.zeros(len(prior.keys), dtype=torch.int64)
     known_P = torch.zeros(len(prior.keys), dtype=torch.bool)
     hash_P[prior.rows], known_P[prior.rows] = prior.hashes, True
+    # At most twice the sample is read: each may be a file on a slow disk.
     here_M = ((rows_N >= 0) & known_P[rows_N.clamp_min(0)]).nonzero().flatten()[: 2 * SAMPLE]
     differing = info.content.hashes(here_M) != hash_P[rows_N[here_M]]
     return len(here_M), int(differing.sum())
@@ -187,6 +189,7 @@ def _places(known_P: Tensor, wanted_N: Tensor) -> Tensor:
     """Return where each wanted value stands among the known ones, int64 ``[N]``; -1 where it is missing."""
     if not len(known_P):
         return torch.full_like(wanted_N, -1)
+    # Stable: of equal hashes the first example is taken, the same one on every machine.
     order = torch.argsort(known_P, stable=True)
     place = torch.searchsorted(known_P[order], wanted_N).clamp_(max=len(order) - 1)
     rows = order[place]

@@ -61,6 +61,7 @@ class DatasetInfo:
             # macOS decomposes letters with accents in file names, Linux keeps what it is given.
             object.__setattr__(self, "class_names", tuple(plain_name(name) for name in self.class_names))
         _check_vector("keys", self.name, self.keys)
+        # Two examples under one key would share a row of every signal.
         unique = torch.unique(self.keys)
         if len(unique) != len(self.keys):
             ordered = torch.sort(self.keys).values
@@ -240,6 +241,7 @@ def _find_keys(dataset: Any, count: int) -> tuple[Tensor, str]:
         if base is None or not all(path.startswith(base + os.sep) for path in files):
             base = os.path.commonpath([os.path.dirname(path) for path in files])
         keys = torch.tensor([key_of_path(PurePath(os.path.relpath(path, base))) for path in files])
+        # Several examples of one file (frames, crops) share its path: then positions must do.
         if len(torch.unique(keys)) == count:
             return keys, "path"
     return torch.arange(count, dtype=torch.int64), "position"

@@ -96,6 +96,7 @@ class EpochSampler(DistributedSampler):
                 raise ValueError(f"the plan of epoch {epoch} has {len(positions)} positions, not {self._plan_length}")
             return positions
         if self.shuffle:
+            # A generator for each epoch: the order has no state to save, and moves no other generator.
             return np.random.default_rng([self.seed % 2**63, epoch]).permutation(self.num_examples)
         return np.arange(self.num_examples)
 
@@ -175,6 +176,7 @@ class TrackedBatchSampler(DistributedSampler):
     def set_epoch(self, epoch: int) -> None:
         """Tell everything below which epoch comes next."""
         self.epoch = epoch
+        # Composer reaches this object only; samplers of users wait for the epoch further inside.
         for inner in (self.batch_sampler, getattr(self.batch_sampler, "sampler", None)):
             if hasattr(inner, "set_epoch"):
                 inner.set_epoch(epoch)  # type: ignore[union-attr]
@@ -222,6 +224,7 @@ class TrackedBatchSampler(DistributedSampler):
                 f"batches are made by a {type(batches).__name__}, whose choice of examples cannot be taken over. Give "
                 "the DataLoader batch_size and shuffle (or an EpochSampler), and no batch_sampler."
             )
+        # A plan gives whole epochs, so the sampler below must be one whose order can be replaced.
         sampler = _steerable(batches.sampler, num_examples, batches.drop_last, seed)
         views = 0 if self.view_policy is None else self.view_policy.num_views
         sampler.steer(plan, length=length, num_views=views)

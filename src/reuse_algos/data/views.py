@@ -158,10 +158,12 @@ class ViewedDataset(Dataset[Any]):
             position, view = int(index), self.view_policy.view_of_epoch(epoch or 0)
         if view < UNKNOWN_VIEW:
             raise DataError(f"View {view} of position {position}: views are numbered from 0, and -1 means random.")
+        # Nobody has told an epoch: a plain DataLoader of a user, whose random numbers are left alone.
         if view == UNKNOWN_VIEW and epoch is None:
             return self.dataset[position]
         if not -len(self) <= position < len(self):
             raise IndexError(f"Position {position} of a dataset of {len(self)} examples.")
+        # Two salts: random augmentation of epoch 3 must not repeat view 3.
         number, salt = (epoch, _SALT_EPOCH) if view == UNKNOWN_VIEW else (view, _SALT_VIEW)
         seed = view_hash(self.view_policy.seed, self.info.keys[position], _scalar(number), salt)
         with seeded_rng(int(seed)):

@@ -1,4 +1,4 @@
-"""Models by name: residual networks for small images, a small network for digits, and torchvision's classifiers."""
+"""Models by name: classifiers of images and texts, language models, models for masks, and detectors."""
 
 from __future__ import annotations
 

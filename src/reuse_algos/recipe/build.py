@@ -75,6 +75,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     check_world_size(recipe)
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
+    # What a constructor refuses is said before minutes of reading data.
     algorithms, callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )
@@ -87,6 +88,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     pool = pool_of(settings.data, archive)
     with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
         data = load_recipe_data(settings.data, pool, _torch_device(device.name))
+    # Here and not earlier: reading data may draw from the global generators.
     reproducibility.seed_all(settings.seed)
     model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
     optimizer = _built(recipe.components["optimizer"][0], faults, params=model.parameters())
@@ -136,6 +138,7 @@ def check_world_size(recipe: Recipe) -> None:
     for key in ("batch_size", "eval_batch_size"):
         size = getattr(recipe.settings.data, key)
         if size is not None and size % ranks:
+            # The nearest size below, so that memory still suffices.
             near = max(ranks, size // ranks * ranks)
             faults.add(
                 f"data.{key}",
@@ -176,6 +179,7 @@ def _counted(loader: DataLoader) -> DataLoader | DataSpec:
 
 
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
+    # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
     if isinstance(dataset, DeviceImages):
         return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
@@ -242,6 +246,7 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
         "tags": dict(settings.tags),
         "seed": settings.seed,
     }
+    # Only what the constructor asks for, and the recipe does not give itself.
     wanted = component.parameters.keys() - component.options.keys()
     return {key: value for key, value in offered.items() if key in wanted}
 

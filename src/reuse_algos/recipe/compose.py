@@ -19,7 +19,7 @@ from reuse_algos.recipe.fitting import Component, fit_named, fit_options
 from reuse_algos.recipe.interpolation import SEED, resolve
 from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.recipe.schema import Settings, check_settings
-from reuse_algos.recipe.source import apply_overrides, parse_yaml, read_text
+from reuse_algos.recipe.source import apply_overrides, copied, parse_yaml, read_text
 from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 
 __all__ = ["Recipe", "compose_recipe", "load_recipe"]
@@ -83,7 +83,7 @@ def compose_recipe(values: Mapping[str, Any], overrides: Iterable[str] = (), *, 
     Raises:
         RecipeError: The recipe is wrong. The message has all faults, one per line.
     """
-    return _compose(_copied(values), overrides, Faults(source))
+    return _compose(copied(values), overrides, Faults(source))
 
 
 def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
@@ -91,6 +91,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
         faults.add("", "a recipe must be a mapping of keys, such as max_duration: 40ep")
         faults.raise_if_any()
     apply_overrides(raw, overrides, faults)
+    # A derived name that cannot be resolved has its fault where it is made from.
     derived = {"run_name"} if raw.get("run_name") is None else set()
     _fill_defaults(raw)
     resolved = resolve(raw, faults, derived=derived)
@@ -99,6 +100,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     settings.data = _check_data(resolved.values["data"], faults)
     settings.model = _check_model(resolved.values["model"], faults)
     check_settings(settings, faults)
+    # The one key that has no sensible default: it decides what a run costs.
     if "max_duration" not in resolved.values:
         faults.add("max_duration", "missing. Write for example max_duration: 40ep")
     components: dict[str, list[Component]] = {}
@@ -113,6 +115,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     if resolved.values["archive"] is None:
         _check_archive_unneeded(components, faults)
     faults.raise_if_any()
+    # The record keeps references to the environment as they were written: they may be secrets.
     shown, unseeded = _under_main_names(resolved.shown), _under_main_names(resolved.unseeded)
     record = _record(dataclasses.asdict(settings), shown)
     return Recipe(settings, record, faults.source, components, _where_equal(record, shown, unseeded))
@@ -185,6 +188,7 @@ def _fit_components(
         if listed is None:
             faults.add(here, f"there is no {kind} {name!r}.{nearest(name, names(kind))}")
             continue
+        # A fault that was noted is not noted twice; false switches an entry off.
         if options is BROKEN or options is False:
             continue
         if options is None or options is True:
@@ -192,6 +196,7 @@ def _fit_components(
         if not isinstance(options, dict):
             faults.add(here, f"must be a section of options, true or false, not {options!r}")
             continue
+        # Two names of one class would be two algorithms that undo each other.
         if listed.name in written:
             faults.add(here, f"is another name of {join(path, listed.name)}, which is there too. Keep one")
             continue
@@ -249,11 +254,3 @@ def _where_equal(value: Any, shown: Any, unseeded: Any) -> Any:
     if shown == unseeded:
         return value
     return SEED if unseeded is BROKEN else unseeded
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _copied(child) for key, child in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_copied(child) for child in value]
-    return value

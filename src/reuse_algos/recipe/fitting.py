@@ -109,6 +109,7 @@ def fit_options(
     name = getattr(target, "__name__", str(target))
     parameters = list(inspect.signature(target).parameters.values())
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    # Some constructors pass further options on; these cannot be checked here.
     open_ended = bool(named) and any(p.kind == p.VAR_KEYWORD for p in parameters)
     hints = hints_of(target)
     fitted = {}
@@ -124,6 +125,7 @@ def fit_options(
             hint = nearest(key, offered) if offered else " It takes no options."
             faults.add(join(path, key), f"{name} has no such option.{hint}")
     for key, parameter in named.items():
+        # torch marks required options of its optimizers by a default of this class.
         required = parameter.default is parameter.empty or type(parameter.default).__name__ == "_RequiredParameter"
         if required and key not in reserved and key not in options:
             faults.add(join(path, key), f"missing. {name} needs it")

@@ -50,7 +50,7 @@ def data_section(path: str | Path) -> DataConfig:
     if not len(faults) and not (isinstance(raw, dict) and isinstance(raw.get("data"), dict)):
         faults.add("data", "missing. Write for example data: {name: digits, train_examples: 50, train_rest: true}")
     faults.raise_if_any()
-    resolved = resolve({"data": {}, **raw}, faults)
+    resolved = resolve(raw if isinstance(raw, dict) else {}, faults)
     config = DataConfig(**fit_fields(resolved.values["data"], DataConfig, "data", faults))
     faults.raise_if_any()
     config.check()

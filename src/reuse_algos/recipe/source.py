@@ -16,7 +16,7 @@ import yaml
 from reuse_algos.errors import nearest
 from reuse_algos.sections import Faults, join
 
-__all__ = ["apply_overrides", "leaves", "merge_sections", "parse_yaml", "read_text"]
+__all__ = ["apply_overrides", "copied", "leaves", "merge_sections", "parse_yaml", "read_text"]
 
 _MAX_NODES = 100_000
 _OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
@@ -70,10 +70,11 @@ def parse_yaml(text: str, faults: Faults) -> Any:
             return None
         inspection = _Inspection(faults)
         size = inspection.visit(node, "")
+        # A few nested anchors can stand for billions of values.
         if size > _MAX_NODES:
             faults.add("", f"has more than {_MAX_NODES} values once its anchors are written out")
         elif not inspection.unusable:
-            return _unshared(loader.construct_document(node))
+            return copied(loader.construct_document(node))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
@@ -104,6 +105,7 @@ class _Inspection:
         if id(node) in self._open:
             self._refuse(path, "an anchor that contains itself")
             return 0
+        # Tags could build objects of any class.
         if node.tag not in _PLAIN_TAGS:
             self._refuse(path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed. Write plain values")
             return 0
@@ -133,12 +135,12 @@ class _Inspection:
         self.unusable = True
 
 
-def _unshared(value: Any) -> Any:
-    """Return a copy in which two aliases of an anchor are two objects, so that changing one leaves the other."""
-    if isinstance(value, dict):
-        return {key: _unshared(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [_unshared(child) for child in value]
+def copied(value: Any) -> Any:
+    """Return a copy in plain mappings and lists, in which two aliases of an anchor are two objects."""
+    if isinstance(value, Mapping):
+        return {str(key): copied(child) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [copied(child) for child in value]
     return value
 
 

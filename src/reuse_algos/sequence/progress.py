@@ -164,8 +164,8 @@ def _drop_losers(found: list[StepState], arm: str, key: str, halving: HalvingCon
     own = [k for k, state in enumerate(found) if state.step.arm == arm and state.step.rung is not None]
     for rung in range(1, halving.rungs):
         here = [found[k] for k in own if found[k].step.rung == rung and found[k].state != "stopped"]
-        if any(state.run is None for state in here):
-            return  # the rung is not decided yet
+        if not here or any(state.run is None for state in here):
+            return  # every value has diverged, or the rung is not decided yet
         runs = [state.run for state in here if state.run is not None]
         name = choose_metric(runs, metric)
         finals: dict[str, list[float]] = {}

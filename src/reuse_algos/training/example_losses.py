@@ -123,6 +123,7 @@ class TaskLosses:
         if task is not None and (task.is_confirmed or off <= _PLAIN * max(1.0, abs(own))):
             self.words = "the model's own, which is the task's plain one"
             return
+        # The error names what to give (per_example_loss); the reader's says why there is no task.
         if isinstance(self._otherwise, ModelError):
             raise self._otherwise from self._reader.refusal
         self._own = self._otherwise

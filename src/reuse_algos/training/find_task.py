@@ -62,6 +62,7 @@ def find_task(
     if len(chosen) == 1:
         return replace(chosen[0], evidence=CONFIRMED)
     # The loss cannot tell these apart (or is none of the plain ones): hints may, but only if they leave one.
+    # An ignored value or a shift that the loss does not show is not assumed.
     pool = chosen or _distinct(_without_hints(candidates), outputs, targets)
     named = [task for task in pool if _named_by(metrics, task)]
     if len(named) == 1:
@@ -81,6 +82,7 @@ def _candidates(
     found: list[Task] = []
     whole = not targets.is_floating_point()
     ignored = [None, *sorted(set(ignore_indices))] if settings.ignore_index is None else [settings.ignore_index]
+    # Convolutions have the classes in dimension 1, transformers in the last; of [B, C] both are the same.
     for dim in (1, -1) if outputs.dim() > 2 else (1,):
         if outputs.dim() < 2 or (settings.class_dim is not None and outputs.dim() > 2 and dim != settings.class_dim):
             continue

@@ -120,6 +120,7 @@ class TaskReader:
             self._batch = self._guard.copy(state.batch)
             self._keep_targets(self._batch)
         elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
+            # Later microbatches are not looked at: one whose loss is odd by chance must not change the task.
             self.task = self._shared(state)
             if self.task is None:
                 self._find(state)

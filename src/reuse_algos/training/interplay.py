@@ -153,6 +153,7 @@ def example_weights(state: State, positions_B: torch.Tensor | None = None) -> to
     Returns:
         float64 ``[B]`` >= 0 on the CPU; None where all are 1.
     """
+    # None where nobody weighs: a product with ones would cost a copy to the device in every batch.
     product_B: torch.Tensor | None = None
     for algorithm in state.algorithms:
         weights_B = algorithm.example_weights(state, positions_B) if isinstance(algorithm, BatchEffects) else None

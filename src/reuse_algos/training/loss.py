@@ -49,6 +49,7 @@ def add_to_loss(
     def scaled(value: torch.Tensor) -> torch.Tensor:
         return value if scale == 1 else scale * value
 
+    # Composer sends "total" backward where there is one, and only shows the other parts.
     if isinstance(loss, Mapping):
         if "total" in loss:
             beside = {} if part is None or shown is None else {part: shown}

@@ -22,6 +22,7 @@ def on_rank_zero(work: Callable[[], T]) -> T:
             outcome[0] = work()
         except Exception as error:
             outcome[1] = error
+    # The error travels as an object, or the other ranks would wait for rank 0 until they time out.
     dist.broadcast_object_list(outcome)
     if outcome[1] is not None:
         raise outcome[1]

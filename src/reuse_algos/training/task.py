@@ -150,6 +150,7 @@ class Task:
                 f"outputs of shape {tuple(outputs.shape)} have {logits_BCX.shape[1]} in dimension {self.class_dim}; "
                 f"the task {self.kind!r} has {self.num_classes}"
             )
+        # The last position predicts a token that the batch does not have.
         if self.shift:
             logits_BCX = logits_BCX[:, :, :-1]
         if targets is None:
@@ -168,6 +169,7 @@ class Task:
         counted_BX = (targets >= 0) & (targets < self.num_classes)
         if self.ignore_index is not None:
             counted_BX &= targets != self.ignore_index
+        # 0 and not the mark itself: -100 or 255 as an index would read outside the classes.
         return Rows(logits_BCX, targets.long().masked_fill(~counted_BX, 0), counted_BX)
 
     def _number_rows(self, logits_BC: torch.Tensor, targets: torch.Tensor) -> Rows:

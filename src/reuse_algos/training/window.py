@@ -40,6 +40,7 @@ class Window:
 
     def is_on(self, state: State) -> bool:
         """Return whether the current batch is in the window, and one of every n."""
+        # By the batch of the whole run: an epoch that a curriculum shortens does not shift the rhythm.
         return int(state.timestamp.batch) % self.every_n_batches == 0 and self.spans(state)
 
     def spans(self, state: State) -> bool:
@@ -93,6 +94,7 @@ def ahead(scheduler: ComposerScheduler | None, state: State, window: Window) -> 
         batches = int(duration)
     elif duration is not None and duration.unit == TimeUnit.EPOCH and length is not None:
         batches = int(duration) * int(length)
+    # A shallow copy with a clock of its own: schedulers read the state's time and duration only.
     first, later = int(state.timestamp.batch), copy.copy(state)
     found = []
     for batch in np.unique(np.linspace(first, max(first, batches - 1), _LOOKED_AT).round().astype(int)):

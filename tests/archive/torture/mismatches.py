@@ -108,7 +108,7 @@ def case(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
 
 
 def _train(archive: RunArchive, run_id: str, other: Other, mismatch: str) -> None:
-    algorithm = PriorRunDistillation(archive, run_id, source=other.source, mismatch=mismatch)
+    algorithm = PriorRunDistillation(archive, run_id, source=other.source, mismatch=mismatch, when={})
     fit([algorithm], other.model(), data=other.data(), max_duration="1ba")
 
 

@@ -82,6 +82,7 @@ def train(folder: Path, stop: Stop | None = None) -> None:
         source="cached",
         combine="mixup",
         loss={"name": "mse", "weight": 0.5},
+        when={},
     )
     with nullcontext() if stop is None else stop.disk():
         one = trainer(

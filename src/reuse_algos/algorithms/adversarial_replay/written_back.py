@@ -152,14 +152,14 @@ class WrittenBack:
         self._values_VN, self._known_VN = self._over_ranks()
         self._fresh_VN.zero_()
         if self.use.reset_every is not None and epochs % self.use.reset_every == 0:
-            # As ATTA does: perturbations that have gone on for long are those of a model that is no more.
+            # As ATTA does: perturbations that have gone on for long fit weights that training has left behind.
             self._known_VN.zero_()
 
     def _over_ranks(self) -> tuple[Tensor, Tensor]:
         """Return values and which are known, with those that other ranks wrote in this epoch."""
-        values_VN, known_VN = self._values_VN.clone(), self._known_VN.clone()
         if dist.get_world_size() == 1:
-            return values_VN, known_VN
+            return self._values_VN, self._known_VN  # no copy: they may take gigabytes
+        values_VN, known_VN = self._values_VN.clone(), self._known_VN.clone()
         writers_VN = self._fresh_VN.to(torch.int32)
         dist.all_reduce(writers_VN)
         for view, fresh_N in enumerate(self._fresh_VN):  # one view at a time, in the float32 that sums need
@@ -177,7 +177,7 @@ class WrittenBack:
         if not self._values_VN.numel():
             return dict(self._loaded or {})
         values_VN, known_VN = self._over_ranks()
-        return {"values": values_VN.cpu(), "known": known_VN.cpu()}
+        return {"values": values_VN.to("cpu", copy=True), "known": known_VN.to("cpu", copy=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it, at the next :meth:`prepare`."""

@@ -18,11 +18,15 @@ from composer.models import ComposerModel
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.prior_run_distillation.layout import at_smaller_size, in_layout
+from reuse_algos.algorithms.prior_run_distillation.layout import (
+    Microbatch,
+    at_smaller_size,
+    check_top_k,
+    in_layout,
+)
 from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.views import age_of_slot
@@ -31,7 +35,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_rows import check_rows
 from reuse_algos.training.interplay import clean_rows, hides_inputs
 from reuse_algos.training.outputs import logits_of
-from reuse_algos.training.task import Rows, Task
 
 __all__ = ["CachedCheck", "hold_rows"]
 
@@ -111,40 +114,48 @@ class CachedCheck:
         self._run, self._weights, self._student = run, weights, student
         self._keys, self._mismatch = keys, mismatch
 
-    def look(self, state: State, batch: Any, examples: Examples, task: Task, rows: Rows, cached: CachedTeachers) -> str:
+    def look(self, state: State, microbatch: Microbatch, cached: CachedTeachers, temperature: float) -> str:
         """Return what was checked and found, in words.
 
         Args:
             state: At the first AFTER_LOSS.
-            batch: The microbatch as it was before the forward pass; it is left alone, and so is the student.
-            examples: Its rows of the current data.
-            task: The task.
-            rows: The student's outputs and targets.
+            microbatch: With its examples. It is left alone, and so is the student.
             cached: The teachers.
+            temperature: At which the largest logits must be enough, where only these are archived.
 
         Raises:
             DataError: Rows of the batch are not the examples and views that they are said to be.
-            PriorRunMismatchError: Harvested logits are something else than what their model says.
+            PriorRunMismatchError: Harvested logits are something else than what their model says, or the largest
+                logits alone are not enough at the temperature.
         """
+        batch, examples, _, _ = microbatch
+        assert examples is not None
+        used = set(cached.slots_used)
+        found, seen_B = cached.targets(state, batch, examples, range(len(cached.names)))
+        cached.slots_used.intersection_update(used)  # a check is no use of a harvest, and a resumed run checks again
+        for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
+            if kept:
+                check_top_k(name, logits_BC, kept, temperature)
         if self._mismatch == "refuse":
             same = check_rows(state, batch, examples, clean_rows(state), self._keys, "cached logits")
         else:
             same = "rows not compared with their examples (mismatch: allow)"
-        return f"{same}; {self._held(state, batch, examples, task, rows, cached)}"
+        assert seen_B is not None
+        return f"{same}; {self._held(state, microbatch, cached, found[0], seen_B)}"
 
     def _held(
-        self, state: State, batch: Any, examples: Examples, task: Task, rows: Rows, cached: CachedTeachers
+        self, state: State, microbatch: Microbatch, cached: CachedTeachers, cached_BC: Tensor, seen_B: Tensor
     ) -> str:
+        batch, examples, task, rows = microbatch
+        assert examples is not None
         if hides_inputs(state):
             return "no model compared, as the batch has no inputs"
         try:
             said_BC = in_layout(task, self._answers(state, batch), rows.logits_BCX)
         except Exception as error:  # other people's models fail in any way, and this check is not worth a run
             return f"no model compared: {error}"
-        (cached_BC,), seen_B = cached.targets(state, batch, examples, [0])
         if not cached.in_layout[0]:
             cached_BC = in_layout(task, cached_BC, rows.logits_BCX)
-        assert seen_B is not None
         said_BC = at_smaller_size(said_BC, cached_BC)
         kept, views = cached.kept_classes[0], examples.views.tolist()
         try:

@@ -6,6 +6,7 @@ Shapes: B rows, C classes or labels, X positions of an example, K kept classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,12 @@ from torch import Tensor
 
 from reuse_algos.archive import PriorRun, encode_top_k
 from reuse_algos.archive.signals.top_k import top_k_error
+from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.training.task import Rows, Task, mean_of_counted
 
 __all__ = [
+    "Microbatch",
     "agreement",
     "at_size",
     "at_smaller_size",
@@ -26,6 +29,23 @@ __all__ = [
     "refuse_other_task",
     "right_answers",
 ]
+
+
+class Microbatch(NamedTuple):
+    """A microbatch after the forward pass.
+
+    Attributes:
+        batch: As it was before the forward pass. It is read, and left as it is.
+        examples: Its rows of the current data; None where they are not asked for, as by live teachers.
+        task: The task.
+        rows: The student's outputs and the targets.
+    """
+
+    batch: Any
+    examples: Examples | None
+    task: Task
+    rows: Rows
+
 
 _MOST_ERROR = 0.05
 """Of the kept classes' probability that ``top_k`` may misplace, as a mean over rows: 1/20 of the teacher's answer."""

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from reuse_algos.algorithms.prior_run_distillation.held_rows import CachedCheck
 from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.layout import (
+    Microbatch,
     at_size,
-    check_top_k,
     in_layout,
     refuse_other_shape,
     refuse_other_task,
@@ -36,7 +36,7 @@ from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.trainer import weighs_by_tokens
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import ExampleIdError, ModelError
+from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import example_weights, replayed_outputs
@@ -62,14 +62,13 @@ class Lessons:
         seed: Seed of the combination.
 
     Attributes:
-        teachers: None before the start of training.
-        choice: Where their logits come from and why; None before the start of training.
+        teachers, choice: Where logits come from, and why; None before the start of training.
         strength: The term's settings at the running batch.
         combination: Weights of the teachers for the running batch, float64 ``[M]``.
         measured: The teachers' scale, and what holds the term's bound.
         spending: Seconds, FLOPs and views that were used.
         totals: Of the last batch in which the term was computed.
-        report: What the first batch showed of cached logits; None before it, or with live teachers.
+        report: What the first batch showed of cached logits.
     """
 
     def __init__(
@@ -83,9 +82,7 @@ class Lessons:
     ) -> None:
         self.loss, self.combine, self.source, self.keys = loss, combine, source, keys
         self.mismatch, self.seed = mismatch, seed
-        self.strength = loss.plain
-        self.combination = np.ones(0)
-        self.classes = KnownClasses()
+        self.strength, self.combination, self.classes = loss.plain, np.ones(0), KnownClasses()
         self._runs: Sequence[PriorRun] = ()
         self._info: DatasetInfo | None = None
         self._share, self._looking, self._bounding = 1.0, False, False
@@ -97,13 +94,10 @@ class Lessons:
         self.choice: SourceChoice | None = None
         self.totals: Totals | None = None
         self.measured = Measured(self.loss.scale == "teacher", self.loss.bound)
-        self.spending = Spending()
-        self._tally = Tally()
+        self.spending, self._tally = Spending(), Tally()
         self.report: str | None = None
         self._check: CachedCheck | None = None
         self._settled: KL | MSE | None = None
-
-    # Start ----------------------------------------------------------------------------------------------------------
 
     @property
     def cached(self) -> CachedTeachers | None:
@@ -135,65 +129,46 @@ class Lessons:
         """
         self._runs, names = runs, self.source.weight_names
         self.choice = choose_source(state, runs, self.source, policy, no_ids, self.mismatch)
-        kind = self.choice.kind
+        cached = self.choice.kind == "cached"
         info = self._info = dataset or try_info(getattr(state.dataloader, "dataset", None))
         num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
         self.classes = find_known_classes(runs, num_classes, info, self.mismatch)
-        if info is None and kind == "cached":
-            raise ExampleIdError(
-                "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
-            )
+        if info is None and cached:
+            raise ExampleIdError("the train examples cannot be told apart: say what they are, dataset=DatasetInfo(...)")
         # Live teachers, too, must have been trained on these data.
         rows = [] if info is None else [match_examples(run, info, self.mismatch) for run in runs]
-        if kind == "cached":
+        if cached:
             if self.loss.needs_all_logits:
                 refuse_top_k(runs, names)
             assert isinstance(self.source, Cached | Auto)
-            self.teachers = CachedTeachers(runs, names, rows, policy, device_of(state.model), self.source.oldest_time)
-            self.teachers.slots_used |= self.spending.slots
-            self.spending.slots = self.teachers.slots_used
+            # One set of slots, so that what an earlier fit or attempt has looked up stays counted.
+            given = (device_of(state.model), self.source.oldest_time, self.spending.slots)
+            self.teachers = CachedTeachers(runs, names, rows, policy, *given)
             self._check = CachedCheck(runs[0], names[0], student, self.keys, self.mismatch)
         elif not isinstance(self.teachers, LiveTeachers):  # those of an earlier fit go on
-            model = self.source.model if isinstance(self.source, Live) else None
-            self.teachers = LiveTeachers(
-                runs, names, model, student, state, input_key=self.keys.input, output_key=self.keys.output
-            )
-        log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), kind, self.choice.why)
+            factory = getattr(self.source, "model", None)
+            self.teachers = LiveTeachers(runs, names, factory, student, state, self.keys)
+        log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), *self.choice)
 
-    def check_first(self, state: State, batch: Any, microbatch: Examples | None, task: Task, rows: Rows) -> None:
+    def check_first(self, state: State, microbatch: Microbatch) -> None:
         """Look at the first microbatch, before the first step: is the term defined, and are the targets true?
 
         Args:
             state: At the first AFTER_LOSS.
-            batch: The microbatch as it was before the forward pass.
-            microbatch: Its examples; None with live teachers.
-            task: The task.
-            rows: The student's outputs and targets.
+            microbatch: The first one.
 
         Raises:
-            TaskError: The term is not defined for the task.
-            DataError: Rows of the batch are not the examples and views that cached logits are of.
-            PriorRunMismatchError: The prior runs had another task, or cached logits are not what their model says.
+            TaskError, PriorRunMismatchError: The term is not defined for the task, or the prior runs had another.
+            DataError, PriorRunMismatchError: Cached logits are of other rows, or not what their model says.
         """
-        self.loss.check_task(task)
-        refuse_other_task(task, self._runs)
-        check, self._check = self._check, None
-        if check is None or microbatch is None or (cached := self.cached) is None:
+        self.loss.check_task(microbatch.task)
+        refuse_other_task(microbatch.task, self._runs)
+        check, cached, self._check = self._check, self.cached, None
+        if check is None or cached is None or microbatch.examples is None:
             return
-        examples = self._positions(microbatch)
-
-        def look() -> str:
-            if isinstance(self.loss, KL):
-                found, _ = cached.targets(state, batch, examples, range(len(cached.names)))
-                for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
-                    if kept:
-                        check_top_k(name, logits_BC, kept, self.strength.temperature)
-            return check.look(state, batch, examples, task, rows, cached)
-
-        self.report = on_every_rank(look)[0]
+        microbatch = microbatch._replace(examples=self._positions(microbatch.examples))
+        self.report = on_every_rank(lambda: check.look(state, microbatch, cached, self.strength.temperature))[0]
         log.info("PriorRunDistillation: %s", self.report)
-
-    # Each batch -----------------------------------------------------------------------------------------------------
 
     def begin_batch(self, state: State, batch: Examples | None, look: bool = False) -> None:
         """Draw the combination of teachers, and count the rows with a target.
@@ -210,6 +185,7 @@ class Lessons:
         self._bounding = self.measured.wants_pulls
         self._looking = look or self._bounding
         self._tally.clear()
+        self.measured.begin_batch()
         cached, self._share = self.cached, 1.0
         if batch is not None and cached is not None and not cached.complete:
             self._share = cached.share(state, self._positions(batch), self._chosen)
@@ -218,68 +194,56 @@ class Lessons:
     def _chosen(self) -> list[int]:
         return [int(i) for i in np.flatnonzero(self.combination)]
 
-    def term(self, state: State, batch: Any, microbatch: Examples | None, task: Task, rows: Rows) -> Tensor | None:
+    def term(self, state: State, microbatch: Microbatch) -> Tensor | None:
         """Return D of a microbatch, a scalar tensor with gradient; None where the batch is measured and goes without.
 
         Args:
             state: At BEFORE_BACKWARD.
-            batch: The microbatch as it was before the forward pass.
-            microbatch: Its examples, needed for cached teachers.
-            task: The task.
-            rows: The student's outputs and targets.
+            microbatch: The running one.
 
         Raises:
             PriorRunMismatchError: Logits of a teacher and of the student have different shapes.
             ModelError: The term has a bound, and the model's loss is not computed from its logits.
         """
         assert self.teachers is not None
-        student_BC = self.classes.of_student(rows.logits_BCX)
-        chosen, counted_BX = self._chosen, rows.counted_BX
+        batch, examples, task, rows = microbatch
+        student_BC, chosen = self.classes.of_student(rows.logits_BCX), self._chosen
+        examples = None if examples is None else self._positions(examples)
         with self.spending.stopwatch.running():
-            examples = None if microbatch is None else self._positions(microbatch)
             found, seen_B = self.teachers.targets(state, batch, examples, chosen)
         logits = [self._aligned(task, index, one, rows) for index, one in zip(chosen, found, strict=True)]
-        for index, teacher_BC in zip(chosen, logits, strict=True):
-            refuse_other_shape(self.teachers.names[index], teacher_BC, student_BC)
+        for index, one in zip(chosen, logits, strict=True):
+            refuse_other_shape(self.teachers.names[index], one, student_BC)
         self._measure(task, logits, seen_B, rows)
-        deviation, ready = self.measured.deviation, self.measured.is_ready
+        deviation = self.measured.deviation
         student_BC = self.loss.in_units(student_BC, deviation)
         shares = [float(self.combination[i]) for i in chosen]
-        weighing = Weighing(seen_B, example_weights(state), counted_BX)
+        weighing = Weighing(seen_B, example_weights(state), rows.counted_BX)
         in_units = [self.loss.in_units(one, deviation) for one in logits]
         target_BC = self.loss.target(in_units, shares, self.strength, task)
-        loss = self._settled = self._settled or self._average(task, state)
+        loss = self._settled = self._settled or _averaged(self.loss, task, state)
         term = loss.term(student_BC, target_BC, self.strength, task, weighing)
         if (replayed := replayed_outputs(state)) is not None:
             term = replayed.clean_share * term
             if len(rows_R := replayed.rows_R):
                 # What the teachers say of the clean view is the target of a replayed row, too.
-                of_rows = (None if part is None else part[rows_R.to(part.device)] for part in weighing)
                 theirs_RC = task.rows(logits_of(replayed.outputs, self.keys.output)).logits_BCX
                 theirs_RC = self.loss.in_units(self.classes.of_student(theirs_RC), deviation)
-                of_replayed = loss.term(theirs_RC, target_BC[rows_R], self.strength, task, Weighing(*of_rows))
+                of_rows = weighing.of_rows(rows_R)
+                of_replayed = loss.term(theirs_RC, target_BC[rows_R], self.strength, task, of_rows)
                 term = term + replayed.share * of_replayed
         yes_BC, pulled, judged = self.loss.answers(target_BC), None, None
         if self._looking:
-            pulled = self._pulls(state, term)
+            outputs = logits_of(state.outputs, self.keys.output)
+            pulled = pulls(total_of(state.loss), term, outputs, required=self._bounding)
             if self.classes.here_M is None:  # else labels are numbers of other classes than the targets'
                 judged = right_answers(task, rows, target_BC, yes_BC, seen_B)
         self._tally.add(term, task, student_BC, target_BC, yes_BC, weighing, pulled, judged)
-        return term if ready else None
-
-    def _average(self, task: Task, state: State) -> KL | MSE:
-        """Return the loss with the average that its Trainer asks for, where the settings leave it open."""
-        if self.loss.average is not None or not task.has_positions:
-            return self.loss
-        # A mean over examples would depend on the number of microbatches where these are weighed by their tokens.
-        return replace(self.loss, average="targets" if weighs_by_tokens(state) else "examples")
-
-    # What is measured -----------------------------------------------------------------------------------------------
+        return term if self.measured.is_ready else None
 
     def _aligned(self, task: Task, index: int, theirs: Tensor, rows: Rows) -> Tensor:
         """Return what a teacher says, ``[B, C, X]``, of the classes that all know."""
-        assert self.teachers is not None
-        if not self.teachers.in_layout[index]:
+        if self.teachers is not None and not self.teachers.in_layout[index]:
             theirs = in_layout(task, theirs, rows.logits_BCX)
         return self.classes.of_teacher(index // len(self.source.weight_names), at_size(theirs, rows.logits_BCX))
 
@@ -295,16 +259,6 @@ class Lessons:
             self.measured.add(logit_moments(task, self._aligned(task, index, theirs, rows), known_S))
         self.measured.settle(across_ranks=False)  # every rank reads the same rows
 
-    def _pulls(self, state: State, term: Tensor) -> Tensor | None:
-        pulled = pulls(total_of(state.loss), term, logits_of(state.outputs, self.keys.output))
-        if pulled is None and self.measured.wants_pulls:
-            raise ModelError(
-                "loss.bound holds the term's gradient against that of the model's own loss, both with respect to the "
-                "logits, and the model's loss is not computed from the logits that it returns. Leave loss.bound out, "
-                "or name other outputs by keys: {output: ...}."
-            )
-        return pulled
-
     @property
     def base_weight(self) -> float:
         """The weight b of the model's own loss in the running batch."""
@@ -312,34 +266,31 @@ class Lessons:
 
     def _positions(self, examples: Examples) -> Examples:
         """Return rows of the current data; ids that came with the batch are its keys."""
-        if self.keys.ids is None:
+        if self.keys.ids is None or self._info is None:
             return examples
-        assert self._info is not None
         return examples._replace(positions=self._info.positions_of(examples.positions))
 
     def end_batch(self) -> dict[str, float]:
         """Return the metrics of the batch over all ranks; every rank must call this."""
         if not len(self._tally):
             return {"active": 0.0, **self.loss.metrics(self.strength)}
-        assert self.teachers is not None
-        active = self.measured.is_ready
+        metrics = {"active": float(self.measured.is_ready)}  # before this batch's own measurement
         self.totals = totals = self._tally.read()
         self.measured.settle()
-        self.spending.add(totals.rows, [self.teachers.flops_per_example[i] for i in self._chosen])
-        metrics = {"active": float(active), "loss": totals.term / totals.rows, "coverage": totals.seen / totals.rows}
-        if totals.compared:  # of regression, and of rows without a counted target, no answer can be compared
-            metrics["agreement"] = totals.agree / totals.compared
+        self.spending.add(
+            totals.rows, [self.teachers.flops_per_example[i] for i in self._chosen] if self.teachers else []
+        )
+        metrics |= totals.metrics()
         ratio = totals.ratio(self.base_weight, self.strength.weight)
-        if ratio is not None:
-            metrics["pull"] = ratio
         if self._bounding:
             self.measured.hold((ratio or 0.0) / self.measured.factor)
-        if self.measured.deviation is not None:
-            metrics["teacher_deviation"] = self.measured.deviation
-        metrics["teacher_seconds"] = self.spending.seconds()
+        found = {
+            "pull": ratio,
+            "teacher_deviation": self.measured.deviation,
+            "teacher_seconds": self.spending.seconds(),
+        }
+        metrics |= {name: value for name, value in found.items() if value is not None}
         return {**metrics, **self.loss.metrics(self.strength)}
-
-    # State ----------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was computed, measured and used so far."""
@@ -349,3 +300,11 @@ class Lessons:
         """Go on from there."""
         self.spending.load_state_dict(state)
         self.measured.load_state_dict(state["measured"])
+
+
+def _averaged(loss: KL | MSE, task: Task, state: State) -> KL | MSE:
+    """Return the loss with the average that its Trainer asks for, where the settings leave it open."""
+    if loss.average is not None or not task.has_positions:
+        return loss
+    # A mean over examples would depend on the number of microbatches where these are weighed by their tokens.
+    return replace(loss, average="targets" if weighs_by_tokens(state) else "examples")

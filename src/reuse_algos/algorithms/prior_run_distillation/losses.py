@@ -49,6 +49,14 @@ class Weighing(NamedTuple):
     weights_B: Tensor | None = None
     counted_BX: Tensor | None = None
 
+    def of_rows(self, rows_R: Tensor) -> Weighing:
+        """Return what counts of some rows.
+
+        Args:
+            rows_R: int64, numbers of rows.
+        """
+        return Weighing(*(None if part is None else part[rows_R.to(part.device)] for part in self))
+
 
 class Strength(NamedTuple):
     """The settings of a term at the current batch: its weight w and, for KL, its temperature T."""

@@ -15,6 +15,7 @@ from torch import nn
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
+from reuse_algos.algorithms.prior_run_distillation.layout import Microbatch
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
 from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.settings import (
@@ -136,8 +137,6 @@ class PriorRunDistillation(ReusingAlgorithm):
         """The teachers, once training has started."""
         return self.lessons.teachers
 
-    # What the engine asks -------------------------------------------------------------------------------------------
-
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events always, the loss while the term is on."""
         if event == Event.BEFORE_BACKWARD:
@@ -162,15 +161,10 @@ class PriorRunDistillation(ReusingAlgorithm):
             if not (isinstance(self.source, Live) and self.source.model is not None):
                 self.student = untouched_copy(state.model)
         elif event == Event.AFTER_LOSS:
-            if (reader := self.task_reader).handle(event, state):
-                microbatch = None if self.lessons.cached is None else self.ids.microbatch
-                rows = reader.rows(state.outputs)
-                self.lessons.check_first(state, reader.batch, microbatch, reader.known, rows)
+            if self.task_reader.handle(event, state):
+                self.lessons.check_first(state, self._microbatch(state))
         elif event == Event.BEFORE_BACKWARD:
-            microbatch = None if self.lessons.cached is None else self.ids.microbatch
-            reader, rows = self.task_reader, self.task_reader.rows(state.outputs)
-            term = self.lessons.term(state, reader.batch, microbatch, reader.known, rows)
-            if term is not None:
+            if (term := self.lessons.term(state, self._microbatch(state))) is not None:
                 added, base = self.lessons.strength.weight * term, self.lessons.base_weight
                 state.loss = add_to_loss(state.loss, added, scale=base, part="distillation", shown=term)
         elif event == Event.EVAL_END:
@@ -214,6 +208,10 @@ class PriorRunDistillation(ReusingAlgorithm):
                 self._channels.begin(state.model, self.task_reader.task.num_classes)
             examples = self.ids.batch if on and self.lessons.cached is not None else None
             self.lessons.begin_batch(state, examples, self._looks)
+
+    def _microbatch(self, state: State) -> Microbatch:
+        reader, examples = self.task_reader, None if self.lessons.cached is None else self.ids.microbatch
+        return Microbatch(reader.batch, examples, reader.known, reader.rows(state.outputs))
 
     def _look(self, state: State) -> dict[str, float]:
         """Look at a batch that has just ended, and switch the term off where it does harm."""
@@ -262,8 +260,6 @@ class PriorRunDistillation(ReusingAlgorithm):
             check()
         except ValueError as error:
             raise ValueError(f"PriorRunDistillation: loss: {error}") from error
-
-    # Stop early, record and state -----------------------------------------------------------------------------------
 
     def _compare_with_teacher(self, state: State) -> None:
         assert self._goal is not None

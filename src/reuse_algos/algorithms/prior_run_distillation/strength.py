@@ -15,6 +15,7 @@ import torch
 from composer.utils import dist
 from torch import Tensor
 
+from reuse_algos.errors import ModelError
 from reuse_algos.training.task import Task
 
 __all__ = ["Measured", "logit_moments", "pulls", "standardized", "variance_of"]
@@ -95,7 +96,7 @@ def variance_of(moments: Tensor) -> float:
     return max(float((squares_K / numbers_K - (sums_K / numbers_K).square()).mean()), _LEAST_VARIANCE)
 
 
-def pulls(own: Tensor, term: Tensor, outputs: Tensor) -> Tensor | None:
+def pulls(own: Tensor, term: Tensor, outputs: Tensor, *, required: bool = False) -> Tensor | None:
     """Return how hard the model's own loss and the distillation term pull at the logits, and whether the same way.
 
     Only the short way from the loss to the logits is followed, so it costs next to nothing and leaves the gradients of
@@ -105,16 +106,27 @@ def pulls(own: Tensor, term: Tensor, outputs: Tensor) -> Tensor | None:
         own: The model's own loss, a scalar.
         term: The term, a scalar.
         outputs: The logits that both come from.
+        required: Whether a loss that is not computed from the logits is an error. Default: False.
+
+    Raises:
+        ModelError: It is not, and that is required.
 
     Returns:
         Float32 ``[3]``: squared norms of the two gradients, and their inner product; None where the loss is not
         computed from these logits.
     """
-    if not (outputs.requires_grad and own.requires_grad and term.requires_grad):
-        return None
-    (of_own,) = torch.autograd.grad(own, outputs, retain_graph=True, allow_unused=True)
-    (of_term,) = torch.autograd.grad(term, outputs, retain_graph=True, allow_unused=True)
+    of_own = of_term = None
+    if outputs.requires_grad and own.requires_grad and term.requires_grad:
+        # The graph is kept: the backward pass of the step follows.
+        (of_own,) = torch.autograd.grad(own, outputs, retain_graph=True, allow_unused=True)
+        (of_term,) = torch.autograd.grad(term, outputs, retain_graph=True, allow_unused=True)
     if of_own is None or of_term is None:
+        if required:
+            raise ModelError(
+                "loss.bound holds the term's gradient against that of the model's own loss, both with respect to the "
+                "logits, and the model's loss is not computed from the logits that it returns. Leave loss.bound out, "
+                "or name other outputs by keys: {output: ...}."
+            )
         return None
     a, b = of_own.detach().flatten().float(), of_term.detach().flatten().float()
     return torch.stack([a @ a, b @ b, a @ b])
@@ -153,6 +165,10 @@ class Measured:
     def wants_pulls(self) -> bool:
         """Whether the gradients of the running batch are to be measured for the bound."""
         return self._bound is not None and self.looks < _LOOKS and not self.needs_deviation
+
+    def begin_batch(self) -> None:
+        """Forget what an attempt at this batch measured that ran out of memory."""
+        self._moments = []
 
     def add(self, moments: Tensor) -> None:
         """Add the moments of one teacher and microbatch."""

@@ -53,6 +53,13 @@ class Totals(NamedTuple):
             return None
         return weight * self.of_term**0.5 / (base * self.own**0.5)
 
+    def metrics(self) -> dict[str, float]:
+        """Return the means over the rows, for the log."""
+        found = {"loss": self.term / self.rows, "coverage": self.seen / self.rows}
+        if self.compared:  # of regression, and of rows without a counted target, no answer can be compared
+            found["agreement"] = self.agree / self.compared
+        return found
+
     @property
     def cosine(self) -> float | None:
         """Cosine of the angle between the two gradients, -1 to 1; None where not measured."""

@@ -22,6 +22,7 @@ from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.priors.model import ModelFactory, archived_model
 from reuse_algos.priors.views import too_old
 from reuse_algos.training.batch_guard import BatchGuard
+from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
@@ -80,8 +81,7 @@ class LiveTeachers:
             copy of ``student`` where the parameters have the same names and shapes.
         student: an untouched copy of the student's model, or None.
         state: the trainer's state, for device and memory format.
-        input_key: where the inputs lie in a batch, for teachers that are plain modules.
-        output_key: where the logits lie in a teacher's outputs.
+        keys: Where inputs (for teachers that are plain modules) and logits lie.
 
     Raises:
         ModelError, PriorRunMismatchError: no module can be made for a run, or its weights do not fit.
@@ -94,16 +94,14 @@ class LiveTeachers:
         factory: ModelFactory | None,
         student: nn.Module | None,
         state: State,
-        *,
-        input_key: str | int = 0,
-        output_key: str | int | None = None,
+        keys: BatchKeys,
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [None] * len(self.names)
         self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
         self._guards = [BatchGuard(f"teacher {name}") for name in self.names]
-        self._input_key, self._output_key = input_key, output_key
+        self._input_key, self._output_key = keys.input, keys.output
         self._modules: list[nn.Module] = []
         channels_last = any(
             p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
@@ -148,6 +146,7 @@ class CachedTeachers:
         policy: the current run's views; None or no views: slots are used in turn, epoch by epoch.
         device: where to keep logits that fit.
         oldest: How long before the end of its run a slot may have been captured; rows of older ones count as missing.
+        slots_used: Those that were looked up so far; further ones are added to it.
 
     Raises:
         SignalNotFoundError: a run has no logits.
@@ -164,12 +163,13 @@ class CachedTeachers:
         policy: ViewPolicy | None,
         device: torch.device,
         oldest: Time,
+        slots_used: set[int],
     ) -> None:
         self.names = [f"{run.id}/{name}" for run in runs for name in weights]
         self.flops_per_example: list[int | None] = [0] * len(self.names)
         # Runs of formats before 1.2 recorded no task, and their logits as the model gave them.
         self.in_layout = [run.manifest.task is not None for run in runs for _ in weights]
-        self.slots_used: set[int] = set()
+        self.slots_used = slots_used
         self.kept_classes: list[int | None] = []
         self.complete = True
         self._device = device

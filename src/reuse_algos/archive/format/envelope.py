@@ -26,9 +26,6 @@ FORMAT = (1, 2)
 1.1 added the encoding "packed" of signals (:mod:`reuse_algos.archive.signals.packed`) and the FLOPs of training to 1.0.
 """
 
-READ_MAJOR = 2
-"""The highest major version that is read: 2 has manifests in parts (:mod:`reuse_algos.archive.format.parts`)."""
-
 MAX_SEALED_BYTES = MAX_ATOMIC_BYTES  # a commit must have exactly one winner in every store
 MAX_DEPTH = 64
 MAX_ITEMS = 500_000
@@ -122,9 +119,9 @@ def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
     try:
         record = msgspec.json.decode(content, type=record_type)
     except (ValueError, RecursionError, OverflowError) as error:  # msgspec's and unicode errors are ValueErrors
-        _refuse_newer(_version_of(content), where)
+        _refuse_newer(_version_of(content), where, record_type)
         raise ArchiveCorruptError(f"{where} is not what it should be: {error}") from error
-    _refuse_newer(record.format, where)
+    _refuse_newer(record.format, where, record_type)
     return record
 
 
@@ -145,10 +142,11 @@ def _version_of(content: bytes) -> tuple[int, int]:
         return FORMAT
 
 
-def _refuse_newer(version: tuple[int, int], where: str) -> None:
-    if version[0] > READ_MAJOR:
+def _refuse_newer(version: tuple[int, int], where: str, record_type: type[Record]) -> None:
+    known = getattr(record_type, "MAJOR", FORMAT[0])  # a kind of record that came later has a version of its own
+    if version[0] > known:
         raise ArchiveVersionError(
-            f"{where} has format {version[0]}.{version[1]}; this reuse_algos reads up to {READ_MAJOR}.x: upgrade it"
+            f"{where} has format {version[0]}.{version[1]}; this reuse_algos reads up to {known}.x: upgrade it"
         )
 
 

@@ -12,20 +12,20 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import torch
 from torch import Tensor
 
-from reuse_algos.archive.format.envelope import check_json_bounds, expand, seal, unseal
+from reuse_algos.archive.format.envelope import FORMAT, check_json_bounds, expand, seal, unseal
 from reuse_algos.archive.format.manifest import Manifest, plain_manifest
 from reuse_algos.archive.format.metrics import MetricHistory, metric_names
 from reuse_algos.archive.format.names import data_attempt, data_path, manifest_path
 from reuse_algos.archive.format.records import CostRecord, FileEntry, Progress, Scalar, TensorInfo
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["MAX_FILES", "PARTS_FROM", "PartWriter", "expanded_manifest", "seal_in_parts"]
+__all__ = ["MAX_FILES", "PARTS_FROM", "PartWriter", "check_foreseen_files", "expanded_manifest", "seal_in_parts"]
 
 PARTS_FROM = 64
 """A run with fewer files is written in one piece, which every version can read."""
@@ -37,7 +37,7 @@ PARTS_FORMAT = (2, 0)
 KIND = "parts"
 MAX_PARTS_BYTES, MAX_DEPTH = 128 << 20, 12
 
-_STABLE = ("signals", "dataset")
+STABLE = ("signals", "dataset")
 _LEAF, _FAN = 2, 4  # files of the smallest part; parts of one size that are put together
 _RUNS_OF_GONE = 64
 _COLUMNS = "history"  # in the place of a type: the six columns of a metric
@@ -130,6 +130,8 @@ class PartedManifest(msgspec.Struct, frozen=True, kw_only=True, tag_field="recor
         files: The other files.
     """
 
+    MAJOR: ClassVar[int] = PARTS_FORMAT[0]
+
     format: tuple[int, int] = PARTS_FORMAT
     run_id: str
     generation: int
@@ -148,6 +150,23 @@ class PartedManifest(msgspec.Struct, frozen=True, kw_only=True, tag_field="recor
 _CHANGING = ("generation", "attempt", "write_id", "committed_at", "progress", "cost", "health")
 
 Put = Callable[[str, str, Mapping[str, Tensor]], FileEntry]
+
+
+def check_foreseen_files(epochs: int, ranks: int) -> None:
+    """Refuse, before the first batch, signals of which the run could not list all files in the end.
+
+    Args:
+        epochs: Epochs that are kept, summed over the signals.
+        ranks: Ranks, each of which writes a file for each of them.
+
+    Raises:
+        ArchiveError: There would be more than :data:`MAX_FILES`.
+    """
+    if epochs * ranks > MAX_FILES:
+        raise ArchiveError(
+            f"signals of {epochs} epochs (summed over the signals) from {ranks} ranks are {epochs * ranks} files, and "
+            f"a run has at most {MAX_FILES}: keep fewer epochs (signals: {{loss: {{last_epochs: N}}}}) or fewer signals"
+        )
 
 
 class PartWriter:
@@ -182,8 +201,8 @@ class PartWriter:
         """
         if len(manifest.files) > MAX_FILES:
             raise ArchiveError(f"{len(manifest.files)} files are too many: a run has at most {MAX_FILES}")
-        loose = [entry for entry in manifest.files if entry.kind not in _STABLE and entry.kind != KIND]
-        stable = [entry for entry in manifest.files if entry.kind in _STABLE]
+        loose = [entry for entry in manifest.files if entry.kind not in STABLE and entry.kind != KIND]
+        stable = [entry for entry in manifest.files if entry.kind in STABLE]
         try:
             count = len(self._listed)
             if stable[:count] != self._listed:
@@ -311,8 +330,8 @@ def expanded_manifest(data: bytes, run_id: str, generation: int, get: Callable[[
     (head,) = reader.parts([parted.head], 0)
     if len(head.head) < 5:
         raise ArchiveCorruptError(f"{where} refers to a part that does not say what stayed the same")
-    pending = [entry.entry() for entry in parted.files if entry.kind in _STABLE]
-    loose = [entry.entry() for entry in parted.files if entry.kind not in _STABLE]
+    pending = [entry.entry() for entry in parted.files if entry.kind in STABLE]
+    loose = [entry.entry() for entry in parted.files if entry.kind not in STABLE]
     files = [*reader.files(parted.parts, 0), *pending]
     for start, count in reversed(parted.gone):
         del files[start : start + count]
@@ -322,8 +341,10 @@ def expanded_manifest(data: bytes, run_id: str, generation: int, get: Callable[[
         manifest = msgspec.json.decode(head.head, type=Manifest)
     except (ValueError, RecursionError) as error:
         raise ArchiveCorruptError(f"{where}: its head is not what it should be: {error}") from error
-    changes: dict[str, Any] = {name: getattr(parted, name) for name in (*_CHANGING, "format", "run_id")}
+    changes: dict[str, Any] = {name: getattr(parted, name) for name in (*_CHANGING, "run_id")}
     changes = {name: value for name, value in changes.items() if value is not None}
+    # Of a newer minor version, which may list files in other ways too, a collection must not judge.
+    changes["format"] = FORMAT if parted.format <= PARTS_FORMAT else (FORMAT[0], FORMAT[1] + 1)
     return expand(msgspec.structs.replace(manifest, files=[*files, *loose, *reader.read], **changes))
 
 

@@ -83,6 +83,8 @@ def decode_shard(path: str, data: bytes, archive_id: str) -> Shard:
     shard = unseal(data, Shard, path)
     if shard_path(len(shard.runs), hashlib.sha256(data).hexdigest()) != path:
         raise ArchiveCorruptError(f"{path} is not the shard that its name says")
+    if len({run.run_id for run in shard.runs}) != len(shard.runs):
+        raise ArchiveCorruptError(f"{path} holds a run more than once")
     if shard.archive_id != archive_id:
         raise ArchiveCorruptError(f"{path} is of the archive {shard.archive_id[:40]!r}")
     return shard

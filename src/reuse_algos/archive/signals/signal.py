@@ -159,10 +159,10 @@ class Signal:
             try:
                 rows = values.index_select(0, positions_B)  # which checks the range of the positions by itself
             except IndexError:
-                self._check_positions(positions_B, slots_B)
+                _check_positions(self, positions_B, slots_B)
                 raise
             return rows, torch.frombuffer(bytearray(b"\x01") * slots_B.numel(), dtype=torch.bool)
-        self._check_positions(positions_B, slots_B)
+        _check_positions(self, positions_B, slots_B)
         slots = slots_B.unique().tolist()
         whole = self._whole(slots[0]) if len(slots) == 1 else None
         if whole is not None:  # the usual case: a batch is shown in one view, which was recorded for every example
@@ -215,7 +215,7 @@ class Signal:
         wanted = torch.arange(self.num_examples) if rows is None else rows.detach().cpu()
         has_row = (wanted >= 0).nonzero().squeeze(1)
         positions = wanted.index_select(0, has_row)
-        self._check_positions(positions, positions)
+        _check_positions(self, positions, positions)
         located = []
         table_Sn = torch.zeros(len(slots), len(wanted), dtype=torch.int64)  # row 0 is the row of what was not seen
         end = 1
@@ -276,18 +276,6 @@ class Signal:
                 yield segment, open_places[found], rows[found]
             open_places = open_places[~found]
 
-    def _check_positions(self, positions_B: Tensor, slots_B: Tensor) -> None:
-        if positions_B.ndim != 1 or positions_B.shape != slots_B.shape:
-            raise ExampleIdError(
-                f"positions and slots must be two equally long vectors, not {tuple(positions_B.shape)} and "
-                f"{tuple(slots_B.shape)}"
-            )
-        if len(positions_B) and not 0 <= int(positions_B.min()) <= int(positions_B.max()) < self.num_examples:
-            raise ExampleIdError(
-                f"positions from {int(positions_B.min())} to {int(positions_B.max())} were asked of the signal "
-                f"{self.name!r}, which has positions 0 to {self.num_examples - 1}"
-            )
-
 
 def _only_slot(slots_B: Tensor) -> int:
     """The slot that all of a batch is in; -1 if there are several, or none, or they are not at hand."""
@@ -296,3 +284,16 @@ def _only_slot(slots_B: Tensor) -> int:
     data = slots_B.numpy().tobytes()  # comparing bytes takes a third of the time of any reduction
     first = data[:8]
     return int.from_bytes(first, sys.byteorder, signed=True) if first and first * (len(data) // 8) == data else -1
+
+
+def _check_positions(signal: Signal, positions_B: Tensor, slots_B: Tensor) -> None:
+    if positions_B.ndim != 1 or positions_B.shape != slots_B.shape:
+        raise ExampleIdError(
+            f"positions and slots must be two equally long vectors, not {tuple(positions_B.shape)} and "
+            f"{tuple(slots_B.shape)}"
+        )
+    if len(positions_B) and not 0 <= int(positions_B.min()) <= int(positions_B.max()) < signal.num_examples:
+        raise ExampleIdError(
+            f"positions from {int(positions_B.min())} to {int(positions_B.max())} were asked of the signal "
+            f"{signal.name!r}, which has positions 0 to {signal.num_examples - 1}"
+        )

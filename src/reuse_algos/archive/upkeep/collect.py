@@ -23,7 +23,6 @@ from reuse_algos.archive.format.names import (
     run_prefix,
     thinned_generation,
 )
-from reuse_algos.archive.format.parts import PARTS_FORMAT
 from reuse_algos.archive.index.update import sweep_index, update_index
 from reuse_algos.archive.stores.base import Store, StoredObject, require_deletion
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
@@ -261,7 +260,7 @@ def _referenced(store: Store, run_id: str, paths: set[str]) -> set[str]:
     referenced = set()
     for generation in range(first_of(path[len(prefix) :] for path in paths), highest + 1):  # a gap is an error too
         manifest = read_manifest(store, run_id, generation)
-        if manifest.format > max(FORMAT, PARTS_FORMAT):
+        if manifest.format > FORMAT:
             raise ArchiveVersionError(
                 f"{manifest_path(run_id, generation)} has format {manifest.format[0]}.{manifest.format[1]}, and may "
                 "list files in ways that this reuse_algos does not know: upgrade it"

@@ -16,7 +16,7 @@ from composer.core import Precision
 from composer.loggers import Logger
 from composer.utils import dist
 from torch import Tensor
-from torch.distributed import GradBucket
+from torch.distributed import GradBucket  # type: ignore[attr-defined]
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
@@ -151,7 +151,7 @@ class GradientCompression(Callback):
             return
         self._order = {name: place for place, name in enumerate(self._arrived)}
         self._resumed = False
-        logger.log_metrics(self.readings(state))
+        logger.log_metrics(dict(self.readings(state)))
 
     def readings(self, state: State) -> Mapping[str, float]:
         """Return what the batch sent, for the run's record.

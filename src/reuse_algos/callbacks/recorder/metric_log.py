@@ -48,6 +48,7 @@ class MetricLog:
             float(value),
         )
         rows = self._rows.setdefault(name, [])
+        # An evaluation at the end of an epoch and one at the end of training fall on one step.
         if rows and rows[-1][0] == row[0]:
             rows.pop()
         rows.append(row)

@@ -60,6 +60,7 @@ class BestSoFar:
         names = [name for name in log.names if name.startswith("metrics/") and "/train/" not in name]
         if (wanted := self.monitor.metric) is not None:
             return next((name for name in names if name == wanted or name.endswith("/" + wanted)), None)
+        # Robust metrics come at some evaluations only, so they would order runs by chance.
         names = [name for name in names if f"/{ROBUST}/" not in name]
         return next((name for name in names if "Accuracy" in name), names[0] if names else None)
 
@@ -104,6 +105,7 @@ class BestSoFar:
         if name is None or value is None or not name.startswith(f"metrics/{label}/"):
             return
         sign = 1 if self.mode(log) == "max" else -1
+        # Written as "not at most": the first value is compared with NaN, and must win.
         if math.isfinite(value) and not sign * value <= sign * self.value:
             self.value = value
             if self._keep_weights and dist.get_global_rank() == 0:

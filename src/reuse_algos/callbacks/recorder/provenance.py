@@ -58,6 +58,7 @@ def hardware_name() -> str:
 def _git_commit() -> str | None:
     """Commit of the working directory, with ``+changes`` where tracked files differ from it; None outside git."""
     try:
+        # Untracked files are left out: looking through a folder of data for them may take minutes.
         commit = _git("rev-parse", "HEAD")
         return f"{commit}+changes" if _git("status", "--porcelain", "--untracked-files=no") else commit
     except (OSError, subprocess.SubprocessError):

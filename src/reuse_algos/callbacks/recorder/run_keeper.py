@@ -92,6 +92,7 @@ class RunKeeper:
         """Go on with the run of the checkpoint, or open a new one, the same on every rank."""
         if self.spool is not None:
             self.spool.begin()
+        # A checkpoint without its run must not start another: go_on raises then, and says where to look.
         if not self.go_on(state):
             if self.resume is not None:  # of another run: its steps count here, and so do their seconds
                 self.clock.train_seconds = float(self.resume["log"]["clock"]["train_seconds"])
@@ -114,6 +115,7 @@ class RunKeeper:
         manifest = self.record.manifest
         assert manifest is not None
         run = self.archive.open_run(manifest.run_id, manifest.generation)
+        # FLOPs were counted when the run was young; counting again would copy the model once more.
         self._model = manifest.model
         self.log = MetricLog.of_run(run, self.clock)
         self.log.load_state_dict(resume["log"])
@@ -141,12 +143,14 @@ class RunKeeper:
         def write_rest() -> None:
             record.put_signals(self.watch.capture)
             if dist.get_global_rank() == 0:
+                # The examples do not change within a run, so they are written with its first commit only.
                 if record.manifest is None and info is not None:
                     record.put("dataset", "examples", examples_of(info))
                 if last:
                     record.put_weights("last", evaluated_weights(state))
                 if self.best.weights is not None:
                     record.put_weights("best", self.best.weights)
+                    # Written once: the same weights need not be written again at the next commit.
                     self.best.weights = None
                 if self.log.names:
                     record.put("metrics", "history", self.log.tensors())
@@ -183,6 +187,7 @@ class RunKeeper:
 
     def state_dict(self) -> dict[str, Any]:
         """Commit, so that checkpoint and record agree, and return what the checkpoint must know of the record."""
+        # Composer asks for a state before training, too, and what was loaded must survive until then.
         if self.record is None or self.state is None:
             return self.resume or {}
         began = time.perf_counter()

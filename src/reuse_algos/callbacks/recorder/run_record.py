@@ -51,6 +51,7 @@ class RunRecord:
         """Go on with a run as it was at a generation; what was committed after it is dropped."""
 
         def resume() -> tuple[RunWriter, Manifest]:
+            # An older copy of the archive would lose what the checkpoint builds on.
             newest = archive.run(run_id).manifest.generation
             if newest < generation:
                 raise ArchiveError(
@@ -81,6 +82,7 @@ class RunRecord:
 
     def put(self, kind: str, name: str, tensors: Mapping[str, torch.Tensor], **meta: Any) -> None:
         """Write one data file of this rank; it becomes visible with the next commit."""
+        # Contiguous: the file holds the bytes of a tensor in one run.
         plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
         entry = self._writer.put(kind, name, plain, {**meta, "rank": dist.get_global_rank()})
         self._fresh[_key_of(entry)] = entry
@@ -124,6 +126,7 @@ class RunRecord:
             prepare()
             return list(self._fresh.values())
 
+        # Ranks write first and rank 0 commits behind all of them: what it names must exist.
         each = on_every_rank(write)
         written = [entry for entries in each for entry in entries]
         # Epoch by epoch and not rank by rank: an epoch of one rank must not take out a later one of another.

@@ -161,6 +161,7 @@ class RunRecorder(Callback):
             ModelError: Its state dict leaves out parameters.
             DataError: Batches have other labels than ``dataset`` says.
         """
+        # A Trainer that was built before another one trains after it: INIT was heard for both already.
         if self.keeper.state not in (None, state):
             self._start_afresh()
         keeper = self.keeper
@@ -185,6 +186,7 @@ class RunRecorder(Callback):
     def after_load(self, state: State, logger: Logger) -> None:
         """Complete a record whose process died after its last checkpoint: Composer will not train it any further."""
         del logger
+        # Composer skips FIT_START and FIT_END where the checkpoint stands at the end.
         done = state.max_duration is not None and state.timestamp >= state.max_duration
         if done and self.keeper.record is None and self.keeper.go_on(state):
             self.keeper.state, self.keeper.ended, self.keeper.info = state, True, info_of(state, self.dataset)
@@ -232,6 +234,7 @@ class RunRecorder(Callback):
     def eval_end(self, state: State, logger: Logger) -> None:
         """Keep the metrics of this evaluator, and the weights where they are the best so far."""
         label = state.dataloader_label
+        # An evaluation before FIT_START (eval_interval with eval_at_start) has no record yet.
         if self._standalone or self.keeper.record is None or label not in state.eval_metrics:
             return
         log_train_seconds(self.keeper.clock.train_seconds, logger)
@@ -247,6 +250,7 @@ class RunRecorder(Callback):
         if self._standalone or self.keeper.record is None:
             return
         self.keeper.best.check(state, self.keeper.log)
+        # Composer evaluates once more behind FIT_END where the last interval was not full.
         if self.keeper.ended:
             self.keeper.commit(state)
 

@@ -68,6 +68,7 @@ class Spool:
         Raises:
             ArchiveError: On every rank, where they do not.
         """
+        # Two folders of one name on two machines look alike; their archive ids do not.
         ids = on_every_rank(lambda: self.archive.archive_id)
         if len(set(ids)) > 1:
             raise ArchiveError(

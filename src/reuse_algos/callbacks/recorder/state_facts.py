@@ -105,6 +105,7 @@ def num_epochs(state: State) -> int | None:
         return None
     if duration.unit == TimeUnit.EPOCH:
         return int(duration)
+    # A started epoch counts: its rows are recorded as those of an epoch.
     if length is not None and duration.unit == TimeUnit.BATCH:
         return math.ceil(int(duration) / int(length))
     return None
@@ -136,6 +137,7 @@ def check_weights(model: torch.nn.Module) -> None:
 def evaluated_weights(state: State) -> dict[str, torch.Tensor]:
     """Return a copy of the weights that evaluation sees: the moving average where EMA is on."""
     weights = {name: tensor.detach().cpu().clone() for name, tensor in plain_state_dict(state.model).items()}
+    # EMA swaps its average in for evaluation and out again; at commit time the training weights are in the model.
     for algorithm in state.algorithms:
         if isinstance(algorithm, EMA) and algorithm.ema_started and not algorithm.ema_weights_active:
             averaged = algorithm.ema_model

@@ -42,6 +42,7 @@ def log_identity(recorder: RunRecorder, state: State, logger: Logger) -> None:
         "algorithms": [type(one).__name__ for one in reusing],
         "prior_runs": sorted({run.id for one in reusing for run in one.prior_runs}),
     }
+    # One by one, so that one destination's refusal does not keep the facts from the others.
     for destination in logger.destinations:
         try:
             destination.log_hyperparameters({"reuse": facts})

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from composer import State
 from composer.algorithms import SeqLengthWarmup
+from composer.utils import dist
 
-from reuse_algos.archive import encode_top_k
+from reuse_algos.archive import check_foreseen_files, encode_top_k
 from reuse_algos.callbacks.recorder.state_facts import num_epochs
 from reuse_algos.callbacks.signals.kept_logits import at_size
 from reuse_algos.data.info import DatasetInfo
@@ -197,6 +198,7 @@ class SignalCapture:
                 self._put(epoch, name, view, examples.positions[rows_R], part)
 
     def _put(self, epoch: int, name: str, view: int, positions_B: torch.Tensor, value: torch.Tensor) -> None:
+        # Logits are looked up by view, and the latest are the best; losses are a history over epochs.
         slot = view if name == "logits" and view >= 0 else epoch
         meta: dict[str, Any] = {"slot": slot, "epoch": epoch, "view": view, "source": "capture"}
         kept = self.settings[name].top_k
@@ -208,6 +210,7 @@ class SignalCapture:
             rows = {"values": value}
             meta |= {"encoding": "dense", "num_classes": None}
         key = (name, slot)
+        # A view comes again after num_views epochs: its rows of then are not those of now.
         if key not in self._buffers or self._buffers[key].meta["epoch"] != epoch:
             self._buffers[key] = _Buffer(meta, self.num_examples)
         self._buffers[key].put(positions_B, rows)
@@ -275,6 +278,10 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
             f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
             "Give max_duration in epochs or batches, or leave last_epochs out."
         )
+    if epochs is not None:
+        # One file for each signal, epoch and rank: better refused now than hours later.
+        counted = [min(epochs, kept.last_epochs or epochs) for kept in settings.values()]
+        check_foreseen_files(sum(counted), dist.get_world_size())
     capture = SignalCapture(settings, info.num_examples, epochs)
     capture.rolling = any(_may_stop(one) for one in (*state.callbacks, *state.algorithms))
     return capture

@@ -82,6 +82,7 @@ class Measures:
             batch: The microbatch as the model was given it.
         """
         outputs, task = logits_of(state.outputs, self.reader.keys.output).detach(), self.reader.task
+        # Without a task only logits [B, C] get here; check() refused all else in the first batch.
         if task is None:
             return dict.fromkeys(names, outputs)  # logits only: whatever else is wanted needs a task
         rows = task.rows(outputs, self.reader.targets)

@@ -81,6 +81,7 @@ class SignalWatch:
         # Once the task is known a record without signals needs nothing more of the batches.
         if event in TaskReader.EVENTS and (first or self.signals):
             self.reader.handle(event, state)
+        # Before BEFORE_BACKWARD: distillation changes the loss there, and a refusal must come before any step.
         if event == Event.AFTER_LOSS and self.signals:
             if first:
                 self._check(state)

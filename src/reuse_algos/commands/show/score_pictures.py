@@ -139,6 +139,7 @@ def _scaled(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if side > _LARGEST_SIDE:
         step = -(-side // _LARGEST_SIDE)
         return image_HWC[::step, ::step]
+    # Whole numbers keep pixels sharp.
     factor = max(1, _SIDE // side)
     return image_HWC.repeat(factor, 0).repeat(factor, 1)
 

@@ -107,6 +107,7 @@ def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
     from reuse_algos.archive.signals.success import success_rates
     from reuse_algos.errors import ArchiveVersionError
 
+    # Sizes come from the manifest: a signal that cannot be read is still listed.
     stored = [entry for entry in prior.manifest.files if entry.kind == "signals" and entry.name == name]
     size = sum(entry.bytes for entry in stored)
     try:

@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.archive import RunArchive
 
     source = RunArchive(args.source, read_only=True)
+    # Ids are taken as they are, since a damaged run cannot be looked up by name.
     there = set(source.run_ids()) if args.run_ids else set()
     run_ids = [name if name in there else source.run(name).id for name in args.run_ids] or None
     tags = tags_of(args)

@@ -65,6 +65,7 @@ def age(text: str) -> float:
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")
     seconds = float(found[1]) * _SECONDS[found[2]]
+    # A writer puts files before it commits them.
     if seconds < 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is less than 1h: a file may be about to be committed")
     return seconds

@@ -100,6 +100,7 @@ def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyRe
     try:
         archive = open_archive(args)
     except ArchiveError:
+        # An archive whose own record is damaged cannot be opened, and is what this is for.
         store = open_store(archive_path(args), create=False, read_only=True)
         if not store.list("runs") and store.size("archive.json") is None:
             raise

@@ -158,6 +158,7 @@ _TORCHVISION: dict[str, tuple[type[Any], tuple[float, ...], tuple[float, ...]]] 
 def _load_npz(config: DataConfig) -> ImageArrays:
     arrays = _read_npz(Path(config.path or ""))
     class_names = _npz_class_names(arrays, config)
+    # Everything is checked here, since a wrong shape would only show as a bad accuracy.
     splits = {}
     for part in ("train", "test"):
         images, labels = arrays[f"x_{part}"], arrays[f"y_{part}"]

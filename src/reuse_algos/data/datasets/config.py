@@ -93,8 +93,12 @@ class DataConfig:
     scenes: SceneConfig | None = None
 
     def __post_init__(self) -> None:
-        kinds = {"text": TextConfig, "scenes": SceneConfig, "pseudo_labels": PseudoLabels, "rotated": Rotated}
-        for name, kind in kinds.items():
+        for name, kind in (
+            ("text", TextConfig),
+            ("scenes", SceneConfig),
+            ("pseudo_labels", PseudoLabels),
+            ("rotated", Rotated),
+        ):
             if isinstance(given := getattr(self, name), Mapping):  # a recipe that was read back from an archive
                 setattr(self, name, fit_section(kind, given, f"data.{name}"))
 
@@ -145,7 +149,7 @@ class DataConfig:
             faults.append(f"data.text: is for datasets of texts, and {self.name!r} is not one.")
         if self.scenes is not None and self.name not in ("digit_scenes", "digit_boxes"):
             faults.append(f"data.scenes: is for digit_scenes and digit_boxes, and the data are {self.name!r}.")
-        if self.name in _LABELLED_IMAGES:
+        if self.name in _LABELLED_IMAGES or self.name not in DATASET_NAMES:
             return faults
         what = "texts" if self.name in TEXT_NAMES else "pictures with masks or boxes"
         plain, fields = DataConfig(self.name), _OF_IMAGES if self.name in TEXT_NAMES else (*_OF_IMAGES, "classes")

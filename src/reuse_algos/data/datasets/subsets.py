@@ -35,6 +35,7 @@ def nested_order(keys_N: Tensor, labels_N: Tensor, salt: int = _SALT_PART) -> Te
     Returns:
         int64 ``[N]``: positions, first to be taken first.
     """
+    # By key and not by position: data that grow keep the order of what was there.
     hashes = view_hash(_SEED, keys_N, torch.zeros((), dtype=torch.int64), salt)
     by_hash = torch.argsort(hashes, stable=True)
     classes, class_of = torch.unique(labels_N, return_inverse=True)

@@ -84,6 +84,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         if self.info.num_examples != count:
             raise DataError(f"There are {count} images, but the info has {self.info.num_examples} keys.")
         self._augmentation = Augmentation("none") if augmentation is None else augmentation
+        # Without augmentation every view is the same image, and teachers' logits of one serve all.
         views = num_views if self._augmentation.kind != "none" else 1
         self.view_policy = ViewPolicy(view_seed, views, self._augmentation.description)
         # One row of bytes per image: index_select then copies whole rows, 18 times faster on CPU than a 4-D one.
@@ -145,6 +146,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
             raise IndexError(f"Position {wrong} of a dataset of {len(self)} examples.")
         if len(pairs) and views_B.min() < UNKNOWN_VIEW:
             raise DataError(f"View {views_B.min()}: views are numbered from 0, and -1 means random.")
+        # A random augmentation is drawn by the epoch, so that a resumed run draws the same.
         numbers_B = np.where(views_B == UNKNOWN_VIEW, epoch, views_B)
         return torch.from_numpy(positions_B.copy()), torch.from_numpy(numbers_B)
 

@@ -57,7 +57,7 @@ class DetectionModel(ComposerModel):
         images, targets = batch
         return self.module(images, targets) if self.training else self.module(images)
 
-    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the detector's losses, which Composer adds up."""
         del batch, args, kwargs
         return dict(outputs)

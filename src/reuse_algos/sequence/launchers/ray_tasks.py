@@ -31,7 +31,7 @@ class RayLauncher:
 
     def __init__(self, address: str | None = None, retries: int = 3) -> None:
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise SequenceError("--launcher ray needs Ray: pip install 'reuse-algos[ray]'") from error
         self._ray: Any = ray

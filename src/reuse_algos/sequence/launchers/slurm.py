@@ -42,7 +42,7 @@ class SlurmLauncher:
         parameters: dict[str, Any] | None = None,
     ) -> None:
         try:
-            import submitit
+            import submitit  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise SequenceError("--launcher slurm needs submitit: pip install 'reuse-algos[slurm]'") from error
         if cluster == "slurm" and shutil.which("sbatch") is None:
@@ -105,6 +105,6 @@ class _Requeued:
 
     def checkpoint(self) -> Any:
         """Return the job for the queue, as submitit asks for it."""
-        from submitit.helpers import DelayedSubmission
+        from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(_Requeued(self.job))

@@ -11,16 +11,7 @@ from reuse_algos.archive.selection import tags_match
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.sequence.planning.step import PlannedStep
 
-__all__ = [
-    "differences",
-    "falling_period",
-    "fingerprint",
-    "fits",
-    "other_arms_first",
-    "queries_of",
-    "reuses",
-    "waits_for",
-]
+__all__ = ["differences", "fingerprint", "fits", "other_arms_first", "queries_of", "reuses", "waits_for"]
 
 
 def other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
@@ -101,26 +92,6 @@ def waits_for(step: PlannedStep, other: PlannedStep) -> bool:
     # Which steps of a rung are trained at all is known when the rung before has ended.
     later = step.arm == other.arm and (step.rung or 0) > (other.rung or 0)
     return later or reuses(step, other) or reuses(other, step)
-
-
-def falling_period(steps: Sequence[PlannedStep]) -> tuple[PlannedStep, PlannedStep] | None:
-    """Return a step of an arm and the one before it that it reuses, where that is of a later period; else None.
-
-    Args:
-        steps: Of one arm, in order.
-    """
-    last: dict[str, PlannedStep] = {}
-    for step in steps:
-        now = step.recipe.settings.data.rotated
-        if now is None:
-            continue
-        rest = {key: value for key, value in step.point.items() if not key.startswith("data.rotated")}
-        before = last.get(key := json.dumps(rest, sort_keys=True, default=str))
-        then = None if before is None else before.recipe.settings.data.rotated
-        if before is not None and then is not None and then.period > now.period and reuses(step, before):
-            return step, before
-        last[key] = step
-    return None
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:

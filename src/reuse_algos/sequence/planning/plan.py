@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from reuse_algos.recipe.source import leaves
 from reuse_algos.sections import Faults, join
 from reuse_algos.sequence.planning.halving import rungs_of
 from reuse_algos.sequence.planning.harvests import Harvest
-from reuse_algos.sequence.planning.order import falling_period, fits, other_arms_first, queries_of, reuses
+from reuse_algos.sequence.planning.order import fits, other_arms_first, queries_of, reuses
 from reuse_algos.sequence.planning.sampling import sampled_points
 from reuse_algos.sequence.planning.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 from reuse_algos.sequence.planning.step import PlannedStep, Slot, planned_step, step_name
@@ -77,13 +78,9 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     for name, own in zip(config.arms, arms, strict=True):
         if own and not any(step.judged for step in own):
             faults.add(join("arms", name), "has no step that it is judged by. Leave out judge: false of one")
-        if found := falling_period(own):
-            faults.add(
-                found[0].title,
-                f"periods are out of order: it may reuse {found[1].title}, which is trained up to a later period. "
-                "Write the periods in rising order",
-            )
     _check_search(config, arms, faults)
+    for own in arms:
+        _check_periods(own, faults)
     steps = other_arms_first(steps)
     for index, step in enumerate(steps):
         _check_prior_runs(config, steps[:index], step, faults)
@@ -190,6 +187,25 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
                 "search.halving",
                 f"rungs of {steps[0].arm} have equal budgets ({said}). Use fewer, or a longer max_duration",
             )
+
+
+def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
+    """Refuse arms whose periods go back: a step would start from a run that has seen what it is judged by."""
+    last: dict[tuple[str, str], PlannedStep] = {}
+    for step in steps:
+        rotated = step.recipe.settings.data.rotated
+        if rotated is None:
+            continue
+        alone = {key: value for key, value in step.point.items() if not key.startswith("data.rotated")}
+        before = last.get(key := (step.arm, json.dumps(alone, sort_keys=True, default=str)))
+        then = before.recipe.settings.data.rotated if before is not None else None
+        if before is not None and then is not None and then.period > rotated.period and reuses(step, before):
+            faults.add(
+                step.title,
+                f"periods are out of order: it is trained up to period {rotated.period} and may reuse {before.title}, "
+                f"which is trained up to {then.period}. Write the periods in rising order",
+            )
+        last[key] = step
 
 
 def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], step: PlannedStep, faults: Faults) -> None:

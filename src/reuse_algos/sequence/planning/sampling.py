@@ -47,7 +47,9 @@ def sampled_points(config: SampleConfig, path: str, faults: Faults) -> list[dict
         return []
     low, high = ([math.log(value[end]) for value in bounds.values()] for end in (0, 1))
     # A power of two is balanced, and scipy asks for one; the rest is left out.
-    drawn = qmc.Sobol(len(bounds), seed=config.seed).random_base2(math.ceil(math.log2(config.count)))
+    # scipy calls it rng since 1.15, and takes the older name as well.
+    sequence = qmc.Sobol(len(bounds), seed=config.seed)  # type: ignore[call-arg]
+    drawn = sequence.random_base2(math.ceil(math.log2(config.count)))
     rows = qmc.scale(drawn[: config.count], low, high)
     return [
         {key: float(f"{math.exp(value):.{_DIGITS}g}") for key, value in zip(bounds, row, strict=True)}

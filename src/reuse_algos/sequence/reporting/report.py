@@ -47,7 +47,10 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     runs = [run for step, run in pairs if step.judged]
     metric = choose_metric(runs, config.metric)
     mode = runs[0].metric_mode(metric)
-    outcomes = [_outcome(found, metric) for found in trained if _decides(found.step, config)]
+    # In a search by halving only the last rung says how good an arm ends: those before had smaller budgets.
+    last = {name: max(found.step.rung or 0 for found in trained if found.step.arm == name) for name in config.arms}
+    deciding = [found for found in trained if found.step.judged and (found.step.rung or 0) == last[found.step.arm]]
+    outcomes = [_outcome(found, metric) for found in deciding]
     # Steps of the same name are the same work with and without reuse. Without a baseline nothing is compared, and the
     # first arm stands in for it, so that the question can be asked.
     question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
@@ -73,17 +76,6 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
         search=search,
         notes=_notes(ordered, pairs, config.search.key if config.search else None),
     )
-
-
-def _decides(step: PlannedStep, config: SequenceConfig) -> bool:
-    """Return whether a step says how good its arm ends.
-
-    One that is not judged does not; in a search by halving only the last rung does.
-    """
-    if not step.judged:
-        return False
-    halving = config.search.rungs_in(step.arm) if config.search else None
-    return halving is None or step.rung == halving.rungs
 
 
 def _outcome(state: StepState, metric: str) -> Outcome:
@@ -147,7 +139,6 @@ def _step(state: StepState, metric: str, cost: Cost) -> StepResult:
     step, run = state.step, state.run
     if run is None:
         raise SequenceError(f"{step.title} is not trained")
-    measured = metric in run.metric_names
     return StepResult(
         name=step.name,
         point=step.point,
@@ -156,11 +147,11 @@ def _step(state: StepState, metric: str, cost: Cost) -> StepResult:
         health=run.manifest.health,
         fingerprint=fingerprint(step.recipe.record),
         special=step.special,
+        judged=step.judged,
         rung=step.rung,
         held=state.held,
-        judged=step.judged,
-        final=state.final(metric) if measured else math.nan,
-        best=run.best_metric(metric)[0] if measured else math.nan,
+        final=state.final(metric),
+        best=run.best_metric(metric)[0] if metric in run.metric_names else math.nan,
         cost=cost,
         prior_runs=sorted({use.run_id for use in run.manifest.prior_runs}),
     )
@@ -176,10 +167,10 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
     baseline = next((arm for arm in arms if arm.is_baseline), None)
     own = {arm.name: {step.run_id for step in arm.steps} for arm in arms}
     for arm in arms:
+        by_rungs = any(step.rung for step in (*arm.steps, *(baseline.steps if baseline else ())))
         aside = [step.name for step in arm.steps if not step.judged]
         if aside:
             notes.append(f"{arm.name} is not judged by {', '.join(aside)}: only their cost counts.")
-        by_rungs = any(step.rung for step in (*arm.steps, *(baseline.steps if baseline else ())))
         if baseline is not None and len(arm.steps) != len(baseline.steps) and not by_rungs:
             notes.append(
                 f"{arm.name} has {len(arm.steps)} steps and {baseline.name} has {len(baseline.steps)}: totals of "

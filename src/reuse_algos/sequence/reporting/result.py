@@ -26,9 +26,9 @@ class StepResult:
         health: ``ok``, or ``diverged``.
         fingerprint: Of its recipe.
         special: Whether it was trained by the arm's ``first`` and not as the others.
+        judged: Whether the arm is judged by its metric; its cost counts in any case.
         rung: Round of a search by halving; None outside of such a search.
         held: Whether its run is of another study, which had trained the same before.
-        judged: Whether the arm is judged by its metric; its cost counts in any case.
         final: The metric at the end; NaN where there is none.
         best: Its best value during the run; NaN where there is none.
         cost: What it took.
@@ -42,9 +42,9 @@ class StepResult:
     health: str
     fingerprint: str
     special: bool
+    judged: bool
     rung: int | None
     held: bool
-    judged: bool
     final: float
     best: float
     cost: Cost
@@ -60,8 +60,8 @@ class ArmResult:
         is_baseline: Whether the others are compared with it.
         steps: Its steps, in order.
         total: What all of them took.
-        final: Mean final metric of the judged steps with its t interval, over whatever the steps differ in.
-        best: The best final metric of a judged step, and ``best_step`` whose it is.
+        final: Mean final metric of the steps with its t interval, over whatever the steps differ in.
+        best: The best final metric, and ``best_step`` whose it is.
         best_step: Name of that step; None if no step has a metric.
         share: Total cost over that of the baseline, by the name of the cost; None where the baseline has none of it,
             and empty for the baseline itself and where nothing is compared.

@@ -34,6 +34,7 @@ def find_head(model: nn.Module, num_classes: int) -> list[str]:
         if isinstance(module, nn.Linear):
             outputs = module.out_features
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and set(module.kernel_size) == {1}:
+            # Heads of segmentation and of some image models are convolutions of one pixel.
             outputs = module.out_channels
         if outputs == num_classes:
             found = name
