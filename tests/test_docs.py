@@ -35,6 +35,7 @@ NOTEBOOK = DOCS / "walk.ipynb"
 
 _SHORT = ("data.train_examples=60", "max_duration=1ep", "callbacks.run_recorder.weights=[init, last]")
 _FENCE = re.compile(r"^```(bash|python|yaml)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+_OF_THE_USER = ("mine.yaml", "pool.yaml", "RECIPE.yaml")  # files that a reader writes
 _NOT_RUN = ("needs ", "takes ", "starts ")
 
 
@@ -176,14 +177,14 @@ def _parsers(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.Ar
 
 
 def test_files_that_help_texts_name_exist_and_their_examples_parse() -> None:
-    """Every .yaml that a help text gives as an example is one that comes with the library, unless it is called mine."""
+    """Every .yaml that a help text gives as an example is one that comes with the library, or the reader's own."""
     parser = cli.build_parser()
     texts = {name: one.format_help() for name, one in _parsers(parser)}
     texts["launcher"] = train._parser().format_help()
     examples = 0
     for name, text in texts.items():
         for file in re.findall(r"[\w./]+\.yaml", text):
-            assert file == "mine.yaml" or file == "RECIPE.yaml" or (ROOT / file).is_file(), f"{name}: {file}"
+            assert file in _OF_THE_USER or (ROOT / file).is_file(), f"{name}: {file}"
         for command in re.findall(r"^ +reuse-algos (\w.+)$", text.partition("examples:\n")[2], flags=re.MULTILINE):
             assert parser.parse_args(shlex.split(command)).run is not None, command
             examples += 1
