@@ -273,8 +273,7 @@ def _load_boxes(config: DataConfig) -> LoadedData:
     if config.train_fraction != 1 or config.train_examples is not None:
         raise DataError("data.train_fraction: of digit_boxes, set the number of scenes (data.scenes.train) instead.")
     train, evaluated = load_boxes(config.name, config.scenes, config.view_seed)
-    names = train.info.class_names
-    return LoadedData(train, evaluated, train.info, evaluated.info, len(names or ()), names, train.image_shape, (), ())
+    return LoadedData(train, evaluated, len(train.info.class_names or ()), train.image_shape, (), ())
 
 
 class _Choice(NamedTuple):
