@@ -137,7 +137,7 @@ ROWS: dict[str, Row] = {
     "distillation, scaled": Row(
         distil, {"source": "live", "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 0.5}}, **_WINDOW
     ),
-    "auto reuse": Row(AutoReuse),
+    "auto reuse": Row(AutoReuse, {"unproven": True}),
     "distillation, sample": Row(distil, {"source": "cached", "combine": "sample", "every_n_batches": 2}, **_WINDOW),
     "distillation, mixup": Row(distil, {"source": "live", "combine": "mixup", "stop": "1ep"}, **_WINDOW),
     "replay, append": Row(replay, {**_BOTH_RUNS, "start": "1ba"}, "images", **_WINDOW, ranks={"fraction": 1.0}),

@@ -60,10 +60,20 @@ TABLE: list[tuple[str, list[RunFacts] | None, str, tuple[str, ...], str]] = [
     ("facts", "situation", "runs", "reason"), [row[1:] for row in TABLE], ids=[r[0] for r in TABLE]
 )
 def test_decisions(facts: list[RunFacts] | None, situation: str, runs: tuple[str, ...], reason: str) -> None:
-    decision = decide(facts, 64)
+    decision = decide(facts, 64, PRESETS)
     assert (decision.situation, decision.runs) == (situation, runs)
     assert reason in decision.reason
     assert decision.acts == (situation in PRESETS)
+
+
+@pytest.mark.parametrize("run", [RUN, replace(RUN, same_model=False)])
+def test_what_was_not_shown_to_do_no_harm_is_not_chosen(run: RunFacts) -> None:
+    """Teachers harmed on data on which nothing was tuned; a start from weights did not."""
+    decision = decide([run], 64)
+    assert (decision.situation, decision.runs) == ("nothing", ())
+    assert "could teach" in decision.reason
+    assert "unproven: true" in decision.reason
+    assert decide([PART], 64).situation == "grown_data"
 
 
 def test_a_preset_is_a_copy() -> None:
@@ -116,7 +126,7 @@ def test_an_empty_archive_does_nothing_and_says_so(tmp_path: Path, capsys: pytes
 
 def test_same_data_as_the_preset_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = record_run(tmp_path)
-    reuse = AutoReuse(tmp_path)
+    reuse = AutoReuse(tmp_path, unproven=True)
     model, manifest = _fit(reuse, tmp_path)
     assert reuse.decision is not None
     assert (reuse.decision.situation, reuse.decision.runs) == ("same_data", (run_id,))
@@ -131,7 +141,7 @@ def test_same_data_as_the_preset_by_hand(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_another_architecture_is_taught_by_outputs(tmp_path: Path) -> None:
     record_run(tmp_path)
-    reuse = AutoReuse(tmp_path)
+    reuse = AutoReuse(tmp_path, unproven=True)
     _fit(reuse, tmp_path, mlp(5, hidden=8))
     assert reuse.decision is not None
     assert reuse.decision.situation == "other_architecture"
@@ -173,7 +183,7 @@ def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest
         return DataSpec(epoch_loader(_data()), batch_transforms=lambda batch: (batch[0].abs(), batch[1]))
 
     weights = []
-    for algorithms in ([AutoReuse(tmp_path)], []):
+    for algorithms in ([AutoReuse(tmp_path, unproven=True)], []):
         model = mlp(5)
         trainer(data(), model, algorithms=algorithms, max_duration="1ep").fit()
         weights.append(model.state_dict())
@@ -186,7 +196,7 @@ def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest
 
 def test_a_dry_run_only_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record_run(tmp_path)
-    model, manifest = _fit(AutoReuse(tmp_path, dry_run=True), tmp_path)
+    model, manifest = _fit(AutoReuse(tmp_path, dry_run=True, unproven=True), tmp_path)
     assert "AutoReuse would do same_data: 1 prior runs" in capsys.readouterr().err
     assert manifest.decisions["auto_reuse"].startswith("would do same_data")
     assert manifest.prior_runs == []
@@ -204,7 +214,7 @@ def test_a_resumed_run_keeps_its_decision(tmp_path: Path, situation: str) -> Non
         _fit(AutoReuse(home), home, data=_data(32), name="half")
 
     def one(folder: str, **settings: Any) -> Any:
-        reuse = AutoReuse(home)
+        reuse = AutoReuse(home, unproven=True)
         model = mlp(5)
         loader = epoch_loader(_data())
         folder = str(tmp_path / folder)

@@ -22,7 +22,7 @@ from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ReuseAlgosError
-from reuse_algos.presets import preset
+from reuse_algos.presets import PRESETS, SHOWN, preset
 from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
@@ -35,16 +35,18 @@ __all__ = ["AutoReuse"]
 class AutoReuse(ReusingAlgorithm):
     """Look at the archive and at the first batch, and reuse earlier runs where a preset was shown to help.
 
-    At the start of training the finished runs of the archive are held against this run's data, classes and model:
-    earlier runs of the same model or of another one on the same data teach (:class:`PriorRunDistillation`); a run on a
-    part of the data gives its weights (:class:`PriorRunWarmStart`). Where nothing fits, where classes have changed, or
-    where the first batch shows that what was chosen is not true for this run, training is plain. The decision and its
-    reason are printed and recorded.
+    At the start of training the finished runs of the archive are held against this run's data, classes and model: a
+    run on a part of the data gives its weights (:class:`PriorRunWarmStart`); runs of the same model or of another one
+    on the same data teach (:class:`PriorRunDistillation`), with ``unproven`` only. Where nothing fits, where classes
+    have changed, or where the first batch shows that what was chosen is not true for this run, training is plain. The
+    decision and its reason are printed and recorded.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path; it is made where there is none.
         runs: A query that narrows the runs down, such as ``{"tags": {"study": "resnet"}}``. Default: all runs.
         dry_run: Only say what would be done. Default: False.
+        unproven: Also use presets that have not been shown to do no harm on data on which nothing was tuned, see
+            :data:`~reuse_algos.presets.SHOWN`. Default: False.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs, targets, logits and ids lie. Default:
             pairs of inputs and targets.
         dataset: What the train data are. Default: read off the loader's dataset.
@@ -68,6 +70,7 @@ class AutoReuse(ReusingAlgorithm):
         *,
         runs: Mapping[str, Any] | None = None,
         dry_run: bool = False,
+        unproven: bool = False,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         dataset: DatasetInfo | None = None,
         seed: int = 0,
@@ -75,6 +78,7 @@ class AutoReuse(ReusingAlgorithm):
         home = archive if isinstance(archive, RunArchive) else RunArchive(archive, create=True)
         super().__init__(home, dict(runs or {}), seed=seed)
         self.query, self.dry_run, self.dataset = dict(runs or {}), dry_run, dataset
+        self.situations = frozenset(PRESETS) if unproven else SHOWN
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         self.decision: Decision | None = None
         self.chosen: PriorRunDistillation | PriorRunWarmStart | None = None
@@ -125,7 +129,8 @@ class AutoReuse(ReusingAlgorithm):
 
     def _decide(self, state: State) -> Decision:
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
-        return decide(facts_of(self.archive, self.query, state.model, info), 0 if info is None else info.num_examples)
+        found = facts_of(self.archive, self.query, state.model, info)
+        return decide(found, 0 if info is None else info.num_examples, self.situations)
 
     def _build(self, decision: Decision) -> PriorRunDistillation | PriorRunWarmStart | None:
         """Return the algorithm that the preset of a situation names."""

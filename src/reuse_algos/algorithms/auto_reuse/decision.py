@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from reuse_algos.presets import PRESETS
+from reuse_algos.presets import PRESETS, SHOWN
 
 __all__ = ["Decision", "RunFacts", "decide"]
 
@@ -67,7 +67,7 @@ class Decision:
         return f"{self.situation}: {self.reason}"
 
 
-def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0) -> Decision:
+def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: Collection[str] = SHOWN) -> Decision:
     """Choose what to do with an archive. Only what has been shown to help in a situation is chosen.
 
     Runs on the same data come first: the same model's, else another's. Then runs on a part of the data, whose weights
@@ -76,6 +76,7 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0) -> Decision:
     Args:
         runs: The finished, healthy runs; None: the examples of the current run cannot be told apart.
         num_examples: Of the current training data. Default: 0.
+        situations: Those whose preset may be chosen. Default: :data:`~reuse_algos.presets.SHOWN`.
 
     >>> decide([]).reason
     'the archive has no finished run'
@@ -97,6 +98,11 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0) -> Decision:
         ("other_architecture", [run for run in same if not run.same_model], "another model on the same data"),
     ):
         teachers = _best([run for run in fitting if run.can_teach])
+        if teachers and situation not in situations:
+            return _nothing(
+                f"{len(fitting)} prior runs are of {words}, and could teach. The preset for that has not been shown to do "
+                "no harm on data on which nothing was tuned: try it by unproven: true, or PriorRunDistillation by hand"
+            )
         if teachers:
             return Decision(situation, tuple(run.id for run in teachers), f"{len(fitting)} prior runs are of {words}")
     if same:
