@@ -87,7 +87,7 @@ def test_loss_with_distillation_and_curriculum_by_hand(
 ) -> None:
     scores = torch.linspace(0.1, 2.0, N).double()
     curriculum = HistoryCurriculum(archive, strategy=ActiveBias(mode="weighting"), score=scores)
-    teachers = Live(model=conv_net) if source == "live" else Cached()
+    teachers = Live(model=conv_net) if source == "live" else Cached(oldest="1dur")
     distillation = PriorRunDistillation(
         archive, "older", source=teachers, loss=KL(weight=0.7), mismatch="allow", when={}
     )

@@ -148,8 +148,14 @@ class TaskLosses:
 
         By the task, an example counts with its share of the counted targets; one without any is 0.
         """
-        if self._own is not None:
-            return self._own(outputs, batch)
+        own = self._own
+        if not self.words and self._reader.task is None:
+            # Replayed rows are weighed before the first loss, when there is nothing to choose by yet.
+            if isinstance(self._otherwise, ModelError):
+                raise self._otherwise
+            own = self._otherwise
+        if own is not None:
+            return own(outputs, batch)
         targets = self._reader.targets
         with contextlib.suppress(TaskError):  # the model took them out, and the reader has them
             targets = targets_of(batch, self._reader.keys.target)

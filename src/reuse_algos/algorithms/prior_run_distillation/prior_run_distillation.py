@@ -170,7 +170,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         elif event == Event.EVAL_END:
             self._compare_with_teacher(state)
         elif event == Event.FIT_END:
-            self.warn_if_idle(logger, f"it was never on between start={self.when.start} and stop={self.when.stop}")
+            self.warn_if_idle(logger, f"no row was taught between start={self.when.start} and stop={self.when.stop}")
         elif event == Event.BATCH_END:
             # Not at AFTER_TRAIN_BATCH, which is inside the optimizer's closure: a GPU would have to wait for it.
             metrics = self.lessons.end_batch()
