@@ -339,7 +339,7 @@ def test_stops_once_the_student_is_better(archive: RunArchive) -> None:
 
 
 def test_warns_when_it_had_no_effect(archive: RunArchive) -> None:
-    with pytest.warns(NoEffectWarning, match="had no effect: it was never on between start=5ep"):
+    with pytest.warns(NoEffectWarning, match="had no effect: no row was taught between start=5ep"):
         fit([distil(archive, start="5ep")])
 
 
