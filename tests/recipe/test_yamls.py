@@ -93,7 +93,8 @@ def test_recipe_builds_a_trainer(path, small_npz, small_texts, on_cpu):
     recipe = load_recipe(path, overrides)
     trainer = build_trainer(recipe)
     state = trainer.state
-    assert state.run_name == f"{recipe.settings.tags['study']}-{recipe.settings.tags['method']}-1"
+    if path.parent.name != "grown":  # the demo trains each at several budgets, which are in the name
+        assert state.run_name == f"{recipe.settings.tags['study']}-{recipe.settings.tags['method']}-1"
     wanted = {name.replace("_", "") for name in recipe.settings.algorithms}
     assert {type(algorithm).__name__.lower() for algorithm in state.algorithms} >= wanted
     assert "RunRecorder" in {type(callback).__name__ for callback in state.callbacks}
@@ -120,7 +121,21 @@ def test_origin_recipe_of_resnet56():
     assert (settings.data.name, settings.data.batch_size, settings.max_duration) == ("cifar100", 128, "200ep")
 
 
-@pytest.mark.parametrize("folder", sorted({path.parent for path in YAMLS}), ids=lambda path: path.name)
+def test_recipes_of_grown_data_differ_in_what_grew_and_in_their_tuned_rates():
+    """Each rate is the best for its recipe, and ``before`` has the data of before at a budget of its own."""
+    recipes = [load_recipe(path).record for path in YAMLS if path.parent.name == "grown"]
+    assert len(recipes) == 3
+    for key in ("model", "scheduler", "precision", "seed", "archive", "eval_interval"):
+        assert all(recipe[key] == recipes[0][key] for recipe in recipes), key
+    for section, own in (("data", "train_examples"), ("optimizer", "lr")):
+        parts = [{key: value for key, value in recipe[section].items() if key != own} for recipe in recipes]
+        assert parts == [parts[0]] * 3, section
+    assert [recipe["data"]["train_examples"] for recipe in recipes] == [500, 125, 500]
+
+
+@pytest.mark.parametrize(
+    "folder", sorted({path.parent for path in YAMLS if path.parent.name != "grown"}), ids=lambda path: path.name
+)
 def test_recipes_of_a_study_differ_only_where_they_say(folder):
     """What is compared must share data, model and optimizer; a budget is the baseline's or that of ``short``."""
     recipes = {path.stem: load_recipe(path) for path in YAMLS if path.parent == folder}
