@@ -271,6 +271,7 @@ def test_corrupt_file(tmp_path: Path, source: str, kind: str) -> None:
     [
         ({"source": "cache"}, "source.name: there is no 'cache'.*'cached'"),
         ({"temperature": 0}, "temperature must be above 0"),
+        ({"temperature": 1e4}, "at most 1000, got 10000"),
         ({"weight": 1.5}, r"weight must be in \[0, 1\]"),
         ({"every_n_batches": 0}, "every_n_batches must be at least 1"),
         ({"mismatch": "maybe"}, "mismatch must be 'refuse' or 'allow'"),

@@ -79,6 +79,18 @@ def test_autoresume_of_a_finished_run_has_nothing_to_do(capsys, on_cpu, tmp_path
     assert "nothing is left to do" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_autoresume_beside_wandb_that_is_not_online(capsys, on_cpu, tmp_path, monkeypatch, mode):
+    """Composer asks W&B for a checkpoint, too, which has none to give then."""
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    arguments = [str(DIGITS / "short.yaml"), *on_cpu, *TINY, "max_duration=1ep", "autoresume=true", "callbacks=null"]
+    arguments += [f"save_folder={tmp_path / 'checkpoints'}", "loggers={wandb: {project: reuse}}"]
+    assert train.main(arguments) == 0
+    assert "finished" in capsys.readouterr().out
+
+
 @pytest.mark.ranks
 def test_two_ranks_through_the_launcher_say_an_error_once(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}

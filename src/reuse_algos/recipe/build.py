@@ -26,6 +26,7 @@ from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
 from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
+from reuse_algos.recipe.wandb_logger import RecipeWandBLogger
 from reuse_algos.sections import Faults
 
 __all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]
@@ -229,7 +230,8 @@ def _components(section: str, recipe: Recipe, archive: RunArchive | str | None, 
         if component.is_ours:
             more = _our_arguments(component, recipe, archive)
         elif (section, component.name) == ("loggers", "wandb"):
-            component = dataclasses.replace(component, options=_wandb_options(component.options, recipe))
+            options = _wandb_options(component.options, recipe)
+            component = dataclasses.replace(component, cls=RecipeWandBLogger, options=options)
         one = _built(component, faults, **more)
         if isinstance(one, RunRecorder):
             one.recipe = recipe.record
