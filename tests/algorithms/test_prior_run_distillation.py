@@ -252,7 +252,10 @@ def test_a_scheduler_may_end_where_the_term_does(archive: RunArchive) -> None:
             {"temperature_scheduler": LinearWithWarmupScheduler("1ep", alpha_f=0.5)},
             "temperature must be above 0 and at most 1000, got 0.0",
         ),
-        ({"temperature_scheduler": LinearScheduler(t_max="5ba")}, "temperature must be above 0 and at most 1000, got 0.0"),
+        (
+            {"temperature_scheduler": LinearScheduler(t_max="5ba")},
+            "temperature must be above 0 and at most 1000, got 0.0",
+        ),
         ({"weight_scheduler": LinearScheduler(t_max="10sec")}, "LinearScheduler cannot say .* Wall clock"),
         ({"weight_scheduler": LinearScheduler(t_max="0dur")}, "LinearScheduler cannot say .*division by zero"),
     ],

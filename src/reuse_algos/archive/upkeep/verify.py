@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
@@ -15,7 +14,7 @@ from reuse_algos.archive.upkeep.leases import read_markers
 from reuse_algos.archive.upkeep.problems import Problem, VerifyReport
 from reuse_algos.archive.upkeep.quick import verify_quickly
 from reuse_algos.archive.upkeep.thinning import first_generation
-from reuse_algos.errors import ArchiveCorruptError, ArchiveError
+from reuse_algos.errors import ArchiveCorruptError
 
 __all__ = ["Problem", "VerifyReport", "verify_archive"]
 
@@ -142,8 +141,11 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
     highest = max([*generations, final.generation if final else 0])
     report.runs += highest > 0
     first = 1
-    with contextlib.suppress(ArchiveError):
-        first = first_generation(store, run_id)
+    try:
+        with reading(store):
+            first = first_generation(store, run_id)
+    except DAMAGE as error:  # what cannot be read is never taken for something that is not there
+        report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
     for generation in range(first, highest + 1):  # a gap is damage: reading it says so
         attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))
     return files
