@@ -61,7 +61,8 @@ def _values(run: PriorRun, signal: str, slot: int = 0) -> Tensor:
 
 def test_scores_are_those_of_the_archived_weights(tmp_path: Path) -> None:
     run_id = record_run(tmp_path, weights=("last", "2ep"))
-    names = [name for name in HARVESTABLE if name not in ("logits", "features", "adversarial")]
+    names = ["el2n", "grand", "grand_last_layer"]
+    assert {*names, "logits", "features", "adversarial", "boxes", "gt_scores"} == {*HARVESTABLE}
     for weights, ending, epoch in (("last", "", 4), ("2ep", ".ep0002", 2)):
         results = _harvest(tmp_path, run_id, *names, weights=weights, batch_size=10, memory_bytes=5000)
         assert [r.signal for r in results] == [name + ending for name in names]
