@@ -160,7 +160,8 @@ def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapp
     """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
     expected, parameters = module.state_dict(), [key for key, _ in module.named_parameters()]
     hidden = [key for key in parameters if key not in expected and key not in archived]
-    if hidden:
+    # A state dict of as many tensors hides none: it has other names for them.
+    if hidden and len(expected) < len(parameters):
         raise PriorRunMismatchError(
             f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
             f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "
