@@ -125,7 +125,9 @@ def check_weights(model: torch.nn.Module) -> None:
     header_parts(weights)
     parameters = dict(plain.named_parameters())
     names = [name.replace("_orig_mod.", "") for name in without_auxiliary(plain, parameters)]
-    if hidden := [name for name in names if name not in weights]:
+    hidden = [name for name in names if name not in weights]
+    # A state dict of as many tensors hides none: it has other names for them.
+    if hidden and len(weights) < len(names):
         raise ModelError(
             f"RunRecorder weights: the state dict of {type(plain).__name__} leaves out {len(hidden)} of its "
             f"{len(names)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
