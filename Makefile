@@ -1,5 +1,6 @@
 # make demo   sets up .venv once, with what the demo needs and no test tools, and runs the main job on embedded data
 # make test   sets up .venv with the test tools as well, then runs the tests
+# make test-slow   the long tests, which `make test` leaves out
 # make docs   the same set-up, then builds the documentation into docs/_build/html
 # make lint   formatter, linter and type checker
 PYTHON ?= python3
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: demo test docs lint clean
+.PHONY: demo test test-slow docs lint clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml .ci/install
@@ -24,6 +25,9 @@ demo: $(DEMO_STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m slow
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/trees docs docs/_build/html

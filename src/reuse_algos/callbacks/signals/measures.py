@@ -6,6 +6,7 @@ Shapes: B rows of a microbatch, C classes, X positions of an example (none for m
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,9 @@ class Measures:
             mean = self._mean_loss(losses, state, batch, rows)
         except ModelError as error:
             raise self._no_loss(state, given, rows) from error
-        if not _is_changed(state) and not abs(mean - given) <= _NEAR * max(1.0, abs(given)):
+        # A loss that is infinite or no number from the start can be held against nothing; the run is marked diverged.
+        checked = math.isfinite(given) and not _is_changed(state)
+        if checked and not abs(mean - given) <= _NEAR * max(1.0, abs(given)):
             raise self._no_loss(state, given, rows)
         self._own = losses
         self.about_loss = f"loss is {losses.words}"
