@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from compare.synthetic_runs import write_run
-from reuse_algos.archive import DatasetRecord, RunArchive
+from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks.recorder.state_facts import dataset_record, examples_of
 from reuse_algos.cli import main
 from reuse_algos.commands.common import ARCHIVE_VARIABLE
 from reuse_algos.commands.show import score_pictures
@@ -34,16 +35,13 @@ def add_run(archive: RunArchive, info: DatasetInfo, seed: int, *, recipe: bool =
     rng = np.random.default_rng(seed)
     meta = {"view": -1, "source": "capture", "encoding": "dense", "num_classes": None}
     ids = torch.arange(info.num_examples)
-    put: list[tuple[Any, ...]] = [("dataset", "examples", {"keys": info.keys, "labels": info.labels}, {})]
+    put: list[tuple[Any, ...]] = [("dataset", "examples", examples_of(info), {})]
     for epoch in range(EPOCHS):
         for name in ("loss", "logit_margin") if margins else ("loss",):
             values = torch.from_numpy(rng.normal(0.6, 1.0, info.num_examples)).float()
             at = {**meta, "slot": epoch, "epoch": epoch}
             put.append(("signals", name, {"ids": ids, "values": values}, at))
-    names = list(info.class_names or ())
-    record = DatasetRecord(
-        name=info.name, num_examples=info.num_examples, fingerprint=info.fingerprint, class_names=names, num_classes=10
-    )
+    record = dataset_record(info, None)
     recorded = {"data": SECTION} if recipe else None
     return write_run(archive, "made", seed, [0.5] * EPOCHS, put=put, dataset=record, recipe=recorded)
 

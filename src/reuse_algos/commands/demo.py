@@ -16,8 +16,9 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "demo",
         "train, archive, reuse and compare on the bundled handwritten digits",
-        "Plain runs are archived, later runs reuse them, and the comparison says whether it paid. It takes about a\n"
-        "minute, with one thread. --all trains every technique and measures robustness; it takes about ten minutes.",
+        "Plain runs are archived, later runs reuse them, and the comparison says whether it paid. It takes\n"
+        "about a minute, with one thread. --all trains every technique and measures robustness; it takes\n"
+        "about ten minutes.",
         """
         reuse-algos demo
         reuse-algos demo --folder /tmp/demo --seeds 3
