@@ -158,10 +158,11 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapping[str, Tensor]) -> None:
     """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
-    expected, parameters = module.state_dict(), [key for key, _ in module.named_parameters()]
-    hidden = [key for key in parameters if key not in expected and key not in archived]
-    # A state dict of as many tensors hides none: it has other names for them.
-    if hidden and len(expected) < len(parameters):
+    expected, parameters = module.state_dict(), dict(module.named_parameters())
+    kept = {tensor.data_ptr() for tensor in expected.values()}
+    # A parameter that the state dict has under another name is not hidden.
+    missing = [key for key in parameters if key not in expected and key not in archived]
+    if hidden := [key for key in missing if parameters[key].data_ptr() not in kept]:
         raise PriorRunMismatchError(
             f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
             f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "

@@ -124,10 +124,11 @@ def check_weights(model: torch.nn.Module) -> None:
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
     parameters = dict(plain.named_parameters())
-    names = [name.replace("_orig_mod.", "") for name in without_auxiliary(plain, parameters)]
-    hidden = [name for name in names if name not in weights]
-    # A state dict of as many tensors hides none: it has other names for them.
-    if hidden and len(weights) < len(names):
+    names = {name: name.replace("_orig_mod.", "") for name in without_auxiliary(plain, parameters)}
+    kept = {tensor.data_ptr() for tensor in weights.values()}
+    # A parameter that the state dict has under another name is not hidden.
+    missing = [name for name, plain_name in names.items() if plain_name not in weights]
+    if hidden := [names[name] for name in missing if parameters[name].data_ptr() not in kept]:
         raise ModelError(
             f"RunRecorder weights: the state dict of {type(plain).__name__} leaves out {len(hidden)} of its "
             f"{len(names)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
