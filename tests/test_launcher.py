@@ -114,6 +114,7 @@ def test_demo_names_the_extra_that_it_needs(tmp_path: Path, monkeypatch: pytest.
     assert not (tmp_path / "demo").exists()
 
 
+@pytest.mark.slow
 def test_demo_of_every_technique(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_demo(tmp_path / "demo", seeds=1, everything=True) == 0
     printed = capsys.readouterr().out

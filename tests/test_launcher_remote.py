@@ -71,6 +71,7 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
     assert problem["path"] == found["Key"].removeprefix("team/archive/")
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
     location, spool = f"s3://{s3.new_bucket()}/archive", str(tmp_path / "spool")

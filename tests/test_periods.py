@@ -178,6 +178,7 @@ def test_a_resumed_run_is_bit_equal(tmp_path: Path) -> None:
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_agree_on_the_step_and_with_one(tmp_path: Path) -> None:
     one, algorithm = timed_trainer()

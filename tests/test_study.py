@@ -76,6 +76,7 @@ def rows(here: Path) -> list[dict[str, Any]]:
     return sorted(records, key=lambda one: one["step"] + one["method"])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="kills processes")
 def test_killed_at_random_and_restarted_gives_the_same_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

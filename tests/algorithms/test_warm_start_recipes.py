@@ -72,6 +72,7 @@ def test_together_with_distillation_and_focus_on_grown_data(half: Path) -> None:
         "max_duration=4ep",
         "algorithms.prior_run_distillation={runs: digits-half-1, source: cached, mismatch: allow}",
         "algorithms.prior_run_distillation.loss={name: kl, weight: 0.5}",
+        "algorithms.prior_run_distillation.when={stop_when_harmful: false}",
         "algorithms.history_curriculum={runs: digits-half-1, strategy: focus, unknown: median, mismatch: allow}",
     )
     by_name = {type(algorithm).__name__: algorithm for algorithm in one.state.algorithms}

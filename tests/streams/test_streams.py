@@ -166,6 +166,7 @@ def test_resumed_in_mid_epoch_bit_by_bit(shards: list[Path], tmp_path: Path) -> 
             assert bool(values[0][1].all())
 
 
+@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_two_workers_killed_in_mid_epoch(shards: list[Path], tmp_path: Path) -> None:
     """The machine goes down in the second epoch; after the second attempt every row is its own sample's."""

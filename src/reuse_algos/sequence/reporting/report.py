@@ -139,6 +139,7 @@ def _step(state: StepState, metric: str, cost: Cost) -> StepResult:
     step, run = state.step, state.run
     if run is None:
         raise SequenceError(f"{step.title} is not trained")
+    measured = metric in run.metric_names  # a step that labels a pool has no metric
     return StepResult(
         name=step.name,
         point=step.point,
@@ -150,8 +151,8 @@ def _step(state: StepState, metric: str, cost: Cost) -> StepResult:
         judged=step.judged,
         rung=step.rung,
         held=state.held,
-        final=state.final(metric),
-        best=run.best_metric(metric)[0] if metric in run.metric_names else math.nan,
+        final=state.final(metric) if measured else math.nan,
+        best=run.best_metric(metric)[0] if measured else math.nan,
         cost=cost,
         prior_runs=sorted({use.run_id for use in run.manifest.prior_runs}),
     )
