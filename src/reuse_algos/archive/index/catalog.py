@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 
 import msgspec
 
-from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, Expanded
 from reuse_algos.archive.format.metrics import spelled
 from reuse_algos.archive.format.names import INDEX, changed_run, shard_runs
 from reuse_algos.archive.format.summary import RunSummary
@@ -166,7 +166,9 @@ class Catalog:
         try:
             if is_new and (data := self._store.get(path, MAX_SEALED_BYTES)) is None:
                 return None
-            shard = decode_shard(path, data, self._archive_id) if data else None
+            # What this host fetched was within bounds then, and the hash says that it is the same.
+            known = data if is_new or not data else Expanded(data)
+            shard = decode_shard(path, known, self._archive_id) if known else None
         except ArchiveError:
             shard = None
         if is_new or (shard is None and data):
