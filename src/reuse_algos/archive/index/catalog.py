@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 import msgspec
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, Expanded
+from reuse_algos.archive.format.generations import Latest
 from reuse_algos.archive.format.metrics import spelled
 from reuse_algos.archive.format.names import INDEX, changed_run, shard_runs
 from reuse_algos.archive.format.summary import RunSummary
@@ -33,20 +35,18 @@ FEW_RUNS = 256
 """Up to so many runs are simply read, on a local disk; a tenth of it where each request waits for a network."""
 
 COMPARED = 100
-"""So many runs of shards are compared with their own records at each use, on a local disk."""
+"""So many runs of shards are compared with their own records at each use, on a local disk: 30 ms. Those that were are
+remembered, so that after enough uses all of them were."""
 
 _BATCH = 500
 Warn = Callable[[str, ArchiveError], None]
 
 
-class Known:
-    """A run as the catalog gives it: its summary, and what was read of it now, if anything was."""
+class Known(NamedTuple):
+    """A run as the catalog gives it: its summary, and its newest generation where that was read just now."""
 
-    __slots__ = ("latest", "summary")
-
-    def __init__(self, summary: RunSummary, found: Found | None = None) -> None:
-        self.summary = summary
-        self.latest = None if found is None else found.latest
+    summary: RunSummary
+    latest: Latest | None = None
 
 
 class Catalog:
@@ -62,35 +62,42 @@ class Catalog:
     def __init__(self, store: Store, archive_id: str, unbelieved: AbstractSet[str] = frozenset()) -> None:
         self._store, self._archive_id, self._unbelieved = store, archive_id, unbelieved
 
-    def runs(self, run_ids: list[str], warn: Warn) -> Iterator[Known]:
-        """Give every committed run once, in any order.
+    def runs(self, run_ids: list[str], warn: Warn, fits: Callable[[RunSummary], bool]) -> Iterator[Known]:
+        """Give every committed run that fits once, in any order.
 
         Args:
             run_ids: What the listing of ``runs/`` says.
             warn: Called with the id of each run that is damaged, or that this user may not read, and its error.
+            fits: Says of the summary of a run whether to give it.
 
         Raises:
             ArchiveError: A run could not be read, which says nothing of whether it is sound.
         """
         if len(run_ids) <= (FEW_RUNS if self._store.concurrency == 1 else FEW_RUNS // 10):
             for found in scan(self._store, run_ids, warn):
-                yield Known(found.summary, found)
+                if fits(found.summary):
+                    yield Known(*found)
             return
         waiting = set(run_ids)
         for in_memory in (False, True):
             try:
                 with open_host(self._store.location, self._archive_id, in_memory=in_memory) as host:
-                    yield from self._through(host, run_ids, waiting, warn)
+                    yield from self._through(host, run_ids, waiting, warn, fits)
                 return
             except sqlite3.Error:  # a damaged file: go on without it
                 if in_memory:
                     raise
 
-    def _through(self, host: HostIndex, run_ids: list[str], waiting: set[str], warn: Warn) -> Iterator[Known]:
-        """Every run that is waiting, which it is not any more once it was given."""
-        for summary in self._indexed(host, waiting, warn):
-            waiting.discard(summary.run_id)
-            yield Known(summary)
+    def _through(
+        self, host: HostIndex, run_ids: list[str], waiting: set[str], warn: Warn, fits: Callable[[RunSummary], bool]
+    ) -> Iterator[Known]:
+        """Give the runs that are waiting, and take them off the set."""
+        for runs in self._indexed(host, waiting, warn):
+            waiting.difference_update([run.run_id for run in runs])
+            for run in runs:
+                if fits(run):
+                    yield Known(run)
+            del runs
         fresh: list[RunSummary] = []
         try:
             # In the order of the listing, as warnings are, and so that a store may read ahead.
@@ -101,7 +108,8 @@ class Catalog:
                 if len(fresh) >= _BATCH:
                     host.keep(fresh)
                     fresh = []
-                yield Known(found.summary, found)
+                if fits(found.summary):
+                    yield Known(*found)
         finally:
             host.keep(fresh)
 
@@ -111,36 +119,37 @@ class Catalog:
             if summary := self._lasting(found):
                 yield summary
 
-    def _indexed(self, host: HostIndex, listed: set[str], warn: Warn) -> Iterator[RunSummary]:
-        """Summaries that need no reading, of runs that are listed, each once."""
+    def _indexed(self, host: HostIndex, waiting: set[str], warn: Warn) -> Iterator[list[RunSummary]]:
+        """Give summaries that need no reading, some at a time, of runs that are waiting."""
         paths = self.reconcile(host)
         host.forget(self._unbelieved)
-        done: set[str] = set()
         for summaries in host.own():
-            for summary in summaries:
-                if summary.run_id in listed:
-                    done.add(summary.run_id)
-                    yield summary
-        unbelieved = done | host.doubted()
-        budget = COMPARED if self._store.concurrency == 1 else COMPARED // 25
+            yield [run for run in summaries if run.run_id in waiting]
+        # No set of the ids of 100,000 summaries is kept: each of them would keep alive the block of memory that its
+        # summary lay in (150 MiB in all). The ids that wait are those of the listing.
+        unbelieved = host.doubted()
+        budget = COMPARED if host.shards() else max(COMPARED, FEW_RUNS)
+        if self._store.concurrency > 1:  # three requests for each
+            budget = COMPARED // 25
         # The largest first: it may say that others need not be read.
         replaced: set[str] = set()
         for path in sorted(paths, reverse=True):
             if path in replaced or (shard := self.shard(host, path)) is None:
                 continue
-            if any(run.run_id in self._unbelieved for run in shard.runs):
+            if self._unbelieved and any(run.run_id in self._unbelieved for run in shard.runs):
                 host.keep_shard(path, b"")  # who says one thing that is false may say others
                 continue
             replaced.update(shard.replaces)
-            runs = [run for run in shard.runs if run.run_id in listed and run.run_id not in unbelieved]
-            compared = self._compared(runs, budget, warn)
+            runs = [run for run in shard.runs if run.run_id in waiting]
+            if unbelieved:
+                runs = [run for run in runs if run.run_id not in unbelieved]
+            compared = self._compared(host, runs, budget, warn)
             budget -= len(compared)
-            host.keep(compared.values())
-            if any(not compared[run.run_id].says_the_same(run) for run in runs if run.run_id in compared):
+            if _contradict(runs, compared):
                 host.keep_shard(path, b"")
                 runs = list(compared.values())
-            unbelieved.update(run.run_id for run in runs)
-            yield from runs
+            yield runs
+            del shard, runs  # two shards at a time would double what a selection takes
 
     def reconcile(self, host: HostIndex) -> set[str]:
         """Return the paths of the shards in the archive, once the host heeds what the archive's notes say."""
@@ -160,7 +169,7 @@ class Catalog:
         return shards
 
     def shard(self, host: HostIndex, path: str) -> Shard | None:
-        """Return a shard with the runs that ended; None if it is damaged, false or gone. That costs time only."""
+        """Return a shard; None if it is damaged, false or gone. That costs time only."""
         data = host.shard(path)
         is_new = data is None
         try:
@@ -171,15 +180,37 @@ class Catalog:
             shard = decode_shard(path, known, self._archive_id) if known else None
         except ArchiveError:
             shard = None
+        if is_new and shard is not None and self._is_contradicted(host, shard):
+            shard = None
         if is_new or (shard is None and data):
             host.keep_shard(path, data if shard and data else b"")
-        return shard and msgspec.structs.replace(shard, runs=[run for run in shard.runs if run.finished])
+        return shard
 
-    def _compared(self, runs: list[RunSummary], budget: int, warn: Warn) -> dict[str, RunSummary]:
-        """Some of these runs as their own records say."""
+    def _is_contradicted(self, host: HostIndex, shard: Shard) -> bool:
+        """Return whether a new shard says something else of a run than the run itself did to this host.
+
+        Where it differs only from a shard that it replaces, one of the two is false: such runs are read by themselves.
+        """
+        says = {run.run_id: run for run in shard.runs}
+        if any(_contradict(own, says) for own in host.own()):
+            return True
+        for path in shard.replaces:
+            if host.shard(path) and (replaced := self.shard(host, path)):
+                host.doubt(run.run_id for run in replaced.runs if _contradict([run], says))
+        return False
+
+    def is_true(self, host: HostIndex, shard: Shard) -> bool:
+        """Return whether all that a shard says is what the runs say that can be read. It reads each of them."""
+        compared = self._compared(host, shard.runs, len(shard.runs), lambda run_id, error: None)
+        return not _contradict(shard.runs, compared)
+
+    def _compared(self, host: HostIndex, runs: list[RunSummary], budget: int, warn: Warn) -> dict[str, RunSummary]:
+        """Return some of these runs as their own records say, and remember them."""
         chosen = random.SystemRandom().sample(runs, min(budget, len(runs)))
-        found = scan(self._store, sorted(run.run_id for run in chosen), warn)
-        return {one.summary.run_id: summary for one in found if (summary := self._lasting(one)) is not None}
+        found = list(scan(self._store, sorted(run.run_id for run in chosen), warn))
+        lasting = {one.summary.run_id: summary for one in found if (summary := self._lasting(one)) is not None}
+        host.keep(lasting.values())
+        return {one.summary.run_id: one.summary for one in found} | lasting
 
     def _lasting(self, found: Found) -> RunSummary | None:
         """The summary of a run that will not change any more, with everything that it should say; None for others."""
@@ -194,3 +225,10 @@ class Catalog:
                 return None
             summary = msgspec.structs.replace(summary, finals={name: spelled(value) for name, value in finals.items()})
         return summary if len(encode_summary(summary)) <= MAX_SUMMARY_BYTES else None
+
+
+def _contradict(runs: Iterable[RunSummary], others: Mapping[str, RunSummary]) -> bool:
+    """Return whether one of these summaries differs from the other of its run, if there is one."""
+    return any(
+        other != run and not other.says_the_same(run) for run in runs if (other := others.get(run.run_id)) is not None
+    )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from reuse_algos.archive.format.envelope import FORMAT, MAX_SEALED_BYTES, seal, unseal
+from reuse_algos.archive.format.envelope import FORMAT, MAX_SEALED_BYTES, Expanded, seal, unseal
 from reuse_algos.archive.format.names import shard_path
 from reuse_algos.archive.format.records import Struct
 from reuse_algos.archive.format.summary import RunSummary
@@ -76,15 +76,26 @@ def encode_shard(archive_id: str, runs: Iterable[RunSummary], replaces: Iterable
 def decode_shard(path: str, data: bytes, archive_id: str) -> Shard:
     """Check and decode a shard.
 
+    Args:
+        path: Its path.
+        data: The whole file; :class:`~reuse_algos.archive.format.envelope.Expanded` if it was checked before, and only
+            its own hash has to be checked again.
+        archive_id: The archive that it must be of.
+
     Raises:
-        ArchiveCorruptError: It is damaged, of another archive, or not what its name says.
+        ArchiveCorruptError: It is damaged, of another archive, not what its name says, or holds a run twice or one
+            that has not ended.
         ArchiveVersionError: It was written in a newer major format.
     """
     shard = unseal(data, Shard, path)
+    if isinstance(data, Expanded):
+        return shard
     if shard_path(len(shard.runs), hashlib.sha256(data).hexdigest()) != path:
         raise ArchiveCorruptError(f"{path} is not the shard that its name says")
     if len({run.run_id for run in shard.runs}) != len(shard.runs):
         raise ArchiveCorruptError(f"{path} holds a run more than once")
+    if not all(run.finished for run in shard.runs):
+        raise ArchiveCorruptError(f"{path} holds a run that has not ended")
     if shard.archive_id != archive_id:
         raise ArchiveCorruptError(f"{path} is of the archive {shard.archive_id[:40]!r}")
     return shard

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from itertools import islice
 
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.names import INDEX, change_path, is_safe_name, shard_runs
+from reuse_algos.archive.format.generations import list_runs
+from reuse_algos.archive.format.names import INDEX, change_path, shard_runs
 from reuse_algos.archive.format.records import ChangeRecord
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.index.catalog import Catalog
@@ -53,14 +54,14 @@ def update_index(store: Store, archive_id: str, *, everything: bool = False) -> 
     Args:
         store: The archive's store.
         archive_id: Its identity.
-        everything: Read every run that is in no shard, and write also a small shard. Default: False, a bounded number,
-            and only if enough are found.
+        everything: Read every run, hold every shard against them, and write also a small shard. Default: False, a
+            bounded number of runs, and only if enough are found.
 
     Returns:
         How many shards were written.
     """
     with contextlib.suppress(ArchiveError, sqlite3.Error):
-        run_ids = [name for name in store.list("runs") if is_safe_name(name)]
+        run_ids = list_runs(store)
         if len(run_ids) >= ENOUGH_RUNS:
             with open_host(store.location, archive_id) as host:
                 return _update(store, archive_id, host, run_ids, everything)
@@ -76,6 +77,9 @@ def _update(store: Store, archive_id: str, host: HostIndex, run_ids: list[str], 
     replaced: set[str] = set()
     for path in sorted(paths, reverse=True):
         if path in replaced or (shard := catalog.shard(host, path)) is None:
+            continue
+        if everything and not catalog.is_true(host, shard):
+            host.keep_shard(path, b"")
             continue
         replaced.update(shard.replaces)
         there.update(run.run_id for run in shard.runs)
