@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from reuse_algos.archive.asked import Asked
 from reuse_algos.archive.format.generations import find_sound, list_generations, read_final, read_manifest
 from reuse_algos.archive.format.manifest import decode_manifest
 from reuse_algos.archive.format.names import is_safe_name
@@ -14,7 +15,7 @@ from reuse_algos.archive.format.summary import RunSummary, summary_of
 from reuse_algos.archive.index.catalog import Catalog, Known
 from reuse_algos.archive.index.reading import SteppedBackError, stepped_back
 from reuse_algos.archive.run import PriorRun
-from reuse_algos.archive.selection import Asked, Order, shortlist
+from reuse_algos.archive.selection import Order, shortlist
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.upkeep import Upkeep
@@ -82,7 +83,7 @@ class RunReader(Upkeep):
             ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
         """
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
-        for known in self._catalog().runs(self._candidates(), self._warn, asked.fits):
+        for known in self._catalog().runs(self._candidates(), self._warn, asked):
             yield known.summary
         asked.check_names()
 
@@ -125,7 +126,7 @@ class RunReader(Upkeep):
         while True:
             found = (
                 known
-                for known in self._catalog().runs(self._candidates(), self._warn, asked.fits)
+                for known in self._catalog().runs(self._candidates(), self._warn, asked)
                 if opened.get(known.summary.run_id, known) is not None
             )
             kept = shortlist(self._store, found, order, metric, limit, self._warn)

@@ -4,79 +4,24 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
-from reuse_algos.archive.format.metrics import Mode, final_value, infer_mode, resolve_metric
+from reuse_algos.archive.format.metrics import Mode, infer_mode, resolve_metric
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.index.catalog import Known
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE
-from reuse_algos.archive.where import Where
 from reuse_algos.errors import ArchiveError, SignalNotFoundError
 
-__all__ = ["Asked", "Order", "shortlist", "tags_match"]
+__all__ = ["Order", "shortlist"]
 
 Order = Literal["best", "latest", "first"]
 Warn = Callable[[str, ArchiveError], None]
 
 SPARE = 16
 """So many more runs are kept than asked for, in the place of those that turn out to be damaged."""
-
-
-class Asked:
-    """What runs were asked for, apart from order and number.
-
-    Args:
-        where: A filter such as ``"tags.study=lr and accuracy>0.9"``; None for any run.
-        tags: Tags that must match; a list of values matches any of them. None for any tags.
-        run_name: The name that must match; None for any name.
-        unfinished: Whether also runs that have not ended.
-        unhealthy: Whether also runs that diverged or trained nothing.
-
-    Raises:
-        WhereError: The filter cannot be read.
-    """
-
-    def __init__(
-        self,
-        where: str | None,
-        tags: Mapping[str, object] | None,
-        run_name: str | None,
-        *,
-        unfinished: bool,
-        unhealthy: bool,
-    ) -> None:
-        self._where = None if where is None else Where(where)
-        self._tags = _accepted(tags or {})
-        self._run_name, self._unfinished, self._unhealthy = run_name, unfinished, unhealthy
-
-    def fits(self, summary: RunSummary) -> bool:
-        """Return whether a run is one of those that were asked for.
-
-        Raises:
-            WhereError: The filter names a metric of which the run has several.
-        """
-        # Called 100,000 times for one selection: a generator for the tags alone would double its time.
-        for key, values in self._tags:
-            if summary.tags.get(key) not in values:
-                return False
-        return (
-            (self._unfinished or summary.ended_at is not None)
-            and (self._unhealthy or summary.health == "ok")
-            and (self._run_name is None or summary.run_name == self._run_name)
-            and (self._where is None or self._where(summary))
-        )
-
-    def check_names(self) -> None:
-        """Refuse a filter that names a metric which no run had.
-
-        Raises:
-            WhereError: There were runs with metrics, and the name fitted none.
-        """
-        if self._where is not None:
-            self._where.check_names()
 
 
 class Kept(NamedTuple):
@@ -137,7 +82,7 @@ class _Shortlist:
         """Keep a run if it is among the first, in place of the last one if need be. Keys are unique."""
         if self._most is None:
             self._kept.append(Kept(key, known))
-        elif len(self._kept) < self._most or (self._kept and key < self._kept[-1].key):
+        elif len(self._kept) < self._most or (self._kept and key < self._kept[-1][0]):
             bisect.insort(self._kept, Kept(key, known), key=lambda kept: kept.key)
             del self._kept[self._most :]
 
@@ -147,18 +92,21 @@ def _best_first(store: Store, found: Iterable[Known], metric: str | None, limit:
     shortlists: dict[str, _Shortlist] = {}
     # Runs with the same metrics and the same monitor are many, so what follows from these is found out once.
     kinds: dict[tuple[Any, ...], list[tuple[str, Mode]]] = {}
+    isfinite = math.isfinite
     for known in found:
         summary = known.summary
         kind = (summary.monitor, summary.monitor_mode, *summary.finals)
         if (candidates := kinds.get(kind)) is None:
             candidates = kinds[kind] = _candidates(summary, metric)
         for name, mode in candidates:
-            try:
-                value = read_final(store, known, name)
-            except DAMAGE as error:
-                warn(summary.run_id, error)
-                break
-            if math.isfinite(value):
+            value = summary.finals[name]
+            if type(value) is not float:  # most are; the others are spelled, or have to be looked up
+                try:
+                    value = read_final(store, known, name)
+                except DAMAGE as error:
+                    warn(summary.run_id, error)
+                    break
+            if isfinite(value):
                 if (one := shortlists.get(name)) is None:
                     one = shortlists[name] = _Shortlist(limit)
                 one.offer((-value if mode == "max" else value, summary.run_id), known)
@@ -191,22 +139,7 @@ def read_final(store: Store, known: Known, name: str) -> float:
     Raises:
         ArchiveCorruptError: The run is damaged.
     """
-    value = known.summary.finals.get(name)
-    if type(value) is not float:  # a float is one that needs no spelling; most are
-        value = final_value(value)
+    value = known.summary.final(name)
     if value is not None or known.latest is None:
         return math.nan if value is None else value
     return PriorRun(store, known.latest.manifest(), known.latest.final).final_metric(name)
-
-
-def tags_match(tags: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
-    """Return whether tags are as wanted, where a list of values allows any of them."""
-    return all(tags.get(key) in values for key, values in _accepted(wanted))
-
-
-def _accepted(wanted: Mapping[str, object]) -> list[tuple[str, set[str]]]:
-    """Return each tag that is wanted with the values that it may have, as tags are: texts."""
-    several = (list, tuple, set, frozenset)
-    return [
-        (key, set(map(str, value)) if isinstance(value, several) else {str(value)}) for key, value in wanted.items()
-    ]

@@ -10,10 +10,10 @@ from reuse_algos.archive.format.manifest import Manifest, decode_manifest
 from reuse_algos.archive.format.names import (
     IDENTITY,
     final_path,
-    is_safe_name,
     manifest_generation,
     manifest_path,
     run_prefix,
+    safe_names,
 )
 from reuse_algos.archive.format.parts import expanded_manifest
 from reuse_algos.archive.format.records import ArchiveRecord, FinalRecord
@@ -63,7 +63,7 @@ ManifestT = TypeVar("ManifestT", bound=HasFiles)
 
 def list_runs(store: Store) -> list[str]:
     """Return the sorted names of what may be runs; odd names, which no run has, are passed over."""
-    return list(filter(is_safe_name, store.list("runs")))
+    return safe_names(store.list("runs"))
 
 
 def list_generations(store: Store, run_id: str) -> list[int]:

@@ -10,13 +10,22 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from reuse_algos.archive.format.envelope import FORMAT, MAX_SEALED_BYTES, Expanded, seal, unseal
+from reuse_algos.archive.format.envelope import FORMAT, MAX_SEALED_BYTES, seal, unseal
 from reuse_algos.archive.format.names import shard_path
 from reuse_algos.archive.format.records import Struct
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["MAX_SUMMARY_BYTES", "SHARD_RUNS", "Shard", "decode_shard", "encode_shard", "encode_summary", "fitting"]
+__all__ = [
+    "MAX_SUMMARY_BYTES",
+    "SHARD_RUNS",
+    "Shard",
+    "decode_shard",
+    "decode_summaries",
+    "encode_shard",
+    "encode_summary",
+    "fitting",
+]
 
 SHARD_RUNS = 8192
 """The most runs of one shard."""
@@ -45,8 +54,17 @@ class Shard(Struct, frozen=True, kw_only=True, tag_field="record", tag="shard"):
 
 
 def encode_summary(summary: RunSummary) -> bytes:
-    """Return a summary as JSON."""
+    """Return a summary as JSON, in one line. Equal summaries give equal lines."""
     return msgspec.json.encode(summary)
+
+
+def decode_summaries(lines: Iterable[bytes]) -> list[RunSummary]:
+    """Decode summaries that :func:`encode_summary` wrote.
+
+    Raises:
+        ValueError: One of them is not a summary.
+    """
+    return msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[RunSummary])
 
 
 def fitting(summaries: Sequence[RunSummary]) -> int:
@@ -78,8 +96,7 @@ def decode_shard(path: str, data: bytes, archive_id: str) -> Shard:
 
     Args:
         path: Its path.
-        data: The whole file; :class:`~reuse_algos.archive.format.envelope.Expanded` if it was checked before, and only
-            its own hash has to be checked again.
+        data: The whole file.
         archive_id: The archive that it must be of.
 
     Raises:
@@ -88,8 +105,6 @@ def decode_shard(path: str, data: bytes, archive_id: str) -> Shard:
         ArchiveVersionError: It was written in a newer major format.
     """
     shard = unseal(data, Shard, path)
-    if isinstance(data, Expanded):
-        return shard
     if shard_path(len(shard.runs), hashlib.sha256(data).hexdigest()) != path:
         raise ArchiveCorruptError(f"{path} is not the shard that its name says")
     if len({run.run_id for run in shard.runs}) != len(shard.runs):
