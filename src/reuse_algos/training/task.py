@@ -19,7 +19,18 @@ import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
 
-__all__ = ["CONFIRMED", "KINDS", "POSITIONS", "Kind", "Rows", "Task", "TaskSettings", "by_row", "mean_of_counted"]
+__all__ = [
+    "CONFIRMED",
+    "KINDS",
+    "POSITIONS",
+    "SUMMED",
+    "Kind",
+    "Rows",
+    "Task",
+    "TaskSettings",
+    "by_row",
+    "mean_of_counted",
+]
 
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "token", "dense", "detection"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -28,6 +39,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 _SOFTMAX = ("multiclass", "token", "dense")
 POSITIONS = ("token", "dense")
 CONFIRMED = "its loss is the model's own"
+SUMMED = "its loss, added up over the batch, is the model's own"
 
 
 @dataclass(frozen=True)
