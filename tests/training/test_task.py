@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
-from reuse_algos.training.find_task import find_task
-from reuse_algos.training.task import Task, TaskSettings
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import Task, TaskSettings
 
 
 def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:

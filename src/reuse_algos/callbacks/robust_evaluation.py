@@ -31,12 +31,12 @@ from reuse_algos.errors import DataError, NoEffectWarning, nearest
 from reuse_algos.sections import fit_section
 from reuse_algos.training.attacks import Attack, ascend
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.find_task import find_task
-from reuse_algos.training.first_batch import targets_of
+from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import Task
 
 __all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
 

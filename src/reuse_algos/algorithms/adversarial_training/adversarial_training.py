@@ -22,7 +22,7 @@ from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.parameters.batch_norm import share_statistics

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from composer import Time, TimeUnit
 
-from reuse_algos.algorithms.prior_run_distillation.terms import mean_weights, mixup_weights, sample_weights
+from reuse_algos.algorithms.prior_run_distillation.loss.terms import mean_weights, mixup_weights, sample_weights
 from reuse_algos.priors.model import ModelFactory
 from reuse_algos.training.window import Window
 

@@ -15,16 +15,16 @@ from composer.utils import dist
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks.readings import readings_of
-from reuse_algos.callbacks.recorder.monitor import Monitor
-from reuse_algos.callbacks.recorder.run_keeper import RunKeeper, RunLabels
-from reuse_algos.callbacks.recorder.spool import Spool
-from reuse_algos.callbacks.recorder.state_facts import (
+from reuse_algos.callbacks.recorder.facts.state_facts import (
     batch_values,
     check_weights,
     evaluated_values,
     evaluated_weights,
     info_of,
 )
+from reuse_algos.callbacks.recorder.monitor import Monitor
+from reuse_algos.callbacks.recorder.run_keeper import RunKeeper, RunLabels
+from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.callbacks.recorder.tracker_facts import log_cost, log_identity, log_train_seconds
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
 from reuse_algos.callbacks.signals.capture import parse_signals
@@ -33,7 +33,7 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_rows import check_labels
+from reuse_algos.training.first_batch.rows import check_labels
 from reuse_algos.training.ranks import on_rank_zero
 
 __all__ = ["RunRecorder"]

@@ -17,7 +17,7 @@ from composer.algorithms import SeqLengthWarmup
 from composer.utils import dist
 
 from reuse_algos.archive import check_foreseen_files, encode_top_k
-from reuse_algos.callbacks.recorder.state_facts import num_epochs
+from reuse_algos.callbacks.recorder.facts.state_facts import num_epochs
 from reuse_algos.callbacks.signals.kept_logits import at_size
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples

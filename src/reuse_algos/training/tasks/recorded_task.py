@@ -6,7 +6,7 @@ from typing import cast
 
 from reuse_algos.archive import Manifest, TaskRecord
 from reuse_algos.errors import TaskError
-from reuse_algos.training.task import KINDS, Kind, Task
+from reuse_algos.training.tasks.task import KINDS, Kind, Task
 
 __all__ = ["record_of", "task_of"]
 

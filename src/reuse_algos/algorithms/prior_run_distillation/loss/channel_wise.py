@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reuse_algos.algorithms.prior_run_distillation.losses import KL, Strength, Weighing
-from reuse_algos.algorithms.prior_run_distillation.terms import mix_logits
-from reuse_algos.training.task import Task
+from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, Strength, Weighing
+from reuse_algos.algorithms.prior_run_distillation.loss.terms import mix_logits
+from reuse_algos.training.tasks.task import Task
 
 __all__ = ["ChannelWise", "channel_wise_term"]
 

@@ -13,8 +13,8 @@ from composer import State
 from composer.optim import ComposerScheduler
 from torch import Tensor
 
-from reuse_algos.algorithms.prior_run_distillation.strength import standardized
-from reuse_algos.algorithms.prior_run_distillation.terms import (
+from reuse_algos.algorithms.prior_run_distillation.loss.strength import standardized
+from reuse_algos.algorithms.prior_run_distillation.loss.terms import (
     Average,
     bernoulli_kl_term,
     kl_term,
@@ -24,7 +24,7 @@ from reuse_algos.algorithms.prior_run_distillation.terms import (
     mse_term,
 )
 from reuse_algos.errors import TaskError
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.task import Task
 from reuse_algos.training.window import Window, ahead, scheduled
 
 __all__ = ["KL", "MSE", "Scale", "Strength", "Weighing"]
@@ -43,8 +43,8 @@ class Weighing(NamedTuple):
     Attributes:
         seen_B: Bool ``[B]``, rows that have a target of the teachers; None: all.
         weights_B: Float ``[B]``, weights of the rows; None: all are 1.
-        counted_BX: Bool, the positions (labels, outputs) that count, see :class:`~reuse_algos.training.task.Rows`;
-            None: all.
+        counted_BX: Bool, the positions (labels, outputs) that count, see
+            :class:`~reuse_algos.training.tasks.task.Rows`; None: all.
     """
 
     seen_B: Tensor | None = None

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 
 from reuse_algos.errors import TaskError
-from reuse_algos.training.task import CONFIRMED, KINDS, POSITIONS, Kind, Task, TaskSettings, mean_of_counted
+from reuse_algos.training.tasks.task import CONFIRMED, KINDS, POSITIONS, Kind, Task, TaskSettings, mean_of_counted
 
 __all__ = ["find_task"]
 

@@ -9,7 +9,7 @@ from composer import State
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from reuse_algos.algorithms.adversarial_replay.losses import with_idle_parameters
+from reuse_algos.algorithms.adversarial_replay.replay.losses import with_idle_parameters
 from reuse_algos.errors import ModelError
 from reuse_algos.training.parameters.batch_norm import (
     BranchSwitch,

@@ -14,11 +14,11 @@ from composer.utils.batch_helpers import batch_get
 from reuse_algos.errors import ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.find_task import find_task
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
-from reuse_algos.training.task import Rows, Task, TaskSettings
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import Rows, Task, TaskSettings
 
 __all__ = ["TARGET_NAMES", "TaskReader", "targets_of"]
 

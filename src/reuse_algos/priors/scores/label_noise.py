@@ -14,9 +14,9 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import RunNotFoundError, SignalNotFoundError
-from reuse_algos.priors import scores
 from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time
+from reuse_algos.priors.scores import formulas
 
 __all__ = ["LabelNoise", "label_noise"]
 
@@ -62,7 +62,7 @@ def label_noise(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = 
     Args:
         runs: prior runs with ``logit_margin`` or ``logits``, at least one.
         info: the current train data, with labels.
-        mismatch: as for :func:`~reuse_algos.priors.run_scores.prior_scores`.
+        mismatch: as for :func:`~reuse_algos.priors.scores.run_scores.prior_scores`.
 
     Raises:
         SignalNotFoundError: a run has neither, or the labels are not known.
@@ -92,10 +92,10 @@ def label_noise(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = 
     for positions_B in torch.arange(info.num_examples).split(_CHUNK):
         labels_B = info.labels[positions_B]
         parts = [source.margins(positions_B, labels_B) for source in sources]
-        margins_N.append(scores.mean_known(torch.stack(parts)))
+        margins_N.append(formulas.mean_known(torch.stack(parts)))
         seen = [source.probabilities(positions_B) for source in sources if source.logits]
         instead.append(
-            _best_other(scores.mean_known(torch.stack(seen)), labels_B) if seen else -torch.ones_like(labels_B)
+            _best_other(formulas.mean_known(torch.stack(seen)), labels_B) if seen else -torch.ones_like(labels_B)
         )
     return LabelNoise(torch.cat(margins_N), torch.cat(instead), [len(source.margins_of) for source in sources])
 
@@ -115,16 +115,16 @@ class _Source:
         for presentation in self.margins_of:
             views = self._rows(presentation, positions_B)
             if self.margins_of is self.logits:
-                views = [scores.logit_margin(logits_BC, labels_B) for logits_BC in views]
-            moments.append(scores.mean_known(torch.stack(views)))
-        return scores.mean_known(torch.stack(moments))
+                views = [formulas.logit_margin(logits_BC, labels_B) for logits_BC in views]
+            moments.append(formulas.mean_known(torch.stack(views)))
+        return formulas.mean_known(torch.stack(moments))
 
     def probabilities(self, positions_B: Tensor) -> Tensor:
         """float64 ``[B, C]``: the mean over presentations."""
         total_BC = count_B = torch.zeros(())
         for presentation in self.logits:
             views = [logits_BC.softmax(1) for logits_BC in self._rows(presentation, positions_B)]
-            mean_BC = scores.mean_known(torch.stack(views))
+            mean_BC = formulas.mean_known(torch.stack(views))
             count_B = count_B + ~mean_BC.isnan().any(1)
             total_BC = total_BC + mean_BC.nan_to_num()
         return total_BC / count_B[:, None]

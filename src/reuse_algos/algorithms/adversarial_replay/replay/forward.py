@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
-from reuse_algos.algorithms.adversarial_replay.rows import (
+from reuse_algos.algorithms.adversarial_replay.replay.rows import (
     add_to_first,
     join_rows,
     nothing_of,

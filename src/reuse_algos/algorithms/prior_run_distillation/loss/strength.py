@@ -16,7 +16,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.task import Task
 
 __all__ = ["Measured", "logit_moments", "pulls", "standardized", "variance_of"]
 

@@ -14,7 +14,7 @@ from composer.utils import dist
 from composer.utils.batch_helpers import batch_get
 from torch import nn
 
-from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
+from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
 from reuse_algos.archive import PriorRun, ResidentSignal, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy

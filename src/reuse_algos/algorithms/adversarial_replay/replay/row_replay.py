@@ -12,12 +12,12 @@ from composer import State
 from composer.utils import dist
 from torch import Tensor
 
-from reuse_algos.algorithms.adversarial_replay.batch_rows import BatchRows
-from reuse_algos.algorithms.adversarial_replay.branches import Branches
-from reuse_algos.algorithms.adversarial_replay.forward import Replay, ReplayedForward
-from reuse_algos.algorithms.adversarial_replay.losses import look_at_rows
 from reuse_algos.algorithms.adversarial_replay.record import ReplayRecord
-from reuse_algos.algorithms.adversarial_replay.rows import take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRows
+from reuse_algos.algorithms.adversarial_replay.replay.branches import Branches
+from reuse_algos.algorithms.adversarial_replay.replay.forward import Replay, ReplayedForward
+from reuse_algos.algorithms.adversarial_replay.replay.losses import look_at_rows
+from reuse_algos.algorithms.adversarial_replay.replay.rows import take_rows, with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.trainer import num_rows

@@ -1,8 +1,8 @@
 """The task: what kind of learning problem a Trainer trains, and how its outputs and targets are read.
 
 Everything that depends on the kind of problem asks a :class:`Task`: distillation terms, recorded signals, scores,
-curricula, replay and robust evaluation. :func:`~reuse_algos.training.find_task.find_task` finds it in the first batch
-and holds it against the loss that the model itself computed, so that a wrong axis or loss cannot pass unnoticed.
+curricula, replay and robust evaluation. :func:`~reuse_algos.training.tasks.find_task.find_task` finds it in the first
+batch and holds it against the loss that the model itself computed, so that a wrong axis or loss cannot pass unnoticed.
 
 Shapes: B examples, C classes (labels or numbers for the other tasks), X positions of an example (tokens, pixels; none
 for most tasks). ``logits_BCX`` always has the classes in dimension 1, wherever the model puts them.

@@ -18,21 +18,21 @@ from composer.models import ComposerModel
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.prior_run_distillation.layout import (
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import (
     Microbatch,
     at_smaller_size,
     check_top_k,
     in_layout,
 )
-from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
-from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers
+from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
+from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.views import age_of_slot
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_rows import check_rows
+from reuse_algos.training.first_batch.rows import check_rows
 from reuse_algos.training.interplay import clean_rows, hides_inputs
 from reuse_algos.training.outputs import logits_of
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from reuse_algos.training.task import by_row, mean_of_counted
+from reuse_algos.training.tasks.task import by_row, mean_of_counted
 
 __all__ = [
     "Average",

@@ -11,8 +11,8 @@ from composer import State
 from reuse_algos.algorithms.base import ReusingAlgorithm, snake_case
 from reuse_algos.archive import CostRecord, DatasetRecord, FileEntry, Manifest, ModelRecord, Progress, TaskRecord
 from reuse_algos.archive.format.records import MAX_TEXT
+from reuse_algos.callbacks.recorder.facts.provenance import environment, model_record
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
-from reuse_algos.callbacks.recorder.provenance import environment, model_record
 from reuse_algos.training.flops import training_flops
 
 __all__ = ["RunFacts", "manifest_of"]

@@ -17,8 +17,8 @@ from reuse_algos.data.sampler import Examples
 from reuse_algos.data.seeding import undisturbed
 from reuse_algos.errors import ArchiveWarning, DataError, TaskError
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.checks import check_first_batch, check_same_view_twice, mixed_targets, read_rows
-from reuse_algos.training.first_batch import targets_of
+from reuse_algos.training.first_batch.task_reader import targets_of
+from reuse_algos.training.first_batch.views import check_first_batch, check_same_view_twice, mixed_targets, read_rows
 from reuse_algos.training.interplay import hides_inputs
 
 __all__ = ["check_labels", "check_rows"]

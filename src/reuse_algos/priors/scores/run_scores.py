@@ -40,10 +40,10 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun, PriorUse
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError, nearest
-from reuse_algos.priors import scores
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time, latest_first, one_per_epoch
-from reuse_algos.priors.score_tasks import check_task, of_classes
+from reuse_algos.priors.scores import formulas
+from reuse_algos.priors.scores.score_tasks import check_task, of_classes
 
 __all__ = [
     "AGGREGATES",
@@ -99,29 +99,29 @@ def _is_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 def _forgetting(correct_TN: Tensor) -> Tensor:
     # Of several views at the same weights at least half must be right.
-    return scores.forgetting((correct_TN >= 0.5).double().masked_fill(correct_TN.isnan(), torch.nan))
+    return formulas.forgetting((correct_TN >= 0.5).double().masked_fill(correct_TN.isnan(), torch.nan))
 
 
-_LOSS = (_Source("loss", _as_is, False), _Source("logits", scores.cross_entropy))
+_LOSS = (_Source("loss", _as_is, False), _Source("logits", formulas.cross_entropy))
 _PROBABILITY = (
     _Source("loss", lambda losses_B, _: torch.exp(-losses_B), False),
-    _Source("logits", scores.true_probability),
+    _Source("logits", formulas.true_probability),
 )
 _RECIPES: dict[str, _Recipe] = {
     "loss": _Recipe(_LOSS),
-    "loss_mean": _Recipe(_LOSS, scores.loss_mean),
-    "el2n": _Recipe((_Source("el2n", _as_is, False), _Source("logits", scores.el2n))),
+    "loss_mean": _Recipe(_LOSS, formulas.loss_mean),
+    "el2n": _Recipe((_Source("el2n", _as_is, False), _Source("logits", formulas.el2n))),
     "forgetting": _Recipe((_Source("correct", _where_labelled, False), _Source("logits", _is_correct)), _forgetting, 2),
-    "variance": _Recipe(_PROBABILITY, scores.variance, 2),
-    "threshold": _Recipe(_PROBABILITY, scores.threshold),
-    "margin": _Recipe((_Source("logits", scores.margin),)),
-    "entropy": _Recipe((_Source("logits", lambda logits_BC, _: scores.entropy(logits_BC), False),)),
+    "variance": _Recipe(_PROBABILITY, formulas.variance, 2),
+    "threshold": _Recipe(_PROBABILITY, formulas.threshold),
+    "margin": _Recipe((_Source("logits", formulas.margin),)),
+    "entropy": _Recipe((_Source("logits", lambda logits_BC, _: formulas.entropy(logits_BC), False),)),
     "grand": _Recipe((_Source("grand", _as_is, False),)),
     "grand_last_layer": _Recipe((_Source("grand_last_layer", _as_is, False),)),
 }
 _ENSEMBLES: dict[str, Callable[[Tensor], Tensor]] = {
-    "variation_ratio": scores.variation_ratio,
-    "mutual_information": scores.mutual_information,
+    "variation_ratio": formulas.variation_ratio,
+    "mutual_information": formulas.mutual_information,
 }
 ENSEMBLE_SCORES = tuple(_ENSEMBLES)
 SCORES = (*_RECIPES, *ENSEMBLE_SCORES)
@@ -180,11 +180,11 @@ def prior_scores(runs: Sequence[PriorRun], spec: ScoreSpec, info: DatasetInfo, *
     rows = _match(runs, info, mismatch)
     if spec.name in _ENSEMBLES:
         values_N = _ensemble_score(runs, rows, spec, info.num_examples)
-        return scores.average_ranks(values_N) if spec.aggregate == "rank" else values_N
+        return formulas.average_ranks(values_N) if spec.aggregate == "rank" else values_N
     values = [_current(_run_score(run, spec), run_rows) for run, run_rows in zip(runs, rows, strict=True)]
     if spec.aggregate == "rank":
-        values = [scores.average_ranks(values_N) for values_N in values]
-    return scores.mean_known(torch.stack(values))
+        values = [formulas.average_ranks(values_N) for values_N in values]
+    return formulas.mean_known(torch.stack(values))
 
 
 def prior_probabilities(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = "refuse") -> list[Tensor]:
@@ -331,7 +331,7 @@ class _Plan:
         views = self.reader.rows(presentation, positions_B)
         if self.source.signal == "logits":
             views = [of_classes(rows_B) for rows_B in views]
-        return scores.mean_known(torch.stack([self.source.number(rows_B, labels_B) for rows_B in views]))
+        return formulas.mean_known(torch.stack([self.source.number(rows_B, labels_B) for rows_B in views]))
 
 
 def _run_score(run: PriorRun, spec: ScoreSpec) -> Tensor:
@@ -415,7 +415,7 @@ def _probabilities(
     """float64 ``[B, C]`` of one member for current positions, the mean over its views; NaN where it knows nothing."""
     prior_B = positions_B if rows_N is None else rows_N[positions_B]
     views = reader.rows(presentation, prior_B.clamp_min(0))
-    mean_BC = scores.mean_known(torch.stack([of_classes(logits_B).softmax(1) for logits_B in views]))
+    mean_BC = formulas.mean_known(torch.stack([of_classes(logits_B).softmax(1) for logits_B in views]))
     mean_BC[prior_B < 0] = torch.nan
     return mean_BC
 

@@ -16,7 +16,7 @@ from reuse_algos.archive import PriorRun, encode_top_k
 from reuse_algos.archive.signals.top_k import top_k_error
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import PriorRunMismatchError
-from reuse_algos.training.task import Rows, Task, mean_of_counted
+from reuse_algos.training.tasks.task import Rows, Task, mean_of_counted
 
 __all__ = [
     "Microbatch",
@@ -54,8 +54,8 @@ _MOST_ERROR = 0.05
 def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
     """Bring a teacher's logits, as its model gave them, into the layout of the task.
 
-    Unlike :meth:`Task.rows <reuse_algos.training.task.Task.rows>` it takes another number of classes where they lie in
-    dimension 1.
+    Unlike :meth:`Task.rows <reuse_algos.training.tasks.task.Task.rows>` it takes another number of classes where
+    they lie in dimension 1.
 
     Args:
         task: Of the student.

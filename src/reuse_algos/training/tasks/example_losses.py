@@ -19,11 +19,11 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from reuse_algos.errors import ModelError, TaskError
-from reuse_algos.training.first_batch import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
 from reuse_algos.training.interplay import ExampleLosses
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of
-from reuse_algos.training.task import Rows, by_row
+from reuse_algos.training.tasks.task import Rows, by_row
 
 __all__ = ["ADVICE", "TaskLosses", "unreduced_losses"]
 
