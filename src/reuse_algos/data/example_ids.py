@@ -26,8 +26,8 @@ from reuse_algos.errors import ExampleIdError
 
 __all__ = ["ExampleIds", "TrackExamples", "keep_views", "refuse_streams", "tell_epoch", "track_loader"]
 
+# What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else.
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
-"""What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else."""
 
 
 def track_loader(loader: DataLoader) -> DataLoader:

@@ -23,8 +23,8 @@ __all__ = ["Channels", "HarmWatch", "Look"]
 log = logging.getLogger(__name__)
 
 _LOOKS_PER_EPOCH = 4
+# Between two looks: a few batches in a row say the same.
 _LEAST_BATCHES = 8
-"""Between two looks: a few batches in a row say the same."""
 _PATIENCE = 3
 _OPPOSED = -0.1
 _PASSED = 0.01

@@ -58,11 +58,11 @@ __all__ = [
 
 AGGREGATES = ("mean", "rank")
 
+# From rows of a signal and labels to one number per row.
 _Rows = Callable[[Tensor, Tensor], Tensor]
-"""From rows of a signal and labels to one number per row."""
 
+# Logits that are looked at together, as float64.
 _CHUNK_BYTES = 64 << 20
-"""Logits that are looked at together, as float64."""
 
 
 class _Source(NamedTuple):

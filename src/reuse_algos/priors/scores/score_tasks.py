@@ -14,8 +14,8 @@ from reuse_algos.priors.presentations import PresentationReader
 
 __all__ = ["check_task", "of_classes"]
 
+# Tasks with one answer for each example: a softmax, of 0 and z where there is one logit z.
 _OF_ONE_ANSWER = ("multiclass", "binary")
-"""Tasks with one answer for each example: a softmax, of 0 and z where there is one logit z."""
 
 
 def check_task(run: PriorRun, score: str, signal: str, reader: PresentationReader) -> None:

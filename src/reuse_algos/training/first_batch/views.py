@@ -22,8 +22,8 @@ from reuse_algos.errors import DataError
 __all__ = ["changed_inputs", "check_first_batch", "check_same_view_twice", "mixed_targets", "read_rows"]
 
 _ROWS = 4
+# Of the norm of the inputs: inputs may have been cast to bfloat16, which keeps three digits.
 _TOLERANCE = 1e-2
-"""Of the norm of the inputs: inputs may have been cast to bfloat16, which keeps three digits."""
 
 
 def read_rows(dataset: Any, examples: Examples, epoch: int, collate: Any) -> Any:

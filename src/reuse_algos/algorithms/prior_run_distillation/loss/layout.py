@@ -47,8 +47,8 @@ class Microbatch(NamedTuple):
     rows: Rows
 
 
+# Of the kept classes' probability that `top_k` may misplace, as a mean over rows: 1/20 of the teacher's answer.
 _MOST_ERROR = 0.05
-"""Of the kept classes' probability that ``top_k`` may misplace, as a mean over rows: 1/20 of the teacher's answer."""
 
 
 def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:

@@ -20,11 +20,11 @@ from reuse_algos.training.tasks.task import Task
 
 __all__ = ["Measured", "logit_moments", "pulls", "standardized", "variance_of"]
 
+# Added to a row's variance: a head that starts at zero has rows without any, and a gradient of 1 / 0.
 _LEAST_VARIANCE = 1e-4
-"""Added to a row's variance: a head that starts at zero has rows without any, and a gradient of 1 / 0."""
 
+# Batches after which the factor of a bound stays as it is.
 _LOOKS = 8
-"""Batches after which the factor of a bound stays as it is."""
 
 
 def standardized(logits_BC: Tensor) -> Tensor:

@@ -38,11 +38,11 @@ from reuse_algos.training.outputs import logits_of
 
 __all__ = ["CachedCheck", "hold_rows"]
 
+# Of the logits' norm: bfloat16 has three digits, and a deep model makes a few percent of their rounding.
 _MOST_OFF = 0.1
-"""Of the logits' norm: bfloat16 has three digits, and a deep model makes a few percent of their rounding."""
 
+# Share of equal answers that is enough where only the largest logits are archived.
 _FEWEST_ALIKE = 0.75
-"""Share of equal answers that is enough where only the largest logits are archived."""
 
 
 def hold_rows(

@@ -17,8 +17,8 @@ from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_e
 
 __all__ = ["SourceChoice", "choose_source", "missing_from_cache", "refuse_top_k", "signal_name"]
 
+# Share of the examples of each view with a target from which `auto` takes the cache: `drop_last` loses a few.
 _LEAST_SEEN = 0.95
-"""Share of the examples of each view with a target from which ``auto`` takes the cache: ``drop_last`` loses a few."""
 
 
 class SourceChoice(NamedTuple):

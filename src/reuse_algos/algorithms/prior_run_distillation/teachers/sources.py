@@ -30,11 +30,11 @@ from reuse_algos.training.parameters.tokens import refuse_other_tokens
 
 __all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
 
+# Archived rows from which a teacher's scale is taken; its relative error is then about 1/30.
 _SAMPLED = 1024
-"""Archived rows from which a teacher's scale is taken; its relative error is then about 1/30."""
 
+# Cached logits up to this size are kept on the training device; larger ones are read from the memory map.
 _RESIDENT_BYTES = 2 << 30
-"""Cached logits up to this size are kept on the training device; larger ones are read from the memory map."""
 
 
 class Targets(NamedTuple):
