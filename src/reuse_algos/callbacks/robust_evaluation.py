@@ -129,13 +129,11 @@ class RobustEvaluation(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Refuse a second one: a checkpoint keeps the state of callbacks by the name of their class."""
-        del logger
         if sum(isinstance(one, RobustEvaluation) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one RobustEvaluation; give it several attacks")
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Say before the training what would be wrong with the evaluation."""
-        del logger
         _data(self._find_evaluator(state), self.pixels)
 
     @property
@@ -145,12 +143,10 @@ class RobustEvaluation(Callback):
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Attack whatever the interval says: ``Trainer.eval`` asks for everything."""
-        del state, logger
         self._standalone = True
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Go back to the interval."""
-        del state, logger
         self._standalone = False
 
     def eval_start(self, state: State, logger: Logger) -> None:
@@ -180,7 +176,6 @@ class RobustEvaluation(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Say so where a whole training had no robust evaluation."""
-        del logger
         if not self._ran and state.max_duration is not None and state.timestamp.batch > 0 and _at_end(state):
             warnings.warn(
                 "RobustEvaluation had no effect: its evaluator was never evaluated. Give the Trainer an eval_interval.",

@@ -86,7 +86,6 @@ class RunForecast(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the end is known, and read the earlier runs."""
-        del logger
         _end_step(state)
         if self.archive is not None:
             on_rank_zero(self._read_earlier)

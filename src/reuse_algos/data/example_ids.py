@@ -290,10 +290,8 @@ class TrackExamples(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Swap the train DataLoader where its dataset has views (a no-op where it has been swapped)."""
-        del logger
         keep_views(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Tell streams the number of the next epoch."""
-        del logger
         tell_epoch(state)

@@ -76,7 +76,6 @@ class BatchEffects:
         Returns:
             float64 ``[B]`` >= 0 on the CPU; None where all are 1.
         """
-        del state, positions_B
         return None
 
     def example_losses(self) -> ExampleLosses | None:
@@ -91,12 +90,10 @@ class BatchEffects:
         Returns:
             bool ``[B]`` on the CPU from AFTER_FORWARD on; None where there are none.
         """
-        del state
         return None
 
     def replayed_outputs(self, state: State) -> Replayed | None:
         """Return the outputs of rows that this algorithm adds to the microbatch, from AFTER_FORWARD on; or None."""
-        del state
         return None
 
     def extra_flops(self, flops_per_example: int) -> float | None:
@@ -108,7 +105,6 @@ class BatchEffects:
         Returns:
             None where they are not known.
         """
-        del flops_per_example
         return 0.0
 
     @property

@@ -127,7 +127,6 @@ class AdversarialTraining(Algorithm, BatchEffects):
             event: Of the trainer.
             state: Of the trainer.
         """
-        del state
         if event in (Event.INIT, Event.AFTER_LOSS):
             return event == Event.INIT or self.task_reader.task is None
         return event in ExampleIds.EVENTS or event in (Event.FIT_START, Event.BEFORE_FORWARD, Event.BATCH_END)
@@ -164,7 +163,6 @@ class AdversarialTraining(Algorithm, BatchEffects):
         Args:
             state: From AFTER_FORWARD on.
         """
-        del state
         return torch.ones(len(self.ids.microbatch.positions), dtype=torch.bool)
 
     def extra_flops(self, flops_per_example: int) -> float | None:

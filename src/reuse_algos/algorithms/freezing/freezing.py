@@ -63,7 +63,6 @@ class Freezing(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        del state
         if event == Event.BEFORE_FORWARD:
             return self.part.holds_statistics
         if event == Event.BATCH_START:

@@ -89,7 +89,6 @@ class GradientInterpolation(Algorithm, BatchEffects):
 
     def match(self, event: Event, state: State) -> bool:
         """The start, each loss, and the end of each batch."""
-        del state
         return event in (Event.INIT, Event.FIT_START, Event.AFTER_LOSS, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -26,12 +26,10 @@ class PeriodOrder(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """The start of an epoch."""
-        del state
         return event == Event.EPOCH_START
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Look at the prior runs of the other algorithms."""
-        del event, logger
         for algorithm in state.algorithms:
             for run in algorithm.prior_runs if isinstance(algorithm, ReusingAlgorithm) else ():
                 section = ((run.manifest.recipe or {}).get("data") or {}).get("rotated")

@@ -86,7 +86,6 @@ class MixTraining(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events, and the loss of every microbatch."""
-        del state
         return event in (Event.INIT, Event.AFTER_LOSS, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

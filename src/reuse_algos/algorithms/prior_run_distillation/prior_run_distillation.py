@@ -269,7 +269,6 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
-        del flops_per_example
         return self.lessons.spending.flops
 
     def why(self) -> str | None:

@@ -24,7 +24,6 @@ class Mean:
 
     def weights(self, num_teachers: int, rng: np.random.Generator) -> np.ndarray:
         """Return the teachers' weights for one batch, float64 ``[M]``."""
-        del rng
         return mean_weights(num_teachers)
 
 

@@ -148,7 +148,6 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        del state
         if self.cached is not None and event in _CACHED_EVENTS:
             return True
         if event == Event.BEFORE_FORWARD:

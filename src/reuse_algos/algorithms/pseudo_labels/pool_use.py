@@ -38,12 +38,10 @@ class PoolUse(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """The start of training."""
-        del state
         return event in (Event.INIT, Event.FIT_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Take the place among the algorithms, then look at the data."""
-        del logger
         if event == Event.INIT:
             self.take_place(state)
             self._trained_on = None

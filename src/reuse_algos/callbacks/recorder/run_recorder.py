@@ -150,7 +150,6 @@ class RunRecorder(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Start a record of its own for each Trainer that this recorder is given to."""
-        del state, logger
         self._start_afresh()
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -185,7 +184,6 @@ class RunRecorder(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Complete a record whose process died after its last checkpoint: Composer will not train it any further."""
-        del logger
         # Composer skips FIT_START and FIT_END where the checkpoint stands at the end.
         done = state.max_duration is not None and state.timestamp >= state.max_duration
         if done and self.keeper.record is None and self.keeper.go_on(state):
@@ -196,7 +194,6 @@ class RunRecorder(Callback):
 
     def before_forward(self, state: State, logger: Logger) -> None:
         """Count FLOPs, once in a run."""
-        del logger
         self.keeper.look_at_model(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -210,7 +207,6 @@ class RunRecorder(Callback):
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Write the epoch's signals and means, and the weights of every n-th epoch."""
-        del logger
         record, epoch = self.keeper.record, int(state.timestamp.epoch)
         assert record is not None
         self.keeper.log.end_epoch(state)
@@ -223,12 +219,10 @@ class RunRecorder(Callback):
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Leave out what follows: ``Trainer.eval`` outside training is not part of the run."""
-        del state, logger
         self._standalone = True
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Go back to recording."""
-        del state, logger
         self._standalone = False
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -246,7 +240,6 @@ class RunRecorder(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Check the monitor, and commit: an evaluation after the last batch belongs to the record, too."""
-        del logger
         if self._standalone or self.keeper.record is None:
             return
         self.keeper.best.check(state, self.keeper.log)
@@ -269,7 +262,6 @@ class RunRecorder(Callback):
         Of several ranks some may be gone, and a record with the rows of one rank only would be wrong: then the last
         commit stays the newest.
         """
-        del logger
         keeper = self.keeper
         if keeper.record is None or keeper.ended or state is not keeper.state or int(state.timestamp.batch) == 0:
             return

@@ -59,7 +59,6 @@ class DetectionModel(ComposerModel):
 
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the detector's losses, which Composer adds up."""
-        del batch, args, kwargs
         return dict(outputs)
 
     def eval_forward(self, batch: Any, outputs: Any | None = None) -> list[dict[str, Tensor]]:

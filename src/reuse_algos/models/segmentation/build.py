@@ -50,7 +50,6 @@ class SegmentationModel(ComposerModel):
 
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cross entropy, a mean over the pixels that count; 0 where none does."""
-        del args, kwargs
         targets = batch[1]
         total = F.cross_entropy(outputs, targets, ignore_index=self.ignore_index, reduction="sum")
         return total / (targets != self.ignore_index).sum().clamp_min(1)

@@ -100,7 +100,6 @@ def pass_of_head(head: nn.Module, call: Callable[[], Any], around: Mapping[str, 
 
     def watch(name: str) -> Callable[..., None]:
         def keep(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
-            del layer
             seen.setdefault(name, []).append((arguments, keywords, output))
 
         return keep

@@ -107,7 +107,6 @@ class ReplayedForward:
             return (given,)
 
         def after(module: nn.Module, arguments: Any, outputs: Any) -> Any:
-            del arguments
             self.disarm()
             return self._sorted_out(module, replay, outputs)
 
@@ -195,7 +194,6 @@ class ReplayedForward:
         # Activation checkpointing calls layers again while the loss goes backward. Autograd takes nodes in the reverse
         # order of their making, so the later pass (of the replayed rows) is gone through first and whole.
         def enter(gradient: Tensor) -> None:
-            del gradient
             self.switch.auxiliary = auxiliary
 
         for tensor in tensors_of(outputs):
@@ -213,7 +211,6 @@ def _too_few(rows: int, of: int, what: str) -> str:
 
 def _with_all_parameters(module: nn.Module, arguments: Any, outputs: Any) -> Any:
     """Make the outputs that DDP sees depend on every parameter, by an amount of 0."""
-    del arguments
     # DDP with find_unused_parameters takes what the outputs do not depend on for unused, and fails when the second pass
     # gives it a gradient after all: auxiliary branches, and whatever the model leaves out at random.
     joined = add_to_first(outputs, nothing_of(p for p in module.parameters() if p.requires_grad))

@@ -100,10 +100,8 @@ class ChannelWise(KL):
 
     def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return the mix of the teachers' maps of logits."""
-        del now, task
         return mix_logits(teacher_logits, shares)
 
     def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.channel_wise_term`."""
-        del task
         return channel_wise_term(student_BC, target_BC, now.temperature, *weighing)

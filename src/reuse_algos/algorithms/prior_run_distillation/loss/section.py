@@ -135,7 +135,6 @@ class MSE:
 
     def base(self, now: Strength, share: float) -> float:
         """Return b for a batch of whose rows a share has a target."""
-        del now, share
         return 1.0 if self.base_weight is None else self.base_weight
 
     def check_task(self, task: Task) -> None:
@@ -168,12 +167,10 @@ class MSE:
 
     def target(self, teacher_logits: Sequence[Tensor], shares: Sequence[float], now: Strength, task: Task) -> Tensor:
         """Return what :meth:`term` compares the student with, of the teachers' logits and weights."""
-        del now, task
         return mix_logits(teacher_logits, shares)
 
     def term(self, student_BC: Tensor, target_BC: Tensor, now: Strength, task: Task, weighing: Weighing) -> Tensor:
         """Return D, see :func:`~reuse_algos.functional.mse_term`."""
-        del now, task
         return mse_term(student_BC, target_BC, *weighing, average=self.average or "examples")
 
     def answers(self, target_BC: Tensor) -> Tensor:

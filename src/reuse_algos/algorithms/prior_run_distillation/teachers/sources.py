@@ -117,7 +117,6 @@ class LiveTeachers:
 
     def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Run the chosen teachers on a microbatch as it was before the student saw it, in the student's precision."""
-        del examples
         logits = []
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
             for index in chosen:
@@ -256,7 +255,6 @@ class CachedTeachers:
 
     def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Look the rows of the microbatch up."""
-        del batch
         assert examples is not None
         logits, seen_B = [], None
         for index in chosen:
