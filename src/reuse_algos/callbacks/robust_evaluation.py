@@ -38,8 +38,6 @@ from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.tasks.find_task import find_task
 from reuse_algos.training.tasks.task import Task
 
-__all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
-
 log = logging.getLogger(__name__)
 
 DEFAULT_ATTACKS: dict[str, dict[str, Any]] = {"fgsm": {}, "pgd": {"steps": 10}}

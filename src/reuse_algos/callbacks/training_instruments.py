@@ -20,8 +20,6 @@ from reuse_algos.training.interplay import hides_inputs
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["PREFIX", "TrainingInstruments"]
-
 PREFIX = "instruments/"
 """Readings are metrics of the run under ``instruments/<name>``."""
 

@@ -24,8 +24,6 @@ from reuse_algos.data.trainer import rows_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["ExampleIds", "TrackExamples", "keep_views", "refuse_streams", "tell_epoch", "track_loader"]
-
 # What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else.
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
 

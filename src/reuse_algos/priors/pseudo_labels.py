@@ -14,8 +14,6 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_classes, match_examples
 
-__all__ = ["choose_pairs", "refuse_shared", "select_pairs", "unlabelled"]
-
 
 def unlabelled(info: DatasetInfo) -> DatasetInfo:
     """Return the identity of examples without their labels, as a pool's run records it."""

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 
 from reuse_algos.training.tasks.task import TaskSettings
 
-__all__ = ["BatchKeys"]
-
 
 @dataclass(frozen=True)
 class BatchKeys:

@@ -21,20 +21,6 @@ from composer.algorithms import (
     SeqLengthWarmup,
 )
 
-__all__ = [
-    "BatchEffects",
-    "ExampleLosses",
-    "Replayed",
-    "changes_inputs",
-    "clean_rows",
-    "example_losses",
-    "example_weights",
-    "hides_inputs",
-    "mixes_examples",
-    "replayed_outputs",
-]
-
-
 ExampleLosses = Callable[[Any, Any], torch.Tensor]
 """(outputs, batch) -> the loss of each example, float ``[B]``, whose mean is the model's loss."""
 

@@ -47,8 +47,6 @@ from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window
 
-__all__ = ["AdversarialReplay"]
-
 log = logging.getLogger(__name__)
 
 _METRICS = "reuse/adversarial_replay/"

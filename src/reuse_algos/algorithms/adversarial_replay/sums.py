@@ -14,8 +14,6 @@ from torch import Tensor
 from reuse_algos.errors import StaleReplayWarning
 from reuse_algos.training.tasks.task import mean_of_counted
 
-__all__ = ["ReplaySums", "fooling_rate", "row_errors", "turned_rows", "warn_stale"]
-
 
 def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:
     """Return 1 where the largest logit is not the target's: float32 ``[B]``, a share of positions of dense outputs.

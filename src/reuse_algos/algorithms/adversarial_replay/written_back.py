@@ -29,8 +29,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
-__all__ = ["WrittenBack"]
-
 # All of them are kept on the training device in float16. Beyond this size that would crowd out the training.
 _MOST_BYTES = 4 << 30
 

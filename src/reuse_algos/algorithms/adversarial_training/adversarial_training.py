@@ -27,8 +27,6 @@ from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_exa
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.parameters.batch_norm import share_statistics
 
-__all__ = ["AdversarialTraining", "adversarial_inputs"]
-
 
 def adversarial_inputs(
     model: nn.Module,

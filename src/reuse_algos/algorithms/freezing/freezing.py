@@ -12,8 +12,6 @@ from composer.loggers import Logger
 from reuse_algos.data.example_ids import keep_views
 from reuse_algos.training.parameters.trainable import TrainablePart
 
-__all__ = ["Freezing"]
-
 log = logging.getLogger(__name__)
 
 

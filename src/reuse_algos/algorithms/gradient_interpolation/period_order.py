@@ -8,8 +8,6 @@ from composer.loggers import Logger
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.errors import PriorRunMismatchError
 
-__all__ = ["PeriodOrder"]
-
 
 class PeriodOrder(Algorithm):
     """Refuses a prior run on a later period than is trained on: it has seen what this run is judged by.

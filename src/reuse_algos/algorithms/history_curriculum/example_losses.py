@@ -22,8 +22,6 @@ from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.tasks.example_losses import ADVICE, TaskLosses, unreduced_losses
 
-__all__ = ["CheckedLosses", "ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "refuse_class_weights"]
-
 _OTHERWISE = "a strategy and mode without weights and updates"
 
 

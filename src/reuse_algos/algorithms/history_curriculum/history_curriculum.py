@@ -44,8 +44,6 @@ from reuse_algos.training.outputs import device_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.window import Window
 
-__all__ = ["HistoryCurriculum"]
-
 log = logging.getLogger(__name__)
 
 _STRATEGIES = Curriculum | Prune | DynamicPrune | ActiveBias | Focus | Subset

@@ -21,8 +21,6 @@ from reuse_algos.errors import DataError
 from reuse_algos.priors.scores.run_scores import ScoreSpec, prior_scores
 from reuse_algos.sections import fit_section
 
-__all__ = ["LOSS_SCORES", "Score", "Scores", "find_scores", "goes_on", "read_score", "score_owners"]
-
 LOSS_SCORES = ("loss", "loss_mean")
 """Scores that losses of the running model can go on from."""
 

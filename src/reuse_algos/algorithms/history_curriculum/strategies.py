@@ -24,8 +24,6 @@ from reuse_algos.algorithms.history_curriculum.plans import (
 )
 from reuse_algos.training.window import Window
 
-__all__ = ["ActiveBias", "Clock", "Curriculum", "DynamicPrune", "Focus", "Prune", "Strategy", "Subset"]
-
 
 @dataclass(frozen=True)
 class Clock:

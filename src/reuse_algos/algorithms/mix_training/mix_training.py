@@ -22,8 +22,6 @@ from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, TaskE
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.training.loss import add_to_loss, total_of
 
-__all__ = ["MixTraining"]
-
 _SIGNALS = ("boxes", "gt_scores")
 
 

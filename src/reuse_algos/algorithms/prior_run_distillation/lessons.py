@@ -49,8 +49,6 @@ from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.tasks.task import Rows, Task
 
-__all__ = ["Lessons"]
-
 log = logging.getLogger(__name__)
 
 

@@ -42,8 +42,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.loss import add_to_loss
 
-__all__ = ["PriorRunDistillation"]
-
 log = logging.getLogger(__name__)
 
 _METRICS = "reuse/distillation/"

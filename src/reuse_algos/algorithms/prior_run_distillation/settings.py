@@ -13,8 +13,6 @@ from reuse_algos.algorithms.prior_run_distillation.loss.terms import mean_weight
 from reuse_algos.priors.model import ModelFactory
 from reuse_algos.training.window import Window
 
-__all__ = ["Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "TeachingWindow"]
-
 
 @dataclass(frozen=True)
 class Mean:

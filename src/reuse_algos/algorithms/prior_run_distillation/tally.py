@@ -15,8 +15,6 @@ from reuse_algos.algorithms.prior_run_distillation.loss.layout import agreement
 from reuse_algos.algorithms.prior_run_distillation.loss.section import Weighing
 from reuse_algos.training.tasks.task import Task
 
-__all__ = ["Tally", "Totals"]
-
 
 class Totals(NamedTuple):
     """Sums over the rows of a batch.

@@ -18,8 +18,6 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.head import find_head, head_module
 
-__all__ = ["Channels", "HarmWatch", "Look"]
-
 log = logging.getLogger(__name__)
 
 _LOOKS_PER_EPOCH = 4

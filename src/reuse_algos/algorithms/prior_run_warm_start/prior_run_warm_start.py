@@ -29,8 +29,6 @@ from reuse_algos.sections import fit_section
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.trainable import TrainablePart, head_of, matches, plain_parameters
 
-__all__ = ["PriorRunWarmStart"]
-
 log = logging.getLogger(__name__)
 
 _METRICS = "reuse/warm_start/"

@@ -13,8 +13,6 @@ from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.info import infer_info
 from reuse_algos.errors import PriorRunMismatchError
 
-__all__ = ["PoolUse"]
-
 
 class PoolUse(ReusingAlgorithm):
     """Records that the training data were labelled by the teachers of a pool's run, and holds a resumed run to it.

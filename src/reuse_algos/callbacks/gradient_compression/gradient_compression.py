@@ -29,11 +29,9 @@ from reuse_algos.callbacks.gradient_compression.exchange import (
     scalecom,
 )
 from reuse_algos.callbacks.gradient_compression.settings import Fp16, Median, PowerSGD, ScaleCom, Sign
-from reuse_algos.data.views import view_hash
+from reuse_algos.data.hashing import view_hash
 from reuse_algos.errors import ModelError, NoEffectWarning, PriorRunMismatchError
 from reuse_algos.sections import fit_section
-
-__all__ = ["GradientCompression"]
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,6 @@ from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.callbacks.robust_evaluation import ROBUST, RobustEvaluation
 from reuse_algos.errors import nearest
 
-__all__ = ["BestSoFar", "Monitor"]
-
 
 @dataclass(frozen=True)
 class Monitor:

@@ -27,8 +27,6 @@ from reuse_algos.errors import RunNotFoundError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 from reuse_algos.training.tasks.recorded_task import record_of
 
-__all__ = ["RunKeeper", "RunLabels"]
-
 
 @dataclass(frozen=True)
 class RunLabels:

@@ -36,8 +36,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.rows import check_labels
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["RunRecorder"]
-
 _EVERY = re.compile(r"([1-9]\d*)ep")
 
 

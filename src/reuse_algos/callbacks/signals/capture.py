@@ -25,8 +25,6 @@ from reuse_algos.errors import DataError, ExampleIdError, nearest
 from reuse_algos.training.interplay import mixes_examples
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["CaptureSettings", "Segment", "SignalCapture", "complete_slots", "make_capture", "parse_signals"]
-
 _HALF_MAX = torch.finfo(torch.float16).max
 _NAMES = ("logits", "loss", "correct", "logit_margin")
 _ALSO = {"logits": ("top_k", "size"), "loss": ("of",)}

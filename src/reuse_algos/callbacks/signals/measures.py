@@ -24,8 +24,6 @@ from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.tasks.example_losses import TaskLosses, unreduced_losses
 from reuse_algos.training.tasks.task import Rows, Task, by_row
 
-__all__ = ["Measures"]
-
 _NEAR = 1e-3  # of the loss, from 1; half precision keeps three digits
 
 _OF_TASK: dict[str, Callable[[Task, Rows], torch.Tensor]] = {

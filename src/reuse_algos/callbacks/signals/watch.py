@@ -24,8 +24,6 @@ from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import changes_inputs, clean_rows
 from reuse_algos.training.ranks import on_every_rank
 
-__all__ = ["SignalWatch"]
-
 log = logging.getLogger(__name__)
 
 

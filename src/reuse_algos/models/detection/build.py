@@ -18,8 +18,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["DETECTION_MODELS", "DetectionModel", "build_detection_model", "count_images", "list_batches"]
-
 DETECTION_MODELS = ("tiny_fcos", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 
 _WIDTH, _STRIDE = 32, 4

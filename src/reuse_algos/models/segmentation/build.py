@@ -14,8 +14,6 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from reuse_algos.errors import ModelError
 from reuse_algos.models.segmentation.tiny_unet import TinyUNet
 
-__all__ = ["SEGMENTATION_MODELS", "SegmentationModel", "build_segmentation_model"]
-
 SEGMENTATION_MODELS = ("tiny_unet", "lraspp_mobilenet_v3_large")
 
 _IGNORED = 255

@@ -18,26 +18,6 @@ from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
 
-__all__ = [
-    "average_ranks",
-    "cross_entropy",
-    "el2n",
-    "entropy",
-    "forgetting",
-    "grand",
-    "grand_last_layer",
-    "logit_margin",
-    "loss",
-    "loss_mean",
-    "margin",
-    "mean_known",
-    "mutual_information",
-    "threshold",
-    "true_probability",
-    "variance",
-    "variation_ratio",
-]
-
 GRADIENT_BYTES = 256 << 20
 """Default bound on the per-example gradients that :func:`grand` holds at once."""
 

@@ -18,8 +18,6 @@ from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time
 from reuse_algos.priors.scores import formulas
 
-__all__ = ["LabelNoise", "label_noise"]
-
 _CHUNK = 8192
 
 

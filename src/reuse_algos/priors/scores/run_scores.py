@@ -45,17 +45,6 @@ from reuse_algos.priors.presentations import Presentation, PresentationReader, i
 from reuse_algos.priors.scores import formulas
 from reuse_algos.priors.scores.score_tasks import check_task, of_classes
 
-__all__ = [
-    "AGGREGATES",
-    "ENSEMBLE_SCORES",
-    "SCORES",
-    "ScoreSpec",
-    "prior_probabilities",
-    "prior_scores",
-    "recorded_info",
-    "score_uses",
-]
-
 AGGREGATES = ("mean", "rank")
 
 # From rows of a signal and labels to one number per row.

@@ -12,8 +12,6 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.errors import TaskError
 from reuse_algos.priors.presentations import PresentationReader
 
-__all__ = ["check_task", "of_classes"]
-
 # Tasks with one answer for each example: a softmax, of 0 and z where there is one logit z.
 _OF_ONE_ANSWER = ("multiclass", "binary")
 

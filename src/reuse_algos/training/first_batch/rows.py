@@ -21,8 +21,6 @@ from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.first_batch.views import check_first_batch, check_same_view_twice, mixed_targets, read_rows
 from reuse_algos.training.interplay import hides_inputs
 
-__all__ = ["check_labels", "check_rows"]
-
 _ROWS = 4
 
 

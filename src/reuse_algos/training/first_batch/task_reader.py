@@ -20,8 +20,6 @@ from reuse_algos.training.ranks import on_rank_zero
 from reuse_algos.training.tasks.find_task import find_task
 from reuse_algos.training.tasks.task import Rows, Task, TaskSettings
 
-__all__ = ["TARGET_NAMES", "TaskReader", "targets_of"]
-
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 """Where targets lie in batches that are mappings, the first that is there, unless ``keys.target`` says another."""
 

@@ -19,8 +19,6 @@ from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.data.views import ExampleView
 from reuse_algos.errors import DataError
 
-__all__ = ["changed_inputs", "check_first_batch", "check_same_view_twice", "mixed_targets", "read_rows"]
-
 _ROWS = 4
 # Of the norm of the inputs: inputs may have been cast to bfloat16, which keeps three digits.
 _TOLERANCE = 1e-2

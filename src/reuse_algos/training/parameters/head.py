@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["PassOfHead", "find_head", "head_module", "pass_of_head"]
-
 
 def find_head(model: nn.Module, num_classes: int) -> list[str]:
     """Return the names of the parameters of the classifier's last layer.

@@ -25,8 +25,6 @@ from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.tasks.task import Rows, by_row
 
-__all__ = ["ADVICE", "TaskLosses", "unreduced_losses"]
-
 ADVICE = "Give per_example_loss=lambda outputs, batch: ..., which returns a tensor [B] whose mean is the model's loss"
 
 _PLAIN = 1e-4  # of the loss, from 1: sums in another order differ by less, another loss by more

@@ -11,8 +11,6 @@ import torch
 from reuse_algos.errors import TaskError
 from reuse_algos.training.tasks.task import CONFIRMED, KINDS, POSITIONS, Kind, Task, TaskSettings, mean_of_counted
 
-__all__ = ["find_task"]
-
 # Losses of bfloat16 forward passes are compared with ones computed in float32 here.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
 _LEAST_TOLERANCE = 1e-4

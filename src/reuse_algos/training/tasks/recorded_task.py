@@ -8,8 +8,6 @@ from reuse_algos.archive import Manifest, TaskRecord
 from reuse_algos.errors import TaskError
 from reuse_algos.training.tasks.task import KINDS, Kind, Task
 
-__all__ = ["record_of", "task_of"]
-
 
 def record_of(task: Task) -> TaskRecord:
     """Return what the manifest keeps of a task."""

@@ -19,8 +19,6 @@ import torch.nn.functional as F
 
 from reuse_algos.errors import TaskError
 
-__all__ = ["CONFIRMED", "KINDS", "POSITIONS", "Kind", "Rows", "Task", "TaskSettings", "by_row", "mean_of_counted"]
-
 Kind = Literal["multiclass", "binary", "multilabel", "regression", "token", "dense", "detection"]
 KINDS: tuple[str, ...] = get_args(Kind)
 """The kinds of task. ``token``: classes per position of a sequence; ``dense``: classes per pixel."""

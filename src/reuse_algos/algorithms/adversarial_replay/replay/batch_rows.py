@@ -15,8 +15,6 @@ from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 
-__all__ = ["BatchRows", "current_examples", "mean_over_ranks"]
-
 
 def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
     """Return the mean of each number over all ranks. Every rank must call this.

@@ -22,8 +22,6 @@ from reuse_algos.training.parameters.batch_norm import (
     take_out,
 )
 
-__all__ = ["Branches"]
-
 log = logging.getLogger(__name__)
 
 

@@ -30,8 +30,6 @@ from reuse_algos.algorithms.adversarial_replay.replay.rows import (
 from reuse_algos.errors import ModelError
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
-__all__ = ["Replay", "ReplayedForward", "seeded_apart"]
-
 
 @dataclass
 class Replay:

@@ -24,8 +24,6 @@ from reuse_algos.training.interplay import example_losses, example_weights
 from reuse_algos.training.loss import add_to_loss, total_of, with_weights
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
-__all__ = ["look_at_rows", "weighed_loss", "with_idle_parameters"]
-
 
 def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: bool, keys: BatchKeys) -> Tensor | None:
     """Compute the loss of the replayed rows by the targets of their clean ones, and what is logged (BEFORE_LOSS).

@@ -27,8 +27,6 @@ from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import device_of, logits_of
 
-__all__ = ["RowReplay"]
-
 _SALT_PASS = 97  # of view_hash; perturbations.py has the one before
 
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["add_to_first", "join_rows", "nothing_of", "replayed_rows", "take_rows", "tensors_of", "with_item"]
-
 _ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
 
 

@@ -17,8 +17,6 @@ from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, Stren
 from reuse_algos.algorithms.prior_run_distillation.loss.terms import mix_logits
 from reuse_algos.training.tasks.task import Task
 
-__all__ = ["ChannelWise", "channel_wise_term"]
-
 
 def channel_wise_term(
     student_logits_BCX: Tensor,

@@ -18,18 +18,6 @@ from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.training.tasks.task import Rows, Task, mean_of_counted
 
-__all__ = [
-    "Microbatch",
-    "agreement",
-    "at_size",
-    "at_smaller_size",
-    "check_top_k",
-    "in_layout",
-    "refuse_other_shape",
-    "refuse_other_task",
-    "right_answers",
-]
-
 
 class Microbatch(NamedTuple):
     """A microbatch after the forward pass.

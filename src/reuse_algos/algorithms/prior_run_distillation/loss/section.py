@@ -27,8 +27,6 @@ from reuse_algos.errors import TaskError
 from reuse_algos.training.tasks.task import Task
 from reuse_algos.training.window import Window, ahead, scheduled
 
-__all__ = ["KL", "MSE", "Scale", "Strength", "Weighing"]
-
 Scale = Literal["none", "teacher", "rows"]
 """Units of the logits that a term compares, see :class:`MSE`."""
 

@@ -18,8 +18,6 @@ from torch import Tensor
 from reuse_algos.errors import ModelError
 from reuse_algos.training.tasks.task import Task
 
-__all__ = ["Measured", "logit_moments", "pulls", "standardized", "variance_of"]
-
 # Added to a row's variance: a head that starts at zero has rows without any, and a gradient of 1 / 0.
 _LEAST_VARIANCE = 1e-4
 

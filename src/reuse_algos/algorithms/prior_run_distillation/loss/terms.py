@@ -16,19 +16,6 @@ import torch.nn.functional as F
 
 from reuse_algos.training.tasks.task import by_row, mean_of_counted
 
-__all__ = [
-    "Average",
-    "bernoulli_kl_term",
-    "kl_term",
-    "mean_weights",
-    "mix_logits",
-    "mix_probabilities",
-    "mix_sigmoids",
-    "mixup_weights",
-    "mse_term",
-    "sample_weights",
-]
-
 Average = Literal["examples", "targets"]
 """What a term is the mean of: of examples, each of which is the mean of its targets; or of all targets of the batch."""
 

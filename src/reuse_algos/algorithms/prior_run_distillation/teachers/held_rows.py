@@ -36,8 +36,6 @@ from reuse_algos.training.first_batch.rows import check_rows
 from reuse_algos.training.interplay import clean_rows, hides_inputs
 from reuse_algos.training.outputs import logits_of
 
-__all__ = ["CachedCheck", "hold_rows"]
-
 # Of the logits' norm: bfloat16 has three digits, and a deep model makes a few percent of their rounding.
 _MOST_OFF = 0.1
 

@@ -15,8 +15,6 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.choosing import match_classes
 
-__all__ = ["KnownClasses", "find_known_classes"]
-
 _FEWEST = 2  # a distribution over one class says nothing
 
 

@@ -15,8 +15,6 @@ from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import age_of_slot, missing_views, other_views, too_old
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
 
-__all__ = ["SourceChoice", "choose_source", "missing_from_cache", "refuse_top_k", "signal_name"]
-
 # Share of the examples of each view with a target from which `auto` takes the cache: `drop_last` loses a few.
 _LEAST_SEEN = 0.95
 

@@ -28,8 +28,6 @@ from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.tokens import refuse_other_tokens
 
-__all__ = ["CachedTeachers", "LiveTeachers", "Targets", "Teachers"]
-
 # Archived rows from which a teacher's scale is taken; its relative error is then about 1/30.
 _SAMPLED = 1024
 

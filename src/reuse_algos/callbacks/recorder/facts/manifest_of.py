@@ -15,8 +15,6 @@ from reuse_algos.callbacks.recorder.facts.provenance import environment, model_r
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.training.flops import training_flops
 
-__all__ = ["RunFacts", "manifest_of"]
-
 
 @dataclass(frozen=True)
 class RunFacts:

@@ -18,8 +18,6 @@ from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.outputs import device_of, plain_state_dict, unwrap_model
 from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
-__all__ = ["environment", "hardware_name", "model_flops", "model_record"]
-
 _PACKAGES = ("reuse-algos", "mosaicml", "torch", "torchvision", "torchmetrics", "numpy", "safetensors")
 
 

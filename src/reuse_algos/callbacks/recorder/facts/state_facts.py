@@ -18,18 +18,6 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
 from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
-__all__ = [
-    "batch_values",
-    "check_weights",
-    "dataset_record",
-    "evaluated_values",
-    "evaluated_weights",
-    "examples_of",
-    "info_of",
-    "num_epochs",
-    "scalar",
-]
-
 
 def info_of(state: State, given: DatasetInfo | None = None) -> DatasetInfo | None:
     """Return what the train data are, or None where their examples cannot be told apart.
