@@ -28,8 +28,8 @@ from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, ReuseAlgosError, TaskError
 from reuse_algos.harvest import harvest
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.recorded_task import task_of
-from reuse_algos.training.task import Task, TaskSettings
+from reuse_algos.training.tasks.recorded_task import task_of
+from reuse_algos.training.tasks.task import Task, TaskSettings
 from toy import NUM_CLASSES, blobs, mlp, trainer
 
 N, D, T, V, H = 12, 6, 5, 7, 4

@@ -19,8 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from reuse_algos.errors import TaskError
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader, targets_of
-from reuse_algos.training.task import Task, TaskSettings
+from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
+from reuse_algos.training.tasks.task import Task, TaskSettings
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from reuse_algos.algorithms.prior_run_distillation import MSE
 from reuse_algos.errors import TaskError
-from reuse_algos.training.find_task import find_task
-from reuse_algos.training.task import SUMMED, Task, TaskSettings
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import SUMMED, Task, TaskSettings
 
 
 def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -15,8 +15,6 @@ from reuse_algos.data.info import DatasetInfo, plain_name
 from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, RunNotFoundError, nearest
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["RunSelection", "choose_runs", "match_classes", "match_examples", "open_archive", "select_runs"]
-
 RunSelection = str | Mapping[str, Any] | PriorRun | Sequence[str] | Sequence[PriorRun]
 """A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs."""
 
