@@ -135,7 +135,7 @@ def test_all_faults_of_all_kinds_at_once():
             "channels_last": {"x": 1},
             "prior_run_distillation": {
                 "sorce": 3,
-                "runs": {"tag": {}, "limit": "many"},
+                "runs": {"tag": {}, "limit": "many", "if_empty": "skp"},
                 "archive": "x",
             },
         },
@@ -177,6 +177,7 @@ def test_all_faults_of_all_kinds_at_once():
         "algorithms.channels_last.x: ChannelsLast has no such option. It takes no options.",
         "algorithms.prior_run_distillation.sorce: PriorRunDistillation has no such option. Did you mean 'source'?",
         "algorithms.prior_run_distillation.archive: is filled in from the recipe and cannot be set here",
+        "algorithms.prior_run_distillation.runs.if_empty: must be 'refuse' or 'skip', got 'skp'",
         "algorithms.prior_run_distillation.runs.tag: runs has no such option. Did you mean 'tags'?",
         "algorithms.prior_run_distillation.runs.limit: must be a whole number or null, not 'many'",
         "callbacks.run_recorder.signals: RunRecorder signals: no signal 'logit' can be captured. "

@@ -16,6 +16,7 @@ from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.models import ModelConfig, model_names
 from reuse_algos.presets import PRESETS, preset
+from reuse_algos.priors.choosing import split_if_empty
 from reuse_algos.recipe.fitting import Component, fit_named, fit_options
 from reuse_algos.recipe.interpolation import SEED, resolve
 from reuse_algos.recipe.registry import Kind, find, names
@@ -233,7 +234,12 @@ def _fit_components(
 def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
     """Look inside two options of this library's own classes: a query for prior runs, and the signals to record."""
     if isinstance(runs := options.get("runs"), dict):
-        fit_options(RunArchive.runs, runs, join(path, "runs"), faults, reserved={"self"})
+        try:
+            split_if_empty(runs)
+        except ValueError as error:
+            faults.add(join(path, "runs.if_empty"), str(error).removeprefix("runs: if_empty "))
+        query = {key: value for key, value in runs.items() if key != "if_empty"}
+        fit_options(RunArchive.runs, query, join(path, "runs"), faults, reserved={"self"})
     if isinstance(signals := options.get("signals"), dict):
         try:
             parse_signals(signals)
