@@ -43,8 +43,6 @@ from composer.core import Time
 
 from reuse_algos.errors import RecipeError, nearest
 
-__all__ = ["BROKEN", "Faults", "Named", "fit", "fit_fields", "fit_section", "hints_of", "is_settable", "join"]
-
 BROKEN: Any = object()
 """Stands where a value could not be resolved; its fault is noted, so nothing more is said about it."""
 

@@ -31,14 +31,12 @@ from reuse_algos.errors import DataError, NoEffectWarning, nearest
 from reuse_algos.sections import fit_section
 from reuse_algos.training.attacks import Attack, ascend
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.find_task import find_task
-from reuse_algos.training.first_batch import targets_of
+from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
-from reuse_algos.training.task import Task
-
-__all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -129,13 +127,11 @@ class RobustEvaluation(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Refuse a second one: a checkpoint keeps the state of callbacks by the name of their class."""
-        del logger
         if sum(isinstance(one, RobustEvaluation) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one RobustEvaluation; give it several attacks")
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Say before the training what would be wrong with the evaluation."""
-        del logger
         _data(self._find_evaluator(state), self.pixels)
 
     @property
@@ -145,12 +141,10 @@ class RobustEvaluation(Callback):
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Attack whatever the interval says: ``Trainer.eval`` asks for everything."""
-        del state, logger
         self._standalone = True
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Go back to the interval."""
-        del state, logger
         self._standalone = False
 
     def eval_start(self, state: State, logger: Logger) -> None:
@@ -180,7 +174,6 @@ class RobustEvaluation(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Say so where a whole training had no robust evaluation."""
-        del logger
         if not self._ran and state.max_duration is not None and state.timestamp.batch > 0 and _at_end(state):
             warnings.warn(
                 "RobustEvaluation had no effect: its evaluator was never evaluated. Give the Trainer an eval_interval.",

@@ -20,8 +20,6 @@ from reuse_algos.predict.forecast import EndForecast, forecast_run
 from reuse_algos.predict.history import TRAIN_LOSS, History, histories
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["RunForecast"]
-
 _ROWS = 200  # enough for a fit of three coefficients, and a checkpoint stays small
 
 
@@ -86,7 +84,6 @@ class RunForecast(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the end is known, and read the earlier runs."""
-        del logger
         _end_step(state)
         if self.archive is not None:
             on_rank_zero(self._read_earlier)

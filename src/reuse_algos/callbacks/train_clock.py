@@ -7,8 +7,6 @@ from time import perf_counter
 
 from composer import Event
 
-__all__ = ["TrainClock"]
-
 _STARTS = (Event.EPOCH_START, Event.BEFORE_DATALOADER)
 
 

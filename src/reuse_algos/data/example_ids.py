@@ -24,10 +24,8 @@ from reuse_algos.data.trainer import rows_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["ExampleIds", "TrackExamples", "keep_views", "refuse_streams", "tell_epoch", "track_loader"]
-
+# What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else.
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
-"""What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else."""
 
 
 def track_loader(loader: DataLoader) -> DataLoader:
@@ -290,10 +288,8 @@ class TrackExamples(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Swap the train DataLoader where its dataset has views (a no-op where it has been swapped)."""
-        del logger
         keep_views(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Tell streams the number of the next epoch."""
-        del logger
         tell_epoch(state)

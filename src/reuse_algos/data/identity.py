@@ -18,8 +18,6 @@ from reuse_algos.data.content import SAMPLE, content_of
 from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
 from reuse_algos.errors import DataError
 
-__all__ = ["Identity", "Match", "identify", "identity_of", "match_keys", "same_data"]
-
 
 @dataclass(frozen=True, eq=False)
 class Identity:

@@ -23,8 +23,6 @@ from reuse_algos.data.content import Content, content_of, files_of, sample_of
 from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
-__all__ = ["DatasetInfo", "infer_info", "key_of_path", "plain_name", "try_info"]
-
 # Where the map-style datasets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
 _LABELS_COMPARED = 16

@@ -18,8 +18,6 @@ from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, Se
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["EpochSampler", "Examples", "Plan", "TrackedBatchSampler"]
-
 Plan = Callable[[int], "Sequence[int] | np.ndarray"]
 """A steering function: epoch -> the positions that this epoch shows, over all ranks, in order."""
 

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-__all__ = ["seeded_rng", "undisturbed"]
-
 _MOST_PARTS = 64  # a list of transforms is short; a list of file names is long and holds no generator
 _DEPTH, _MOST_SEEN = 8, 10_000
 _KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)

@@ -13,8 +13,6 @@ from composer.core import DataSpec
 
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["num_rows", "rows_of", "trainer_attributes", "weighs_by_tokens"]
-
 _FOUND: weakref.WeakKeyDictionary[State, weakref.ref[Trainer]] = weakref.WeakKeyDictionary()
 
 

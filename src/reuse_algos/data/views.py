@@ -14,22 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
+from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError
-
-__all__ = [
-    "UNKNOWN_VIEW",
-    "EpochCell",
-    "ExampleView",
-    "ViewPolicy",
-    "ViewedDataset",
-    "uniform_floats",
-    "uniform_ints",
-    "view_hash",
-]
 
 UNKNOWN_VIEW = -1
 """View number of an ordinary random augmentation, which cannot be asked for again."""

@@ -27,8 +27,8 @@ from reuse_algos.archive import (
     RunWriter,
     weights_name,
 )
-from reuse_algos.callbacks.recorder.provenance import environment, hardware_name
-from reuse_algos.callbacks.recorder.state_facts import dataset_record, examples_of
+from reuse_algos.callbacks.recorder.facts.provenance import environment, hardware_name
+from reuse_algos.callbacks.recorder.facts.state_facts import dataset_record, examples_of
 from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.text.config import TEXT_NAMES
@@ -40,8 +40,8 @@ from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.choosing import match_classes, open_archive, select_runs
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.pseudo_labels import refuse_shared, unlabelled
-from reuse_algos.priors.scores import GRADIENT_BYTES
-from reuse_algos.training.recorded_task import task_of
+from reuse_algos.priors.scores.formulas import GRADIENT_BYTES
+from reuse_algos.training.tasks.recorded_task import task_of
 
 __all__ = ["LabelConfig", "LabelResult", "label_pool"]
 

@@ -22,8 +22,6 @@ from reuse_algos.models.text import TEXT_MODELS, build_text_model
 from reuse_algos.models.time_conditioned import TimeConditioned
 from reuse_algos.models.torchvision_models import build_torchvision_model, torchvision_model_names
 
-__all__ = ["ModelConfig", "ReusableClassifier", "build_model", "model_names"]
-
 _RESNET_BLOCKS = {
     "resnet_small": 1,
     "resnet8": 1,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["DigitsCNN"]
-
 
 class DigitsCNN(nn.Module):
     """Three 3 x 3 convolutions with batch norm, max pooling after the second, global average pooling, a linear layer.

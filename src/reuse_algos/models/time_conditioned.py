@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Time2Vec", "TimeConditioned", "time_of", "with_time"]
-
 
 class Time2Vec(nn.Module):
     """Features of a moment: the first is linear in it, the others are sines of learned frequency and phase.

@@ -18,8 +18,6 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.errors import DataError
 from reuse_algos.pairs.relative_space import Decision, RelativeSpace, archived_features
 
-__all__ = ["Prompts", "ZeroShot", "read_prompts", "zero_shot"]
-
 
 @dataclass(frozen=True, eq=False)
 class Prompts:

@@ -15,8 +15,6 @@ from reuse_algos.predict.loss_curve import LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun
 from reuse_algos.predict.sweeps.batch_size import Trial
 
-__all__ = ["budget_curve", "finished", "points_over", "sized_runs", "speed_of", "steps_per_second", "trials_of"]
-
 
 def finished(runs: Iterable[History]) -> list[History]:
     """Return the runs that ended by themselves and did not diverge.

@@ -14,8 +14,6 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.format.metrics import resolve_metric
 from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError
 
-__all__ = ["History", "histories", "history_of", "recipe_value", "schedule_of"]
-
 TRAIN_LOSS = "loss/train/total"
 
 _CONSTANT = ("constant", "constant_with_warmup")

@@ -18,8 +18,6 @@ from scipy import optimize, stats
 
 from reuse_algos.errors import NotEnoughEvidenceError
 
-__all__ = ["MIN_POINTS", "LossCurve", "fit_loss_curve", "looks_decayed", "replace_outliers"]
-
 MIN_POINTS = 5
 """Fewest points of a fit: three coefficients, and two points to spare."""
 

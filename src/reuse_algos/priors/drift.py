@@ -15,8 +15,6 @@ from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.choosing import match_classes
 from reuse_algos.priors.presentations import PresentationReader, latest_first
 
-__all__ = ["Drift", "drift_between", "predicted_classes", "training_period"]
-
 
 class Drift(NamedTuple):
     """What changed between two runs on the examples that both have scores of.

@@ -20,8 +20,6 @@ from reuse_algos.models import build_model, model_names, outline_model
 from reuse_algos.models.text import TEXT_MODELS
 from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
-__all__ = ["ModelFactory", "archived_model", "recorded_architecture", "untouched_copy"]
-
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
 _SIZES = ("num_classes", "width", "depth", "vocabulary", "max_tokens")

@@ -15,16 +15,6 @@ from torch import Tensor
 
 from reuse_algos.archive import PriorRun, Signal, weights_name
 
-__all__ = [
-    "Presentation",
-    "PresentationReader",
-    "harvested_name",
-    "in_time",
-    "latest_first",
-    "one_per_epoch",
-    "weights_epoch",
-]
-
 _EPOCH_NAME = re.compile(r"ep(\d{4,9})", re.ASCII)
 
 

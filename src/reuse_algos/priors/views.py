@@ -11,8 +11,6 @@ from composer import Time, TimeUnit
 from reuse_algos.archive import PriorRun, Signal
 from reuse_algos.data.views import ViewPolicy
 
-__all__ = ["age_of_slot", "missing_views", "other_views", "too_old"]
-
 
 def other_views(run: PriorRun, policy: ViewPolicy) -> str | None:
     """Say that a prior run's views are not those of the current one, or None where they are.

@@ -25,18 +25,6 @@ from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
 from reuse_algos.training.parameters.batch_norm import split_layers
 
-__all__ = [
-    "Attack",
-    "Forward",
-    "Perturbed",
-    "ascend",
-    "attacked",
-    "perturb",
-    "pixel_room",
-    "pixel_size",
-    "random_targets",
-]
-
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""
 

@@ -14,8 +14,6 @@ import torch
 
 from reuse_algos.errors import DataError
 
-__all__ = ["BatchGuard"]
-
 
 class _Pair(NamedTuple):
     """A tensor of a batch and its copy, which may be itself, with how often each was written into so far."""

@@ -16,10 +16,8 @@ from reuse_algos.data.trainer import rows_of
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.interplay import BatchEffects
 
-__all__ = ["PASSES_PER_STEP", "forward_flops", "training_flops"]
-
+# Algorithms of Composer's with which a step is not three passes of whole examples.
 _OTHER_WORK = (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup)
-"""Algorithms of Composer's with which a step is not three passes of whole examples."""
 
 PASSES_PER_STEP = 3
 """What an example costs in training, in forward passes: its own, and a backward pass that costs about two."""

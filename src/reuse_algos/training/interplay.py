@@ -21,20 +21,6 @@ from composer.algorithms import (
     SeqLengthWarmup,
 )
 
-__all__ = [
-    "BatchEffects",
-    "ExampleLosses",
-    "Replayed",
-    "changes_inputs",
-    "clean_rows",
-    "example_losses",
-    "example_weights",
-    "hides_inputs",
-    "mixes_examples",
-    "replayed_outputs",
-]
-
-
 ExampleLosses = Callable[[Any, Any], torch.Tensor]
 """(outputs, batch) -> the loss of each example, float ``[B]``, whose mean is the model's loss."""
 
@@ -76,7 +62,6 @@ class BatchEffects:
         Returns:
             float64 ``[B]`` >= 0 on the CPU; None where all are 1.
         """
-        del state, positions_B
         return None
 
     def example_losses(self) -> ExampleLosses | None:
@@ -91,12 +76,10 @@ class BatchEffects:
         Returns:
             bool ``[B]`` on the CPU from AFTER_FORWARD on; None where there are none.
         """
-        del state
         return None
 
     def replayed_outputs(self, state: State) -> Replayed | None:
         """Return the outputs of rows that this algorithm adds to the microbatch, from AFTER_FORWARD on; or None."""
-        del state
         return None
 
     def extra_flops(self, flops_per_example: int) -> float | None:
@@ -108,7 +91,6 @@ class BatchEffects:
         Returns:
             None where they are not known.
         """
-        del flops_per_example
         return 0.0
 
     @property

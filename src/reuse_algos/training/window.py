@@ -10,8 +10,6 @@ from composer import State, Time, TimeUnit
 from composer.core import Timestamp
 from composer.optim import ComposerScheduler
 
-__all__ = ["Window", "ahead", "reached", "scheduled"]
-
 _LOOKED_AT = 64
 
 

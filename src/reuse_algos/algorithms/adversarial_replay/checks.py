@@ -15,18 +15,6 @@ from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError,
 from reuse_algos.training.attacks import pixel_room
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
 
-__all__ = [
-    "TASKS",
-    "image_shape",
-    "known_views",
-    "pixels_of",
-    "refuse_changed_inputs",
-    "refuse_other_outputs",
-    "refuse_other_pixels",
-    "refuse_uneven_ranks",
-]
-
-
 TASKS = ("multiclass", "dense")
 """Tasks whose attacks and errors are defined: those of images with one softmax, or one for each pixel."""
 

@@ -21,8 +21,6 @@ from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
 
-__all__ = ["Perturbations", "choose_prior_runs"]
-
 # Perturbations up to this size are kept on the training device, where a look-up is one index_select; larger ones are
 # read from the memory map.
 _RESIDENT_BYTES = 2 << 30

@@ -11,8 +11,6 @@ from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace
 from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums, warn_stale
 from reuse_algos.training.window import Window
 
-__all__ = ["ReplayRecord"]
-
 
 class ReplayRecord:
     """Sums of the running batch and epoch, and counts of the whole training.

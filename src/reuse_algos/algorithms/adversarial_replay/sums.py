@@ -12,9 +12,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.errors import StaleReplayWarning
-from reuse_algos.training.task import mean_of_counted
-
-__all__ = ["ReplaySums", "fooling_rate", "row_errors", "turned_rows", "warn_stale"]
+from reuse_algos.training.tasks.task import mean_of_counted
 
 
 def row_errors(logits_BK: Tensor, targets_B: Tensor) -> Tensor:

@@ -19,17 +19,15 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
-from reuse_algos.algorithms.adversarial_replay.rows import take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.replay.rows import take_rows, with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Replayable, Start
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, ascend, attacked
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import targets_of
+from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
-
-__all__ = ["WrittenBack"]
 
 # All of them are kept on the training device in float16. Beyond this size that would crowd out the training.
 _MOST_BYTES = 4 << 30

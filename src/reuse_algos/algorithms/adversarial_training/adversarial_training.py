@@ -22,12 +22,10 @@ from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.parameters.batch_norm import share_statistics
-
-__all__ = ["AdversarialTraining", "adversarial_inputs"]
 
 
 def adversarial_inputs(
@@ -127,7 +125,6 @@ class AdversarialTraining(Algorithm, BatchEffects):
             event: Of the trainer.
             state: Of the trainer.
         """
-        del state
         if event in (Event.INIT, Event.AFTER_LOSS):
             return event == Event.INIT or self.task_reader.task is None
         return event in ExampleIds.EVENTS or event in (Event.FIT_START, Event.BEFORE_FORWARD, Event.BATCH_END)
@@ -164,7 +161,6 @@ class AdversarialTraining(Algorithm, BatchEffects):
         Args:
             state: From AFTER_FORWARD on.
         """
-        del state
         return torch.ones(len(self.ids.microbatch.positions), dtype=torch.bool)
 
     def extra_flops(self, flops_per_example: int) -> float | None:

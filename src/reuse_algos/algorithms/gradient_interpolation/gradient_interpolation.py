@@ -17,15 +17,13 @@ from composer.utils import dist
 from torch import Tensor, nn
 
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
+from reuse_algos.data.hashing import uniform_floats, view_hash
 from reuse_algos.data.seeding import seeded_rng
-from reuse_algos.data.views import uniform_floats, view_hash
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_time
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import unwrap_model
-
-__all__ = ["GradientInterpolation"]
 
 _SALT_DELTA = 51
 _NEAR = 0.02  # of the clamp: nearer to 0 or to the clamp than this, the step is drawn again
@@ -89,7 +87,6 @@ class GradientInterpolation(Algorithm, BatchEffects):
 
     def match(self, event: Event, state: State) -> bool:
         """The start, each loss, and the end of each batch."""
-        del state
         return event in (Event.INIT, Event.FIT_START, Event.AFTER_LOSS, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -13,8 +13,6 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from reuse_algos.errors import DataError
 from reuse_algos.training.window import Window
 
-__all__ = ["check_schedulers", "epochs_of", "refuse_single_row", "total_batches"]
-
 
 def total_batches(state: State, epoch_batches: int, epoch_samples: int, batch_size: int) -> int:
     """Return the number of batches of the whole training.

@@ -23,8 +23,6 @@ from reuse_algos.data.sampler import TrackedBatchSampler
 from reuse_algos.errors import DataError
 from reuse_algos.training.window import Window
 
-__all__ = ["Epochs", "Planned"]
-
 
 class Planned(NamedTuple):
     """One epoch, planned.

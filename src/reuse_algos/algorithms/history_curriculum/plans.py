@@ -13,20 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "Candidates",
-    "EpochPlan",
-    "Purpose",
-    "candidates",
-    "difficulty_order",
-    "draw_in_proportion",
-    "generator",
-    "merge_losses",
-    "passes",
-    "plan_of_all",
-    "window",
-]
-
 
 class Purpose(IntEnum):
     """What a generator is for: two kinds of draws never share one."""

@@ -24,8 +24,6 @@ from reuse_algos.algorithms.history_curriculum.plans import (
 )
 from reuse_algos.training.window import Window
 
-__all__ = ["ActiveBias", "Clock", "Curriculum", "DynamicPrune", "Focus", "Prune", "Strategy", "Subset"]
-
 
 @dataclass(frozen=True)
 class Clock:
@@ -78,7 +76,6 @@ class Strategy:
         Raises:
             ValueError: More examples are to be kept than there are.
         """
-        del update
         return len(found.scores_N)
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
@@ -181,14 +178,12 @@ class Subset(Strategy):
 
     def length(self, found: Candidates, *, update: bool = False) -> int:
         """Return as many as are kept."""
-        del update
         self._kept(found, 0)  # raises where it reaches beyond the data
         # Unknown examples that are to be kept come on top where they are more than that.
         return max(self._part(found)[0], int(np.isposinf(found.scores_N).sum()))
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return the kept part, shuffled."""
-        del clock
         order = passes(self._kept(found, seed), length, generator(seed, Purpose.SHUFFLE, epoch))
         return EpochPlan(order, np.full(length, length / len(found.scores_N)))
 
@@ -287,7 +282,6 @@ class DynamicPrune(Strategy):
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return all but some of the easy ones, with the weights of those that are kept."""
-        del clock
         num_examples, pool = len(found.scores_N), found.pool
         num_dropped = len(pool) - length
         easy = self._easy(found, num_dropped, seed)
@@ -342,7 +336,6 @@ class ActiveBias(Strategy):
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return a draw in proportion, or all examples with weights."""
-        del clock
         num_examples, pool = len(found.scores_N), found.pool
         scores = found.finite[pool]
         emphasis = scores + (scores.mean() if self.smoothing is None else self.smoothing)

@@ -10,8 +10,6 @@ from composer import State
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import SignalNotFoundError
 
-__all__ = ["TeacherGoal"]
-
 
 @dataclass(frozen=True)
 class TeacherGoal:

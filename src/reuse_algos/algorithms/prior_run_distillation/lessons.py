@@ -14,9 +14,7 @@ import numpy as np
 from composer import State
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.prior_run_distillation.held_rows import CachedCheck
-from reuse_algos.algorithms.prior_run_distillation.known_classes import KnownClasses, find_known_classes
-from reuse_algos.algorithms.prior_run_distillation.layout import (
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import (
     Microbatch,
     at_size,
     in_layout,
@@ -24,13 +22,19 @@ from reuse_algos.algorithms.prior_run_distillation.layout import (
     refuse_other_task,
     right_answers,
 )
-from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Weighing
+from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, MSE, Weighing
+from reuse_algos.algorithms.prior_run_distillation.loss.strength import Measured, logit_moments, pulls
 from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached, Live, Mean, Mixup, Sample
-from reuse_algos.algorithms.prior_run_distillation.source_choice import SourceChoice, choose_source, refuse_top_k
 from reuse_algos.algorithms.prior_run_distillation.spending import Spending
-from reuse_algos.algorithms.prior_run_distillation.strength import Measured, logit_moments, pulls
 from reuse_algos.algorithms.prior_run_distillation.tally import Tally, Totals
-from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers, Teachers
+from reuse_algos.algorithms.prior_run_distillation.teachers.held_rows import CachedCheck
+from reuse_algos.algorithms.prior_run_distillation.teachers.known_classes import KnownClasses, find_known_classes
+from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import (
+    SourceChoice,
+    choose_source,
+    refuse_top_k,
+)
+from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers, LiveTeachers, Teachers
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
@@ -43,9 +47,7 @@ from reuse_algos.training.interplay import example_weights, replayed_outputs
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import device_of, logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
-from reuse_algos.training.task import Rows, Task
-
-__all__ = ["Lessons"]
+from reuse_algos.training.tasks.task import Rows, Task
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
-from reuse_algos.algorithms.prior_run_distillation.layout import Microbatch
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
-from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
+from reuse_algos.algorithms.prior_run_distillation.loss.channel_wise import ChannelWise
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import Microbatch
+from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.settings import (
     Auto,
     Cached,
@@ -27,8 +27,8 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
     Sample,
     TeachingWindow,
 )
-from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
-from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
+from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
+from reuse_algos.algorithms.prior_run_distillation.teachers.sources import Teachers
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
@@ -39,10 +39,8 @@ from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.loss import add_to_loss
-
-__all__ = ["PriorRunDistillation"]
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +137,8 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events always, the loss while the term is on."""
+        if self.stands_aside(event):
+            return False
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
         if event == Event.AFTER_LOSS:
@@ -269,7 +269,6 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
-        del flops_per_example
         return self.lessons.spending.flops
 
     def why(self) -> str | None:

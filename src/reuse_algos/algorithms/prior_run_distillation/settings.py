@@ -9,11 +9,9 @@ from typing import ClassVar
 import numpy as np
 from composer import Time, TimeUnit
 
-from reuse_algos.algorithms.prior_run_distillation.terms import mean_weights, mixup_weights, sample_weights
+from reuse_algos.algorithms.prior_run_distillation.loss.terms import mean_weights, mixup_weights, sample_weights
 from reuse_algos.priors.model import ModelFactory
 from reuse_algos.training.window import Window
-
-__all__ = ["Auto", "Cached", "Live", "Mean", "Mixup", "Sample", "TeachingWindow"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,6 @@ class Mean:
 
     def weights(self, num_teachers: int, rng: np.random.Generator) -> np.ndarray:
         """Return the teachers' weights for one batch, float64 ``[M]``."""
-        del rng
         return mean_weights(num_teachers)
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from reuse_algos.algorithms.base import Stopwatch
 from reuse_algos.archive import PriorRun, PriorUse
 
-__all__ = ["Spending"]
-
 
 class Spending:
     """Adds up what getting targets has cost, over all attempts of a run.

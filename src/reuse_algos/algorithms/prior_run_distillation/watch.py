@@ -18,13 +18,11 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.head import find_head, head_module
 
-__all__ = ["Channels", "HarmWatch", "Look"]
-
 log = logging.getLogger(__name__)
 
 _LOOKS_PER_EPOCH = 4
+# Between two looks: a few batches in a row say the same.
 _LEAST_BATCHES = 8
-"""Between two looks: a few batches in a row say the same."""
 _PATIENCE = 3
 _OPPOSED = -0.1
 _PASSED = 0.01

@@ -30,8 +30,6 @@ from reuse_algos.training.interplay import changes_inputs, mixes_examples
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.head import PassOfHead
 
-__all__ = ["CachedFeatures", "FeatureData", "features_name"]
-
 log = logging.getLogger(__name__)
 
 # Features up to this size are kept on the training device; larger ones are read from the memory map.

@@ -14,8 +14,6 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.head import PassOfHead, head_module, pass_of_head
 
-__all__ = ["HeadOnly"]
-
 _LIVE = "Use source: live, which runs the whole model at every step."
 
 

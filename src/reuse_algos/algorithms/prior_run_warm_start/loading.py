@@ -40,8 +40,6 @@ from reuse_algos.training.parameters.trainable import (
     refuse_torn_ties,
 )
 
-__all__ = ["Loaded", "load_weights"]
-
 _NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
 
 

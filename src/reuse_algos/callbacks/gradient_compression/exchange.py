@@ -15,8 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Sent", "agree_by_mean", "agree_by_median", "agree_by_sign", "count_kept", "scalecom"]
-
 
 class Sent(NamedTuple):
     """What came of an exchange.

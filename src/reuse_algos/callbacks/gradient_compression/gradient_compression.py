@@ -29,11 +29,9 @@ from reuse_algos.callbacks.gradient_compression.exchange import (
     scalecom,
 )
 from reuse_algos.callbacks.gradient_compression.settings import Fp16, Median, PowerSGD, ScaleCom, Sign
-from reuse_algos.data.views import view_hash
+from reuse_algos.data.hashing import view_hash
 from reuse_algos.errors import ModelError, NoEffectWarning, PriorRunMismatchError
 from reuse_algos.sections import fit_section
-
-__all__ = ["GradientCompression"]
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +92,6 @@ class GradientCompression(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Register the hook, once for each model."""
-        del logger
         if dist.get_world_size() == 1:
             warnings.warn("GradientCompression had no effect: there is one rank", NoEffectWarning, stacklevel=2)
             return
@@ -120,7 +117,6 @@ class GradientCompression(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Count the batch's bytes from 0."""
-        del logger
         self._batch = int(state.timestamp.batch)
         self.bytes_sent, self._whole, self._twice = 0, 0, False
         self._seen.clear()
@@ -128,20 +124,17 @@ class GradientCompression(Callback):
 
     def after_backward(self, state: State, logger: Logger) -> None:
         """Refuse ways of synchronising that meet the hook more than once in a batch."""
-        del state, logger
         if self._registered is not None and self._twice:
             raise ModelError(f"GradientCompression: a gradient was summed twice in batch {self._batch}. {_SYNC}")
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         """Forget what a retried batch sent."""
-        del state, logger
         self.bytes_sent, self._whole = 0, 0
         self._seen.clear()
         self._arrived = []
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Refuse ways of synchronising that do not meet the hook, before the optimizer's step."""
-        del state, logger
         if self._registered is not None and not self._seen:
             raise ModelError(f"GradientCompression: no gradient went through DDP's hook. {_SYNC}")
 
@@ -159,7 +152,6 @@ class GradientCompression(Callback):
         Args:
             state: Of the trainer.
         """
-        del state
         if self._registered is None:
             return {}
         share = self.bytes_sent / max(1, self._whole)

@@ -6,8 +6,6 @@ import sys
 
 from reuse_algos.archive import Manifest
 
-__all__ = ["archived_line", "say", "stopped_line"]
-
 
 def archived_line(run_id: str, location: str, manifest: Manifest) -> str:
     """Return one line on a finished record.

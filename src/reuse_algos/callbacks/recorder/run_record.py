@@ -14,8 +14,6 @@ from reuse_algos.callbacks.signals.capture import SignalCapture
 from reuse_algos.errors import ArchiveError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
-__all__ = ["RunRecord"]
-
 _Key = tuple[str, str, int | None, int, int | None]
 
 

@@ -13,8 +13,6 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning, RunNotFoundError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
-__all__ = ["Spool"]
-
 _RETRY_SECONDS = 600.0  # an unreachable store takes seconds to say so, and a checkpoint may come every few seconds
 _SLICE_SECONDS = 2.0  # other ranks wait for rank 0 no longer than this at a time, however long its upload takes
 

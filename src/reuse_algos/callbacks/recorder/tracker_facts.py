@@ -18,8 +18,6 @@ from reuse_algos.errors import ArchiveWarning
 if TYPE_CHECKING:
     from reuse_algos.callbacks.recorder.run_recorder import RunRecorder
 
-__all__ = ["TRAIN_SECONDS", "log_cost", "log_identity", "log_train_seconds"]
-
 TRAIN_SECONDS = "time/train_seconds"
 """Metric that serves as an x axis: wall-clock seconds of training so far, evaluation excluded, as in the archive."""
 

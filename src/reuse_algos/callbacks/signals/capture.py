@@ -17,15 +17,13 @@ from composer.algorithms import SeqLengthWarmup
 from composer.utils import dist
 
 from reuse_algos.archive import check_foreseen_files, encode_top_k
-from reuse_algos.callbacks.recorder.state_facts import num_epochs
+from reuse_algos.callbacks.recorder.facts.state_facts import num_epochs
 from reuse_algos.callbacks.signals.kept_logits import at_size
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, ExampleIdError, nearest
 from reuse_algos.training.interplay import mixes_examples
 from reuse_algos.training.ranks import on_every_rank
-
-__all__ = ["CaptureSettings", "Segment", "SignalCapture", "complete_slots", "make_capture", "parse_signals"]
 
 _HALF_MAX = torch.finfo(torch.float16).max
 _NAMES = ("logits", "loss", "correct", "logit_margin")

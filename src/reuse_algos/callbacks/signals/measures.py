@@ -17,14 +17,12 @@ from composer.algorithms import LabelSmoothing
 from reuse_algos.callbacks.signals.capture import CaptureSettings
 from reuse_algos.callbacks.signals.kept_logits import check_logits
 from reuse_algos.errors import ModelError, TaskError
-from reuse_algos.training.example_losses import TaskLosses, unreduced_losses
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import example_losses, example_weights
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
-from reuse_algos.training.task import Rows, Task, by_row
-
-__all__ = ["Measures"]
+from reuse_algos.training.tasks.example_losses import TaskLosses, unreduced_losses
+from reuse_algos.training.tasks.task import Rows, Task, by_row
 
 _NEAR = 1e-3  # of the loss, from 1; half precision keeps three digits
 

@@ -11,20 +11,18 @@ import torch
 from composer import Event, State
 
 from reuse_algos.archive import FileEntry, PriorRun
+from reuse_algos.callbacks.recorder.facts.state_facts import num_epochs
 from reuse_algos.callbacks.recorder.run_record import RunRecord
-from reuse_algos.callbacks.recorder.state_facts import num_epochs
 from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
 from reuse_algos.callbacks.signals.measures import Measures
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
-from reuse_algos.training.first_rows import check_rows
+from reuse_algos.training.first_batch.rows import check_rows
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import changes_inputs, clean_rows
 from reuse_algos.training.ranks import on_every_rank
-
-__all__ = ["SignalWatch"]
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,6 @@ from reuse_algos.data.datasets.subsets import nested_order
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import DataError
 
-__all__ = ["ImageArrays", "Split", "load_arrays", "missing_data", "resize"]
-
 _DIGITS_EVAL_EXAMPLES = 360
 _SALT_DIGITS_SPLIT = 33
 

@@ -14,8 +14,6 @@ from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.sections import fit_section
 
-__all__ = ["DATASET_NAMES", "DataConfig", "PseudoLabels", "Rotated"]
-
 _LABELLED_IMAGES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
 DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES, *DETECTION_NAMES)
 _OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size", "pseudo_labels", "resample", "rotated")

@@ -22,16 +22,6 @@ from reuse_algos.data.images.augment import cutout
 from reuse_algos.data.info import DatasetInfo, key_of_path
 from reuse_algos.errors import DataError
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "FileImages",
-    "decode_squares",
-    "load_files",
-    "read_image",
-    "train_transform",
-]
-
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CALTECH101_EVAL_SHARE = 0.2
 _SALT_CALTECH101_SPLIT = 34

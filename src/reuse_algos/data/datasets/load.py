@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from reuse_algos.data.datasets.arrays import ImageArrays, Split, load_arrays, resize
 from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
-from reuse_algos.data.datasets.config import DATASET_NAMES, DataConfig
+from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.files import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -34,8 +34,6 @@ from reuse_algos.data.text.dataset import TextDataset, corpus_info
 from reuse_algos.data.text.vocabulary import Vocabulary, token_keys
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
-
-__all__ = ["DATASET_NAMES", "DataConfig", "LoadedData", "build_dataset", "load_datasets"]
 
 _FILE_SETS = ("caltech101", "image_folder")
 _DEFAULT_FILE_SIDE = 224

@@ -20,8 +20,6 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError
 
-__all__ = ["IGNORED_PIXEL", "DenseDataset", "DensePart", "load_dense"]
-
 IGNORED_PIXEL = 255
 """Value of a mask's pixel that does not count."""
 

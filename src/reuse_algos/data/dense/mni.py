@@ -16,8 +16,6 @@ from torch import Tensor
 
 from reuse_algos.errors import DataError
 
-__all__ = ["MNI_CLASSES", "read_slices", "split_slices"]
-
 MNI_CLASSES = ("other", "grey matter", "white matter")
 
 _FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}

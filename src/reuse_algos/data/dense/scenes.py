@@ -14,8 +14,6 @@ from torch import Tensor
 
 from reuse_algos.errors import DataError
 
-__all__ = ["SCENE_CLASSES", "Scenes", "compose_scenes"]
-
 SCENE_CLASSES = ("background", *(f"digit {digit}" for digit in range(10)))
 
 _INK = 0.35  # of the brightest: what counts as the digit and not as its background

@@ -17,8 +17,6 @@ from torch import Tensor
 from reuse_algos.data.hashing import uniform_ints, view_hash
 from reuse_algos.errors import DataError, nearest
 
-__all__ = ["AUGMENT_KINDS", "Augmentation", "Normalisation", "crop_flip", "cutout"]
-
 AUGMENT_KINDS = ("none", "crop", "crop_flip", "crop_flip_cutout")
 
 # Salt of each random number of view_hash; changing one changes every view.

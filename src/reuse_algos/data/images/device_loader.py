@@ -24,8 +24,6 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import UNKNOWN_VIEW, EpochCell, ExampleView, ViewPolicy
 from reuse_algos.errors import DataError
 
-__all__ = ["DeviceImages", "WorkerImages", "device_collate", "device_dataloader"]
-
 
 class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
     """Images and labels on a device; :meth:`__getitems__` makes a whole batch there.

@@ -19,8 +19,6 @@ from torch.utils.data import Dataset, Subset
 
 from reuse_algos.errors import DataError
 
-__all__ = ["PixelSpace", "pixel_space_of"]
-
 
 @dataclass(frozen=True)
 class PixelSpace:

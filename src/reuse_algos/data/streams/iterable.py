@@ -12,8 +12,6 @@ from reuse_algos.data.streams.streaming import seeded_view
 from reuse_algos.data.views import EpochCell, ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["IdStream", "webdataset_id"]
-
 
 def webdataset_id(sample: Mapping[str, Any]) -> str:
     """Return the id of a WebDataset sample: the name of its shard, without folders, and its key in it.

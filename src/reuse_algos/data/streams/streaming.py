@@ -18,8 +18,6 @@ from reuse_algos.data.streams.ids import ID, VIEW
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError
 
-__all__ = ["STREAM_BITS", "StreamIds", "seeded_view", "with_ids"]
-
 STREAM_BITS = 40
 """An id is ``stream << 40 | index``: 2^40 samples in each of 8 million streams."""
 

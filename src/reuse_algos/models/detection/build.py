@@ -18,8 +18,6 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["DETECTION_MODELS", "DetectionModel", "build_detection_model", "count_images", "list_batches"]
-
 DETECTION_MODELS = ("tiny_fcos", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 
 _WIDTH, _STRIDE = 32, 4
@@ -59,7 +57,6 @@ class DetectionModel(ComposerModel):
 
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the detector's losses, which Composer adds up."""
-        del batch, args, kwargs
         return dict(outputs)
 
     def eval_forward(self, batch: Any, outputs: Any | None = None) -> list[dict[str, Tensor]]:

@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["TinyUNet"]
-
 
 def _block(in_channels: int, *channels: int) -> nn.Sequential:
     layers: list[nn.Module] = []

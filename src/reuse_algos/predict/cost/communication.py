@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["Exchange", "ScalingRow", "exchange_seconds", "strong_scaling"]
-
 Exchange = Literal["one_to_all", "tree", "butterfly", "ring", "parameter_servers"]
 
 

@@ -17,8 +17,6 @@ from scipy import optimize
 
 from reuse_algos.errors import NotEnoughEvidenceError
 
-__all__ = ["Scheme", "SpeedModel", "fit_speed"]
-
 Scheme = Literal["synchronous", "asynchronous", "all_reduce"]
 
 

@@ -17,8 +17,6 @@ from scipy import optimize
 
 from reuse_algos.errors import NotEnoughEvidenceError
 
-__all__ = ["Transition", "find_transition", "regression_shrinkage"]
-
 _LINE, _PLATEAUS = 3, 5  # parameters with the variance: slope and constant; two levels and two breakpoints
 
 

@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Finding", "Series", "diagnose"]
-
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """Name of a reading -> (step, value) in the order of steps."""
 

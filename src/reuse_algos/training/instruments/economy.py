@@ -14,16 +14,6 @@ import torch
 
 from reuse_algos.training.instruments.moments import GradientMoments
 
-__all__ = [
-    "alpha",
-    "cabs_batch_size",
-    "early_stopping",
-    "fit_parabola",
-    "gradient_tests",
-    "noise_scale",
-    "signal_to_noise",
-]
-
 _EPSILON = 1e-5
 _SMALLEST_VARIANCE = 1e-10
 

@@ -22,8 +22,6 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.training.loss import total_of
 
-__all__ = ["ExampleLosses", "Parameters", "first_examples", "flat", "like_flat", "undisturbed"]
-
 log = logging.getLogger(__name__)
 
 Parameters = dict[str, Tensor]

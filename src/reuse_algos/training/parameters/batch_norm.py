@@ -21,25 +21,6 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from reuse_algos.errors import ModelError
 
-__all__ = [
-    "BranchSwitch",
-    "SplitBatchNorm1d",
-    "SplitBatchNorm2d",
-    "SplitBatchNorm3d",
-    "SplitSyncBatchNorm",
-    "auxiliary_parameters",
-    "leave_auxiliary",
-    "main_parameters",
-    "put_back",
-    "restart_auxiliary",
-    "restore_batch_norm",
-    "share_statistics",
-    "split_batch_norm",
-    "split_layers",
-    "take_out",
-    "without_auxiliary",
-]
-
 _AUXILIARY = "auxiliary"
 
 

@@ -14,8 +14,6 @@ from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS
 from reuse_algos.training.outputs import unwrap_model
 
-__all__ = ["common_tokens", "refuse_other_tokens", "token_tensors"]
-
 
 def common_tokens(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
     """Return which rows of two vocabularies stand for the same token: int64 ``[M]`` here and int64 ``[M]`` there.

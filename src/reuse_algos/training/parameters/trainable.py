@@ -16,18 +16,6 @@ from reuse_algos.training.parameters.head import find_head
 from reuse_algos.training.parameters.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.training.window import reached
 
-__all__ = [
-    "TrainablePart",
-    "frozen_at_start",
-    "head_of",
-    "holds",
-    "matches",
-    "norm_layers",
-    "pattern_faults",
-    "plain_parameters",
-    "refuse_torn_ties",
-]
-
 _KEYWORDS = ("backbone", "head")
 
 
