@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +22,13 @@ from reuse_algos.archive.stores.cache import cache_directory, prune_directory
 MAX_BYTES = 2 << 30
 """The most that the databases of all archives may take on this host; those used longest ago are deleted."""
 
-_VERSION = 2
+_VERSION = 3
 _SECONDS = 5.0  # to wait for another process
 _MAPPED_BYTES = 256 << 20
 _PART = 2000  # summaries in memory at once
 _TABLES = """
 CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, lines BLOB, replaces TEXT, sha256 TEXT) WITHOUT ROWID;
-CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB) WITHOUT ROWID;
+CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE doubted (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE notes (path TEXT PRIMARY KEY) WITHOUT ROWID;
 """
@@ -98,18 +99,21 @@ class HostIndex:
         last = ""
         while True:
             rows = self._database.execute(
-                "SELECT run_id, summary FROM own WHERE run_id > ? ORDER BY run_id LIMIT ?", (last, _PART)
+                "SELECT run_id, summary, crc FROM own WHERE run_id > ? ORDER BY run_id LIMIT ?", (last, _PART)
             ).fetchall()
             if not rows:
                 return
             last = rows[-1][0]
+            # A line is looked through before it is decoded, so noise in it must not pass for a run that does not fit.
+            if any(not isinstance(line, bytes) or zlib.crc32(line) != crc for _, line, crc in rows):
+                raise sqlite3.DatabaseError("a row of a run is damaged")
             yield [row[0] for row in rows], [row[1] for row in rows]
 
     def keep(self, summaries: Iterable[RunSummary]) -> None:
         """Remember runs that this host has read by itself."""
         with self._database:
-            rows = [(summary.run_id, encode_summary(summary)) for summary in summaries]
-            self._database.executemany("INSERT OR REPLACE INTO own VALUES (?, ?)", rows)
+            rows = [(run.run_id, line := encode_summary(run), zlib.crc32(line)) for run in summaries]
+            self._database.executemany("INSERT OR REPLACE INTO own VALUES (?, ?, ?)", rows)
 
     def forget(self, run_ids: Iterable[str]) -> None:
         """Forget runs that this host has read by itself."""
