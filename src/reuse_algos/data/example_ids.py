@@ -21,7 +21,7 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
 from reuse_algos.data.streams.ids import keys_of_ids
 from reuse_algos.data.trainer import rows_of
-from reuse_algos.data.views import ViewPolicy
+from reuse_algos.data.views import ViewPolicy, declared_views, views_of
 from reuse_algos.errors import ExampleIdError
 
 # What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else.
@@ -74,11 +74,11 @@ def keep_views(state: State) -> None:
     if isinstance(outer, IterableDataset):
         tell_epoch(state)
         return
-    if isinstance(getattr(outer, "view_policy", None), ViewPolicy):
+    if declared_views(outer) is not None:
         _track_train_loader(state)
         return
     while (inner := getattr(inner, "dataset", None)) is not None:
-        if isinstance(getattr(inner, "view_policy", None), ViewPolicy):
+        if declared_views(inner) is not None:
             raise ExampleIdError(
                 f"{type(outer).__name__} hides the views of the {type(inner).__name__} inside it, so every epoch would "
                 f"show the same one. Wrap it the other way round: ViewedDataset({type(outer).__name__}(...), policy)."
@@ -215,8 +215,7 @@ class ExampleIds:
                 "HistoryCurriculum's pruning decides before the data is loaded and costs no extra forward pass."
             )
         if self.id_key is not None:
-            policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
-            self.view_policy = policy if isinstance(policy, ViewPolicy) else None
+            self.view_policy = views_of(getattr(state.dataloader, "dataset", None))
             tell_epoch(state)
             return
         keep_views(state)

@@ -23,6 +23,7 @@ from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.callbacks.train_clock import TrainClock
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import views_of_loader
 from reuse_algos.errors import RunNotFoundError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 from reuse_algos.training.tasks.recorded_task import record_of
@@ -211,9 +212,7 @@ class RunKeeper:
             run_name=self._name(state),
             tags=self.labels.tags,
             recipe=self.labels.recipe,
-            dataset=None
-            if self.info is None
-            else dataset_record(self.info, getattr(state.dataloader, "dataset", None)),
+            dataset=None if self.info is None else dataset_record(self.info, views_of_loader(state.dataloader)),
             task=None if task is None else record_of(task),
             model=self._model,
             log=self.log,

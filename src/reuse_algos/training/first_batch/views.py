@@ -16,7 +16,7 @@ import torch
 
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.seeding import seeded_rng, undisturbed
-from reuse_algos.data.views import ExampleView
+from reuse_algos.data.views import ExampleView, declared_views
 from reuse_algos.errors import DataError
 
 _ROWS = 4
@@ -34,8 +34,10 @@ def read_rows(dataset: Any, examples: Examples, epoch: int, collate: Any) -> Any
         collate: The DataLoader's ``collate_fn``.
     """
     positions, views = examples.positions.tolist(), examples.views.tolist()
+    takes_views = declared_views(dataset) is not None
     indices = [
-        position if view < 0 else ExampleView(position, view) for position, view in zip(positions, views, strict=True)
+        ExampleView(position, view) if takes_views and view >= 0 else position
+        for position, view in zip(positions, views, strict=True)
     ]
     fetch = getattr(dataset, "__getitems__", None)
     # Any seed will do: what is a view seeds itself, and the generators are put back afterwards.
