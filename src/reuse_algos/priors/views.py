@@ -10,6 +10,26 @@ from composer import Time, TimeUnit
 
 from reuse_algos.archive import PriorRun, Signal
 from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import PriorRunMismatchError
+
+
+def numbered_views(policy: ViewPolicy | None, why: str, instead: str = "") -> ViewPolicy:
+    """Return the numbered views of the current run.
+
+    Args:
+        policy: As the train data have them.
+        why: What follows where there are none, as a clause.
+        instead: What else can be done, as the end of a sentence. Default: nothing.
+
+    Raises:
+        PriorRunMismatchError: The augmentation is not in numbered views.
+    """
+    if policy is None or policy.num_views == 0:
+        raise PriorRunMismatchError(
+            f"this run's augmentation is not a known view, {why}. Set data.num_views (or wrap the dataset in "
+            f"ViewedDataset){instead}."
+        )
+    return policy
 
 
 def other_views(run: PriorRun, policy: ViewPolicy) -> str | None:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader, class_numbers_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.parameters.batch_norm import share_statistics
@@ -189,12 +189,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
         assert self.pixels is not None
         model: Any = unwrap_model(state.model)
         inputs_BCHW: Any = state.batch_get_item(self.input_key)
-        labels_B = targets_of(state.batch, self.target_key)
-        if labels_B.dim() != 1 or labels_B.is_floating_point():
-            raise TaskError(
-                "AdversarialTraining is defined for the task multiclass, whose targets are whole numbers [B]; found "
-                f"{tuple(labels_B.shape)} {str(labels_B.dtype).removeprefix('torch.')}."
-            )
+        labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
         batch = state.batch  # models take the whole batch, so the attack puts its images into it and takes them out
 

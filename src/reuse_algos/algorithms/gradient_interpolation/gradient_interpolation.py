@@ -5,8 +5,7 @@ Legend: B rows of a microbatch, t times, d a step in time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from composer import Algorithm, Event, State
 from composer.core import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.data.hashing import uniform_floats, view_hash
@@ -22,6 +21,7 @@ from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_time
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
+from reuse_algos.training.kept_state import kept_state
 from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import unwrap_model
 
@@ -149,11 +149,13 @@ class GradientInterpolation(Algorithm, BatchEffects):
 
         number = int(state.timestamp.batch)
         self._draw_again(number)
-        with _settled(model, [inputs.device], int(_hash(self.seed, number, 1)), evaluate=True):
+        # Passes beside the training's own leave no trace; what layers draw in them (dropout) has seeds of its own.
+        with kept_state(model, inputs.device), seeded_rng(int(_hash(self.seed, number, 1))):
+            model.eval()
             self.delta = ascend_delta(
                 loss_of, self.delta, steps=self.steps, rate=self.rate, limit=self.clamp, average=_over_ranks(inputs)
             )
-        with _settled(model, [inputs.device], int(_hash(self.seed, number, 2)), evaluate=False):
+        with kept_state(model, inputs.device), seeded_rng(int(_hash(self.seed, number, 2))):
             added = loss_of(torch.tensor(self.delta, dtype=torch.float64))
         self._loss = float(added.detach())
         state.loss = add_to_loss(state.loss, added, scale=self.weight, part="interpolation", shown=added.detach())
@@ -187,31 +189,3 @@ def _over_ranks(inputs: Tensor) -> Callable[[Tensor], Tensor] | None:
         return total / dist.get_world_size()
 
     return average
-
-
-@contextmanager
-def _settled(model: nn.Module, devices: list[torch.device], seed: int, *, evaluate: bool) -> Iterator[None]:
-    """Run passes that leave no trace: buffers, modes and generators are put back afterwards.
-
-    Args:
-        model: The model.
-        devices: Where it computes.
-        seed: Seed of what its layers draw, such as dropout.
-        evaluate: Whether it is in evaluation mode.
-    """
-    training = [module for module in model.modules() if module.training]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    if evaluate:
-        model.eval()
-    cuda = [device for device in devices if device.type == "cuda"]
-    try:
-        with torch.random.fork_rng(cuda), seeded_rng(seed):
-            yield
-    finally:
-        # Not model.train(): frozen layers stay in evaluation mode.
-        for module in training:
-            module.training = True
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                # Without a new version number: the graph of the plain pass may have saved the buffer.
-                buffer.data.copy_(buffers[name])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +19,7 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.first_batch.views import check_first_batch, check_same_view_twice, mixed_targets, read_rows
 from reuse_algos.training.interplay import hides_inputs
+from reuse_algos.training.nested import take_rows
 
 _ROWS = 4
 
@@ -99,7 +99,7 @@ def check_rows(
         return "rows not compared, as other algorithms replaced all of them"
     some = Examples(examples.positions[rows_R], examples.views[rows_R])
     epoch, collate, dataset = int(state.timestamp.epoch), loader.collate_fn, loader.dataset
-    given = _take(batch, rows_R)
+    given = take_rows(batch, rows_R, len(examples.positions))
     with undisturbed(dataset, collate):
         targets = _check_targets(state, given, some, keys, who)
     if bool((some.views >= 0).all()) and not hides_inputs(state):
@@ -132,14 +132,3 @@ def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, wh
         )
     count = len(some.positions)
     return f"{count} rows of the first batch have the targets of their examples; their views are not known"
-
-
-def _take(batch: Any, rows_R: torch.Tensor) -> Any:
-    """Return some rows of a batch; what has no rows stays as it is."""
-    if isinstance(batch, torch.Tensor):
-        return batch[rows_R.to(batch.device)] if batch.dim() and len(batch) > int(rows_R.max()) else batch
-    if isinstance(batch, Mapping):
-        return {key: _take(value, rows_R) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return [_take(value, rows_R) for value in batch]
-    return batch

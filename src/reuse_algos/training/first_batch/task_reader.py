@@ -51,6 +51,26 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
     return found
 
 
+def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
+    """Return the targets of a batch that are one class number for each example, int64 ``[B]``.
+
+    Args:
+        batch: As the DataLoader gives it.
+        key: Where they lie, see :func:`targets_of`.
+        who: What is defined for such targets only, for the message.
+
+    Raises:
+        TaskError: They are something else.
+    """
+    targets = targets_of(batch, key)
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise TaskError(
+            f"{who} is defined for the task multiclass, whose targets are whole numbers [B]; found "
+            f"{tuple(targets.shape)} {str(targets.dtype).removeprefix('torch.')}."
+        )
+    return targets
+
+
 class TaskReader:
     """Finds the task of a Trainer and reads the outputs and targets of each microbatch by it.
 
