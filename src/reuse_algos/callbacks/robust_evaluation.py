@@ -211,7 +211,7 @@ class RobustEvaluation(Callback):
     # The attack -----------------------------------------------------------------------------------------------------
 
     def _count(self, state: State, evaluator: Evaluator) -> list[float]:
-        """This rank's rightly classified examples: clean, under each attack, and at last how many there are."""
+        """Return this rank's rightly classified examples: clean, under each attack, and last the number of all."""
         loader, dataset, pixels = _data(evaluator, self.pixels)
         model: Any = unwrap_model(state.model)
         count = len(dataset)  # type: ignore[arg-type]
@@ -260,7 +260,7 @@ class RobustEvaluation(Callback):
         """Find the task in the first batch of the evaluation, and refuse one that has no classes to attack."""
         try:
             loss = float(total_of(unwrap_model(state.model).loss(outputs, batch)))  # type: ignore[operator]
-        except Exception:  # some models compute their loss from more than logits; shapes and metrics tell then
+        except Exception:  # some models compute their loss from more than logits; then shapes and metrics decide
             loss = None
         names = [type(metric).__name__ for metric in state.eval_metrics.get(state.dataloader_label or "", {}).values()]
         targets = targets_of(batch, self.keys.target)
@@ -280,7 +280,7 @@ def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, D
     """Return the evaluator's loader, its dataset by position, and what its inputs mean.
 
     Raises:
-        DataError: There are no positions, or nobody says how the images were normalised.
+        DataError: The dataset has no positions, or it is not known how the images were normalised.
     """
     loader = evaluator.dataloader.dataloader
     dataset = getattr(loader, "dataset", None)

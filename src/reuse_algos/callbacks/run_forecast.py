@@ -44,7 +44,7 @@ class RunForecast(Callback):
         level: Probability of the intervals, in (0, 1). Default: 0.9.
 
     Raises:
-        ValueError: A setting is out of its range; or, at the start, ``max_duration`` does not tell the number of
+        ValueError: A setting is out of its range; or, at the start, ``max_duration`` does not give the number of
             batches.
     """
 
@@ -96,7 +96,7 @@ class RunForecast(Callback):
     def readings(self, state: State) -> dict[str, float]:
         """Return the forecasts that this step made, or at the last step their errors; empty at most steps.
 
-        They are made once, for whoever asks first at this step: the recorder may ask before BATCH_END reaches this
+        They are made once in a step: the recorder may ask before BATCH_END reaches this
         callback. They are made on rank 0, and other ranks get none.
         """
         now = int(state.timestamp.batch)
@@ -219,6 +219,6 @@ def _end_step(state: State) -> int:
     if duration is not None and duration.unit == TimeUnit.EPOCH and length is not None:
         return int(duration) * int(length)
     raise ValueError(
-        f"RunForecast needs to know the last batch, and max_duration={duration} does not tell it. Give max_duration in "
+        f"RunForecast needs to know the last batch, and max_duration={duration} does not give it. Give max_duration in "
         "batches, or in epochs of a DataLoader whose length is known."
     )

@@ -1,4 +1,4 @@
-"""Seconds of training and of evaluation, by a clock that nobody can set back."""
+"""Seconds of training and of evaluation, by a monotonic clock."""
 
 from __future__ import annotations
 

@@ -172,7 +172,7 @@ class TrackedBatchSampler(DistributedSampler):
         self._record: list[Examples] = []
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell everything below which epoch comes next."""
+        """Set the epoch of everything below."""
         self.epoch = epoch
         # Composer reaches this object only; samplers of users wait for the epoch further inside.
         for inner in (self.batch_sampler, getattr(self.batch_sampler, "sampler", None)):
@@ -201,7 +201,7 @@ class TrackedBatchSampler(DistributedSampler):
     def steer(self, plan: Plan, *, num_examples: int, length: int, seed: int) -> int:
         """Let a plan choose what every epoch shows, in batches of the same size as before.
 
-        An :class:`EpochSampler` inside is told the plan; a standard random, sequential or distributed sampler inside is
+        An :class:`EpochSampler` inside gets the plan; a standard random, sequential or distributed sampler inside is
         replaced by one. What the plan leaves out is never loaded.
 
         Args:

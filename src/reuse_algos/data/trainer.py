@@ -1,4 +1,4 @@
-"""What the Trainer knows and Composer's ``State`` does not tell, such as how the rows of a batch are counted."""
+"""What the Trainer knows and Composer's ``State`` does not, such as how the rows of a batch are counted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def rows_of(batch: Any, state: State, expected: int | None = None) -> int:
             detection hold lists of images and boxes. Default: not known.
 
     Raises:
-        ExampleIdError: Nobody can tell.
+        ExampleIdError: Neither knows.
     """
     with contextlib.suppress(ExampleIdError):
         if (counted := num_rows(batch)) == expected or expected is None:

@@ -136,7 +136,7 @@ class ViewedDataset(Dataset[Any]):
         return self.info.num_examples
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next; reaches running workers too."""
+        """Set the epoch (from 0) that comes next; reaches running workers, too."""
         self._epoch.set(epoch)
 
     def __getitem__(self, index: ExampleView | int) -> Any:
@@ -147,7 +147,7 @@ class ViewedDataset(Dataset[Any]):
             position, view = int(index), self.view_policy.view_of_epoch(epoch or 0)
         if view < UNKNOWN_VIEW:
             raise DataError(f"View {view} of position {position}: views are numbered from 0, and -1 means random.")
-        # Nobody has told an epoch: a plain DataLoader of a user, whose random numbers are left alone.
+        # No epoch was set: a plain DataLoader of a user, whose random numbers are left alone.
         if view == UNKNOWN_VIEW and epoch is None:
             return self.dataset[position]
         if not -len(self) <= position < len(self):

@@ -71,7 +71,7 @@ class ModelConfig:
 
 
 def model_names() -> list[str]:
-    """Every name that :func:`build_model` knows, this library's own first."""
+    """Return every name that :func:`build_model` knows, this library's own first."""
     return [
         *_RESNET_BLOCKS,
         "digits_cnn",

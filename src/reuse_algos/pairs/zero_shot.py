@@ -26,7 +26,7 @@ class Prompts:
     Attributes:
         names: T names, each once.
         features: Float ``[T, E]``, by the encoder of the texts' run.
-        keys: int64, keys of archived texts that stand for a class. They are no anchors. Empty where the features came
+        keys: int64, keys of archived texts that stand for a class. They are not anchors. Empty where the features came
             from a file.
     """
 
@@ -171,7 +171,7 @@ def zero_shot(
     Args:
         images: A run with archived features of images.
         texts: A run with archived features of texts, under the keys of their images.
-        prompts: The classes. Texts that stand for a class are no anchors, and their images are classified.
+        prompts: The classes. Texts that stand for a class are not anchors, and their images are classified.
         k: How many anchors describe an example. Default: 800.
         power: Exponent of the similarities. Default: 8.
         without: Keys of pairs that must not decide. Default: none.

@@ -182,7 +182,7 @@ def looks_decayed(steps: ArrayLike, losses: ArrayLike) -> bool:
     Returns:
         True where the sign test says so at the 1 % level (or all of fewer than 7 points are below) and the mean gap is
         more than twice the residual of the fit.
-        False also for fewer than 12 points, which cannot tell.
+        False also for fewer than 12 points, which are too few.
     """
     steps_N, losses_N = _checked(steps, losses)
     cut = len(steps_N) * 2 // 3

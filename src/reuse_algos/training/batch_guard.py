@@ -1,7 +1,7 @@
 """Copies of a batch that stay what they are, whatever a model does with the batch that it is given.
 
 Forward passes of other people's models take entries out of a batch (``batch.pop("labels")``), add some, and write into
-its tensors (``labels[mask] = -100``). Whoever reads the batch afterwards needs it as it was before.
+its tensors (``labels[mask] = -100``). Code that reads the batch afterwards needs it as it was before.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def mixes_examples(state: State) -> list[str]:
 
 
 def changes_inputs(state: State) -> list[str]:
-    """Return the names of the algorithms that change or cut single inputs, so that rows are no known views."""
+    """Return the names of the algorithms that change or cut single inputs, so that rows are not known views."""
     changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing, SeqLengthWarmup)
     return [type(algorithm).__name__ for algorithm in state.algorithms if isinstance(algorithm, changing)]
 
@@ -125,7 +125,7 @@ def hides_inputs(state: State) -> list[str]:
 def example_weights(state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
     """Return the weights that the algorithms of this run give to the losses of examples, multiplied with each other.
 
-    Whoever adds a mean over examples to the loss must weigh it with them: otherwise a curriculum that shows some
+    A mean over examples that is added to the loss must be weighed with them: otherwise a curriculum that shows some
     examples less often and weighs them more corrects the model's own loss and not the term that was added.
 
     Args:
@@ -135,7 +135,7 @@ def example_weights(state: State, positions_B: torch.Tensor | None = None) -> to
     Returns:
         float64 ``[B]`` >= 0 on the CPU; None where all are 1.
     """
-    # None where nobody weighs: a product with ones would cost a copy to the device in every batch.
+    # None where no algorithm weighs: a product with ones would cost a copy to the device in every batch.
     product_B: torch.Tensor | None = None
     for algorithm in state.algorithms:
         weights_B = algorithm.example_weights(state, positions_B) if isinstance(algorithm, BatchEffects) else None
@@ -153,7 +153,7 @@ def example_losses(state: State) -> ExampleLosses | None:
 def clean_rows(state: State) -> torch.Tensor | None:
     """Return the rows of the current microbatch whose outputs are those of the view that was loaded.
 
-    Whoever keeps outputs as what the model said of a view must leave the other rows out.
+    Code that keeps outputs as those of a view must leave the other rows out.
 
     Args:
         state: From AFTER_FORWARD on.
@@ -172,7 +172,7 @@ def clean_rows(state: State) -> torch.Tensor | None:
 def replayed_outputs(state: State) -> Replayed | None:
     """Return the outputs of rows that an algorithm added to the current microbatch; None where there are none.
 
-    Whoever adds a mean over rows to the loss must add these rows to it in the same proportion.
+    A mean over rows that is added to the loss must hold these rows in the same proportion.
 
     Args:
         state: From AFTER_FORWARD on.

@@ -1,4 +1,4 @@
-"""The Composer algorithm: a model that is told the time is trained to be right a step ahead, too.
+"""The Composer algorithm: a model with the time as an input is trained to be right a step ahead, too.
 
 Legend: B rows of a microbatch, t times, d a step in time.
 """
@@ -31,7 +31,7 @@ _PASSES = 6  # forward passes that a pass with tangents and its backward pass co
 
 
 class GradientInterpolation(Algorithm, BatchEffects):
-    r"""Add the loss of ``F(x, t - d) + d dF/dt(x, t - d)`` to a model that is told the time (Nasery et al. 2021).
+    r"""Add the loss of ``F(x, t - d) + d dF/dt(x, t - d)`` to a model with the time as an input (Nasery et al. 2021).
 
     The loss becomes ``l(z, y) + weight * l(F(x, t), y)``. The step d is one number for all rows, moved by a few steps
     of ascent on ``l(z, y)``: where the model, continued in a straight line, is most wrong. It goes on from batch to
@@ -52,7 +52,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
     Raises:
         ValueError: A setting is out of its range.
         ModelError: At the start: the model has no :class:`~reuse_algos.models.time_conditioned.TimeConditioned`.
-        DataError: In the first batch: there are no float inputs with a column or channel for the time.
+        DataError: In the first batch: the inputs have no float column or channel for the time.
         PriorRunMismatchError: At the start: another algorithm mixes examples or hides the inputs.
 
     Logs ``reuse/gradient_interpolation/delta`` and ``/loss``, the loss at the extrapolation.
@@ -86,7 +86,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
         return False
 
     def match(self, event: Event, state: State) -> bool:
-        """The start, each loss, and the end of each batch."""
+        """Return true at the start, at each loss, and at the end of each batch."""
         return event in (Event.INIT, Event.FIT_START, Event.AFTER_LOSS, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -120,8 +120,8 @@ class GradientInterpolation(Algorithm, BatchEffects):
         model = unwrap_model(state.model)
         if not any(isinstance(module, TimeConditioned) for module in model.modules()):
             raise ModelError(
-                f"{type(model).__name__} is not told the time. Wrap its network: TimeConditioned(net, size), or in a "
-                "recipe model: {time: 8} with data that have the time as their last channel."
+                f"{type(model).__name__} does not take the time as an input. Wrap its network: TimeConditioned(net, "
+                "size), or in a recipe model: {time: 8} with data that have the time as their last channel."
             )
 
     def _add(self, state: State) -> None:

@@ -35,7 +35,7 @@ def total_batches(state: State, epoch_batches: int, epoch_samples: int, batch_si
         whole, rest = divmod(int(duration), epoch_samples)
         return whole * epoch_batches + -(-rest // batch_size)
     raise ValueError(
-        f"HistoryCurriculum: max_duration={duration} does not tell the number of batches. Give it in epochs (ep), "
+        f"HistoryCurriculum: max_duration={duration} does not give the number of batches. Give it in epochs (ep), "
         "batches (ba) or samples (sp)."
     )
 
@@ -102,7 +102,7 @@ def check_schedulers(state: State, epoch_batches: int, full_batches: int) -> Non
 
     A torch scheduler counts its own steps. Stepped after every batch it reckons with ``max_duration`` in batches (or
     samples), stepped after every epoch with one in epochs; in the other two cases the shorter epochs change the number
-    of steps behind its back. Composer's schedulers follow the training time and are right in all of them.
+    of steps. Composer's schedulers follow the training time and are right in all of them.
 
     Args:
         state: At FIT_START.

@@ -91,7 +91,7 @@ class Lessons:
         self.forget()
 
     def forget(self) -> None:
-        """INIT: forget what another Trainer did."""
+        """Forget what another Trainer did (INIT)."""
         self.teachers: Teachers | None = None
         self.choice: SourceChoice | None = None
         self.totals: Totals | None = None
@@ -115,7 +115,7 @@ class Lessons:
         no_ids: str | None,
         student: nn.Module | None,
     ) -> None:
-        """FIT_START: match the prior runs with the current one and load the teachers.
+        """Match the prior runs with the current one and load the teachers (FIT_START).
 
         Args:
             state: The trainer's.

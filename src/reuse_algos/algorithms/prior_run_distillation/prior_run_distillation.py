@@ -179,7 +179,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             self._follow_batch(event, state)
 
     def start_afresh(self) -> None:
-        """INIT: forget what another Trainer did with this algorithm."""
+        """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()
         self.passed_teacher, self.harm = False, None
         self.watch.forget()

@@ -270,7 +270,7 @@ class CachedFeatures:
         """
         assert self._head is not None
         assert self._data is not None
-        # Once: a transform of the DataSpec runs between the DataLoader and the model, where nobody else sees it.
+        # Once: a transform of the DataSpec runs between the DataLoader and the model, where no other check looks.
         if not self._checked:
             given, wanted = state.batch_get_item(0), self._data.latest
             if wanted is None or not torch.equal(given.to(wanted.device), wanted[: len(given)]):

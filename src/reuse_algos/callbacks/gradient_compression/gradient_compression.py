@@ -139,7 +139,7 @@ class GradientCompression(Callback):
             raise ModelError(f"GradientCompression: no gradient went through DDP's hook. {_SYNC}")
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Report."""
+        """Log the compression of the batch."""
         if self._registered is None:
             return
         self._order = {name: place for place, name in enumerate(self._arrived)}

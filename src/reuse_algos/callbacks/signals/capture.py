@@ -240,7 +240,7 @@ class SignalCapture:
 
 
 def _to_half(logits: torch.Tensor) -> torch.Tensor:
-    """float16, with finite values beyond its range at its ends; masked classes (-inf) and NaN stay what they are."""
+    """Return float16, with finite values beyond its range at its ends; infinities and NaN stay as they are."""
     logits = logits.float()
     return torch.where(logits.isinf(), logits, logits.clamp(-_HALF_MAX, _HALF_MAX)).half()
 
@@ -273,7 +273,7 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
     epochs = num_epochs(state)
     if epochs is None and any(kept.last_epochs for kept in settings.values()):
         raise ValueError(
-            f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
+            f"last_epochs counts from the end, and max_duration={state.max_duration} does not give the epochs. "
             "Give max_duration in epochs or batches, or leave last_epochs out."
         )
     if epochs is not None:

@@ -58,7 +58,7 @@ class Measures:
                 model's loss of each example cannot be had.
         """
         outputs = logits_of(state.outputs, self.reader.keys.output).detach()
-        # Without a task nobody knows which dimension of larger outputs holds the classes.
+        # Without a task it is not known which dimension of larger outputs holds the classes.
         if self.reader.task is None and outputs.dim() > 2 and self.reader.refusal is not None:
             raise self.reader.refusal
         if (logits := self.settings.get("logits")) is not None:
@@ -129,7 +129,7 @@ class Measures:
 
     @torch.no_grad()
     def _own_losses(self, losses: TaskLosses, outputs: Any, batch: Any) -> torch.Tensor:
-        """float32 ``[B]``: the model's own; the mean over what counts, NaN where nothing does."""
+        """Return the model's own losses, float32 ``[B]``: the mean over what counts, NaN where nothing does."""
         losses_B = losses.of_examples(outputs, batch).detach().float()
         if losses_B.dim() != 1:
             raise ModelError(f"the loss function gives a tensor of shape {tuple(losses_B.shape)}")

@@ -235,7 +235,7 @@ def _npz_class_names(arrays: dict[str, np.ndarray], config: DataConfig) -> tuple
 
 
 def _mean_and_std(images_NHWC: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel on the scale 0 to 1, exact to float64."""
+    """Return mean and deviation of each channel on the scale 0 to 1, exact to float64."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images_NHWC.unbind(-1):

@@ -128,7 +128,7 @@ def _load_image_folder(config: DataConfig) -> tuple[FileImages, FileImages]:
 def _listed(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[int], list[str]]:
     """List the images of a folder with one sub-folder per class, in order of name.
 
-    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are no images and no classes, and neither are
+    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are neither images nor classes, and neither are
     files of other kinds.
 
     Returns:

@@ -1,6 +1,6 @@
 """Ids and views for mosaicml-streaming.
 
-The package is not imported here: whoever has a ``StreamingDataset`` has it.
+The package is not imported here: a ``StreamingDataset`` comes with it.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, giv
         with undisturbed(loader.dataset, loader.collate_fn):
             some = Examples(positions, torch.full_like(positions, -1))
             shown = targets_of(read_rows(loader.dataset, some, 0, loader.collate_fn), keys.target).cpu()
-    except Exception:  # a user's dataset may raise anything; training will tell
+    except Exception:  # a user's dataset may raise anything; training will show it
         return info
     claimed = info.labels[positions]
     if shown.is_floating_point() or shown.shape != claimed.shape or torch.equal(shown, claimed):

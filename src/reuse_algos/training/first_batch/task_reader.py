@@ -81,7 +81,7 @@ class TaskReader:
 
     Args:
         keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
-            targets; the task as another reader of the run is told, else found.
+            targets; the task that another reader of the run is given, else found.
         required: Whether a Trainer without a task is an error. Default: True; else :attr:`refusal` says why.
 
     Attributes:
@@ -97,7 +97,7 @@ class TaskReader:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """INIT: forget the task of another Trainer."""
+        """Forget the task of another Trainer (INIT)."""
         self.task: Task | None = None
         self.refusal: TaskError | None = None
         self._targets: torch.Tensor | None = None

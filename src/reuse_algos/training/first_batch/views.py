@@ -34,7 +34,7 @@ def read_rows(dataset: Any, examples: Examples, epoch: int, collate: Any) -> Any
     Args:
         dataset: Map-style; it gets ``ExampleView`` indices where views are known, else plain positions.
         examples: Which ones.
-        epoch: Number of the epoch, for datasets that are told it.
+        epoch: Number of the epoch, for datasets that depend on it.
         collate: The DataLoader's ``collate_fn``.
     """
     positions, views = examples.positions.tolist(), examples.views.tolist()
@@ -73,7 +73,7 @@ def check_same_view_twice(dataset: Any, examples: Examples, collate: Any) -> Non
 def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     """Say how inputs of the batch differ from the examples, or None where they are the same.
 
-    A scale and a shift for each channel (normalisation on the device, a cast) is no difference: it is the same for
+    A scale and a shift for each channel (normalisation on the device, a cast) does not count: it is the same for
     every example.
 
     Args:

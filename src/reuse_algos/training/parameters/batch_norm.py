@@ -60,7 +60,7 @@ class _SplitNorm(nn.Module):
             raise ModelError(self.switch.too_few)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Also takes the plain layer's weights: the auxiliary branch then starts as a copy of the main one."""
+        """Take the plain layer's weights, too: the auxiliary branch then starts as a copy of the main one."""
         branch = f"{prefix}{_AUXILIARY}."
         names = [*self._parameters, *self._buffers]
         if not any(key.startswith(branch) for key in state_dict):
@@ -293,7 +293,7 @@ def restart_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.op
 
 
 def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer], first: bool) -> None:
-    """Before a step of the optimizers: keep momentum and weight decay from moving auxiliary branches without rows.
+    """Keep momentum and weight decay from moving auxiliary branches without rows, before the optimizers step.
 
     A parameter without a gradient is left alone. In the first step, though, the gradients become zeros: checkpoints of
     an optimizer can only be loaded where it has made the state of all its parameters.

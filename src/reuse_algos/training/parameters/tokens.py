@@ -39,7 +39,7 @@ def common_tokens(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> t
     if not bool(known_V.any()):
         raise PriorRunMismatchError(
             f"the prior run's {len(keys_U)} tokens and this run's {len(keys_V)} have none in common, so no row of the "
-            "embedding can be taken over. Start the embeddings anew: change: {reset: ['*embeddings*']}."
+            "embedding can be taken over. Start with fresh embeddings: change: {reset: ['*embeddings*']}."
         )
     return known_V.nonzero().flatten(), rows_U[place_V[known_V]]
 

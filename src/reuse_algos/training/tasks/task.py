@@ -179,7 +179,7 @@ class Task:
             )
         numbers_BC = targets.reshape(logits_BC.shape).to(torch.promote_types(logits_BC.dtype, torch.float32))
         counted_BC = ~numbers_BC.isnan()
-        if self.is_sigmoid:  # -1 and -100 are common marks of labels that nobody has given
+        if self.is_sigmoid:  # -1 and -100 are common marks of missing labels
             counted_BC &= (numbers_BC >= 0) & (numbers_BC <= 1)
         if self.ignore_index is not None:
             counted_BC &= numbers_BC != self.ignore_index

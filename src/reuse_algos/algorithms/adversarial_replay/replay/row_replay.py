@@ -1,4 +1,4 @@
-"""Replayed rows of a batch: through the model, into the loss, and what others of the run are told of them.
+"""Replayed rows of a batch: through the model, into the loss, and what other algorithms read of them.
 
 Legend: B rows of a microbatch, R of them replayed.
 """

@@ -154,7 +154,7 @@ def right_answers(task: Task, rows: Rows, target_BC: Tensor, yes_BC: Tensor, see
         seen_B: Rows that have a target of the teachers; None: all.
 
     Returns:
-        Float32 ``[3]`` over the rows that the teachers know; None for regression and where there are no targets.
+        Float32 ``[3]`` over the rows that the teachers know; None for regression, or without targets.
     """
     if rows.targets is None or not (task.is_softmax or task.is_sigmoid):
         return None

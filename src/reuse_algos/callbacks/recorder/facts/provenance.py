@@ -22,7 +22,7 @@ _PACKAGES = ("reuse-algos", "mosaicml", "torch", "torchvision", "torchmetrics", 
 
 
 def environment() -> EnvironmentRecord:
-    """Versions, hardware and the git commit of the working directory."""
+    """Return versions, hardware and the git commit of the working directory."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -107,7 +107,7 @@ def check_weights(model: torch.nn.Module) -> None:
 
     Raises:
         ArchiveError: A tensor is of a type that archives do not have.
-        ModelError: The state dict leaves out parameters, as adapters (LoRA) do: nobody could rebuild the model.
+        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt.
     """
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
