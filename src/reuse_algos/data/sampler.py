@@ -150,8 +150,7 @@ class Examples(NamedTuple):
 class TrackedBatchSampler(DistributedSampler):
     """A batch sampler that records what it yields and adds view numbers for datasets that take them.
 
-    It is a ``DistributedSampler`` because Composer calls ``set_epoch`` only on one that it finds as
-    ``dataloader.batch_sampler`` or ``.sampler``; the epoch is passed on to whatever is inside.
+    The epoch is passed on to the sampler and the dataset inside.
 
     Args:
         batch_sampler: Yields lists of positions; keeps deciding which.
@@ -160,6 +159,8 @@ class TrackedBatchSampler(DistributedSampler):
     """
 
     def __init__(self, batch_sampler: Iterable[Sequence[int]], dataset: object) -> None:
+        # A DistributedSampler, because Composer calls set_epoch only on one that it finds as dataloader.batch_sampler
+        # or .sampler.
         super().__init__(
             range(1),  # type: ignore[arg-type]  # the length of this class is that of the batch sampler inside
             num_replicas=dist.get_world_size(),

@@ -44,13 +44,14 @@ def seeded_rng(seed: int) -> Iterator[None]:
 def undisturbed(*owners: Any) -> Iterator[None]:
     """Put the generators that some objects own back to where they were before the block.
 
-    A dataset whose transform has a generator of its own would otherwise train on other numbers because it was read
-    once more for a check. The global generators are the matter of :func:`seeded_rng`.
+    The global generators are not among them, see :func:`seeded_rng`.
 
     Args:
         owners: Datasets, collate functions, transforms. Generators are looked for in their attributes, in lists and
             mappings of those, in closures, and in the globals that their functions name.
     """
+    # A dataset whose transform has a generator of its own would otherwise train on other numbers because it was read
+    # once more for a check.
     put_back = [_restorer(one) for one in _generators(owners)]
     try:
         yield

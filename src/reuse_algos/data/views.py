@@ -67,12 +67,11 @@ class ViewPolicy:
 
 
 class EpochCell:
-    """The number of the current epoch, seen by DataLoader workers too because it lies in shared memory.
-
-    Persistent workers keep the copy of the dataset they were started with; a plain attribute would never change there.
-    """
+    """The number of the current epoch, in memory that DataLoader workers share."""
 
     def __init__(self) -> None:
+        # Persistent workers keep the copy of the dataset they were started with: a plain attribute would never change
+        # there.
         self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
 
     @property

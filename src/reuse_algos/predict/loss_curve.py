@@ -97,9 +97,7 @@ def replace_outliers(losses: ArrayLike, reach: int = 2) -> NDArray[np.float64]:
 def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, relative: bool = False) -> LossCurve:
     """Fit a loss curve to the points of a run at a constant learning rate.
 
-    For a fixed floor the curve is linear in ``1 / (loss - b2)``. That is a non-negative least squares problem, whose
-    rows are weighted with ``(loss - b2)^2`` so that the errors are those of the loss. The floor itself comes from a
-    grid over [0, least loss) and a bounded search between the neighbours of the best point of the grid.
+    For a fixed floor this is a non-negative least squares problem; the floor comes from a grid and a bounded search.
 
     Args:
         steps: ``[N]``, at least 0.
@@ -120,6 +118,7 @@ def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, re
     x_N, y_N = steps_N / reach, losses_N / scale
 
     def solve(floor: float) -> tuple[float, NDArray[np.float64]]:
+        # The curve is linear in 1 / (loss - b2). Weights of (loss - b2)^2 make the errors those of the loss.
         above_N = y_N - floor
         weights_N = above_N**2
         rows_N2 = np.stack([x_N, np.ones_like(x_N)], axis=1) * weights_N[:, None]

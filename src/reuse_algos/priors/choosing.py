@@ -154,13 +154,11 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
 
 
 def _labels_here(labels_N: torch.Tensor, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> torch.Tensor:
-    """Return labels of a prior run as numbers of the current classes, by name; -1 for classes that are gone.
-
-    As they are where a side has no names, or not unique ones, or where no name is common: then the classes were
-    renamed, all at once.
-    """
+    """Return labels of a prior run as numbers of the current classes, by name; -1 for classes that are gone."""
+    # As they are without names on a side, or where no name is common: then the classes were renamed, all at once.
     if not theirs or not ours or list(theirs) == list(ours) or not set(theirs) & set(ours):
         return labels_N
+    # A name that stands for two classes names neither.
     if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):
         return labels_N
     place = {name: number for number, name in enumerate(ours)}

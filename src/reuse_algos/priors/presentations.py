@@ -107,10 +107,8 @@ def latest_first(presentations: Sequence[Presentation]) -> list[Presentation]:
 
 
 def in_time(presentations: Sequence[Presentation]) -> list[Presentation]:
-    """Return a history of one kind, captured or harvested, whichever has more moments, by rising epoch.
-
-    The two are not mixed: captured rows come from augmented examples and a model in training mode.
-    """
+    """Return a history of one kind, captured or harvested, whichever has more moments, by rising epoch."""
+    # The two are not mixed: captured rows come from augmented examples and a model in training mode.
     harvested = one_per_epoch([one for one in presentations if one.harvested])
     captured = [one for one in presentations if not one.harvested]
     return harvested if len(harvested) > len(captured) else captured

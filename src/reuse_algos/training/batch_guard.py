@@ -27,8 +27,7 @@ class _Pair(NamedTuple):
 class BatchGuard:
     """Copies the batches that one model is given.
 
-    A copy has containers of its own. It shares the tensors, except those that the model writes into. The first batch
-    shows which these are: of that batch every tensor is cloned.
+    A copy has containers of its own. It shares the tensors, except those that the model writes into.
 
     Args:
         whose: Who writes into the batches, for messages, such as ``the model``.
@@ -82,6 +81,7 @@ class BatchGuard:
 
 def _copied(value: Any, place: str, written: set[str] | None) -> Any:
     if isinstance(value, torch.Tensor):
+        # Of the first batch every tensor is cloned: it shows which ones the model writes into.
         return value.clone() if written is None or place in written else value
     if isinstance(value, Mapping):
         entries = {key: _copied(entry, f"{place}[{key!r}]", written) for key, entry in value.items()}

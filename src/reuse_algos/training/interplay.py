@@ -125,8 +125,7 @@ def hides_inputs(state: State) -> list[str]:
 def example_weights(state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
     """Return the weights that the algorithms of this run give to the losses of examples, multiplied with each other.
 
-    A mean over examples that is added to the loss must be weighed with them: otherwise a curriculum that shows some
-    examples less often and weighs them more corrects the model's own loss and not the term that was added.
+    A mean over examples that is added to the loss must be weighed with them.
 
     Args:
         state: During an epoch.
@@ -135,6 +134,8 @@ def example_weights(state: State, positions_B: torch.Tensor | None = None) -> to
     Returns:
         float64 ``[B]`` >= 0 on the CPU; None where all are 1.
     """
+    # A curriculum that shows some examples less often and weighs them more would otherwise correct the model's own loss
+    # and not the term that was added.
     # None where no algorithm weighs: a product with ones would cost a copy to the device in every batch.
     product_B: torch.Tensor | None = None
     for algorithm in state.algorithms:

@@ -296,8 +296,7 @@ def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Te
     """Return name and slot of the signals whose earlier rows this epoch replaces, on all ranks together.
 
     These are the signals that every example has a row of now, and logits (whose slots come again) where every example
-    that had a row has one now. An epoch that a curriculum or ``drop_last`` shortened does not show every example, and
-    the rows that it did not show must stay.
+    that had a row has one now.
 
     Args:
         capture: The epoch's rows.
@@ -307,6 +306,7 @@ def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Te
     for seen in on_every_rank(capture.seen):
         for key, seen_N in seen.items():
             union[key] = union[key] | seen_N if key in union else seen_N
+    # An epoch that a curriculum or drop_last shortened does not show every example: the rows of the others must stay.
     complete = {key for key, seen_N in union.items() if bool(seen_N.all())}
     for key, seen_N in union.items():
         if key[0] == "logits":

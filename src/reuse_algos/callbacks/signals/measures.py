@@ -148,13 +148,10 @@ class Measures:
 
 
 def _is_changed(state: State) -> bool:
-    """Return whether the loss of the batch is not meant to be the mean of the examples' losses.
-
-    So it is where an algorithm smooths the targets or weighs examples, and where the loss function weighs classes: then
-    it is divided by the weights of the batch's targets.
-    """
+    """Return whether the loss of the batch is not meant to be the mean of the examples' losses."""
     if any(isinstance(one, LabelSmoothing) for one in state.algorithms) or example_weights(state) is not None:
         return True
+    # A loss function with class weights divides by the weights of the batch's targets.
     function = getattr(unwrap_model(state.model), "_loss_fn", None)
     if isinstance(function, functools.partial):
         return function.keywords.get("weight") is not None

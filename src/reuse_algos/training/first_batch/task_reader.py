@@ -74,10 +74,8 @@ def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
 class TaskReader:
     """Finds the task of a Trainer and reads the outputs and targets of each microbatch by it.
 
-    The owner passes on :attr:`EVENTS`. At BEFORE_FORWARD the batch is copied, because some models take things out of it
-    or write into it. At the first AFTER_LOSS the task is found from its targets, the outputs and the model's loss; rank
-    0's answer counts on every rank. A task that an algorithm of the run has found is taken over: it ran before anything
-    weighed the loss.
+    The owner passes on :attr:`EVENTS`. At the first AFTER_LOSS the task is found from targets, outputs and the model's
+    loss; rank 0's answer counts on every rank. A task that an algorithm of the run has found is taken over.
 
     Args:
         keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
@@ -135,10 +133,12 @@ class TaskReader:
             TaskError: No task can be found, and one is required. Every rank raises it.
         """
         if event == Event.BEFORE_FORWARD:
+            # A copy, because some models take things out of their batch or write into it.
             self._batch = self._guard.copy(state.batch)
             self._keep_targets(self._batch)
         elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
-            # Later microbatches are not looked at: one whose loss is odd by chance must not change the task.
+            # Later microbatches are not looked at: one whose loss is odd by chance must not change the task. Another
+            # algorithm's answer comes first: it was found before anything weighed the loss.
             self.task = self._shared(state)
             if self.task is None:
                 self._find(state)

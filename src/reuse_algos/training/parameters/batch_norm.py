@@ -142,11 +142,7 @@ def split_batch_norm(
 
 
 def _join_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Add a layer's auxiliary parameters to the groups of its main ones.
-
-    Some optimizers (Adagrad) make the state of their parameters at once: the auxiliary ones get a copy of what the main
-    ones have, as they are copies themselves.
-    """
+    """Add a layer's auxiliary parameters to the groups of its main ones."""
     auxiliary = dict(module.get_submodule(_AUXILIARY).named_parameters())
     for name, parameter in module.named_parameters(recurse=False):
         branch = auxiliary[name]
@@ -158,6 +154,8 @@ def _join_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             if "param_names" in group:  # of optimizers that were made from named_parameters()
                 path, dot, last = group["param_names"][places[id(parameter)]].rpartition(".")
                 group["param_names"].append(f"{path}{dot}{_AUXILIARY}.{last}")
+            # Some optimizers (Adagrad) make the state of their parameters when they are made. The auxiliary parameters
+            # are copies of the main ones, and so is their state.
             if optimizer.state.get(parameter):
                 optimizer.state[branch] = copy.deepcopy(optimizer.state[parameter])
 
@@ -295,9 +293,6 @@ def restart_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.op
 def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer], first: bool) -> None:
     """Keep momentum and weight decay from moving auxiliary branches without rows, before the optimizers step.
 
-    A parameter without a gradient is left alone. In the first step, though, the gradients become zeros: checkpoints of
-    an optimizer can only be loaded where it has made the state of all its parameters.
-
     Args:
         layers: Split ones.
         optimizers: Those that train them.
@@ -307,6 +302,8 @@ def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.opti
     for layer in layers:
         for name, parameter in layer.get_submodule(_AUXILIARY).named_parameters():
             main = layer.get_parameter(name)
+            # An optimizer leaves a parameter without a gradient alone. In the first step the gradients become zeros
+            # instead: a checkpoint of an optimizer can only be loaded where it has made the state of all parameters.
             stateless = not first and not any(state.get(main) for state in states)
             if stateless or any(state.get(parameter) for state in states):
                 parameter.grad = None

@@ -104,8 +104,6 @@ def norm_layers(model: nn.Module) -> dict[str, _NormBase]:
 def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> None:
     """Refuse a set of parameters that has one name of a tied parameter and not the other.
 
-    One layer under two names is not two layers that share a parameter: either name stands for it.
-
     Args:
         model: The trainer's model.
         names: Of parameters, or of anything else, which does not matter.
@@ -119,6 +117,7 @@ def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> Non
         for key, parameter in layer.named_parameters(recurse=False):
             name = f"{path}.{key}".removeprefix(".").replace("_orig_mod.", "")
             owners.setdefault(id(parameter), {}).setdefault(id(layer), []).append(name)
+    # One layer under two names is not two layers that share a parameter: either name stands for it.
     for by_layer in owners.values():
         inside = [aliases for aliases in by_layer.values() if not set(names).isdisjoint(aliases)]
         outside = [aliases[0] for aliases in by_layer.values() if aliases not in inside]
@@ -309,7 +308,7 @@ class TrainablePart:
                 )
 
     def _refuse_lost(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Return what comes back has to come back into the optimizer."""
+        # What thaws must go back into the optimizer's groups, so it must have been in them.
         held = {id(parameter) for group in self._held for parameter in group["params"]}
         lost = [name for name, one in parameters.items() if self.is_frozen(name) and id(one) not in held]
         if lost and self.changes_while_training:

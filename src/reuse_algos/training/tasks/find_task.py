@@ -153,6 +153,7 @@ def _distance(task: Task, outputs: torch.Tensor, targets: torch.Tensor, own_loss
 
 def _distinct(tasks: list[Task], outputs: torch.Tensor, targets: torch.Tensor) -> list[Task]:
     """Leave out readings that differ from an earlier one only in an ignored value that this batch does not hold."""
+    # Both mean the same here, and a choice between them would be refused as ambiguous.
     kept: list[Task] = []
     for task in tasks:
         counted = task.rows(outputs.detach(), targets).counted_BX
@@ -172,6 +173,7 @@ def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def _without_hints(tasks: list[Task]) -> list[Task]:
     """Return the readings without an ignored value that only a hint names, and without an unconfirmed shift."""
+    # A wrong ignored value or shift would silently drop targets, so only the loss may decide for one.
     plain = [task for task in tasks if task.ignore_index is None and not task.shift]
     return plain or tasks
 

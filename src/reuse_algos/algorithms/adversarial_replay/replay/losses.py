@@ -96,11 +96,10 @@ def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: A
 def with_idle_parameters(loss: Any, parameters: Iterable[nn.Parameter]) -> Any:
     """Return the loss, to which the parameters contribute nothing: their gradients are zeros, not missing.
 
-    DistributedDataParallel waits for every parameter's gradient in every backward pass.
-
     Args:
         loss: A tensor, a mapping (with or without ``total``) or a tuple of tensors.
         parameters: What had no part in the forward pass.
     """
+    # DistributedDataParallel waits for every parameter's gradient in every backward pass.
     parameters = list(parameters)
     return add_to_loss(loss, nothing_of(parameters)) if parameters else loss
