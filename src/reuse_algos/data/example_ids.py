@@ -96,11 +96,7 @@ def tell_epoch(state: State) -> None:
 
 
 def refuse_streams(who: str, state: State) -> None:
-    """Refuse a stream to an algorithm that decides which examples are shown, and when.
-
-    Args:
-        who: Name of the algorithm.
-        state: At FIT_START.
+    """Refuse a stream to an algorithm that decides which examples are shown, and when (FIT_START).
 
     Raises:
         ExampleIdError: The train dataset is iterable: it decides its order itself.

@@ -93,10 +93,6 @@ def read_prompts(path: str | Path, texts: PriorRun) -> Prompts:
     between; their unit features are averaged. An ``.npz`` file has ``names``, strings ``[T]``, and ``features``, floats
     ``[T, E]`` that the encoder of the texts made.
 
-    Args:
-        path: The file.
-        texts: The run whose features are looked up.
-
     Raises:
         DataError: The file cannot be read, a name comes twice, or a key has no archived features.
     """

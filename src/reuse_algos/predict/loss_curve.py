@@ -60,9 +60,6 @@ class LossCurve:
     def steps_to(self, loss: float) -> float:
         """Return the number of steps after which the curve is at or below a loss.
 
-        Args:
-            loss: Target, in units of the loss.
-
         Returns:
             Steps, at least 0; infinite if the floor of the curve is above the target.
         """

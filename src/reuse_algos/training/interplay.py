@@ -152,12 +152,9 @@ def example_losses(state: State) -> ExampleLosses | None:
 
 
 def clean_rows(state: State) -> torch.Tensor | None:
-    """Return the rows of the current microbatch whose outputs are those of the view that was loaded.
+    """Return, from AFTER_FORWARD on, the rows of the microbatch whose outputs are those of the loaded view.
 
     Code that keeps outputs as those of a view must leave the other rows out.
-
-    Args:
-        state: From AFTER_FORWARD on.
 
     Returns:
         int64 row numbers on the CPU; None where all rows are.
@@ -171,12 +168,9 @@ def clean_rows(state: State) -> torch.Tensor | None:
 
 
 def replayed_outputs(state: State) -> Replayed | None:
-    """Return the outputs of rows that an algorithm added to the current microbatch; None where there are none.
+    """Return, from AFTER_FORWARD on, the outputs of rows that an algorithm added to the microbatch, or None.
 
     A mean over rows that is added to the loss must hold these rows in the same proportion.
-
-    Args:
-        state: From AFTER_FORWARD on.
     """
     found = (one.replayed_outputs(state) for one in state.algorithms if isinstance(one, BatchEffects))
     return next((replayed for replayed in found if replayed is not None), None)

@@ -59,12 +59,6 @@ class WrittenBack:
     def prepare(self, found: Perturbations, num_views: int, num_examples: int, device: torch.device) -> None:
         """Make room for the perturbations, and take over those of a checkpoint (FIT_START).
 
-        Args:
-            found: The archived ones.
-            num_views: V.
-            num_examples: N.
-            device: Of the model.
-
         Raises:
             PriorRunMismatchError: The archived attacks do not say one ball, or not an L-infinity one.
             DataError: There are too many, or the checkpoint has those of other data.
@@ -138,11 +132,7 @@ class WrittenBack:
         return moved.delta_BCHW
 
     def end_epoch(self, epochs: int) -> None:
-        """Share what was written in the epoch with all ranks. Every rank must call this.
-
-        Args:
-            epochs: How many have ended.
-        """
+        """Share what was written in the epoch with all ranks. Every rank must call this."""
         self._values_VN, self._known_VN = self._over_ranks()
         self._fresh_VN.zero_()
         if self.use.reset_every is not None and epochs % self.use.reset_every == 0:

@@ -119,24 +119,13 @@ class AdversarialTraining(Algorithm, BatchEffects):
         self.samples = 0
 
     def match(self, event: Event, state: State) -> bool:
-        """Return whether examples are to be followed or attacked at this event.
-
-        Args:
-            event: Of the trainer.
-            state: Of the trainer.
-        """
+        """Return whether examples are to be followed or attacked at this event."""
         if event in (Event.INIT, Event.AFTER_LOSS):
             return event == Event.INIT or self.task_reader.task is None
         return event in ExampleIds.EVENTS or event in (Event.FIT_START, Event.BEFORE_FORWARD, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Follow the examples; check at the start; attack before each forward pass.
-
-        Args:
-            event: Of the trainer.
-            state: Of the trainer.
-            logger: Of the trainer.
-        """
+        """Follow the examples; check at the start; attack before each forward pass."""
         if event == Event.INIT:
             self.task_reader.start_afresh()
         # Before the first attack goes backward: what is not defined for the task is refused.
@@ -156,19 +145,11 @@ class AdversarialTraining(Algorithm, BatchEffects):
             logger.log_metrics({"reuse/adversarial_training/epsilon": self.attack.epsilon})
 
     def replaced_rows(self, state: State) -> Tensor | None:
-        """Return that no row of the microbatch is a clean view, so that the recorder captures none of them.
-
-        Args:
-            state: From AFTER_FORWARD on.
-        """
+        """Return that no row of the microbatch is a clean view, so that the recorder captures none of them."""
         return torch.ones(len(self.ids.microbatch.positions), dtype=torch.bool)
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """Return the FLOPs of the attacks so far: a forward pass and the gradient of the inputs, for each step.
-
-        Args:
-            flops_per_example: Of a forward pass.
-        """
+        """Return the FLOPs of the attacks so far: a forward pass and the gradient of the inputs, for each step."""
         return 2.0 * self.attack.num_steps * flops_per_example * self.samples
 
     def _check(self, state: State) -> None:

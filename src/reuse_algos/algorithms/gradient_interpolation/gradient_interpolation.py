@@ -105,11 +105,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
             )
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """Return the FLOPs of the passes with tangents so far, each with its backward pass.
-
-        Args:
-            flops_per_example: Of a forward pass.
-        """
+        """Return the FLOPs of the passes with tangents so far, each with its backward pass."""
         return float(_PASSES * (self.steps + 1) * flops_per_example * self.samples)
 
     def _check(self, state: State) -> None:

@@ -98,16 +98,11 @@ def refuse_single_row(model: nn.Module, rows: int, batch_size: int) -> None:
 
 
 def check_schedulers(state: State, epoch_batches: int, full_batches: int) -> None:
-    """Refuse torch schedulers that would not end where training does, because epochs have become shorter.
+    """Refuse torch schedulers that would not end where training does, as epochs are shorter (FIT_START).
 
     A torch scheduler counts its own steps. Stepped after every batch it reckons with ``max_duration`` in batches (or
     samples), stepped after every epoch with one in epochs; in the other two cases the shorter epochs change the number
     of steps. Composer's schedulers follow the training time and are right in all of them.
-
-    Args:
-        state: At FIT_START.
-        epoch_batches: Batches of an epoch as it will be.
-        full_batches: Batches of an epoch that shows all examples.
 
     Raises:
         DataError: A scheduler would take another number of steps than without the curriculum.

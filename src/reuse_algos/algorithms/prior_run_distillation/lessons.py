@@ -153,11 +153,7 @@ class Lessons:
         log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), *self.choice)
 
     def check_first(self, state: State, microbatch: Microbatch) -> None:
-        """Look at the first microbatch, before the first step: is the term defined, and are the targets true?
-
-        Args:
-            state: At the first AFTER_LOSS.
-            microbatch: The first one.
+        """Check before the first step that the term is defined and its targets are true (first AFTER_LOSS).
 
         Raises:
             TaskError, PriorRunMismatchError: The term is not defined for the task, or the prior runs had another.
@@ -197,11 +193,7 @@ class Lessons:
         return [int(i) for i in np.flatnonzero(self.combination)]
 
     def term(self, state: State, microbatch: Microbatch) -> Tensor | None:
-        """Return D of a microbatch, a scalar tensor with gradient; None where the batch is measured and goes without.
-
-        Args:
-            state: At BEFORE_BACKWARD.
-            microbatch: The running one.
+        """Return D of a microbatch (BEFORE_BACKWARD), a scalar with gradient; None where the batch is measured only.
 
         Raises:
             PriorRunMismatchError: Logits of a teacher and of the student have different shapes.

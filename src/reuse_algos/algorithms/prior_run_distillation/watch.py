@@ -77,11 +77,7 @@ class HarmWatch:
         return self.on and int(state.timestamp.batch) % apart == apart - 1
 
     def judge(self, look: Look) -> str | None:
-        """Return why the term does harm, or None where it does not, or not yet for sure.
-
-        Args:
-            look: At the batch that has just ended.
-        """
+        """Return why the term does harm, or None where it does not, or not yet for sure."""
         signs: dict[str, str] = {}
         if look.cosine is not None and look.cosine < _OPPOSED:
             signs["opposed"] = f"its gradient opposes that of the model's own loss (cosine {look.cosine:.2f})"
@@ -116,12 +112,7 @@ class Channels:
         self._alive_D: Tensor | None = None
 
     def begin(self, model: nn.Module, num_classes: int) -> None:
-        """Watch the head of a model during the batch that begins, if it has one that can be watched.
-
-        Args:
-            model: The Trainer's.
-            num_classes: What the head has for outputs.
-        """
+        """Watch the head of a model during the batch that begins, if it has one that can be watched."""
         self.end()
         plain = unwrap_model(model)
         # A hook would have a compiled model compiled again.

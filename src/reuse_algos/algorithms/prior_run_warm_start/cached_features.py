@@ -304,11 +304,6 @@ def _swap(state: State, loader: DataLoader) -> None:
 def _labels(batch: Any, positions_E: Tensor, info: DatasetInfo) -> Tensor:
     """Return the labels of the whole dataset, ``[N]``, in the dtype of a batch's.
 
-    Args:
-        batch: Some examples, collated.
-        positions_E: Which ones.
-        info: What the dataset says of itself.
-
     Raises:
         DataError: The batch is not a pair of inputs and labels, or has other labels than the dataset says.
     """

@@ -147,11 +147,7 @@ class GradientCompression(Callback):
         logger.log_metrics(dict(self.readings(state)))
 
     def readings(self, state: State) -> Mapping[str, float]:
-        """Return what the batch sent, for the run's record.
-
-        Args:
-            state: Of the trainer.
-        """
+        """Return what the batch sent, for the run's record."""
         if self._registered is None:
             return {}
         share = self.bytes_sent / max(1, self._whole)

@@ -46,12 +46,7 @@ class Measures:
         self._own: TaskLosses | None = None
 
     def check(self, state: State, batch: Any, num_examples: int) -> None:
-        """Refuse, before the first step, what cannot be measured in this Trainer.
-
-        Args:
-            state: At the first AFTER_LOSS.
-            batch: The microbatch as the model was given it.
-            num_examples: N of the training data.
+        """Refuse, before the first step, what cannot be measured in this Trainer (first AFTER_LOSS).
 
         Raises:
             TaskError: A signal is not defined for the task, its rows are too large, its layout is not known, or the
@@ -73,13 +68,7 @@ class Measures:
                 self._choose_loss(state, batch, rows)
 
     def of(self, names: Sequence[str], state: State, batch: Any) -> dict[str, torch.Tensor]:
-        """Return the signals with these names: ``logits`` ``[B, C, X]``, the others ``[B]``.
-
-        Args:
-            names: Which signals.
-            state: At AFTER_LOSS.
-            batch: The microbatch as the model was given it.
-        """
+        """Return the signals with these names at AFTER_LOSS: ``logits`` ``[B, C, X]``, the others ``[B]``."""
         outputs, task = logits_of(state.outputs, self.reader.keys.output).detach(), self.reader.task
         # Without a task only logits [B, C] get here; check() refused all else in the first batch.
         if task is None:

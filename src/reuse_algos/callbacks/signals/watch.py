@@ -86,12 +86,7 @@ class SignalWatch:
             self._record(state)
 
     def end_epoch(self, record: RunRecord, epoch: int) -> None:
-        """Write the rows of the epoch that has just ended, on every rank.
-
-        Args:
-            record: Of the run.
-            epoch: Number of the epoch.
-        """
+        """Write the rows of the epoch that has just ended, on every rank."""
         if (capture := self.capture) is None:
             return
         complete = complete_slots(capture, self._known)

@@ -148,9 +148,6 @@ class TaskReader:
     def rows(self, outputs: Any) -> Rows:
         """Return outputs and targets of the running microbatch in the task's layout.
 
-        Args:
-            outputs: As the model returns them.
-
         Raises:
             TaskError: There is no task, or the shapes do not belong to it.
         """

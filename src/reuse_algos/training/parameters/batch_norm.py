@@ -103,11 +103,6 @@ def split_batch_norm(
     modules and parametrizations do it), which keeps hooks and references. The auxiliary branch is a copy of the layer,
     and its parameters go into the parameter groups of the main ones. Layers that are split already take the new switch.
 
-    Args:
-        model: The model, before it is wrapped or compiled.
-        optimizers: Those that train it.
-        switch: Decides between the branches from now on.
-
     Returns:
         The split layers; empty where the model has no batch norm.
 
@@ -247,11 +242,7 @@ def split_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Give every rank the running statistics of rank 0. Every rank must call this.
-
-    Args:
-        model: The trainer's.
-    """
+    """Give every rank the running statistics of rank 0. Every rank must call this."""
     if dist.get_world_size() == 1:
         return
     # DDP does this at its next forward pass. What looks at the model in evaluation mode before that would see what each
@@ -291,13 +282,7 @@ def restart_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.op
 
 
 def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer], first: bool) -> None:
-    """Keep momentum and weight decay from moving auxiliary branches without rows, before the optimizers step.
-
-    Args:
-        layers: Split ones.
-        optimizers: Those that train them.
-        first: Whether it is the first step of all.
-    """
+    """Keep momentum and weight decay from moving auxiliary branches without rows, before the optimizers step."""
     states = [optimizer.state for optimizer in optimizers]
     for layer in layers:
         for name, parameter in layer.get_submodule(_AUXILIARY).named_parameters():

@@ -135,10 +135,7 @@ def holds(name: str, layer: nn.Module, is_frozen: Callable[[str], bool]) -> bool
 
 
 def frozen_at_start(state: State) -> Callable[[str], bool]:
-    """Return which tensors do not train from the first batch on, whichever algorithm froze them.
-
-    Args:
-        state: After INIT.
+    """Return, after INIT, which tensors do not train from the first batch on, whichever algorithm froze them.
 
     Returns:
         Plain name -> whether an algorithm with a :class:`TrainablePart` freezes it, or it needs no gradient.

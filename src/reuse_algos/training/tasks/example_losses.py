@@ -37,9 +37,6 @@ def unreduced_losses(model: nn.Module) -> ExampleLosses:
     and for loss modules that have an attribute of that name (``nn.CrossEntropyLoss``). Dense outputs are averaged over
     their positions.
 
-    Args:
-        model: The user's model, without wrappers.
-
     Raises:
         ModelError: The model computes its loss in another way.
     """

@@ -119,10 +119,6 @@ class Task:
     def require(self, who: str, supported: Sequence[str]) -> None:
         """Refuse a task for which something is not defined.
 
-        Args:
-            who: What is refused, for the message.
-            supported: Kinds for which it is defined.
-
         Raises:
             TaskError: This kind is not among them.
         """
@@ -189,9 +185,6 @@ class Task:
         """Return the plain loss of each example: the mean over its counted targets.
 
         Cross entropy for softmax tasks, binary cross entropy for binary and multilabel, squared error for regression.
-
-        Args:
-            rows: With targets.
 
         Returns:
             float32 (float64 for float64 outputs) ``[B]``; NaN for an example without a counted target.

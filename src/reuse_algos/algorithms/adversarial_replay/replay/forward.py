@@ -85,11 +85,6 @@ class ReplayedForward:
         """Prepare the next call of the trainer's model.
 
         That call fills ``replay.outputs``; with ``replace`` it returns them in their places.
-
-        Args:
-            model: The trainer's, with its wrappers.
-            batch: What that call will get.
-            replay: The rows.
         """
         self.disarm()
         given = self._given(batch, replay)

@@ -70,13 +70,7 @@ class RowReplay:
         self.rows = self.current = self._added = self.record.sums = None
 
     def begin_batch(self, state: State, wanted: int, rows: BatchRows) -> None:
-        """Replay these rows in the batch that comes (BEFORE_TRAIN_BATCH).
-
-        Args:
-            state: Of the trainer.
-            wanted: How many rows were to be replayed.
-            rows: Those that are.
-        """
+        """Replay these rows in the batch that comes (BEFORE_TRAIN_BATCH)."""
         # Once, in the first batch in which it is on: the main branch has gone on since the model was split.
         if not self.restarted:
             self.branches.restart(state)

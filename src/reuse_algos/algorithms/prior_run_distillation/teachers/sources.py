@@ -203,13 +203,7 @@ class CachedTeachers:
             yield archived.gather(positions_S, slots[torch.arange(len(positions_S)) % len(slots)])
 
     def share(self, state: State, examples: Examples, chosen: Sequence[int]) -> float:
-        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows.
-
-        Args:
-            state: At BEFORE_TRAIN_BATCH.
-            examples: Of the whole batch of this rank.
-            chosen: The teachers.
-        """
+        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows."""
         seen_B = self.targets(state, None, examples, chosen).seen_B
         assert seen_B is not None
         weights_B = example_weights(state, examples.positions)

@@ -102,9 +102,6 @@ def num_epochs(state: State) -> int | None:
 def check_weights(model: torch.nn.Module) -> None:
     """Refuse, before the first batch, a model whose weights an archive cannot hold or that hides some of them.
 
-    Args:
-        model: As the Trainer holds it.
-
     Raises:
         ArchiveError: A tensor is of a type that archives do not have.
         ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt.
