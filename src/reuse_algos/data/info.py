@@ -25,7 +25,7 @@ from reuse_algos.errors import DataError
 
 # Where the map-style datasets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
-_LABELS_COMPARED = 16
+_LABELS_COMPARED = 16  # each costs a read of an example; a shifted or shuffled list of labels shows in a few
 
 
 @dataclass(frozen=True, eq=False)

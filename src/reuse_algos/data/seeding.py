@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 _MOST_PARTS = 64  # a list of transforms is short; a list of file names is long and holds no generator
-_DEPTH, _MOST_SEEN = 8, 10_000
+_DEPTH, _MOST_SEEN = 8, 10_000  # objects of users may be large, and refer to each other
 _KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 

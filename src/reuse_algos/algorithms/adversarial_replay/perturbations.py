@@ -22,6 +22,7 @@ from reuse_algos.priors.lookup import ArchivedRows, fits_device, harvest_share
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
 
+# Files are memory mapped, and the look for the largest number makes float32 copies: of so many rows at a time.
 _ROWS_AT_ONCE = 4096
 
 _USER = "adversarial_replay"

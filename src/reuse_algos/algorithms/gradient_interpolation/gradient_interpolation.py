@@ -25,7 +25,7 @@ from reuse_algos.training.kept_state import kept_state
 from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import unwrap_model
 
-_SALT_DELTA = 51
+_SALT_DELTA = 51  # of view_hash: keeps this draw apart from those of other modules
 _NEAR = 0.02  # of the clamp: nearer to 0 or to the clamp than this, the step is drawn again
 _PASSES = 6  # forward passes that a pass with tangents and its backward pass cost, about
 

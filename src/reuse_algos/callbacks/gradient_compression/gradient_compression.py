@@ -35,7 +35,7 @@ from reuse_algos.sections import fit_section
 
 log = logging.getLogger(__name__)
 
-_SALT_NOISE = 52
+_SALT_NOISE = 52  # of view_hash: keeps this draw apart from those of other modules
 _NAME = "reuse/gradient_compression/"
 _SYNC = (
     "The Trainer must use ddp_sync_strategy='single_auto_sync', which is the default where no parameter is unused: "

@@ -36,8 +36,8 @@ from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
 _FILE_SETS = ("caltech101", "image_folder")
-_DEFAULT_FILE_SIDE = 224
-_GPU_MEMORY_SHARE = 0.25
+_DEFAULT_FILE_SIDE = 224  # of the images that torchvision's models were trained on
+_GPU_MEMORY_SHARE = 0.25  # the rest is for weights, optimizer and activations, which are not known here
 
 
 @dataclass(frozen=True, eq=False)

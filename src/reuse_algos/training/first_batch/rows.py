@@ -17,11 +17,15 @@ from reuse_algos.data.seeding import undisturbed
 from reuse_algos.errors import ArchiveWarning, DataError, TaskError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
-from reuse_algos.training.first_batch.views import check_first_batch, check_same_view_twice, mixed_targets, read_rows
+from reuse_algos.training.first_batch.views import (
+    ROWS,
+    check_first_batch,
+    check_same_view_twice,
+    mixed_targets,
+    read_rows,
+)
 from reuse_algos.training.interplay import hides_inputs
 from reuse_algos.training.nested import take_rows
-
-_ROWS = 4
 
 
 def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, given: bool) -> DatasetInfo | None:
@@ -43,7 +47,7 @@ def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, giv
     loader: Any = state.dataloader
     if info is None or info.labels is None or not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return info
-    positions = sample_of(info.keys, _ROWS)
+    positions = sample_of(info.keys, ROWS)
     try:
         with undisturbed(loader.dataset, loader.collate_fn):
             some = Examples(positions, torch.full_like(positions, -1))
@@ -94,7 +98,7 @@ def check_rows(
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return "rows not compared, as the dataset has no positions"
     rows_R = torch.arange(len(examples.positions)) if clean_R is None else clean_R
-    rows_R = rows_R[:_ROWS]
+    rows_R = rows_R[:ROWS]
     if not len(rows_R):
         return "rows not compared, as other algorithms replaced all of them"
     some = Examples(examples.positions[rows_R], examples.views[rows_R])

@@ -19,7 +19,7 @@ from reuse_algos.data.views import ExampleView
 from reuse_algos.errors import DataError
 from reuse_algos.training.nested import tensors_at
 
-_ROWS = 4
+ROWS = 4  # each costs a read of the dataset, and what mixes or moves rows shows in the first of them
 # Of the norm of the inputs: inputs may have been cast to bfloat16, which keeps three digits.
 _TOLERANCE = 1e-2
 
@@ -144,7 +144,7 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
     Raises:
         DataError: Inputs or targets of the batch are not those of its examples.
     """
-    some = examples.rows(0, min(_ROWS, len(examples.positions)))
+    some = examples.rows(0, min(ROWS, len(examples.positions)))
     with undisturbed(dataset, collate):
         read = dict(tensors_at(read_rows(dataset, some, epoch, collate)))
     advice = (
