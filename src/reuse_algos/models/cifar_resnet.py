@@ -58,7 +58,7 @@ class CifarResNet(nn.Module):
     does it.
 
     Args:
-        blocks_per_stage: N; 3 for ResNet-20, 9 for ResNet-56.
+        blocks_per_stage: n; 3 for ResNet-20, 9 for ResNet-56.
         num_classes: K.
         in_channels: Channels of the images.
         width: Channels of the first stage; 16 in the paper.

@@ -41,7 +41,7 @@ class Append:
         split_batch_norm: Whether replayed rows have a forward pass and batch norms of their own (AdvProp). Evaluation
             and the recorder see the main ones only. Without, all rows are one batch, as in ordinary adversarial
             training. Default: true.
-        weight: W in [0, 1]. Default: every row of the batch counts alike.
+        weight: w in [0, 1]. Default: every row of the batch counts alike.
     """
 
     name: ClassVar[str] = "append"

@@ -33,11 +33,11 @@ def allowed_examples(
 
     Args:
         pacing: One of :data:`PACINGS`.
-        step: T >= 0, in batches.
+        step: t >= 0, in batches.
         total_steps: T >= 1.
         num_examples: N >= 1.
-        start_fraction: B in [0, 1].
-        full_data_at: A >= 0; 0 gives all data from the first step, more than 1 never all of it.
+        start_fraction: b in [0, 1].
+        full_data_at: a >= 0; 0 gives all data from the first step, more than 1 never all of it.
 
     Returns:
         From 0 to N (``floor(N b)`` at step 0 with a > 0).

@@ -35,7 +35,7 @@ class MixTraining(ReusingAlgorithm):
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
         runs: The prior run, whose signals ``boxes`` and ``gt_scores`` were harvested; of several the first one counts.
-        weight: W, above 0. Default: 2.0.
+        weight: w, above 0. Default: 2.0.
         threshold: Score above which a pseudo-box is added, and a true box kept, from 0 to 1. Default: 0.9.
         overlap: IoU from 0 to 1 above which a pseudo-box takes a true box's place. Default: 0.5.
         control: ``shuffled`` gives each image the boxes and scores of another one. Default: none.

@@ -33,7 +33,7 @@ class Sign:
     """The sign that most ranks have, of gradients with noise (Chen et al. 2019, arXiv 1906.01736).
 
     Attributes:
-        noise: B, half the width of uniform noise in units of the gradient, at least 0. Default: 0.
+        noise: b, half the width of uniform noise in units of the gradient, at least 0. Default: 0.
         scale: Size of each entry of the result, above 0. Default: 1.
     """
 
@@ -51,7 +51,7 @@ class Median:
     """The median of the ranks' gradients with noise, entry by entry (Chen et al. 2019, arXiv 1906.01736).
 
     Attributes:
-        noise: B, standard deviation of normal noise in units of the gradient, at least 0. Default: 0.
+        noise: b, standard deviation of normal noise in units of the gradient, at least 0. Default: 0.
     """
 
     name: ClassVar[str] = "median"

@@ -91,7 +91,7 @@ class BatchRows:
         as Composer weighs microbatches by their clean rows, and ranks alike.
 
         Args:
-            weight: W, in [0, 1]; None: every row counts alike.
+            weight: w, in [0, 1]; None: every row counts alike.
             here: Replayed rows of the microbatch.
         """
         if weight is None:

@@ -75,8 +75,8 @@ class ChannelWise(KL):
     """Where each class is in the picture, ``b L + w D``, for dense tasks (arXiv 2011.13256).
 
     Attributes:
-        weight: W, at least 0. Default: 3.0.
-        base_weight: B, at least 0, the weight of the model's own loss. Default: 1.0.
+        weight: w, at least 0. Default: 3.0.
+        base_weight: b, at least 0, the weight of the model's own loss. Default: 1.0.
         temperature: T, above 0. Default: 4.0.
 
     Raises:

@@ -70,11 +70,11 @@ class MSE:
     """The mean squared difference of logits, ``b L + w D`` with b = 1 (arXiv 2303.06480).
 
     Attributes:
-        weight: W, at least 0. Default: 0.9.
+        weight: w, at least 0. Default: 0.9.
         weight_scheduler: Multiplies w at every batch, as Composer's schedulers multiply the learning rate:
             ``LinearScheduler(t_max="0.5dur")`` fades it out over the first half. Where it is 0 the term is off.
             Default: w is constant.
-        base_weight: B, at least 0, the weight of the model's own loss. Default: 1.
+        base_weight: b, at least 0, the weight of the model's own loss. Default: 1.
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
             labels. ``targets``: the mean over all counted ones of the microbatch. Default: ``examples``, or
             ``targets`` where the Trainer weighs microbatches by their tokens (``accumulate_train_batch_on_tokens``).
@@ -186,10 +186,10 @@ class KL(MSE):
     """The divergence of softened distributions, ``b L + w T^2 KL`` (Hinton et al. 2015, arXiv 1503.02531).
 
     Attributes:
-        weight: W, at least 0, and at most 1 where ``base_weight`` is left out. Default: 0.9.
+        weight: w, at least 0, and at most 1 where ``base_weight`` is left out. Default: 0.9.
         weight_scheduler: Multiplies w at every batch, as Composer's schedulers multiply the learning rate. Where it is
             0 the term is off. Default: w is constant.
-        base_weight: B, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
+        base_weight: b, at least 0, the weight of the model's own loss. Default: ``1 - weight``, Hinton's convex
             combination.
         average: ``examples``: D is the mean over examples, each of which is the mean of its counted tokens, pixels or
             labels. ``targets``: the mean over all counted ones of the microbatch. Default: ``examples``, or
