@@ -16,14 +16,43 @@ from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, RunNotFoun
 from reuse_algos.training.ranks import on_rank_zero
 
 RunSelection = str | Mapping[str, Any] | PriorRun | Sequence[str] | Sequence[PriorRun]
-"""A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs."""
+"""A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs.
 
-_QUERY_KEYS = ("tags", "run_name", "order", "metric", "limit", "unfinished", "unhealthy")
+The algorithms also take ``if_empty`` in a query, see :func:`split_if_empty`.
+"""
+
+_QUERY_KEYS = ("where", "tags", "run_name", "order", "metric", "limit", "unfinished", "unhealthy")
 
 
-def open_archive(archive: RunArchive | str | os.PathLike[str]) -> RunArchive:
-    """Return the archive itself, or the one at this path, which must exist."""
-    return archive if isinstance(archive, RunArchive) else RunArchive(archive)
+def open_archive(archive: RunArchive | str | os.PathLike[str], *, create: bool = False) -> RunArchive:
+    """Return the archive itself, or the one at this path.
+
+    Args:
+        archive: The archive or its path.
+        create: Whether to make an archive where there is none. Default: False, it must exist.
+    """
+    return archive if isinstance(archive, RunArchive) else RunArchive(archive, create=create)
+
+
+def split_if_empty(runs: RunSelection) -> tuple[RunSelection, bool]:
+    """Take ``if_empty`` out of a query.
+
+    Args:
+        runs: What to select. In a query, ``if_empty: refuse`` is an error where nothing matches, and ``if_empty: skip``
+            trains without prior runs then. Default: ``refuse``.
+
+    Returns:
+        The selection without it, and whether to skip.
+
+    Raises:
+        ValueError: ``if_empty`` is neither of the two.
+    """
+    if not isinstance(runs, Mapping) or "if_empty" not in runs:
+        return runs, False
+    query = {key: value for key, value in runs.items() if key != "if_empty"}
+    if runs["if_empty"] not in ("refuse", "skip"):
+        raise ValueError(f"runs: if_empty must be 'refuse' or 'skip', got {runs['if_empty']!r}")
+    return query, runs["if_empty"] == "skip"
 
 
 def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:

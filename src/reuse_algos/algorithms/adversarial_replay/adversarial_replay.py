@@ -128,6 +128,8 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the id events, and for the loss where there are replayed rows or auxiliary batch norms."""
+        if self.stands_aside(event):
+            return False
         if event == Event.BEFORE_LOSS:
             return self.replay.current is not None
         if event == Event.AFTER_LOSS:

@@ -77,7 +77,8 @@ class AutoReuse(ReusingAlgorithm):
     ) -> None:
         home = archive if isinstance(archive, RunArchive) else RunArchive(archive, create=True)
         super().__init__(home, dict(runs or {}), seed=seed)
-        self.query, self.dry_run, self.dataset = dict(runs or {}), dry_run, dataset
+        self.query: dict[str, Any] = dict(self.runs)  # type: ignore[arg-type]
+        self.dry_run, self.dataset = dry_run, dataset
         self.situations = frozenset(PRESETS) if unproven else SHOWN
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         self.decision: Decision | None = None

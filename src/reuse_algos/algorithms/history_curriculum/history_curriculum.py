@@ -143,6 +143,8 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the id events, and for the loss where losses of single examples are needed."""
+        if self.stands_aside(event):
+            return False
         if event == Event.AFTER_LOSS:
             return self._losses is not None
         return event in (Event.INIT, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)

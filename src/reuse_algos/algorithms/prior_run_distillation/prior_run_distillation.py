@@ -136,6 +136,8 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events always, the loss while the term is on."""
+        if self.stands_aside(event):
+            return False
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
         if event == Event.AFTER_LOSS:

@@ -135,17 +135,19 @@ class PriorRunWarmStart(ReusingAlgorithm):
     @property
     def find_unused_parameters(self) -> bool:
         """Whether DDP must look for parameters without a gradient: those that are frozen for some time."""
-        return self.part.changes_while_training
+        return self.part.changes_while_training and self.skipped is None
 
     @property
     def hides_inputs(self) -> bool:
         """Whether batches hold features instead of inputs: with ``cached``."""
-        return self.cached is not None
+        return self.cached is not None and self.skipped is None
 
     # What the engine asks -------------------------------------------------------------------------------------------
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
+        if self.stands_aside(event):
+            return False
         if self.cached is not None and event in _CACHED_EVENTS:
             return True
         if event == Event.BEFORE_FORWARD:
@@ -160,7 +162,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
         if event == Event.INIT:
             self._refuse_shards(state)
             self._forget()
-            self.part.arrange(state)
+            # Frozen random weights would only do harm.
+            if self.skipped is None:
+                self.part.arrange(state)
         elif event == Event.FIT_START:
             self.part.hold(state)
             if self.cached is not None:

@@ -216,12 +216,22 @@ class TaskReader:
             settings,
             sorted(of_loss | of_metrics),
             [type(metric).__name__ for metric in metrics],
+            _pull(total_of(state.loss), logits_of(state.outputs, self.keys.output)),
         )
         # A class that the loss ignores may be missing from the first microbatch, where its loss cannot show it.
         named = {index for index in of_loss if task.is_softmax and 0 <= index < task.num_classes}
         if task.ignore_index is None and len(named) == 1 and not bool((self.targets == min(named)).any()):
             return replace(task, ignore_index=min(named))
         return task
+
+
+def _pull(loss: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
+    """Return the loss's gradient at the outputs, by the short way between them; None where it is not known."""
+    if not (loss.requires_grad and outputs.requires_grad):
+        return None
+    # The graph is kept: the backward pass of the step follows.
+    (pull,) = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+    return pull
 
 
 def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:

@@ -9,7 +9,16 @@ from dataclasses import replace
 import torch
 
 from reuse_algos.errors import TaskError
-from reuse_algos.training.tasks.task import CONFIRMED, KINDS, POSITIONS, Kind, Task, TaskSettings, mean_of_counted
+from reuse_algos.training.tasks.task import (
+    CONFIRMED,
+    KINDS,
+    POSITIONS,
+    SUMMED,
+    Kind,
+    Task,
+    TaskSettings,
+    mean_of_counted,
+)
 
 # Losses of bfloat16 forward passes are compared with ones computed in float32 here.
 _TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 5e-3}
@@ -23,12 +32,14 @@ def find_task(
     settings: TaskSettings | None = None,
     ignore_indices: Sequence[int] = (),
     metrics: Sequence[str] = (),
+    pull: torch.Tensor | None = None,
 ) -> Task:
     """Find the task of a model in a batch.
 
     Every reading of the shapes becomes a candidate, and each candidate's plain loss is held against the model's own:
     the reading whose loss is the model's is the task. Where the model's loss is none of the plain ones (label
-    smoothing, class weights, focal loss), shapes and metrics decide if they leave one reading only.
+    smoothing, class weights, focal loss), its gradient must act on the outputs as a loss of the task does, see
+    :func:`objection`; shapes and metrics decide among the readings that are left.
 
     Args:
         outputs: Logits or predictions of the batch.
@@ -38,6 +49,7 @@ def find_task(
         ignore_indices: Values that the model's loss or its metrics name as ignored: hints that the loss must confirm.
             Default: none.
         metrics: Class names of the model's metrics (``BinaryAccuracy``, ``MeanSquaredError``): hints. Default: none.
+        pull: Gradient of the model's loss with respect to ``outputs``, of the same shape. Default: not known.
 
     Raises:
         TaskError: Nothing fits, or several readings fit and nothing tells them apart.
@@ -59,9 +71,26 @@ def find_task(
     chosen = _distinct(_confirmed(candidates, outputs, targets, own_loss), outputs, targets)
     if len(chosen) == 1:
         return replace(chosen[0], evidence=CONFIRMED)
+    if not chosen and own_loss is not None:
+        summed = [task for task in candidates if _is_sum(task, outputs, targets, own_loss)]
+        if len(_distinct(summed, outputs, targets)) == 1:
+            return replace(summed[0], evidence=SUMMED)
     # The loss cannot tell these apart (or is none of the plain ones): hints may, but only if they leave one.
     # An ignored value or a shift that the loss does not show is not assumed.
     pool = chosen or _distinct(_without_hints(candidates), outputs, targets)
+    evidence = "shapes and metrics"
+    if not chosen and pull is not None and bool(pull.any()):
+        if pulled := _pulled(candidates, outputs, targets, pull):
+            pool, evidence = _distinct(pulled, outputs, targets), "its loss pulls at the outputs as a loss of it does"
+        elif settings.kind is None:
+            raise TaskError(
+                f"no task fits {seen}, which is none of the plain losses. "
+                + "; ".join(f"{_words(task)}: {objection(task, outputs, targets, pull)}" for task in pool)
+                + ". Return logits (or predictions, for regression) from the model, or set keys: {task: {kind: ...}} "
+                "where the outputs are to be read like that all the same."
+            )
+    if len(pool) == 1 and evidence != "shapes and metrics":
+        return replace(pool[0], evidence=evidence)
     named = [task for task in pool if _named_by(metrics, task)]
     if len(named) == 1:
         return replace(named[0], evidence="shapes and metrics")
@@ -151,6 +180,14 @@ def _distance(task: Task, outputs: torch.Tensor, targets: torch.Tensor, own_loss
     return min((distance for distance in distances if math.isfinite(distance)), default=math.inf)
 
 
+def _is_sum(task: Task, outputs: torch.Tensor, targets: torch.Tensor, own_loss: float) -> bool:
+    """Return whether the model's loss is this task's, added up over the targets instead of averaged."""
+    values, counted = task.losses_of_targets(task.rows(outputs.detach(), targets))
+    number = values.numel() if counted is None else int(counted.sum())
+    off = abs(float((values if counted is None else values[counted]).sum()) - own_loss)
+    return number > 1 and off <= _TOLERANCE.get(outputs.dtype, _LEAST_TOLERANCE) * abs(own_loss)
+
+
 def _distinct(tasks: list[Task], outputs: torch.Tensor, targets: torch.Tensor) -> list[Task]:
     """Leave out readings that differ from an earlier one only in an ignored value that this batch does not hold."""
     # Both mean the same here, and a choice between them would be refused as ambiguous.
@@ -176,6 +213,74 @@ def _without_hints(tasks: list[Task]) -> list[Task]:
     # A wrong ignored value or shift would silently drop targets, so only the loss may decide for one.
     plain = [task for task in tasks if task.ignore_index is None and not task.shift]
     return plain or tasks
+
+
+# Gradients of half precision have two or three digits; a softmax that is not one is off by tens of per cent.
+_SLACK = 0.05
+# Losses against label noise may leave the targets of odd examples; a loss of numbers moves all of them.
+_MOST, _NEARLY_ALL = 0.6, 0.95
+
+
+def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> str | None:
+    """Return why the model's loss is not a loss of a task, as its gradient at the outputs shows; None where it may be.
+
+    Targets that do not count have no gradient. A softmax does not see a constant that is added to all logits of a row,
+    so the gradient of a row sums to 0, and the class that it raises most is the target's. A sigmoid's logit is raised
+    for label 1 and lowered for label 0; a prediction is moved towards its target.
+
+    Args:
+        task: How outputs and targets are read.
+        outputs: Of the batch.
+        targets: Of the batch.
+        pull: Gradient of the model's loss with respect to the outputs, not 0 everywhere.
+
+    >>> logits = torch.tensor([[0.2, 0.8]])
+    >>> objection(Task("multiclass", 2), logits, torch.tensor([1]), torch.tensor([[0.0, -1.25]]))
+    "the loss's gradient does not sum to 0 over the classes, so the outputs are no logits of a softmax"
+    """
+    rows, pull = task.rows(outputs.detach().float(), targets), pull.detach().float()
+    whole_BCX = pull.unsqueeze(1) if task.class_dim == 0 else pull.movedim(task.class_dim, 1)
+    pull_BCX = whole_BCX[:, :, :-1] if task.shift else whole_BCX
+    # One number for each label or prediction, one for the classes of a place.
+    sizes = pull_BCX.abs().sum(1) if task.is_softmax else pull_BCX.abs()
+    counts = torch.ones_like(sizes, dtype=torch.bool) if rows.counted_BX is None else rows.counted_BX
+    total = float(whole_BCX.abs().sum())
+    if total - float(sizes[counts].sum()) > _SLACK * total:
+        return f"the loss counts targets that this reading does not (class numbers are 0 to {task.num_classes - 1})"
+    truth = rows.targets
+    assert truth is not None
+    if task.is_softmax:
+        if float(pull_BCX.sum(1).abs().sum()) > _SLACK * total:
+            return "the loss's gradient does not sum to 0 over the classes, so the outputs are no logits of a softmax"
+        places = counts & (sizes > 0)
+        truth = truth.argmax(1) if truth.is_floating_point() else truth
+        raised, lowered = (pull_BCX.argmin(1) == truth)[places], (pull_BCX.argmax(1) == truth)[places]
+        # A smoothed loss lowers the target's logit where the model is surer than the smoothing wants it to be.
+        sure = rows.logits_BCX.softmax(1).amax(1)[places] > 0.9
+        if float((raised | (lowered & sure)).float().mean()) < _MOST:
+            return "the loss raises other classes than the targets'"
+        return None
+    towards = (truth > 0.5).float() - (truth < 0.5).float() if task.is_sigmoid else truth - rows.logits_BCX
+    if float(sizes[counts & (pull_BCX * towards < 0)].sum()) < _NEARLY_ALL * total:
+        return "the loss does not move the outputs to where the targets are"
+    labels = bool(((truth == 0) | (truth == 1) | ~counts).all())
+    if labels and bool(((rows.logits_BCX >= 0) & (rows.logits_BCX <= 1)).all()):
+        return "all outputs lie between 0 and 1, so they may be probabilities of labels and no logits"
+    return None
+
+
+def _pulled(candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> list[Task]:
+    """Return the readings that the gradient allows; of those, the ones with the fewest targets without a gradient."""
+    fitting = [task for task in candidates if objection(task, outputs, targets, pull) is None]
+    idle = {task: _idle(task, outputs, targets, pull) for task in fitting}
+    return [task for task in fitting if idle[task] == min(idle.values())]
+
+
+def _idle(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> int:
+    """Return how many targets count though the loss has no gradient at them: those that the loss ignores, as a rule."""
+    rows = task.rows(pull.detach(), targets)
+    still = (rows.logits_BCX == 0).all(1) if task.is_softmax else rows.logits_BCX == 0
+    return int((still if rows.counted_BX is None else still & rows.counted_BX).sum())
 
 
 _METRICS: dict[str, tuple[str, ...]] = {

@@ -26,6 +26,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 _SOFTMAX = ("multiclass", "token", "dense")
 POSITIONS = ("token", "dense")
 CONFIRMED = "its loss is the model's own"
+SUMMED = "its loss, added up over the batch, is the model's own"
 
 
 @dataclass(frozen=True)

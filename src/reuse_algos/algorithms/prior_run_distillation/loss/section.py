@@ -24,7 +24,7 @@ from reuse_algos.algorithms.prior_run_distillation.loss.terms import (
     mse_term,
 )
 from reuse_algos.errors import TaskError
-from reuse_algos.training.tasks.task import Task
+from reuse_algos.training.tasks.task import SUMMED, Task
 from reuse_algos.training.window import Window, ahead, scheduled
 
 Scale = Literal["none", "teacher", "rows"]
@@ -141,6 +141,12 @@ class MSE:
         self._check_scale(task)
 
     def _check_scale(self, task: Task) -> None:
+        if task.evidence == SUMMED:
+            raise TaskError(
+                "the model's loss is a sum over the batch, and the term is a mean, so its weight would depend on the "
+                "size of the batch. Let the model return the mean loss (reduction='mean'), with a learning rate that "
+                "fits it."
+            )
         if self.scale == "rows" and not task.is_softmax:
             raise TaskError(
                 f"PriorRunDistillation with loss.scale: rows needs classes that exclude each other, and the task is "

@@ -82,6 +82,8 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
         health="empty" if int(now.batch) == 0 else "ok" if finite else "diverged",
         harvests=[] if base is None else base.harvests,
         prior_runs=uses or ([] if base is None else base.prior_runs),
-        decisions={snake_case(type(one).__name__): why[:MAX_TEXT] for one in reusing if (why := one.why())},
+        decisions={
+            snake_case(type(one).__name__): why[:MAX_TEXT] for one in reusing if (why := one.skipped or one.why())
+        },
         files=files,
     )
