@@ -2,7 +2,7 @@
 
 The train DataLoader is swapped once, when training starts, for one with the same arguments whose batch sampler
 records the index list of each batch (:class:`~reuse_algos.data.sampler.TrackedBatchSampler`). Every algorithm and the
-recorder keeps an :class:`ExampleIds` of its own as a cursor over that one record: whoever comes first installs it, the
+recorder keeps an :class:`ExampleIds` of its own as a cursor over that one record: the first to come installs it, the
 others find it on the loader.
 """
 
@@ -65,7 +65,7 @@ def track_loader(loader: DataLoader) -> DataLoader:
 
 
 def keep_views(state: State) -> None:
-    """Make sure at FIT_START that a dataset with seeded views is told the epoch, even where nobody needs example ids.
+    """Make sure at FIT_START that a dataset with seeded views knows the epoch, also where no example ids are needed.
 
     Raises:
         ExampleIdError: The views are hidden inside another dataset, which would show the first one in every epoch.
@@ -86,9 +86,9 @@ def keep_views(state: State) -> None:
 
 
 def tell_epoch(state: State) -> None:
-    """Tell a stream which epoch comes next, at FIT_START and EPOCH_END.
+    """Set the next epoch of a stream, at FIT_START and EPOCH_END.
 
-    Composer tells samplers only, and streams have none.
+    Composer sets the epoch of samplers only, and streams have none.
     """
     dataset = getattr(state.dataloader, "dataset", None)
     if isinstance(dataset, IterableDataset) and hasattr(dataset, "set_epoch"):
@@ -96,11 +96,7 @@ def tell_epoch(state: State) -> None:
 
 
 def refuse_streams(who: str, state: State) -> None:
-    """Refuse a stream to an algorithm that decides which examples are shown, and when.
-
-    Args:
-        who: Name of the algorithm.
-        state: At FIT_START.
+    """Refuse a stream to an algorithm that decides which examples are shown, and when (FIT_START).
 
     Raises:
         ExampleIdError: The train dataset is iterable: it decides its order itself.
@@ -290,5 +286,5 @@ class TrackExamples(Callback):
         keep_views(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Tell streams the number of the next epoch."""
+        """Set the next epoch of a stream."""
         tell_epoch(state)

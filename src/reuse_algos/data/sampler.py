@@ -158,8 +158,7 @@ def views_of_loader(loader: Any) -> ViewPolicy | None:
 class TrackedBatchSampler(DistributedSampler):
     """A batch sampler that records what it yields and adds view numbers for datasets that take them.
 
-    It is a ``DistributedSampler`` because Composer calls ``set_epoch`` only on one that it finds as
-    ``dataloader.batch_sampler`` or ``.sampler``; the epoch is passed on to whatever is inside.
+    The epoch is passed on to the sampler and the dataset inside.
 
     Args:
         batch_sampler: Yields lists of positions; keeps deciding which.
@@ -169,6 +168,8 @@ class TrackedBatchSampler(DistributedSampler):
     """
 
     def __init__(self, batch_sampler: Iterable[Sequence[int]], dataset: object) -> None:
+        # A DistributedSampler, because Composer calls set_epoch only on one that it finds as dataloader.batch_sampler
+        # or .sampler.
         super().__init__(
             range(1),  # type: ignore[arg-type]  # the length of this class is that of the batch sampler inside
             num_replicas=dist.get_world_size(),
@@ -181,7 +182,7 @@ class TrackedBatchSampler(DistributedSampler):
         self._record: list[Examples] = []
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell everything below which epoch comes next."""
+        """Set the epoch of everything below."""
         self.epoch = epoch
         # Composer reaches this object only; samplers of users wait for the epoch further inside.
         for inner in (self.batch_sampler, getattr(self.batch_sampler, "sampler", None)):
@@ -210,7 +211,7 @@ class TrackedBatchSampler(DistributedSampler):
     def steer(self, plan: Plan, *, num_examples: int, length: int, seed: int) -> int:
         """Let a plan choose what every epoch shows, in batches of the same size as before.
 
-        An :class:`EpochSampler` inside is told the plan; a standard random, sequential or distributed sampler inside is
+        An :class:`EpochSampler` inside gets the plan; a standard random, sequential or distributed sampler inside is
         replaced by one. What the plan leaves out is never loaded.
 
         Args:

@@ -109,12 +109,11 @@ def _read(dataset: Any, position: int, seed: int) -> bytes:
 
 
 class EpochCell:
-    """The number of the current epoch, seen by DataLoader workers too because it lies in shared memory.
-
-    Persistent workers keep the copy of the dataset they were started with; a plain attribute would never change there.
-    """
+    """The number of the current epoch, in memory that DataLoader workers share."""
 
     def __init__(self) -> None:
+        # Persistent workers keep the copy of the dataset they were started with: a plain attribute would never change
+        # there.
         self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
 
     @property
@@ -178,7 +177,7 @@ class ViewedDataset(Dataset[Any]):
         return self.info.num_examples
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next; reaches running workers too."""
+        """Set the epoch (from 0) that comes next; reaches running workers, too."""
         self._epoch.set(epoch)
 
     def __getitem__(self, index: ExampleView | int) -> Any:
@@ -189,7 +188,7 @@ class ViewedDataset(Dataset[Any]):
             position, view = int(index), self.view_policy.view_of_epoch(epoch or 0)
         if view < UNKNOWN_VIEW:
             raise DataError(f"View {view} of position {position}: views are numbered from 0, and -1 means random.")
-        # Nobody has told an epoch: a plain DataLoader of a user, whose random numbers are left alone.
+        # No epoch was set: a plain DataLoader of a user, whose random numbers are left alone.
         if view == UNKNOWN_VIEW and epoch is None:
             return self.dataset[position]
         if not -len(self) <= position < len(self):

@@ -48,10 +48,6 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
 def training_flops(flops_per_example: int | None, state: State) -> float | None:
     """Return the FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
 
-    Args:
-        flops_per_example: Of a forward pass of the model.
-        state: With the timestamp and the algorithms.
-
     Returns:
         None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one
         of Composer's (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup) changes what a step is.

@@ -27,7 +27,7 @@ from reuse_algos.algorithms.adversarial_replay.checks import (
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRows, current_examples
 from reuse_algos.algorithms.adversarial_replay.replay.row_replay import RowReplay
-from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows, take_rows
+from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
 from reuse_algos.algorithms.adversarial_replay.written_back import WrittenBack
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
@@ -43,6 +43,7 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window

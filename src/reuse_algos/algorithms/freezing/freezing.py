@@ -73,7 +73,7 @@ class Freezing(Algorithm):
         if event == Event.INIT:
             self.part.arrange(state)
         elif event == Event.FIT_START:
-            keep_views(state)  # a dataset with numbered views shows the next one in each epoch only when it is told
+            keep_views(state)  # numbered views change from epoch to epoch only where the dataset knows the epoch
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:

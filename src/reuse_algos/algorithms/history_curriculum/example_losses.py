@@ -126,11 +126,6 @@ class MeanCheck:
     def add(self, loss: Any, losses_B: torch.Tensor, rows: int) -> None:
         """Compare one microbatch; a loss and losses that are both not finite any more (divergence) agree.
 
-        Args:
-            loss: Of the model.
-            losses_B: Of the examples.
-            rows: Of the microbatch.
-
         Raises:
             ModelError: There is not one loss per row.
         """

@@ -100,7 +100,7 @@ class RunKeeper:
                 on_rank_zero(lambda: record.put_weights("init", evaluated_weights(state)))
 
     def go_on(self, state: State) -> bool:
-        """Take up the run of the checkpoint, and return whether there is one and it is this one."""
+        """Go on with the run of the checkpoint, and return whether there is one and it is this one."""
         resume = self.resume
         if resume is None or not goes_on(resume, self._name(state), self.archive, self.spool):
             return False

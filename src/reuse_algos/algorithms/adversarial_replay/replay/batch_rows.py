@@ -75,9 +75,6 @@ class BatchRows:
     def next_microbatch(self, count: int) -> Tensor:
         """Go on to the next microbatch.
 
-        Args:
-            count: Its rows.
-
         Returns:
             int64 on the CPU: which of these are replayed.
         """

@@ -20,14 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from reuse_algos.algorithms.adversarial_replay.replay.rows import (
+    ADVICE,
     add_to_first,
     join_rows,
     nothing_of,
-    take_rows,
     tensors_of,
     with_item,
 )
 from reuse_algos.errors import ModelError
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 
@@ -84,11 +85,6 @@ class ReplayedForward:
         """Prepare the next call of the trainer's model.
 
         That call fills ``replay.outputs``; with ``replace`` it returns them in their places.
-
-        Args:
-            model: The trainer's, with its wrappers.
-            batch: What that call will get.
-            replay: The rows.
         """
         self.disarm()
         given = self._given(batch, replay)
@@ -250,4 +246,4 @@ def _item(batch: Any, key: Any) -> Tensor:
 
 def _part(outputs: Any, start: int, stop: int, num_rows: int) -> Any:
     """Return rows of the outputs of a joint pass."""
-    return take_rows(outputs, torch.arange(start, stop), num_rows, strict=True)
+    return take_rows(outputs, torch.arange(start, stop), num_rows, strict=ADVICE)

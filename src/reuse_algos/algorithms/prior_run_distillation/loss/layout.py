@@ -16,6 +16,7 @@ from reuse_algos.archive import PriorRun, encode_top_k
 from reuse_algos.archive.signals.top_k import top_k_error
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.training.tasks.recorded_task import task_of
 from reuse_algos.training.tasks.task import Rows, Task, mean_of_counted
 
 
@@ -95,13 +96,10 @@ def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
         PriorRunMismatchError: A run's outputs mean something else than this run's.
     """
     for run in runs:
-        theirs = getattr(run.manifest, "task", None)
-        kind = getattr(theirs, "kind", None)
-        if kind is None:
-            continue
-        shift = bool(getattr(theirs, "shift", False))
-        if (kind, shift) != (task.kind, task.shift):
-            words = Task(task.kind, 1, shift=task.shift).difference(Task(kind, 1, shift=shift))
+        theirs = task_of(run.manifest)
+        # The number of classes may differ here: only common classes are compared.
+        if theirs is not None and (theirs.kind, theirs.shift) != (task.kind, task.shift):
+            words = Task(task.kind, 1, shift=task.shift).difference(Task(theirs.kind, 1, shift=theirs.shift))
             raise PriorRunMismatchError(
                 f"run {run.id} was trained on another task: {words}. Choose other runs, or set keys: {{task: {{kind: "
                 "...}} where this run's was found wrongly."
@@ -156,7 +154,7 @@ def right_answers(task: Task, rows: Rows, target_BC: Tensor, yes_BC: Tensor, see
         seen_B: Rows that have a target of the teachers; None: all.
 
     Returns:
-        Float32 ``[3]`` over the rows that the teachers know; None for regression and where there are no targets.
+        Float32 ``[3]`` over the rows that the teachers know; None for regression, or without targets.
     """
     if rows.targets is None or not (task.is_softmax or task.is_sigmoid):
         return None

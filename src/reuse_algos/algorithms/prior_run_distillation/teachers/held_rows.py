@@ -130,7 +130,7 @@ class CachedCheck:
         assert examples is not None
         used = set(cached.slots_used)
         found, seen_B = cached.targets(state, batch, examples, range(len(cached.names)))
-        cached.slots_used.intersection_update(used)  # a check is no use of a harvest, and a resumed run checks again
+        cached.slots_used.intersection_update(used)  # a check does not count as use of a harvest
         for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
             if kept:
                 check_top_k(name, logits_BC, kept, temperature)
@@ -164,7 +164,7 @@ class CachedCheck:
             return str(error)
 
     def _answers(self, state: State, batch: Any) -> Tensor:
-        """What the archived model says of the microbatch: the one extra forward pass."""
+        """Return what the archived model says of the microbatch: the one extra forward pass."""
         module = state.device.module_to_device(archived_model(self._run, self._weights, like=self._student))
         given = BatchGuard("the archived model").copy(batch)  # the first copy of a guard shares no tensor
         inputs = given if isinstance(module, ComposerModel) else batch_get(given, self._keys.input)

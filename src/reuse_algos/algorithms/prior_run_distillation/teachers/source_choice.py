@@ -34,7 +34,7 @@ class SourceChoice(NamedTuple):
 def choose_source(
     state: State,
     runs: Sequence[PriorRun],
-    source: Live | Cached | Auto,
+    source: Live | Cached,
     policy: ViewPolicy | None,
     no_ids: str | None,
     mismatch: str,
@@ -53,7 +53,7 @@ def choose_source(
         PriorRunMismatchError: What is asked for is not true for what this run sees.
     """
     hiding = hides_inputs(state)
-    if isinstance(source, Live) and not isinstance(source, Auto):
+    if isinstance(source, Live):
         if hiding:
             raise PriorRunMismatchError(_no_images(hiding[0], "source: live was asked for"))
         return SourceChoice("live", "as asked for")
@@ -80,9 +80,7 @@ def signal_name(weights: str) -> str:
     return harvested_name("logits", weights)
 
 
-def missing_from_cache(
-    run: PriorRun, source: Cached | Auto, policy: ViewPolicy | None, least: float = 0.0
-) -> str | None:
+def missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None, least: float = 0.0) -> str | None:
     """Say why cached logits of a run cannot stand for this run's views, or None where they can.
 
     Args:

@@ -58,7 +58,7 @@ def manifest_of(facts: RunFacts, state: State, base: Manifest | None, files: lis
     reusing = [one for one in state.algorithms if isinstance(one, ReusingAlgorithm)]
     uses = [use for one in reusing for use in one.prior_uses()]
     now = state.timestamp
-    # A run whose last loss is no number teaches nobody; selection leaves it out unless it is asked for.
+    # A run whose last loss is not a number cannot teach; selection leaves it out unless it is asked for.
     finite = facts.log.is_finite("loss/train/total", facts.monitor)
     return Manifest(
         run_name=facts.run_name,

@@ -100,12 +100,9 @@ def num_epochs(state: State) -> int | None:
 def check_weights(model: torch.nn.Module) -> None:
     """Refuse, before the first batch, a model whose weights an archive cannot hold or that hides some of them.
 
-    Args:
-        model: As the Trainer holds it.
-
     Raises:
         ArchiveError: A tensor is of a type that archives do not have.
-        ModelError: The state dict leaves out parameters, as adapters (LoRA) do: nobody could rebuild the model.
+        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt.
     """
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
