@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console, RenderableType
 from rich.console import Group as Parts
-from rich.console import RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -31,13 +32,25 @@ from reuse_algos.compare.show.words import (
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = ["comparison_table", "new_table", "recommendation_table", "run_state", "runs_table", "verdict_text"]
+__all__ = [
+    "comparison_table",
+    "narrowest",
+    "new_table",
+    "recommendation_table",
+    "run_state",
+    "runs_table",
+    "verdict_text",
+]
 
 _VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "yellow", "not enough runs": "yellow"}
 _STANDING_STYLE = {"recommended": "bold green", "cheaper than the baseline": "green", "not enough evidence": "yellow"}
 _FRONTS: tuple[tuple[Axis, str], ...] = (
     ("steps", "steps"), ("samples", "examples"), ("cost_seconds", "cost"), ("flops", "FLOPs"),
 )  # fmt: skip
+
+
+_TAGS_WIDTH = 16
+_WIDE = 10_000
 
 
 def new_table(*columns: tuple[str, bool], padding: int = 2, first: int | None = None) -> Table:
@@ -280,7 +293,8 @@ def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric:
         ("tags", False),
         padding=1,
     )
-    table.columns[1].no_wrap = True
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table.columns[-1].min_width = _TAGS_WIDTH
     for run, value in zip(runs, values, strict=True):
         manifest = run.manifest
         table.add_row(
@@ -293,6 +307,16 @@ def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric:
             Text(" ".join(f"{key}={value}" for key, value in sorted(run.tags.items()))),
         )
     return table
+
+
+def narrowest(table: RenderableType, console: Console) -> int:
+    """Return the width below which a table would break or cut what must not be.
+
+    Args:
+        table: Whose columns say what does not wrap.
+        console: Where it is printed.
+    """
+    return Measurement.get(console, console.options.update(width=_WIDE), table).minimum
 
 
 def run_state(run: PriorRun) -> str:
