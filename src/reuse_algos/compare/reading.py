@@ -122,6 +122,7 @@ def read_outcome(run: PriorRun, metric: str, group: str = "") -> Outcome | None:
         prior_run_ids=tuple(sorted({use.run_id for use in manifest.prior_runs})),
         run_id=run.id,
         control_of=manifest.tags.get("control_of"),
+        role=manifest.tags.get("role"),
         health=manifest.health,
         history=History(
             steps=step[keep],
@@ -208,10 +209,18 @@ def _nothing(archive: RunArchive, group_by: str, tags: Any, left_out: LeftOut) -
     which = f" with the tags {dict(tags)}" if tags else ""
     if left_out.without_key:
         runs = f"{len(left_out.without_key)} finished runs{which}"
-        return f"none of the {runs} in {archive.location} has {group_by}: group by another key"
+        tag = next((key[len("tags.") :] for key in group_by.split(",") if key.startswith("tags.")), None)
+        tagged = f", or tag them: RunRecorder(..., tags={{{tag!r}: 'mine'}}), or tags.{tag}=mine in a recipe"
+        return (
+            f"none of the {runs} in {archive.location} has {group_by}: group by another key (--group-by run_name)"
+            f"{tagged if tag else ''}"
+        )
     hint = f" ({len(left_out.unfinished)} are not finished)" if left_out.unfinished else ""
     hint += f" ({len(left_out.reused)} with the tag role: prior are left out)" if left_out.reused else ""
-    return f"there are no finished runs{which} in {archive.location}{hint}; `reuse-algos runs --all` lists every run"
+    return (
+        f"there are no finished runs{which} in {archive.location}{hint}; `reuse-algos runs {archive.location} --all` "
+        "lists every run"
+    )
 
 
 def _read(

@@ -87,7 +87,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         Text(""),
     ]
     if over_budgets:
-        parts += [*(Text(f"- {group.sentence}") for group in comparison.groups), Text("")]
+        said = [line for group in comparison.groups for line in (group.sentence, *_of_controls(group))]
+        parts += [*(Text(f"- {line}") for line in said), Text("")]
         parts += [_speedups_table(comparison)] if len(comparison.groups) > 1 else []
         parts += [_points_table(comparison), Text(_how_over_budgets(comparison), style="dim")]
     else:
@@ -119,6 +120,10 @@ def _how_over_budgets(comparison: Comparison) -> str:
         "Costs where the mean curve over the budgets reaches the target; each run counts with its last value only. All "
         f"costs: training + set-up + used harvests, in seconds. {shared} divided by {comparison.later_runs} later runs."
     )
+
+
+def _of_controls(group: Group) -> list[str]:
+    return [over.sentence for over in group.over_controls]
 
 
 def _groups_table(comparison: Comparison) -> Table:
@@ -210,7 +215,7 @@ def _speedups_table(comparison: Comparison) -> Table:
     for group in comparison.groups:
         label = Text(group.name if group.control_of is None else f"{group.name}\n(control of {group.control_of})")
         if not group.is_baseline:
-            label.append("\n").append(verdict_text(group.verdict))
+            label.append("\n").append(_verdict(group))
         rows = [
             (AXIS_WORDS[axis], _cost(cost, axis, group.target_bound), _speedup(group.speedups.get(axis)))
             for axis in comparison.shown_axes
