@@ -23,6 +23,7 @@ from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.lookup import ArchivedRows, fits_device, harvest_share
 from reuse_algos.priors.presentations import harvested_name
@@ -211,9 +212,9 @@ class CachedFeatures:
 
     def _open(self, run: PriorRun, policy: ViewPolicy) -> Signal:
         name, record = features_name(self.weights), run.manifest.dataset
-        which = "" if self.weights == "last" else f" --weights {self.weights}"
+        which = () if self.weights == "last" else (self.weights,)
         how = "--plain" if policy.transform == "none" else f"--views {policy.num_views}"
-        advice = f"Run `reuse-algos harvest ARCHIVE {run.id} --signals features{which} {how}`, or use source: live."
+        advice = f"Run {harvest_command(run, 'features', weights=which, views=how)}, or use source: live."
         if name not in run.signal_names:
             raise SignalNotFoundError(f"run {run.id} has no signal {name!r}. {advice}")
         signal = run.signal(name)

@@ -48,7 +48,11 @@ def _missing(manifest: Manifest) -> list[str]:
     if not manifest.tags:
         found.append("tags (runs can only be chosen and compared by name)")
     if manifest.dataset is None or not manifest.dataset.labels_known:
-        found.append("labels (no scores that need them, no class balance)")
+        known = manifest.task is not None and manifest.task.num_classes
+        where = "batches have them, and the dataset does not list them: " if known else ""
+        found.append(
+            f"labels ({where}no scores by label; `targets` of the dataset or RunRecorder(dataset=...) has them)"
+        )
     if "logits" not in signals:
         found.append("logits (no cached teachers until they are harvested; live ones work where weights are kept)")
     if not any(entry.kind == "weights" for entry in manifest.files):

@@ -84,6 +84,7 @@ class RunKeeper:
         self.state: State | None = None
         self.resume: dict[str, Any] | None = None
         self.ended = False
+        self.told = False
         self.overhead_seconds = 0.0
         self._model: ModelRecord | None = None
 
@@ -181,6 +182,9 @@ class RunKeeper:
         assert self.record is not None
         if dist.get_global_rank() != 0 or self.record.manifest is None:
             return
+        if self.told:  # an engine may be closed twice, by the error and by the end of the process
+            return
+        self.told = True
         saving = any(isinstance(one, CheckpointSaver) for one in state.callbacks)
         say(stopped_line(self.record.run_id, self.archive.location, self.record.manifest, checkpoints=saving))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import RunNotFoundError, SignalNotFoundError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time
 from reuse_algos.priors.scores import formulas
@@ -82,8 +83,8 @@ def label_noise(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = 
             raise SignalNotFoundError(
                 f"suspected labels are read from logit_margin or logits, and run {run.id} has neither (its signals: "
                 f"{', '.join(run.signal_names) or 'none'}). Record runs with run_recorder signals: {{logit_margin: "
-                "{}, logits: {last_epochs: 1}}, or fill the logits of several checkpoints: `reuse-algos harvest "
-                f"ARCHIVE {run.id} --signals logits --weights NAME`."
+                "{}, logits: {last_epochs: 1}}, or fill the logits of several checkpoints: "
+                f"{harvest_command(run, 'logits', weights=run.weight_names)}."
             )
         sources.append(_Source(reader, margins, logits, rows_N))
     margins_N, instead = [], []

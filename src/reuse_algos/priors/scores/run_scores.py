@@ -40,6 +40,7 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun, PriorUse
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError, nearest
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time, latest_first, one_per_epoch
 from reuse_algos.priors.scores import formulas
@@ -349,11 +350,13 @@ def _advice(run: PriorRun, spec: ScoreSpec, recipe: _Recipe) -> str:
         captured = recipe.sources[0].signal
         return (
             f"Record runs with run_recorder signals: {{{captured}: {{}}}}, or fill the logits of several checkpoints: "
-            f"`reuse-algos harvest ARCHIVE {run.id} --signals logits --weights NAME`."
+            f"{harvest_command(run, 'logits', weights=run.weight_names)}."
         )
-    weights = "" if spec.epoch is None else f" --weights ep{spec.epoch:04d}"
-    signal = recipe.sources[0].signal
-    return f"Fill it: `reuse-algos harvest ARCHIVE {run.id} --signals {signal}{weights}`."
+    weights = () if spec.epoch is None else (f"ep{spec.epoch:04d}",)
+    names = [source.signal for source in recipe.sources]
+    # Losses and right answers are captured while a run trains; a harvest fills the logits that both follow from.
+    signal = "logits" if "logits" in names else names[0]
+    return f"Fill it: {harvest_command(run, signal, weights=weights)}."
 
 
 # Ensembles ------------------------------------------------------------------------------------------------------------
@@ -383,7 +386,7 @@ def _ensemble_score(
             f"the score {spec.name!r} compares at least 2 members, the logits of runs or checkpoints; {names} "
             f"{'has' if len(runs) == 1 else 'have'} {len(members)}"
             f"{'' if spec.epoch is None else f' of epoch {spec.epoch}'}. Name more runs, or fill the logits of more "
-            "checkpoints: `reuse-algos harvest ARCHIVE RUN --signals logits --weights NAME`."
+            f"checkpoints: {harvest_command(runs[0], 'logits', weights=runs[0].weight_names)}."
         )
     classes = {reader.signal(one.signal).num_classes: reader.run.id for reader, _, one in members}
     if len(classes) > 1:

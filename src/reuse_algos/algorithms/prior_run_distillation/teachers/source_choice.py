@@ -11,6 +11,7 @@ from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached,
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import age_of_slot, missing_views, other_views, too_old
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
@@ -90,7 +91,7 @@ def missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None,
         least: Share of the examples of each view that must have logits. Default: 0, any.
     """
     views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
-    advice = f"Run `reuse-algos harvest ARCHIVE {run.id} {views}`, or use source: live"
+    advice = f"Run {harvest_command(run, 'logits', views=views)}, or use source: live"
     names = source.weight_names
     for name in names:
         if signal_name(name) not in run.signal_names:
