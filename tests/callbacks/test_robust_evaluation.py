@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchmetrics import MetricCollection
 
 from compare.asking import compare_runs
+from forked_python import launch
 from ranks.attack_while_training import MEAN, SIDE, STD, eval_loader, images, linear, robust_history
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RobustEvaluation, RunRecorder, train_clock
@@ -202,8 +201,7 @@ def test_pgd_by_hand(tmp_path: Path) -> None:
 @pytest.mark.ranks
 def test_two_ranks_find_what_one_finds(tmp_path: Path) -> None:
     script = ROOT / "tests" / "ranks" / "attack_while_training.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    launch(2, str(script), str(tmp_path), check=True)
     found = json.loads((tmp_path / "history.json").read_text())
     assert found == robust_history(tmp_path / "one")
     assert {name.rsplit("/", 1)[1] for name in found} == {"CleanAccuracy", "FGSMAccuracy", "PGDAccuracy"}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 
+from forked_python import launch
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
@@ -387,8 +386,7 @@ def test_two_ranks_record_what_one_does(tmp_path: Path) -> None:
     runs = {}
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(script), str(folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        launch(ranks, str(script), str(folder), check=True)
         runs[ranks] = json.loads((folder / "result.json").read_text())
     one, two = runs[1], runs[2]
     assert one["keys"] == two["keys"]
