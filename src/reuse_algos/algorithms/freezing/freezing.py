@@ -77,7 +77,6 @@ class Freezing(Algorithm):
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:
-            # At every forward pass: Composer puts the whole model into training mode after each evaluation.
             self.part.keep_statistics(state)
         elif self.part.unfreeze_if_due(state):
             log.info("everything trains from batch %d on", int(state.timestamp.batch))

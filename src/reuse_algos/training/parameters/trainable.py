@@ -251,7 +251,7 @@ class TrainablePart:
         total = sum(parameter.numel() for parameter in parameters.values())
         self.frozen_share = sum(parameter.numel() for parameter in self._frozen) / total
         if not self.changes_while_training:
-            self._stop_gradients()  # before DDP looks at the model
+            self._stop_gradients()  # before DDP looks at the model: it waits for what requires a gradient then
 
     def hold(self, state: State) -> None:
         """Check that schedulers and other algorithms left the arrangement as it was (FIT_START).
@@ -273,6 +273,7 @@ class TrainablePart:
 
     def keep_statistics(self, state: State) -> None:
         """Let frozen normalisation layers use their statistics and leave them as they are (BEFORE_FORWARD)."""
+        # At every forward pass: Composer puts the whole model into training mode after each evaluation.
         if self.holds_statistics and state.model.training:
             for module in self._norms:
                 module.eval()

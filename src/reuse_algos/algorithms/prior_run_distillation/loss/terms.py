@@ -36,6 +36,7 @@ def mix_probabilities(
     >>> mix_probabilities([torch.zeros(1, 2), torch.tensor([[0.0, 100.0]])], [0.5, 0.5], temperature=1.0)
     tensor([[0.2500, 0.7500]])
     """
+    # In place, one teacher at a time: M distributions over a vocabulary side by side may not fit.
     mixed = torch.zeros_like(_full(teacher_logits[0]))
     for logits_BC, weight in zip(teacher_logits, weights, strict=True):
         mixed.add_(F.softmax(_full(logits_BC) / temperature, dim=1), alpha=float(weight))
@@ -229,7 +230,7 @@ def sample_weights(num_teachers: int, rng: np.random.Generator, size: int = 1) -
     >>> sample_weights(4, np.random.default_rng(0), size=2)
     array([0. , 0. , 0.5, 0.5])
     """
-    if num_teachers == 1:
+    if num_teachers == 1:  # nothing is drawn, so that one teacher gives the same run under every combination
         return mean_weights(1)
     chosen = rng.choice(num_teachers, size=min(size, num_teachers), replace=False)
     weights = np.zeros(num_teachers)

@@ -74,6 +74,7 @@ def hold_rows(
         return "no row of the first batch has cached logits"
     cached, said = (part.index_select(0, rows_R.to(part.device)).float() for part in (cached_BC, said_BC))
     cached = cached.to(said.device)
+    # Masked classes are -inf on either side, and would make every norm infinite.
     both = cached.isfinite() & said.isfinite()
     cached, said = cached.where(both, 0.0), said.where(both, 0.0)
     off = float((cached - said).norm() / said.norm().clamp_min(1e-12))
@@ -85,9 +86,11 @@ def hold_rows(
     signal = run.signal(signal_name(weights))
     seen = sorted({views[row] for row in rows_R.tolist()} & set(signal.slots)) or signal.slots[:1]
     ages = [age_of_slot(run, signal, view) for view in seen]
+    # Captured rows are those of earlier weights in training mode: they may differ, and only harvested ones may not.
     if any(age is not None for age in ages):
         oldest = max(age for age in ages if age is not None)
         return f"{found}; they were captured in training, {oldest} epochs before its end, so they may differ"
+    # Of top_k the smaller logits are spread evenly, so their norm says little: then the answers are compared.
     if (off > _MOST_OFF) if kept is None else (alike < _FEWEST_ALIKE):
         raise PriorRunMismatchError(
             f"cached logits of the first batch: {found}. They were harvested from these weights, so the inputs are not "

@@ -60,6 +60,7 @@ def choose_source(
     automatic = isinstance(source, Auto)
     reasons = (missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
     reason = no_ids or next((found for found in reasons if found), None)
+    # In place of any other reason: no harvest could mend this one.
     if changers := mixes_examples(state) + changes_inputs(state):
         reason = (
             f"{changers[0]} changes the inputs, so logits that were cached without it are not true for what the "
@@ -70,6 +71,7 @@ def choose_source(
             raise PriorRunMismatchError(_no_images(hiding[0], reason))
         true = "archived logits are true for every view that this run shows"
         return SourceChoice("live", reason) if reason else SourceChoice("cached", true)
+    # mismatch: allow speaks of unknown views. A row that mixes examples is not a view of any.
     if reason and (mixes_examples(state) or mismatch != "allow"):
         raise PriorRunMismatchError(reason)
     return SourceChoice("cached", "as asked for" + (f", though {reason}" if reason else ""))
