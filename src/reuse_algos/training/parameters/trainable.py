@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from composer import State, Time, TimeUnit
+from composer import Event, State, Time, TimeUnit
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -150,9 +150,9 @@ def frozen_at_start(state: State) -> Callable[[str], bool]:
 class TrainablePart:
     """Freezes a part of a model and gives other parts learning rates of their own, for a Composer algorithm.
 
-    Call :meth:`arrange` at INIT (before Composer makes schedulers and wraps the model), :meth:`hold` at FIT_START,
-    :meth:`keep_statistics` at BEFORE_FORWARD and :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's
-    ``find_unused_parameters`` be :attr:`changes_while_training`.
+    Call :meth:`arrange` at INIT, :meth:`hold` at FIT_START, :meth:`keep_statistics` at BEFORE_FORWARD and
+    :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's ``find_unused_parameters`` be
+    :attr:`changes_while_training`.
 
     Frozen parameters have no gradient and are in no group of the optimizer; layers with running statistics among them
     stay in evaluation mode while the rest trains.
@@ -210,6 +210,14 @@ class TrainablePart:
     def holds_statistics(self) -> bool:
         """Whether layers have to be kept in evaluation mode now."""
         return bool(self._norms) and not self.unfrozen
+
+    def acts_at(self, event: Event) -> bool:
+        """Return whether this part has something to do at an event."""
+        if event == Event.BEFORE_FORWARD:
+            return self.holds_statistics
+        if event == Event.BATCH_START:
+            return self.changes_while_training and not self.unfrozen
+        return event in (Event.INIT, Event.FIT_START)
 
     def is_frozen(self, name: str) -> bool:
         """Return whether the tensor of this name belongs to the part that is frozen at the start."""
