@@ -246,10 +246,8 @@ def _full(values: torch.Tensor) -> torch.Tensor:
 def _counted(
     student_BC: torch.Tensor, teacher_BC: torch.Tensor, seen_B: torch.Tensor | None, counted_BX: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both with zeros where nothing counts.
-
-    In front of the softmax and not behind it: its gradient at a NaN is NaN, even where the loss is not used.
-    """
+    """Return both with zeros where nothing counts."""
+    # In front of the softmax and not behind it: its gradient at a NaN is NaN, even where the loss is not used.
     if seen_B is not None:
         seen = seen_B.reshape(-1, *[1] * (student_BC.dim() - 1))
         student_BC, teacher_BC = student_BC.where(seen, 0.0), teacher_BC.where(seen, 0.0)
