@@ -43,7 +43,7 @@ _MOST_OFF = 0.1
 _FEWEST_ALIKE = 0.75
 
 
-def hold_rows(
+def _hold_rows(
     run: PriorRun,
     weights: str,
     cached_BC: Tensor,
@@ -52,23 +52,7 @@ def hold_rows(
     views: Sequence[int],
     kept: int | None,
 ) -> str:
-    """Hold cached logits against what the archived model says, and say how near they are.
-
-    Args:
-        run: The prior run.
-        weights: Name of the archived weights.
-        cached_BC: As they are archived, ``[B, C, ...]``.
-        said_BC: Of the archived model, in the same layout.
-        seen_B: Bool ``[B]``, the rows that have cached logits.
-        views: Of the rows.
-        kept: How many of the largest logits are archived; None: all.
-
-    Returns:
-        What was compared and found, in words.
-
-    Raises:
-        PriorRunMismatchError: Harvested logits are something else than what their model says.
-    """
+    """Hold cached logits ``[B, C, ...]`` against the archived model's, and say in words how near they are."""
     rows_R = seen_B.nonzero().flatten()
     if not len(rows_R):
         return "no row of the first batch has cached logits"
@@ -160,7 +144,7 @@ class CachedCheck:
         said_BC = at_smaller_size(said_BC, cached_BC)
         kept, views = cached.kept_classes[0], examples.views.tolist()
         try:
-            return hold_rows(self._run, self._weights, cached_BC, said_BC, seen_B, views, kept)
+            return _hold_rows(self._run, self._weights, cached_BC, said_BC, seen_B, views, kept)
         except PriorRunMismatchError as error:
             if self._mismatch == "refuse":
                 raise

@@ -58,7 +58,7 @@ def choose_source(
             raise PriorRunMismatchError(_no_images(hiding[0], "source: live was asked for"))
         return SourceChoice("live", "as asked for")
     automatic = isinstance(source, Auto)
-    reasons = (missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
+    reasons = (_missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
     reason = no_ids or next((found for found in reasons if found), None)
     # In place of any other reason: no harvest could mend this one.
     if changers := mixes_examples(state) + changes_inputs(state):
@@ -82,15 +82,8 @@ def signal_name(weights: str) -> str:
     return harvested_name("logits", weights)
 
 
-def missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None, least: float = 0.0) -> str | None:
-    """Say why cached logits of a run cannot stand for this run's views, or None where they can.
-
-    Args:
-        run: The prior run.
-        source: Whose logits are wanted, and how old captured ones may be.
-        policy: The views that this run will see.
-        least: Share of the examples of each view that must have logits. Default: 0, any.
-    """
+def _missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None, least: float = 0.0) -> str | None:
+    """Say why cached logits of a run cannot stand for this run's views, or None where they can."""
     views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
     advice = f"Run `reuse-algos harvest ARCHIVE {run.id} {views}`, or use source: live"
     names = source.weight_names
