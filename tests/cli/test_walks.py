@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +12,9 @@ import torch
 
 from cli.test_cli import call, refused
 from compare.synthetic_runs import noisy, write_run
-from reuse_algos import train
 from reuse_algos.archive import RunArchive
-from reuse_algos.cli import build_parser, main
-from reuse_algos.recipe.shipped import recipe_path
+from reuse_algos.cli import main
 
-ROOT = Path(__file__).parents[2]
 X = np.arange(1, 11) / 10
 _SHORT = (
     *(
@@ -32,34 +27,6 @@ _SHORT = (
     ),
     "callbacks.run_recorder={weights: [last]}",
 )
-
-
-def _examples() -> Iterator[tuple[str, str]]:
-    """Every command line that a help text shows, with the command whose help it is."""
-    parser = build_parser()
-    (action,) = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
-    helps = {"": parser, **action.choices}
-    for name, one in helps.items():
-        for line in (one.epilog or "").splitlines():
-            if line.startswith("  reuse-algos "):
-                yield name, line.strip()
-    for line in train._EXAMPLES.splitlines():
-        if line.startswith(("  composer -n", "  python -m reuse_algos.train")):
-            yield "train", re.sub(r"^.*-m reuse_algos\.train", "reuse-algos train", line.strip())
-
-
-@pytest.mark.parametrize(("command", "line"), list(_examples()))
-def test_every_example_of_a_help_text_parses_and_its_files_are_there(command: str, line: str) -> None:
-    words = shlex.split(line.partition(" > ")[0])
-    args = build_parser().parse_args(words[1:])
-    assert args.run is not None
-    recipe = getattr(args, "recipe", None) or getattr(args, "file", None)
-    if isinstance(recipe, str) and command in ("", "train", "sequence"):
-        path = recipe_path(recipe)
-        assert (path if path.is_absolute() else ROOT / path).is_file(), recipe
-    for word in words:
-        if word.startswith("yamls/"):
-            assert (ROOT / word).is_file(), word
 
 
 def test_a_recipe_by_name_and_overrides_behind_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         reuse-algos show ./archive resnet56-17-0123abcdef
         reuse-algos show ./archive resnet56-17 --json
-        reuse-algos show ./archive resnet56-17 --recipe > again.yaml
+        reuse-algos show ./archive resnet56-17 --recipe
         reuse-algos show ./archive resnet56-17,resnet56-18 --instruments
         reuse-algos show ./archive resnet56-17 --lazy
         """,
