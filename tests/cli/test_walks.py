@@ -33,9 +33,29 @@ def test_a_recipe_by_name_and_overrides_behind_the_options(tmp_path: Path, capsy
     code, out, _ = call(capsys, "train", "digits/grown/baseline", "--check", f"archive={tmp_path}", "seed=31")
     assert code == 0
     assert re.search(r"│ seed: 31 +│", out)
+    assert "data: digits, 500 examples to train" in out
+    code, _, err = call(
+        capsys, "train", "digits/baseline", "--check", "data.train_examples=9999", f"archive={tmp_path}"
+    )
+    assert (code, "9999" in err) == (2, True), "training would refuse it, and so does the check"
     assert "Did you mean 'digits/baseline' or" in call(capsys, "train", "digits/baselin")[2]
     assert "unrecognized arguments: seed=3" in refused(capsys, "runs", str(tmp_path), "--all", "seed=3")
     assert "unrecognized arguments: --chekc" in refused(capsys, "train", "digits/baseline", "--chekc", "seed=3")
+
+
+def test_a_dry_run_looks_at_the_data_of_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"name: mine\narchive: {tmp_path / 'archive'}\nfolder: {tmp_path / 'runs'}\nrecipe: digits/baseline\n"
+        "arms:\n  without: {}\n  more: {overrides: {data.train_examples: 9999}}\n"
+    )
+    code, _, err = call(capsys, "sequence", str(file), "--dry-run")
+    assert code == 2
+    assert "1 data sections cannot be loaded" in err
+    assert "more/" in err
+    code, out, _ = call(capsys, "sequence", str(file), "--dry-run", "arms.more.overrides={data.train_examples: 70}")
+    assert code == 0
+    assert "data: digits, 70 examples to train" in out
 
 
 def test_an_id_is_never_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
