@@ -111,7 +111,7 @@ def test_data_without_augmentation_need_no_wrapper(tmp_path: Path) -> None:
             image, label = super().__getitem__(index)
             return image + 0.1 * torch.randn_like(image), label
 
-    with pytest.raises(DataError, match="differs from reading to reading"):
+    with pytest.raises(DataError, match="other examples each time that it is read"):
         _harvest(tmp_path, "plain", dataset=TensorDataset(*blobs().tensors))
     _harvest(tmp_path, "plain", dataset=blobs())
     plain = RunArchive(tmp_path).run("plain")

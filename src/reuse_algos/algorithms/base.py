@@ -23,8 +23,6 @@ from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive,
 from reuse_algos.training.interplay import BatchEffects
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
-__all__ = ["ReusingAlgorithm", "Stopwatch", "refuse_another", "snake_case"]
-
 
 class Stopwatch:
     """The seconds that a stretch of work takes."""

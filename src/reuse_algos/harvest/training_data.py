@@ -15,14 +15,11 @@ import torch
 from torch.utils.data import Dataset
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.content import example_bytes
 from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.identity import same_data
 from reuse_algos.data.info import infer_info
-from reuse_algos.data.sampler import Examples
-from reuse_algos.data.views import UNKNOWN_VIEW, ViewedDataset, ViewPolicy
+from reuse_algos.data.views import ViewedDataset, ViewPolicy, declared_views, views_of
 from reuse_algos.errors import DataError, PriorRunMismatchError, nearest
-from reuse_algos.training.checks import read_rows
 
 __all__ = ["check_same_examples", "load_run_data", "plain_data", "viewed_data"]
 
@@ -39,7 +36,6 @@ _HARMLESS: dict[str, type | tuple[type, ...]] = {
     "labels": str,
 }
 _EMBEDDED = "digits"  # comes with scikit-learn: no path, no download
-_READ_TWICE = 16  # examples by which a dataset without views shows whether it draws at random
 _MAX_VIEWS = 10_000  # a harvest of more from somebody else's recipe would never end
 
 
@@ -75,8 +71,7 @@ def viewed_data(
                 "of each example to harvest: --views 32"
             )
         dataset = load_datasets(config, device).train
-    dataset = _with_views(dataset)
-    policy = _checked_policy(run, dataset, views)
+    dataset, policy = _checked_views(run, dataset, views)
     record = run.manifest.dataset
     assert record is not None  # otherwise the examples would not have been the same
     known = (record.view_seed, record.transform)
@@ -110,8 +105,7 @@ def plain_data(
     """
     if dataset is None:
         dataset = load_run_data(run, {**(changes or {}), "augment": "none"}, device, trust_data=trust_data).train
-    dataset = _with_views(dataset)
-    return dataset, _checked_policy(run, dataset, None)
+    return _checked_views(run, dataset, None)
 
 
 def load_run_data(
@@ -200,28 +194,15 @@ def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any
     return {"name": _EMBEDDED, **kept}
 
 
-def _with_views(dataset: Any) -> Dataset:
-    """Return the dataset; in one view where it has none and gives the same examples whenever it is read."""
-    if isinstance(getattr(dataset, "view_policy", None), ViewPolicy):
-        return dataset
-    # Looked at before it is wrapped: the wrapper would make random augmentation repeat itself.
-    positions_E = torch.arange(0, len(dataset), max(1, len(dataset) // _READ_TWICE))[:_READ_TWICE]
-    some = Examples(positions_E, torch.full_like(positions_E, UNKNOWN_VIEW))
-
-    def read(seed: int) -> list[bytes]:
-        return read_rows(dataset, some, seed, lambda rows: [example_bytes(row) for row in rows])
-
-    return ViewedDataset(dataset, ViewPolicy(0, 1, "none")) if read(0) == read(1) else dataset
-
-
-def _checked_policy(run: PriorRun, dataset: Dataset, views: int | None) -> ViewPolicy:
+def _checked_views(run: PriorRun, dataset: Dataset, views: int | None) -> tuple[Dataset, ViewPolicy]:
+    """Return the dataset, in a form that takes view numbers, and its views."""
     check_same_examples(run, dataset)
-    policy = getattr(dataset, "view_policy", None)
-    if not isinstance(policy, ViewPolicy) or policy.num_views == 0:
+    policy = views_of(dataset)
+    if policy is None or policy.num_views == 0:
         raise DataError(
-            "the dataset has no numbered views, and what it gives differs from reading to reading; wrap it in "
-            "ViewedDataset(dataset, ViewPolicy(seed, views))"
+            "the dataset gives other examples each time that it is read, and has no numbered views. Wrap it in "
+            "ViewedDataset(dataset, ViewPolicy(seed, views))."
         )
     if views is not None and views > policy.num_views:
         raise DataError(f"{views} views are asked for, but the dataset has {policy.num_views}")
-    return policy
+    return (dataset if declared_views(dataset) is not None else ViewedDataset(dataset, policy)), policy

@@ -26,7 +26,7 @@ from reuse_algos.presets import PRESETS, SHOWN, preset
 from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.ranks import on_rank_zero
 
 __all__ = ["AutoReuse"]

@@ -23,8 +23,6 @@ from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.training.loss import add_to_loss, total_of
 
-__all__ = ["MixTraining"]
-
 _SIGNALS = ("boxes", "gt_scores")
 
 
@@ -87,7 +85,6 @@ class MixTraining(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events, and the loss of every microbatch."""
-        del state
         return event in (Event.INIT, Event.AFTER_LOSS, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

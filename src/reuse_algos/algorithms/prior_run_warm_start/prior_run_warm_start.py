@@ -29,8 +29,6 @@ from reuse_algos.sections import fit_section
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.trainable import TrainablePart, head_of, matches, plain_parameters
 
-__all__ = ["PriorRunWarmStart"]
-
 log = logging.getLogger(__name__)
 
 _METRICS = "reuse/warm_start/"
@@ -148,7 +146,6 @@ class PriorRunWarmStart(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        del state
         if self.stands_aside(event):
             return False
         if self.cached is not None and event in _CACHED_EVENTS:

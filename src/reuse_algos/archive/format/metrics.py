@@ -105,7 +105,8 @@ def read_history(tensors: Mapping[str, Tensor], name: str, where: str) -> Metric
         column = tensors.get(f"{name}/{field}")
         if column is None or column.dtype != dtype or column.ndim != 1 or (columns and len(column) != len(columns[0])):
             raise ArchiveCorruptError(f"{where}: the metric {name!r} has no proper column {field!r}")
-        columns.append(column.clone().numpy())
+        # An array of its own: one that lies in a tensor takes 700 bytes more, which is much in 20,000 runs.
+        columns.append(column.numpy().copy())
     return MetricHistory(*columns)
 
 

@@ -6,17 +6,9 @@ import sys
 
 from reuse_algos.archive import Manifest
 
-__all__ = ["archived_line", "say", "stopped_line"]
-
 
 def archived_line(run_id: str, location: str, manifest: Manifest) -> str:
-    """Return one line on a finished record.
-
-    Args:
-        run_id: The run.
-        location: Where the archive is.
-        manifest: What was committed.
-    """
+    """Return one line on a finished record."""
     parts = [f"reuse_algos: archived run {run_id} in {location}"]
     teachers = sorted({use.run_id for use in manifest.prior_runs})
     parts.append(f"prior runs: {', '.join(teachers)}" if teachers else "no prior runs")
