@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from composer import Callback, State
+from composer.loggers import Logger
 
 from cli.test_cli import call, refused
 from compare.synthetic_runs import noisy, write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
+from reuse_algos.recipe.progress_lines import ProgressLines
+from toy import blobs, epoch_loader, mlp, trainer
 
 X = np.arange(1, 11) / 10
 _SHORT = (
@@ -125,6 +129,26 @@ def test_the_recipe_of_a_run_trains_to_the_same_weights(
     assert "max_duration: 20ba" in shown
     assert "fsdp" not in shown
     assert len(shown.splitlines()) < 70
+
+
+def test_a_log_file_shows_the_loss_while_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some lines in place of a bar, each with the loss of its batch."""
+
+    class Losses(Callback):
+        found: list[float]
+
+        def batch_end(self, state: State, logger: Logger) -> None:
+            self.found.append(float(state.total_loss_dict["loss/train/total"]))
+
+    losses = Losses()
+    losses.found = []
+    one = trainer(epoch_loader(blobs()), mlp(1), callbacks=[losses, ProgressLines(lines=4)], max_duration="4ep")
+    one.fit()
+    one.close()
+    lines = re.findall(r"epoch (\d+), batch (\d+) of 4ep, loss ([\d.]+)", capsys.readouterr().err)
+    assert len(losses.found) == 16
+    assert [batch for _, batch, _ in lines] == ["1", "4", "8", "12", "16"]
+    assert [float(loss) for *_, loss in lines] == pytest.approx([losses.found[k] for k in (0, 3, 7, 11, 15)], abs=1e-4)
 
 
 def test_a_run_of_a_script_has_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
