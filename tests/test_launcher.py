@@ -81,7 +81,7 @@ def test_demo_shows_a_saving(
         saving,
         "quiet_run",
         lambda recipe, archive, *own: quiet_run(
-            recipe, archive, *own, f"data.train_examples={images.get(recipe, 80)}"
+            recipe, archive, *own, f"data.train_examples={images.get(recipe, 200)}"
         ),
     )
     assert run_demo(tmp_path / "demo", seeds=2) == 0
