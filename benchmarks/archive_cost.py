@@ -33,7 +33,7 @@ from reuse_algos.archive import (
     Signal,
     encode_top_k,
 )
-from reuse_algos.callbacks.recorder.provenance import environment
+from reuse_algos.callbacks.recorder.facts.provenance import environment
 
 BATCH = 256
 EXAMPLES = 50_000

@@ -20,7 +20,7 @@ from reuse_algos.archive.format.envelope import seal
 from reuse_algos.archive.format.manifest import encode_manifest
 from reuse_algos.archive.format.names import final_path, manifest_path
 from reuse_algos.archive.format.records import FinalRecord
-from reuse_algos.callbacks.recorder.provenance import environment
+from reuse_algos.callbacks.recorder.facts.provenance import environment
 
 MONITOR = "metrics/eval/MulticlassAccuracy"
 

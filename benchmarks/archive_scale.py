@@ -1,4 +1,4 @@
-"""What choosing among very many runs takes, with an index in the archive: the first time on a host, and after it.
+"""What an archive of very many runs, or a run of very many commits, takes.
 
 A generator makes the runs as a writer would leave them: one manifest, a history of two metrics, and the record that the
 run ended. Each measurement is a process of its own, which has imported the library before the clock starts. Run it
@@ -7,9 +7,14 @@ from a checkout::
     python benchmarks/archive_scale.py select --runs 1000,100000 --output benchmarks/results/archive_scale.jsonl
     python benchmarks/archive_scale.py compare --runs 20000 --output benchmarks/results/archive_scale.jsonl
     python benchmarks/archive_scale.py s3 --runs 5000 --output benchmarks/results/archive_scale.jsonl
+    python benchmarks/archive_scale.py commits --runs 10000 --output benchmarks/results/archive_scale.jsonl
 
 ``select`` takes the five best by a tag and a metric; ``first`` and ``again`` are seconds of the processor, ``peak_mib``
-the largest resident memory. ``compare`` and ``recommend`` read every run. ``s3`` counts the requests to a local server.
+the largest resident memory and ``base_mib`` what of it was there before. ``compare`` and ``recommend`` read every run.
+``s3`` counts the requests to a local server. ``commits`` commits one small run so often: each commit adds a signal of
+two rows and a new history of one metric, as a run does that records every epoch. Its line has the ``bytes`` of
+manifests and their parts, ``bytes_of_data`` of signals and metrics, the milliseconds of the processor that a commit
+takes (its data files not counted) as the median of each tenth, and the ``ratio`` of the last tenth to the first.
 """
 
 from __future__ import annotations
@@ -18,12 +23,14 @@ import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +104,13 @@ def select(folder: str) -> dict[str, Any]:
     """Choose five runs twice, in this process."""
     from reuse_algos.archive import RunArchive
 
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"base_mib": _peak_mib()}
     for name in ("first", "again"):
         began, wall = time.process_time(), time.perf_counter()
         chosen = RunArchive(folder).runs(tags={"method": "distilled"}, order="best", metric=METRIC, limit=5)
         facts[name] = round(time.process_time() - began, 3)
         facts[f"{name}_wall"] = round(time.perf_counter() - wall, 3)
-        facts["peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        facts["peak_mib"] = _peak_mib()
     return {**facts, "chosen": [run.id for run in chosen]}
 
 
@@ -114,23 +121,64 @@ def compare(folder: str) -> dict[str, Any]:
     from reuse_algos.compare import compare as compare_runs
     from reuse_algos.compare.show.page import report_page
 
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"base_mib": _peak_mib()}
 
     def timed(name: str, action: Callable[[], Any]) -> Any:
         began = time.process_time()
         found = action()
         facts[f"{name}_seconds"] = round(time.process_time() - began, 2)
-        facts[f"{name}_peak_mib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+        facts[f"{name}_peak_mib"] = _peak_mib()
         return found
 
     question = Question(over="budgets", target=0.75)
     outcomes = timed("read", lambda: read_outcomes(RunArchive(folder), question))
-    timed("read_again", lambda: read_outcomes(RunArchive(folder), question))
     timed("recommend", lambda: recommend(outcomes, question))
     question = Question(target=0.65)
     comparison = timed("compare", lambda: compare_runs(outcomes, question))
     facts["page_bytes"] = len(timed("page", lambda: report_page(comparison, outcomes)).encode())
     return facts
+
+
+def _peak_mib() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def commits(folder: str, count: int) -> dict[str, Any]:
+    """Commit one run so often."""
+    import torch
+
+    from reuse_algos.archive import DatasetRecord, FileEntry, Manifest, MetricHistory, RunArchive, history_tensors
+
+    archive = RunArchive(folder, create=True)
+    writer = archive.start_run("small")
+    positions = torch.arange(2)
+    dataset = DatasetRecord(name="toy", num_examples=2, fingerprint="f" * 64, num_classes=2)
+    signals: list[FileEntry] = [writer.put("dataset", "examples", {"keys": positions, "labels": positions})]
+    seconds = []
+    for epoch in range(count):
+        meta = {"slot": epoch, "epoch": epoch, "view": epoch, "source": "capture", "encoding": "dense"}
+        values = torch.tensor([epoch, 1.0]) / 3
+        signals.append(writer.put("signals", "loss", {"ids": positions, "values": values}, meta))
+        column = torch.tensor([float(epoch)], dtype=torch.float64).numpy()
+        history = writer.put("metrics", "history", history_tensors({METRIC: MetricHistory(*[column] * 6)}))
+        manifest = Manifest(dataset=dataset, monitor=METRIC, tags={"study": "commits"}, files=[history, *signals])
+        began = time.process_time()
+        writer.commit(manifest)
+        seconds.append(time.process_time() - began)
+    sizes = {path: path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()}
+    manifests = sum(size for path, size in sizes.items() if "parts" in path.parts or "manifests" in path.parts)
+    tenth = max(1, count // 10)
+    medians = [1000 * statistics.median(seconds[at : at + tenth]) for at in range(0, tenth * 10, tenth)]
+    began = time.process_time()
+    files = len(RunArchive(folder).run(writer.run_id).manifest.files)
+    return {
+        "bytes": manifests,
+        "bytes_of_data": sum(sizes.values()) - manifests,
+        "tenths_ms": [round(median, 3) for median in medians],
+        "ratio": round(medians[-1] / medians[0], 3),
+        "read_seconds": round(time.process_time() - began, 3),
+        "files": files,
+    }
 
 
 def s3(folder: str) -> dict[str, Any]:
@@ -165,8 +213,8 @@ def s3(folder: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("select", "compare", "s3"))
-    parser.add_argument("--runs", default="1000,100000", help="numbers of runs, with commas between")
+    parser.add_argument("what", choices=("select", "compare", "s3", "commits"))
+    parser.add_argument("--runs", default="1000,100000", help="numbers of runs (or commits), with commas between")
     parser.add_argument("--output", type=Path, help="also append the lines to this file")
     parser.add_argument("--in", dest="folder", help="measure in this process, in an archive that is there")
     arguments = parser.parse_args()
@@ -176,15 +224,17 @@ def main() -> None:
         import reuse_algos.archive
         import reuse_algos.compare.show.page  # noqa: F401  # imported before the clock starts
 
-        print(json.dumps({"select": select, "compare": compare, "s3": s3}[arguments.what](arguments.folder)))
+        work = {"select": select, "compare": compare, "s3": s3, "commits": partial(commits, count=int(arguments.runs))}
+        print(json.dumps(work[arguments.what](arguments.folder)))
         return
     arguments.scale, arguments.seed = 1.0, 0
     lines = [header(arguments, "archive_scale")]
     for count in map(int, arguments.runs.split(",")):
         with tempfile.TemporaryDirectory(prefix="archive_scale-") as folder:
             os.environ["XDG_CACHE_HOME"] = f"{folder}/making"
-            make_runs(Path(folder, "archive"), count)
-            command = [sys.executable, __file__, arguments.what, "--in", f"{folder}/archive"]
+            if arguments.what != "commits":
+                make_runs(Path(folder, "archive"), count)
+            command = [sys.executable, __file__, arguments.what, "--in", f"{folder}/archive", "--runs", str(count)]
             environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:

@@ -92,6 +92,7 @@ CASES = (
     Case(24, "models and data that a record claims", "claims.case", about=28),
     Case(25, "the index is damaged, false, old or lost", "indexes.case", about=29),
     Case(25, "four processes write the index", "indexes.crowd", 100),
+    Case(26, "the clock is set while a run trains", "clocks.case", about=16),
 )
 
 

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from reuse_algos.callbacks.recorder.provenance import environment
+from reuse_algos.callbacks.recorder.facts.provenance import environment
 from reuse_algos.errors import ReuseAlgosError
 
 __all__ = ["ResultsFile", "ResultsFileError", "RunQueue", "command_line", "run_apart", "surroundings", "without_places"]

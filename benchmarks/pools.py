@@ -1,7 +1,7 @@
 """Does an unlabelled pool help, how does that depend on K, and what of it is due to the teacher?
 
 A teacher (an MLP) is trained on a few labelled images and scores a pool. For each K the student, a new MLP, is trained
-on the K best images per class (reuse_algos.priors.pool_selection) and fine-tuned on the labelled ones. Controls; each
+on the K best images per class (reuse_algos.priors.pseudo_labels) and fine-tuned on the labelled ones. Controls; each
 seed has a labelled part, pool, initial weights and batches of its own:
 
 - labelled: the teacher itself; labelled-summed: labelled images only, for the steps of teacher, student, fine-tuning;
@@ -34,7 +34,7 @@ from job_runner import ResultsFile, surroundings
 from torch import Tensor, nn
 
 from reuse_algos.data import DataConfig, load_datasets
-from reuse_algos.priors.pool_selection import select_pairs
+from reuse_algos.priors.pseudo_labels import select_pairs
 
 OUT = Path(__file__).parent / "results" / "pools.jsonl"
 RATIOS = (0.07, 0.29, 0.58, 0.87, 1.44, 2.88)  # K over the pool's images per class

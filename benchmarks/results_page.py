@@ -110,6 +110,43 @@ def archive_costs(path: Path) -> str:
     return "\n".join(lines)
 
 
+def archive_scale(path: Path) -> str:
+    """The newest line of each measurement beside its goals; memory as a ratio to the fewest runs of the same call."""
+    newest: dict[tuple[str, int], dict[str, Any]] = {}
+    for one in ResultsFile(path).records():
+        if "what" in one:
+            newest[one["what"], one["runs"]] = one
+    lines = []
+    for (what, count), one in sorted(newest.items()):
+        if what == "select":
+            few = newest[what, min(runs for name, runs in newest if name == what)]
+            memory = one["peak_mib"] / few["peak_mib"]
+            lines.append(
+                f"five of {count:,} runs by tag and metric: {one['first']:.2f} s of the processor at first (goal 3), "
+                f"{one['again']:.2f} s again (goal 0.5); memory {memory:.2f} times that of {few['runs']:,} runs (goal "
+                "1.2)"
+            )
+        elif what == "s3":
+            lines.append(
+                f"five of {count:,} runs in S3: {one['first_requests']} requests at first (goal 40), "
+                f"{one['again_requests']} again"
+            )
+        elif what == "compare":
+            compared = one["read_seconds"] + one["compare_seconds"]
+            advised = one["read_seconds"] + one["recommend_seconds"]
+            more = (one["page_peak_mib"] - one["base_mib"]) * 2**20 / 1e6
+            lines.append(
+                f"{count:,} runs: compare {compared:.1f} s of the processor (goal 20), recommend {advised:.1f} s (goal "
+                f"30); a page of {one['page_bytes'] / 1e6:.1f} MB (goal 5), {more:.0f} MB more memory (goal 300)"
+            )
+        else:
+            lines.append(
+                f"{count:,} commits of a small run: {one['bytes'] / 1e6:.1f} MB of manifests (goal 20); the last tenth "
+                f"takes {one['ratio']:.2f} times as long as the first (goal 1.5)"
+            )
+    return "\n".join(lines)
+
+
 def torture(path: Path) -> str:
     """The newest line of each case, and how many older ones found something."""
     records = [one for one in ResultsFile(path).records() if "case" in one]
@@ -244,6 +281,12 @@ SECTIONS = (
         summary("periods"),
     ),
     Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),
+    Section(
+        "An archive of very many runs",
+        "archive_scale.jsonl",
+        "Generated runs; the newest line of each measurement.",
+        archive_scale,
+    ),
     Section("What the archive withstands", "archive_torture.jsonl", "The newest line of each case.", torture),
 )
 

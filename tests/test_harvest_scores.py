@@ -16,7 +16,7 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.harvest import HARVESTABLE, HarvestResult, harvest
-from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, score_uses
+from reuse_algos.priors.scores.run_scores import ScoreSpec, prior_scores, score_uses
 from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 

@@ -194,7 +194,7 @@ def test_what_it_cannot_work_with_is_refused() -> None:
     with pytest.raises(ValueError, match="spread above 0"):
         GradientInterpolation(spread=1.0)
     plain = trainer(epoch_loader(timed_blobs()), mlp(), algorithms=[GradientInterpolation()])
-    with pytest.raises(ModelError, match="is not told the time"):
+    with pytest.raises(ModelError, match="does not take the time as an input"):
         plain.fit()
     mixed = trainer(epoch_loader(timed_blobs()), timed_model(), algorithms=[MixUp(alpha=0.2), GradientInterpolation()])
     with pytest.raises(PriorRunMismatchError, match="no example of one time"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reuse_algos.priors.pool_selection import select_pairs
+from reuse_algos.priors.pseudo_labels import select_pairs
 
 
 def by_loops(scores: list[list[float]], per_class: int, per_image: int) -> list[tuple[int, int]]:

@@ -29,8 +29,7 @@ from reuse_algos.errors import (
 )
 from reuse_algos.harvest import LabelConfig, label_pool
 from reuse_algos.priors.model import archived_model
-from reuse_algos.priors.pool_selection import select_pairs
-from reuse_algos.priors.pseudo_labels import choose_pairs
+from reuse_algos.priors.pseudo_labels import choose_pairs, select_pairs
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, sequence_report
 from sequences import Here

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from reuse_algos import RunArchive
 from reuse_algos.algorithms.adversarial_replay.checks import TASKS
-from reuse_algos.training.task import Kind
+from reuse_algos.training.tasks.task import Kind
 from toy import blobs, mlp
 
 ROOT = Path(__file__).parents[1]

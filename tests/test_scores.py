@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
-from reuse_algos.priors import scores
+from reuse_algos.priors.scores import formulas
 
 NAN = math.nan
 
@@ -43,34 +43,34 @@ def test_scores_of_logits_are_their_formulas(logits: Tensor, labels: Tensor) -> 
     z, y = logits.numpy(), labels.numpy()
     p = scipy.special.softmax(z, axis=1)
     rows = np.arange(len(y))
-    same(scores.cross_entropy(logits, labels), -np.log(p[rows, y]))
-    same(scores.true_probability(logits, labels), p[rows, y])
-    same(scores.el2n(logits, labels), np.linalg.norm(p - np.eye(5)[y], axis=1))
-    same(scores.entropy(logits), scipy.stats.entropy(p, axis=1))
+    same(formulas.cross_entropy(logits, labels), -np.log(p[rows, y]))
+    same(formulas.true_probability(logits, labels), p[rows, y])
+    same(formulas.el2n(logits, labels), np.linalg.norm(p - np.eye(5)[y], axis=1))
+    same(formulas.entropy(logits), scipy.stats.entropy(p, axis=1))
     others = np.where(np.eye(5)[y] == 1, -np.inf, p).max(1)
-    same(scores.margin(logits, labels), others - p[rows, y])
+    same(formulas.margin(logits, labels), others - p[rows, y])
     others = np.where(np.eye(5)[y] == 1, -np.inf, z).max(1)
-    same(scores.logit_margin(logits, labels), z[rows, y] - others)
+    same(formulas.logit_margin(logits, labels), z[rows, y] - others)
 
 
 def test_bounds_and_half_precision() -> None:
     sure = torch.tensor([[200.0, 0.0, 0.0], [0.0, 200.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float16)
     labels = torch.zeros(3, dtype=torch.int64)
-    same(scores.el2n(sure, labels), [0.0, math.sqrt(2), math.sqrt(4 / 9 + 2 / 9)])
-    same(scores.margin(sure, labels), [-1.0, 1.0, 0.0])
-    same(scores.entropy(sure), [0.0, 0.0, math.log(3)])
-    same(scores.cross_entropy(sure, labels), [0.0, 200.0, math.log(3)])
+    same(formulas.el2n(sure, labels), [0.0, math.sqrt(2), math.sqrt(4 / 9 + 2 / 9)])
+    same(formulas.margin(sure, labels), [-1.0, 1.0, 0.0])
+    same(formulas.entropy(sure), [0.0, 0.0, math.log(3)])
+    same(formulas.cross_entropy(sure, labels), [0.0, 200.0, math.log(3)])
 
 
 @pytest.mark.parametrize(
-    "score", [scores.cross_entropy, scores.true_probability, scores.el2n, scores.margin, scores.logit_margin]
+    "score", [formulas.cross_entropy, formulas.true_probability, formulas.el2n, formulas.margin, formulas.logit_margin]
 )
 def test_unknown_rows_and_labels_are_nan(score: object, logits: Tensor, labels: Tensor) -> None:
     logits[3] = NAN
     labels[[5, 6]] = torch.tensor([-100, 5])
     found = score(logits, labels)  # type: ignore[operator]
     assert found.isnan().nonzero().flatten().tolist() == [3, 5, 6]
-    assert scores.entropy(logits).isnan().nonzero().flatten().tolist() == [3]
+    assert formulas.entropy(logits).isnan().nonzero().flatten().tolist() == [3]
 
 
 # Histories ------------------------------------------------------------------------------------------------------------
@@ -78,8 +78,8 @@ def test_unknown_rows_and_labels_are_nan(score: object, logits: Tensor, labels: 
 
 def test_loss_is_the_last_one_known() -> None:
     history = torch.tensor([[3.0, 4.0, NAN, NAN], [1.0, 2.0, 5.0, NAN], [0.5, NAN, NAN, NAN]])
-    same(scores.loss(history), [0.5, 2.0, 5.0, NAN])
-    same(scores.loss_mean(history), [1.5, 3.0, 5.0, NAN])
+    same(formulas.loss(history), [0.5, 2.0, 5.0, NAN])
+    same(formulas.loss_mean(history), [1.5, 3.0, 5.0, NAN])
 
 
 def test_forgetting_by_hand() -> None:
@@ -97,8 +97,8 @@ def test_forgetting_by_hand() -> None:
         "- - 1 - -": 0,
     }
     rows = [[NAN if one == "-" else float(one) for one in history.split()] for history in histories]
-    same(scores.forgetting(torch.tensor(rows).T), list(histories.values()))
-    same(scores.forgetting(torch.tensor([[True, False], [False, False]])), [1, 2])
+    same(formulas.forgetting(torch.tensor(rows).T), list(histories.values()))
+    same(formulas.forgetting(torch.tensor([[True, False], [False, False]])), [1, 2])
 
 
 def test_variance_and_threshold_by_hand() -> None:
@@ -106,16 +106,16 @@ def test_variance_and_threshold_by_hand() -> None:
     history = torch.tensor([[0.2, 0.7, NAN, 0.3, NAN], [0.4, 0.7, 0.1, NAN, NAN], [0.9, 0.7, 0.3, NAN, NAN]]).double()
     # 0.1, 0.3: mean 0.2, unbiased variance 0.02, n - 1 = 1.
     expected = [math.sqrt(0.13 + 0.13**2 / 2), 0.0, math.sqrt(0.02 + 0.02**2), NAN, NAN]
-    same(scores.variance(history), expected)
-    same(scores.threshold(history), [0.25, 0.7 * 0.3, 0.2 * 0.8, 0.3 * 0.7, NAN])
+    same(formulas.variance(history), expected)
+    same(formulas.threshold(history), [0.25, 0.7 * 0.3, 0.2 * 0.8, 0.3 * 0.7, NAN])
 
 
 def test_variance_is_numpys() -> None:
     p = np.random.default_rng(0).random((7, 20))
     var = p.var(axis=0, ddof=1)
-    same(scores.variance(torch.from_numpy(p)), np.sqrt(var + var**2 / 6))
+    same(formulas.variance(torch.from_numpy(p)), np.sqrt(var + var**2 / 6))
     mean = p.mean(0)
-    same(scores.threshold(torch.from_numpy(p)), mean * (1 - mean))
+    same(formulas.threshold(torch.from_numpy(p)), mean * (1 - mean))
 
 
 # Ensembles ------------------------------------------------------------------------------------------------------------
@@ -125,9 +125,9 @@ def test_ensembles_are_their_formulas() -> None:
     p = scipy.special.softmax(np.random.default_rng(1).normal(size=(5, 30, 4)) * 2, axis=2)
     votes = p.argmax(2)
     agreeing = scipy.stats.mode(votes, axis=0).count
-    same(scores.variation_ratio(torch.from_numpy(p)), 1 - agreeing / 5)
+    same(formulas.variation_ratio(torch.from_numpy(p)), 1 - agreeing / 5)
     expected = scipy.stats.entropy(p.mean(0), axis=1) - scipy.stats.entropy(p, axis=2).mean(0)
-    same(scores.mutual_information(torch.from_numpy(p)), expected)
+    same(formulas.mutual_information(torch.from_numpy(p)), expected)
 
 
 def test_members_that_do_not_know_an_example_are_left_out() -> None:
@@ -137,7 +137,7 @@ def test_members_that_do_not_know_an_example_are_left_out() -> None:
     known[:3, 1] = NAN
     known[:, 2] = NAN
     three = torch.from_numpy(p[1:, :1])
-    for score in (scores.variation_ratio, scores.mutual_information):
+    for score in (formulas.variation_ratio, formulas.mutual_information):
         found = score(known)
         same(found[:1], score(three).numpy())
         assert found.isnan().tolist() == [False, True, True]
@@ -145,9 +145,9 @@ def test_members_that_do_not_know_an_example_are_left_out() -> None:
 
 def test_members_that_agree_have_no_information() -> None:
     p = torch.softmax(torch.randn(1, 6, 3, generator=torch.Generator().manual_seed(3)), 2).expand(4, 6, 3)
-    same(scores.mutual_information(p), np.zeros(6))
-    assert bool((scores.mutual_information(p) >= 0).all())
-    same(scores.variation_ratio(p), np.zeros(6))
+    same(formulas.mutual_information(p), np.zeros(6))
+    assert bool((formulas.mutual_information(p) >= 0).all())
+    same(formulas.variation_ratio(p), np.zeros(6))
 
 
 # Gradients ------------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_grand_is_the_loop_of_autograd(images: Tensor, chunk: int) -> None:
     generator = torch.get_rng_state()
     for frozen in (False, True):
         module.requires_grad_(not frozen)
-        same(scores.grand(module, images, y, memory_bytes=chunk * num_bytes), expected, 1e-10)
+        same(formulas.grand(module, images, y, memory_bytes=chunk * num_bytes), expected, 1e-10)
     assert torch.equal(generator, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
@@ -217,8 +217,8 @@ def test_grand_keeps_to_its_bound(images: Tensor, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(torch.func, "vmap", counting)
     num_bytes = sum(p.nbytes for p in module.parameters())
-    scores.grand(module, images, torch.zeros(7, dtype=torch.int64), memory_bytes=3 * num_bytes + 1)
-    scores.grand(module, images, torch.zeros(7, dtype=torch.int64), memory_bytes=1)
+    formulas.grand(module, images, torch.zeros(7, dtype=torch.int64), memory_bytes=3 * num_bytes + 1)
+    formulas.grand(module, images, torch.zeros(7, dtype=torch.int64), memory_bytes=1)
     assert sizes == [3, 3, 1, *[1] * 7]
 
 
@@ -234,7 +234,7 @@ def test_grand_of_nested_inputs_and_unknown_labels(images: Tensor) -> None:
             return {"logits": self.module(batch["x"][0] + batch["x"][1])}
 
     batch = {"x": [images * 0.25, images * 0.75]}
-    found = scores.grand(Nested(), batch, y, read=lambda outputs: outputs["logits"])
+    found = formulas.grand(Nested(), batch, y, read=lambda outputs: outputs["logits"])
     assert found.isnan().tolist() == [False, True, False, False, False, False, True]
     known = (y >= 0).nonzero().flatten()
     expected = list(gradient_loop(module, images[known], y[known], list(module.parameters())))
@@ -243,7 +243,7 @@ def test_grand_of_nested_inputs_and_unknown_labels(images: Tensor) -> None:
 
 def test_grand_of_a_label_that_is_no_class(images: Tensor) -> None:
     module, y = tiny(), torch.tensor([0, 3, 2, 1, 99, 1, -1])
-    found = scores.grand(module, images, y)
+    found = formulas.grand(module, images, y)
     assert found.isnan().tolist() == [False, True, False, False, True, False, True]
     known = (~found.isnan()).nonzero().flatten()
     same(found[known], list(gradient_loop(module, images[known], y[known], list(module.parameters()))), 1e-10)
@@ -254,14 +254,14 @@ def test_grand_holds_little_beyond_the_gradients() -> None:
     """Peak of the process beyond what it had, in a process of its own, at a bound of 100 MB for 12 examples."""
     code = """
 import torch
-from reuse_algos.priors import scores
+from reuse_algos.priors.scores import formulas
 torch.set_num_threads(1)
 module = torch.nn.Sequential(torch.nn.Linear(1500, 1400), torch.nn.Linear(1400, 4))
 x, y = torch.randn(12, 1500), torch.zeros(12, dtype=torch.int64)
-scores.grand(module, x[:1], y[:1])
+formulas.grand(module, x[:1], y[:1])
 peak = lambda: 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 bound, before = 12 * sum(p.nbytes for p in module.parameters()), peak()
-scores.grand(module, x, y, memory_bytes=bound)
+formulas.grand(module, x, y, memory_bytes=bound)
 print((peak() - before) / bound)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
@@ -270,7 +270,7 @@ print((peak() - before) / bound)
 
 def test_grand_needs_a_classifier(images: Tensor) -> None:
     with pytest.raises(ModelError, match=r"logits \[B, C\]; these have 4 dimensions"):
-        scores.grand(nn.Conv2d(2, 3, 1).double(), images, torch.zeros(7, dtype=torch.int64))
+        formulas.grand(nn.Conv2d(2, 3, 1).double(), images, torch.zeros(7, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -278,7 +278,7 @@ def test_the_closed_form_is_the_gradient_of_the_last_layer(images: Tensor, bias:
     module, y = tiny(bias), torch.arange(7) % 3
     expected = list(gradient_loop(module, images, y, list(module.fc.parameters())))
     with torch.no_grad():
-        found = scores.grand_last_layer(module(images), y, module.features(images), bias=bias)
+        found = formulas.grand_last_layer(module(images), y, module.features(images), bias=bias)
     same(found, expected, 1e-10)
 
 
@@ -290,11 +290,11 @@ def test_average_ranks_are_scipys() -> None:
     known = ~values.isnan()
     expected = np.full(8, NAN)
     expected[known.numpy()] = (scipy.stats.rankdata(values[known].numpy()) - 1) / (int(known.sum()) - 1)
-    same(scores.average_ranks(values), expected)
-    same(scores.average_ranks(torch.tensor([NAN, 2.0])), [NAN, 0.5])
-    same(scores.average_ranks(torch.tensor([NAN, NAN])), [NAN, NAN])
-    same(scores.average_ranks(torch.tensor([])), [])
+    same(formulas.average_ranks(values), expected)
+    same(formulas.average_ranks(torch.tensor([NAN, 2.0])), [NAN, 0.5])
+    same(formulas.average_ranks(torch.tensor([NAN, NAN])), [NAN, NAN])
+    same(formulas.average_ranks(torch.tensor([])), [])
 
 
 def test_mean_known() -> None:
-    same(scores.mean_known(torch.tensor([[1.0, NAN, NAN], [3.0, 4.0, NAN]])), [2.0, 4.0, NAN])
+    same(formulas.mean_known(torch.tensor([[1.0, NAN, NAN], [3.0, 4.0, NAN]])), [2.0, 4.0, NAN])

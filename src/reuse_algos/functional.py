@@ -8,7 +8,7 @@ weights of a warm start, and attacks.
 from __future__ import annotations
 
 from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
-from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows
+from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.sums import fooling_rate, row_errors, turned_rows
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
@@ -20,8 +20,8 @@ from reuse_algos.algorithms.history_curriculum.plans import (
     window,
 )
 from reuse_algos.algorithms.mix_training.boxes import mixed_targets
-from reuse_algos.algorithms.prior_run_distillation.channel_wise import channel_wise_term
-from reuse_algos.algorithms.prior_run_distillation.terms import (
+from reuse_algos.algorithms.prior_run_distillation.loss.channel_wise import channel_wise_term
+from reuse_algos.algorithms.prior_run_distillation.loss.terms import (
     bernoulli_kl_term,
     kl_term,
     mean_weights,
@@ -38,7 +38,7 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     shrink_and_perturb,
     shuffled_noise,
 )
-from reuse_algos.priors.scores import (
+from reuse_algos.priors.scores.formulas import (
     average_ranks,
     cross_entropy,
     el2n,

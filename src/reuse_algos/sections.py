@@ -43,8 +43,6 @@ from composer.core import Time
 
 from reuse_algos.errors import RecipeError, nearest
 
-__all__ = ["BROKEN", "Faults", "Named", "fit", "fit_fields", "fit_section", "hints_of", "is_settable", "join"]
-
 BROKEN: Any = object()
 """Stands where a value could not be resolved; its fault is noted, so nothing more is said about it."""
 
@@ -137,7 +135,7 @@ def fit_section(kinds: Any, value: Any, where: str) -> Any:
 
 
 def fit(value: Any, hint: Any, path: str, faults: Faults, builders: _Builders = types.MappingProxyType({})) -> Any:
-    """Return the value as an annotation wants it; where it does not fit, note a fault and return it unchanged.
+    """Return the value as its annotation says; where it does not fit, note a fault and return it unchanged.
 
     Numbers in texts become numbers (the environment only has texts), numbers become text where only text will do,
     lists become tuples, names of enum members become members, and mappings become the dataclasses of the annotation.

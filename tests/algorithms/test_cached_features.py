@@ -18,12 +18,13 @@ from torch.utils.data import DataLoader, Dataset
 from features import Steps, digits, head_of_blobs
 from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation
 from reuse_algos.algorithms.adversarial_replay.checks import refuse_changed_inputs
-from reuse_algos.algorithms.prior_run_warm_start import cached_features, prior_run_warm_start
+from reuse_algos.algorithms.prior_run_warm_start import prior_run_warm_start
 from reuse_algos.algorithms.prior_run_warm_start.loading import load_weights
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.harvest import harvest
+from reuse_algos.priors import lookup
 from toy import blobs, checkpointed, epoch_loader, mlp, record_run, viewed
 from warming import Stop, same
 
@@ -143,7 +144,7 @@ def test_the_same_in_every_setting(store: RunArchive, arguments: dict[str, Any])
 
 def test_features_that_do_not_fit_on_the_device(store: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     live = _fit(head_of_blobs(store, settings={"source": "live"}))
-    monkeypatch.setattr(cached_features, "_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(lookup, "_RESIDENT_BYTES", 0)
     _equal(live, _fit(head_of_blobs(store)))
 
 

@@ -367,7 +367,7 @@ def test_selective_backprop_is_refused(archive: RunArchive) -> None:
 
 
 def test_a_duration_without_batches_is_refused(archive: RunArchive) -> None:
-    with pytest.raises(ValueError, match="max_duration=100tok does not tell the number of batches"):
+    with pytest.raises(ValueError, match="max_duration=100tok does not give the number of batches"):
         fit([curriculum(archive, strategy="prune")], max_duration="100tok")
 
 

@@ -9,7 +9,7 @@ from timm.task.distillation import LogitDistillationTask
 from torch import nn
 
 from reuse_algos.algorithms.prior_run_distillation import Mean, Mixup, Sample
-from reuse_algos.algorithms.prior_run_distillation.terms import kl_term, mix_logits, mix_probabilities, mse_term
+from reuse_algos.algorithms.prior_run_distillation.loss.terms import kl_term, mix_logits, mix_probabilities, mse_term
 
 STUDENT = torch.tensor([[1.0, -2.0, 0.5, 3.0], [0.0, 0.0, 4.0, -1.0], [2.0, 2.0, -3.0, 0.1]])
 TEACHER = torch.tensor([[0.3, 1.0, -0.5, 2.0], [1.0, -1.0, 2.5, 0.0], [-2.0, 1.5, 0.0, 0.7]])

@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from distilling import distil, fit, series, teacher
 from reuse_algos.algorithms.prior_run_distillation import KL, MSE, Cached
-from reuse_algos.algorithms.prior_run_distillation.losses import Strength, Weighing
-from reuse_algos.algorithms.prior_run_distillation.strength import (
+from reuse_algos.algorithms.prior_run_distillation.loss.section import Strength, Weighing
+from reuse_algos.algorithms.prior_run_distillation.loss.strength import (
     Measured,
     logit_moments,
     pulls,
     standardized,
     variance_of,
 )
-from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers
+from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers, LiveTeachers
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import PriorRunMismatchError, TaskError
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.task import Task
 from toy import NUM_CLASSES, mlp, record_run, viewed
 
 TASKS = {

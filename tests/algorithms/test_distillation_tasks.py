@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from reuse_algos import PriorRunDistillation, RunRecorder
-from reuse_algos.algorithms.prior_run_distillation.layout import check_top_k, in_layout
-from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE, Strength, Weighing
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import check_top_k, in_layout
+from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, MSE, Strength, Weighing
 from reuse_algos.errors import PriorRunMismatchError, TaskError
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.task import Task
 from toy import trainer
 
 T = 3.0

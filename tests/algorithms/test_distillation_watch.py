@@ -12,11 +12,11 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from distilling import distil, fit, series, teacher
-from reuse_algos.algorithms.prior_run_distillation.layout import right_answers
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import right_answers
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import HarmWarning
-from reuse_algos.training.task import Rows, Task
+from reuse_algos.training.tasks.task import Rows, Task
 from toy import NUM_CLASSES, mlp, viewed
 
 GOOD = Look(cosine=0.5, right=0.5, taught=0.9, dead=0.1)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from distilling import Watch, distil, fit, kl, series, teacher
 from reuse_algos.algorithms import PriorRunDistillation
-from reuse_algos.algorithms.prior_run_distillation.teachers import CachedTeachers, LiveTeachers
+from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers, LiveTeachers
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo

@@ -7,16 +7,22 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from composer import Event
 
 from algorithms.settings import HOMES, ROWS, Archives, Done, Row, differing, resume, train
 from reuse_algos.algorithms import ReusingAlgorithm
 from reuse_algos.archive import RunArchive
-from reuse_algos.errors import NoEffectWarning
+from reuse_algos.errors import NoEffectWarning, RunNotFoundError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No batches were trained"),  # Composer, where an epoch's last batch was saved
     pytest.mark.filterwarnings("ignore:The ``compute`` method of metric"),
 ]
+READERS = (
+    *("curriculum", "dynamic_prune", "distillation, cached", "distillation, live", "replay, append"),
+    *("warm start, unfreezing", "warm start, features"),
+)
+NOTHING = {"tags": {"method": "never trained"}, "limit": 1}
 IDLE = [name for name, row in ROWS.items() if row.idle is not None]
 
 
@@ -99,3 +105,24 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(archives: Archives, n
 
     whole, parts = weights(ROWS[name], 16), weights(ROWS[name], 3)
     assert not differing(whole.weights, parts.weights, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_skips_where_there_is_nothing_to_learn_from_yet(
+    archives: Archives, plain: Callable[[str], Done], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """With ``if_empty: skip`` the training is the plain one, from an archive that is made; without, it is refused."""
+    row, query = ROWS[name], {**NOTHING, "if_empty": "skip"}
+    algorithm = row.make(tmp_path / "archive", **{**row.settings, "runs": query})
+    done = train(row, algorithm)
+    assert algorithm.skipped is not None
+    assert done.weights.keys() == plain(row.home).weights.keys()
+    assert not differing(done.weights, plain(row.home).weights)
+    assert (done.metrics, done.batches) == ({}, plain(row.home).batches)
+    assert capsys.readouterr().err.count("nothing to learn from yet") == 1
+    assert algorithm.prior_uses() == []
+    resumed = row.build(archives, runs={"limit": 1, "if_empty": "skip"})
+    resumed.load_state_dict(algorithm.state_dict())
+    assert resumed.stands_aside(Event.FIT_START), "what began without prior runs goes on without them"
+    with pytest.raises(RunNotFoundError, match="never trained"):
+        train(row, row.build(archives, runs=NOTHING))

@@ -9,7 +9,7 @@ import pytest
 
 from forked_python import python
 
-from .torture import claims, conformance, formats, indexes, lost_disks, model, neighbours
+from .torture import claims, clocks, conformance, formats, indexes, lost_disks, model, neighbours
 from .torture.outcome import Tally, spread
 
 
@@ -60,6 +60,11 @@ def test_whatever_happens_to_the_index_no_selection_is_wrong(tmp_path: Path) -> 
 def test_processes_that_write_the_index_at_once_lose_nothing(tmp_path: Path) -> None:
     outcome = indexes.crowd(tmp_path, count=6)
     assert (outcome.notes["runs"], outcome.ok) == (48, True), outcome
+
+
+def test_a_clock_that_is_set_while_a_run_trains_changes_no_seconds(tmp_path: Path) -> None:
+    outcome = clocks.case(tmp_path, count=2)
+    assert (outcome.tries, outcome.ok) == (2, True), outcome
 
 
 def test_faults_are_counted() -> None:

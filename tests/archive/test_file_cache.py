@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from reuse_algos.archive.index.host import open_host
 from reuse_algos.archive.stores import cache as file_cache
 from reuse_algos.archive.stores.cache import open_cached
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
@@ -148,6 +149,50 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_hash_that_is_none(files: Path) -> None:
     with pytest.raises(ArchiveCorruptError, match="cannot have the sha256"):
         open_cached("s3://b/x", 1, "../../etc/passwd", Remote(DATA))
+
+
+def test_the_files_used_longest_ago_go_when_the_cache_is_full(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three files of 10,240 bytes fit; a fourth takes the place of the one that was used longest ago."""
+    monkeypatch.setenv(file_cache.CACHE_VARIABLE, str(3.5 * len(DATA) / 2**30))
+    contents = []
+    number = 0
+    while len(contents) < 4:  # files whose names begin with 0 look whether there is room
+        number += 1
+        data = DATA[:-8] + number.to_bytes(8, "big")
+        if hashlib.sha256(data).hexdigest().startswith("0"):
+            contents.append(data)
+    kept = []
+    for age, data in enumerate(contents):
+        sha256 = hashlib.sha256(data).hexdigest()
+        with open_cached("s3://b/x", len(data), sha256, Remote(data)) as file:
+            assert file.read() == data
+        path = files / sha256[:2] / sha256
+        os.utime(path, (1000 + age, 1000 + age))
+        kept.append(path)
+        if age == 2:
+            os.utime(kept[0], (2000, 2000))  # it was read again
+    assert [path.exists() for path in kept] == [True, False, True, True]
+    remote = Remote(contents[1])
+    with open_cached("s3://b/x", len(DATA), kept[1].name, remote) as file:
+        assert (file.read(), remote.fetched) == (contents[1], 1)
+
+
+def test_databases_of_indexes_are_pruned_by_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "reuse_algos" / "index"
+    for age, location in enumerate("abc"):
+        with open_host(location, "id"):
+            pass
+        (newest,) = set(folder.glob("*.sqlite")) - {
+            path for path in folder.glob("*.sqlite") if path.stat().st_mtime < 9e8
+        }
+        os.utime(newest, (1000 + age, 1000 + age))
+    size = newest.stat().st_size
+    monkeypatch.setattr("reuse_algos.archive.index.host.MAX_BYTES", 2 * size)
+    with open_host("d", "id"):
+        pass
+    assert sorted(path.stat().st_mtime < 9e8 for path in folder.glob("*.sqlite")) == [False, True, True]
+    assert 1000 not in {path.stat().st_mtime for path in folder.glob("*.sqlite")}
 
 
 def test_what_is_remembered_is_pruned(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,49 @@ def test_a_lie_that_would_be_chosen_is_found_out(
         assert reader.run("run-5").id == ids[5]
 
 
+HIDING = [{"health": "diverged"}, {"finals": {MONITOR: 0.0}}, {"tags": {"n": "9"}}]
+
+
+@pytest.mark.parametrize("lie", HIDING)
+def test_a_shard_that_hides_a_run_is_found_out_by_a_host_that_knew_better(
+    archive: RunArchive, ids: list[str], lie: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    assert len(RunArchive(archive.root).runs()) == len(ids)
+    poisoned(archive, **lie)
+    found = RunArchive(archive.root)
+    assert {run.id for run in found.runs()} == set(ids)
+    assert [run.id for run in found.runs(tags={"n": 0})] == [ids[0]]
+    assert [run.final_metric() for run in found.runs(order="best")] == sorted(VALUES, reverse=True)
+
+
+@pytest.mark.parametrize("lie", [*HIDING, {"ended_at": "2020-01-01"}])
+def test_garbage_collection_takes_away_a_shard_that_hides_a_run(
+    archive: RunArchive, ids: list[str], lie: dict[str, object], monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    poisoned(archive, **lie)
+    other_host(monkeypatch, tmp_path_factory)
+    for path in shards(archive):
+        os.utime(archive.root / path, (0, 0))
+    archive.collect_garbage(delete=True, min_age_seconds=3600)
+    assert sorted(shard_runs(path) or 0 for path in shards(archive)) == [2, 4], "the honest one, and the other runs"
+    other_host(monkeypatch, tmp_path_factory)
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    assert {run.id for run in RunArchive(archive.root).runs()} == set(ids)
+    assert archive.verify(quick=True).ok
+
+
+def test_a_shard_that_says_of_a_run_that_it_ended_is_found_out_by_comparing(
+    archive: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    writer = archive.start_run("going")
+    writer.commit(manifest_of([]))
+    poisoned(archive, run_id=writer.run_id)
+    other_host(monkeypatch, tmp_path_factory)
+    assert {run.run_id for run in RunArchive(archive.root).summaries()} == set(ids)
+
+
 def test_a_lie_that_would_hide_a_run_is_found_out_by_comparing(
     archive: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -208,12 +208,13 @@ def test_more_than_a_page_of_objects(s3: MotoServer, monkeypatch: pytest.MonkeyP
     assert {item.size for item in found} == {2}
 
 
-def test_a_name_that_is_no_path_is_damage(s3: MotoServer) -> None:
+def test_without_boto3_a_name_that_is_no_path_is_damage(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "boto3", None)
     bucket = s3.new_bucket()
     s3.client.put_object(Bucket=bucket, Key="archive/runs/../../x", Body=b"")
     store = open_writable(bucket)
     for use in (lambda: store.list("runs"), lambda: list(store.walk("runs"))):
-        with pytest.raises(ArchiveCorruptError, match="whose name is no path.*remove it"):
+        with pytest.raises(ArchiveCorruptError, match="whose name is no path.*remove it, or install boto3"):
             use()
 
 

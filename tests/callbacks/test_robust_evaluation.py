@@ -472,7 +472,7 @@ def test_batches_of_other_shapes_and_transforms(tmp_path: Path) -> None:
         ({"attacks": {"a/b": {"method": "fgsm"}}}, "'a/b' cannot be the name"),
         ({"attacks": {"pgd": 10}}, "attacks.pgd must be a section of fields, not 10"),
         ({"attacks": {"pgd": {"step": 10}}}, "attacks.pgd: no field 'step'. Did you mean 'steps'"),
-        ({"attacks": {"pgd": {"epsilon": "8/0"}}}, "attacks.pgd.epsilon must be a number or a fraction such as 8/255"),
+        ({"attacks": {"pgd": {"epsilon": "8/0"}}}, "attacks.pgd: '8/0' is not a number above 0, such as 0.03 or 8/255"),
         ({"attacks": {"pgd": {"epsilon": 8}}}, "attacks.pgd: attack epsilon must be above 0 and at most 1"),
         ({"attacks": {"x": {"method": "cw"}}}, "attacks.x: attack method: unknown value 'cw'"),
     ],

@@ -233,7 +233,7 @@ def test_diverged_runs_are_kept_exactly_and_not_chosen(tmp_path: Path, lr: float
 
 
 def test_a_window_needs_a_duration_in_epochs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_duration=.* does not tell in epochs"):
+    with pytest.raises(ValueError, match="max_duration=.* does not give the epochs"):
         _record(tmp_path, signals={"loss": {"last_epochs": 1}}, fit={"max_duration": "128sp"})
 
 

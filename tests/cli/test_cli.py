@@ -214,7 +214,7 @@ def test_show(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
         "(monitor, max)", "last", "logits  dense", "2 slots, 1 of them complete; 0: 75 %",
         "digits: 4 examples, 2 classes", "f" * 64,
         "digits_cnn: 1234 parameters, 5 MFLOPs", "abacus", "torch 2.7.0", "abc", "2 views with weights last: 3.5 s",
-        "optimizer.lr=0.1",
+        "lr: 0.1", "captured, slot: epoch (from 0)  0: 0, 1: 0",
     ):  # fmt: skip
         assert expected in out, expected
     code, out, _ = call(capsys, "show", made["path"], "quick-0")

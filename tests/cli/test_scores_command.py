@@ -12,7 +12,7 @@ import torch
 
 from compare.synthetic_runs import write_run
 from reuse_algos.archive import RunArchive
-from reuse_algos.callbacks.recorder.state_facts import dataset_record, examples_of
+from reuse_algos.callbacks.recorder.facts.state_facts import dataset_record, examples_of
 from reuse_algos.cli import main
 from reuse_algos.commands.common import ARCHIVE_VARIABLE
 from reuse_algos.commands.show import score_pictures

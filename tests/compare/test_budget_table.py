@@ -138,6 +138,27 @@ def test_pareto_front() -> None:
     assert all(point.on_pareto_front["steps"] for group in twins.groups for point in group.points)
 
 
+def test_the_front_of_many_points_is_that_of_all_pairs() -> None:
+    """Forty groups with ties in cost and in value, against the definition: no other is as cheap and as good."""
+    draw = np.random.default_rng(5)
+    runs = [
+        dataclasses.replace(
+            run, group=f"g{n}", final=round(float(draw.uniform(0.5, 0.6)), 2), train_seconds=float(cost)
+        )
+        for n, cost in enumerate(draw.integers(1, 12, size=40))
+        for run in records(f"g{n}", (10,))[:1]
+    ]
+    runs = [dataclasses.replace(run, seed=seed) for run in runs for seed in range(3)]
+    points = [point for group in compare(BASELINE, runs).groups for point in group.points]
+    places = [(point.costs["cost_seconds"], point.final.estimate) for point in points]
+    fronts = [
+        not any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in places)  # type: ignore[operator]
+        for cost, value in places
+    ]
+    assert [point.on_pareto_front["cost_seconds"] for point in points] == fronts
+    assert 2 <= sum(fronts) < len(fronts)
+
+
 def test_less_is_better() -> None:
     loss = [dataclasses.replace(run, final=-run.final) for run in (*BASELINE, *QUICK)]
     mirrored = compare_budgets(loss, metric="loss", mode="min")

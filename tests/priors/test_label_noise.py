@@ -15,8 +15,8 @@ from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.models import build_model
-from reuse_algos.priors.label_noise import label_noise
-from reuse_algos.priors.run_scores import ScoreSpec, prior_scores
+from reuse_algos.priors.scores.label_noise import label_noise
+from reuse_algos.priors.scores.run_scores import ScoreSpec, prior_scores
 from toy import trainer
 
 SHARE = 0.05

@@ -16,9 +16,9 @@ from compare.synthetic_runs import write_run
 from reuse_algos.archive import DatasetRecord, HarvestRecord, PriorRun, RunArchive
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
-from reuse_algos.priors import run_scores as module
-from reuse_algos.priors.label_noise import label_noise
-from reuse_algos.priors.run_scores import (
+from reuse_algos.priors.scores import run_scores as module
+from reuse_algos.priors.scores.label_noise import label_noise
+from reuse_algos.priors.scores.run_scores import (
     ENSEMBLE_SCORES,
     SCORES,
     ScoreSpec,

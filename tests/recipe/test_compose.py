@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from reuse_algos.errors import RecipeError
+from reuse_algos.presets import preset
 from reuse_algos.recipe import Settings, compose_recipe, load_recipe
 from reuse_algos.recipe.registry import find, names
 
@@ -77,6 +78,35 @@ def test_components_can_be_switched_on_and_off_without_options():
     assert recipe.settings.algorithms == {"label_smoothing": {"smoothing": 0.2}}
 
 
+def test_a_preset_is_written_out_and_what_stands_beside_it_wins():
+    section = {"preset": "same_data", "runs": ["a"], "loss": {"weight": 0.5}}
+    recipe = compose_recipe({**GOOD, "archive": "a", "algorithms": {"prior_run_distillation": section}})
+    recorded = recipe.record["algorithms"]["prior_run_distillation"]
+    expected = preset("same_data")["prior_run_distillation"]
+    expected["loss"]["weight"] = 0.5
+    assert recorded == {**expected, "runs": ["a"]}
+    (component,) = recipe.components["algorithms"]
+    assert (component.options["loss"].scale, component.options["loss"].weight) == (expected["loss"]["scale"], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "situation", "fault"),
+    [
+        (
+            "prior_run_distillation",
+            "same_date",
+            "there is no preset 'same_date' of prior_run_distillation. Did you mean",
+        ),
+        ("prior_run_warm_start", "same_data", "there is no preset 'same_data' of prior_run_warm_start"),
+        ("mixup", "same_data", "there is no preset 'same_data' of mixup."),
+        ("prior_run_distillation", 3, "there is no preset 3 of prior_run_distillation."),
+    ],
+)
+def test_presets_of_other_algorithms_are_refused(name, situation, fault):
+    said = message({**GOOD, "archive": "a", "algorithms": {name: {"preset": situation, "runs": ["a"]}}})
+    assert f"algorithms.{name}.preset: {fault}" in said
+
+
 def test_empty_sections_and_null_scheduler():
     recipe = compose_recipe({**GOOD, "data": None, "algorithms": None, "tags": None, "scheduler": None})
     assert recipe.settings.scheduler is None
@@ -105,7 +135,7 @@ def test_all_faults_of_all_kinds_at_once():
             "channels_last": {"x": 1},
             "prior_run_distillation": {
                 "sorce": 3,
-                "runs": {"tag": {}, "limit": "many"},
+                "runs": {"tag": {}, "limit": "many", "if_empty": "skp"},
                 "archive": "x",
             },
         },
@@ -147,6 +177,7 @@ def test_all_faults_of_all_kinds_at_once():
         "algorithms.channels_last.x: ChannelsLast has no such option. It takes no options.",
         "algorithms.prior_run_distillation.sorce: PriorRunDistillation has no such option. Did you mean 'source'?",
         "algorithms.prior_run_distillation.archive: is filled in from the recipe and cannot be set here",
+        "algorithms.prior_run_distillation.runs.if_empty: must be 'refuse' or 'skip', got 'skp'",
         "algorithms.prior_run_distillation.runs.tag: runs has no such option. Did you mean 'tags'?",
         "algorithms.prior_run_distillation.runs.limit: must be a whole number or null, not 'many'",
         "callbacks.run_recorder.signals: RunRecorder signals: no signal 'logit' can be captured. "

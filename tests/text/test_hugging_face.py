@@ -13,7 +13,7 @@ from composer import Callback
 from reuse_algos import PriorRunDistillation, RunRecorder
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import PriorRunMismatchError
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.task import Task
 from toy import trainer
 
 pytest.importorskip("transformers")

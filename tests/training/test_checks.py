@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset, default_collate
 from reuse_algos.data import DatasetInfo, ViewedDataset, ViewPolicy
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError
-from reuse_algos.training.checks import changed_inputs, check_first_batch, check_same_view_twice
+from reuse_algos.training.first_batch.views import changed_inputs, check_first_batch, check_same_view_twice
 
 _IMAGES = torch.rand(12, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 _LABELS = torch.arange(12) % 4

@@ -19,8 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from reuse_algos.errors import TaskError
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader, targets_of
-from reuse_algos.training.task import Task, TaskSettings
+from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
+from reuse_algos.training.tasks.task import Task, TaskSettings
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 
@@ -145,14 +145,17 @@ def test_no_task_is_an_error_or_a_refusal() -> None:
 
 
 def test_settings_decide_where_the_loss_cannot() -> None:
-    """Label smoothing is none of the plain losses."""
+    """A loss that is not computed from the outputs shows nothing of them, and label smoothing is no plain loss."""
     loss = functools.partial(F.cross_entropy, label_smoothing=0.1)
     targets = torch.arange(8 * 5).reshape(8, 5) % 5
+    hidden = _Net((5, 5), lambda z, y: loss(z.detach().transpose(1, 2), y) + 0 * z.sum())
     with pytest.raises(TaskError, match="several tasks fit"):
-        _train(_Net((5, 5), lambda z, y: loss(z.transpose(1, 2), y)), targets, _Reading(TaskReader()))
-    reading = _Reading(TaskReader(BatchKeys(task=TaskSettings("token", class_dim=-1, shift=False))))
-    _train(_Net((5, 5), lambda z, y: loss(z.transpose(1, 2), y)), targets, reading)
-    assert (reading.task_reader.known.class_dim, reading.task_reader.known.shift) == (-1, False)
+        _train(hidden, targets, _Reading(TaskReader()))
+    for settings in (TaskSettings(), TaskSettings("token", class_dim=-1, shift=False)):
+        net = hidden if settings.kind else _Net((5, 5), lambda z, y: loss(z.transpose(1, 2), y))
+        reading = _Reading(TaskReader(BatchKeys(task=settings)))
+        _train(net, targets, reading)
+        assert (reading.task_reader.known.class_dim, reading.task_reader.known.shift) == (-1, False)
 
 
 @pytest.mark.parametrize("name", ["labels", "label", "targets", "target", "y"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from reuse_algos.callbacks.recorder.provenance import model_record
+from reuse_algos.callbacks.recorder.facts.provenance import model_record
 from reuse_algos.errors import ModelError
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.batch_norm import (

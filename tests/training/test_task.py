@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from reuse_algos.algorithms.prior_run_distillation import MSE
 from reuse_algos.errors import TaskError
-from reuse_algos.training.find_task import find_task
-from reuse_algos.training.task import Task, TaskSettings
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import SUMMED, Task, TaskSettings
 
 
 def _numbers(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -149,6 +151,136 @@ def test_own_losses_that_are_no_plain_ones_leave_the_only_reading() -> None:
     outputs, targets = _numbers(8, 5), _classes(5, 8)
     smoothed = float(F.cross_entropy(outputs, targets, label_smoothing=0.1))
     assert find_task(outputs, targets, smoothed).kind == "multiclass"
+
+
+def _smoothed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(outputs, targets, label_smoothing=0.1)
+
+
+def _focal(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    logs = outputs.log_softmax(1).gather(1, targets.unsqueeze(1))
+    return (-(1 - logs.exp()).square() * logs).mean()
+
+
+def _dice(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    shares, truth = outputs.softmax(1), F.one_hot(targets, outputs.shape[1]).movedim(-1, 1)
+    return 1 - 2 * (shares * truth).sum() / (shares + truth).sum()
+
+
+def _weighed(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    weight = torch.linspace(1, 3, outputs.shape[1])
+    return F.cross_entropy(outputs, targets, weight=weight, ignore_index=0)
+
+
+def _smoothed_shifted(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return _smoothed(outputs[:, :-1].transpose(1, 2), targets[:, 1:])
+
+
+def _positives_count_more(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets, pos_weight=torch.tensor(3.0))
+
+
+PULLED: dict[str, tuple[torch.Tensor, torch.Tensor, Loss, Task]] = {
+    "label smoothing": (_numbers(8, 5), _classes(5, 8), _smoothed, Task("multiclass", 5)),
+    "label smoothing of a sure model": (20 * torch.eye(5), torch.arange(5), _smoothed, Task("multiclass", 5)),
+    "focal": (_numbers(8, 5), _classes(5, 8), _focal, Task("multiclass", 5)),
+    "hinge": (_numbers(8, 5), _classes(5, 8), F.multi_margin_loss, Task("multiclass", 5)),
+    "class weights, one class ignored": (
+        _numbers(8, 5),
+        _holes(_classes(5, 8), 0),
+        _weighed,
+        Task("multiclass", 5, 1, 0),
+    ),
+    "dice": (_numbers(2, 3, 4, 4), _classes(3, 2, 4, 4), _dice, Task("dense", 3)),
+    "causal with smoothing": (
+        _numbers(4, 9, 9),
+        _classes(9, 4, 9),
+        _smoothed_shifted,
+        Task("token", 9, -1, None, True),
+    ),
+    "one logit, weighed": (_numbers(8, 1), _classes(2, 8, 1).float(), _positives_count_more, Task("binary", 1)),
+    "labels, weighed": (_numbers(8, 4), _classes(2, 8, 4).float(), _positives_count_more, Task("multilabel", 4)),
+    "absolute errors of 0 and 1": (3 * _numbers(8, 1), _classes(2, 8, 1).float(), F.l1_loss, Task("regression", 1)),
+}
+
+
+def _pull(outputs: torch.Tensor, targets: torch.Tensor, loss: Loss) -> tuple[float, torch.Tensor]:
+    leaf = outputs.clone().requires_grad_()
+    value = loss(leaf, targets)
+    (pull,) = torch.autograd.grad(value, leaf)
+    return float(value), pull
+
+
+@pytest.mark.parametrize("case", PULLED)
+def test_a_loss_of_another_form_shows_the_task_by_its_gradient(case: str) -> None:
+    outputs, targets, loss, expected = PULLED[case]
+    own, pull = _pull(outputs, targets, loss)
+    found = find_task(outputs, targets, own, ignore_indices=(0, -100), pull=pull)
+    assert replace(found, evidence="") == expected
+    assert not found.is_confirmed
+
+
+def _ordinal(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    above = (targets.unsqueeze(1) > torch.arange(outputs.shape[1])).float()
+    return F.binary_cross_entropy_with_logits(outputs, above)
+
+
+def _near(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return 1 - F.cosine_similarity(outputs, F.one_hot(targets, outputs.shape[1]).float()).mean()
+
+
+REFUSED: dict[str, tuple[torch.Tensor, torch.Tensor, Loss, str]] = {
+    "probabilities": (
+        _numbers(8, 5).softmax(1),
+        _classes(5, 8),
+        lambda o, t: F.nll_loss(o.log(), t),
+        "logits of a softmax",
+    ),
+    "thresholds": (_numbers(8, 4), _classes(4, 8), _ordinal, "logits of a softmax"),
+    "embeddings": (_numbers(8, 5), _classes(5, 8), _near, "logits of a softmax"),
+    "labels from 1": (
+        _numbers(8, 5),
+        1 + _classes(5, 8),
+        lambda o, t: F.cross_entropy(o, t - 1),
+        "class numbers are 0 to 4",
+    ),
+    "labels that the loss numbers otherwise": (
+        _numbers(8, 9),
+        _classes(8, 8),
+        lambda o, t: F.cross_entropy(o, t + 1),
+        "raises other classes",
+    ),
+    "probabilities of labels": (
+        _numbers(8, 4).sigmoid(),
+        _classes(2, 8, 4).float(),
+        F.binary_cross_entropy,
+        "may be probabilities of labels",
+    ),
+    "logarithms of counts": (
+        _numbers(8, 1),
+        3 + _classes(5, 8, 1).float(),
+        lambda o, t: F.poisson_nll_loss(o + 1.5, t),
+        "does not move the outputs to where the targets are",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_outputs_that_a_loss_reads_otherwise_are_refused_and_may_be_overruled(case: str) -> None:
+    outputs, targets, loss, said = REFUSED[case]
+    own, pull = _pull(outputs, targets, loss)
+    with pytest.raises(TaskError, match=said) as caught:
+        find_task(outputs, targets, own, pull=pull)
+    kind = str(caught.value).split("plain losses. ")[1].split(" of ")[0]
+    assert find_task(outputs, targets, own, TaskSettings(kind=kind), pull=pull).kind == kind
+
+
+def test_a_loss_that_is_a_sum_is_known() -> None:
+    outputs, targets = _numbers(8, 5), _classes(5, 8)
+    found = find_task(outputs, targets, float(F.cross_entropy(outputs, targets, reduction="sum")))
+    assert found == Task("multiclass", 5, evidence=SUMMED)
+    with pytest.raises(TaskError, match="sum over the batch"):
+        MSE().check_task(found)
 
 
 def test_what_nothing_tells_apart_is_refused() -> None:

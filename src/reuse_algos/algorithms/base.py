@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from abc import abstractmethod
@@ -11,17 +12,16 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from composer import Algorithm, State
+from composer import Algorithm, Event, State
 from composer.loggers import Logger
+from composer.utils import dist
 
 from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.errors import ExampleIdError, NoEffectWarning
-from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive
+from reuse_algos.priors.choosing import RunSelection, choose_runs, open_archive, split_if_empty
 from reuse_algos.training.interplay import BatchEffects
-from reuse_algos.training.ranks import on_every_rank
-
-__all__ = ["ReusingAlgorithm", "Stopwatch", "refuse_another", "snake_case"]
+from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 
 
 class Stopwatch:
@@ -69,7 +69,8 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
 
     Args:
         archive: The archive or its path.
-        runs: Which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`.
+        runs: Which prior runs, see :data:`~reuse_algos.priors.choosing.RunSelection`. A query with ``if_empty: skip``
+            trains without them where nothing matches, and makes the archive where there is none.
         seed: Seed of everything this algorithm draws. Default: 0.
         mismatch: ``refuse`` or ``allow`` prior runs on other data or other views. Default: ``refuse``.
         id_key: Key of the batch that holds the example ids, for iterable datasets. Default: none.
@@ -92,8 +93,10 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
     ) -> None:
         if mismatch not in ("refuse", "allow"):
             raise ValueError(f"mismatch must be 'refuse' or 'allow', got {mismatch!r}")
-        self.archive = open_archive(archive)
-        self.runs = runs
+        self.runs, self._may_skip = split_if_empty(runs)
+        # The first run of all has no archive to read yet.
+        self.archive = open_archive(archive, create=self._may_skip)
+        self.skipped: str | None = None
         self.seed = seed
         self.mismatch = mismatch
         self.ids = ExampleIds(id_key)
@@ -119,6 +122,21 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         """Forget the runs and counts of another Trainer that this algorithm has served (INIT)."""
         self.prior_runs, self._pinned = [], None
         self.setup_seconds, self.batches_applied, self.latest_metrics = 0.0, 0, {}
+        self.skipped = self._why_skip() if self._may_skip else None
+
+    def _why_skip(self) -> str | None:
+        """Return that there is nothing to learn from yet, and say so; None where a run matches."""
+        query: Any = self.runs
+        if on_rank_zero(lambda: bool(self.archive.runs(**{**query, "limit": 1}))):
+            return None
+        why = f"nothing to learn from yet: no finished run in {self.archive.location} matches {query}"
+        if dist.get_global_rank() == 0:
+            print(f"reuse_algos: {type(self).__name__} skips this run, {why}", file=sys.stderr, flush=True)
+        return why
+
+    def stands_aside(self, event: Event) -> bool:
+        """Return whether to do nothing at this event: always but at the next Trainer's INIT, once skipped."""
+        return self.skipped is not None and event != Event.INIT
 
     def begin(self, state: State) -> None:
         """Pin the prior runs and load from them, timed as set-up (FIT_START)."""
@@ -150,6 +168,7 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         """Return the pinned runs and the counters."""
         state = super().state_dict()
         state.update(pinned=self._pinned, batches_applied=self.batches_applied, setup_seconds=self.setup_seconds)
+        state["skipped"] = self.skipped
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -157,6 +176,8 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
         self._pinned = [(str(run_id), int(generation)) for run_id, generation in state["pinned"] or []] or None
         self.batches_applied = int(state["batches_applied"])
         self.setup_seconds = float(state["setup_seconds"])
+        # What began without prior runs goes on without them, whatever was archived since.
+        self.skipped = state["skipped"]
 
     def take_place(self, state: State) -> None:
         """Forget another Trainer, and move behind the algorithms of others (INIT).

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 
+from reuse_algos.archive.asked import Asked
 from reuse_algos.archive.format.generations import find_sound, list_generations, read_final, read_manifest
 from reuse_algos.archive.format.manifest import decode_manifest
 from reuse_algos.archive.format.names import is_safe_name
@@ -14,11 +15,10 @@ from reuse_algos.archive.format.summary import RunSummary, summary_of
 from reuse_algos.archive.index.catalog import Catalog, Known
 from reuse_algos.archive.index.reading import SteppedBackError, stepped_back
 from reuse_algos.archive.run import PriorRun
-from reuse_algos.archive.selection import Order, shortlist, tags_match
+from reuse_algos.archive.selection import Order, shortlist
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.upkeep import Upkeep
-from reuse_algos.archive.where import Where
 from reuse_algos.errors import ArchiveError, ArchiveWarning, RunNotFoundError, nearest
 
 __all__ = ["RunReader"]
@@ -82,9 +82,10 @@ class RunReader(Upkeep):
             WhereError: The filter cannot be read, or names a metric that no run has.
             ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
         """
-        fits = _fits(where, tags, run_name, unfinished, unhealthy)
-        for known in fits(self._catalog().runs(self._candidates(), self._warn)):
+        asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
+        for known in self._catalog().runs(self._candidates(), self._warn, asked):
             yield known.summary
+        asked.check_names()
 
     def runs(
         self,
@@ -120,15 +121,16 @@ class RunReader(Upkeep):
         """
         if order not in ("best", "latest", "first"):
             raise ArchiveError(f"order {order!r} is not known.{nearest(order, ('best', 'latest', 'first'))}")
-        fits = _fits(where, tags, run_name, unfinished, unhealthy)
+        asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
         opened: dict[str, PriorRun | None] = {}
         while True:
             found = (
                 known
-                for known in fits(self._catalog().runs(self._candidates(), self._warn))
+                for known in self._catalog().runs(self._candidates(), self._warn, asked)
                 if opened.get(known.summary.run_id, known) is not None
             )
             kept = shortlist(self._store, found, order, metric, limit, self._warn)
+            asked.check_names()
             chosen: list[PriorRun] = []
             believed = True
             for known in kept:
@@ -238,26 +240,3 @@ class RunReader(Upkeep):
         found = self.summaries(unfinished=True, unhealthy=True)
         known = [name for run in found for name in (run.run_id, run.run_name)]
         return RunNotFoundError(f"there is no run {run_id!r} in {self.location}.{nearest(run_id, known)}")
-
-
-def _fits(
-    where: str | None, tags: Mapping[str, object] | None, run_name: str | None, unfinished: bool, unhealthy: bool
-) -> Callable[[Iterable[Known]], Iterator[Known]]:
-    """Return what passes the runs on that fit."""
-    asked = None if where is None else Where(where)
-
-    def passed(found: Iterable[Known]) -> Iterator[Known]:
-        for known in found:
-            summary = known.summary
-            if (
-                (unfinished or summary.finished)
-                and (unhealthy or summary.health == "ok")
-                and (run_name is None or summary.run_name == run_name)
-                and (not tags or tags_match(summary.tags, tags))
-                and (asked is None or asked(summary))
-            ):
-                yield known
-        if asked is not None:
-            asked.check_names()
-
-    return passed

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NamedTuple
 
 from reuse_algos.archive.format.metrics import Mode, infer_mode, resolve_metric
+from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.index.catalog import Known
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE
 from reuse_algos.errors import ArchiveError, SignalNotFoundError
 
-__all__ = ["Order", "shortlist", "tags_match"]
+__all__ = ["Order", "shortlist"]
 
 Order = Literal["best", "latest", "first"]
 Warn = Callable[[str, ArchiveError], None]
@@ -81,7 +82,7 @@ class _Shortlist:
         """Keep a run if it is among the first, in place of the last one if need be. Keys are unique."""
         if self._most is None:
             self._kept.append(Kept(key, known))
-        elif len(self._kept) < self._most or (self._kept and key < self._kept[-1].key):
+        elif len(self._kept) < self._most or (self._kept and key < self._kept[-1][0]):
             bisect.insort(self._kept, Kept(key, known), key=lambda kept: kept.key)
             del self._kept[self._most :]
 
@@ -89,36 +90,47 @@ class _Shortlist:
 def _best_first(store: Store, found: Iterable[Known], metric: str | None, limit: int | None, warn: Warn) -> list[Known]:
     # Which metric a short name means is known only after the last run, so there is a shortlist for each that it may be.
     shortlists: dict[str, _Shortlist] = {}
-    monitors: set[tuple[str, Mode]] = set()
-    names: set[str] | None = None
+    # Runs with the same metrics and the same monitor are many, so what follows from these is found out once.
+    kinds: dict[tuple[Any, ...], list[tuple[str, Mode]]] = {}
+    isfinite = math.isfinite
     for known in found:
-        summary, names = known.summary, set() if names is None else names
-        if summary.monitor:
-            monitors.add((summary.monitor, summary.monitor_mode))
-        names.update(summary.finals)
-        wanted = summary.monitor if metric is None else metric
-        for name in summary.finals:
-            if name != wanted and (metric is None or not name.endswith(f"/{metric}")):
-                continue
-            try:
-                value = read_final(store, known, name)
-            except DAMAGE as error:
-                warn(summary.run_id, error)
-                break
-            if math.isfinite(value):
-                mode = summary.monitor_mode if name == summary.monitor else infer_mode(name)
-                one = shortlists.setdefault(name, _Shortlist(limit))
+        summary = known.summary
+        kind = (summary.monitor, summary.monitor_mode, *summary.finals)
+        if (candidates := kinds.get(kind)) is None:
+            candidates = kinds[kind] = _candidates(summary, metric)
+        for name, mode in candidates:
+            value = summary.finals[name]
+            if type(value) is not float:  # most are; the others are spelled, or have to be looked up
+                try:
+                    value = read_final(store, known, name)
+                except DAMAGE as error:
+                    warn(summary.run_id, error)
+                    break
+            if isfinite(value):
+                if (one := shortlists.get(name)) is None:
+                    one = shortlists[name] = _Shortlist(limit)
                 one.offer((-value if mode == "max" else value, summary.run_id), known)
-    if names is None:
+    if not kinds:
         return []
-    if metric is None and len(monitors) > 1:
-        listed = ", ".join(sorted(f"{name} ({mode})" for name, mode in monitors))
-        raise SignalNotFoundError(f"the runs have different monitors, say by which metric to order them: {listed}")
     if metric is not None:
-        chosen = resolve_metric(metric, names, "the runs have")
+        chosen = resolve_metric(metric, {name for kind in kinds for name in kind[2:]}, "the runs have")
     else:
+        monitors = {(name, mode) for name, mode, *_ in kinds if name}
+        if len(monitors) > 1:
+            listed = ", ".join(sorted(f"{name} ({mode})" for name, mode in monitors))
+            raise SignalNotFoundError(f"the runs have different monitors, say by which metric to order them: {listed}")
         chosen = next(iter(monitors), ("", ""))[0]
     return shortlists[chosen].runs if chosen in shortlists else []
+
+
+def _candidates(summary: RunSummary, metric: str | None) -> list[tuple[str, Mode]]:
+    """Return the metrics of a run that may be the one that orders runs, each with whether more or less is better."""
+    wanted = summary.monitor if metric is None else metric
+    return [
+        (name, summary.monitor_mode if name == summary.monitor else infer_mode(name))
+        for name in summary.finals
+        if name == wanted or (metric is not None and name.endswith(f"/{metric}"))
+    ]
 
 
 def read_final(store: Store, known: Known, name: str) -> float:
@@ -131,12 +143,3 @@ def read_final(store: Store, known: Known, name: str) -> float:
     if value is not None or known.latest is None:
         return math.nan if value is None else value
     return PriorRun(store, known.latest.manifest(), known.latest.final).final_metric(name)
-
-
-def tags_match(tags: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
-    """Return whether tags are as wanted, where a list of values allows any of them."""
-    for key, value in wanted.items():
-        accepted = value if isinstance(value, list | tuple | set | frozenset) else [value]
-        if tags.get(key) not in {str(item) for item in accepted}:
-            return False
-    return True

@@ -7,8 +7,6 @@ from typing import Protocol, runtime_checkable
 
 from composer import State
 
-__all__ = ["OffersReadings", "readings_of"]
-
 
 @runtime_checkable
 class OffersReadings(Protocol):

@@ -29,16 +29,14 @@ from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, NoEffectWarning, nearest
 from reuse_algos.sections import fit_section
-from reuse_algos.training.attacks import Attack, ascend
+from reuse_algos.training.attacks import METHODS, Attack, ascend, pixel_size
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.find_task import find_task
-from reuse_algos.training.first_batch import targets_of
+from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
-from reuse_algos.training.task import Task
-
-__all__ = ["DEFAULT_ATTACKS", "ROBUST", "RobustEvaluation", "robust_metrics"]
+from reuse_algos.training.tasks.find_task import find_task
+from reuse_algos.training.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +47,10 @@ ROBUST = "robust"
 """Robust metrics are called ``metrics/<evaluator>/robust/<name>``; no default ever chooses among them."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_METHODS = ("fgsm", "pgd")
+_SIZES = ("epsilon", "step_size")
 _CLEAN = "clean"
-_LARGEST_BATCH = 256
-_VIEW_SEED = 0
+_LARGEST_BATCH = 256  # an attack keeps the activations of a backward pass, which an evaluation does not
+_VIEW_SEED = 0  # fixed: every evaluation, of every run, is of the same images
 
 
 class RobustEvaluation(Callback):
@@ -129,13 +127,11 @@ class RobustEvaluation(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Refuse a second one: a checkpoint keeps the state of callbacks by the name of their class."""
-        del logger
         if sum(isinstance(one, RobustEvaluation) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one RobustEvaluation; give it several attacks")
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Say before the training what would be wrong with the evaluation."""
-        del logger
         _data(self._find_evaluator(state), self.pixels)
 
     @property
@@ -145,20 +141,16 @@ class RobustEvaluation(Callback):
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Attack whatever the interval says: ``Trainer.eval`` asks for everything."""
-        del state, logger
         self._standalone = True
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Go back to the interval."""
-        del state, logger
         self._standalone = False
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Attack, at the evaluations that the interval chooses.
-
-        Not at the end of the evaluation: Composer's algorithms have put back the weights of training by then, and the
-        metrics would come too late for the recorder.
-        """
+        """Attack, at the evaluations that the interval chooses."""
+        # Not at EVAL_END: Composer's algorithms (EMA) have put back the weights of training by then, and the metrics
+        # would come too late for the recorder.
         evaluator = self._find_evaluator(state)
         if state.dataloader_label != evaluator.label:
             return
@@ -180,7 +172,6 @@ class RobustEvaluation(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Say so where a whole training had no robust evaluation."""
-        del logger
         if not self._ran and state.max_duration is not None and state.timestamp.batch > 0 and _at_end(state):
             warnings.warn(
                 "RobustEvaluation had no effect: its evaluator was never evaluated. Give the Trainer an eval_interval.",
@@ -218,7 +209,7 @@ class RobustEvaluation(Callback):
     # The attack -----------------------------------------------------------------------------------------------------
 
     def _count(self, state: State, evaluator: Evaluator) -> list[float]:
-        """This rank's rightly classified examples: clean, under each attack, and at last how many there are."""
+        """Return this rank's rightly classified examples: clean, under each attack, and last the number of all."""
         loader, dataset, pixels = _data(evaluator, self.pixels)
         model: Any = unwrap_model(state.model)
         count = len(dataset)  # type: ignore[arg-type]
@@ -235,7 +226,7 @@ class RobustEvaluation(Callback):
             keys_B = (part if info is None else info.keys[part]).to(inputs_BCHW.device)
 
             def answers(inputs: Tensor, batch: Any = batch) -> Tensor:
-                return logits_of(model.eval_forward(_with_inputs(batch, self.keys.input, inputs)), self.keys.output)
+                return logits_of(model.eval_forward(batch_set(copy(batch), self.keys.input, inputs)), self.keys.output)
 
             precision = get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
             with torch.no_grad(), precision:
@@ -267,7 +258,7 @@ class RobustEvaluation(Callback):
         """Find the task in the first batch of the evaluation, and refuse one that has no classes to attack."""
         try:
             loss = float(total_of(unwrap_model(state.model).loss(outputs, batch)))  # type: ignore[operator]
-        except Exception:  # some models compute their loss from more than logits; shapes and metrics tell then
+        except Exception:  # some models compute their loss from more than logits; then shapes and metrics decide
             loss = None
         names = [type(metric).__name__ for metric in state.eval_metrics.get(state.dataloader_label or "", {}).values()]
         targets = targets_of(batch, self.keys.target)
@@ -287,7 +278,7 @@ def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, D
     """Return the evaluator's loader, its dataset by position, and what its inputs mean.
 
     Raises:
-        DataError: There are no positions, or nobody says how the images were normalised.
+        DataError: The dataset has no positions, or it is not known how the images were normalised.
     """
     loader = evaluator.dataloader.dataloader
     dataset = getattr(loader, "dataset", None)
@@ -361,29 +352,18 @@ def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str,
             if key not in known:
                 raise ValueError(f"RobustEvaluation attacks.{name}: no field {key!r}.{nearest(str(key), known)}")
         if "method" not in fields:
-            fields["method"] = next((method for method in _METHODS if name.startswith(method)), None)
+            fields["method"] = next((method for method in METHODS if name.startswith(method)), None)
             if fields["method"] is None:
                 raise ValueError(
-                    f"RobustEvaluation attacks.{name}: say its method ({' or '.join(_METHODS)}), or let its name begin "
+                    f"RobustEvaluation attacks.{name}: say its method ({' or '.join(METHODS)}), or let its name begin "
                     "with that"
                 )
-        for key in ("epsilon", "step_size"):
-            if isinstance(fields.get(key), str):
-                fields[key] = _number(f"RobustEvaluation attacks.{name}.{key}", fields[key])
         try:
+            fields |= {key: pixel_size(size) for key, size in fields.items() if key in _SIZES and isinstance(size, str)}
             parsed[name] = Attack(**fields)
         except ValueError as error:
             raise ValueError(f"RobustEvaluation attacks.{name}: {error}") from error
     return parsed
-
-
-def _number(what: str, text: str) -> float:
-    """Return a number or a fraction such as ``8/255``."""
-    above, _, below = text.partition("/")
-    try:
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{what} must be a number or a fraction such as 8/255, not {text!r}") from error
 
 
 def _title(name: str) -> str:
@@ -400,11 +380,6 @@ def _passed(state: State, interval: Time) -> int:
 
 def _at_end(state: State) -> bool:
     return state.max_duration is not None and state.timestamp >= state.max_duration
-
-
-def _with_inputs(batch: Any, key: str | int, inputs: Tensor) -> Any:
-    """Return the batch with other inputs; the batch itself stays as it is."""
-    return batch_set(copy(batch), key, inputs)
 
 
 def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:

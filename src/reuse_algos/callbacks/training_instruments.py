@@ -20,8 +20,6 @@ from reuse_algos.training.interplay import hides_inputs
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["PREFIX", "TrainingInstruments"]
-
 PREFIX = "instruments/"
 """Readings are metrics of the run under ``instruments/<name>``."""
 
@@ -97,14 +95,12 @@ class TrainingInstruments(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Forget another Trainer; refuse a second callback, as checkpoints keep callbacks by class."""
-        del logger
         if sum(isinstance(one, TrainingInstruments) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one TrainingInstruments; name several sets")
         self._initial, self._before, self._read = None, None, (-1, {})
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the run can be read, and keep the weights that it starts from."""
-        del logger
         # Gathering whole weights at every reading would cost more than the step itself.
         if state.fsdp_enabled:
             raise ModelError("TrainingInstruments reads whole weights, and FSDP shards them. Take the callback out.")
@@ -126,7 +122,6 @@ class TrainingInstruments(Callback):
 
     def batch_start(self, state: State, logger: Logger) -> None:
         """Keep examples and weights of a step that is to be read."""
-        del logger
         if not self._is_due(state):
             return
         began = time.perf_counter()
@@ -145,7 +140,7 @@ class TrainingInstruments(Callback):
     def readings(self, state: State) -> dict[str, float]:
         """Return the readings of the step that has just ended, under their full names; empty where it is not read.
 
-        They are computed once, for whoever asks first at this step. Every rank must ask, and all get those of rank 0.
+        They are computed once in a step. Every rank must ask, and all get those of rank 0.
         """
         now = int(state.timestamp.batch)
         if self._before is not None:

@@ -26,7 +26,7 @@ _DETAILS = """\
 FILE names recipes, what differs from step to step (seeds, learning rates, amounts of data), and the
 arms: the same steps with and without the algorithms that reuse earlier runs. It is a YAML file, or
 the name of one that comes with the library, such as sequences/five_seeds. Its values are changed by
-key=value, which come right after FILE.
+key=value.
 
 Each step is a process of its own, which sees the archive of those before it. Whatever is killed can
 be started again with the same command: finished steps are not trained again, an interrupted one
@@ -56,8 +56,8 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         reuse-algos sequence yamls/sequences/five_seeds.yaml --dry-run
         reuse-algos sequence sequences/five_seeds grid.seed=[1,2] --archive /tmp/archive
-        reuse-algos sequence mine.yaml overrides.max_duration=5ep --json
-        reuse-algos sequence mine.yaml --jobs 2 --time-limit 50m
+        reuse-algos sequence sequences/five_seeds overrides.max_duration=5ep --json
+        reuse-algos sequence sequences/five_seeds --jobs 2 --time-limit 50m
         """,
     )
     parser.add_argument("file", metavar="FILE", help="file of the sequence")
@@ -88,7 +88,7 @@ def _launcher(name: str, folder: str) -> Launcher | None:
 def run(args: argparse.Namespace) -> int:
     """Run, or go on with, a sequence, and return 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
-    from reuse_algos.recipe.shipped import shipped_recipe
+    from reuse_algos.recipe.shipped import recipe_path
     from reuse_algos.sequence import (
         load_sequence,
         look_up_states,
@@ -101,8 +101,7 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.sequence.progress import open_for_reading
     from reuse_algos.sequence.reporting.render import plan_records
 
-    path = args.file if args.file.endswith((".yaml", ".yml")) else shipped_recipe(args.file)
-    config = load_sequence(path, args.overrides, archive=args.archive)
+    config = load_sequence(recipe_path(args.file), args.overrides, archive=args.archive)
     plan = plan_sequence(config)
     if args.dry_run:
         states = look_up_states(plan, open_for_reading(config.archive))

@@ -21,8 +21,6 @@ from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
-__all__ = ["SAMPLE", "Content", "content_of", "example_bytes", "files_of", "rows_content", "sample_of"]
-
 SAMPLE = 64
 """How many examples are hashed where nothing else is asked for."""
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.harvest.boxes import BOX_SIGNALS, box_rows
-from reuse_algos.priors import scores
+from reuse_algos.priors.scores import formulas
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.head import find_head, head_module, pass_of_head
-from reuse_algos.training.task import Task
+from reuse_algos.training.tasks.task import Task
 
 __all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
 
@@ -93,7 +93,7 @@ class ArchivedForward:
             return self._gradient_norms(inputs, labels_B).float().cpu()
         if signal == "grand_last_layer":
             return self._last_layer_norms(inputs, labels_B).float().cpu()
-        return scores.el2n(_of_classifier(signal, self._logits(inputs)), labels_B).float().cpu()
+        return formulas.el2n(_of_classifier(signal, self._logits(inputs)), labels_B).float().cpu()
 
     def differentiable(
         self, signal: str, batch: Any, labels_B: torch.Tensor | None
@@ -151,7 +151,7 @@ class ArchivedForward:
 
     def _gradient_norms(self, inputs: Any, labels_B: torch.Tensor) -> torch.Tensor:
         with get_precision_context(self._precision):
-            return scores.grand(
+            return formulas.grand(
                 self._module,
                 inputs,
                 labels_B,
@@ -198,7 +198,7 @@ class ArchivedForward:
                 "gradient of its last layer has no closed form here. Harvest grand, which works for every model."
             )
         layer, features_BD, _ = calls[0]
-        return scores.grand_last_layer(logits_BC, labels_B, features_BD, bias=layer.bias is not None)
+        return formulas.grand_last_layer(logits_BC, labels_B, features_BD, bias=layer.bias is not None)
 
 
 def _of_classifier(signal: str, logits_BC: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 
 from reuse_algos.archive import FileEntry, HarvestRecord, Manifest, PriorRun, RunArchive, RunWriter, encode_top_k
 from reuse_algos.archive.format.records import Scalar
-from reuse_algos.callbacks.recorder.provenance import hardware_name
+from reuse_algos.callbacks.recorder.facts.provenance import hardware_name
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ArchiveError, PriorRunMismatchError
 from reuse_algos.harvest.adversarial import AttackSettings

@@ -27,11 +27,12 @@ from reuse_algos.archive import (
     RunWriter,
     weights_name,
 )
-from reuse_algos.callbacks.recorder.provenance import environment, hardware_name
-from reuse_algos.callbacks.recorder.state_facts import dataset_record, examples_of
+from reuse_algos.callbacks.recorder.facts.provenance import environment, hardware_name
+from reuse_algos.callbacks.recorder.facts.state_facts import dataset_record, examples_of
 from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.text.config import TEXT_NAMES
+from reuse_algos.data.views import declared_views
 from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError
 from reuse_algos.harvest.computations import ArchivedForward
 from reuse_algos.harvest.harvest_store import encode_rows
@@ -40,8 +41,8 @@ from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.choosing import match_classes, open_archive, select_runs
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.pseudo_labels import refuse_shared, unlabelled
-from reuse_algos.priors.scores import GRADIENT_BYTES
-from reuse_algos.training.recorded_task import task_of
+from reuse_algos.priors.scores.formulas import GRADIENT_BYTES
+from reuse_algos.training.tasks.recorded_task import task_of
 
 __all__ = ["LabelConfig", "LabelResult", "label_pool"]
 
@@ -146,11 +147,12 @@ def label_pool(
         _check_teacher(teacher, loaded, plain, config.trust_data)
     settings = dict(recipe or {"data": _plain(pool), "label": _plain(config)})
     work = _Work(archive, config, loaded.train, teachers, target)
+    data = dataset_record(info, declared_views(loaded.train))
     manifest = Manifest(
         run_name=name,
         tags=dict(tags or {}),
         recipe=settings,
-        dataset=msgspec.structs.replace(dataset_record(info, loaded.train), num_classes=loaded.num_classes),
+        dataset=msgspec.structs.replace(data, num_classes=loaded.num_classes),
         task=teachers[0].manifest.task,
         environment=environment(),
         cost=CostRecord(train_flops=_flops(teachers, info.num_examples)),

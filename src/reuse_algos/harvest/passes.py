@@ -28,9 +28,9 @@ from reuse_algos.harvest.training_data import plain_data, viewed_data
 from reuse_algos.priors.choosing import open_archive
 from reuse_algos.priors.model import ModelFactory, archived_model
 from reuse_algos.priors.presentations import harvested_name
-from reuse_algos.priors.scores import GRADIENT_BYTES
+from reuse_algos.priors.scores.formulas import GRADIENT_BYTES
 from reuse_algos.training.attacks import Attack
-from reuse_algos.training.recorded_task import task_of
+from reuse_algos.training.tasks.recorded_task import task_of
 
 __all__ = ["HarvestResult", "harvest", "view_batches"]
 

@@ -11,8 +11,6 @@ from torch.overrides import TorchFunctionMode
 
 from reuse_algos.models.build import build_model
 
-__all__ = ["outline_model"]
-
 
 class _WithoutMemory(TorchFunctionMode):
     """Put what allocates on the meta device.

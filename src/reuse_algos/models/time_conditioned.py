@@ -1,4 +1,4 @@
-"""Networks that are told when an example is from.
+"""Networks with the time of an example as an input.
 
 Legend: B rows, C channels or columns, E features of the time.
 """
@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-__all__ = ["Time2Vec", "TimeConditioned", "time_of", "with_time"]
 
 
 class Time2Vec(nn.Module):

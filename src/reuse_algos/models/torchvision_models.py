@@ -10,8 +10,6 @@ from torch import nn
 
 from reuse_algos.errors import ModelError, nearest
 
-__all__ = ["build_torchvision_model", "torchvision_model_names"]
-
 # Their auxiliary heads give more than logits while training, so these are built without; torchvision asks that the
 # initialisation be chosen, and pretrained ones expect inputs scaled another way than everywhere else.
 _AUXILIARY: dict[str, dict[str, Any]] = {

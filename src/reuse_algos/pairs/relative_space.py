@@ -16,8 +16,6 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import DataError
 
-__all__ = ["Decision", "RelativeSpace", "archived_features", "relative_rows"]
-
 
 class Decision(NamedTuple):
     """An anchor's part in a similarity.

@@ -14,8 +14,6 @@ from reuse_algos.errors import NotEnoughEvidenceError
 from reuse_algos.predict.forecast import EndForecast, first_part, forecast_run
 from reuse_algos.predict.history import History
 
-__all__ = ["Backtest", "BacktestSummary", "backtest", "summarise"]
-
 
 @dataclass(frozen=True)
 class Backtest:

@@ -16,8 +16,6 @@ from scipy import stats
 
 from reuse_algos.errors import NotEnoughEvidenceError
 
-__all__ = ["MIN_BUDGETS", "BudgetLaw", "fit_budget_law"]
-
 MIN_BUDGETS = 3
 """Fewest budgets of a fit: two coefficients, and one budget that can contradict them."""
 

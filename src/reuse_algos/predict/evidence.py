@@ -15,14 +15,9 @@ from reuse_algos.predict.loss_curve import LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun
 from reuse_algos.predict.sweeps.batch_size import Trial
 
-__all__ = ["budget_curve", "finished", "points_over", "sized_runs", "speed_of", "steps_per_second", "trials_of"]
-
 
 def finished(runs: Iterable[History]) -> list[History]:
     """Return the runs that ended by themselves and did not diverge.
-
-    Args:
-        runs: Of an archive.
 
     Raises:
         NotEnoughEvidenceError: There is none.
@@ -53,9 +48,6 @@ def budget_curve(runs: Sequence[History]) -> LossCurve:
     """Fit the loss curve over budgets: the end of each run against its number of steps.
 
     This is the way out for schedules that decay: each run has had its own to the end.
-
-    Args:
-        runs: Of one recipe at five or more budgets.
 
     Raises:
         NotEnoughEvidenceError: There are fewer budgets, or models differ.

@@ -23,8 +23,6 @@ from reuse_algos.errors import NotEnoughEvidenceError
 from reuse_algos.predict.history import History
 from reuse_algos.predict.loss_curve import fit_loss_curve, looks_decayed
 
-__all__ = ["EndForecast", "conformal_factor", "end_seconds", "first_part", "forecast_run", "runs_needed"]
-
 Method = Literal["curve", "shape"]
 
 MIN_EARLIER = 3

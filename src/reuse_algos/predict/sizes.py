@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from reuse_algos.errors import NotEnoughEvidenceError
 from reuse_algos.predict.loss_curve import LossCurve
 
-__all__ = ["RIDGE", "SizeForecast", "SizedRun", "leave_one_size_out", "predict_size"]
-
 RIDGE = 1e-3
 """Penalty of the regression on standardised features; the constant is not penalised."""
 

@@ -15,25 +15,52 @@ from reuse_algos.data.info import DatasetInfo, plain_name
 from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, RunNotFoundError, nearest
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["RunSelection", "choose_runs", "match_classes", "match_examples", "open_archive", "select_runs"]
-
 RunSelection = str | Mapping[str, Any] | PriorRun | Sequence[str] | Sequence[PriorRun]
-"""A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs."""
+"""A run id (or unique run name), a list of those, a query (the keywords of ``RunArchive.runs``), or the runs.
 
-_QUERY_KEYS = ("tags", "run_name", "order", "metric", "limit", "unfinished", "unhealthy")
+The algorithms also take ``if_empty`` in a query, see :func:`split_if_empty`.
+"""
+
+_QUERY_KEYS = ("where", "tags", "run_name", "order", "metric", "limit", "unfinished", "unhealthy")
 
 
-def open_archive(archive: RunArchive | str | os.PathLike[str]) -> RunArchive:
-    """The archive itself, or the one at this path, which must exist."""
-    return archive if isinstance(archive, RunArchive) else RunArchive(archive)
+def open_archive(archive: RunArchive | str | os.PathLike[str], *, create: bool = False) -> RunArchive:
+    """Return the archive itself, or the one at this path.
+
+    Args:
+        archive: The archive or its path.
+        create: Whether to make an archive where there is none. Default: False, it must exist.
+    """
+    return archive if isinstance(archive, RunArchive) else RunArchive(archive, create=create)
+
+
+def split_if_empty(runs: RunSelection) -> tuple[RunSelection, bool]:
+    """Take ``if_empty`` out of a query.
+
+    Args:
+        runs: What to select. In a query, ``if_empty: refuse`` is an error where nothing matches, and ``if_empty: skip``
+            trains without prior runs then. Default: ``refuse``.
+
+    Returns:
+        The selection without it, and whether to skip.
+
+    Raises:
+        ValueError: ``if_empty`` is neither of the two.
+    """
+    if not isinstance(runs, Mapping) or "if_empty" not in runs:
+        return runs, False
+    query = {key: value for key, value in runs.items() if key != "if_empty"}
+    if runs["if_empty"] not in ("refuse", "skip"):
+        raise ValueError(f"runs: if_empty must be 'refuse' or 'skip', got {runs['if_empty']!r}")
+    return query, runs["if_empty"] == "skip"
 
 
 def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
-    """The prior runs that a selection names, at least one.
+    """Return the prior runs that a selection names, at least one.
 
     Raises:
-        RunNotFoundError: an id is unknown, or nothing matches the query.
-        ValueError: the query has an unknown key.
+        RunNotFoundError: An id is unknown, or nothing matches the query.
+        ValueError: The query has an unknown key.
     """
     if isinstance(runs, PriorRun):
         return [runs]
@@ -62,13 +89,13 @@ def choose_runs(
     """Select on rank 0: run ids and generations, the same ones on every rank.
 
     Args:
-        archive: where the runs are.
-        runs: what to select.
-        pinned: the outcome of an earlier selection, from a checkpoint or an earlier fit: taken instead of a new one, so
+        archive: Where the runs are.
+        runs: What to select.
+        pinned: The outcome of an earlier selection, from a checkpoint or an earlier fit: taken instead of a new one, so
             that runs archived in the meantime change nothing.
 
     Raises:
-        ReuseAlgosError: as :func:`select_runs`, on every rank.
+        ReuseAlgosError: As :func:`select_runs`, on every rank.
     """
     return on_rank_zero(
         lambda: list(pinned) if pinned else [(run.id, run.manifest.generation) for run in select_runs(archive, runs)]
@@ -79,7 +106,7 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
     """Refuse a prior run with other classes than the current one.
 
     Raises:
-        PriorRunMismatchError: number or names of the classes differ; the message has both.
+        PriorRunMismatchError: Number or names of the classes differ; the message has both.
     """
     data, model = run.manifest.dataset, run.manifest.model
     theirs = (model.num_classes if model else None) or (data.num_classes if data else None)
@@ -99,20 +126,20 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
 
 
 def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Tensor | None:
-    """Which row of a prior run's signals belongs to each example of the current data.
+    """Return which row of a prior run's signals belongs to each example of the current data.
 
     Args:
-        run: the prior run.
-        info: the current train data.
+        run: The prior run.
+        info: The current train data.
         mismatch: ``refuse``, or ``allow``: match examples by key and content, and leave out those that are new or whose
             label changed. Where both sides name their classes, labels are compared by name: a class that was added or
-            removed numbers the others anew, and that is no change.
+            removed gives the others new numbers, which does not count as a change.
 
     Returns:
         None where the data are the same (row = position), else int64 ``[N]``: the prior position, or -1.
 
     Raises:
-        PriorRunMismatchError: the data differ and ``mismatch`` is ``refuse``, or no example is common to both.
+        PriorRunMismatchError: The data differ and ``mismatch`` is ``refuse``, or no example is common to both.
     """
     record = run.manifest.dataset
     if record is None:
@@ -156,13 +183,11 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
 
 
 def _labels_here(labels_N: torch.Tensor, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> torch.Tensor:
-    """Labels of a prior run as numbers of the current classes, by name; -1 for classes that there are no more.
-
-    As they are where a side has no names, or not unique ones, or where no name is common: then the classes were
-    renamed, all at once.
-    """
+    """Return labels of a prior run as numbers of the current classes, by name; -1 for classes that are gone."""
+    # As they are without names on a side, or where no name is common: then the classes were renamed, all at once.
     if not theirs or not ours or list(theirs) == list(ours) or not set(theirs) & set(ours):
         return labels_N
+    # A name that stands for two classes names neither.
     if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):
         return labels_N
     place = {name: number for number, name in enumerate(ours)}

@@ -1,6 +1,6 @@
 """Earlier models, brought back.
 
-What a run's record says of its model is a claim of whoever wrote it. Only settings of the architecture are taken from
+What a run's record says of its model is a claim of its writer. Only settings of the architecture are taken from
 it, and the model is made on torch's meta device first: memory is taken once it has the shapes of the archived weights,
 which a file of that size backs.
 """
@@ -19,8 +19,6 @@ from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
 from reuse_algos.models.text import TEXT_MODELS
 from reuse_algos.training.parameters.batch_norm import restore_batch_norm
-
-__all__ = ["ModelFactory", "archived_model", "recorded_architecture", "untouched_copy"]
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
@@ -141,7 +139,7 @@ def _make_module(
 
 
 def _outline(run: PriorRun, config: dict[str, Any]) -> nn.Module:
-    """The model with the shapes of its tensors and without their memory.
+    """Return the model with the shapes of its tensors and without their memory.
 
     Raises:
         ModelError: No model can have such sizes.
@@ -172,7 +170,7 @@ def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapp
 
 
 def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
-    """Archived weights under the names of a module's; a ComposerModel's ``module.`` prefix may be missing on one side.
+    """Return archived weights under a module's names; the prefix ``module.`` may be missing on one side.
 
     Raises:
         PriorRunMismatchError: They are of other names or shapes.

@@ -15,11 +15,13 @@ from reuse_algos.callbacks.signals.capture import parse_signals
 from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.models import ModelConfig, model_names
+from reuse_algos.presets import PRESETS, preset
+from reuse_algos.priors.choosing import split_if_empty
 from reuse_algos.recipe.fitting import Component, fit_named, fit_options
 from reuse_algos.recipe.interpolation import SEED, resolve
 from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.recipe.schema import Settings, check_settings
-from reuse_algos.recipe.source import apply_overrides, copied, parse_yaml, read_text
+from reuse_algos.recipe.source import apply_overrides, copied, merge_sections, parse_yaml, read_text
 from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 
 __all__ = ["Recipe", "compose_recipe", "load_recipe"]
@@ -91,6 +93,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
         faults.add("", "a recipe must be a mapping of keys, such as max_duration: 40ep")
         faults.raise_if_any()
     apply_overrides(raw, overrides, faults)
+    _write_out_presets(raw.get("algorithms"), faults)
     # A derived name that cannot be resolved has its fault where it is made from.
     derived = {"run_name"} if raw.get("run_name") is None else set()
     _fill_defaults(raw)
@@ -119,6 +122,25 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     shown, unseeded = _under_main_names(resolved.shown), _under_main_names(resolved.unseeded)
     record = _record(dataclasses.asdict(settings), shown)
     return Recipe(settings, record, faults.source, components, _where_equal(record, shown, unseeded))
+
+
+def _write_out_presets(algorithms: Any, faults: Faults) -> None:
+    """Put the values of ``preset: same_data`` in an algorithm's section in its place; what stands beside it wins."""
+    for name, section in algorithms.items() if isinstance(algorithms, dict) else ():
+        if not isinstance(section, dict) or "preset" not in section:
+            continue
+        path, situation, listed = f"algorithms.{name}.preset", section.pop("preset"), find("algorithm", name)
+        offered = [one for one, settings in PRESETS.items() if listed is not None and listed.name in settings]
+        if listed is None:
+            continue  # the name is the fault, and is noted where names are looked up
+        if situation not in offered:
+            here = nearest(situation, offered) if isinstance(situation, str) and offered else ""
+            faults.add(path, f"there is no preset {situation!r} of {listed.name}.{here}")
+            continue
+        # The record holds the values: a run stays what it was when a later version changes the preset.
+        values = preset(situation)[listed.name]
+        merge_sections(values, section)
+        algorithms[name] = values
 
 
 def _fill_defaults(raw: dict[str, Any]) -> None:
@@ -212,7 +234,12 @@ def _fit_components(
 def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
     """Look inside two options of this library's own classes: a query for prior runs, and the signals to record."""
     if isinstance(runs := options.get("runs"), dict):
-        fit_options(RunArchive.runs, runs, join(path, "runs"), faults, reserved={"self"})
+        try:
+            split_if_empty(runs)
+        except ValueError as error:
+            faults.add(join(path, "runs.if_empty"), str(error).removeprefix("runs: if_empty "))
+        query = {key: value for key, value in runs.items() if key != "if_empty"}
+        fit_options(RunArchive.runs, query, join(path, "runs"), faults, reserved={"self"})
     if isinstance(signals := options.get("signals"), dict):
         try:
             parse_signals(signals)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from reuse_algos.training.task import TaskSettings
-
-__all__ = ["BatchKeys"]
+from reuse_algos.training.tasks.task import TaskSettings
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,8 @@ class BatchKeys:
         ids: Where the example ids lie in a batch, for iterable datasets. Default: none; the batch sampler is followed.
         views: Where the view numbers lie in a batch, beside ``ids``. Default: none; a dataset has one view, or unknown
             ones.
-        task: :class:`~reuse_algos.training.task.TaskSettings`, what is taken as given of the task. Default: it is found
-            from the first batch.
+        task: :class:`~reuse_algos.training.tasks.task.TaskSettings`, what is taken as given of the task. Default: it is
+            found from the first batch.
     """
 
     input: str | int = 0

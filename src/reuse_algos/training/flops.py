@@ -16,10 +16,8 @@ from reuse_algos.data.trainer import rows_of
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.interplay import BatchEffects
 
-__all__ = ["PASSES_PER_STEP", "forward_flops", "training_flops"]
-
+# Algorithms of Composer's with which a step is not three passes of whole examples.
 _OTHER_WORK = (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup)
-"""Algorithms of Composer's with which a step is not three passes of whole examples."""
 
 PASSES_PER_STEP = 3
 """What an example costs in training, in forward passes: its own, and a backward pass that costs about two."""
@@ -49,10 +47,6 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
 
 def training_flops(flops_per_example: int | None, state: State) -> float | None:
     """Return the FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
-
-    Args:
-        flops_per_example: Of a forward pass of the model.
-        state: With the timestamp and the algorithms.
 
     Returns:
         None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one

@@ -10,8 +10,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["add_to_loss", "total_of", "with_weights"]
-
 
 def total_of(loss: Any) -> torch.Tensor:
     """Return the number that goes backward, as Composer adds it up: the loss, its ``total``, or the sum of its parts.

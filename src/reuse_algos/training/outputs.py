@@ -10,8 +10,6 @@ import torch
 from reuse_algos.errors import ModelError
 from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
-__all__ = ["device_of", "logits_of", "plain_state_dict", "unwrap_model"]
-
 
 def device_of(model: torch.nn.Module) -> torch.device:
     """Return where the model's parameters are; the CPU for a model without any."""

@@ -7,8 +7,6 @@ from typing import Any, TypeVar
 
 from composer.utils import dist
 
-__all__ = ["on_every_rank", "on_rank_zero"]
-
 T = TypeVar("T")
 
 

@@ -45,7 +45,7 @@ def ask(request: dict[str, Any]) -> dict[str, Any]:
         input=json.dumps(request),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),

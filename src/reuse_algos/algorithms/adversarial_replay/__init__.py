@@ -2,7 +2,7 @@
 
 from reuse_algos.algorithms.adversarial_replay.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
-from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows
+from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, AsIs, Replace, Replayable, Start
 from reuse_algos.algorithms.adversarial_replay.sums import fooling_rate, row_errors, turned_rows
 

@@ -15,7 +15,6 @@ from composer.loggers import Logger
 from composer.utils.batch_helpers import batch_get
 from torch import Tensor
 
-from reuse_algos.algorithms.adversarial_replay.batch_rows import BatchRows, current_examples
 from reuse_algos.algorithms.adversarial_replay.checks import (
     TASKS,
     image_shape,
@@ -26,8 +25,9 @@ from reuse_algos.algorithms.adversarial_replay.checks import (
     refuse_uneven_ranks,
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
-from reuse_algos.algorithms.adversarial_replay.row_replay import RowReplay
-from reuse_algos.algorithms.adversarial_replay.rows import replayed_rows, take_rows
+from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRows, current_examples
+from reuse_algos.algorithms.adversarial_replay.replay.row_replay import RowReplay
+from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
 from reuse_algos.algorithms.adversarial_replay.written_back import WrittenBack
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
@@ -40,14 +40,13 @@ from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window
-
-__all__ = ["AdversarialReplay"]
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +128,8 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the id events, and for the loss where there are replayed rows or auxiliary batch norms."""
+        if self.stands_aside(event):
+            return False
         if event == Event.BEFORE_LOSS:
             return self.replay.current is not None
         if event == Event.AFTER_LOSS:

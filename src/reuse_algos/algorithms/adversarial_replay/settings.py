@@ -7,8 +7,6 @@ from typing import ClassVar
 
 from reuse_algos.sections import fit_section
 
-__all__ = ["Append", "AsIs", "Replace", "Replayable", "Start"]
-
 
 @dataclass(frozen=True)
 class Replace:

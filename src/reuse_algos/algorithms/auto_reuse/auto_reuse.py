@@ -26,7 +26,7 @@ from reuse_algos.presets import PRESETS, SHOWN, preset
 from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.ranks import on_rank_zero
 
 __all__ = ["AutoReuse"]
@@ -77,7 +77,8 @@ class AutoReuse(ReusingAlgorithm):
     ) -> None:
         home = archive if isinstance(archive, RunArchive) else RunArchive(archive, create=True)
         super().__init__(home, dict(runs or {}), seed=seed)
-        self.query, self.dry_run, self.dataset = dict(runs or {}), dry_run, dataset
+        self.query: dict[str, Any] = dict(self.runs)  # type: ignore[arg-type]
+        self.dry_run, self.dataset = dry_run, dataset
         self.situations = frozenset(PRESETS) if unproven else SHOWN
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         self.decision: Decision | None = None

@@ -12,8 +12,6 @@ from composer.loggers import Logger
 from reuse_algos.data.example_ids import keep_views
 from reuse_algos.training.parameters.trainable import TrainablePart
 
-__all__ = ["Freezing"]
-
 log = logging.getLogger(__name__)
 
 
@@ -63,7 +61,6 @@ class Freezing(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        del state
         if event == Event.BEFORE_FORWARD:
             return self.part.holds_statistics
         if event == Event.BATCH_START:
@@ -76,7 +73,7 @@ class Freezing(Algorithm):
         if event == Event.INIT:
             self.part.arrange(state)
         elif event == Event.FIT_START:
-            keep_views(state)  # a dataset with numbered views shows the next one in each epoch only when it is told
+            keep_views(state)  # numbered views change from epoch to epoch only where the dataset knows the epoch
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:

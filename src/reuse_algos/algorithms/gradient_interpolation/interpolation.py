@@ -16,8 +16,6 @@ from torch import Tensor
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["ascend_delta", "interpolate"]
-
 
 def interpolate(model: Callable[[Tensor], Tensor], times_B: Tensor, delta: Tensor) -> Tensor:
     """Return ``F(t - d) + d dF/dt(t - d)``: what the model says of now, extrapolated in a line from d before.

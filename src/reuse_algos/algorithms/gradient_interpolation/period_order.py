@@ -8,8 +8,6 @@ from composer.loggers import Logger
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.errors import PriorRunMismatchError
 
-__all__ = ["PeriodOrder"]
-
 
 class PeriodOrder(Algorithm):
     """Refuses a prior run on a later period than is trained on: it has seen what this run is judged by.
@@ -25,13 +23,11 @@ class PeriodOrder(Algorithm):
         self.period = period
 
     def match(self, event: Event, state: State) -> bool:
-        """The start of an epoch."""
-        del state
+        """Return true at the start of an epoch."""
         return event == Event.EPOCH_START
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Look at the prior runs of the other algorithms."""
-        del event, logger
         for algorithm in state.algorithms:
             for run in algorithm.prior_runs if isinstance(algorithm, ReusingAlgorithm) else ():
                 section = ((run.manifest.recipe or {}).get("data") or {}).get("rotated")

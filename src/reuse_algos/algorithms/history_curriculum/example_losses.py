@@ -15,14 +15,12 @@ from composer.core import get_precision_context
 from torch import nn
 
 from reuse_algos.errors import ModelError
-from reuse_algos.training.example_losses import ADVICE, TaskLosses, unreduced_losses
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import ExampleLosses
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_every_rank
-
-__all__ = ["CheckedLosses", "ExampleLosses", "MeanCheck", "TaskLosses", "find_losses", "refuse_class_weights"]
+from reuse_algos.training.tasks.example_losses import ADVICE, TaskLosses, unreduced_losses
 
 _OTHERWISE = "a strategy and mode without weights and updates"
 
@@ -51,7 +49,7 @@ def refuse_class_weights(model: nn.Module) -> None:
     """Refuse class weights at the start.
 
     Args:
-        model: The user's model, one that :func:`~reuse_algos.training.example_losses.unreduced_losses` takes.
+        model: The user's model, one that :func:`~reuse_algos.training.tasks.example_losses.unreduced_losses` takes.
 
     Raises:
         ModelError: The loss function has class weights.
@@ -127,11 +125,6 @@ class MeanCheck:
 
     def add(self, loss: Any, losses_B: torch.Tensor, rows: int) -> None:
         """Compare one microbatch; a loss and losses that are both not finite any more (divergence) agree.
-
-        Args:
-            loss: Of the model.
-            losses_B: Of the examples.
-            rows: Of the microbatch.
 
         Raises:
             ModelError: There is not one loss per row.

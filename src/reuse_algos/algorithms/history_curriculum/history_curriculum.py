@@ -35,16 +35,14 @@ from reuse_algos.data.example_ids import ExampleIds, refuse_streams
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
-from reuse_algos.priors.run_scores import ScoreSpec, score_uses
+from reuse_algos.priors.scores.run_scores import ScoreSpec, score_uses
 from reuse_algos.sections import fit_section
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import clean_rows, mixes_examples
 from reuse_algos.training.loss import with_weights
 from reuse_algos.training.outputs import device_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.window import Window
-
-__all__ = ["HistoryCurriculum"]
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +69,7 @@ class HistoryCurriculum(ReusingAlgorithm):
             :class:`ActiveBias` (uncertain examples more often, or with more weight), :class:`Focus` (in proportion to
             the score), :class:`Subset` (the examples that earlier models disagree on).
         score: :class:`Score`, a mapping of its fields, or the bare name of a score
-            (:data:`~reuse_algos.priors.run_scores.SCORES`); ``random`` (uniform random numbers, a control) or
+            (:data:`~reuse_algos.priors.scores.run_scores.SCORES`); ``random`` (uniform random numbers, a control) or
             ``length`` (tokens of each text), which read no run; or the scores themselves, float ``[N]`` by position,
             NaN where unknown. Higher is harder. Default: ``loss`` for ``curriculum``, ``dynamic_prune`` and ``focus``,
             ``el2n`` for ``prune``, ``variance`` for ``active_bias``, ``variation_ratio`` for ``subset``.
@@ -145,7 +143,8 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the id events, and for the loss where losses of single examples are needed."""
-        del state
+        if self.stands_aside(event):
+            return False
         if event == Event.AFTER_LOSS:
             return self._losses is not None
         return event in (Event.INIT, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)

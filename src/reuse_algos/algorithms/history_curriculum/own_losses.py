@@ -14,8 +14,6 @@ from composer.utils import dist
 
 from reuse_algos.errors import DataError
 
-__all__ = ["OwnLosses"]
-
 
 class OwnLosses:
     """Latest loss of each example, collected during an epoch and valid from its end on.

@@ -11,8 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-__all__ = ["PACINGS", "allowed_examples"]
-
 _C = 10.0  # the constant of the exponential and the logarithmic function, as in the paper
 
 _SHAPES: dict[str, Callable[[float], float]] = {

@@ -13,20 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-__all__ = [
-    "Candidates",
-    "EpochPlan",
-    "Purpose",
-    "candidates",
-    "difficulty_order",
-    "draw_in_proportion",
-    "generator",
-    "merge_losses",
-    "passes",
-    "plan_of_all",
-    "window",
-]
-
 
 class Purpose(IntEnum):
     """What a generator is for: two kinds of draws never share one."""
@@ -53,7 +39,7 @@ class EpochPlan(NamedTuple):
         order_M: int64 positions over all ranks, in the order in which they are shown.
         in_use_M: float64 share of the N examples that may be shown at each place of the order.
         weights_N: float64 weights of the examples' losses, None where all are 1.
-        dropped_above_mean: share of the examples that this epoch drops whose score is at or above the mean; None where
+        dropped_above_mean: Share of the examples that this epoch drops whose score is at or above the mean; None where
             none is dropped.
     """
 

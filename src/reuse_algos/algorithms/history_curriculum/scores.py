@@ -18,10 +18,8 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.text import example_lengths
 from reuse_algos.errors import DataError
-from reuse_algos.priors.run_scores import ScoreSpec, prior_scores
+from reuse_algos.priors.scores.run_scores import ScoreSpec, prior_scores
 from reuse_algos.sections import fit_section
-
-__all__ = ["LOSS_SCORES", "Score", "Scores", "find_scores", "goes_on", "read_score", "score_owners"]
 
 LOSS_SCORES = ("loss", "loss_mean")
 """Scores that losses of the running model can go on from."""
@@ -37,9 +35,9 @@ class Score:
     """The score that examples go by.
 
     Attributes:
-        name: One of :data:`~reuse_algos.priors.run_scores.SCORES`. Default: the strategy's own.
-        epoch: Whole epochs that the prior runs had trained; see :class:`~reuse_algos.priors.run_scores.ScoreSpec`.
-            Default: the last one, or all.
+        name: One of :data:`~reuse_algos.priors.scores.run_scores.SCORES`. Default: the strategy's own.
+        epoch: Whole epochs that the prior runs had trained, see
+            :class:`~reuse_algos.priors.scores.run_scores.ScoreSpec`. Default: the last one, or all.
         aggregate: ``mean`` of the runs' values, or of their ``rank`` from 0 to 1. Default: ``mean``.
         shuffled: Whether every example gets the score of another one: a control. Default: false.
     """
@@ -53,11 +51,7 @@ class Score:
         self.spec("loss")  # raises where one of them is unknown
 
     def spec(self, default: str) -> ScoreSpec:
-        """Return what is asked of the prior runs.
-
-        Args:
-            default: The score where none is named.
-        """
+        """Return what is asked of the prior runs."""
         return ScoreSpec(default if self.name is None else self.name, self.epoch, self.aggregate)
 
 

@@ -24,8 +24,6 @@ from reuse_algos.algorithms.history_curriculum.plans import (
 )
 from reuse_algos.training.window import Window
 
-__all__ = ["ActiveBias", "Clock", "Curriculum", "DynamicPrune", "Focus", "Prune", "Strategy", "Subset"]
-
 
 @dataclass(frozen=True)
 class Clock:
@@ -78,7 +76,6 @@ class Strategy:
         Raises:
             ValueError: More examples are to be kept than there are.
         """
-        del update
         return len(found.scores_N)
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
@@ -181,14 +178,12 @@ class Subset(Strategy):
 
     def length(self, found: Candidates, *, update: bool = False) -> int:
         """Return as many as are kept."""
-        del update
         self._kept(found, 0)  # raises where it reaches beyond the data
         # Unknown examples that are to be kept come on top where they are more than that.
         return max(self._part(found)[0], int(np.isposinf(found.scores_N).sum()))
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return the kept part, shuffled."""
-        del clock
         order = passes(self._kept(found, seed), length, generator(seed, Purpose.SHUFFLE, epoch))
         return EpochPlan(order, np.full(length, length / len(found.scores_N)))
 
@@ -242,11 +237,8 @@ class DynamicPrune(Strategy):
     With ``easy_share`` the easy ones are that share of the examples with the lowest scores. A larger share at a smaller
     rate leaves out as many with smaller weights, so with less noise in the gradient.
 
-    One thing differs from InfoBatch, where ``prune_rate`` of those that are easy *now* are dropped and epochs differ in
-    length. Here the number that is dropped is fixed at the start, so that schedules in epochs hold, and ``share``
-    follows from the number that is easy now. It is never more than ``prune_rate``: where too few are below the mean,
-    the easiest others count as easy, some of them at or above the mean (the plan says what share of the dropped those
-    are).
+    In InfoBatch ``prune_rate`` of those that are easy *now* are dropped, and epochs differ in length. Here the number
+    that is dropped is fixed at the start.
 
     Attributes:
         prune_rate: Share of the easy examples that each epoch leaves out, at least 0 and below 1. Default: 0.5.
@@ -287,8 +279,8 @@ class DynamicPrune(Strategy):
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return all but some of the easy ones, with the weights of those that are kept."""
-        del clock
         num_examples, pool = len(found.scores_N), found.pool
+        # Fixed at the start, so that schedules in epochs hold; the share follows from the number that is easy now.
         num_dropped = len(pool) - length
         easy = self._easy(found, num_dropped, seed)
         rng = generator(seed, Purpose.DROP, epoch)
@@ -308,6 +300,7 @@ class DynamicPrune(Strategy):
         if self.easy_share is not None:
             known = int(np.isfinite(found.scores_N).sum())
             return np.sort(difficulty_order(found, seed)[: max(num_dropped, round(self.easy_share * known))])
+        # Where too few are below the mean, the easiest others count as easy, so that the share stays within the rate.
         easy = np.flatnonzero(_below_mean(found.scores_N))
         least = min(len(found.pool), math.ceil(num_dropped / self.prune_rate)) if num_dropped else 0
         return easy if len(easy) >= least else np.sort(difficulty_order(found, seed)[:least])
@@ -342,7 +335,6 @@ class ActiveBias(Strategy):
 
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return a draw in proportion, or all examples with weights."""
-        del clock
         num_examples, pool = len(found.scores_N), found.pool
         scores = found.finite[pool]
         emphasis = scores + (scores.mean() if self.smoothing is None else self.smoothing)

@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_iou
 
-__all__ = ["mixed_targets", "strong_view"]
-
 _LEAST_SIDE = 2.0  # pixels of a box that is still one
 
 

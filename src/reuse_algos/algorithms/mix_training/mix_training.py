@@ -19,10 +19,9 @@ from reuse_algos.archive.signals.signal import Signal
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, TaskError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.training.loss import add_to_loss, total_of
-
-__all__ = ["MixTraining"]
 
 _SIGNALS = ("boxes", "gt_scores")
 
@@ -86,7 +85,6 @@ class MixTraining(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events, and the loss of every microbatch."""
-        del state
         return event in (Event.INIT, Event.AFTER_LOSS, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -110,8 +108,8 @@ class MixTraining(ReusingAlgorithm):
         for name in _SIGNALS:
             if name not in run.signal_names:
                 raise SignalNotFoundError(
-                    f"run {run.id} has no signal {name!r}, it has {run.signal_names}. Fill it: `reuse-algos harvest "
-                    f"ARCHIVE {run.id} --signals boxes,gt_scores`."
+                    f"run {run.id} has no signal {name!r}, it has {run.signal_names}. Fill it: "
+                    f"{harvest_command(run, 'boxes,gt_scores')}."
                 )
             self._signals[name] = run.signal(name)
         info = self.dataset or infer_info(state.dataloader.dataset)  # type: ignore[union-attr]

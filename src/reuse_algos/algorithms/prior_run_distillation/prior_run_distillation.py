@@ -13,11 +13,10 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.algorithms.prior_run_distillation.channel_wise import ChannelWise
-from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
-from reuse_algos.algorithms.prior_run_distillation.layout import Microbatch
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
-from reuse_algos.algorithms.prior_run_distillation.losses import KL, MSE
+from reuse_algos.algorithms.prior_run_distillation.loss.channel_wise import ChannelWise
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import Microbatch
+from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, MSE
 from reuse_algos.algorithms.prior_run_distillation.settings import (
     Auto,
     Cached,
@@ -27,9 +26,9 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
     Sample,
     TeachingWindow,
 )
-from reuse_algos.algorithms.prior_run_distillation.source_choice import signal_name
-from reuse_algos.algorithms.prior_run_distillation.teachers import Teachers
-from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
+from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
+from reuse_algos.algorithms.prior_run_distillation.teachers.sources import Teachers
+from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look, TeacherGoal
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
@@ -39,10 +38,8 @@ from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.loss import add_to_loss
-
-__all__ = ["PriorRunDistillation"]
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +136,8 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Answer only: the id events always, the loss while the term is on."""
+        if self.stands_aside(event):
+            return False
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
         if event == Event.AFTER_LOSS:
@@ -158,7 +157,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
-            if not (isinstance(self.source, Live) and self.source.model is not None):
+            if getattr(self.source, "model", None) is None:
                 self.student = untouched_copy(state.model)
         elif event == Event.AFTER_LOSS:
             if self.task_reader.handle(event, state):
@@ -182,7 +181,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             self._follow_batch(event, state)
 
     def start_afresh(self) -> None:
-        """INIT: forget what another Trainer did with this algorithm."""
+        """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()
         self.passed_teacher, self.harm = False, None
         self.watch.forget()
@@ -269,24 +268,23 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
-        del flops_per_example
-        return self.lessons.spending.flops
+        return self.lessons.costs.flops
 
     def why(self) -> str | None:
         """Return where the teachers' logits come from and why, and what the first batch showed of them."""
-        parts = (self.lessons.choice and f"{self.lessons.choice.kind}, {self.lessons.choice.why}", self.lessons.report)
-        said = [part for part in (*parts, self.harm and f"switched off: {self.harm}") if part]
-        return "; ".join(said) or None
+        choice, harm = self.lessons.choice, self.harm
+        parts = (choice and ", ".join(choice), self.lessons.report, harm and f"switched off: {harm}")
+        return "; ".join(part for part in parts if part) or None
 
     def teacher_seconds(self) -> float:
-        """Return the seconds spent on getting targets, over all attempts of this run."""
-        return self.lessons.spending.seconds()
+        """Return the seconds that getting targets took, over all attempts of this run."""
+        return self.lessons.costs.seconds()
 
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
         cached, names = self.lessons.cached is not None, self.source.weight_names
         signals = [signal_name(name) for name in names] if cached else []
-        return self.lessons.spending.uses(self.prior_runs, names, signals)
+        return self.lessons.costs.uses(self.prior_runs, names, signals)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on as if it had never stopped."""

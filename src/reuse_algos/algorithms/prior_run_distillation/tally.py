@@ -11,11 +11,9 @@ import torch
 from composer.utils import dist
 from torch import Tensor
 
-from reuse_algos.algorithms.prior_run_distillation.layout import agreement
-from reuse_algos.algorithms.prior_run_distillation.losses import Weighing
-from reuse_algos.training.task import Task
-
-__all__ = ["Tally", "Totals"]
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import agreement
+from reuse_algos.algorithms.prior_run_distillation.loss.section import Weighing
+from reuse_algos.training.tasks.task import Task
 
 
 class Totals(NamedTuple):
@@ -101,7 +99,7 @@ class Tally:
             target_BC: What the term compares them with.
             yes_BC: Labels that the teachers say yes to, for binary and multilabel tasks.
             weighing: What counts.
-            pulled: Of :func:`~reuse_algos.algorithms.prior_run_distillation.strength.pulls`; None: not measured.
+            pulled: Of :func:`~reuse_algos.algorithms.prior_run_distillation.loss.strength.pulls`; None: not measured.
             judged: Number of rows whose answers were judged, and of right ones of the student and of its teachers,
                 float ``[3]``. Default: not looked at.
         """

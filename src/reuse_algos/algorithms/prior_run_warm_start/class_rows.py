@@ -12,8 +12,6 @@ from torch import Tensor
 
 from reuse_algos.errors import PriorRunMismatchError
 
-__all__ = ["known_rows", "match_rows"]
-
 
 def match_rows(theirs: Sequence[str] | None, ours: Sequence[str] | None) -> tuple[Tensor, Tensor]:
     """Return which rows of two heads stand for the same class, by name.

@@ -14,19 +14,6 @@ from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import known_rows
 
-__all__ = [
-    "Plan",
-    "average_weights",
-    "differences",
-    "gaussian_noise",
-    "initial_values",
-    "misfits",
-    "noise_generator",
-    "shrink_and_perturb",
-    "shuffled_noise",
-    "under_our_names",
-]
-
 _PREFIX = "module."
 
 

@@ -29,8 +29,6 @@ from reuse_algos.sections import fit_section
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.trainable import TrainablePart, head_of, matches, plain_parameters
 
-__all__ = ["PriorRunWarmStart"]
-
 log = logging.getLogger(__name__)
 
 _METRICS = "reuse/warm_start/"
@@ -137,18 +135,19 @@ class PriorRunWarmStart(ReusingAlgorithm):
     @property
     def find_unused_parameters(self) -> bool:
         """Whether DDP must look for parameters without a gradient: those that are frozen for some time."""
-        return self.part.changes_while_training
+        return self.part.changes_while_training and self.skipped is None
 
     @property
     def hides_inputs(self) -> bool:
         """Whether batches hold features instead of inputs: with ``cached``."""
-        return self.cached is not None
+        return self.cached is not None and self.skipped is None
 
     # What the engine asks -------------------------------------------------------------------------------------------
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        del state
+        if self.stands_aside(event):
+            return False
         if self.cached is not None and event in _CACHED_EVENTS:
             return True
         if event == Event.BEFORE_FORWARD:
@@ -163,7 +162,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
         if event == Event.INIT:
             self._refuse_shards(state)
             self._forget()
-            self.part.arrange(state)
+            # Frozen random weights would only do harm.
+            if self.skipped is None:
+                self.part.arrange(state)
         elif event == Event.FIT_START:
             self.part.hold(state)
             if self.cached is not None:

@@ -8,8 +8,6 @@ from typing import ClassVar
 
 from composer import Time
 
-__all__ = ["Average", "Change", "Keep", "Match", "Reset", "Trainable"]
-
 
 @dataclass(frozen=True)
 class Average:

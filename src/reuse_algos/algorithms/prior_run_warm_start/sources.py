@@ -14,8 +14,6 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.run import weights_name
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
 
-__all__ = ["USE", "Source", "choose_sources", "read_sources", "used_weights"]
-
 USE = "prior_run_warm_start"
 """What this algorithm is called in the records of runs that used it."""
 

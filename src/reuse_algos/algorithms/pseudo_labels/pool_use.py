@@ -13,8 +13,6 @@ from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.info import infer_info
 from reuse_algos.errors import PriorRunMismatchError
 
-__all__ = ["PoolUse"]
-
 
 class PoolUse(ReusingAlgorithm):
     """Records that the training data were labelled by the teachers of a pool's run, and holds a resumed run to it.
@@ -37,13 +35,11 @@ class PoolUse(ReusingAlgorithm):
         self._trained_on: str | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """The start of training."""
-        del state
+        """Return true at the start of training."""
         return event in (Event.INIT, Event.FIT_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Take the place among the algorithms, then look at the data."""
-        del logger
         if event == Event.INIT:
             self.take_place(state)
             self._trained_on = None

@@ -7,7 +7,14 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, unseal
 from reuse_algos.archive.format.manifest import Manifest, decode_manifest
-from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_generation, manifest_path, run_prefix
+from reuse_algos.archive.format.names import (
+    IDENTITY,
+    final_path,
+    manifest_generation,
+    manifest_path,
+    run_prefix,
+    safe_names,
+)
 from reuse_algos.archive.format.parts import expanded_manifest
 from reuse_algos.archive.format.records import ArchiveRecord, FinalRecord
 from reuse_algos.archive.stores.base import Store
@@ -19,6 +26,7 @@ __all__ = [
     "check_identity",
     "find_sound",
     "list_generations",
+    "list_runs",
     "read_final",
     "read_identity",
     "read_latest",
@@ -51,6 +59,11 @@ class HasFiles(Protocol):
 
 
 ManifestT = TypeVar("ManifestT", bound=HasFiles)
+
+
+def list_runs(store: Store) -> list[str]:
+    """Return the sorted names of what may be runs; odd names, which no run has, are passed over."""
+    return safe_names(store.list("runs"))
 
 
 def list_generations(store: Store, run_id: str) -> list[int]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Iterable
 
 __all__ = [
     "IDENTITY",
@@ -38,6 +39,7 @@ __all__ = [
     "manifest_path",
     "marker_path",
     "run_prefix",
+    "safe_names",
     "shard_path",
     "shard_runs",
     "temporary_name",
@@ -69,6 +71,11 @@ _MARKER = re.compile(r"gc/[0-9a-f]{16}\.json", re.ASCII)
 def is_safe_name(name: str) -> bool:
     """Return whether a name may be part of a path: 1 to 128 of ``A-Z a-z 0-9 . _ -``, the first a letter or digit."""
     return _SAFE_NAME.fullmatch(name) is not None
+
+
+def safe_names(names: Iterable[str]) -> list[str]:
+    """Return those of many names that may be part of a path, in their order."""
+    return list(filter(_SAFE_NAME.fullmatch, names))
 
 
 def temporary_name() -> str:

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import random
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
+from typing import NamedTuple
 
 import msgspec
 
-from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES, Expanded
+from reuse_algos.archive.asked import Asked
+from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
+from reuse_algos.archive.format.generations import Latest
 from reuse_algos.archive.format.metrics import spelled
 from reuse_algos.archive.format.names import INDEX, changed_run, shard_runs
 from reuse_algos.archive.format.summary import RunSummary
-from reuse_algos.archive.index.host import HostIndex, open_host
+from reuse_algos.archive.index.host import HostIndex, KnownShard, open_host
 from reuse_algos.archive.index.reading import Found, scan
-from reuse_algos.archive.index.shards import MAX_SUMMARY_BYTES, Shard, decode_shard, encode_summary
+from reuse_algos.archive.index.shards import MAX_SUMMARY_BYTES, Shard, decode_shard, decode_summaries, encode_summary
 from reuse_algos.archive.run import PriorRun
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE
@@ -33,20 +36,18 @@ FEW_RUNS = 256
 """Up to so many runs are simply read, on a local disk; a tenth of it where each request waits for a network."""
 
 COMPARED = 100
-"""So many runs of shards are compared with their own records at each use, on a local disk."""
+"""So many runs of shards are compared with their own records at each use, on a local disk: 30 ms. Those that were are
+remembered, so that after enough uses all of them were."""
 
-_BATCH = 500
+_BATCH = 500  # summaries that are decoded at a time
 Warn = Callable[[str, ArchiveError], None]
 
 
-class Known:
-    """A run as the catalog gives it: its summary, and what was read of it now, if anything was."""
+class Known(NamedTuple):
+    """A run as the catalog gives it: its summary, and its newest generation where that was read just now."""
 
-    __slots__ = ("latest", "summary")
-
-    def __init__(self, summary: RunSummary, found: Found | None = None) -> None:
-        self.summary = summary
-        self.latest = None if found is None else found.latest
+    summary: RunSummary
+    latest: Latest | None = None
 
 
 class Catalog:
@@ -62,35 +63,43 @@ class Catalog:
     def __init__(self, store: Store, archive_id: str, unbelieved: AbstractSet[str] = frozenset()) -> None:
         self._store, self._archive_id, self._unbelieved = store, archive_id, unbelieved
 
-    def runs(self, run_ids: list[str], warn: Warn) -> Iterator[Known]:
-        """Give every committed run once, in any order.
+    def runs(self, run_ids: list[str], warn: Warn, asked: Asked) -> Iterator[Known]:
+        """Give every committed run that fits once, in any order.
 
         Args:
             run_ids: What the listing of ``runs/`` says.
             warn: Called with the id of each run that is damaged, or that this user may not read, and its error.
+            asked: Which runs to give.
 
         Raises:
             ArchiveError: A run could not be read, which says nothing of whether it is sound.
         """
         if len(run_ids) <= (FEW_RUNS if self._store.concurrency == 1 else FEW_RUNS // 10):
             for found in scan(self._store, run_ids, warn):
-                yield Known(found.summary, found)
+                if asked.fits(found.summary):
+                    yield Known(*found)
             return
         waiting = set(run_ids)
         for in_memory in (False, True):
             try:
                 with open_host(self._store.location, self._archive_id, in_memory=in_memory) as host:
-                    yield from self._through(host, run_ids, waiting, warn)
+                    yield from self._through(host, run_ids, waiting, warn, asked)
                 return
             except sqlite3.Error:  # a damaged file: go on without it
                 if in_memory:
                     raise
 
-    def _through(self, host: HostIndex, run_ids: list[str], waiting: set[str], warn: Warn) -> Iterator[Known]:
-        """Every run that is waiting, which it is not any more once it was given."""
-        for summary in self._indexed(host, waiting, warn):
-            waiting.discard(summary.run_id)
-            yield Known(summary)
+    def _through(
+        self, host: HostIndex, run_ids: list[str], waiting: set[str], warn: Warn, asked: Asked
+    ) -> Iterator[Known]:
+        """Give the runs that are waiting, and take them off the set."""
+        for ids, lines in self._indexed(host, waiting, warn):
+            waiting.difference_update(ids)
+            # A line is looked through in a twentieth of the time that decoding it takes.
+            wanted = asked.likely(lines)
+            for start in range(0, len(wanted), _BATCH):
+                yield from map(Known, filter(asked.fits, _decoded(wanted[start : start + _BATCH])))
+            del ids, lines, wanted
         fresh: list[RunSummary] = []
         try:
             # In the order of the listing, as warnings are, and so that a store may read ahead.
@@ -101,7 +110,8 @@ class Catalog:
                 if len(fresh) >= _BATCH:
                     host.keep(fresh)
                     fresh = []
-                yield Known(found.summary, found)
+                if asked.fits(found.summary):
+                    yield Known(*found)
         finally:
             host.keep(fresh)
 
@@ -111,36 +121,41 @@ class Catalog:
             if summary := self._lasting(found):
                 yield summary
 
-    def _indexed(self, host: HostIndex, listed: set[str], warn: Warn) -> Iterator[RunSummary]:
-        """Summaries that need no reading, of runs that are listed, each once."""
+    def _indexed(self, host: HostIndex, waiting: set[str], warn: Warn) -> Iterator[tuple[list[str], list[bytes]]]:
+        """Give summaries that need no reading, as JSON, some at a time, with the runs that they are of.
+
+        No run is given that does not wait.
+        """
         paths = self.reconcile(host)
         host.forget(self._unbelieved)
-        done: set[str] = set()
-        for summaries in host.own():
-            for summary in summaries:
-                if summary.run_id in listed:
-                    done.add(summary.run_id)
-                    yield summary
-        unbelieved = done | host.doubted()
-        budget = COMPARED if self._store.concurrency == 1 else COMPARED // 25
+        for ids, lines in host.own():
+            yield _those_in(waiting, ids, lines)
+        if doubted := host.doubted():
+            waiting = waiting - doubted
+        budget = COMPARED if host.shards() else max(COMPARED, FEW_RUNS)
+        if self._store.concurrency > 1:  # three requests for each
+            budget = COMPARED // 25
         # The largest first: it may say that others need not be read.
         replaced: set[str] = set()
         for path in sorted(paths, reverse=True):
             if path in replaced or (shard := self.shard(host, path)) is None:
                 continue
-            if any(run.run_id in self._unbelieved for run in shard.runs):
-                host.keep_shard(path, b"")  # who says one thing that is false may say others
+            if not self._unbelieved.isdisjoint(shard.ids):
+                host.keep_shard(path, None)  # who says one thing that is false may say others
                 continue
             replaced.update(shard.replaces)
-            runs = [run for run in shard.runs if run.run_id in listed and run.run_id not in unbelieved]
-            compared = self._compared(runs, budget, warn)
-            budget -= len(compared)
-            host.keep(compared.values())
-            if any(not compared[run.run_id].says_the_same(run) for run in runs if run.run_id in compared):
-                host.keep_shard(path, b"")
-                runs = list(compared.values())
-            unbelieved.update(run.run_id for run in runs)
-            yield from runs
+            ids, lines = _those_in(waiting, shard.ids, shard.lines)
+            chosen = random.SystemRandom().sample(range(len(ids)), min(budget, len(ids)))
+            budget -= len(chosen)
+            true = self._as_they_say([ids[at] for at in chosen], warn)
+            host.keep(summary for summary, lasts in true.values() if lasts)
+            if _contradict([lines[at] for at in chosen], true):
+                host.keep_shard(path, None)
+                continue
+            yield ids, lines
+            if doubted:
+                waiting.difference_update(ids)
+            del shard, ids, lines  # two shards at a time would double what a selection takes
 
     def reconcile(self, host: HostIndex) -> set[str]:
         """Return the paths of the shards in the archive, once the host heeds what the archive's notes say."""
@@ -159,27 +174,46 @@ class Catalog:
             host.keep_notes(new)
         return shards
 
-    def shard(self, host: HostIndex, path: str) -> Shard | None:
-        """Return a shard with the runs that ended; None if it is damaged, false or gone. That costs time only."""
-        data = host.shard(path)
-        is_new = data is None
+    def shard(self, host: HostIndex, path: str) -> KnownShard | None:
+        """Return a shard; None if it is damaged, false or gone. That costs time only."""
+        known = host.shard(path) or (self._fetch(host, path) and host.shard(path))
+        return known if known and known.ids else None
+
+    def _fetch(self, host: HostIndex, path: str) -> bool:
+        """Keep what a shard in the archive says, or that it is not to be believed; return False if it is gone."""
+        if (data := self._store.get(path, MAX_SEALED_BYTES)) is None:
+            return False
         try:
-            if is_new and (data := self._store.get(path, MAX_SEALED_BYTES)) is None:
-                return None
-            # What this host fetched was within bounds then, and the hash says that it is the same.
-            known = data if is_new or not data else Expanded(data)
-            shard = decode_shard(path, known, self._archive_id) if known else None
+            shard = decode_shard(path, data, self._archive_id)
         except ArchiveError:
             shard = None
-        if is_new or (shard is None and data):
-            host.keep_shard(path, data if shard and data else b"")
-        return shard and msgspec.structs.replace(shard, runs=[run for run in shard.runs if run.finished])
+        host.keep_shard(path, None if shard is None or self._is_contradicted(host, shard) else shard)
+        return True
 
-    def _compared(self, runs: list[RunSummary], budget: int, warn: Warn) -> dict[str, RunSummary]:
-        """Some of these runs as their own records say."""
-        chosen = random.SystemRandom().sample(runs, min(budget, len(runs)))
-        found = scan(self._store, sorted(run.run_id for run in chosen), warn)
-        return {one.summary.run_id: summary for one in found if (summary := self._lasting(one)) is not None}
+    def _is_contradicted(self, host: HostIndex, shard: Shard) -> bool:
+        """Return whether a new shard says something else of a run than the run itself did to this host.
+
+        Where it differs only from a shard that it replaces, one of the two is false: such runs are read by themselves.
+        """
+        says = {run.run_id: (run, True) for run in shard.runs}
+        if any(_contradict(lines, says) for _, lines in host.own()):
+            return True
+        for path in shard.replaces:
+            if replaced := host.shard(path):
+                host.doubt(run_id for run_id, line in zip(*replaced[:2], strict=True) if _contradict([line], says))
+        return False
+
+    def is_true(self, shard: KnownShard) -> bool:
+        """Return whether all that a shard says is what the runs say that can be read. It reads each of them."""
+        return not _contradict(shard.lines, self._as_they_say(shard.ids, lambda run_id, error: None))
+
+    def _as_they_say(self, run_ids: list[str], warn: Warn) -> dict[str, tuple[RunSummary, bool]]:
+        """Return the summaries of runs by their own records, and of each whether it will not change any more."""
+        found = scan(self._store, sorted(run_ids), warn)
+        return {
+            one.summary.run_id: (one.summary, False) if (lasting := self._lasting(one)) is None else (lasting, True)
+            for one in found
+        }
 
     def _lasting(self, found: Found) -> RunSummary | None:
         """The summary of a run that will not change any more, with everything that it should say; None for others."""
@@ -194,3 +228,26 @@ class Catalog:
                 return None
             summary = msgspec.structs.replace(summary, finals={name: spelled(value) for name, value in finals.items()})
         return summary if len(encode_summary(summary)) <= MAX_SUMMARY_BYTES else None
+
+
+def _those_in(waiting: set[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
+    if waiting.issuperset(ids):
+        return ids, lines
+    kept = [at for at, run_id in enumerate(ids) if run_id in waiting]
+    return [ids[at] for at in kept], [lines[at] for at in kept]
+
+
+def _decoded(lines: list[bytes]) -> list[RunSummary]:
+    try:
+        return decode_summaries(lines)
+    except (TypeError, ValueError) as error:
+        raise sqlite3.DatabaseError(f"a row is not what it should be: {error}") from error
+
+
+def _contradict(lines: list[bytes], others: Mapping[str, tuple[RunSummary, bool]]) -> bool:
+    """Return whether one of these summaries differs from the other of its run, if there is one."""
+    return any(
+        other[0] != run and not other[0].says_the_same(run)
+        for run in _decoded(lines)
+        if (other := others.get(run.run_id)) is not None
+    )

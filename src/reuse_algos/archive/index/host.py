@@ -12,27 +12,45 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import msgspec
+from typing import NamedTuple
 
 from reuse_algos.archive.format.summary import RunSummary
-from reuse_algos.archive.index.shards import encode_summary
+from reuse_algos.archive.index.shards import Shard, decode_summaries, encode_summary
 from reuse_algos.archive.stores.cache import cache_directory, prune_directory
 
-__all__ = ["HostIndex", "open_host"]
+__all__ = ["HostIndex", "KnownShard", "open_host"]
 
 MAX_BYTES = 2 << 30
 """The most that the databases of all archives may take on this host; those used longest ago are deleted."""
 
-_VERSION = 1
+_VERSION = 2
 _SECONDS = 5.0  # to wait for another process
+_MAPPED_BYTES = 256 << 20
 _PART = 2000  # summaries in memory at once
 _TABLES = """
-CREATE TABLE shards (path TEXT PRIMARY KEY, data BLOB) WITHOUT ROWID;
+CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, lines BLOB, replaces TEXT, sha256 TEXT) WITHOUT ROWID;
 CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB) WITHOUT ROWID;
 CREATE TABLE doubted (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE notes (path TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+
+class KnownShard(NamedTuple):
+    """A shard that this host has fetched, not decoded.
+
+    Attributes:
+        ids: The runs that it knows; none of a shard that is not to be believed.
+        lines: The summary of each as JSON.
+        replaces: Paths of smaller shards that need not be read any more.
+    """
+
+    ids: list[str]
+    lines: list[bytes]
+    replaces: list[str]
+
+    def runs(self) -> list[RunSummary]:
+        """Decode all summaries."""
+        return decode_summaries(self.lines)
 
 
 class HostIndex:
@@ -45,27 +63,40 @@ class HostIndex:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
 
-    def shard(self, path: str) -> bytes | None:
-        """Return a shard that was fetched; empty for one that was found to be damaged or false, None if unknown."""
-        row = self._database.execute("SELECT data FROM shards WHERE path = ?", (path,)).fetchone()
-        return None if row is None else bytes(row[0])
+    def shard(self, path: str) -> KnownShard | None:
+        """Return a shard that was fetched; None if it was not.
+
+        Raises:
+            sqlite3.DatabaseError: It is not what was kept.
+        """
+        query = "SELECT ids, lines, replaces, sha256 FROM shards WHERE path = ?"
+        row = self._database.execute(query, (path,)).fetchone()
+        if row is None:
+            return None
+        ids, lines, replaces, sha256 = row
+        if not isinstance(lines, bytes) or sha256 != _hash_of(ids, lines, replaces):
+            raise sqlite3.DatabaseError(f"the row of {path} is damaged")
+        return KnownShard(ids.split("\n"), lines.split(b"\n"), replaces.split("\n")) if ids else KnownShard([], [], [])
 
     def shards(self) -> set[str]:
         """Return the paths of the shards that were fetched."""
         return {path for (path,) in self._database.execute("SELECT path FROM shards")}
 
-    def keep_shard(self, path: str, data: bytes) -> None:
-        """Remember a shard; empty data say that it is not to be believed."""
+    def keep_shard(self, path: str, shard: Shard | None) -> None:
+        """Remember a shard; None for one that is not to be believed."""
+        runs, replaces = (shard.runs, "\n".join(shard.replaces)) if shard is not None else ([], "")
+        ids, lines = "\n".join(run.run_id for run in runs), b"\n".join(map(encode_summary, runs))
         with self._database:
-            self._database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?)", (path, data))
+            row = (path, ids, lines, replaces, _hash_of(ids, lines, replaces))
+            self._database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)", row)
 
     def forget_shards(self, paths: Iterable[str]) -> None:
         """Forget shards, for example those that another one replaces."""
         with self._database:
             self._database.executemany("DELETE FROM shards WHERE path = ?", [(path,) for path in paths])
 
-    def own(self) -> Iterator[list[RunSummary]]:
-        """Give the summaries of the ended runs that this host has read by itself, some at a time."""
+    def own(self) -> Iterator[tuple[list[str], list[bytes]]]:
+        """Give the ended runs that this host has read by itself, some at a time: their ids and their summaries."""
         last = ""
         while True:
             rows = self._database.execute(
@@ -74,10 +105,7 @@ class HostIndex:
             if not rows:
                 return
             last = rows[-1][0]
-            try:
-                yield msgspec.json.decode(b"[" + b",".join(row[1] for row in rows) + b"]", type=list[RunSummary])
-            except (TypeError, ValueError) as error:
-                raise sqlite3.DatabaseError(f"a row is not what it should be: {error}") from error
+            yield [row[0] for row in rows], [row[1] for row in rows]
 
     def keep(self, summaries: Iterable[RunSummary]) -> None:
         """Remember runs that this host has read by itself."""
@@ -115,6 +143,12 @@ class HostIndex:
         with self._database:
             for table in ("shards", "own", "doubted", "notes"):
                 self._database.execute(f"DELETE FROM {table}")
+
+
+def _hash_of(ids: str, lines: bytes, replaces: str) -> str:
+    digest = hashlib.sha256(lines)
+    digest.update(f"\n{ids}\n\n{replaces}".encode())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -166,6 +200,8 @@ def _open(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=_SECONDS, isolation_level="IMMEDIATE")
     try:
         database.execute("PRAGMA synchronous = OFF")  # a lost cache is only read again
+        # Large shards are then read from the page cache at once, not page by page through SQLite's own.
+        database.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
         with database:
             database.execute("BEGIN IMMEDIATE")
             (version,) = database.execute("PRAGMA user_version").fetchone()

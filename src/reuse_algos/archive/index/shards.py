@@ -16,7 +16,16 @@ from reuse_algos.archive.format.records import Struct
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["MAX_SUMMARY_BYTES", "SHARD_RUNS", "Shard", "decode_shard", "encode_shard", "encode_summary", "fitting"]
+__all__ = [
+    "MAX_SUMMARY_BYTES",
+    "SHARD_RUNS",
+    "Shard",
+    "decode_shard",
+    "decode_summaries",
+    "encode_shard",
+    "encode_summary",
+    "fitting",
+]
 
 SHARD_RUNS = 8192
 """The most runs of one shard."""
@@ -45,8 +54,17 @@ class Shard(Struct, frozen=True, kw_only=True, tag_field="record", tag="shard"):
 
 
 def encode_summary(summary: RunSummary) -> bytes:
-    """Return a summary as JSON."""
+    """Return a summary as JSON, in one line. Equal summaries give equal lines."""
     return msgspec.json.encode(summary)
+
+
+def decode_summaries(lines: Iterable[bytes]) -> list[RunSummary]:
+    """Decode summaries that :func:`encode_summary` wrote.
+
+    Raises:
+        ValueError: One of them is not a summary.
+    """
+    return msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[RunSummary])
 
 
 def fitting(summaries: Sequence[RunSummary]) -> int:
@@ -76,8 +94,14 @@ def encode_shard(archive_id: str, runs: Iterable[RunSummary], replaces: Iterable
 def decode_shard(path: str, data: bytes, archive_id: str) -> Shard:
     """Check and decode a shard.
 
+    Args:
+        path: Its path.
+        data: The whole file.
+        archive_id: The archive that it must be of.
+
     Raises:
-        ArchiveCorruptError: It is damaged, of another archive, or not what its name says.
+        ArchiveCorruptError: It is damaged, of another archive, not what its name says, or holds a run twice or one
+            that has not ended.
         ArchiveVersionError: It was written in a newer major format.
     """
     shard = unseal(data, Shard, path)
@@ -85,6 +109,8 @@ def decode_shard(path: str, data: bytes, archive_id: str) -> Shard:
         raise ArchiveCorruptError(f"{path} is not the shard that its name says")
     if len({run.run_id for run in shard.runs}) != len(shard.runs):
         raise ArchiveCorruptError(f"{path} holds a run more than once")
+    if not all(run.finished for run in shard.runs):
+        raise ArchiveCorruptError(f"{path} holds a run that has not ended")
     if shard.archive_id != archive_id:
         raise ArchiveCorruptError(f"{path} is of the archive {shard.archive_id[:40]!r}")
     return shard

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from itertools import islice
 
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.names import INDEX, change_path, is_safe_name, shard_runs
+from reuse_algos.archive.format.generations import list_runs
+from reuse_algos.archive.format.names import INDEX, change_path, shard_runs
 from reuse_algos.archive.format.records import ChangeRecord
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.index.catalog import Catalog
 from reuse_algos.archive.index.host import HostIndex, open_host
-from reuse_algos.archive.index.shards import SHARD_RUNS, encode_shard, fitting
+from reuse_algos.archive.index.shards import SHARD_RUNS, decode_summaries, encode_shard, fitting
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveConflictError, ArchiveError
 
@@ -53,14 +54,14 @@ def update_index(store: Store, archive_id: str, *, everything: bool = False) -> 
     Args:
         store: The archive's store.
         archive_id: Its identity.
-        everything: Read every run that is in no shard, and write also a small shard. Default: False, a bounded number,
-            and only if enough are found.
+        everything: Read every run, hold every shard against them, and write also a small shard. Default: False, a
+            bounded number of runs, and only if enough are found.
 
     Returns:
         How many shards were written.
     """
     with contextlib.suppress(ArchiveError, sqlite3.Error):
-        run_ids = [name for name in store.list("runs") if is_safe_name(name)]
+        run_ids = list_runs(store)
         if len(run_ids) >= ENOUGH_RUNS:
             with open_host(store.location, archive_id) as host:
                 return _update(store, archive_id, host, run_ids, everything)
@@ -77,13 +78,17 @@ def _update(store: Store, archive_id: str, host: HostIndex, run_ids: list[str], 
     for path in sorted(paths, reverse=True):
         if path in replaced or (shard := catalog.shard(host, path)) is None:
             continue
+        if everything and not catalog.is_true(shard):
+            host.keep_shard(path, None)
+            continue
         replaced.update(shard.replaces)
-        there.update(run.run_id for run in shard.runs)
+        there.update(shard.ids)
         if (shard_runs(path) or 0) < SHARD_RUNS // 2:
-            small[path] = shard.runs
+            small[path] = shard.runs()
     listed = set(run_ids)
     wanted = listed - there - doubted
-    own = {run.run_id: run for part in host.own() for run in part if run.run_id in wanted}
+    lines = [line for ids, part in host.own() for run_id, line in zip(ids, part, strict=True) if run_id in wanted]
+    own = {run.run_id: run for run in decode_summaries(lines)}
     unread = [run_id for run_id in run_ids if run_id in wanted and run_id not in own]
     for summary in catalog.lasting(unread if everything else list(islice(unread, READ_AT_AN_END))):
         own[summary.run_id] = summary
@@ -102,7 +107,6 @@ def _update(store: Store, archive_id: str, host: HostIndex, run_ids: list[str], 
         path, data = encode_shard(archive_id, part, () if runs else replaces)  # the last one, when all are there
         with contextlib.suppress(ArchiveConflictError):  # it is there: another process found the same
             store.put_if_absent(path, [data])
-        host.keep_shard(path, data)
         written += 1
     return written
 

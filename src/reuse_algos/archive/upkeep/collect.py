@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
-from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
+from reuse_algos.archive.format.generations import list_generations, list_runs, read_final, read_identity, read_manifest
 from reuse_algos.archive.format.manifest import FORMAT
 from reuse_algos.archive.format.names import (
     is_data,
     is_lease,
     is_manifest,
     is_marker,
-    is_safe_name,
     is_temporary,
     manifest_path,
     run_prefix,
@@ -164,7 +163,7 @@ def collect_garbage(
             f"{min_age_seconds:g} seconds"
         )
     report = GarbageReport()
-    run_ids = [name for name in store.list("runs") if is_safe_name(name)]
+    run_ids = list_runs(store)
     for number, run_id in enumerate(run_ids, start=1):
         try:
             if thin:

@@ -12,11 +12,11 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from reuse_algos.archive.asked import tags_match
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
-from reuse_algos.archive.format.generations import check_identity, read_identity, read_record
-from reuse_algos.archive.format.names import final_path, is_safe_name, manifest_path, run_prefix, thinned_path
+from reuse_algos.archive.format.generations import check_identity, list_runs, read_identity, read_record
+from reuse_algos.archive.format.names import final_path, manifest_path, run_prefix, thinned_path
 from reuse_algos.archive.index.reading import scan
-from reuse_algos.archive.selection import tags_match
 from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_sizes, reading
 from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of
@@ -130,7 +130,7 @@ def _forget(known: set[str], run_id: str) -> bool:
 def _chosen(
     source: Store, run_ids: Iterable[str] | None, tags: Mapping[str, object] | None, report: CopyReport
 ) -> list[str]:
-    there = [name for name in source.list("runs") if is_safe_name(name)]
+    there = list_runs(source)
     chosen = there if run_ids is None else list(dict.fromkeys(run_ids))
     for run_id in chosen:
         if run_id not in there:

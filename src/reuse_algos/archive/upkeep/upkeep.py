@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 
-from reuse_algos.archive.format.names import is_safe_name
+from reuse_algos.archive.format.generations import list_runs
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.upkeep.collect import GarbageReport, collect_garbage
 from reuse_algos.archive.upkeep.copying import CopyReport, copy_runs
@@ -137,7 +137,7 @@ class Upkeep:
         return copy_runs(self._store, target._store, run_ids, progress, recheck=recheck, known=known, tags=tags)
 
     def _candidates(self) -> list[str]:
-        return [name for name in self._store.list("runs") if is_safe_name(name)]
+        return list_runs(self._store)
 
     def _not_found(self, run_id: str) -> RunNotFoundError:
         """Return the error for a run that does not exist; an archive names those that are near."""

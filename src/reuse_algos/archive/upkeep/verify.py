@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from reuse_algos.archive.format.generations import list_generations, read_final, read_identity, read_manifest
-from reuse_algos.archive.format.names import IDENTITY, final_path, is_safe_name, manifest_path, run_prefix
+from reuse_algos.archive.format.generations import list_generations, list_runs, read_final, read_identity, read_manifest
+from reuse_algos.archive.format.names import IDENTITY, final_path, manifest_path, run_prefix
 from reuse_algos.archive.format.records import FileEntry
 from reuse_algos.archive.format.tensors import verify_file
 from reuse_algos.archive.stores.base import Store
@@ -56,7 +56,7 @@ def verify_archive(
     run_ids = []
     try:
         with reading(store):
-            run_ids = [name for name in store.list("runs") if is_safe_name(name)] if run_id is None else [run_id]
+            run_ids = list_runs(store) if run_id is None else [run_id]
     except DAMAGE as error:
         problems.append(Problem("", "runs", str(error)))
     if quick:

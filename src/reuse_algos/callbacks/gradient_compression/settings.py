@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-__all__ = ["Fp16", "Median", "Method", "PowerSGD", "ScaleCom", "Sign"]
-
 
 @dataclass(frozen=True)
 class ScaleCom:

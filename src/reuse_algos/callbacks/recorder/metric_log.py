@@ -13,8 +13,6 @@ from composer import State
 from reuse_algos.archive import MetricHistory, PriorRun, history_tensors
 from reuse_algos.callbacks.train_clock import TrainClock
 
-__all__ = ["MetricLog"]
-
 
 class MetricLog:
     """Rows of (step, sample, epoch, train seconds, evaluation seconds, value) for each metric.

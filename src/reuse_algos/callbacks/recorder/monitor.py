@@ -10,12 +10,10 @@ from composer import State
 from composer.utils import dist
 
 from reuse_algos.archive import infer_mode
+from reuse_algos.callbacks.recorder.facts.state_facts import evaluated_weights
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
-from reuse_algos.callbacks.recorder.state_facts import evaluated_weights
 from reuse_algos.callbacks.robust_evaluation import ROBUST, RobustEvaluation
 from reuse_algos.errors import nearest
-
-__all__ = ["BestSoFar", "Monitor"]
 
 
 @dataclass(frozen=True)

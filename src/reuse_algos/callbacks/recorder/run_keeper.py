@@ -13,21 +13,20 @@ from composer.utils import dist
 
 from reuse_algos.archive import FileEntry, Manifest, ModelRecord, RunArchive
 from reuse_algos.callbacks.recorder.console import archived_line, say, stopped_line
-from reuse_algos.callbacks.recorder.continuing import goes_on
-from reuse_algos.callbacks.recorder.manifest_of import RunFacts, manifest_of
+from reuse_algos.callbacks.recorder.facts.manifest_of import RunFacts, manifest_of
+from reuse_algos.callbacks.recorder.facts.provenance import model_flops, model_record
+from reuse_algos.callbacks.recorder.facts.state_facts import dataset_record, evaluated_weights, examples_of
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.callbacks.recorder.monitor import BestSoFar, Monitor
-from reuse_algos.callbacks.recorder.provenance import model_flops, model_record
 from reuse_algos.callbacks.recorder.run_record import RunRecord
 from reuse_algos.callbacks.recorder.spool import Spool
-from reuse_algos.callbacks.recorder.state_facts import dataset_record, evaluated_weights, examples_of
 from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.callbacks.train_clock import TrainClock
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import views_of_loader
+from reuse_algos.errors import RunNotFoundError
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
-from reuse_algos.training.recorded_task import record_of
-
-__all__ = ["RunKeeper", "RunLabels"]
+from reuse_algos.training.tasks.recorded_task import record_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +84,7 @@ class RunKeeper:
         self.state: State | None = None
         self.resume: dict[str, Any] | None = None
         self.ended = False
+        self.told = False
         self.overhead_seconds = 0.0
         self._model: ModelRecord | None = None
 
@@ -101,7 +101,7 @@ class RunKeeper:
                 on_rank_zero(lambda: record.put_weights("init", evaluated_weights(state)))
 
     def go_on(self, state: State) -> bool:
-        """Take up the run of the checkpoint, and return whether there is one and it is this one."""
+        """Go on with the run of the checkpoint, and return whether there is one and it is this one."""
         resume = self.resume
         if resume is None or not goes_on(resume, self._name(state), self.archive, self.spool):
             return False
@@ -182,6 +182,9 @@ class RunKeeper:
         assert self.record is not None
         if dist.get_global_rank() != 0 or self.record.manifest is None:
             return
+        if self.told:  # an engine may be closed twice, by the error and by the end of the process
+            return
+        self.told = True
         saving = any(isinstance(one, CheckpointSaver) for one in state.callbacks)
         say(stopped_line(self.record.run_id, self.archive.location, self.record.manifest, checkpoints=saving))
 
@@ -213,9 +216,7 @@ class RunKeeper:
             run_name=self._name(state),
             tags=self.labels.tags,
             recipe=self.labels.recipe,
-            dataset=None
-            if self.info is None
-            else dataset_record(self.info, getattr(state.dataloader, "dataset", None)),
+            dataset=None if self.info is None else dataset_record(self.info, views_of_loader(state.dataloader)),
             task=None if task is None else record_of(task),
             model=self._model,
             log=self.log,
@@ -223,3 +224,41 @@ class RunKeeper:
             monitor_mode=self.best.mode(self.log),
             overhead_seconds=self.overhead_seconds,
         )
+
+
+def goes_on(resume: Mapping[str, Any], run_name: str, archive: RunArchive, spool: Spool | None) -> bool:
+    """Return whether the run of a loaded checkpoint is the one that this Trainer trains.
+
+    It is where it has the same name and has not ended. A run that another one starts from stays as it is, and so does
+    a run that has ended.
+
+    Args:
+        resume: What the recorder's ``state_dict`` gave to the checkpoint.
+        run_name: Name of the run of this Trainer.
+        archive: Where the recorder writes.
+        spool: The spool, where the recorder has one: it fetches the run first.
+
+    Raises:
+        RunNotFoundError: The run has the same name and is not in the archive.
+    """
+    run_id = resume["run_id"]
+    if resume.get("run_name", run_name) != run_name:
+        return False
+    if spool is not None:
+        spool.fetch(run_id)
+
+    def find() -> tuple[bool, bool]:
+        try:
+            run = archive.run(run_id)
+        except RunNotFoundError as error:
+            raise RunNotFoundError(
+                f"the checkpoint goes on with run {run_id}, which is not in {archive.location}. Name the "
+                "archive that it was recorded in, copy it from there (`reuse-algos copy`), or give another "
+                "run_name to start a new run"
+            ) from error
+        return run.run_name == run_name, run.finished
+
+    named, finished = on_rank_zero(find)
+    if named and finished and spool is not None:
+        spool.push(run_id, last=True)  # its process may have died before it came to that
+    return named and not finished

@@ -15,16 +15,16 @@ from composer.utils import dist
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks.readings import readings_of
-from reuse_algos.callbacks.recorder.monitor import Monitor
-from reuse_algos.callbacks.recorder.run_keeper import RunKeeper, RunLabels
-from reuse_algos.callbacks.recorder.spool import Spool
-from reuse_algos.callbacks.recorder.state_facts import (
+from reuse_algos.callbacks.recorder.facts.state_facts import (
     batch_values,
     check_weights,
     evaluated_values,
     evaluated_weights,
     info_of,
 )
+from reuse_algos.callbacks.recorder.monitor import Monitor
+from reuse_algos.callbacks.recorder.run_keeper import RunKeeper, RunLabels
+from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.callbacks.recorder.tracker_facts import log_cost, log_identity, log_train_seconds
 from reuse_algos.callbacks.robust_evaluation import robust_metrics
 from reuse_algos.callbacks.signals.capture import parse_signals
@@ -33,10 +33,8 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, ExampleIdError
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_rows import check_labels
+from reuse_algos.training.first_batch.rows import check_labels
 from reuse_algos.training.ranks import on_rank_zero
-
-__all__ = ["RunRecorder"]
 
 _EVERY = re.compile(r"([1-9]\d*)ep")
 
@@ -50,7 +48,7 @@ class RunRecorder(Callback):
 
     Signals are taken from the forward pass that happens anyway, kept on the training device and written when an epoch
     ends. They are measured as the task defines it (:class:`~reuse_algos.callbacks.signals.measures.Measures`). A run
-    that was interrupted stays marked as unfinished. The run's loggers (W&B and others) are told run id, archive and
+    that was interrupted stays marked as unfinished. The run's loggers (W&B and others) get run id, archive and
     prior runs, ``time/train_seconds`` at every step as an x axis, and at the end ``reuse/cost/...``
     (:mod:`reuse_algos.callbacks.recorder.tracker_facts`).
 
@@ -150,7 +148,6 @@ class RunRecorder(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Start a record of its own for each Trainer that this recorder is given to."""
-        del state, logger
         self._start_afresh()
 
     def fit_start(self, state: State, logger: Logger) -> None:
@@ -161,7 +158,7 @@ class RunRecorder(Callback):
             ModelError: Its state dict leaves out parameters.
             DataError: Batches have other labels than ``dataset`` says.
         """
-        # A Trainer that was built before another one trains after it: INIT was heard for both already.
+        # A Trainer that was built before another one trains after it: INIT came for both already.
         if self.keeper.state not in (None, state):
             self._start_afresh()
         keeper = self.keeper
@@ -185,7 +182,6 @@ class RunRecorder(Callback):
 
     def after_load(self, state: State, logger: Logger) -> None:
         """Complete a record whose process died after its last checkpoint: Composer will not train it any further."""
-        del logger
         # Composer skips FIT_START and FIT_END where the checkpoint stands at the end.
         done = state.max_duration is not None and state.timestamp >= state.max_duration
         if done and self.keeper.record is None and self.keeper.go_on(state):
@@ -196,7 +192,6 @@ class RunRecorder(Callback):
 
     def before_forward(self, state: State, logger: Logger) -> None:
         """Count FLOPs, once in a run."""
-        del logger
         self.keeper.look_at_model(state)
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -210,7 +205,6 @@ class RunRecorder(Callback):
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Write the epoch's signals and means, and the weights of every n-th epoch."""
-        del logger
         record, epoch = self.keeper.record, int(state.timestamp.epoch)
         assert record is not None
         self.keeper.log.end_epoch(state)
@@ -223,12 +217,10 @@ class RunRecorder(Callback):
 
     def eval_standalone_start(self, state: State, logger: Logger) -> None:
         """Leave out what follows: ``Trainer.eval`` outside training is not part of the run."""
-        del state, logger
         self._standalone = True
 
     def eval_standalone_end(self, state: State, logger: Logger) -> None:
         """Go back to recording."""
-        del state, logger
         self._standalone = False
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -246,7 +238,6 @@ class RunRecorder(Callback):
 
     def eval_after_all(self, state: State, logger: Logger) -> None:
         """Check the monitor, and commit: an evaluation after the last batch belongs to the record, too."""
-        del logger
         if self._standalone or self.keeper.record is None:
             return
         self.keeper.best.check(state, self.keeper.log)
@@ -269,7 +260,6 @@ class RunRecorder(Callback):
         Of several ranks some may be gone, and a record with the rows of one rank only would be wrong: then the last
         commit stays the newest.
         """
-        del logger
         keeper = self.keeper
         if keeper.record is None or keeper.ended or state is not keeper.state or int(state.timestamp.batch) == 0:
             return

@@ -11,20 +11,18 @@ import torch
 from composer import Event, State
 
 from reuse_algos.archive import FileEntry, PriorRun
+from reuse_algos.callbacks.recorder.facts.state_facts import num_epochs
 from reuse_algos.callbacks.recorder.run_record import RunRecord
-from reuse_algos.callbacks.recorder.state_facts import num_epochs
 from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
 from reuse_algos.callbacks.signals.measures import Measures
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch import TaskReader
-from reuse_algos.training.first_rows import check_rows
+from reuse_algos.training.first_batch.rows import check_rows
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import changes_inputs, clean_rows
 from reuse_algos.training.ranks import on_every_rank
-
-__all__ = ["SignalWatch"]
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class SignalWatch:
         self._passed = False
 
     def start(self, state: State, info: DatasetInfo | None) -> None:
-        """FIT_START: make ready, or follow the new duration of a second fit.
+        """Make ready, or follow the new duration of a second fit (FIT_START).
 
         Raises:
             ExampleIdError: Signals are kept, and the examples are not known or are mixed.
@@ -88,12 +86,7 @@ class SignalWatch:
             self._record(state)
 
     def end_epoch(self, record: RunRecord, epoch: int) -> None:
-        """Write the rows of the epoch that has just ended, on every rank.
-
-        Args:
-            record: Of the run.
-            epoch: Number of the epoch.
-        """
+        """Write the rows of the epoch that has just ended, on every rank."""
         if (capture := self.capture) is None:
             return
         complete = complete_slots(capture, self._known)
@@ -102,7 +95,7 @@ class SignalWatch:
         capture.end_epoch()
 
     def end(self, state: State) -> None:
-        """FIT_END: warn where training ended before the window of last epochs began, which nobody had announced."""
+        """Warn where training ended before the window of last epochs began (FIT_END)."""
         if (capture := self.capture) is None or capture.rolling or capture.num_epochs is None:
             return
         done = int(state.timestamp.epoch) + (int(state.timestamp.batch_in_epoch) > 0)

@@ -62,7 +62,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List runs, and return 0."""
-    from reuse_algos.compare.show.terminal import runs_table
+    from reuse_algos.compare.show.terminal import narrowest, runs_table
 
     archive, tags = open_archive(args), tags_of(args)
     metric = args.metric
@@ -83,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = console()
     if found:
-        out.print(runs_table(found, values, args.metric))
+        table = runs_table(found, values, args.metric)
+        # An id is copied to the next command, so a line is rather too long than an id broken.
+        out.width = max(out.width, narrowest(table, out))
+        out.print(table)
     else:
         others = (
             0

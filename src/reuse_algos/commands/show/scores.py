@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import PriorRun
     from reuse_algos.data.info import DatasetInfo
-    from reuse_algos.priors.label_noise import LabelNoise
+    from reuse_algos.priors.scores.label_noise import LabelNoise
 
 __all__ = ["add_parser", "noise_facts", "run", "summary"]
 
@@ -96,8 +96,8 @@ def run(args: argparse.Namespace) -> int:
     data = data_of(args.data)
     limit, noise_file = _noise_of(args.noise)
     from reuse_algos.compare.show.files import check_file
-    from reuse_algos.priors.label_noise import label_noise
-    from reuse_algos.priors.run_scores import ScoreSpec, prior_scores, recorded_info, score_uses
+    from reuse_algos.priors.scores.label_noise import label_noise
+    from reuse_algos.priors.scores.run_scores import ScoreSpec, prior_scores, recorded_info, score_uses
 
     for path in (args.picture, args.contact_sheet):
         check_file(path)

@@ -33,6 +33,7 @@ from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import json_safe
 from reuse_algos.compare.run_notes import differences, left_out
+from reuse_algos.compare.settled import settled
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, less_of, limits_words, short
 
 __all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
@@ -95,7 +96,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     Raises:
         CompareError: No target, no such baseline, or an axis on which the cost of the baseline is not known.
     """
-    question = question.of_next_run()
+    question = settled(question.of_next_run(), outcomes)
     target, baseline, confidence = float(question.target or 0.0), question.baseline, question.confidence
     groups = outcomes.groups
     question.check(groups)

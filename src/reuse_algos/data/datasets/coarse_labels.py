@@ -13,8 +13,6 @@ from torch import Tensor
 
 from reuse_algos.errors import DataError
 
-__all__ = ["CIFAR100_COARSE_NAMES", "CIFAR100_FINE_NAMES", "COARSE_TO_FINE", "coarse_labels"]
-
 COARSE_TO_FINE = MappingProxyType(
     {
         "aquatic_mammals": ("beaver", "dolphin", "otter", "seal", "whale"),

@@ -14,8 +14,6 @@ from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.sections import fit_section
 
-__all__ = ["DATASET_NAMES", "DataConfig", "PseudoLabels", "Rotated"]
-
 _LABELLED_IMAGES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
 DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES, *DETECTION_NAMES)
 _OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size", "pseudo_labels", "resample", "rotated")
@@ -58,7 +56,7 @@ class DataConfig:
             square root of that, ``uniform`` as often as every other class. An epoch has the same number of examples.
         rotated: Make data that drift over time: images in memory, turned further from period to period, with the time
             as one more channel; null for the images as they are.
-        classes: Classes to keep (numbers or names), numbered anew in this order; all if null.
+        classes: Classes to keep (numbers or names), numbered from 0 in this order; all if null.
         labels: ``fine``, or ``coarse`` for the 20 superclasses of CIFAR-100.
         image_size: Side of the images in pixels: images in memory are resized once (null keeps them), image files are
             cropped to it (null is 224).

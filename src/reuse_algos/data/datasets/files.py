@@ -22,19 +22,10 @@ from reuse_algos.data.images.augment import cutout
 from reuse_algos.data.info import DatasetInfo, key_of_path
 from reuse_algos.errors import DataError
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "FileImages",
-    "decode_squares",
-    "load_files",
-    "read_image",
-    "train_transform",
-]
-
+# What the pretrained models of torchvision expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CALTECH101_EVAL_SHARE = 0.2
-_SALT_CALTECH101_SPLIT = 34
+_SALT_CALTECH101_SPLIT = 34  # fixed for ever, as the one in subsets.py
 
 
 class FileImages(Dataset[tuple[Any, int]]):
@@ -138,7 +129,7 @@ def _load_image_folder(config: DataConfig) -> tuple[FileImages, FileImages]:
 def _listed(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[int], list[str]]:
     """List the images of a folder with one sub-folder per class, in order of name.
 
-    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are no images and no classes, and neither are
+    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are neither images nor classes, and neither are
     files of other kinds.
 
     Returns:

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from reuse_algos.data.datasets.arrays import ImageArrays, Split, load_arrays, resize
 from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
-from reuse_algos.data.datasets.config import DATASET_NAMES, DataConfig
+from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.files import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -35,11 +35,9 @@ from reuse_algos.data.text.vocabulary import Vocabulary, token_keys
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
-__all__ = ["DATASET_NAMES", "DataConfig", "LoadedData", "build_dataset", "load_datasets"]
-
 _FILE_SETS = ("caltech101", "image_folder")
-_DEFAULT_FILE_SIDE = 224
-_GPU_MEMORY_SHARE = 0.25
+_DEFAULT_FILE_SIDE = 224  # of the images that torchvision's models were trained on
+_GPU_MEMORY_SHARE = 0.25  # the rest is for weights, optimizer and activations, which are not known here
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +96,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu", chosen
     config.check()
     if config.pseudo_labels is not None and chosen is None:
         raise DataError(
-            "data.pseudo_labels: these labels are in a run archive, and whoever loads this data has none. Train by a "
+            "data.pseudo_labels: these labels are in a run archive, and this data is loaded without one. Train by a "
             "recipe with archive: ..., or load the pool without pseudo_labels."
         )
     if config.name in _FILE_SETS:
@@ -293,7 +291,7 @@ class _Choice(NamedTuple):
 
 
 def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
-    """Coarse labels and the choice of classes, which hold for training and evaluation alike."""
+    """Return the data with coarse labels and chosen classes, the same for training and evaluation."""
     assert info.labels is not None  # every loader gives labels
     labels = strata = info.labels
     class_names, positions = info.class_names, torch.arange(info.num_examples)

@@ -13,8 +13,6 @@ from torch import Tensor
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.info import DatasetInfo
 
-__all__ = ["Chosen", "PseudoLabels", "chosen_info", "shared_examples"]
-
 _SEED, _SALT_PAIR = 0x9A12, 49  # fixed: the keys of repeated images are in archives
 
 

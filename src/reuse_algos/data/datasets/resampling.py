@@ -10,8 +10,6 @@ from torch import Tensor
 
 from reuse_algos.data.sampler import Plan
 
-__all__ = ["RESAMPLING", "class_quotas", "resampling_plan"]
-
 RESAMPLING = ("natural", "sqrt", "uniform")
 _EXPONENTS = {"natural": 1.0, "sqrt": 0.5, "uniform": 0.0}
 

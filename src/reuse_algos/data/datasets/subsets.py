@@ -14,8 +14,6 @@ from torch import Tensor
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.errors import DataError, nearest
 
-__all__ = ["nested_order", "select_classes", "take_part"]
-
 # Fixed for ever: another seed would make other parts out of the same recipe.
 _SEED, _SALT_PART = 0x5EED, 32
 
@@ -30,7 +28,7 @@ def nested_order(keys_N: Tensor, labels_N: Tensor, salt: int = _SALT_PART) -> Te
     Args:
         keys_N: int64.
         labels_N: int64.
-        salt: Tells orders for different purposes apart.
+        salt: Keeps orders for different purposes apart.
 
     Returns:
         int64 ``[N]``: positions, first to be taken first.

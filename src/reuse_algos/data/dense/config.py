@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DENSE_NAMES", "DETECTION_NAMES", "SceneConfig"]
-
 DENSE_NAMES = ("digit_scenes", "mni152", "dense_npz")
 """Datasets with a class for each pixel, by name."""
 

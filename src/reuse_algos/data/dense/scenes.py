@@ -14,8 +14,6 @@ from torch import Tensor
 
 from reuse_algos.errors import DataError
 
-__all__ = ["SCENE_CLASSES", "Scenes", "compose_scenes"]
-
 SCENE_CLASSES = ("background", *(f"digit {digit}" for digit in range(10)))
 
 _INK = 0.35  # of the brightest: what counts as the digit and not as its background
@@ -50,7 +48,7 @@ def compose_scenes(count: int, *, size: int, most: int, seed: int, held_out: boo
         held_out: Whether to take every fifth digit, which no other scene shows, or the other four fifths.
 
     Raises:
-        DataError: scikit-learn is not installed.
+        DataError: Scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits

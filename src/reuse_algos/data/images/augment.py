@@ -17,8 +17,6 @@ from torch import Tensor
 from reuse_algos.data.hashing import uniform_ints, view_hash
 from reuse_algos.errors import DataError, nearest
 
-__all__ = ["AUGMENT_KINDS", "Augmentation", "Normalisation", "crop_flip", "cutout"]
-
 AUGMENT_KINDS = ("none", "crop", "crop_flip", "crop_flip_cutout")
 
 # Salt of each random number of view_hash; changing one changes every view.
@@ -189,6 +187,6 @@ class Normalisation:
         self._memory_format = memory_format
 
     def __call__(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 ``[B, H, W, C]`` to float32 ``[B, C, H, W]``."""
+        """Return float32 ``[B, C, H, W]`` of uint8 ``[B, H, W, C]``."""
         floats_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._memory_format)
         return floats_BCHW.mul_(self._scale_C11).add_(self._shift_C11)

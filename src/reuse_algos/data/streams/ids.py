@@ -15,8 +15,6 @@ from torch import Tensor
 from reuse_algos.data.info import key_of_path
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["ID", "VIEW", "key_of_id", "keys_of_ids"]
-
 ID, VIEW = "id", "view"
 """Where this library's streams put the key and the view number of a sample."""
 

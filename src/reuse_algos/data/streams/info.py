@@ -19,8 +19,6 @@ from reuse_algos.data.streams.ids import ID, VIEW
 from reuse_algos.data.streams.streaming import STREAM_BITS, StreamIds
 from reuse_algos.errors import DataError, ExampleIdError
 
-__all__ = ["scan_stream", "stream_info"]
-
 
 def stream_info(dataset: StreamIds, labels: Tensor | None = None, *, content: bool = True) -> DatasetInfo:
     """Return keys and content of a ``StreamingDataset`` with ids (:func:`~reuse_algos.data.streams.with_ids`).

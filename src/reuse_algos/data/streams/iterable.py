@@ -12,8 +12,6 @@ from reuse_algos.data.streams.streaming import seeded_view
 from reuse_algos.data.views import EpochCell, ViewPolicy
 from reuse_algos.errors import ExampleIdError
 
-__all__ = ["IdStream", "webdataset_id"]
-
 
 def webdataset_id(sample: Mapping[str, Any]) -> str:
     """Return the id of a WebDataset sample: the name of its shard, without folders, and its key in it.
@@ -33,7 +31,7 @@ class IdStream(IterableDataset[dict[str, Any]]):
     id and the number of times that the stream was seen.
 
     Args:
-        source: An iterable of mappings. Its ``set_epoch``, if it has one, is told the epoch.
+        source: An iterable of mappings. Its ``set_epoch``, if it has one, is called with the epoch.
         key: Name of the field with the id, or a function of the sample. Ids are whole numbers or texts. Default:
             ``__url__`` and ``__key__``, as WebDataset gives them.
         policy: The views. Default: one, for samples that are not augmented.
@@ -61,7 +59,7 @@ class IdStream(IterableDataset[dict[str, Any]]):
         self._epoch = EpochCell()
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next; running workers see it, too."""
+        """Set the epoch (from 0) that comes next; running workers see it, too."""
         self._epoch.set(epoch)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)  # type: ignore[attr-defined]

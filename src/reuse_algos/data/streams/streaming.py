@@ -1,6 +1,6 @@
 """Ids and views for mosaicml-streaming.
 
-The package is not imported here: whoever has a ``StreamingDataset`` has it.
+The package is not imported here: a ``StreamingDataset`` comes with it.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.streams.ids import ID, VIEW
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError
-
-__all__ = ["STREAM_BITS", "StreamIds", "seeded_view", "with_ids"]
 
 STREAM_BITS = 40
 """An id is ``stream << 40 | index``: 2^40 samples in each of 8 million streams."""
@@ -56,10 +54,6 @@ class StreamIds:
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """Return a sample with its id and its view.
-
-        Args:
-            sample_id: Index in the whole dataset.
-            retry: How often streaming tries to fetch a shard.
 
         Raises:
             DataError: The shard cannot be had, or the samples have an ``id`` or ``view`` of their own.

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["TEXT_NAMES", "TextConfig"]
-
 TEXT_NAMES = ("bbc_news", "fortunes", "city_names", "text_files")
 """Datasets of texts, by name."""
 

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from reuse_algos.data.info import plain_name
 from reuse_algos.errors import DataError, nearest
 
-__all__ = ["Corpus", "content_key", "load_corpus"]
-
 _FORTUNES = Path("/usr/share/games/fortunes")
 # Of the 43 topics those with over 200 texts whose subject their name says.
 _TOPICS = ("computers", "definitions", "people", "politics", "science", "songs-poems", "wisdom", "work")

@@ -20,8 +20,6 @@ from reuse_algos.data.text.vocabulary import PADDING, Vocabulary
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError
 
-__all__ = ["IGNORED", "TextDataset", "corpus_info", "example_lengths"]
-
 IGNORED = -100
 """Label of a position that does not count, as Hugging Face's losses have it."""
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from reuse_algos.data.info import key_of_path
 
-__all__ = ["PADDING", "SPECIAL_TOKENS", "Vocabulary", "split_text", "token_keys"]
-
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BEGIN]", "[END]")
 PADDING, _UNKNOWN, _BEGIN, _END = range(4)
 

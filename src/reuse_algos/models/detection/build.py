@@ -18,25 +18,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["DETECTION_MODELS", "DetectionModel", "build_detection_model", "count_images", "list_batches"]
-
 DETECTION_MODELS = ("tiny_fcos", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
 
 _WIDTH, _STRIDE = 32, 4
 _MOST_BOXES = 20
-
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-
-
-def list_batches(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
-    """Make a batch of samples: the ``collate_fn`` of a DataLoader for detectors."""
-    images, targets = zip(*samples, strict=True)
-    return list(images), list(targets)
-
-
-def count_images(batch: Any) -> int:
-    """Return the number of images in a batch: ``get_num_samples_in_batch`` of a DataSpec for detectors."""
-    return len(batch[0])
 
 
 class DetectionModel(ComposerModel):
@@ -59,7 +44,6 @@ class DetectionModel(ComposerModel):
 
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the detector's losses, which Composer adds up."""
-        del batch, args, kwargs
         return dict(outputs)
 
     def eval_forward(self, batch: Any, outputs: Any | None = None) -> list[dict[str, Tensor]]:

@@ -14,11 +14,9 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from reuse_algos.errors import ModelError
 from reuse_algos.models.segmentation.tiny_unet import TinyUNet
 
-__all__ = ["SEGMENTATION_MODELS", "SegmentationModel", "build_segmentation_model"]
-
 SEGMENTATION_MODELS = ("tiny_unet", "lraspp_mobilenet_v3_large")
 
-_IGNORED = 255
+_IGNORED = 255  # as Pascal VOC and Cityscapes mark pixels without a class
 _WIDTH = 16
 
 
@@ -50,7 +48,6 @@ class SegmentationModel(ComposerModel):
 
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cross entropy, a mean over the pixels that count; 0 where none does."""
-        del args, kwargs
         targets = batch[1]
         total = F.cross_entropy(outputs, targets, ignore_index=self.ignore_index, reduction="sum")
         return total / (targets != self.ignore_index).sum().clamp_min(1)

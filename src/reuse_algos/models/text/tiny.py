@@ -18,8 +18,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from reuse_algos.errors import ModelError
 from reuse_algos.models.text.tokens import name_tokens
 
-__all__ = ["TEXT_MODELS", "TextModel", "build_text_model", "text_model_shape"]
-
 TEXT_MODELS = ("tiny_bert", "tiny_gpt")
 
 _LEARNS = {"tiny_bert": "labels", "tiny_gpt": "tokens"}

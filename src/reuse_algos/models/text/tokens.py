@@ -10,8 +10,6 @@ from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["TOKEN_KEYS", "name_tokens"]
-
 TOKEN_KEYS = "token_keys"
 """Name of the buffer. It is in the state dict, so archived weights say which rows belong to which token."""
 

@@ -18,8 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos.errors import ModelError, NotEnoughEvidenceError
 
-__all__ = ["DEVICES", "Device", "Layer", "layers_of", "percent_of_peak", "shares", "step_seconds"]
-
 Kind = Literal["convolution", "linear", "recurrent", "embedding", "norm", "activation", "pooling", "function", "other"]
 
 

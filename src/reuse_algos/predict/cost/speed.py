@@ -17,8 +17,6 @@ from scipy import optimize
 
 from reuse_algos.errors import NotEnoughEvidenceError
 
-__all__ = ["Scheme", "SpeedModel", "fit_speed"]
-
 Scheme = Literal["synchronous", "asynchronous", "all_reduce"]
 
 
@@ -72,9 +70,6 @@ class SpeedModel:
 
     def measured(self, workers: ArrayLike) -> NDArray[np.bool_]:
         """Return whether these numbers of workers lie within what was measured; beyond it a speed is a prediction.
-
-        Args:
-            workers: Numbers of workers.
 
         Returns:
             bool of the same shape.

@@ -21,8 +21,6 @@ from scipy import optimize, stats
 
 from reuse_algos.errors import NotEnoughEvidenceError
 
-__all__ = ["BatchPoint", "BatchSweep", "NoiseScale", "Trial", "batch_sweep", "effective_rate", "noise_scale", "regime"]
-
 Regime = Literal["perfect scaling", "diminishing returns", "maximal parallelism", "undecided", "not claimed"]
 
 PERFECT, MAXIMAL = -0.9, -0.1

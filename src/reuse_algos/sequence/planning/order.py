@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reuse_algos.archive.selection import tags_match
+from reuse_algos.archive.asked import tags_match
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.sequence.planning.step import PlannedStep
 

@@ -15,8 +15,6 @@ from torch import Tensor
 
 from reuse_algos.training.instruments.moments import GradientMoments
 
-__all__ = ["Curvature", "Estimate", "information_criterion", "largest_eigenvalue", "trace"]
-
 Product = Callable[[Tensor], Tensor]
 """``v [D] -> H v [D]``."""
 

@@ -15,8 +15,6 @@ from torch.func import jvp
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["distance", "kernel_distance", "linearised", "tangent_kernel"]
-
 Jacobian = Callable[[Mapping[str, Tensor], list[str], slice], Tensor]
 """Parameters, names of some, a range of the examples -> derivatives ``[n, C, d]`` of the outputs by the named ones."""
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["DECADES", "GradientMoments", "Rows", "gradient_moments"]
-
 Rows = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 """Yields losses ``[b]`` and gradients ``[b, D]``, chunk by chunk, from the first example on at every call."""
 

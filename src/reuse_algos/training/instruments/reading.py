@@ -20,8 +20,6 @@ from reuse_algos.training.instruments.examples import ExampleLosses, Parameters,
 from reuse_algos.training.instruments.moments import DECADES, GradientMoments, gradient_moments
 from reuse_algos.training.outputs import logits_of
 
-__all__ = ["SETS", "Step", "lazy_readings", "read_step"]
-
 SETS = ("economy", "curvature", "laziness", "stopping")
 """Names of the groups of readings."""
 

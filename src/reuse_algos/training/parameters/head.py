@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["PassOfHead", "find_head", "head_module", "pass_of_head"]
-
 
 def find_head(model: nn.Module, num_classes: int) -> list[str]:
     """Return the names of the parameters of the classifier's last layer.
@@ -100,7 +98,6 @@ def pass_of_head(head: nn.Module, call: Callable[[], Any], around: Mapping[str, 
 
     def watch(name: str) -> Callable[..., None]:
         def keep(layer: nn.Module, arguments: tuple[Any, ...], keywords: Mapping[str, Any], output: Any) -> None:
-            del layer
             seen.setdefault(name, []).append((arguments, keywords, output))
 
         return keep

@@ -11,10 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from reuse_algos.errors import ModelError
 
-__all__ = ["add_groups", "arrange_groups", "check_schedulers"]
-
+# Attribute of an optimizer: id of a parameter -> factor that its group's rates have been multiplied by.
 _APPLIED = "_reuse_algos_factors"
-"""Attribute of an optimizer: id of a parameter -> factor that its group's rates have been multiplied by."""
 
 
 def arrange_groups(

@@ -1,4 +1,4 @@
-"""Which part of a model trains, and how fast. Knows nothing of archives, so it serves any pretrained model."""
+"""Which part of a model trains, and how fast. Independent of archives: it serves any pretrained model."""
 
 from __future__ import annotations
 
@@ -15,18 +15,6 @@ from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.head import find_head
 from reuse_algos.training.parameters.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.training.window import reached
-
-__all__ = [
-    "TrainablePart",
-    "frozen_at_start",
-    "head_of",
-    "holds",
-    "matches",
-    "norm_layers",
-    "pattern_faults",
-    "plain_parameters",
-    "refuse_torn_ties",
-]
 
 _KEYWORDS = ("backbone", "head")
 
@@ -116,8 +104,6 @@ def norm_layers(model: nn.Module) -> dict[str, _NormBase]:
 def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> None:
     """Refuse a set of parameters that has one name of a tied parameter and not the other.
 
-    One layer under two names is not two layers that share a parameter: either name stands for it.
-
     Args:
         model: The trainer's model.
         names: Of parameters, or of anything else, which does not matter.
@@ -131,6 +117,7 @@ def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> Non
         for key, parameter in layer.named_parameters(recurse=False):
             name = f"{path}.{key}".removeprefix(".").replace("_orig_mod.", "")
             owners.setdefault(id(parameter), {}).setdefault(id(layer), []).append(name)
+    # One layer under two names is not two layers that share a parameter: either name stands for it.
     for by_layer in owners.values():
         inside = [aliases for aliases in by_layer.values() if not set(names).isdisjoint(aliases)]
         outside = [aliases[0] for aliases in by_layer.values() if aliases not in inside]
@@ -148,10 +135,7 @@ def holds(name: str, layer: nn.Module, is_frozen: Callable[[str], bool]) -> bool
 
 
 def frozen_at_start(state: State) -> Callable[[str], bool]:
-    """Return which tensors do not train from the first batch on, whoever froze them.
-
-    Args:
-        state: After INIT.
+    """Return, after INIT, which tensors do not train from the first batch on, whichever algorithm froze them.
 
     Returns:
         Plain name -> whether an algorithm with a :class:`TrainablePart` freezes it, or it needs no gradient.
@@ -232,14 +216,14 @@ class TrainablePart:
         return matches(name, self.freeze, self._head)
 
     def arrange(self, state: State) -> None:
-        """INIT: split the optimizer's groups, and take frozen parameters out.
+        """Split the optimizer's groups, and take frozen parameters out (INIT).
 
         Raises:
             ModelError: A pattern matches nothing, the head cannot be found, nothing is left to train, or another
                 algorithm arranges the groups, too.
         """
         self._state = state
-        # An algorithm may have served another Trainer, whose model is none of this one's business.
+        # An algorithm may have served another Trainer, whose parameters must be forgotten.
         self.unfrozen, self.frozen_share = False, 0.0
         self._names, self._head, self._frozen, self._norms, self._held = [], [], [], [], []
         patterns = self.patterns
@@ -270,7 +254,7 @@ class TrainablePart:
             self._stop_gradients()  # before DDP looks at the model
 
     def hold(self, state: State) -> None:
-        """FIT_START: make sure that schedulers and other algorithms left the arrangement as it was.
+        """Check that schedulers and other algorithms left the arrangement as it was (FIT_START).
 
         Raises:
             ModelError: They did not.
@@ -288,13 +272,13 @@ class TrainablePart:
             self._stop_gradients()
 
     def keep_statistics(self, state: State) -> None:
-        """BEFORE_FORWARD: frozen normalisation layers use their statistics and leave them as they are."""
+        """Let frozen normalisation layers use their statistics and leave them as they are (BEFORE_FORWARD)."""
         if self.holds_statistics and state.model.training:
             for module in self._norms:
                 module.eval()
 
     def unfreeze_if_due(self, state: State) -> bool:
-        """BATCH_START: let everything train once ``unfreeze_at`` has come; whether that was now."""
+        """Let everything train once ``unfreeze_at`` has come, and return whether that was now (BATCH_START)."""
         if self.unfreeze_at is None or not self.freeze or self.unfrozen or not reached(state, self.unfreeze_at):
             return False
         self._unfreeze(state)
@@ -321,7 +305,7 @@ class TrainablePart:
                 )
 
     def _refuse_lost(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Return what comes back has to come back into the optimizer."""
+        # What thaws must go back into the optimizer's groups, so it must have been in them.
         held = {id(parameter) for group in self._held for parameter in group["params"]}
         lost = [name for name, one in parameters.items() if self.is_frozen(name) and id(one) not in held]
         if lost and self.changes_while_training:

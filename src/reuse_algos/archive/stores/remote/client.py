@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from reuse_algos.archive.stores.remote.config import Address, configure, connect, obstore_error
 from reuse_algos.archive.stores.remote.errors import Fault, read_fault
+from reuse_algos.archive.stores.remote.odd_keys import names_around, objects_around
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
 __all__ = ["ObjectClient", "pause"]
@@ -142,7 +143,10 @@ class ObjectClient:
         Raises:
             ArchiveError: They could not be listed.
         """
-        found = self.call(key, "list", lambda: self._asker.list_with_delimiter(key))
+        try:
+            found = self.call(key, "list", lambda: self._asker.list_with_delimiter(key))
+        except ArchiveCorruptError as error:  # a key that is not a path
+            return names_around(self.address, key, error)
         if found is None:
             return set()
         keys = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
@@ -159,10 +163,15 @@ class ObjectClient:
             pages = iter(self._asker.list(key, chunk_size=_PAGE))
             return pages, next(pages, ())
 
-        pages, page = self.call(key, "list", begin) or (iter(()), ())
-        while page:
-            yield from page
-            page = self._next(key, "list", pages, ())
+        last = ""
+        try:
+            pages, page = self.call(key, "list", begin) or (iter(()), ())
+            while page:
+                yield from page
+                last = page[-1]["path"]
+                page = self._next(key, "list", pages, ())
+        except ArchiveCorruptError as error:  # a key that is not a path
+            yield from objects_around(self.address, key, last, error)
 
     def delete(self, key: str) -> None:
         """Remove an object. It is not an error if there is none.

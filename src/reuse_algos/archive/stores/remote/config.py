@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from reuse_algos.archive.stores.remote.errors import NO_CREDENTIALS
 from reuse_algos.errors import ArchiveError, ArchivePermissionError
 
-__all__ = ["OBJECT_SCHEMES", "Address", "configure", "connect", "parse_address"]
+__all__ = ["OBJECT_SCHEMES", "Address", "configure", "connect", "parse_address", "s3_endpoint"]
 
 OBJECT_SCHEMES = {
     "s3": "s3",
@@ -141,9 +141,14 @@ def _first(names: tuple[str, ...]) -> str | None:
     return next((os.environ[name] for name in names if os.environ.get(name)), None)
 
 
+def s3_endpoint() -> str | None:
+    """Return the endpoint that the environment names for S3; None for Amazon's own."""
+    return _first(_S3_ENDPOINTS)
+
+
 def _s3(address: Address) -> dict[str, Any]:
     settings: dict[str, Any] = {}
-    endpoint = _first(_S3_ENDPOINTS)
+    endpoint = s3_endpoint()
     if endpoint is not None:
         settings |= {"endpoint": endpoint, "allow_http": endpoint.startswith("http://")}
     region = _first(("AWS_REGION", "AWS_DEFAULT_REGION"))

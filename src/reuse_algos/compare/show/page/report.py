@@ -113,7 +113,8 @@ def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]
 
     def card(look: Look, **more: Any) -> dict[str, Any]:
         group = comparison.groups[look.index]
-        return {"look": look, "verdict": group.verdict, "sentence": group.sentence, **more}
+        over = [one.sentence for one in group.over_controls]
+        return {"look": look, "verdict": group.verdict, "sentence": group.sentence, "over_controls": over, **more}
 
     def warning(look: Look, technique: Look) -> str:
         ours, theirs = (comparison.groups[one.index].verdict for one in (look, technique))

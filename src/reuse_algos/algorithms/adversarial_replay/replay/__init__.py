@@ -1,0 +1,1 @@
+"""Replayed rows of a batch: which, through the model, and into the loss."""

@@ -1,0 +1,1 @@
+"""The distillation terms: formulas, strength, and the loss section of a recipe."""

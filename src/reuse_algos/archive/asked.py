@@ -1,0 +1,93 @@
+"""Which runs a caller asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from msgspec import json
+
+from reuse_algos.archive.format.summary import RunSummary
+from reuse_algos.archive.where import Where
+
+__all__ = ["Asked", "tags_match"]
+
+
+class Asked:
+    """What runs were asked for, apart from order and number.
+
+    Args:
+        where: A filter such as ``"tags.study=lr and accuracy>0.9"``; None for any run.
+        tags: Tags that must match; a list of values matches any of them. None for any tags.
+        run_name: The name that must match; None for any name.
+        unfinished: Whether also runs that have not ended.
+        unhealthy: Whether also runs that diverged or trained nothing.
+
+    Raises:
+        WhereError: The filter cannot be read.
+    """
+
+    def __init__(
+        self,
+        where: str | None,
+        tags: Mapping[str, object] | None,
+        run_name: str | None,
+        *,
+        unfinished: bool,
+        unhealthy: bool,
+    ) -> None:
+        self._where = None if where is None else Where(where)
+        self._tags = _accepted(tags or {})
+        # What the JSON of a run that fits holds: for each of these, one of its texts.
+        self._traces = [{json.encode({key: value})[1:-1] for value in values} for key, values in self._tags]
+        if run_name is not None:
+            self._traces.append({json.encode(run_name)})
+        self._run_name, self._unfinished, self._unhealthy = run_name, unfinished, unhealthy
+
+    def fits(self, summary: RunSummary) -> bool:
+        """Return whether a run is one of those that were asked for.
+
+        Raises:
+            WhereError: The filter names a metric of which the run has several.
+        """
+        # Called 100,000 times for one selection: a generator for the tags alone would double its time.
+        for key, values in self._tags:
+            if summary.tags.get(key) not in values:
+                return False
+        return (
+            (self._unfinished or summary.ended_at is not None)
+            and (self._unhealthy or summary.health == "ok")
+            and (self._run_name is None or summary.run_name == self._run_name)
+            and (self._where is None or self._where(summary))
+        )
+
+    def likely(self, lines: list[bytes]) -> list[bytes]:
+        """Return those summaries, as JSON, that may be of a run that fits."""
+        for traces in self._traces:
+            if len(traces) == 1:
+                (trace,) = traces
+                lines = [line for line in lines if trace in line]
+            else:
+                lines = [line for line in lines if any(trace in line for trace in traces)]
+        return lines
+
+    def check_names(self) -> None:
+        """Refuse a filter that names a metric which no run had.
+
+        Raises:
+            WhereError: There were runs with metrics, and the name fitted none.
+        """
+        if self._where is not None:
+            self._where.check_names()
+
+
+def tags_match(tags: Mapping[str, str], wanted: Mapping[str, object]) -> bool:
+    """Return whether tags are as wanted, where a list of values allows any of them."""
+    return all(tags.get(key) in values for key, values in _accepted(wanted))
+
+
+def _accepted(wanted: Mapping[str, object]) -> list[tuple[str, set[str]]]:
+    """Return each tag that is wanted with the values that it may have, as tags are: texts."""
+    several = (list, tuple, set, frozenset)
+    return [
+        (key, set(map(str, value)) if isinstance(value, several) else {str(value)}) for key, value in wanted.items()
+    ]

@@ -1,0 +1,1 @@
+"""What the recorder writes down of code, hardware, model, dataset and state."""

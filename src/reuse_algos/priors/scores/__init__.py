@@ -1,0 +1,1 @@
+"""How hard, uncertain or informative examples are: formulas, and scores read from prior runs."""

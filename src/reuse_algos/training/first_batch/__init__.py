@@ -1,0 +1,1 @@
+"""What the first batch shows: the task, the rows, and the views."""
