@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -411,13 +410,3 @@ def test_the_difference_is_logged(store: RunArchive) -> None:
     _fit(head_of_blobs(store, loggers=[log], max_duration="1ba"))
     ((_, difference),) = log.data["reuse/warm_start/feature_difference"]
     assert 0 <= difference < 1e-6
-
-
-def test_match_only_answers(store: RunArchive) -> None:
-    one, _ = head_of_blobs(store)
-    (algorithm,) = (a for a in one.state.algorithms if type(a).__name__ == "PriorRunWarmStart")
-    before = copy.deepcopy(algorithm.state_dict())
-    for event in Event:
-        algorithm.match(event, one.state)
-    assert algorithm.state_dict() == before
-    one.close()
