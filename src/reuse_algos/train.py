@@ -21,6 +21,7 @@ from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.harvest import label_pool
 from reuse_algos.recipe.build import build_trainer, check_world_size
 from reuse_algos.recipe.compose import Recipe, load_recipe
+from reuse_algos.recipe.data_check import check_data
 from reuse_algos.recipe.shipped import recipe_path
 from reuse_algos.recipe.shown import without_defaults, yaml_text
 
@@ -63,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         recipe = load_recipe(recipe_path(arguments.recipe), arguments.overrides)
         check_world_size(recipe)
         _show(recipe, everything=arguments.check)
-        if not arguments.check:
+        if arguments.check:
+            for line in check_data([(recipe.source, recipe)]):
+                _say(line)
+        else:
             _train(recipe)
     except ReuseAlgosError as error:
         log.debug("the run failed", exc_info=True)
@@ -82,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("recipe", help="a YAML file, or the name of one that comes with the library")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change or add a value of the recipe")
-    parser.add_argument("--check", action="store_true", help="print the whole recipe and check it, without training")
+    parser.add_argument(
+        "--check", action="store_true", help="print the whole recipe, check it and load its data, without training"
+    )
     return parser
 
 

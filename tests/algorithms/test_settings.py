@@ -111,6 +111,18 @@ def test_warns_when_it_changed_nothing(archives: Archives, plain: Callable[[str]
         assert not differing({n: done.weights[n] for n in plain(row.home).weights}, plain(row.home).weights)
 
 
+@pytest.mark.parametrize("name", ["distillation, live", "replay, append"])
+def test_an_interruption_is_not_taken_for_no_effect(
+    archives: Archives, recwarn: pytest.WarningsRecorder, name: str
+) -> None:
+    """What was stopped before its window began has had no time to have an effect."""
+    row = ROWS[name]
+    assert row.idle is not None
+    done = train(row, row.build(archives, **row.idle), stop=2)
+    assert (done.batches, done.state["batches_applied"]) == (2, 0)
+    assert [one for one in recwarn if issubclass(one.category, NoEffectWarning)] == []
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_microbatches_give_the_gradient_of_the_whole_batch(archives: Archives, name: str) -> None:
     def weights(row: Row, size: int) -> Done:

@@ -337,7 +337,7 @@ def test_train_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert seen == [["recipe.yaml", "seed=3", "tags.method=a b", "data.classes=[1,2]"]]
     assert call(capsys, "train", "--check", "recipe.yaml", "seed=3")[0] == 0
     assert seen[1] == ["recipe.yaml", "seed=3", "--check"]
-    assert "RECIPE.yaml" in refused(capsys, "train")
+    assert "RECIPE" in refused(capsys, "train")
 
 
 def test_demo_passes_its_arguments_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from composer import Callback, State
+from composer.loggers import Logger
 
 from cli.test_cli import call, refused
 from compare.synthetic_runs import noisy, write_run
-from reuse_algos import train
 from reuse_algos.archive import RunArchive
-from reuse_algos.cli import build_parser, main
-from reuse_algos.recipe.shipped import recipe_path
+from reuse_algos.cli import main
+from reuse_algos.recipe.progress_lines import ProgressLines
+from toy import blobs, epoch_loader, mlp, trainer
 
-ROOT = Path(__file__).parents[2]
 X = np.arange(1, 11) / 10
 _SHORT = (
     *(
@@ -34,41 +33,33 @@ _SHORT = (
 )
 
 
-def _examples() -> Iterator[tuple[str, str]]:
-    """Every command line that a help text shows, with the command whose help it is."""
-    parser = build_parser()
-    (action,) = [one for one in parser._actions if isinstance(one, argparse._SubParsersAction)]
-    helps = {"": parser, **action.choices}
-    for name, one in helps.items():
-        for line in (one.epilog or "").splitlines():
-            if line.startswith("  reuse-algos "):
-                yield name, line.strip()
-    for line in train._EXAMPLES.splitlines():
-        if line.startswith(("  composer -n", "  python -m reuse_algos.train")):
-            yield "train", re.sub(r"^.*-m reuse_algos\.train", "reuse-algos train", line.strip())
-
-
-@pytest.mark.parametrize(("command", "line"), list(_examples()))
-def test_every_example_of_a_help_text_parses_and_its_files_are_there(command: str, line: str) -> None:
-    words = shlex.split(line.partition(" > ")[0])
-    args = build_parser().parse_args(words[1:])
-    assert args.run is not None
-    recipe = getattr(args, "recipe", None) or getattr(args, "file", None)
-    if isinstance(recipe, str) and command in ("", "train", "sequence"):
-        path = recipe_path(recipe)
-        assert (path if path.is_absolute() else ROOT / path).is_file(), recipe
-    for word in words:
-        if word.startswith("yamls/"):
-            assert (ROOT / word).is_file(), word
-
-
 def test_a_recipe_by_name_and_overrides_behind_the_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = call(capsys, "train", "digits/grown/baseline", "--check", f"archive={tmp_path}", "seed=31")
     assert code == 0
     assert re.search(r"│ seed: 31 +│", out)
+    assert "data: digits, 500 examples to train" in out
+    code, _, err = call(
+        capsys, "train", "digits/baseline", "--check", "data.train_examples=9999", f"archive={tmp_path}"
+    )
+    assert (code, "9999" in err) == (2, True), "training would refuse it, and so does the check"
     assert "Did you mean 'digits/baseline' or" in call(capsys, "train", "digits/baselin")[2]
     assert "unrecognized arguments: seed=3" in refused(capsys, "runs", str(tmp_path), "--all", "seed=3")
     assert "unrecognized arguments: --chekc" in refused(capsys, "train", "digits/baseline", "--chekc", "seed=3")
+
+
+def test_a_dry_run_looks_at_the_data_of_every_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        f"name: mine\narchive: {tmp_path / 'archive'}\nfolder: {tmp_path / 'runs'}\nrecipe: digits/baseline\n"
+        "arms:\n  without: {}\n  more: {overrides: {data.train_examples: 9999}}\n"
+    )
+    code, _, err = call(capsys, "sequence", str(file), "--dry-run")
+    assert code == 2
+    assert "1 data sections cannot be loaded" in err
+    assert "more/" in err
+    code, out, _ = call(capsys, "sequence", str(file), "--dry-run", "arms.more.overrides={data.train_examples: 70}")
+    assert code == 0
+    assert "data: digits, 70 examples to train" in out
 
 
 def test_an_id_is_never_broken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,6 +129,26 @@ def test_the_recipe_of_a_run_trains_to_the_same_weights(
     assert "max_duration: 20ba" in shown
     assert "fsdp" not in shown
     assert len(shown.splitlines()) < 70
+
+
+def test_a_log_file_shows_the_loss_while_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """Some lines in place of a bar, each with the loss of its batch."""
+
+    class Losses(Callback):
+        found: list[float]
+
+        def batch_end(self, state: State, logger: Logger) -> None:
+            self.found.append(float(state.total_loss_dict["loss/train/total"]))
+
+    losses = Losses()
+    losses.found = []
+    one = trainer(epoch_loader(blobs()), mlp(1), callbacks=[losses, ProgressLines(lines=4)], max_duration="4ep")
+    one.fit()
+    one.close()
+    lines = re.findall(r"epoch (\d+), batch (\d+) of 4ep, loss ([\d.]+)", capsys.readouterr().err)
+    assert len(losses.found) == 16
+    assert [batch for _, batch, _ in lines] == ["1", "4", "8", "12", "16"]
+    assert [float(loss) for *_, loss in lines] == pytest.approx([losses.found[k] for k in (0, 3, 7, 11, 15)], abs=1e-4)
 
 
 def test_a_run_of_a_script_has_no_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

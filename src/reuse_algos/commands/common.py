@@ -83,7 +83,8 @@ def add_command(
 
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
-    """Add the positional ARCHIVE and the option --archive."""
+    """Add the positional ARCHIVE and the option --archive, and say in the help how the two go together."""
+    parser.description = f"{parser.description}\n\n{ARCHIVE_HELP}"
     parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder or URL of the archive")
     parser.add_argument(
         "--archive",

@@ -63,7 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("file", metavar="FILE", help="file of the sequence")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the file")
     parser.add_argument("--archive", metavar="DIR", help="folder or URL of the archive, in place of the file's")
-    parser.add_argument("--dry-run", action="store_true", help="check every recipe and list the steps; train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check every recipe, load its data, list the steps")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="steps trained side by side (default: 1)")
     parser.add_argument(
         "--launcher",
@@ -88,6 +88,7 @@ def _launcher(name: str, folder: str) -> Launcher | None:
 def run(args: argparse.Namespace) -> int:
     """Run, or go on with, a sequence, and return 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
+    from reuse_algos.recipe.data_check import check_data
     from reuse_algos.recipe.shipped import recipe_path
     from reuse_algos.sequence import (
         load_sequence,
@@ -105,10 +106,12 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_sequence(config)
     if args.dry_run:
         states = look_up_states(plan, open_for_reading(config.archive))
+        checked = check_data((f"{step.arm}/{step.name}", step.recipe) for step in plan.steps)
         if args.json:
             print_json({"name": config.name, "archive": config.archive, "steps": plan_records(states)})
         else:
             print_plan(states, console())
+            print("\n".join(map(printable, checked)))
         return 0
     # With --json stdout holds one value and nothing else.
     progress = sys.stderr if args.json else sys.stdout

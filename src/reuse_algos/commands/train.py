@@ -26,7 +26,9 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("recipe", metavar="RECIPE", help="file or name of the recipe")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the recipe")
-    parser.add_argument("--check", action="store_true", help="print the recipe and check it, without training")
+    parser.add_argument(
+        "--check", action="store_true", help="print the recipe, check it and load its data; train nothing"
+    )
     parser.set_defaults(run=run)
 
 

@@ -34,8 +34,6 @@ from .hostile import header, sealed
 from .outcome import Outcome, Tally
 from .survival import traced
 
-__all__ = ["headers", "manifests", "mutate", "questions"]
-
 NASTY: list[Any] = [
     None, True, False, 0, 1, -1, 2, 7, 2**31, 2**62, 2**63, 2**64, 2**70, 0.5, -0.0, 1e308, "", "a", "\0", "..", "/",
     "é", "ep0001", "last", "logits", "weights", "signals", "dense", "top_k", "F32", "I64", "BOOL", "x" * 300, [], [[]],

@@ -21,8 +21,6 @@ from .hostile_reader import ask
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["code", "cost"]
-
 MAX_SECONDS, MAX_MEBIBYTES = 0.1, 50  # of the processor, which other processes do not count for, and of memory
 
 

@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -44,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "compare",
         "compare groups of runs with a baseline: faster, slower, no difference, or not enough runs",
-        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        _DETAILS,
         """
         reuse-algos compare ./archive --group-by tags.method --baseline baseline
         reuse-algos compare ./archive --target 0.70 --metric MulticlassAccuracy --plot curves.png

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_command,
@@ -43,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "predict",
         "what a run will reach, how long it takes, and what more workers would cost",
-        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        _DETAILS,
         """
         reuse-algos predict loss-curve ./archive --tag study=digits
         reuse-algos predict loss-curve ./archive --run my-run --end-step 4000 --plot curve.png

@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -36,8 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "trained nothing. --order best goes by the last value of the metric, and leaves out runs where it\n"
         "is not finite.\n\n"
         "--where compares tags.<key>, run_name, health, finished, seed, epoch, batch, train_seconds,\n"
-        "created_at or a metric by = != < <= > >= or in (...), joined by and, or, not and parentheses.\n\n"
-        f"{ARCHIVE_HELP}",
+        "created_at or a metric by = != < <= > >= or in (...), joined by and, or, not and parentheses.",
         """
         reuse-algos runs ./archive
         reuse-algos runs ./archive --tag method=baseline study=cifar100 --order best --limit 5

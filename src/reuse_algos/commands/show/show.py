@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_archive,
@@ -37,12 +36,11 @@ def add_parser(subparsers: Subparsers) -> None:
         "show",
         "show one run: recipe, data, model, cost, metrics, weights, signals, prior runs",
         "Of the recipe it shows what differs from the defaults. --recipe prints all of it, as YAML that\n"
-        "`reuse-algos train` trains again: the same numbers, on the same machine and versions.\n\n"
-        f"{ARCHIVE_HELP}",
+        "`reuse-algos train` trains again: the same numbers, on the same machine and versions.",
         """
         reuse-algos show ./archive resnet56-17-0123abcdef
         reuse-algos show ./archive resnet56-17 --json
-        reuse-algos show ./archive resnet56-17 --recipe > again.yaml
+        reuse-algos show ./archive resnet56-17 --recipe
         reuse-algos show ./archive resnet56-17,resnet56-18 --instruments
         reuse-algos show ./archive resnet56-17 --lazy
         """,

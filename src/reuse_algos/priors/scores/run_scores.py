@@ -302,11 +302,7 @@ class _Plan:
         return _chunked(signal.num_examples, (signal.num_classes or 1) + len(self.read))
 
     def _labels(self) -> Tensor:
-        """Return the labels, int64 ``[P]``; zeros where they do not matter.
-
-        Raises:
-            SignalNotFoundError: They matter and the run has none.
-        """
+        """Return the labels, int64 ``[P]``; zeros where they do not matter."""
         run = self.reader.run
         labels_P = run.labels()
         if labels_P is None and self.source.labelled:
@@ -345,6 +341,9 @@ def _not_found(run: PriorRun, spec: ScoreSpec, reader: PresentationReader, recip
     )
 
 
+_CAPTURED_ONLY = ("loss", "correct", "logit_margin")
+
+
 def _advice(run: PriorRun, spec: ScoreSpec, recipe: _Recipe) -> str:
     if recipe.history is not None:
         captured = recipe.sources[0].signal
@@ -355,7 +354,7 @@ def _advice(run: PriorRun, spec: ScoreSpec, recipe: _Recipe) -> str:
     weights = () if spec.epoch is None else (f"ep{spec.epoch:04d}",)
     names = [source.signal for source in recipe.sources]
     # Losses and right answers are captured while a run trains; a harvest fills the logits that both follow from.
-    signal = "logits" if "logits" in names else names[0]
+    signal = next((name for name in names if name not in _CAPTURED_ONLY), "logits")
     return f"Fill it: {harvest_command(run, signal, weights=weights)}."
 
 
