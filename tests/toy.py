@@ -154,9 +154,9 @@ class KeptViews(ViewedDataset):
     kept: dict[ExampleView, Any]
 
     def __getitem__(self, index: ExampleView | int) -> Any:
-        if not isinstance(index, ExampleView):
+        if not isinstance(index, tuple):
             index = ExampleView(int(index), self.view_policy.view_of_epoch(self._epoch.value or 0))
-        if index.view < 0:
+        if index[1] < 0:
             return super().__getitem__(index)
         if index not in self.kept:
             self.kept[index] = super().__getitem__(index)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from composer import Event
 from composer.algorithms import CutMix, MixUp, SelectiveBackprop
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
@@ -287,12 +286,3 @@ def test_no_way_to_build_the_teacher(archive: RunArchive) -> None:
 
     with pytest.raises(ModelError, match="give its architecture"):
         archived_model(archive.runs()[0], "last")
-
-
-def test_match_only_answers(archive: RunArchive) -> None:
-    algorithm = distil(archive)
-    one = trainer(epoch_loader(viewed()), mlp(5), algorithms=[algorithm])
-    before = dict(vars(algorithm))
-    for event in Event:
-        algorithm.match(event, one.state)
-    assert all(vars(algorithm)[key] is value for key, value in before.items())
