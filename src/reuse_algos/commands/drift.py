@@ -60,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for number, one in enumerate(runs):
         row = {"run": one.id, "period": training_period(one), **_ends(one)}
         if number:
+            # Neighbours only: over many runs every example would have changed at some time.
             found = drift_between(runs[number - 1], one)
             row |= {
                 "common": len(found.keys),

@@ -220,6 +220,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             precision=args.precision,
             data=data or None,
+            # A bar would fill a log file, and stand beside what a program reads.
             progress=sys.stderr.isatty() and not args.json,
             **options,
         )

@@ -36,4 +36,5 @@ def run(args: argparse.Namespace) -> int:
     """Train, and return the exit code of the trainer."""
     from reuse_algos.train import main
 
+    # The trainer has a parser of its own, as the launcher starts it without this command.
     return main([args.recipe, *args.overrides, *(["--check"] if args.check else [])])

@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         write_report(report_page(comparison, outcomes), args.html)
     if args.json:
+        # The result first: what follows needs the network, and may fail.
         print_json(comparison.to_dict())
         send_to_wandb(tracked, comparison, outcomes)
         return 0

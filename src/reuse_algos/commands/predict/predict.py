@@ -92,6 +92,7 @@ def _loss_curve(args: argparse.Namespace) -> Answer:
     run = history_of(open_archive(args).run(args.run_id), args.metric)
     made = asdict(forecast_run(run, args.end_step, histories_of(args), level=args.level))
     rows = [{"step": a, "loss": b} for a, b in zip(run.steps.tolist(), run.losses().tolist(), strict=True)]
+    # NaN is not equal to itself: then no interval is known.
     limits = f" [{made['low']:.4g}, {made['high']:.4g}]" if made["low"] == made["low"] else ""
     headline = f"{run.name} is predicted to end at {made['value']:.4g}{limits} after {made['seconds']:.4g} s"
     lead = f"Where does {run.metric} of {run.run_id} end at step {args.end_step:g}?"

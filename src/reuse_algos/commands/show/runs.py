@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         known = {
             name for found in archive.summaries(tags=tags, unfinished=True, unhealthy=True) for name in found.finals
         }
+        # Over all runs at once, so that a short name means one metric in every row.
         metric = resolve_metric(metric, sorted(known), "the runs have")
     found = archive.runs(
         where=args.where, tags=tags, order=args.order, metric=metric, limit=args.limit,

@@ -110,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     archive = open_archive(args)
     runs = [archive.run(name) for name in args.runs]
     info = recorded_info(runs[0])
+    # Of the first run, whose examples name the rows of all others.
     values_N = prior_scores(runs, spec, info, mismatch=args.mismatch)
     facts = {
         "score": spec.name,
