@@ -153,7 +153,8 @@ def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) 
     if section is None:
         raise DataError(
             f"run {run.id} has no recipe that says what its data were, so they cannot be loaded again. Train with a "
-            "recipe, or harvest from Python and give the data (dataset=...)."
+            f"recipe, or give data and model in Python: reuse_algos.harvest.harvest({run.archive!r}, {run.id!r}, "
+            "dataset=train_set, model=lambda: model)."
         )
     if not isinstance(section, dict):
         raise DataError(f"the recipe of run {run.id} has a data section that is not a mapping: {section!r:.200}")

@@ -74,7 +74,8 @@ def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
         if not found:
             raise RunNotFoundError(
                 f"no finished run in {archive.location} matches {dict(runs)}. `reuse-algos runs {archive.location}` "
-                "lists what is there; record one first, or change the selection."
+                "lists what is there; record one first (RunRecorder(..., tags=...)), change the selection, or begin "
+                "without prior runs (runs: {..., if_empty: skip})."
             )
         return found
     chosen = [run if isinstance(run, PriorRun) else archive.run(run) for run in runs]
