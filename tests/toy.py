@@ -70,6 +70,11 @@ class DictModel(ComposerClassifier):
         metric.update(outputs["logits"], batch["y"])
 
 
+def keyed(rows: list[Any]) -> dict[str, torch.Tensor]:
+    """Collate examples as such a batch."""
+    return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
+
+
 class Spy(Algorithm):
     """Checks at every forward pass that the tracked ids are the examples in the batch."""
 

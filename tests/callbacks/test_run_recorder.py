@@ -174,7 +174,9 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
 
 def test_views_of_random_augmentation_are_unknown(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, run_name="plain", signals={"logits": {"last_epochs": 1}})
-    trainer(DataLoader(NoisyDataset(blobs()), batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
+    data = NoisyDataset(blobs())  # shows another example at each reading
+    data.targets = data.dataset.tensors[1]  # type: ignore[attr-defined]
+    trainer(DataLoader(data, batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
     run = RunArchive(tmp_path).run("plain")
     signal = run.signal("logits")
     assert signal.slots == [1]  # the epoch stands for the view

@@ -27,7 +27,7 @@ from reuse_algos.errors import (
     PriorRunMismatchError,
 )
 from reuse_algos.harvest import harvest
-from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, keyed, mlp, record_run, trainer, viewed
 
 # The loss ------------------------------------------------------------------------------------------------------------
 
@@ -69,9 +69,6 @@ def test_mse_keeps_the_whole_cross_entropy(archive: RunArchive) -> None:
 
 
 def test_dict_and_tuple_losses(archive: RunArchive) -> None:
-    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
-
     class TupleModel(DictModel):
         def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
             loss = super().loss(outputs, batch)["total"]
@@ -84,7 +81,7 @@ def test_dict_and_tuple_losses(archive: RunArchive) -> None:
             [distil(archive, source="live", weight=0.5, teacher_model=lambda: DictModel(mlp().module, num_classes=4))],
         ):
             watch = Watch()
-            data = epoch_loader(viewed(), collate_fn=collate)
+            data = epoch_loader(viewed(), collate_fn=keyed)
             trainer(
                 data, kind(mlp(5).module, num_classes=4), algorithms=algorithms, callbacks=[watch], max_duration="1ba"
             ).fit()
