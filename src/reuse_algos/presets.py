@@ -35,9 +35,11 @@ setting of the same model is searched for, on the same data. ``other_architectur
 """
 
 # A start from the weights of a run on a part of the data saved 1.67 times the examples on CIFAR-100 and 2.65 times on
-# Fashion-MNIST, on which nothing was tuned. Teachers have not been shown to do no harm on data like that.
-SHOWN: frozenset[str] = frozenset({"grown_data"})
-"""Situations whose preset was held against plain training on several datasets and was never worse."""
+# Fashion-MNIST, on which nothing was tuned. Teachers of the same model gain 2.4 to 2.7 points at short budgets on
+# CIFAR-100, and neither gain nor lose surely on the other datasets of the do-no-harm studies. Teachers of another model
+# did no harm there, and were not shown to help.
+SHOWN: frozenset[str] = frozenset({"same_data", "grown_data"})
+"""Situations whose preset helped on one dataset and was not surely worse than plain training on any other."""
 
 
 def preset(situation: str) -> dict[str, dict[str, Any]]:
