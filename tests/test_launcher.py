@@ -80,7 +80,9 @@ def test_demo_shows_a_saving(
     monkeypatch.setattr(
         saving,
         "quiet_run",
-        lambda recipe, archive, *own: quiet_run(recipe, archive, *own, f"data.train_examples={images.get(recipe, 80)}"),
+        lambda recipe, archive, *own: quiet_run(
+            recipe, archive, *own, f"data.train_examples={images.get(recipe, 200)}"
+        ),
     )
     assert run_demo(tmp_path / "demo", seeds=2) == 0
     done = capsys.readouterr()

@@ -294,7 +294,7 @@ def test_drift_counts_who_changed_their_mind(tmp_path: Path, capsys: pytest.Capt
     assert found.keys.tolist() == [9, 3, 1]
     assert found.changed.tolist() == [9, 3]
     assert (found.learned, found.forgotten) == (1, 1)
-    with pytest.raises(PriorRunMismatchError, match="no common example"):
+    with pytest.raises(PriorRunMismatchError, match="no scored example in common"):
         drift_between(before, run_with_logits(archive, "march", [70, 80], [0, 1], [0, 1]))
     assert main(["drift", str(tmp_path / "archive"), "--runs", "january-0,february-0"]) == 0
     assert "2 (66.7 %)" in capsys.readouterr().out

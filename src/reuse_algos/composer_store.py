@@ -32,8 +32,6 @@ from reuse_algos.errors import (
     ArchiveWarning,
 )
 
-__all__ = ["ComposerStore", "open_composer_store"]
-
 _STREAM_BYTES = 1 << 20
 _TRIES = 3
 

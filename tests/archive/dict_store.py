@@ -22,8 +22,6 @@ from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError
 IDENTITY_RECORD = seal(ArchiveRecord(archive_id="a" * 32, created_at="2026-01-01"), IDENTITY)
 """What every store in memory has from the start; it is not among the objects, so that tests count runs only."""
 
-__all__ = ["Clock", "DictStore", "keeping_time"]
-
 
 class Clock:
     """The ``time`` module as far as it is used, but it goes by itself only where somebody sleeps or waits."""

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-__all__ = ["FAULTS", "FaultyProxy", "Request", "ignore_conditions", "translate_gcs"]
-
 FAULTS = ("500", "503", "403", "reset", "slow", "truncate", "lost")
 SLOW_SECONDS = 0.3
 _XML = "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>made by a test</Message></Error>"

@@ -28,7 +28,7 @@ from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchivePermissionError, ArchiveWarning, ExampleIdError
 from reuse_algos.training.batch_keys import BatchKeys
-from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, NoisyDataset, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 ALL = {"logits": {}, "loss": {}, "correct": {}}
 
@@ -172,15 +172,28 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, recorded[name]) for name, value in plain.items())
 
 
-def test_views_of_a_loader_that_says_nothing_are_unknown(tmp_path: Path) -> None:
+def test_views_of_random_augmentation_are_unknown(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, run_name="plain", signals={"logits": {"last_epochs": 1}})
-    trainer(DataLoader(blobs(), batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
+    data = NoisyDataset(blobs())  # shows another example at each reading
+    data.targets = data.dataset.tensors[1]  # type: ignore[attr-defined]
+    trainer(DataLoader(data, batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
     run = RunArchive(tmp_path).run("plain")
     signal = run.signal("logits")
     assert signal.slots == [1]  # the epoch stands for the view
     assert signal.slot_meta(1)["view"] == -1
     assert run.manifest.dataset is not None
     assert run.manifest.dataset.transform == "unknown"
+
+
+def test_data_without_augmentation_have_one_view(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, run_name="plain", signals={"logits": {"last_epochs": 1}})
+    trainer(DataLoader(blobs(), batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
+    run = RunArchive(tmp_path).run("plain")
+    signal = run.signal("logits")
+    assert signal.slots == [0]
+    assert signal.slot_meta(0)["view"] == 0
+    assert run.manifest.dataset is not None
+    assert run.manifest.dataset.transform == "none"
     assert torch.equal(run.labels(), torch.arange(64) % NUM_CLASSES)  # type: ignore[arg-type]
 
 

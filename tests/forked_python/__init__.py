@@ -7,7 +7,9 @@ of these start ``sys.executable``.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -19,7 +21,8 @@ import filelock
 
 __all__ = ["forked_python", "launch", "prepare", "python"]
 
-_VARIABLE = "REUSE_ALGOS_FORKED_PYTHON"  # folder and process of the session, which its workers inherit
+_VARIABLE = "REUSE_ALGOS_FORKED_PYTHON"  # folder of the session, which its workers inherit
+_session: list[int] = []
 _servers: list[subprocess.Popen[bytes]] = []  # kept, as Popen warns of one that is thrown away while it runs
 _HERE = Path(__file__).parent
 _SECONDS = 300.0  # for ten of imports, on a machine with much else to do
@@ -30,7 +33,10 @@ def prepare() -> tempfile.TemporaryDirectory[str] | None:
     if _VARIABLE in os.environ:
         return None
     folder = tempfile.TemporaryDirectory(prefix="reuse_algos-python-")
-    os.environ[_VARIABLE] = f"{os.getpid()}:{folder.name}"
+    os.environ[_VARIABLE] = folder.name
+    # Held as long as this process lives, however it ends. The number of a process may be that of another one later.
+    _session.append(os.open(Path(folder.name) / "session", os.O_CREAT | os.O_RDWR))
+    fcntl.flock(_session[0], fcntl.LOCK_EX)
     return folder
 
 
@@ -51,12 +57,11 @@ def forked_python() -> str:
     """
     if sys.platform != "linux":  # elsewhere forks of a process with torch's libraries are not reliable
         return sys.executable
-    session, _, name = os.environ[_VARIABLE].partition(":")
-    folder = Path(name)
+    folder = Path(os.environ[_VARIABLE])
     command, door = folder / "python", folder / "door"
     with filelock.FileLock(folder / "lock"):
         if not command.exists():
-            server = [sys.executable, str(_HERE / "server.py"), str(door), session, str(command)]
+            server = [sys.executable, str(_HERE / "server.py"), str(door), str(folder / "session"), str(command)]
             with (folder / "log").open("w") as log:
                 _servers.append(subprocess.Popen(server, stdin=subprocess.DEVNULL, stdout=log, stderr=log))
             until = time.monotonic() + _SECONDS
@@ -64,6 +69,7 @@ def forked_python() -> str:
                 if _servers[0].poll() is not None or time.monotonic() > until:
                     raise RuntimeError(f"the server of Python processes did not start: {(folder / 'log').read_text()}")
                 time.sleep(0.05)
-            command.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {_HERE / "client.py"} {door} "$@"\n')
+            client = shlex.join([sys.executable, "-S", "-E", str(_HERE / "client.py"), str(door)])
+            command.write_text(f'#!/bin/sh\nexec {client} "$@"\n')
             command.chmod(0o700)
     return str(command)

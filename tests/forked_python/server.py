@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import gc
 import json
 import os
@@ -26,8 +27,13 @@ from client import ANSWER
 _POLL_SECONDS = 2.0
 
 
-def serve(door: str, session: int) -> Mapping[str, Any]:
-    """Answer clients until the process of the session has ended; in the fork of a job, return what is asked of it."""
+def serve(door: str, session: str) -> Mapping[str, Any]:
+    """Answer clients until the session has ended; in the fork of a job, return what is asked of it.
+
+    Args:
+        door: Path of the socket.
+        session: Path of the file that the session's process locks.
+    """
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(door + ".new")
         listener.listen(64)
@@ -48,12 +54,18 @@ def serve(door: str, session: int) -> Mapping[str, Any]:
     sys.exit()
 
 
-def _is_alive(process: int) -> bool:
+def _is_alive(session: str) -> bool:
     try:
-        os.kill(process, 0)
+        file = os.open(session, os.O_RDWR)
     except OSError:
         return False
-    return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+    return False
 
 
 def _supervise(connection: socket.socket) -> Mapping[str, Any]:
@@ -157,4 +169,4 @@ if __name__ == "__main__":
     _import_what_takes_long()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the supervisors
     gc.freeze()  # a collection in a fork would write to, and so copy, every page
-    _end(partial(become, serve(_door, int(_session)), _command))
+    _end(partial(become, serve(_door, _session), _command))

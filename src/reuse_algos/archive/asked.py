@@ -9,8 +9,6 @@ from msgspec import json
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.where import Where
 
-__all__ = ["Asked", "tags_match"]
-
 
 class Asked:
     """What runs were asked for, apart from order and number.

@@ -26,8 +26,6 @@ from reuse_algos.archive.signals.signal import Signal
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
-__all__ = ["PriorRun", "weights_name"]
-
 MAX_EXAMPLES_WITHOUT_KEYS = 1 << 24
 _EPOCH_ALIAS = re.compile(r"([0-9]{1,9})ep", re.ASCII)
 

@@ -32,8 +32,6 @@ from reuse_algos.errors import (
     RunNotFoundError,
 )
 
-__all__ = ["RunArchive"]
-
 
 class RunArchive(RunReader):
     """Committed runs in a directory or an object store, shared by any number of readers and writers at once.

@@ -21,8 +21,6 @@ from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.upkeep import Upkeep
 from reuse_algos.errors import ArchiveError, ArchiveWarning, RunNotFoundError, nearest
 
-__all__ = ["RunReader"]
-
 
 class RunReader(Upkeep):
     """The methods of :class:`~reuse_algos.archive.run_archive.RunArchive` that read runs.

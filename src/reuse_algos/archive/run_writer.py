@@ -27,8 +27,6 @@ from reuse_algos.archive.stores.checks import check_sizes
 from reuse_algos.archive.upkeep.leases import TRUST_SECONDS, Lease, Stopwatch
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
-__all__ = ["RunWriter", "utc_now"]
-
 
 def utc_now() -> str:
     """Return the time, ISO 8601 in UTC with microseconds: such texts sort as the times do."""

@@ -15,8 +15,6 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE
 from reuse_algos.errors import ArchiveError, SignalNotFoundError
 
-__all__ = ["Order", "shortlist"]
-
 Order = Literal["best", "latest", "first"]
 Warn = Callable[[str, ArchiveError], None]
 

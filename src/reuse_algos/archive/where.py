@@ -23,8 +23,6 @@ from reuse_algos.archive.format.metrics import meant
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.errors import ArchiveError, nearest
 
-__all__ = ["FIELDS", "Where", "WhereError"]
-
 FIELDS = (
     "run_id", "run_name", "health", "finished", "seed", "epoch", "batch", "train_seconds", "created_at",
     "committed_at", "ended_at", "monitor",

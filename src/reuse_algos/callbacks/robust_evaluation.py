@@ -275,11 +275,7 @@ def robust_metrics(state: State) -> dict[str, float]:
 
 
 def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, Dataset, PixelSpace]:
-    """Return the evaluator's loader, its dataset by position, and what its inputs mean.
-
-    Raises:
-        DataError: The dataset has no positions, or it is not known how the images were normalised.
-    """
+    """Return the evaluator's loader, its dataset by position, and what its inputs mean."""
     loader = evaluator.dataloader.dataloader
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -307,10 +303,8 @@ def _batches(
     parts: Sequence[Tensor],
     state: State,
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Yield positions and batch, on the device and as the trainer's own evaluation would see it.
-
-    A dataset that is random in evaluation is seeded by example, so that its images are the same ones every time.
-    """
+    """Yield positions and batch, on the device and as the trainer's own evaluation would see it."""
+    # A dataset that is random in evaluation is seeded by example, so that its images are the same ones every time.
     lists = [[ExampleView(position, 0) for position in part.tolist()] for part in parts if len(part)]
     if isinstance(dataset, DeviceImages):
         batches = device_dataloader(dataset, batch_sampler=lists)
@@ -330,11 +324,7 @@ def _batches(
 
 
 def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Attack]:
-    """Return the attacks by name.
-
-    Raises:
-        ValueError: There are none, or a name or field is wrong.
-    """
+    """Return the attacks by name."""
     if not attacks:
         raise ValueError("RobustEvaluation: attacks is empty; leave it out for FGSM and PGD")
     known = [field.name for field in dataclasses.fields(Attack)]

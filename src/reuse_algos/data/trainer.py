@@ -17,12 +17,8 @@ from reuse_algos.errors import ExampleIdError
 _FOUND: weakref.WeakKeyDictionary[State, weakref.ref[Trainer]] = weakref.WeakKeyDictionary()
 
 
-def trainer_attributes(state: State) -> Mapping[str, Any]:
-    """Return the attributes of the Trainer that a state belongs to; empty where none runs.
-
-    Args:
-        state: Of a running Trainer, while it handles an event.
-    """
+def _trainer_attributes(state: State) -> Mapping[str, Any]:
+    """Return the attributes of the Trainer that a state belongs to, during its events; empty where none runs."""
     known = _FOUND.get(state)
     trainer = None if known is None else known()
     # Composer hands algorithms and callbacks the State, which holds neither the Trainer nor what is asked for here (the
@@ -45,12 +41,12 @@ def weighs_by_tokens(state: State) -> bool:
 
     A term that is a mean over examples then depends on the number of microbatches, and one over targets does not.
     """
-    return bool(trainer_attributes(state).get("accumulate_train_batch_on_tokens", False))
+    return bool(_trainer_attributes(state).get("accumulate_train_batch_on_tokens", False))
 
 
 def scheduler_steps(state: State) -> TimeUnit | None:
     """Return after what the Trainer steps its schedulers: ``BATCH`` or ``EPOCH``; None where no Trainer runs."""
-    return trainer_attributes(state).get("_scheduler_step_frequency")
+    return _trainer_attributes(state).get("_scheduler_step_frequency")
 
 
 def rows_of(batch: Any, state: State, expected: int | None = None) -> int:
@@ -68,7 +64,7 @@ def rows_of(batch: Any, state: State, expected: int | None = None) -> int:
     with contextlib.suppress(ExampleIdError):
         if (counted := num_rows(batch)) == expected or expected is None:
             return counted
-    spec = trainer_attributes(state).get("_train_data_spec")
+    spec = _trainer_attributes(state).get("_train_data_spec")
     count = spec.get_num_samples_in_batch if isinstance(spec, DataSpec) else None
     # Composer's default counter reads the tensors as num_rows does; only the user's own can know better.
     if count is not None and getattr(count, "__func__", None) is not DataSpec._default_get_num_samples_in_batch:

@@ -22,8 +22,6 @@ from reuse_algos.errors import DataError, ModelError
 from reuse_algos.harvest.computations import ArchivedForward
 from reuse_algos.training.attacks import Attack, ascend, pixel_room, random_targets
 
-__all__ = ["ADVERSARIAL", "AttackSettings", "attack_settings", "attack_view", "default_bits"]
-
 ADVERSARIAL = "adversarial"
 
 

@@ -13,8 +13,6 @@ from torchvision.ops import box_iou
 
 from reuse_algos.errors import DataError
 
-__all__ = ["BOX_SIGNALS", "box_rows"]
-
 BOX_SIGNALS = ("boxes", "gt_scores")
 
 _ROWS = 32

@@ -22,8 +22,6 @@ from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.head import find_head, head_module, pass_of_head
 from reuse_algos.training.tasks.task import Task
 
-__all__ = ["HARVESTABLE", "ArchivedForward", "gradient_rows"]
-
 HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adversarial", *BOX_SIGNALS)
 
 

@@ -17,8 +17,6 @@ from reuse_algos.errors import ArchiveError, PriorRunMismatchError
 from reuse_algos.harvest.adversarial import AttackSettings
 from reuse_algos.priors.presentations import harvested_name, weights_epoch
 
-__all__ = ["Attempt", "SignalStore", "complete_views", "encode_rows"]
-
 log = logging.getLogger(__name__)
 
 

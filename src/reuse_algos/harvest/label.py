@@ -44,8 +44,6 @@ from reuse_algos.priors.pseudo_labels import refuse_shared, unlabelled
 from reuse_algos.priors.scores.formulas import GRADIENT_BYTES
 from reuse_algos.training.tasks.recorded_task import task_of
 
-__all__ = ["LabelConfig", "LabelResult", "label_pool"]
-
 _BLOCK = 1 << 16  # rows of a commit: what an interrupted labelling loses at most
 _NORMALISATION = 0.02  # of a deviation: samples of one source differ by less, other sources by more
 

@@ -21,8 +21,6 @@ from reuse_algos.training.instruments import laziness
 from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, trained_parameters, undisturbed
 from reuse_algos.training.outputs import logits_of
 
-__all__ = ["laziness_of_run"]
-
 _BATCH_SIZE = 256
 
 

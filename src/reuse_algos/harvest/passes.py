@@ -32,8 +32,6 @@ from reuse_algos.priors.scores.formulas import GRADIENT_BYTES
 from reuse_algos.training.attacks import Attack
 from reuse_algos.training.tasks.recorded_task import task_of
 
-__all__ = ["HarvestResult", "harvest", "view_batches"]
-
 OF_VIEWS = ("logits", "features", ADVERSARIAL)
 """Signals that are of the views of training unless otherwise asked; scores are of the plain examples."""
 

@@ -22,8 +22,6 @@ from torch import Tensor
 
 from reuse_algos.errors import DataError, PriorRunMismatchError
 
-__all__ = ["Shards"]
-
 
 @dataclass(frozen=True)
 class Shards:

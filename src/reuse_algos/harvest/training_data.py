@@ -21,8 +21,6 @@ from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ViewedDataset, ViewPolicy, declared_views, views_of
 from reuse_algos.errors import DataError, PriorRunMismatchError, nearest
 
-__all__ = ["check_same_examples", "load_run_data", "plain_data", "viewed_data"]
-
 # What is taken of any recipe: it opens nothing and takes no memory of its own.
 _HARMLESS: dict[str, type | tuple[type, ...]] = {
     "batch_size": int,

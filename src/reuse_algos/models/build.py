@@ -139,8 +139,9 @@ def build_model(
         ModelError: If a field or the name is unknown, or the model cannot be built for such images and classes.
     """
     given = _as_mapping(config)
-    num_classes = given.pop("num_classes", None) if num_classes is None else num_classes
-    image_shape = given.pop("image_shape", None) if image_shape is None else image_shape
+    own_classes, own_shape = given.pop("num_classes", None), given.pop("image_shape", None)
+    num_classes = own_classes if num_classes is None else num_classes
+    image_shape = own_shape if image_shape is None else image_shape
     known = {key: given.pop(key) for key in _OF_TEXTS if key in given}
     settings = _settings(given)
     if settings.name in TEXT_MODELS:

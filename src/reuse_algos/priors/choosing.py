@@ -98,6 +98,7 @@ def choose_runs(
     Raises:
         ReuseAlgosError: As :func:`select_runs`, on every rank.
     """
+    # Asked once: another run may be archived between the looks of two ranks.
     return on_rank_zero(
         lambda: list(pinned) if pinned else [(run.id, run.manifest.generation) for run in select_runs(archive, runs)]
     )
@@ -115,6 +116,7 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
         raise PriorRunMismatchError(
             f"run {run.id} has {theirs} classes, this run has {num_classes}. Choose runs with the same classes."
         )
+    # In one form: macOS and Linux write letters with accents in different ways.
     names = [plain_name(name) for name in (data and data.class_names) or ()]
     class_names = [plain_name(name) for name in class_names or ()]
     if names and class_names and list(names) != list(class_names):

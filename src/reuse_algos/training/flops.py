@@ -35,6 +35,7 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
     Returns:
         None, with an :class:`~reuse_algos.errors.ArchiveWarning`, where the model cannot be run like that.
     """
+    # Models of users fail in any way when they are run once more, and a count is not worth a training.
     try:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:

@@ -18,8 +18,6 @@ from ..small_runs import files_below, manifest_of, put_files, use_everything
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["large", "small"]
-
 LARGE_FILES, LARGE_FILE_BYTES = 16, 4 << 20
 
 

@@ -13,8 +13,6 @@ from ..small_runs import files_below, manifest_of, put_files, rewrite, use_every
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["case"]
-
 Change = Callable[[bytes], bytes]
 
 CHANGES: dict[str, Change] = {

@@ -17,8 +17,6 @@ from reuse_algos.archive import DatasetRecord, Manifest, ModelRecord, RunArchive
 
 from .outcome import Outcome, Tally, spread
 
-__all__ = ["case"]
-
 MAX_MEBIBYTES = 256.0
 MODEL = {"name": "digits_cnn", "num_classes": 10, "image_shape": [1, 8, 8], "width": 2}
 DATA = {"name": "digits", "augment": "none", "batch_size": 64}

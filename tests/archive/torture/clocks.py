@@ -23,8 +23,6 @@ from toy import blobs, epoch_loader, mlp, trainer, viewed
 from ..small_runs import MONITOR
 from .outcome import Outcome, Tally, spread
 
-__all__ = ["STEPS", "case"]
-
 STEPS = tuple(
     itertools.product(
         (-3600, 3600, -86_400, 86_400),

@@ -10,8 +10,6 @@ from xml.etree import ElementTree
 
 from .outcome import Outcome, Tally
 
-__all__ = ["case"]
-
 TESTS = Path(__file__).parents[2]
 SUITE = TESTS / "archive" / "test_archive_store.py"
 

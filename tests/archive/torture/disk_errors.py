@@ -19,8 +19,6 @@ from ..traced_os import fail_at
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["ERRORS", "case"]
-
 ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES)
 _FORBIDDEN, _FULL = (errno.EROFS, errno.EACCES), (errno.ENOSPC, errno.EDQUOT)
 

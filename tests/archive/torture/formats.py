@@ -19,8 +19,6 @@ from reuse_algos.archive import PriorRun, RunArchive
 from ..small_runs import manifest_of, put_files
 from .outcome import Outcome, Tally, spread
 
-__all__ = ["FIXTURES", "case", "description"]
-
 COLUMNS = ("step", "sample", "epoch", "train_seconds", "eval_seconds", "value")
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

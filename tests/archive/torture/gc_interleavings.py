@@ -25,8 +25,6 @@ from reuse_algos.errors import ArchiveConflictError, ArchiveError
 from ..dict_store import Clock, DictStore, keeping_time
 from .outcome import Outcome, Tally
 
-__all__ = ["Collector", "case"]
-
 DAY, HOUR = 86400.0, 3600.0
 RUN = "sleeper"
 Collector = Callable[[DictStore], None]

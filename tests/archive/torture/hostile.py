@@ -11,20 +11,6 @@ from reuse_algos.archive.format.names import data_path
 
 from ..small_runs import manifest_of, rewrite
 
-__all__ = [
-    "BAD_FIELDS",
-    "BAD_HEADERS",
-    "BAD_IDS",
-    "BAD_PATHS",
-    "BOMBS",
-    "HASH",
-    "change_entry",
-    "header",
-    "plant",
-    "sealed",
-    "slot",
-]
-
 
 def plant(archive: RunArchive, data: bytes, tensors: dict[str, TensorInfo]) -> str:
     """Commit a run whose weights file has this content, with the right size and sha256."""

@@ -20,8 +20,6 @@ from reuse_algos.errors import ArchiveError, ExampleIdError, RunNotFoundError, S
 
 from .fuzzing import questions
 
-__all__ = ["WATCHED", "ask"]
-
 REFUSALS = (ArchiveError, RunNotFoundError, SignalNotFoundError, ExampleIdError)
 WATCHED = (
     "pickle.", "marshal.", "exec", "compile", "code.", "import", "subprocess.", "os.system", "os.exec", "os.fork",

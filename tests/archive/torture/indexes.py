@@ -25,8 +25,6 @@ from ..traced_os import die_at
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["DAMAGES", "case", "crowd"]
-
 RUNS = 24
 
 

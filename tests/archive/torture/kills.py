@@ -13,8 +13,6 @@ from ..traced_os import die_at, fail_at
 from .outcome import Outcome, Tally, spread
 from .survival import Commit, check_survivors, count_operations, traced, write_run
 
-__all__ = ["CrashError", "case", "stops"]
-
 
 class CrashError(BaseException):
     """Not an Exception, so that nothing takes it for an error to be handled."""

@@ -17,8 +17,6 @@ from ..small_runs import manifest_of, put_files, use_everything
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["suspended", "unmounted"]
-
 
 def unmounted(folder: Path, count: int | None = None, seed: int = 0) -> Outcome:
     """The archive's directory becomes an empty one at each change of the disk in a commit, an end and a copy."""

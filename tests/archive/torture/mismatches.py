@@ -22,8 +22,6 @@ from toy import NUM_CLASSES, NoisyDataset, blobs, mlp, record_run, viewed
 
 from .outcome import Outcome, Tally, spread
 
-__all__ = ["case"]
-
 LENGTH, NAMES = 64, tuple("abcd")
 
 

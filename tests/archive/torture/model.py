@@ -29,8 +29,6 @@ from ..small_runs import MONITOR, history, manifest_of
 from .outcome import Outcome, Tally
 from .survival import traced
 
-__all__ = ["case"]
-
 
 @dataclass
 class ModelGeneration:

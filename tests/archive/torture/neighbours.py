@@ -20,8 +20,6 @@ from .hostile import sealed
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["ODDITIES", "case"]
-
 Change = Callable[[Path], None]
 
 DIGITS = b"9" * 400

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["Note", "Outcome", "Tally", "spread"]
-
 Note = float | int | str
 
 _KEPT_FAULTS = 5

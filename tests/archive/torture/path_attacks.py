@@ -25,8 +25,6 @@ from .hostile import BAD_FIELDS, BAD_IDS, BAD_PATHS, HASH, change_entry
 from .outcome import Outcome, Tally, spread
 from .survival import traced
 
-__all__ = ["case", "watching"]
-
 REFUSALS = (ArchiveError, RunNotFoundError, SignalNotFoundError, ExampleIdError)
 Attack = Callable[[RunArchive, Path], str | None]
 """Changes an archive of one good run, given a folder outside it; returns the run's id if it must not be readable."""

@@ -12,8 +12,6 @@ from ..traced_os import Operation
 from .outcome import Outcome, Tally
 from .survival import Commit, check_survivors, traced, write_run
 
-__all__ = ["Forgotten", "case"]
-
 Forgotten = Literal["files", "directories"]
 
 

@@ -16,8 +16,6 @@ from reuse_algos.errors import ArchiveConflictError
 from ..small_runs import manifest_of, put_files, use_everything
 from .outcome import Outcome, Tally
 
-__all__ = ["crowd", "race", "start_process"]
-
 WRITERS, READERS, RACERS = 8, 2, 8
 
 

@@ -14,8 +14,6 @@ from ..small_runs import MONITOR, manifest_of, put_files, use_everything
 from ..traced_os import TracedOS
 from .outcome import Tally
 
-__all__ = ["GENERATIONS", "Commit", "check_survivors", "count_operations", "traced", "write_run"]
-
 GENERATIONS = 3
 Commit = tuple[str, int]
 """Id of a run and its acknowledged generation; one more than the last is the mark that the run has ended."""

@@ -29,8 +29,6 @@ from toy import blobs, checkpointed, epoch_loader, mlp, trainer, viewed
 
 from .survival import traced
 
-__all__ = ["ALL_SIGNALS", "EPOCHS", "Stop", "ask", "train"]
-
 ALL_SIGNALS: dict[str, dict[str, Any]] = {"logits": {}, "loss": {}, "correct": {}}
 EPOCHS, BATCHES_PER_EPOCH = 6, 4
 Way = Literal["kill", "full disk"]

@@ -17,8 +17,6 @@ from toy import mlp, record_run, viewed
 from .outcome import Outcome, Tally
 from .training import BATCHES_PER_EPOCH, EPOCHS, ask
 
-__all__ = ["differences", "failing_ranks", "resumed"]
-
 SECONDS = 60.0
 TIMED = "reuse/distillation/teacher_seconds"
 

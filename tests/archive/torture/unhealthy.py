@@ -20,8 +20,6 @@ from toy import epoch_loader, mlp, trainer, viewed
 
 from .outcome import Outcome, Tally, spread
 
-__all__ = ["case"]
-
 SIGNALS: dict[str, dict[str, Any]] = {"logits": {}, "loss": {}}
 
 

@@ -94,7 +94,7 @@ class AdversarialReplay(ReusingAlgorithm):
             Trainer(..., algorithms=[AdversarialReplay("./archive", "resnet20-1")])
     """
 
-    place = 1
+    place = 1  # behind a curriculum's weights, before the distillation term, which reads the replayed rows
 
     def __init__(
         self,
@@ -135,6 +135,7 @@ class AdversarialReplay(ReusingAlgorithm):
         if event == Event.AFTER_LOSS:
             return self.task_reader.task is None
         if event in (Event.BEFORE_BACKWARD, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH):
+            # Also in batches without replayed rows: DDP waits for the auxiliary branches, and optimizers move them.
             return self.replay.rows is not None or bool(self.replay.branches.layers)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
@@ -147,6 +148,7 @@ class AdversarialReplay(ReusingAlgorithm):
         elif event == Event.BEFORE_LOAD:
             self.replay.branches.split(state)
         elif event == Event.FIT_START:
+            # A second fit finds the plain model that the first one left.
             self.replay.branches.take_back(state)
             self.begin(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
@@ -227,6 +229,7 @@ class AdversarialReplay(ReusingAlgorithm):
         if not self.when.is_on(state):
             return
         examples = current_examples(self.ids.batch, self.ids, self._info)
+        # Counted over the batches in which it is on: fractions of a row are carried over from one to the next.
         number = int(state.timestamp.batch) // self.when.every_n_batches
         rows_R, runs_R = replayed_rows(self.mode.fraction, len(examples.positions), number), None
         wanted, alike = len(rows_R), True
@@ -235,7 +238,7 @@ class AdversarialReplay(ReusingAlgorithm):
             rows_R, runs_R = rows_R[runs_R >= 0], runs_R[runs_R >= 0]
             alike = self.perturbations.complete
         if self.written is not None:
-            share_statistics(state.model)
+            share_statistics(state.model)  # the attack is in evaluation mode, before DDP shares them
         rows = BatchRows(rows_R, runs_R, len(examples.positions), device_of(state.model), alike=alike)
         self.replay.begin_batch(state, wanted, rows)
 

@@ -219,11 +219,7 @@ class Perturbations:
 
 
 def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
-    """Refuse perturbations that no attack of the recorded size can have made.
-
-    Raises:
-        DataError: Some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
-    """
+    """Refuse perturbations that no attack of the recorded size can have made."""
     # Older or foreign records may not say the attack: then a pixel's whole range is the bound.
     ball = _ball(signal)
     bounded, epsilon = ball is not None, 1.0 if ball is None else ball

@@ -61,11 +61,7 @@ class Freezing(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        if event == Event.BEFORE_FORWARD:
-            return self.part.holds_statistics
-        if event == Event.BATCH_START:
-            return self.part.changes_while_training and not self.part.unfrozen
-        return event in (Event.INIT, Event.FIT_START)
+        return self.part.acts_at(event)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -77,7 +73,6 @@ class Freezing(Algorithm):
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:
-            # At every forward pass: Composer puts the whole model into training mode after each evaluation.
             self.part.keep_statistics(state)
         elif self.part.unfreeze_if_due(state):
             log.info("everything trains from batch %d on", int(state.timestamp.batch))

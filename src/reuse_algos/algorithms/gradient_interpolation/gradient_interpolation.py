@@ -128,7 +128,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
                 "column or channel is the time."
             )
         model: Any = unwrap_model(state.model)
-        batch = state.batch
+        batch = state.batch  # models take the whole batch, so inputs of other times are put into it and taken out
 
         def loss_of(delta: Tensor) -> Tensor:
             def forward(times_B: Tensor) -> Tensor:
@@ -157,6 +157,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
         state.loss = add_to_loss(state.loss, added, scale=self.weight, part="interpolation", shown=added.detach())
 
     def _draw_again(self, number: int) -> None:
+        # Near 0 the extrapolation says what the plain pass says; at the clamp the ascent has nowhere to go.
         near = _NEAR * self.clamp
         if abs(self.delta) < near or abs(self.delta) > self.clamp - near:
             share = float(uniform_floats(_hash(self.seed, number, 0)))

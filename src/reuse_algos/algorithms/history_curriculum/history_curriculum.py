@@ -183,6 +183,7 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     def begin(self, state: State) -> None:
         """Load from the prior runs, or without any where the scores do not come from runs (FIT_START)."""
+        # Scores that are given, random or lengths read no run, so there is none to choose and to pin.
         if isinstance(self.score, ScoreSpec):
             super().begin(state)
             return

@@ -169,13 +169,7 @@ def window(
 
 
 def _with_every_class(kept: np.ndarray, order: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Return the kept positions with one of each class: rare classes have no share that rounds to an example.
-
-    The last example of the class with the most of them makes room.
-
-    Raises:
-        ValueError: There are more classes than examples to keep.
-    """
+    """Return the kept positions with one of each class: rare classes have no share that rounds to an example."""
     classes = np.unique(labels_N[order])
     if len(classes) > len(kept):
         raise ValueError(
@@ -183,6 +177,7 @@ def _with_every_class(kept: np.ndarray, order: np.ndarray, labels_N: np.ndarray)
             "larger, or class_balance false"
         )
     for label in classes[~np.isin(classes, labels_N[kept])]:
+        # The last example of the class with the most of them makes room.
         counts = np.bincount(labels_N[kept])
         crowded = np.flatnonzero(labels_N[kept] == counts.argmax())[-1]
         kept = np.append(np.delete(kept, crowded), order[labels_N[order] == label][0])

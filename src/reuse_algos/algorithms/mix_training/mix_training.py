@@ -126,6 +126,7 @@ class MixTraining(ReusingAlgorithm):
         positions = self.ids.microbatch.positions
         rows = self._rows_N[positions]
         slot = torch.full_like(rows, self._signals["boxes"].slots[0])
+        # A signal refuses positions below 0; images that the run did not have are passed over below.
         found, seen = self._signals["boxes"].gather(rows.clamp_min(0), slot)
         scores, _ = self._signals["gt_scores"].gather(rows.clamp_min(0), slot)
         views: list[Tensor] = []
@@ -146,6 +147,7 @@ class MixTraining(ReusingAlgorithm):
             mixed, classes = mixed_targets(boxes, labels, scores_M, pseudo, **rule)
             number = int((pseudo[:, 4] > self.threshold).sum())
             true, kept, added = true + len(boxes), kept + len(mixed) - number, added + number
+            # By the image's key: its view depends neither on its place in the batch nor on the ranks.
             key = int(self._keys_N[positions[place]]) % 2**63
             rng = np.random.default_rng([self.seed % 2**63, int(state.timestamp.batch), key])
             view, mixed, classes = strong_view(image, mixed, classes, rng)
@@ -155,6 +157,7 @@ class MixTraining(ReusingAlgorithm):
             return
         with get_precision_context(state.precision, state.precision_config):
             outputs = state.model((views, wanted))
+        # A detector's losses are means over the images that it is given; this term is one over the whole microbatch.
         strong = total_of(outputs) * (len(views) / len(images))
         state.loss = add_to_loss(state.loss, self.weight * strong, part="mix_training")
         self._sums.append((float(strong.detach()) * len(images), len(images), true, kept, added))

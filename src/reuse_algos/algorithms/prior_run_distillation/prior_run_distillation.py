@@ -93,7 +93,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             Trainer(..., algorithms=[teach])
     """
 
-    place = 2
+    place = 2  # the last: the term must see the rows that are replayed and the weights that the loss has
 
     def __init__(
         self,
@@ -193,6 +193,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if event == Event.FIT_START:
             self._find_examples(state)
             self.begin(state)
+        # Live teachers look at the batch itself and need no ids, so they work on any loader.
         elif self.lessons.cached is not None:
             self.ids.handle(event, state)
         elif event == Event.EPOCH_END:
@@ -202,6 +203,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             on = self.is_active(state)
             if on:
                 self._check(lambda: self.loss.check(self.lessons.strength))
+            # Decided for the whole batch, so that its microbatches, and a retry of them, are measured alike.
             self._looks = on and self.watch.is_due(state)
             if self._looks and self.task_reader.task is not None:
                 self._channels.begin(state.model, self.task_reader.task.num_classes)

@@ -303,11 +303,7 @@ def _swap(state: State, loader: DataLoader) -> None:
 
 
 def _labels(batch: Any, positions_E: Tensor, info: DatasetInfo) -> Tensor:
-    """Return the labels of the whole dataset, ``[N]``, in the dtype of a batch's.
-
-    Raises:
-        DataError: The batch is not a pair of inputs and labels, or has other labels than the dataset says.
-    """
+    """Return the labels of the whole dataset, ``[N]``, in the dtype of a batch's."""
     advice = "Use source: live."
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
     if not pair:

@@ -18,8 +18,6 @@ import numpy as np
 from reuse_algos.archive.stores.base import MAX_ATOMIC_BYTES
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
-__all__ = ["FORMAT", "MAX_SEALED_BYTES", "Expanded", "check_json_bounds", "expand", "seal", "unseal"]
-
 FORMAT = (1, 2)
 """The format version written: a reader refuses a higher major version and reads a higher minor one.
 

@@ -21,22 +21,6 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import MissingFileError
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = [
-    "Latest",
-    "check_identity",
-    "find_sound",
-    "list_generations",
-    "list_runs",
-    "read_final",
-    "read_identity",
-    "read_latest",
-    "read_manifest",
-    "read_record",
-    "read_whole",
-    "whole_of",
-]
-
-
 MOST_STEPS = 16
 """How many damaged generations a reader passes over before it refuses the run."""
 
@@ -45,17 +29,23 @@ class ListedFile(Protocol):
     """A file that a manifest lists: its path, relative to the run, and its size in bytes."""
 
     @property
-    def path(self) -> str: ...
+    def path(self) -> str:
+        """The path."""
+        ...
 
     @property
-    def bytes(self) -> int: ...
+    def bytes(self) -> int:
+        """The size."""
+        ...
 
 
 class HasFiles(Protocol):
     """What lists files: a manifest or its summary."""
 
     @property
-    def files(self) -> Sequence[ListedFile]: ...
+    def files(self) -> Sequence[ListedFile]:
+        """The files."""
+        ...
 
 
 ManifestT = TypeVar("ManifestT", bound=HasFiles)
@@ -233,7 +223,12 @@ def find_sound(
     for generation in sorted(generations, reverse=True)[: most_steps + 1]:
         try:
             data = _read_generation(store, run_id, generation, last)
-            found = decode(data, run_id, generation)
+            try:
+                found = decode(data, run_id, generation)
+            except ArchiveCorruptError:
+                # Bytes can change on their way. Nobody steps back for that, so the file is fetched once more.
+                data = _read_generation(store, run_id, generation, last)
+                found = decode(data, run_id, generation)
             if most_steps and (fault is not None or generation > last):
                 _check_there(store, run_id, found.files)
         except ArchiveCorruptError as error:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 
 from reuse_algos.errors import ArchiveError
 
-__all__ = ["check_labels", "escaped"]
-
 # C0 and C1 controls with the newline, line and paragraph separators, and the marks of bidirectional text (Unicode
 # Technical Report 36, section 2.5).
 _HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -32,9 +32,6 @@ from reuse_algos.archive.format.records import (
 )
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["FORMAT", "Manifest", "decode_manifest", "encode_manifest", "plain_manifest"]
-
-
 MAX_SETTINGS_BYTES = 1 << 20
 """The most that a recipe, or the keyword arguments of a model, may take: they are read, compared and shown whole."""
 

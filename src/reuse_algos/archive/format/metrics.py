@@ -18,20 +18,6 @@ from torch import Tensor
 
 from reuse_algos.errors import ArchiveCorruptError, SignalNotFoundError, nearest
 
-__all__ = [
-    "MetricHistory",
-    "final_meta",
-    "final_of",
-    "final_value",
-    "history_tensors",
-    "infer_mode",
-    "meant",
-    "metric_names",
-    "read_history",
-    "resolve_metric",
-    "spelled",
-]
-
 Mode = Literal["max", "min"]
 
 _FINAL = "final/"

@@ -19,34 +19,6 @@ import re
 import secrets
 from collections.abc import Iterable
 
-__all__ = [
-    "IDENTITY",
-    "INDEX",
-    "SAFE_NAME",
-    "change_path",
-    "changed_run",
-    "data_attempt",
-    "data_path",
-    "final_path",
-    "is_data",
-    "is_lease",
-    "is_manifest",
-    "is_marker",
-    "is_safe_name",
-    "is_temporary",
-    "lease_path",
-    "manifest_generation",
-    "manifest_path",
-    "marker_path",
-    "run_prefix",
-    "safe_names",
-    "shard_path",
-    "shard_runs",
-    "temporary_name",
-    "thinned_generation",
-    "thinned_path",
-]
-
 IDENTITY = "archive.json"
 """Path of the archive's own record."""
 

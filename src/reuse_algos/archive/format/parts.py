@@ -25,8 +25,6 @@ from reuse_algos.archive.format.names import data_attempt, data_path, manifest_p
 from reuse_algos.archive.format.records import CostRecord, FileEntry, Progress, Scalar, TensorInfo
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["MAX_FILES", "PARTS_FROM", "PartWriter", "check_foreseen_files", "expanded_manifest", "seal_in_parts"]
-
 PARTS_FROM = 64
 """A run with fewer files is written in one piece, which every version can read."""
 

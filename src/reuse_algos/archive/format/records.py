@@ -12,32 +12,6 @@ import msgspec
 from reuse_algos.archive.format.envelope import FORMAT
 from reuse_algos.archive.format.names import SAFE_NAME
 
-__all__ = [
-    "KINDS",
-    "ArchiveRecord",
-    "ChangeRecord",
-    "CostRecord",
-    "Count",
-    "DatasetRecord",
-    "EnvironmentRecord",
-    "FileEntry",
-    "FinalRecord",
-    "HarvestRecord",
-    "Integer",
-    "Label",
-    "LeaseRecord",
-    "MarkerRecord",
-    "ModelRecord",
-    "PriorUse",
-    "Progress",
-    "Scalar",
-    "Struct",
-    "Tags",
-    "TaskRecord",
-    "TensorInfo",
-    "ThinnedRecord",
-]
-
 KINDS = ("weights", "metrics", "signals", "dataset", "parts")
 
 MAX_LABEL, MAX_TEXT = 512, 4096  # characters

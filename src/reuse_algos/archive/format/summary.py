@@ -18,8 +18,6 @@ from reuse_algos.archive.format.names import manifest_path
 from reuse_algos.archive.format.records import CostRecord, FinalRecord, Integer, Label, Progress, Scalar, Tags
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["ManifestHead", "RunSummary", "decode_head", "summarise", "summary_of"]
-
 Mode = Literal["max", "min"]
 Health = Literal["ok", "diverged", "empty"]
 

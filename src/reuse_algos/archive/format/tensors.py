@@ -24,18 +24,6 @@ from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.stores.cache import hash_file, is_verified, remember_verified
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = [
-    "DTYPES",
-    "MAX_HEADER_BYTES",
-    "describe",
-    "hash_chunks",
-    "header_parts",
-    "open_tensors",
-    "tensor_chunks",
-    "tensor_parts",
-    "verify_file",
-]
-
 MAX_HEADER_BYTES = 1 << 20
 MAX_DIMENSIONS = 16
 MAX_ELEMENTS = 1 << 60

@@ -30,8 +30,6 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE
 from reuse_algos.errors import ArchiveError
 
-__all__ = ["Catalog", "Known"]
-
 FEW_RUNS = 256
 """Up to so many runs are simply read, on a local disk; a tenth of it where each request waits for a network."""
 

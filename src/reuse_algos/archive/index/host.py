@@ -18,8 +18,6 @@ from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.archive.index.shards import Shard, decode_summaries, encode_summary
 from reuse_algos.archive.stores.cache import cache_directory, prune_directory
 
-__all__ = ["HostIndex", "KnownShard", "open_host"]
-
 MAX_BYTES = 2 << 30
 """The most that the databases of all archives may take on this host; those used longest ago are deleted."""
 

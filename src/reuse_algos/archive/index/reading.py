@@ -13,8 +13,6 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["Found", "SteppedBackError", "scan", "stepped_back"]
-
 Warn = Callable[[str, ArchiveError], None]
 
 _T = TypeVar("_T")

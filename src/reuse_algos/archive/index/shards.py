@@ -16,17 +16,6 @@ from reuse_algos.archive.format.records import Struct
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = [
-    "MAX_SUMMARY_BYTES",
-    "SHARD_RUNS",
-    "Shard",
-    "decode_shard",
-    "decode_summaries",
-    "encode_shard",
-    "encode_summary",
-    "fitting",
-]
-
 SHARD_RUNS = 8192
 """The most runs of one shard."""
 

@@ -19,8 +19,6 @@ from reuse_algos.archive.index.shards import SHARD_RUNS, decode_summaries, encod
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveConflictError, ArchiveError
 
-__all__ = ["note_change", "sweep_index", "update_index"]
-
 ENOUGH_RUNS = 256
 """So many ended runs in no shard are worth one."""
 

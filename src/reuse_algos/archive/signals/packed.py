@@ -18,8 +18,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["BITS", "dequantize", "packed_shape", "parse_shape", "quantize", "shape_text"]
-
 BITS = (2, 4, 8)
 
 _SHAPE = re.compile(r"[1-9][0-9]{0,8}(x[1-9][0-9]{0,8}){0,7}", re.ASCII)

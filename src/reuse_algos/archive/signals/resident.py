@@ -12,8 +12,6 @@ from torch import Tensor
 
 from reuse_algos.archive.signals.rows import RowFormat
 
-__all__ = ["ResidentSignal"]
-
 
 class ResidentSignal:
     """Rows of a signal on one device. Made by :meth:`Signal.resident

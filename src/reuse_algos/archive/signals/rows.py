@@ -14,8 +14,6 @@ from torch import Tensor
 from reuse_algos.archive.signals.packed import dequantize
 from reuse_algos.archive.signals.top_k import decode_top_k
 
-__all__ = ["TENSORS", "Encoding", "RowFormat"]
-
 Encoding = Literal["dense", "top_k", "packed"]
 
 TENSORS: dict[str, tuple[str, ...]] = {

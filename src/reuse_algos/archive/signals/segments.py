@@ -16,8 +16,6 @@ from reuse_algos.archive.format.records import Scalar
 from reuse_algos.archive.signals.packed import BITS, packed_shape, parse_shape
 from reuse_algos.archive.signals.rows import TENSORS, RowFormat
 
-__all__ = ["Segment", "check_signal", "layout_of", "unknown_encoding"]
-
 Parts = Callable[[str], Iterable[Tensor]]
 """Reads one tensor of a file, named by its key, in parts of some rows each, in order."""
 

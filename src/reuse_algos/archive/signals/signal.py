@@ -23,8 +23,6 @@ from reuse_algos.archive.signals.rows import Encoding, RowFormat
 from reuse_algos.archive.signals.segments import Segment, check_signal, layout_of, unknown_encoding
 from reuse_algos.errors import ArchiveCorruptError, ArchiveVersionError, ExampleIdError, SignalNotFoundError
 
-__all__ = ["Signal"]
-
 _PART_NUMBERS = 1 << 22  # of packed rows that are decoded at once
 
 

@@ -12,8 +12,6 @@ from typing import Any
 
 from reuse_algos.archive.format.records import Scalar
 
-__all__ = ["RATES", "success_rates"]
-
 RATES = {
     "clean_accuracy": ("num_correct", "num_examples"),
     "success": ("num_fooled", "num_foolable"),

@@ -13,8 +13,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["decode_top_k", "encode_top_k", "top_k_error"]
-
 
 def encode_top_k(logits_BC: Tensor, k: int) -> dict[str, Tensor]:
     """Keep the ``k`` largest logits of each row.

@@ -13,8 +13,6 @@ from typing import NamedTuple, Protocol
 from reuse_algos.archive.format.names import is_safe_name, is_temporary
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchivePermissionError
 
-__all__ = ["MAX_ATOMIC_BYTES", "Chunk", "Store", "StoredObject", "require_deletion", "require_writable", "split_path"]
-
 Chunk = bytes | memoryview
 """A part of a file to be written; a memoryview has one dimension of bytes."""
 

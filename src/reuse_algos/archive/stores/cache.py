@@ -22,8 +22,6 @@ import filelock
 from reuse_algos.archive.format.names import temporary_name
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["cache_directory", "hash_file", "is_verified", "open_cached", "prune_directory", "remember_verified"]
-
 _READ_BYTES = 1 << 20
 _seen: set[str] = set()
 _FETCHES = 3

@@ -10,8 +10,6 @@ from reuse_algos.archive.format.names import IDENTITY
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchivePermissionError, ArchiveVersionError
 
-__all__ = ["DAMAGE", "MissingFileError", "check_sizes", "reading", "refusals_as_damage"]
-
 DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
 """The errors of a damaged run. Any other error may be gone a moment later, so it must not hide the run."""
 

@@ -22,8 +22,6 @@ from reuse_algos.errors import (
     ArchivePermissionError,
 )
 
-__all__ = ["LocalStore"]
-
 _STREAM_BYTES = 1 << 20
 _MAKING_TRIES = 20
 

@@ -12,8 +12,6 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.errors import ArchiveError
 
-__all__ = ["open_store"]
-
 STORES_GROUP = "reuse_algos.stores"
 """The entry points by which other packages add kinds of stores; each is named by its URL scheme."""
 

@@ -38,8 +38,6 @@ from reuse_algos.archive.upkeep.problems import Problem
 from reuse_algos.archive.upkeep.thinning import first_of, thin_run
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
-__all__ = ["GarbageReport", "RunGarbage", "collect_garbage", "plan_run"]
-
 BATCH = 10_000  # files that one marker names: it stays far below the largest file that is read
 
 

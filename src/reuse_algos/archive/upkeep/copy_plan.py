@@ -13,8 +13,6 @@ from reuse_algos.archive.stores.checks import reading
 from reuse_algos.archive.upkeep.thinning import first_generation
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
-__all__ = ["Plan", "Planner", "conflict_of"]
-
 
 @dataclass
 class Plan:

@@ -29,8 +29,6 @@ from reuse_algos.errors import (
     RunNotFoundError,
 )
 
-__all__ = ["CopyReport", "copy_runs"]
-
 
 @dataclass
 class CopyReport:

@@ -37,18 +37,6 @@ from reuse_algos.archive.format.records import LeaseRecord, MarkerRecord
 from reuse_algos.archive.stores.base import Store, StoredObject
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError
 
-__all__ = [
-    "MIN_AGE_SECONDS",
-    "SHORTEST_AGE_SECONDS",
-    "TRUST_SECONDS",
-    "Lease",
-    "Marker",
-    "Stopwatch",
-    "put_at",
-    "read_markers",
-    "refuse_condemned",
-]
-
 MIN_AGE_SECONDS = 24 * 3600.0
 """Files of at least this age may be deleted."""
 

@@ -13,8 +13,6 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, reading
 from reuse_algos.archive.upkeep.problems import Problem, VerifyReport
 
-__all__ = ["verify_quickly"]
-
 
 def verify_quickly(
     store: Store, archive_id: str | None, run_ids: list[str], records: Callable[[int, int], None] | None = None

@@ -13,8 +13,6 @@ from reuse_algos.archive.stores.base import Store, StoredObject, require_deletio
 from reuse_algos.archive.upkeep.leases import MIN_AGE_SECONDS, Marker, put_at, read_markers
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, RunNotFoundError
 
-__all__ = ["RemovalReport", "remove_run"]
-
 _ROUNDS = 5
 
 

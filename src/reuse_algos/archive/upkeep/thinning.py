@@ -17,8 +17,6 @@ from reuse_algos.archive.stores.base import Store, StoredObject
 from reuse_algos.archive.stores.checks import check_sizes
 from reuse_algos.errors import ArchiveConflictError
 
-__all__ = ["first_generation", "first_of", "thin_run"]
-
 
 def first_generation(store: Store, run_id: str) -> int:
     """Return the first generation of a run that must be there: 1, or what a thinning left."""

@@ -15,8 +15,6 @@ from reuse_algos.archive.upkeep.removal import RemovalReport, remove_run
 from reuse_algos.archive.upkeep.verify import verify_archive
 from reuse_algos.errors import ArchiveError, RunNotFoundError
 
-__all__ = ["Upkeep"]
-
 
 class Upkeep:
     """The methods of :class:`~reuse_algos.archive.run_archive.RunArchive` that check, collect, remove and copy runs.

@@ -16,8 +16,6 @@ from reuse_algos.archive.upkeep.quick import verify_quickly
 from reuse_algos.archive.upkeep.thinning import first_generation
 from reuse_algos.errors import ArchiveCorruptError
 
-__all__ = ["Problem", "VerifyReport", "verify_archive"]
-
 
 def verify_archive(
     store: Store,

@@ -127,17 +127,8 @@ def _load_image_folder(config: DataConfig) -> tuple[FileImages, FileImages]:
 
 
 def _listed(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[int], list[str]]:
-    """List the images of a folder with one sub-folder per class, in order of name.
-
-    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are neither images nor classes, and neither are
-    files of other kinds.
-
-    Returns:
-        Paths relative to ``root``, class numbers, and class names.
-
-    Raises:
-        DataError: A class has no images.
-    """
+    """Return paths relative to ``root``, class numbers and class names of images in one sub-folder per class."""
+    # Hidden files and folders (._0001.jpg, .ipynb_checkpoints) are neither images nor classes.
     classes = sorted(
         one.name for one in root.iterdir() if one.is_dir() and one.name[0] != "." and one.name not in leave_out
     )

@@ -328,7 +328,7 @@ def _part(choice: _Choice, config: DataConfig, chosen: Chosen | None) -> _Choice
 def _held_on_device(config: DataConfig, device: torch.device, num_bytes: int) -> bool:
     if isinstance(config.device_resident, bool):
         return config.device_resident
-    if device.type != "cuda":
+    if device.type != "cuda":  # without a GPU the device's memory is that of the images
         return True
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return num_bytes < _GPU_MEMORY_SHARE * free_bytes

@@ -302,11 +302,7 @@ class _Plan:
         return _chunked(signal.num_examples, (signal.num_classes or 1) + len(self.read))
 
     def _labels(self) -> Tensor:
-        """Return the labels, int64 ``[P]``; zeros where they do not matter.
-
-        Raises:
-            SignalNotFoundError: They matter and the run has none.
-        """
+        """Return the labels, int64 ``[P]``; zeros where they do not matter."""
         run = self.reader.run
         labels_P = run.labels()
         if labels_P is None and self.source.labelled:

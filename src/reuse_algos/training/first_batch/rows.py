@@ -45,6 +45,7 @@ def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, giv
         DataError: They differ from what the user said.
     """
     loader: Any = state.dataloader
+    # Without a batch sampler a dataset makes its own batches, and examples cannot be read one by one.
     if info is None or info.labels is None or not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return info
     positions = sample_of(info.keys, ROWS)

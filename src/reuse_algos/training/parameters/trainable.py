@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from composer import State, Time, TimeUnit
+from composer import Event, State, Time, TimeUnit
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -150,9 +150,9 @@ def frozen_at_start(state: State) -> Callable[[str], bool]:
 class TrainablePart:
     """Freezes a part of a model and gives other parts learning rates of their own, for a Composer algorithm.
 
-    Call :meth:`arrange` at INIT (before Composer makes schedulers and wraps the model), :meth:`hold` at FIT_START,
-    :meth:`keep_statistics` at BEFORE_FORWARD and :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's
-    ``find_unused_parameters`` be :attr:`changes_while_training`.
+    Call :meth:`arrange` at INIT, :meth:`hold` at FIT_START, :meth:`keep_statistics` at BEFORE_FORWARD and
+    :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's ``find_unused_parameters`` be
+    :attr:`changes_while_training`.
 
     Frozen parameters have no gradient and are in no group of the optimizer; layers with running statistics among them
     stay in evaluation mode while the rest trains.
@@ -211,6 +211,14 @@ class TrainablePart:
         """Whether layers have to be kept in evaluation mode now."""
         return bool(self._norms) and not self.unfrozen
 
+    def acts_at(self, event: Event) -> bool:
+        """Return whether this part has something to do at an event."""
+        if event == Event.BEFORE_FORWARD:
+            return self.holds_statistics
+        if event == Event.BATCH_START:
+            return self.changes_while_training and not self.unfrozen
+        return event in (Event.INIT, Event.FIT_START)
+
     def is_frozen(self, name: str) -> bool:
         """Return whether the tensor of this name belongs to the part that is frozen at the start."""
         return matches(name, self.freeze, self._head)
@@ -251,7 +259,7 @@ class TrainablePart:
         total = sum(parameter.numel() for parameter in parameters.values())
         self.frozen_share = sum(parameter.numel() for parameter in self._frozen) / total
         if not self.changes_while_training:
-            self._stop_gradients()  # before DDP looks at the model
+            self._stop_gradients()  # before DDP looks at the model: it waits for what requires a gradient then
 
     def hold(self, state: State) -> None:
         """Check that schedulers and other algorithms left the arrangement as it was (FIT_START).
@@ -273,6 +281,7 @@ class TrainablePart:
 
     def keep_statistics(self, state: State) -> None:
         """Let frozen normalisation layers use their statistics and leave them as they are (BEFORE_FORWARD)."""
+        # At every forward pass: Composer puts the whole model into training mode after each evaluation.
         if self.holds_statistics and state.model.training:
             for module in self._norms:
                 module.eval()

@@ -197,6 +197,7 @@ class Task:
         """Return the loss of each target, and which of them count (None: all), see :meth:`losses`."""
         if rows.targets is None:
             raise TaskError(f"the loss of a {self.kind} task needs the targets of the batch")
+        # In float32 at least: sums over many targets in half precision would not match the model's own loss.
         logits_BCX = rows.logits_BCX.to(torch.promote_types(rows.logits_BCX.dtype, torch.float32))
         targets = rows.targets.to(logits_BCX.dtype) if rows.targets.is_floating_point() else rows.targets
         if self.is_softmax:

@@ -170,7 +170,7 @@ class ReplayedForward:
         message = _too_few(len(replay.rows_R), replay.num_rows, "are replayed")
         self.switch.auxiliary, self.switch.too_few = True, message
         try:
-            with seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
+            with _seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
                 outputs = inner(replay.batch)
         except ValueError as error:
             # torch has no error class of its own for batch norm on a single row.
@@ -218,13 +218,8 @@ def _with_all_parameters(module: nn.Module, arguments: Any, outputs: Any) -> Any
 
 
 @contextmanager
-def seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
-    """Let torch's generators of the CPU and of a device start from a seed in the ``with`` block, and put them back.
-
-    Args:
-        device: Where the model computes.
-        seed: int64.
-    """
+def _seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
+    """Let torch's generators of CPU and device start from a seed in the ``with`` block, and put them back."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index

@@ -51,7 +51,7 @@ def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: boo
             inputs_RCHW = batch_get(replay.batch, keys.input)
             batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), keys.input, inputs_RCHW)
             loss = model.loss(replay.outputs, batch)
-            added = weighed_loss(state, replay.rows_R, replay.outputs, batch, loss)
+            added = _weighed_loss(state, replay.rows_R, replay.outputs, batch, loss)
             sums.add_adversarial_loss(added, len(replay.rows_R))
         else:
             _add_losses_apart(model, state, replay, sums)
@@ -76,16 +76,8 @@ def _add_losses_apart(model: Any, state: State, replay: Replay, sums: ReplaySums
             add(total_of(model.loss(*parts)), len(rows))
 
 
-def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
-    """Return the loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
-
-    Args:
-        state: Of the trainer, after the forward pass.
-        rows_R: int64 on the CPU: which rows of the microbatch they are.
-        outputs: Of the replayed rows.
-        batch: Theirs.
-        loss: What the model says of these two.
-    """
+def _weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
+    """Return the loss of replayed rows as one number, with the weights that a curriculum gives to their examples."""
     weights_B, losses = example_weights(state), example_losses(state)
     if weights_B is not None and losses is not None:
         losses_R = losses(outputs, batch)

@@ -56,6 +56,7 @@ def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
     """
     if logits.dim() == 1 or (task.class_dim == 0 and logits.dim() + 1 == like_BCX.dim()):
         return logits.unsqueeze(1)
+    # A shifted task leaves out the last position, which predicts a token that the batch does not have.
     places = like_BCX.shape[2] + int(task.shift) if like_BCX.dim() > 2 else None
     if task.class_dim == -1 and places is not None and logits.shape[1:] == (places, like_BCX.shape[1]):
         logits = logits.movedim(-1, 1)
@@ -69,6 +70,8 @@ def at_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
         logits_BCX: ``[B, C, h, w]``, or logits without a height and a width, which stay as they are.
         like_BCX: The student's, ``[B, C, H, W]``.
     """
+    # Recorded maps are means over cells, so they are smaller than the student's. Larger ones are of another task, and
+    # stay as they are: the comparison of shapes refuses them.
     sizes = logits_BCX.shape[2:], like_BCX.shape[2:]
     if len(sizes[0]) != 2 or len(sizes[1]) != 2 or any(a > b for a, b in zip(*sizes, strict=True)):
         return logits_BCX
@@ -158,6 +161,7 @@ def right_answers(task: Task, rows: Rows, target_BC: Tensor, yes_BC: Tensor, see
     """
     if rows.targets is None or not (task.is_softmax or task.is_sigmoid):
         return None
+    # Task.correct reads the sign of a logit: a yes is above 0.
     theirs = rows._replace(logits_BCX=target_BC if task.is_softmax else yes_BC.float() - 0.5)
     right_B, taught_B = task.correct(rows).float(), task.correct(theirs).float()
     seen_B = torch.ones_like(right_B) if seen_B is None else seen_B.float()

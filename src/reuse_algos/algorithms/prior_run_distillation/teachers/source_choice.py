@@ -59,8 +59,9 @@ def choose_source(
             raise PriorRunMismatchError(_no_images(hiding[0], "source: live was asked for"))
         return SourceChoice("live", "as asked for")
     automatic = isinstance(source, Auto)
-    reasons = (missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
+    reasons = (_missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
     reason = no_ids or next((found for found in reasons if found), None)
+    # In place of any other reason: no harvest could mend this one.
     if changers := mixes_examples(state) + changes_inputs(state):
         reason = (
             f"{changers[0]} changes the inputs, so logits that were cached without it are not true for what the "
@@ -71,6 +72,7 @@ def choose_source(
             raise PriorRunMismatchError(_no_images(hiding[0], reason))
         true = "archived logits are true for every view that this run shows"
         return SourceChoice("live", reason) if reason else SourceChoice("cached", true)
+    # mismatch: allow speaks of unknown views. A row that mixes examples is not a view of any.
     if reason and (mixes_examples(state) or mismatch != "allow"):
         raise PriorRunMismatchError(reason)
     return SourceChoice("cached", "as asked for" + (f", though {reason}" if reason else ""))
@@ -81,15 +83,8 @@ def signal_name(weights: str) -> str:
     return harvested_name("logits", weights)
 
 
-def missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None, least: float = 0.0) -> str | None:
-    """Say why cached logits of a run cannot stand for this run's views, or None where they can.
-
-    Args:
-        run: The prior run.
-        source: Whose logits are wanted, and how old captured ones may be.
-        policy: The views that this run will see.
-        least: Share of the examples of each view that must have logits. Default: 0, any.
-    """
+def _missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None, least: float = 0.0) -> str | None:
+    """Say why cached logits of a run cannot stand for this run's views, or None where they can."""
     views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
     advice = f"Run {harvest_command(run, 'logits', views=views)}, or use source: live"
     names = source.weight_names

@@ -15,8 +15,6 @@ from reuse_algos.archive.stores.remote.errors import Fault, read_fault
 from reuse_algos.archive.stores.remote.odd_keys import names_around, objects_around
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError
 
-__all__ = ["ObjectClient", "pause"]
-
 _STREAM_BYTES = 1 << 20
 _PAGE = 1000
 _TRIES = 3

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from reuse_algos.archive.stores.remote.errors import NO_CREDENTIALS
 from reuse_algos.errors import ArchiveError, ArchivePermissionError
 
-__all__ = ["OBJECT_SCHEMES", "Address", "configure", "connect", "parse_address", "s3_endpoint"]
-
 OBJECT_SCHEMES = {
     "s3": "s3",
     "s3a": "s3",

@@ -11,8 +11,6 @@ from typing import NoReturn
 
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchivePermissionError
 
-__all__ = ["NO_CREDENTIALS", "Fault", "read_fault"]
-
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _BULK = re.compile(r"[Rr]equest failed for key .*\(code: (\w{1,64})\)")  # one of many deletions, in an answer of 200

@@ -12,8 +12,6 @@ from reuse_algos.archive.stores.remote.client import ObjectClient
 from reuse_algos.archive.stores.remote.config import parse_address
 from reuse_algos.archive.stores.remote.puts import ObjectWriter
 
-__all__ = ["ObjectStore"]
-
 _PROBE_PATH = "index/conditional-put"
 
 

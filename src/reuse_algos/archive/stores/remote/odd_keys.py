@@ -16,8 +16,6 @@ from typing import Any
 from reuse_algos.archive.stores.remote.config import Address, s3_endpoint
 from reuse_algos.errors import ArchiveCorruptError, ArchiveError, ArchiveWarning
 
-__all__ = ["names_around", "objects_around"]
-
 _ODD = re.compile(r"[\x00-\x1f\x7f]|(?:\A|/)\.{0,2}(?:/|\Z)")
 _SHOWN = 3  # odd keys that one warning names
 

@@ -27,8 +27,6 @@ from reuse_algos.archive.stores.remote.client import ObjectClient, pause
 from reuse_algos.archive.stores.remote.errors import Fault
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning
 
-__all__ = ["ObjectWriter"]
-
 _SHORT_BYTES = 1 << 20  # up to here a request must be answered within seconds
 _SHORT_SECONDS, _WHOLE_SECONDS, _LONG_SECONDS = 5, 40, 300
 _PART_BYTES = 16 << 20  # S3 takes 10,000 parts: 160 GB
