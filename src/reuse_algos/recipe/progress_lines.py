@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 
-from composer import Callback, State
+from composer import Callback, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 
@@ -33,8 +33,7 @@ class ProgressLines(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """Print a line where the next part of training has begun."""
         del logger
-        elapsed = state.get_elapsed_duration()
-        part = math.floor(self.lines * float(elapsed.value)) if elapsed is not None else int(state.timestamp.epoch)
+        part = math.floor(self.lines * _share_of(state))
         if part == self._printed or dist.get_global_rank() != 0:
             return
         self._printed = part
@@ -47,3 +46,14 @@ class ProgressLines(Callback):
             file=sys.stderr,
             flush=True,
         )
+
+
+def _share_of(state: State) -> float:
+    """Return the share of training that is done, from 0 to 1."""
+    assert state.max_duration is not None
+    if state.max_duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        # Composer counts whole epochs, and a training of one epoch would show its first batch only.
+        inside = int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
+        return (int(state.timestamp.epoch) + inside) / int(state.max_duration.value)
+    elapsed = state.get_elapsed_duration()
+    return 0.0 if elapsed is None else float(elapsed.value)
