@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
-from reuse_algos.training.kept_state import kept_modes
 from reuse_algos.training.parameters.batch_norm import split_layers
+from reuse_algos.training.parameters.kept_state import kept_modes
 
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""

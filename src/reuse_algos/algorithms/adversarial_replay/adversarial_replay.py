@@ -195,9 +195,7 @@ class AdversarialReplay(ReusingAlgorithm):
         dataset: Any = getattr(state.dataloader, "dataset", None)
         info = self.dataset or try_info(dataset)
         if info is None:
-            raise ExampleIdError(
-                "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
-            )
+            raise ExampleIdError("the train examples cannot be told apart; describe them: dataset=DatasetInfo(...).")
         self._info, self._looked_at_pixels = info, False
         self.pixels = self._given_pixels or pixels_of(dataset)
         self.load_perturbations(state, info)
@@ -293,12 +291,8 @@ class AdversarialReplay(ReusingAlgorithm):
         state = super().state_dict()
         if self.written is not None:
             state["written"] = self.written.state_dict()
-        state.update(
-            restarted=self.replay.restarted,
-            record=self.replay.record.state_dict(),
-            slots_used={run_id: sorted(slots) for run_id, slots in self._slots_used.items()},
-        )
-        return state
+        replay, slots = self.replay, {run_id: sorted(slots) for run_id, slots in self._slots_used.items()}
+        return {**state, "restarted": replay.restarted, "record": replay.record.state_dict(), "slots_used": slots}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""

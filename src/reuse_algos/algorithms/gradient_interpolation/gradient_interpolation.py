@@ -21,9 +21,9 @@ from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_time
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
-from reuse_algos.training.kept_state import kept_state
 from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.parameters.kept_state import kept_state
 
 _SALT_DELTA = 51  # of view_hash: keeps this draw apart from those of other modules
 _NEAR = 0.02  # of the clamp: nearer to 0 or to the clamp than this, the step is drawn again

@@ -172,8 +172,6 @@ class HistoryCurriculum(ReusingAlgorithm):
         elif event == Event.FIT_END:
             self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
 
-    # Start ----------------------------------------------------------------------------------------------------------
-
     def start_afresh(self) -> None:
         """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()

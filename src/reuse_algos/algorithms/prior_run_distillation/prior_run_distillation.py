@@ -53,8 +53,8 @@ class PriorRunDistillation(ReusingAlgorithm):
     rewrote it, :math:`D` the distillation term, and :math:`w` = ``loss.weight``. Where another algorithm weighs
     examples (``HistoryCurriculum``), :math:`D` is weighed in the same way. The task is found in the first batch:
     ``kl`` compares softmax distributions of multiclass, token and dense tasks over their counted targets, and the
-    yes-or-no answers of binary and multilabel tasks; regression needs ``mse``, on outputs. Sections are
-    given as a dataclass of this package, as a mapping, or as the bare name.
+    yes-or-no answers of binary and multilabel tasks; regression needs ``mse``, on outputs. Sections are given as a
+    dataclass of this package, a mapping, or the bare name.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
@@ -82,9 +82,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         TaskError: In the first batch, before the first step: the term is not defined for the task, or none is found.
 
     Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
-    answer is the teachers'; not for regression),
-    ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start), ``/active`` (0 or 1), and
-    ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
+    answer is the teachers'; not for regression), ``/coverage`` (share of rows with a target), ``/teacher_seconds``
+    (since the start), ``/active`` (0 or 1), and ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
 
     Example:
         .. code-block:: python
@@ -200,8 +199,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             tell_epoch(state)
         if event == Event.BEFORE_TRAIN_BATCH:
             self.lessons.strength = self.loss.at(state)
-            on = self.is_active(state)
-            if on:
+            if on := self.is_active(state):
                 self._check(lambda: self.loss.check(self.lessons.strength))
             # Decided for the whole batch, so that its microbatches, and a retry of them, are measured alike.
             self._looks = on and self.watch.is_due(state)
@@ -250,8 +248,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._check(lambda: self.loss.check_ahead(state, self.when))
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
-        policy = self.ids.view_policy
-        self.lessons.load(state, self.prior_runs, self.dataset, policy, self._no_ids, self.student)
+        self.lessons.load(state, self.prior_runs, self.dataset, self.ids.view_policy, self._no_ids, self.student)
         self.student = None
 
     @staticmethod

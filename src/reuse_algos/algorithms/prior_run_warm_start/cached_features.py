@@ -30,9 +30,9 @@ from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, numbered_views
 from reuse_algos.training.first_batch.views import read_rows
 from reuse_algos.training.interplay import changes_inputs, mixes_examples
-from reuse_algos.training.kept_state import kept_state
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.head import PassOfHead
+from reuse_algos.training.parameters.kept_state import kept_state
 
 log = logging.getLogger(__name__)
 

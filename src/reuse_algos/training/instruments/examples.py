@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from reuse_algos.errors import DataError, ModelError
-from reuse_algos.training.kept_state import kept_modes
 from reuse_algos.training.loss import total_of
+from reuse_algos.training.parameters.kept_state import kept_modes
 
 log = logging.getLogger(__name__)
 
