@@ -139,7 +139,7 @@ def archive_scale(path: Path) -> str:
                 f"{count:,} runs: compare {compared:.1f} s of the processor (goal 20), recommend {advised:.1f} s (goal "
                 f"30); a page of {one['page_bytes'] / 1e6:.1f} MB (goal 5), {more:.0f} MB more memory (goal 300)"
             )
-        else:
+        elif what == "commits":
             lines.append(
                 f"{count:,} commits of a small run: {one['bytes'] / 1e6:.1f} MB of manifests (goal 20); the last tenth "
                 f"takes {one['ratio']:.2f} times as long as the first (goal 1.5)"
@@ -154,7 +154,8 @@ def torture(path: Path) -> str:
     lines = [f"{'row':>3}  {'case':50} {'tries':>6} {'lost':>5} {'torn':>5} {'undetected':>10}"]
     for (row, case), one in sorted(newest.items()):
         lines.append(f"{row:3}  {case:50} {one['tries']:6} {one['lost']:5} {one['torn']:5} {one['undetected']:10}")
-    found = [one for one in records if one["lost"] or one["torn"] or one["undetected"]]
+    older = [one for one in records if one is not newest[one["row"], one["case"]]]
+    found = [one for one in older if one["lost"] or one["torn"] or one["undetected"]]
     cases = ", ".join(f"row {one['row']}: {one['torn'] + one['lost'] + one['undetected']}" for one in found)
     lines.append(f"Earlier lines of the file that found something, mended since: {cases or 'none'}.")
     return "\n".join(lines)

@@ -206,7 +206,7 @@ DAMAGES: dict[str, Callable[[Truth], None]] = {
     "a flipped byte in the database": _database(_flip),
     "a database of another version": _sql("PRAGMA user_version = 99"),
     "a database without tables": _sql("DROP TABLE own; DROP TABLE shards"),
-    "rows that are noise": _sql("UPDATE own SET summary = x'00'; UPDATE shards SET data = x'00'"),
+    "rows that are noise": _sql("UPDATE own SET summary = x'00'; UPDATE shards SET lines = x'00'"),
     "a removed run": _remove,
     "a run that says something else": _replace,
     "a killed writer": _killed,
