@@ -3,6 +3,9 @@
 # make test-slow   the long tests, which `make test` leaves out
 # make docs   the same set-up, then builds the documentation into docs/_build/html
 # make lint   formatter, linter and type checker
+#
+# The workers of pytest begin with one stretch of the tests each, so that few session fixtures are made twice, and one
+# that is done takes over half of what another still has (worksteal): no long file is left to a single core at the end.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

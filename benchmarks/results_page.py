@@ -209,6 +209,13 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Do the presets ever harm?",
+        "do_no_harm.jsonl",
+        "Presets `same_data` and `other_architecture` (crossed) with one frozen setting, on data on which nothing was "
+        "tuned; a preset harms where it is surely more than 0.3 points below plain.",
+        summary("do_no_harm"),
+    ),
+    Section(
         "What was tried for the missed goals",
         "tries_cifar100_small.jsonl",
         "Other settings of the same recipe, with a seed or two and no claim; the raw file has the overrides of each.",

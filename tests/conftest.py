@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,15 +13,35 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import forked_python
+
 if TYPE_CHECKING:
     from archive.moto_server import MotoServer
 
 # Set before anything is imported or collected: child processes inherit it, too.
+_PYTHON = forked_python.prepare()
 _CACHE = tempfile.TemporaryDirectory(prefix="reuse_algos-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process starts another that imports torch, to wait for work
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums in the same order in every process, and cores are for workers
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _commit_of_composer() -> Iterator[None]:
+    """Every Trainer and checkpoint asks pip for it, which takes as long as four batches of a small training."""
+    module = sys.modules.get("composer.utils.collect_env")
+    with pytest.MonkeyPatch.context() as here:
+        if module is not None:
+            here.setattr(module, "get_composer_commit_hash", functools.cache(module.get_composer_commit_hash))
+        yield
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that the code under test starts are forks."""
+    monkeypatch.setattr(sys, "executable", forked_python.forked_python())
 
 
 @pytest.fixture(scope="session")

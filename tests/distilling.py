@@ -60,7 +60,7 @@ def fit(
         epoch_loader(data or viewed()),
         model or mlp(5),
         algorithms=algorithms,
-        callbacks=[watch],
+        callbacks=[watch, *arguments.pop("callbacks", ())],
         loggers=[log],
         **{"max_duration": "1ep", **arguments},
     )

@@ -211,3 +211,16 @@ def test_sphinx_builds_the_pages_without_a_warning(tmp_path: Path) -> None:
     reference = (tmp_path / "html" / "api" / "algorithms.html").read_text(encoding="utf-8")
     assert 'id="reuse_algos.algorithms.PriorRunDistillation"' in reference
     assert "data:image/png" in (tmp_path / "html" / "walk.html").read_text(encoding="utf-8")
+
+
+def test_the_page_of_other_setups_names_tests_that_exist() -> None:
+    page = (DOCS / "guides" / "other_setups.md").read_text(encoding="utf-8")
+    named = sorted(set(re.findall(r"`([\w/]+\.py)(?:::(\w+))?`", page)))
+    assert len(named) > 50
+    tests = Path(__file__).parent
+    missing = [
+        f"{file}::{name}"
+        for file, name in named
+        if not (tests / file).is_file() or (name and f"def {name}(" not in (tests / file).read_text(encoding="utf-8"))
+    ]
+    assert missing == []

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from composer.models import ComposerModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, Subset
 
+from forked_python import launch
 from reuse_algos.data.example_ids import ExampleIds, track_loader
 from reuse_algos.data.sampler import EpochSampler, TrackedBatchSampler
 from reuse_algos.data.trainer import num_rows
@@ -311,8 +310,7 @@ def test_two_ranks_see_the_batches_of_one(tmp_path: Path) -> None:
     script = Path(__file__).parent / "ranks" / "record_ids.py"
     results = {}
     for ranks in (1, 2):
-        command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(script), str(tmp_path)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        launch(ranks, str(script), str(tmp_path), check=True)
         parts = [json.loads((tmp_path / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
         results[ranks] = [sorted(i for part in parts for i in part[b]) for b in range(len(parts[0]))]
     assert results[1] == results[2]

@@ -101,6 +101,27 @@ def test_plain_run_gets_the_views_of_its_harvest(tmp_path: Path) -> None:
     assert (record.view_seed, record.transform) == (7, "none")
 
 
+def test_data_without_augmentation_need_no_wrapper(tmp_path: Path) -> None:
+    """They have one view; what draws at random is told from them by reading some examples twice."""
+    recorder = RunRecorder(tmp_path, run_name="plain")
+    trainer(epoch_loader(blobs()), mlp(1), callbacks=[recorder]).fit()
+
+    class TensorDataset(type(blobs())):  # of the same name: that is part of what data are
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image + 0.1 * torch.randn_like(image), label
+
+    with pytest.raises(DataError, match="other examples each time that it is read"):
+        _harvest(tmp_path, "plain", dataset=TensorDataset(*blobs().tensors))
+    _harvest(tmp_path, "plain", dataset=blobs())
+    plain = RunArchive(tmp_path).run("plain")
+    signal = plain.signal("logits")
+    assert signal.slots == [0]
+    assert bool(signal.seen(0).all())
+    assert plain.manifest.dataset is not None
+    assert plain.manifest.dataset.transform == "none"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

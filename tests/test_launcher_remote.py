@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from archive.moto_server import MotoServer
+from forked_python import launch, python
 from reuse_algos.archive import RunArchive
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["data.train_examples=256", "data.batch_size=64", "max_duration=2ep", "progress_bar=false", "device=cpu"]
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300, env=environment
-    )
-
-
 def _launch(method: str, *overrides: str) -> subprocess.CompletedProcess[str]:
     recipe = str(ROOT / f"yamls/digits/{method}.yaml")
-    return _run("composer.cli.launcher", "-n", "2", "-m", "reuse_algos.train", recipe, *SMALL, *overrides)
+    return launch(2, "-m", "reuse_algos.train", recipe, *SMALL, *overrides)
 
 
 @pytest.mark.ranks
@@ -52,26 +44,25 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
     assert signals
     assert signals <= cached
 
-    compared = _run("reuse_algos.cli", "compare", location, "--json")
+    compared = python("-m", "reuse_algos.cli", "compare", location, "--json")
     assert compared.returncode == 0, compared.stderr
     result = json.loads(compared.stdout)
     assert result["archive"] == location
     assert {group["name"]: group["n"] for group in result["groups"]} == {"baseline": 1, "distilled": 1}
 
     monkeypatch.setenv("REUSE_ALGOS_ARCHIVE", "/nowhere")  # a URL is an archive, not a run of that one
-    verified = _run("reuse_algos.cli", "verify", location, "--json")
+    verified = python("-m", "reuse_algos.cli", "verify", location, "--json")
     assert (verified.returncode, json.loads(verified.stdout)["problems"]) == (0, [])
 
     (found, *_) = s3.client.list_objects_v2(Bucket=bucket, Prefix=f"team/archive/runs/{baseline.id}/data/")["Contents"]
     data = s3.client.get_object(Bucket=bucket, Key=found["Key"])["Body"].read()
     s3.client.put_object(Bucket=bucket, Key=found["Key"], Body=data[:-1] + bytes([data[-1] ^ 1]))
-    verified = _run("reuse_algos.cli", "verify", location, "--json")
+    verified = python("-m", "reuse_algos.cli", "verify", location, "--json")
     (problem,) = json.loads(verified.stdout)["problems"]
     assert (verified.returncode, problem["run_id"]) == (1, baseline.id)
     assert problem["path"] == found["Key"].removeprefix("team/archive/")
 
 
-@pytest.mark.slow
 @pytest.mark.ranks
 def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: Path, monkeypatch) -> None:
     location, spool = f"s3://{s3.new_bucket()}/archive", str(tmp_path / "spool")
@@ -89,7 +80,7 @@ def test_a_bucket_out_of_reach_gets_the_record_later(s3: MotoServer, tmp_path: P
     assert "no connection" in refused.stderr
 
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.url)
-    copied = _run("reuse_algos.cli", "copy", spool, location, "--json")
+    copied = python("-m", "reuse_algos.cli", "copy", spool, location, "--json")
     assert copied.returncode == 0, copied.stderr
     (here,), (there,) = (RunArchive(place).runs() for place in (spool, location))
     assert there.manifest == here.manifest

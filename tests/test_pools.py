@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from forked_python import launch
 from reuse_algos import train
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.cli import main
@@ -373,15 +372,13 @@ def test_a_sequence_trains_teacher_pool_and_student_in_order_and_counts_all(tmp_
     assert pool.steps[3].prior_runs == [ids["student_seed-1"]]
 
 
-@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_train_the_student_of_one(store: Path, tmp_path: Path) -> None:
     recipe = [str(ROOT / "yamls/digits/baseline.yaml"), f"archive={store}", "device=cpu", "progress_bar=false"]
     recipe += ["data.train_examples=50", "data.train_rest=true", "data.pseudo_labels={run: pool-1, per_class: 20}"]
     recipe += ["data.resample=sqrt", "max_duration=1ep", "callbacks.run_recorder.signals={loss: {}}", "scheduler=null"]
     assert train.main([*recipe, "run_name=ranks-1"]) == 0
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "-m", "reuse_algos.train"]
-    subprocess.run([*command, *recipe, "run_name=ranks-2"], check=True, capture_output=True, timeout=600)
+    launch(2, "-m", "reuse_algos.train", *recipe, "run_name=ranks-2", check=True)
     one, two = (RunArchive(store).run(f"ranks-{ranks}") for ranks in (1, 2))
     assert torch.equal(one.keys(), two.keys())
     assert torch.equal(one.labels(), two.labels())  # type: ignore[arg-type]

@@ -153,7 +153,7 @@ def test_a_harvest_that_was_killed_between_views_goes_on(tmp_path: Path) -> None
     assert [harvest.views for harvest in run.manifest.harvests] == [[0], [1, 2]]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_processes_harvest_where_the_data_now_lie_and_say_what_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

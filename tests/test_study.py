@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -32,11 +33,14 @@ from study_summary import advice, compare_records  # noqa: E402
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_every_study_can_be_planned_and_names_what_its_controls_control(path: Path) -> None:
-    config = load_sequence(path, ["folder=elsewhere"])
+def test_every_study_can_be_planned_and_names_what_its_controls_control(path: Path, tmp_path: Path) -> None:
+    assert load_sequence(path, ["folder=elsewhere"]).name == path.stem.replace("_", "-")
+    # The steps of one seed: another one changes the seed. A study with all of its seeds is in recipe/test_grouping.py.
+    short = tmp_path / path.name
+    short.write_text(re.sub(r"\bseed: \[(\d+),[^]]*\]", r"seed: [\1]", path.read_text()))
+    config = load_sequence(short, ["folder=elsewhere"])
     plan = plan_sequence(config)
     assert config.baseline in config.arms
-    assert config.name == path.stem.replace("_", "-")
     for name, arm in config.arms.items():
         assert arm.tags.get("control_of", name) in config.arms
         budgets = {step.point.get("max_duration") for step in plan.of_arm(name)}

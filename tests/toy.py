@@ -17,7 +17,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
-from reuse_algos.data.views import ViewedDataset, ViewPolicy
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 
 NUM_CLASSES = 4
 NUM_FEATURES = 6
@@ -68,6 +68,11 @@ class DictModel(ComposerClassifier):
 
     def update_metric(self, batch: Any, outputs: Any, metric: Any) -> None:
         metric.update(outputs["logits"], batch["y"])
+
+
+def keyed(rows: list[Any]) -> dict[str, torch.Tensor]:
+    """Collate examples as such a batch."""
+    return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
 
 
 class Spy(Algorithm):
@@ -136,11 +141,31 @@ def checkpointed(folder: Path, **arguments: Any) -> dict[str, Any]:
 
 def viewed(length: int = 64, num_views: int = 2, *, seed: int = 0) -> Dataset:
     """Blobs with seeded noise as augmentation: every view of every example differs."""
-    return ViewedDataset(
+    data = KeptViews(
         NoisyDataset(blobs(length, seed)),
         ViewPolicy(seed=3, num_views=num_views, transform="noise(0.3)"),
         DatasetInfo("blobs", torch.arange(length), torch.arange(length) % NUM_CLASSES, tuple("abcd")),
     )
+    data.kept = _KEPT.setdefault((length, seed), {})
+    return data
+
+
+_KEPT: dict[tuple[int, int], dict[ExampleView, Any]] = {}
+
+
+class KeptViews(ViewedDataset):
+    """Makes each view once: seeding generators for every example would take half the time of a small training."""
+
+    kept: dict[ExampleView, Any]
+
+    def __getitem__(self, index: ExampleView | int) -> Any:
+        if not isinstance(index, tuple):
+            index = ExampleView(int(index), self.view_policy.view_of_epoch(self._epoch.value or 0))
+        if index[1] < 0:
+            return super().__getitem__(index)
+        if index not in self.kept:
+            self.kept[index] = super().__getitem__(index)
+        return self.kept[index]
 
 
 class NoisyDataset(Dataset):

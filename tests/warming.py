@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from composer import Algorithm, Callback, Event, State
 from composer.loggers import InMemoryLogger
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from reuse_algos.algorithms import PriorRunWarmStart
 from reuse_algos.archive import RunArchive
@@ -87,6 +87,19 @@ def fit(
     )
     one.fit()
     return one, weights, log
+
+
+def trainer_with(optimizer: Any, model: Any, algorithms: list[Any], callbacks: list[Any], **arguments: Any) -> Any:
+    """A Trainer of two epochs with an evaluation after each."""
+    return trainer(
+        epoch_loader(Named()),
+        model,
+        optimizers=optimizer,
+        algorithms=algorithms,
+        callbacks=callbacks,
+        eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
+        **arguments,
+    )
 
 
 def record(archive: RunArchive, name: str, algorithms: list[Any] | None = None, **arguments: Any) -> str:

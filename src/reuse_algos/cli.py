@@ -30,7 +30,7 @@ _EPILOG = f"""\
 {ARCHIVE_HELP}
 
 examples:
-  reuse-algos train yamls/digits/baseline.yaml tags.method=baseline
+  reuse-algos train digits/baseline tags.method=baseline
   reuse-algos runs ./archive --order best
   reuse-algos compare ./archive --group-by tags.method --baseline baseline
 
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         shows the traceback), 130 interrupted, 141 if the reader of stdout went away.
     """
     try:
-        args = build_parser().parse_args(argv)
+        args = _parsed(argv)
     except SystemExit as stop:  # argparse has printed what is wrong
         return stop.code if isinstance(stop.code, int) else 2
     with warnings.catch_warnings():
@@ -101,6 +101,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             print(f"reuse-algos: error: {printable(str(error))}", file=sys.stderr)
             return 2
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; key=value may also follow the options of a command that takes overrides."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    # The parser of a command stops to collect overrides at its first option, and sub-parsers cannot intermix them.
+    if unknown := [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
+    return args
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ __all__ = [
     "ArchiveCorruptError",
     "ArchiveError",
     "ArchiveNotADirectoryError",
+    "ArchiveNotFoundError",
     "ArchivePermissionError",
     "ArchiveVersionError",
     "ArchiveWarning",
@@ -50,6 +51,10 @@ class ArchivePermissionError(ArchiveError, PermissionError):
 
 class ArchiveNotADirectoryError(ArchiveError, NotADirectoryError):
     """The archive's path is something other than a directory."""
+
+
+class ArchiveNotFoundError(ArchiveError, FileNotFoundError):
+    """There is no archive at this place."""
 
 
 class ArchiveCorruptError(ArchiveError, ValueError):

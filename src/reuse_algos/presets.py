@@ -7,9 +7,10 @@ against plain training, and :data:`SHOWN` names those that have passed. Recipes 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PRESETS", "SHOWN", "preset"]
+__all__ = ["PRESETS", "SHOWN", "preset", "presets_of"]
 
 # At the start of training a term of weight 1 pulls at ten logits two thirds as hard as a cross entropy does, one of
 # weight 4 more than twice as hard, and a learning rate that was chosen for plain training is then too high: on
@@ -34,9 +35,11 @@ setting of the same model is searched for, on the same data. ``other_architectur
 """
 
 # A start from the weights of a run on a part of the data saved 1.67 times the examples on CIFAR-100 and 2.65 times on
-# Fashion-MNIST, on which nothing was tuned. Teachers have not been shown to do no harm on data like that.
-SHOWN: frozenset[str] = frozenset({"grown_data"})
-"""Situations whose preset was held against plain training on several datasets and was never worse."""
+# Fashion-MNIST, on which nothing was tuned. Teachers of the same model gain 2.4 to 2.7 points at short budgets on
+# CIFAR-100, and neither gain nor lose surely on the other datasets of the do-no-harm studies. Teachers of another model
+# did no harm there, and were not shown to help.
+SHOWN: frozenset[str] = frozenset({"same_data", "grown_data"})
+"""Situations whose preset helped on one dataset and was not surely worse than plain training on any other."""
 
 
 def preset(situation: str) -> dict[str, dict[str, Any]]:
@@ -51,3 +54,26 @@ def preset(situation: str) -> dict[str, dict[str, Any]]:
     if situation not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {situation!r}")
     return copy.deepcopy(PRESETS[situation])
+
+
+def presets_of(algorithms: Mapping[str, Any]) -> list[str]:
+    """Return the situations whose preset a recipe's algorithms have, all of its values unchanged.
+
+    Args:
+        algorithms: Algorithm -> its options, as a recipe records them.
+
+    >>> presets_of({"prior_run_warm_start": {"runs": ["a"]}})
+    ['grown_data']
+    """
+    return [
+        situation
+        for situation, settings in PRESETS.items()
+        if all(name in algorithms and _holds(algorithms[name], values) for name, values in settings.items())
+    ]
+
+
+def _holds(options: Any, values: Any) -> bool:
+    """Return whether options have all of the values; what else they have is not of the preset."""
+    if isinstance(values, Mapping):
+        return isinstance(options, Mapping) and all(_holds(options.get(key), value) for key, value in values.items())
+    return bool(options == values)

@@ -135,7 +135,7 @@ def fit_section(kinds: Any, value: Any, where: str) -> Any:
 
 
 def fit(value: Any, hint: Any, path: str, faults: Faults, builders: _Builders = types.MappingProxyType({})) -> Any:
-    """Return the value as an annotation wants it; where it does not fit, note a fault and return it unchanged.
+    """Return the value as its annotation says; where it does not fit, note a fault and return it unchanged.
 
     Numbers in texts become numbers (the environment only has texts), numbers become text where only text will do,
     lists become tuples, names of enum members become members, and mappings become the dataclasses of the annotation.

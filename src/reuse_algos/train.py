@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import yaml
 from composer import Trainer
 from composer.utils import dist
 from rich.console import Console
@@ -24,7 +21,9 @@ from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.harvest import label_pool
 from reuse_algos.recipe.build import build_trainer, check_world_size
 from reuse_algos.recipe.compose import Recipe, load_recipe
-from reuse_algos.recipe.schema import Settings
+from reuse_algos.recipe.data_check import check_data
+from reuse_algos.recipe.shipped import recipe_path
+from reuse_algos.recipe.shown import without_defaults, yaml_text
 
 __all__ = ["main"]
 
@@ -62,10 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "=" in arguments.recipe:
             raise RecipeError(f"the recipe's file comes first, before {arguments.recipe!r}. See --help")
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        recipe = load_recipe(recipe_path(arguments.recipe), arguments.overrides)
         check_world_size(recipe)
         _show(recipe, everything=arguments.check)
-        if not arguments.check:
+        if arguments.check:
+            for line in check_data([(recipe.source, recipe)]):
+                _say(line)
+        else:
             _train(recipe)
     except ReuseAlgosError as error:
         log.debug("the run failed", exc_info=True)
@@ -82,9 +84,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("recipe", help="the YAML file")
+    parser.add_argument("recipe", help="a YAML file, or the name of one that comes with the library")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change or add a value of the recipe")
-    parser.add_argument("--check", action="store_true", help="print the whole recipe and check it, without training")
+    parser.add_argument(
+        "--check", action="store_true", help="print the whole recipe, check it and load its data, without training"
+    )
     return parser
 
 
@@ -130,21 +134,8 @@ def _show(recipe: Recipe, *, everything: bool) -> None:
     """Print the recipe as it will be run: all of it, or only what differs from the defaults."""
     if dist.get_global_rank() != 0:
         return
-    shown = recipe.record if everything else _without(recipe.record, dataclasses.asdict(Settings()))
-    text = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip()
+    text = yaml_text(recipe.record if everything else without_defaults(recipe.record))
     Console().print(Panel(Syntax(text, "yaml", background_color="default", word_wrap=True), title=recipe.source))
-
-
-def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Return the values that differ from the defaults; names are always kept, as they say what the rest is about."""
-    kept = {}
-    for key, value in values.items():
-        default = defaults.get(key, dataclasses.MISSING)
-        if isinstance(value, dict) and isinstance(default, dict):
-            value, default = _without(value, default), {}
-        if value != default or key == "name":
-            kept[key] = value
-    return kept
 
 
 def _report(trainer: Trainer, seconds: float) -> None:

@@ -114,6 +114,7 @@ _RANK_STRATEGIES: dict[str, dict[str, Any]] = {
     "dynamic_prune, fixed scores": {"prune_rate": 0.5, "score": torch.linspace(0.1, 3.0, 64).double()},
 }
 _WINDOW = {"idle": {"start": "5ep"}, "says": "between start=5ep"}
+_UNTAUGHT = {"idle": {"start": "5ep"}, "says": "no row was taught between start=5ep"}
 _BOTH_RUNS = {"runs": ["older", "newer"], "recency": 0.5}
 _SHOWN_ONCE = "every epoch showed all examples once, with weight 1"
 
@@ -128,18 +129,20 @@ ROWS: dict[str, Row] = {
         )
         for name, settings in STRATEGIES.items()
     },
-    "distillation, cached": Row(distil, {"source": "cached"}, **_WINDOW),
+    "distillation, cached": Row(distil, {"source": "cached"}, **_UNTAUGHT),
     "distillation, live": Row(
         distil,
         {"source": "live", "loss": "mse", "weight": 2.0, "weight_scheduler": LinearScheduler(t_max="6ba")},
-        **_WINDOW,
+        **_UNTAUGHT,
     ),
     "distillation, scaled": Row(
-        distil, {"source": "live", "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 0.5}}, **_WINDOW
+        distil,
+        {"source": "live", "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 0.5}},
+        **_UNTAUGHT,
     ),
     "auto reuse": Row(AutoReuse, {"unproven": True}),
-    "distillation, sample": Row(distil, {"source": "cached", "combine": "sample", "every_n_batches": 2}, **_WINDOW),
-    "distillation, mixup": Row(distil, {"source": "live", "combine": "mixup", "stop": "1ep"}, **_WINDOW),
+    "distillation, sample": Row(distil, {"source": "cached", "combine": "sample", "every_n_batches": 2}, **_UNTAUGHT),
+    "distillation, mixup": Row(distil, {"source": "live", "combine": "mixup", "stop": "1ep"}, **_UNTAUGHT),
     "replay, append": Row(replay, {**_BOTH_RUNS, "start": "1ba"}, "images", **_WINDOW, ranks={"fraction": 1.0}),
     "replay, replace": Row(
         replay,
@@ -218,7 +221,7 @@ def train(
     }
     moments = [value for state in one.state.optimizers[0].state.values() for value in state.values()]
     state = None if algorithm is None else algorithm.state_dict()
-    return Done(weights, metrics, int(one.state.timestamp.batch), moments, _comparable(state))
+    return Done(weights, metrics, int(one.state.timestamp.batch), moments, comparable(state))
 
 
 def resume(row: Row, archives: Archives, folder: Path, stop: int) -> Done:
@@ -228,12 +231,12 @@ def resume(row: Row, archives: Archives, folder: Path, stop: int) -> Done:
     return train(row, row.build(archives), **arguments)
 
 
-def _comparable(state: Any) -> Any:
+def comparable(state: Any) -> Any:
     """The state with tensors as lists, without seconds and addresses."""
     if isinstance(state, Mapping):
-        return {key: _comparable(value) for key, value in state.items() if "seconds" not in key and key != "repr"}
+        return {key: comparable(value) for key, value in state.items() if "seconds" not in key and key != "repr"}
     if isinstance(state, (tuple, list)):
-        return [_comparable(value) for value in state]
+        return [comparable(value) for value in state]
     if isinstance(state, Tensor):
         return [repr(value) for value in state.flatten().tolist()]  # as text, for NaN equals itself there
     return state

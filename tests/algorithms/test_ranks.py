@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from algorithms.settings import HOMES, RESUMED_ON_RANKS, ROWS, Archives, differing, train
+from forked_python import launch
 from replaying import N, add_part, follow_part, follow_replace, make_archive
 from reuse_algos.archive import RunArchive
 
@@ -22,9 +21,7 @@ def test_two_ranks_do_what_one_does(archive: RunArchive, tmp_path: Path) -> None
     archives = {"blobs": archive, "images": make_archive(tmp_path / "images")}
     add_part(archives["images"], tmp_path / "images")
     script = Path(__file__).parents[1] / "ranks" / "algorithms_on_ranks.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    command += [str(archives[home].location) for home in HOMES]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    done = launch(2, str(script), str(tmp_path), *(str(archives[home].location) for home in HOMES))
     assert done.returncode == 0, done.stdout + done.stderr
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     _every_row(archives, *(rank["rows"] for rank in ranks))

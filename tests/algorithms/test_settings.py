@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 from composer import Event
 
-from algorithms.settings import HOMES, ROWS, Archives, Done, Row, differing, resume, train
+from algorithms.settings import HOMES, ROWS, Archives, Done, Row, comparable, differing, resume, train
 from reuse_algos.algorithms import ReusingAlgorithm
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import NoEffectWarning, RunNotFoundError
+from toy import epoch_loader, trainer
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:No batches were trained"),  # Composer, where an epoch's last batch was saved
@@ -86,6 +87,19 @@ def test_another_trainer_starts_afresh(archives: Archives, straight: Callable[[s
     assert again.state == straight(name).state
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_match_only_answers(archives: Archives, name: str) -> None:
+    row = ROWS[name]
+    algorithm = row.build(archives)
+    one = trainer(epoch_loader(HOMES[row.home].data()), HOMES[row.home].model(5), algorithms=[algorithm])
+    values, state = dict(vars(algorithm)), comparable(algorithm.state_dict())
+    for event in Event:
+        algorithm.match(event, one.state)
+    assert all(vars(algorithm)[key] is value for key, value in values.items())
+    assert comparable(algorithm.state_dict()) == state
+    one.close()
+
+
 @pytest.mark.parametrize("name", IDLE)
 def test_warns_when_it_changed_nothing(archives: Archives, plain: Callable[[str], Done], name: str) -> None:
     row = ROWS[name]
@@ -93,8 +107,20 @@ def test_warns_when_it_changed_nothing(archives: Archives, plain: Callable[[str]
     with pytest.warns(NoEffectWarning, match=f"had no effect: .*{row.says}"):
         done = train(row, row.build(archives, **row.idle))
     assert done.batches == plain(row.home).batches
-    if row.says.startswith("between"):  # what decides the order shows every example, in an order of its own
+    if "between" in row.says:  # what decides the order shows every example, in an order of its own
         assert not differing({n: done.weights[n] for n in plain(row.home).weights}, plain(row.home).weights)
+
+
+@pytest.mark.parametrize("name", ["distillation, live", "replay, append"])
+def test_an_interruption_is_not_taken_for_no_effect(
+    archives: Archives, recwarn: pytest.WarningsRecorder, name: str
+) -> None:
+    """What was stopped before its window began has had no time to have an effect."""
+    row = ROWS[name]
+    assert row.idle is not None
+    done = train(row, row.build(archives, **row.idle), stop=2)
+    assert (done.batches, done.state["batches_applied"]) == (2, 0)
+    assert [one for one in recwarn if issubclass(one.category, NoEffectWarning)] == []
 
 
 @pytest.mark.parametrize("name", ROWS)

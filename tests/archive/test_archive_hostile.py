@@ -1,4 +1,4 @@
-"""Archives made to do harm: only ArchiveError comes out, quickly, and nothing outside the archive is touched."""
+"""Archives made to do harm: only ArchiveError comes out, in little memory, and nothing outside of them is touched."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -36,12 +35,10 @@ from .torture.hostile_reader import WATCHED
 
 
 @contextmanager
-def within(seconds: float, mebibytes: float) -> Iterator[None]:
+def within(mebibytes: float) -> Iterator[None]:
     tracemalloc.start()
-    began = time.perf_counter()
     try:
         yield
-        assert time.perf_counter() - began < seconds
         assert tracemalloc.get_traced_memory()[1] < mebibytes * 2**20
     finally:
         tracemalloc.stop()
@@ -51,14 +48,14 @@ def within(seconds: float, mebibytes: float) -> Iterator[None]:
 def test_bad_tensor_files_are_refused(archive: RunArchive, case: str) -> None:
     data, tensors = BAD_HEADERS[case]
     run_id = plant(archive, data, tensors)
-    with within(1.0, 50), pytest.raises(ArchiveCorruptError, match=run_id):
+    with within(50), pytest.raises(ArchiveCorruptError, match=run_id):
         archive.run(run_id).weights()
     assert len(archive.verify(run_id).problems) == 1
 
 
 def test_a_huge_header_is_refused_unread(archive: RunArchive) -> None:
     run_id = plant(archive, header(b"", length=95 << 20) + bytes(95 << 20), {})
-    with within(0.1, 5), pytest.raises(ArchiveCorruptError, match="header has 99614720 bytes"):
+    with within(5), pytest.raises(ArchiveCorruptError, match="header has 99614720 bytes"):
         archive.run(run_id).weights()
 
 
@@ -67,7 +64,7 @@ def test_json_bombs_are_refused(archive: RunArchive, make_run: MakeRun, bomb: st
     run_id = make_run()
     path = archive.root / f"runs/{run_id}/manifests/g000001.json"
     rewrite(path, lambda _: sealed(BOMBS[bomb]))
-    with within(1.0, 80), pytest.raises(ArchiveCorruptError, match=r"g000001\.json"):
+    with within(80), pytest.raises(ArchiveCorruptError, match=r"g000001\.json"):
         archive.run(run_id)
 
 
@@ -160,7 +157,7 @@ def test_only_regular_files_are_read(archive: RunArchive, make_run: MakeRun, rep
             path.mkdir()
         else:
             path.symlink_to("/dev/zero")
-        with within(1.0, 50), pytest.raises(ArchiveCorruptError, match=name):
+        with within(50), pytest.raises(ArchiveCorruptError, match=name):
             use_everything(archive, run_id)
         assert len(archive.verify().problems) == 1
         path.rmdir() if replacement == "directory" else path.unlink()
@@ -212,7 +209,7 @@ def test_claims_without_data_take_no_memory(archive: RunArchive, make_run: MakeR
     CLAIMS[claim](manifest)
     path = archive.root / f"runs/{run_id}/manifests/g000001.json"
     rewrite(path, lambda _: sealed(msgspec.json.encode(manifest)))
-    with within(1.0, 5), pytest.raises(ArchiveCorruptError, match=run_id):
+    with within(5), pytest.raises(ArchiveCorruptError, match=run_id):
         archive.run(run_id).signal("logits").seen_counts()
 
 
@@ -254,8 +251,9 @@ def test_the_audit_notices_code(tmp_path: Path) -> None:
     assert {"compile", "exec", "import", "pickle.", "socket.", "subprocess.", "os.system"} <= set(WATCHED)
 
 
-def test_large_promises_are_refused_quickly_and_in_little_memory(tmp_path: Path) -> None:
-    outcome = hostile_archives.cost(tmp_path, count=16)
+def test_large_promises_are_refused_in_little_memory(tmp_path: Path) -> None:
+    """How quickly is measured by benchmarks/archive_torture.py, on a machine that does nothing else."""
+    outcome = hostile_archives.cost(tmp_path, count=16, most_seconds=float("inf"))
     assert (outcome.tries, outcome.ok) == (16, True), outcome
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from forked_python import python
 
 from .torture import claims, clocks, conformance, formats, indexes, lost_disks, model, neighbours
 from .torture.outcome import Tally, spread
@@ -46,6 +46,7 @@ def test_one_odd_run_is_no_trouble_of_the_others(tmp_path: Path) -> None:
     assert (outcome.tries, outcome.ok) == (len(neighbours.ODDITIES), True), outcome
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_a_record_claims_opens_and_allocates_nothing(tmp_path: Path) -> None:
     outcome = claims.case(tmp_path)
     assert (outcome.tries, outcome.ok) == (len(claims.attacks(tmp_path)), True), outcome
@@ -86,6 +87,7 @@ def test_samples_are_spread(total: int, count: int | None) -> None:
     assert all(0 <= index < total for index in chosen)
 
 
+@pytest.mark.usefixtures("forked")
 def test_the_conformance_suite_is_counted(tmp_path: Path) -> None:
     suite = tmp_path / "test_small.py"
     suite.write_text(
@@ -105,13 +107,12 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "archive_torture.py"
 
 def test_the_script_prints_a_line_for_each_case(tmp_path: Path) -> None:
     output = tmp_path / "results.jsonl"
-    command = [sys.executable, str(SCRIPT), "--rows", "20", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python(str(SCRIPT), "--rows", "20", "--output", str(output))
     assert done.returncode == 0, done.stderr
     first, line = (json.loads(text) for text in done.stdout.splitlines())
     assert {"hardware", "versions", "commit", "date", "command"} <= first.keys()
     assert [line[key] for key in ("row", "tries", "lost", "torn", "undetected")] == [20, 9, 0, 0, 0]
     assert line["seconds"] > 0
     assert output.read_text() == done.stdout
-    done = subprocess.run([*command[:2], "--rows", "99"], capture_output=True, text=True)
+    done = python(str(SCRIPT), "--rows", "99")
     assert (done.returncode, "there are no rows [99]" in done.stderr) == (2, True)

@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -253,33 +252,39 @@ def test_denied_is_not_missing(proxy: FaultyProxy, s3: MotoServer, code: str) ->
             use()
 
 
+def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin no further try after a second."""
+    for seconds in ("config._RETRY_SECONDS", "client._SECONDS", "puts._SECONDS"):
+        monkeypatch.setattr(f"reuse_algos.archive.stores.remote.{seconds}", 1)
+
+
 @pytest.mark.parametrize("fault", ["500", "503 SlowDown", "429 TooManyRequests", "reset"])
-def test_a_store_that_never_answers_well(proxy: FaultyProxy, s3: MotoServer, fault: str) -> None:
+def test_a_store_that_never_answers_well(
+    proxy: FaultyProxy, s3: MotoServer, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
     bucket = s3.new_bucket()
+    give_up_soon(monkeypatch)
     proxy.reset(lambda request: fault)
-    began = time.monotonic()
     with pytest.raises(ArchiveError, match=f"s3://{bucket}/archive/archive.json: .*try") as caught:
         RunArchive(f"s3://{bucket}/archive", create=True)
-    assert time.monotonic() - began < 20
     assert not isinstance(caught.value, ArchivePermissionError | ArchiveCorruptError | ArchiveConflictError)
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "said", "seconds"),
+    ("endpoint", "said"),
     [
-        ("http://127.0.0.1:9", "no connection: check the endpoint and the network .endpoint http://127.0.0.1:9", 8),
-        ("http://nowhere.invalid", "its name cannot be resolved: check the endpoint", 20),
-        ("https://127.0.0.1:9", "no connection", 8),
+        ("http://127.0.0.1:9", "no connection: check the endpoint and the network .endpoint http://127.0.0.1:9"),
+        ("http://nowhere.invalid", "its name cannot be resolved: check the endpoint"),
+        ("https://127.0.0.1:9", "no connection"),
     ],
 )
-def test_no_network(s3: MotoServer, monkeypatch: pytest.MonkeyPatch, endpoint: str, said: str, seconds: float) -> None:
+def test_no_network(s3: MotoServer, monkeypatch: pytest.MonkeyPatch, endpoint: str, said: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    began = time.monotonic()
+    give_up_soon(monkeypatch)
     with pytest.raises(ArchiveError, match=f"cannot read s3://bucket/archive/archive.json: {said}"):
         RunArchive("s3://bucket/archive", create=True)
     with pytest.raises(ArchiveError, match=said):
         open_writable("bucket").put_if_absent("a", [b""])
-    assert time.monotonic() - began < 2 * seconds
 
 
 def test_a_server_that_says_nothing(s3: MotoServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,10 +292,8 @@ def test_a_server_that_says_nothing(s3: MotoServer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("reuse_algos.archive.stores.remote.config._RETRY_SECONDS", 1)
     with silent_server() as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        began = time.monotonic()
         with pytest.raises(ArchiveError, match="no answer in time: check the network, or try later .endpoint"):
             RunArchive("s3://bucket/archive", create=True)
-        assert time.monotonic() - began < 12
 
 
 def test_no_try_of_a_large_upload_is_begun_after_its_time(
@@ -331,10 +334,8 @@ def test_a_server_that_is_no_store(proxy: FaultyProxy, s3: MotoServer) -> None:
     ],
 )
 def test_no_credentials(location: str, remedy: str) -> None:
-    began = time.monotonic()
     with pytest.raises(ArchivePermissionError, match=f"cannot open {location}: .*{remedy}"):
         RunArchive(location, create=True)
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.usefixtures("cloud")

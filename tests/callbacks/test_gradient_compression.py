@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from forked_python import launch
 from reuse_algos.callbacks import GradientCompression
 from reuse_algos.callbacks.gradient_compression import ScaleCom
 from reuse_algos.callbacks.gradient_compression.exchange import count_kept
@@ -26,8 +25,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of three gloo ranks found."""
     here = tmp_path_factory.mktemp("three")
     script = Path(__file__).parents[1] / "ranks/compress_gradients.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "3", str(script), str(here)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = launch(3, str(script), str(here))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return [json.loads((here / f"{rank}.json").read_text()) for rank in range(3)]
 

@@ -12,12 +12,14 @@ from toy import record_run
 
 
 @pytest.mark.ranks
+@pytest.mark.usefixtures("forked")
 def test_where_one_rank_fails_all_raise_and_nothing_is_committed(tmp_path: Path) -> None:
     """One try with a rank that is killed, one with a rank whose disk is full."""
     outcome = trainings.failing_ranks(tmp_path, count=2)
     assert (outcome.tries, outcome.ok) == (2, True), outcome
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_killed_and_resumed_training_is_bit_equal(tmp_path: Path) -> None:
     outcome = trainings.resumed(tmp_path, count=1, kills=2)
     assert (outcome.tries, outcome.notes["kills"], outcome.ok) == (1, 2, True), outcome

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 
+from forked_python import launch
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.callbacks import RunRecorder
@@ -29,7 +28,7 @@ from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchivePermissionError, ArchiveWarning, ExampleIdError
 from reuse_algos.training.batch_keys import BatchKeys
-from toy import NUM_CLASSES, DictModel, blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, NoisyDataset, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 ALL = {"logits": {}, "loss": {}, "correct": {}}
 
@@ -173,15 +172,28 @@ def test_recording_changes_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, recorded[name]) for name, value in plain.items())
 
 
-def test_views_of_a_loader_that_says_nothing_are_unknown(tmp_path: Path) -> None:
+def test_views_of_random_augmentation_are_unknown(tmp_path: Path) -> None:
     recorder = RunRecorder(tmp_path, run_name="plain", signals={"logits": {"last_epochs": 1}})
-    trainer(DataLoader(blobs(), batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
+    data = NoisyDataset(blobs())  # shows another example at each reading
+    data.targets = data.dataset.tensors[1]  # type: ignore[attr-defined]
+    trainer(DataLoader(data, batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
     run = RunArchive(tmp_path).run("plain")
     signal = run.signal("logits")
     assert signal.slots == [1]  # the epoch stands for the view
     assert signal.slot_meta(1)["view"] == -1
     assert run.manifest.dataset is not None
     assert run.manifest.dataset.transform == "unknown"
+
+
+def test_data_without_augmentation_have_one_view(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, run_name="plain", signals={"logits": {"last_epochs": 1}})
+    trainer(DataLoader(blobs(), batch_size=16, shuffle=True), mlp(1), callbacks=[recorder]).fit()
+    run = RunArchive(tmp_path).run("plain")
+    signal = run.signal("logits")
+    assert signal.slots == [0]
+    assert signal.slot_meta(0)["view"] == 0
+    assert run.manifest.dataset is not None
+    assert run.manifest.dataset.transform == "none"
     assert torch.equal(run.labels(), torch.arange(64) % NUM_CLASSES)  # type: ignore[arg-type]
 
 
@@ -234,7 +246,7 @@ def test_diverged_runs_are_kept_exactly_and_not_chosen(tmp_path: Path, lr: float
 
 
 def test_a_window_needs_a_duration_in_epochs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="max_duration=.* does not tell in epochs"):
+    with pytest.raises(ValueError, match="max_duration=.* does not give the epochs"):
         _record(tmp_path, signals={"loss": {"last_epochs": 1}}, fit={"max_duration": "128sp"})
 
 
@@ -387,8 +399,7 @@ def test_two_ranks_record_what_one_does(tmp_path: Path) -> None:
     runs = {}
     for ranks in (1, 2):
         folder = tmp_path / str(ranks)
-        command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), str(script), str(folder)]
-        subprocess.run(command, check=True, capture_output=True, timeout=300)
+        launch(ranks, str(script), str(folder), check=True)
         runs[ranks] = json.loads((folder / "result.json").read_text())
     one, two = runs[1], runs[2]
     assert one["keys"] == two["keys"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
 
+from forked_python import launch
 from ranks.instruments import history
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder, TrainingInstruments
@@ -185,8 +184,7 @@ def test_batches_that_are_dictionaries(tmp_path: Path) -> None:
 
 def test_one_rank_and_two_ranks_read_the_examples_of_rank_zero(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "ranks" / "instruments.py"
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path)]
-    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    launch(2, str(script), str(tmp_path), check=True)
     two = json.loads((tmp_path / "history.json").read_text())
     one = history(tmp_path / "alone")
     assert two.keys() == one.keys()

@@ -182,6 +182,24 @@ def test_the_sheet_shows_the_right_images(loaded: LoadedData) -> None:
     assert [label.get_text() for label in axes.get_yticklabels()] == [names[number] for number in ends]
 
 
+def test_what_the_model_takes_an_image_for_stands_on_the_sheet(loaded: LoadedData) -> None:
+    read = score_pictures.image_reader(loaded)
+    axes = score_pictures.contact_sheet({0: ([0], [1])}, ["zero"], read, "t", {1: "eight"}).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["eight"]
+    assert axes.texts[0].get_position()[0] > 50, "on the hardest image, which stands to the right"
+
+
+def test_skewed_scores_are_drawn_on_a_logarithmic_axis() -> None:
+    labels = np.zeros(100, dtype=np.int64)
+    skewed = np.geomspace(1e-4, 10.0, 100)
+    for values, scale in ((skewed, "log"), (skewed - 1.0, "linear"), (np.linspace(0.1, 1.0, 100), "linear")):
+        axes = score_pictures.histogram(values, labels, ["a"], "t").axes
+        assert [one.get_xscale() for one in axes] == [scale, scale]
+        counts = [bar.get_height() for bar in axes[0].patches]
+        assert sum(counts) == 100
+    assert max(bar.get_height() for bar in score_pictures.histogram(skewed, labels, ["a"], "t").axes[0].patches) <= 3
+
+
 def test_large_images_and_other_examples() -> None:
     class Examples:
         def __init__(self, shape: tuple[int, ...]) -> None:
@@ -206,14 +224,18 @@ def test_refusals(made: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_
     path, run, bare = made["path"], made["runs"][0], made["bare"]
     assert "no score 'los'. Did you mean 'loss'" in refused(capsys, path, run, "--score", "los")
     assert "combined by 'median'" in refused(capsys, path, run, "--aggregate", "median")
-    assert f"harvest ARCHIVE {run} --signals el2n" in refused(capsys, path, run, "--score", "el2n")
+    assert f"harvest {path} {run} --signals el2n" in refused(capsys, path, run, "--score", "el2n")
     assert ".png, .pdf, .svg" in refused(capsys, path, run, "--picture", "a.gif")
     assert "there is no folder" in refused(capsys, path, run, "--picture", str(tmp_path / "nowhere" / "a.png"))
     assert "--noise needs" in refused(capsys, path, run, "--noise", "0")
     assert "has neither" in refused(capsys, path, bare, "--noise", "5")
     sheet = ("--contact-sheet", str(tmp_path / "sheet.png"))
-    assert "no recipe that says what its data were" in refused(capsys, path, bare, *sheet)
-    changed = refused(capsys, path, run, *sheet, "--data", "train_examples=59")
-    assert "Signals must come from the same examples" in changed
+    # The table is printed even where the sheet cannot be made.
+    code, out, err = call(capsys, path, bare, *sheet)
+    assert (code, "no recipe that says what its data were" in err) == (2, True)
+    assert out.splitlines()[-1].split()[:2] == ["all", str(COUNT)]
+    code, out, err = call(capsys, path, run, *sheet, "--data", "train_examples=59", "--json")
+    assert (code, "Signals must come from the same examples" in err) == (2, True)
+    assert json.loads(out)["num_examples"] == COUNT
     assert "no run 'nope'" in refused(capsys, path, "nope")
     assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,9 @@ def visit(browser: Any, folder: Path) -> Iterator[Any]:
     """Opens a report; in the end nothing may have been complained about, and nothing loaded."""
     contexts, complaints, requests = [], [], []
 
-    def open_page(kind: str, *, width: int = 1000, height: int = 800, url: str | None = None, **options: Any) -> Any:
+    def open_page(
+        kind: str, *, width: int = 1000, height: int = 800, url: str | None = None, folded: bool = False, **options: Any
+    ) -> Any:
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -65,6 +67,8 @@ def visit(browser: Any, folder: Path) -> Iterator[Any]:
         page.goto(url)
         while url in requests:
             requests.remove(url)
+        if not folded and options.get("java_script_enabled", True):
+            page.evaluate("for (const details of document.querySelectorAll('details.fold')) details.open = true")
         return page
 
     yield open_page
@@ -274,6 +278,26 @@ def test_tabs_change_the_axis_of_all_plots(visit: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_first_screen_is_light_and_a_link_opens_the_rest(visit: Any, kind: str) -> None:
+    """Verdict, picture and one table, which all fit on 1,200 pixels without being pushed aside."""
+    page = visit(kind, width=1200, folded=True)
+    assert page.locator("section:not(:has(> details.fold))").evaluate_all("all => all.map((e) => e.id)") == [
+        "verdict",
+        "curves",
+        "figures",
+    ]
+    shown = page.locator(".scroll").evaluate_all(
+        "all => all.filter((e) => e.checkVisibility()).map((e) => [e.scrollWidth, e.clientWidth])"
+    )
+    assert len(shown) == 1
+    assert shown[0][0] <= shown[0][1]
+    notes = page.locator("#notes .notes")
+    assert not notes.is_visible()
+    page.locator("nav a[href='#notes']").click()
+    assert notes.is_visible()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_run_is_one_click_away(visit: Any, kind: str) -> None:
     page = visit(kind)
     runs = page.locator("details.run")
@@ -296,7 +320,7 @@ def test_every_run_is_one_click_away(visit: Any, kind: str) -> None:
 @pytest.mark.parametrize("scripts", [True, False])
 def test_paper_has_everything(visit: Any, kind: str, scripts: bool) -> None:
     """Also without scripts: then the closed parts are opened by the style sheet."""
-    page = visit(kind, java_script_enabled=scripts, color_scheme="dark")
+    page = visit(kind, java_script_enabled=scripts, color_scheme="dark", folded=True)
     page.emulate_media(media="print", color_scheme="dark")
     hidden = page.locator("pre, .run-body, .panel, .reading p, details table").evaluate_all(
         "all => all.filter((e) => !e.checkVisibility({contentVisibilityAuto: true})).length"
@@ -318,6 +342,10 @@ def test_paper_has_everything(visit: Any, kind: str, scripts: bool) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_scripts_all_is_there(visit: Any, kind: str) -> None:
     page = visit(kind, java_script_enabled=False)
+    folds = page.locator("details.fold > summary")
+    assert folds.count() >= 4
+    for k in range(folds.count()):  # a browser opens them by itself
+        folds.nth(k).click()
     panels = page.locator(".panel")
     assert panels.count() > 3
     assert all(panels.nth(k).is_visible() for k in range(panels.count()))

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from reuse_algos.compare import Outcome, Recommendation
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.show.terminal import recommendation_table
 from reuse_algos.errors import CompareError
+from reuse_algos.presets import preset
 
 BASELINE = records("baseline", (10, 20, 40, 80))
 QUICK = records("quick", (5, 10, 20, 40), 2.0)
@@ -124,6 +126,17 @@ def test_a_budget_that_was_not_trained_is_forecast_with_its_cost() -> None:
         assert "Next, train" not in recommend(*groups, target=aim).sentence
 
 
+@pytest.mark.parametrize(("changes", "said"), [({}, "same_data"), ({"when": {"stop": "1dur"}}, None)])
+def test_the_preset_of_what_is_recommended_is_named(changes: dict, said: str | None) -> None:
+    """The runs' own choice is beside the preset's values, and a changed value makes it another setting."""
+    section = {**preset("same_data")["prior_run_distillation"], "runs": {"tags": {"a": "b"}}, **changes}
+    trained = SimpleNamespace(recipe={"algorithms": {"prior_run_distillation": section}})
+    found = recommend(BASELINE, [dataclasses.replace(run, manifest=trained) for run in QUICK])
+    assert found.preset == said
+    assert ("In a recipe: preset: same_data." in found.sentence) == (said is not None)
+    assert recommend(BASELINE, QUICK).preset is None
+
+
 def test_diagnoses_and_forecasts_of_runs_are_quoted() -> None:
     alpha = [(step, -0.999) for step in range(1, 9)]
     read = {"instruments/alpha": alpha, "forecast/50pct/end_loss_error": [(100, -0.04)]}
@@ -143,7 +156,8 @@ def test_a_target_below_the_smallest_budget() -> None:
     nothing = recommend(BASELINE, QUICK, target=level(5))
     assert nothing.choice is None
     assert "Of the baseline" not in reasons(nothing, "quick")
-    assert "not clearly cheaper" in reasons(nothing, "quick")
+    # A comparison would call it at least 2 times as quick: the two must not disagree in words.
+    assert "both at the target with their smallest budgets already (5ep, 10ep)" in reasons(nothing, "quick")
 
 
 def test_an_interval_that_does_not_separate_from_the_baseline() -> None:

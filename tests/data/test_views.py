@@ -4,11 +4,11 @@ import random
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.seeding import seeded_rng
-from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
+from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy, declared_views, views_of
 from reuse_algos.errors import DataError
 
 
@@ -166,3 +166,56 @@ def test_seeds_of_64_bits_reach_all_generators():
         with seeded_rng(seed):
             drawn.add((torch.rand(()).item(), np.random.rand(), random.random()))
     assert [len(column) for column in map(set, zip(*drawn, strict=True))] == [4, 4, 4]
+
+
+class Items(Dataset):
+    """Examples as a function of the position gives them."""
+
+    def __init__(self, give, length=64):
+        self.give, self.length = give, length
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, position):
+        return self.give(position), position % 3
+
+
+class Told(Items):
+    """Learns the epoch, and may show something else in each."""
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+
+_OWN = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "still"),
+    [
+        (TensorDataset(torch.randn(8, 3), torch.arange(8)), True),
+        (Subset(Items(lambda i: torch.full((3,), float(i))), [5, 1]), True),
+        (ConcatDataset([Items(lambda i: {"ids": np.arange(i + 1)}), Items(lambda i: f"text {i}")]), True),
+        (Items(lambda i: torch.rand(3)), False),
+        (Items(lambda i: np.random.rand(3)), False),
+        (Items(lambda i: torch.full((3,), random.random())), False),
+        (Items(lambda i: _OWN.random(3)), False),
+        (Items(lambda i: torch.arange(4.0).flip(0) if random.random() < 0.5 else torch.arange(4.0)), False),
+        (Told(lambda i: torch.full((3,), float(i))), False),
+        (Items(lambda i: 1 / 0), False),
+        (Items(lambda i: torch.zeros(1), length=0), False),
+        (Dice(), False),
+    ],
+)
+def test_data_that_stay_the_same_have_one_view(dataset, still):
+    before, own = rng_states(), _OWN.bit_generator.state
+    found = views_of(dataset)
+    assert found == (ViewPolicy(0, 1, "none") if still else None)
+    assert same_states(rng_states(), before)
+    assert _OWN.bit_generator.state == own
+
+
+def test_declared_views_are_taken_at_their_word():
+    assert views_of(viewed(num_views=0)) == ViewPolicy(0, 0, "dice")
+    assert declared_views(Items(lambda i: torch.zeros(1))) is None

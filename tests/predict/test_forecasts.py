@@ -118,7 +118,7 @@ def test_command_prints_the_same_numbers(thirty: Path, capsys: pytest.CaptureFix
     for row in found["errors_of_forecasts"]:
         tests = [test for test in found["forecasts"] if round(test["fraction"], 2) == row["fraction"]]
         assert row["coverage"] == np.mean([test["low"] <= test["measured"] <= test["high"] for test in tests])
-        assert row["error"][0] == pytest.approx(np.median([abs(t["value"] / t["measured"] - 1) for t in tests]))
+        assert row["error_median"] == pytest.approx(np.median([abs(t["value"] / t["measured"] - 1) for t in tests]))
     assert plot.read_bytes()[:4] == b"\x89PNG"
     _numbers_are_those_of_the_json(page.read_text(), found["forecasts"])
 

@@ -327,7 +327,7 @@ _LEAVES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), _TEXTS
 _VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXTS, inner, max_size=3))
 
 
-@limits(max_examples=100, deadline=None, database=None)
+@limits(max_examples=50, deadline=None, database=None)
 @given(st.lists(st.tuples(st.sampled_from(_PATHS), _VALUES), max_size=4))
 def test_whatever_is_written_is_composed_or_refused(changes):
     values = json.loads(json.dumps(GOOD))

@@ -1,12 +1,11 @@
 """The launcher's module, as a command."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from forked_python import launch
 from reuse_algos import train
 from reuse_algos.archive import RunArchive
 
@@ -94,11 +93,8 @@ def test_autoresume_beside_wandb_that_is_not_online(capsys, on_cpu, tmp_path, mo
 @pytest.mark.ranks
 def test_two_ranks_through_the_launcher_say_an_error_once(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", "-m", "reuse_algos.train"]
-    command += [str(DIGITS / "baseline.yaml"), "data.batch_size=63", "bogus"]
-    done = subprocess.run(
-        command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
-    )
+    recipe = [str(DIGITS / "baseline.yaml"), "data.batch_size=63", "bogus"]
+    done = launch(2, "-m", "reuse_algos.train", *recipe, env=environment, cwd=tmp_path)
     assert done.returncode == 2
     assert (done.stdout + done.stderr).count("'bogus': is not a key=value override") == 1
     assert "Traceback" not in done.stdout + done.stderr

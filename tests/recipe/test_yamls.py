@@ -1,6 +1,7 @@
 """Every recipe in the tree is documented, composes and builds a Trainer."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from reuse_algos.recipe import build_trainer, load_recipe
 
 ROOT = Path(__file__).parents[2]
 # Sequences are no recipes: tests/test_sequence_yamls.py plans them.
+recipe_of = cache(load_recipe)
 YAMLS = sorted(path for path in (ROOT / "yamls").rglob("*.yaml") if path.parent.name != "sequences")
 
 
@@ -108,7 +110,7 @@ def test_commands_in_headers_parse():
     for path in YAMLS:
         for command in re.findall(r"^# .*?reuse-algos (.+)$", path.read_text(), flags=re.MULTILINE):
             arguments = parser.parse_args(command.split())
-            names = {load_recipe(other).settings.run_name for other in YAMLS if other.parent == path.parent}
+            names = {recipe_of(other).settings.run_name for other in YAMLS if other.parent == path.parent}
             assert arguments.run_id in names, path
             checked += 1
     assert checked == 8
@@ -123,7 +125,7 @@ def test_origin_recipe_of_resnet56():
 
 def test_recipes_of_grown_data_differ_in_what_grew_and_in_their_tuned_rates():
     """Each rate is the best for its recipe, and ``before`` has the data of before at a budget of its own."""
-    recipes = [load_recipe(path).record for path in YAMLS if path.parent.name == "grown"]
+    recipes = [recipe_of(path).record for path in YAMLS if path.parent.name == "grown"]
     assert len(recipes) == 3
     for key in ("model", "scheduler", "precision", "seed", "archive", "eval_interval"):
         assert all(recipe[key] == recipes[0][key] for recipe in recipes), key
@@ -138,7 +140,7 @@ def test_recipes_of_grown_data_differ_in_what_grew_and_in_their_tuned_rates():
 )
 def test_recipes_of_a_study_differ_only_where_they_say(folder):
     """What is compared must share data, model and optimizer; a budget is the baseline's or that of ``short``."""
-    recipes = {path.stem: load_recipe(path) for path in YAMLS if path.parent == folder}
+    recipes = {path.stem: recipe_of(path) for path in YAMLS if path.parent == folder}
     base = recipes["baseline" if "baseline" in recipes else "fine_tuning"].record
     budgets = {recipes[name].record["max_duration"] for name in ("baseline", "short", "fine_tuning") if name in recipes}
     for name, recipe in recipes.items():

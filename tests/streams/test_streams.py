@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import torch
 from composer import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
+from forked_python import launch
 from reuse_algos import HistoryCurriculum, PriorRunDistillation, RunRecorder
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.info import key_of_path
@@ -166,14 +165,12 @@ def test_resumed_in_mid_epoch_bit_by_bit(shards: list[Path], tmp_path: Path) -> 
             assert bool(values[0][1].all())
 
 
-@pytest.mark.slow
 @pytest.mark.ranks
 def test_two_ranks_two_workers_killed_in_mid_epoch(shards: list[Path], tmp_path: Path) -> None:
     """The machine goes down in the second epoch; after the second attempt every row is its own sample's."""
     script = Path(__file__).parents[1] / "ranks" / "stream.py"
     for die_at in (11, -1):
-        command = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", str(script), str(tmp_path), str(die_at)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        done = launch(2, str(script), str(tmp_path), str(die_at))
         assert (done.returncode == 0) == (die_at < 0), done.stderr[-2000:]
     run = RunArchive(tmp_path / "archive").run("stream")
     assert run.finished

@@ -59,6 +59,11 @@ class PriorRun:
         return f"PriorRun({self.id!r}, generation={self.manifest.generation}, archive={self._store.location!r})"
 
     @property
+    def archive(self) -> str:
+        """Where its archive is, for messages and command lines."""
+        return self._store.location
+
+    @property
     def id(self) -> str:
         """Unique within the archive."""
         return self._manifest.run_id

@@ -28,6 +28,7 @@ from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.errors import (
     ArchiveConflictError,
     ArchiveError,
+    ArchiveNotFoundError,
     RunNotFoundError,
 )
 
@@ -80,7 +81,7 @@ class RunArchive(RunReader):
             else:
                 return record.archive_id
         if found is None:
-            raise ArchiveError(f"there is no archive at {self.location}: check the path, or pass create=True")
+            raise ArchiveNotFoundError(f"there is no archive at {self.location}: check the path, or pass create=True")
         return found
 
     def start_run(self, run_name: str, *, created_at: str | datetime.datetime | None = None) -> RunWriter:

@@ -19,6 +19,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from reuse_algos.archive.format.metrics import meant
 from reuse_algos.archive.format.summary import RunSummary
 from reuse_algos.errors import ArchiveError, nearest
 
@@ -193,6 +194,7 @@ class Where:
         self._known.update(run.finals)
         found = [name] if name in run.finals else [full for full in run.finals if full.endswith(f"/{name}")]
         found = found or [full for full in run.finals if full.rpartition("/")[2].lower().endswith(name.lower())]
+        found = meant(found)
         if len(found) > 1:
             raise WhereError(
                 f"the filter {self.text!r}: run {run.run_id} has several metrics {name!r}; say which: "

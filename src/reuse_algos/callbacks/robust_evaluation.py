@@ -29,7 +29,7 @@ from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError, NoEffectWarning, nearest
 from reuse_algos.sections import fit_section
-from reuse_algos.training.attacks import Attack, ascend
+from reuse_algos.training.attacks import METHODS, Attack, ascend, pixel_size
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.loss import total_of
@@ -47,10 +47,10 @@ ROBUST = "robust"
 """Robust metrics are called ``metrics/<evaluator>/robust/<name>``; no default ever chooses among them."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
-_METHODS = ("fgsm", "pgd")
+_SIZES = ("epsilon", "step_size")
 _CLEAN = "clean"
-_LARGEST_BATCH = 256
-_VIEW_SEED = 0
+_LARGEST_BATCH = 256  # an attack keeps the activations of a backward pass, which an evaluation does not
+_VIEW_SEED = 0  # fixed: every evaluation, of every run, is of the same images
 
 
 class RobustEvaluation(Callback):
@@ -148,11 +148,9 @@ class RobustEvaluation(Callback):
         self._standalone = False
 
     def eval_start(self, state: State, logger: Logger) -> None:
-        """Attack, at the evaluations that the interval chooses.
-
-        Not at the end of the evaluation: Composer's algorithms have put back the weights of training by then, and the
-        metrics would come too late for the recorder.
-        """
+        """Attack, at the evaluations that the interval chooses."""
+        # Not at EVAL_END: Composer's algorithms (EMA) have put back the weights of training by then, and the metrics
+        # would come too late for the recorder.
         evaluator = self._find_evaluator(state)
         if state.dataloader_label != evaluator.label:
             return
@@ -211,7 +209,7 @@ class RobustEvaluation(Callback):
     # The attack -----------------------------------------------------------------------------------------------------
 
     def _count(self, state: State, evaluator: Evaluator) -> list[float]:
-        """This rank's rightly classified examples: clean, under each attack, and at last how many there are."""
+        """Return this rank's rightly classified examples: clean, under each attack, and last the number of all."""
         loader, dataset, pixels = _data(evaluator, self.pixels)
         model: Any = unwrap_model(state.model)
         count = len(dataset)  # type: ignore[arg-type]
@@ -228,7 +226,7 @@ class RobustEvaluation(Callback):
             keys_B = (part if info is None else info.keys[part]).to(inputs_BCHW.device)
 
             def answers(inputs: Tensor, batch: Any = batch) -> Tensor:
-                return logits_of(model.eval_forward(_with_inputs(batch, self.keys.input, inputs)), self.keys.output)
+                return logits_of(model.eval_forward(batch_set(copy(batch), self.keys.input, inputs)), self.keys.output)
 
             precision = get_precision_context(state.precision, state.precision_config, fp8_autocast_enabled=False)
             with torch.no_grad(), precision:
@@ -260,7 +258,7 @@ class RobustEvaluation(Callback):
         """Find the task in the first batch of the evaluation, and refuse one that has no classes to attack."""
         try:
             loss = float(total_of(unwrap_model(state.model).loss(outputs, batch)))  # type: ignore[operator]
-        except Exception:  # some models compute their loss from more than logits; shapes and metrics tell then
+        except Exception:  # some models compute their loss from more than logits; then shapes and metrics decide
             loss = None
         names = [type(metric).__name__ for metric in state.eval_metrics.get(state.dataloader_label or "", {}).values()]
         targets = targets_of(batch, self.keys.target)
@@ -277,11 +275,7 @@ def robust_metrics(state: State) -> dict[str, float]:
 
 
 def _data(evaluator: Evaluator, given: PixelSpace | None) -> tuple[DataLoader, Dataset, PixelSpace]:
-    """Return the evaluator's loader, its dataset by position, and what its inputs mean.
-
-    Raises:
-        DataError: There are no positions, or nobody says how the images were normalised.
-    """
+    """Return the evaluator's loader, its dataset by position, and what its inputs mean."""
     loader = evaluator.dataloader.dataloader
     dataset = getattr(loader, "dataset", None)
     if not isinstance(loader, DataLoader) or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
@@ -309,10 +303,8 @@ def _batches(
     parts: Sequence[Tensor],
     state: State,
 ) -> Iterator[tuple[Tensor, Any]]:
-    """Yield positions and batch, on the device and as the trainer's own evaluation would see it.
-
-    A dataset that is random in evaluation is seeded by example, so that its images are the same ones every time.
-    """
+    """Yield positions and batch, on the device and as the trainer's own evaluation would see it."""
+    # A dataset that is random in evaluation is seeded by example, so that its images are the same ones every time.
     lists = [[ExampleView(position, 0) for position in part.tolist()] for part in parts if len(part)]
     if isinstance(dataset, DeviceImages):
         batches = device_dataloader(dataset, batch_sampler=lists)
@@ -332,11 +324,7 @@ def _batches(
 
 
 def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str, Attack]:
-    """Return the attacks by name.
-
-    Raises:
-        ValueError: There are none, or a name or field is wrong.
-    """
+    """Return the attacks by name."""
     if not attacks:
         raise ValueError("RobustEvaluation: attacks is empty; leave it out for FGSM and PGD")
     known = [field.name for field in dataclasses.fields(Attack)]
@@ -354,29 +342,18 @@ def _parse_attacks(attacks: Mapping[str, Mapping[str, Any] | None]) -> dict[str,
             if key not in known:
                 raise ValueError(f"RobustEvaluation attacks.{name}: no field {key!r}.{nearest(str(key), known)}")
         if "method" not in fields:
-            fields["method"] = next((method for method in _METHODS if name.startswith(method)), None)
+            fields["method"] = next((method for method in METHODS if name.startswith(method)), None)
             if fields["method"] is None:
                 raise ValueError(
-                    f"RobustEvaluation attacks.{name}: say its method ({' or '.join(_METHODS)}), or let its name begin "
+                    f"RobustEvaluation attacks.{name}: say its method ({' or '.join(METHODS)}), or let its name begin "
                     "with that"
                 )
-        for key in ("epsilon", "step_size"):
-            if isinstance(fields.get(key), str):
-                fields[key] = _number(f"RobustEvaluation attacks.{name}.{key}", fields[key])
         try:
+            fields |= {key: pixel_size(size) for key, size in fields.items() if key in _SIZES and isinstance(size, str)}
             parsed[name] = Attack(**fields)
         except ValueError as error:
             raise ValueError(f"RobustEvaluation attacks.{name}: {error}") from error
     return parsed
-
-
-def _number(what: str, text: str) -> float:
-    """Return a number or a fraction such as ``8/255``."""
-    above, _, below = text.partition("/")
-    try:
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError) as error:
-        raise ValueError(f"{what} must be a number or a fraction such as 8/255, not {text!r}") from error
 
 
 def _title(name: str) -> str:
@@ -393,11 +370,6 @@ def _passed(state: State, interval: Time) -> int:
 
 def _at_end(state: State) -> bool:
     return state.max_duration is not None and state.timestamp >= state.max_duration
-
-
-def _with_inputs(batch: Any, key: str | int, inputs: Tensor) -> Any:
-    """Return the batch with other inputs; the batch itself stays as it is."""
-    return batch_set(copy(batch), key, inputs)
 
 
 def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:

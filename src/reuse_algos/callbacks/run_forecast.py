@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from composer import Callback, Event, State, TimeUnit
+from composer import Callback, Event, State
 from composer.loggers import Logger
 from composer.utils import dist
 
@@ -19,6 +19,7 @@ from reuse_algos.errors import NoEffectWarning, NotEnoughEvidenceError
 from reuse_algos.predict.forecast import EndForecast, forecast_run
 from reuse_algos.predict.history import TRAIN_LOSS, History, histories
 from reuse_algos.training.ranks import on_rank_zero
+from reuse_algos.training.window import batches_of
 
 _ROWS = 200  # enough for a fit of three coefficients, and a checkpoint stays small
 
@@ -44,7 +45,7 @@ class RunForecast(Callback):
         level: Probability of the intervals, in (0, 1). Default: 0.9.
 
     Raises:
-        ValueError: A setting is out of its range; or, at the start, ``max_duration`` does not tell the number of
+        ValueError: A setting is out of its range; or, at the start, ``max_duration`` does not give the number of
             batches.
     """
 
@@ -96,7 +97,7 @@ class RunForecast(Callback):
     def readings(self, state: State) -> dict[str, float]:
         """Return the forecasts that this step made, or at the last step their errors; empty at most steps.
 
-        They are made once, for whoever asks first at this step: the recorder may ask before BATCH_END reaches this
+        They are made once in a step: the recorder may ask before BATCH_END reaches this
         callback. They are made on rank 0, and other ranks get none.
         """
         now = int(state.timestamp.batch)
@@ -155,6 +156,7 @@ class RunForecast(Callback):
             self._earlier_runs = []
 
     def _forecast(self, share: float, end: int, rate: float, state: State) -> dict[str, float]:
+        # A fall of less than a percent is rounding of the schedule, or the end of a warm-up.
         fell = self.schedule == "decayed" or (self.schedule == "auto" and rate < 0.99 * self._highest_rate)
         try:
             made = forecast_run(self._history(fell, state), float(end), self._earlier_runs, level=self.level)
@@ -213,12 +215,9 @@ def _name(share: float) -> str:
 
 def _end_step(state: State) -> int:
     """Return the number of batches of the whole run."""
-    duration, length = state.max_duration, state.dataloader_len
-    if duration is not None and duration.unit == TimeUnit.BATCH:
-        return int(duration)
-    if duration is not None and duration.unit == TimeUnit.EPOCH and length is not None:
-        return int(duration) * int(length)
-    raise ValueError(
-        f"RunForecast needs to know the last batch, and max_duration={duration} does not tell it. Give max_duration in "
-        "batches, or in epochs of a DataLoader whose length is known."
-    )
+    if (batches := batches_of(state)) is None:
+        raise ValueError(
+            f"RunForecast needs to know the last batch, and max_duration={state.max_duration} does not give it. Give "
+            "max_duration in batches, or in epochs of a DataLoader whose length is known."
+        )
+    return batches

@@ -1,4 +1,4 @@
-"""Seconds of training and of evaluation, by a clock that nobody can set back."""
+"""Seconds of training and of evaluation, by a monotonic clock."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from time import perf_counter
 
 from composer import Event
 
+# Composer's own number is a difference of two times of day: a clock that is set back by an hour, or a laptop that
+# sleeps overnight, makes it wrong by as much. perf_counter is monotonic, and on Linux it stands still while the machine
+# sleeps.
 _STARTS = (Event.EPOCH_START, Event.BEFORE_DATALOADER)
 
 
 class TrainClock:
     """Counts what Composer's ``total_wct`` counts: from the first batch that is loaded to the end of each batch.
 
-    Evaluation is counted apart. Composer's own number is a difference of two times of day: a clock that is set back by
-    an hour, or a laptop that sleeps overnight, makes it wrong by as much. This one is monotonic, and on Linux it stands
-    still while the machine sleeps. A resumed run goes on from the seconds in its checkpoint.
+    Evaluation is counted apart. A resumed run goes on from the seconds in its checkpoint.
 
     The owner passes on every event to :meth:`follow`, before it does anything else.
 

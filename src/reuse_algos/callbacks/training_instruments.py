@@ -140,7 +140,7 @@ class TrainingInstruments(Callback):
     def readings(self, state: State) -> dict[str, float]:
         """Return the readings of the step that has just ended, under their full names; empty where it is not read.
 
-        They are computed once, for whoever asks first at this step. Every rank must ask, and all get those of rank 0.
+        They are computed once in a step. Every rank must ask, and all get those of rank 0.
         """
         now = int(state.timestamp.batch)
         if self._before is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.errors import ReuseAlgosError
+from reuse_algos.errors import ArchiveNotFoundError, ReuseAlgosError
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderableType
@@ -36,6 +36,7 @@ __all__ = [
     "positive",
     "print_json",
     "printable",
+    "printable_lines",
     "readable_bytes",
     "report_json",
     "runs_named",
@@ -82,7 +83,8 @@ def add_command(
 
 
 def add_archive(parser: argparse.ArgumentParser) -> None:
-    """Add the positional ARCHIVE and the option --archive."""
+    """Add the positional ARCHIVE and the option --archive, and say in the help how the two go together."""
+    parser.description = f"{parser.description}\n\n{ARCHIVE_HELP}"
     parser.add_argument("archive", metavar="ARCHIVE", nargs="?", help="folder or URL of the archive")
     parser.add_argument(
         "--archive",
@@ -231,8 +233,15 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     """Open the archive that the arguments name. It must exist: no command makes an empty one by mistake."""
     from reuse_algos.archive import RunArchive
 
-    # Reading never creates: a typo is an error and not an empty archive.
-    archive = RunArchive(archive_path(args), read_only=read_only)
+    path = archive_path(args)
+    try:
+        # Reading never creates: a typo is an error and not an empty archive.
+        archive = RunArchive(path, read_only=read_only)
+    except ArchiveNotFoundError as error:
+        raise ArchiveNotFoundError(
+            f"there is no archive at {path}: check the path, or record a first run, such as `reuse-algos train "
+            f"digits/baseline archive={path}`"
+        ) from error
     if read_only:  # for the exit code, which says whether all of it could be read
         args.read_archive = archive
     return archive
@@ -264,6 +273,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 def printable(text: str) -> str:
     """Return a text with its control characters as codes: others may have written it, and a terminal obeys them."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def printable_lines(text: str) -> str:
+    """Return a text of several lines with the other control characters as codes."""
+    return "\n".join(map(printable, text.splitlines()))
 
 
 def readable_bytes(size: float) -> str:

@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_archive,
@@ -33,8 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "compare each run with the one before: its metric, its cost, and the examples that changed their class",
         "The runs are retrainings of one model, oldest first: those that are named, or all that have the\n"
         "tags, in the order of their start. Two runs are compared on the examples that both have archived\n"
-        "logits of. With data.rotated the metric is that of the period after the last one trained on.\n\n"
-        f"{ARCHIVE_HELP}",
+        "logits of. With data.rotated the metric is that of the period after the last one trained on.",
         """
         reuse-algos drift ./archive --tag sequence=periods arm=reuse
         reuse-algos drift ./archive --runs model-january,model-february --json
@@ -62,6 +60,7 @@ def run(args: argparse.Namespace) -> int:
     for number, one in enumerate(runs):
         row = {"run": one.id, "period": training_period(one), **_ends(one)}
         if number:
+            # Neighbours only: over many runs every example would have changed at some time.
             found = drift_between(runs[number - 1], one)
             row |= {
                 "common": len(found.keys),

@@ -9,7 +9,6 @@ import sys
 from typing import Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_archive,
@@ -61,8 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "compute one part by --shard; the same command without --shard puts the parts together in one\n"
         "commit, and computes those that are missing. The rows are those of one process bit for bit.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
-        "the signals.\n\n"
-        f"{ARCHIVE_HELP}",
+        "the signals.",
         """
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --views 32 --trust-data
         reuse-algos harvest ./archive resnet56-17-0123abcdef --signals logits --weights best --json
@@ -222,6 +220,7 @@ def run(args: argparse.Namespace) -> int:
             device=args.device,
             precision=args.precision,
             data=data or None,
+            # A bar would fill a log file, and stand beside what a program reads.
             progress=sys.stderr.isatty() and not args.json,
             **options,
         )

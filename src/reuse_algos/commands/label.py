@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_archive,
@@ -31,8 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "as the student's recipe. Its labels are not looked at. The scores are archived as a run that trained\n"
         "nothing, and students name it in data.pseudo_labels. Several teachers are averaged.\n\n"
         "A pool that shares images with the evaluation part of the same data is refused. What was interrupted\n"
-        "goes on where it stopped when the same command is given again.\n\n"
-        f"{ARCHIVE_HELP}",
+        "goes on where it stopped when the same command is given again.",
         """
         reuse-algos label ./archive digits-teacher-1 --data pool.yaml --keep 10 --name pool-1
         reuse-algos label ./archive teacher-1,teacher-2 --data pool.yaml --name pool-2 --weights best

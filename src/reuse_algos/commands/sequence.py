@@ -26,7 +26,7 @@ _DETAILS = """\
 FILE names recipes, what differs from step to step (seeds, learning rates, amounts of data), and the
 arms: the same steps with and without the algorithms that reuse earlier runs. It is a YAML file, or
 the name of one that comes with the library, such as sequences/five_seeds. Its values are changed by
-key=value, which come right after FILE.
+key=value.
 
 Each step is a process of its own, which sees the archive of those before it. Whatever is killed can
 be started again with the same command: finished steps are not trained again, an interrupted one
@@ -56,14 +56,14 @@ def add_parser(subparsers: Subparsers) -> None:
         """
         reuse-algos sequence yamls/sequences/five_seeds.yaml --dry-run
         reuse-algos sequence sequences/five_seeds grid.seed=[1,2] --archive /tmp/archive
-        reuse-algos sequence mine.yaml overrides.max_duration=5ep --json
-        reuse-algos sequence mine.yaml --jobs 2 --time-limit 50m
+        reuse-algos sequence sequences/five_seeds overrides.max_duration=5ep --json
+        reuse-algos sequence sequences/five_seeds --jobs 2 --time-limit 50m
         """,
     )
     parser.add_argument("file", metavar="FILE", help="file of the sequence")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that replace those of the file")
     parser.add_argument("--archive", metavar="DIR", help="folder or URL of the archive, in place of the file's")
-    parser.add_argument("--dry-run", action="store_true", help="check every recipe and list the steps; train nothing")
+    parser.add_argument("--dry-run", action="store_true", help="check every recipe, load its data, list the steps")
     parser.add_argument("--jobs", type=positive, default=1, metavar="N", help="steps trained side by side (default: 1)")
     parser.add_argument(
         "--launcher",
@@ -88,7 +88,8 @@ def _launcher(name: str, folder: str) -> Launcher | None:
 def run(args: argparse.Namespace) -> int:
     """Run, or go on with, a sequence, and return 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
-    from reuse_algos.recipe.shipped import shipped_recipe
+    from reuse_algos.recipe.data_check import check_data
+    from reuse_algos.recipe.shipped import recipe_path
     from reuse_algos.sequence import (
         load_sequence,
         look_up_states,
@@ -101,15 +102,16 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.sequence.progress import open_for_reading
     from reuse_algos.sequence.reporting.render import plan_records
 
-    path = args.file if args.file.endswith((".yaml", ".yml")) else shipped_recipe(args.file)
-    config = load_sequence(path, args.overrides, archive=args.archive)
+    config = load_sequence(recipe_path(args.file), args.overrides, archive=args.archive)
     plan = plan_sequence(config)
     if args.dry_run:
         states = look_up_states(plan, open_for_reading(config.archive))
+        checked = check_data((f"{step.arm}/{step.name}", step.recipe) for step in plan.steps)
         if args.json:
             print_json({"name": config.name, "archive": config.archive, "steps": plan_records(states)})
         else:
             print_plan(states, console())
+            print("\n".join(map(printable, checked)))
         return 0
     # With --json stdout holds one value and nothing else.
     progress = sys.stderr if args.json else sys.stdout

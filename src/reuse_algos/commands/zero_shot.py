@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_archive,
@@ -30,8 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Examples of the two runs are pairs where their keys are equal; images without a text are classified\n"
         "(ASIF, Norelli et al. 2023). Both runs need the signal features (reuse-algos harvest --signals\n"
         "features --plain). FILE has one class a line: its name, a tab, and the keys of archived texts that\n"
-        "stand for it, with commas between; or it is an .npz file with names and features.\n\n"
-        f"{ARCHIVE_HELP}",
+        "stand for it, with commas between; or it is an .npz file with names and features.",
         """
         reuse-algos zero-shot ./archive --images images-run --texts texts-run --prompts classes.txt
         reuse-algos zero-shot ./archive --images i --texts t --prompts classes.txt --k 200 --explain 17,18

@@ -19,7 +19,8 @@ from reuse_algos.compare.notes import notes_of
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import AXES, Axis, Question
-from reuse_algos.compare.result import Comparison, Group, Run
+from reuse_algos.compare.result import Comparison, Group, OverControl, Run
+from reuse_algos.compare.settled import settled
 from reuse_algos.compare.show.words import Sentence, format_interval, format_number
 
 __all__ = ["compare", "control_of"]
@@ -48,6 +49,7 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
         CompareError: The runs cannot answer the question, see :meth:`Question.check`.
     """
     groups = outcomes.groups
+    question = settled(question, outcomes)
     question.check(groups)
     baseline = groups[question.baseline]
     reader = _reader(outcomes, question, baseline)
@@ -58,6 +60,8 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
     )
     readings = {name: reader.read(groups[name]) for name in order}
     found = [_group(groups[name], baseline, readings, question, words) for name in order]
+    if isinstance(reader, OverBudgets):
+        found = _over_controls(found, groups, reader, question, words)
     # A front runs through the points of all groups, so it is drawn when all of them are read.
     found = _with_fronts(found, 1.0 if outcomes.mode == "max" else -1.0)
     judged: Axis = question.costs.judge_by or "cost_seconds"
@@ -115,7 +119,12 @@ def _group(runs: Runs, baseline: Runs, readings: Mapping[str, Reading], question
         )
         pairing = "paired by seed" if reading.paired else "not paired"
         why += "s" * (over_budgets and not both_there)
-        sentence = words.of_group(name, speedup, axis, f"{reading.basis}, {pairing}", why)
+        basis = f"{reading.basis}, {pairing}"
+        sentence = words.of_group(name, speedup, axis, basis, why)
+        if over_budgets and reading.bound == ">=" and verdict == "no difference" and speedup.known:
+            # "No difference" would read as "as good": the group's end is what a reader must see.
+            end = next(point.final for point in reversed(reading.points) if point.used)
+            sentence = words.not_reached(name, end, reading.where, basis)
         if not over_budgets:
             sentence += _ends(runs, difference, confidence)
             sentence += "" if reading.bound == "" else " It did not reach the target within its budget."
@@ -136,6 +145,31 @@ def _group(runs: Runs, baseline: Runs, readings: Mapping[str, Reading], question
         sentence=sentence,
         break_even=None if is_baseline or question.over == "ends" else _break_even(runs, reading, first),
     )
+
+
+def _over_controls(
+    found: Sequence[Group], groups: Mapping[str, Runs], reader: OverBudgets, question: Question, words: Sentence
+) -> list[Group]:
+    """Return the groups, each technique with what it is over its controls."""
+    compared: dict[str, list[OverControl]] = {}
+    for control in found:
+        technique = control.control_of
+        if technique in groups and technique not in (control.name, question.baseline) and not control.is_baseline:
+            compared.setdefault(technique, []).append(
+                _over_control(technique, control.name, groups, reader, question, words)
+            )
+    return [dataclasses.replace(group, over_controls=compared.get(group.name, [])) for group in found]
+
+
+def _over_control(
+    technique: str, control: str, groups: Mapping[str, Runs], reader: OverBudgets, question: Question, words: Sentence
+) -> OverControl:
+    speedups = reader.over(groups[technique], groups[control])
+    wanted: Axis = question.costs.judge_by or "cost_seconds"
+    axis: Axis = wanted if wanted in speedups else "steps"
+    why = "both costs are only limits of one kind"
+    sentence = words.of_group(technique, speedups[axis], axis, "not paired", why, than=control)
+    return OverControl(control, speedups, f"Over its control: {sentence}")
 
 
 def _ends(group: Runs, difference: Interval | None, confidence: float) -> str:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from reuse_algos.compare.estimates.interval import MIN_RUNS, RUNS_FOR_A_CLAIM
+from reuse_algos.compare.estimates.interval import MIN_RUNS, RUNS_FOR_A_CLAIM, difference_interval
 from reuse_algos.compare.estimates.over_budgets import Sample
 from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.result import Comparison, Group, alike
 from reuse_algos.compare.run_notes import differences, left_out, some
-from reuse_algos.compare.show.words import AXIS_WORDS
+from reuse_algos.compare.show.words import AXIS_WORDS, format_interval
 
 if TYPE_CHECKING:
     from reuse_algos.compare.kinds.budgets import Member, OverBudgets
@@ -37,6 +37,7 @@ def notes_of(comparison: Comparison, outcomes: Outcomes, budgets: OverBudgets | 
         notes += [*_batches(groups), *_other_passes(comparison), *_baseline_budgets(groups[0], budgets)]
         for group in groups[1:]:
             notes += _budget_reading(group, budgets, budgets.member(runs[group.name]))
+            notes += _below(group, groups[0], comparison)
             notes += _no_seconds(group)
             if comparison.count_prior_training:
                 notes += _unknown_prior(group, outcomes)
@@ -44,6 +45,7 @@ def notes_of(comparison: Comparison, outcomes: Outcomes, budgets: OverBudgets | 
         notes += [*_baseline_training(groups[0], comparison.method), *_not_reached(groups[1:], comparison.method)]
         for group in groups[1:]:
             notes += [*_training_reading(group, groups[0], comparison.method), *_no_seconds(group)]
+    notes += _best_control(comparison)
     # Up to two techniques the intervals are read one by one; beyond, chance finds a winner.
     if len(groups) > 3:
         notes.append(f"{len(groups) - 1} groups are compared: each interval holds by itself, not all of them at once.")
@@ -117,6 +119,29 @@ def _unlike_tags(group: Group, runs: Mapping[str, Sequence[Outcome]]) -> list[st
     if len({run.control_of for run in runs[group.name]}) < 2:
         return []
     return [f"{group.name}: its runs do not agree on what they are a control of, so it counts as a technique."]
+
+
+def _best_control(comparison: Comparison) -> list[str]:
+    """Return that a control is at the target at less cost than all that is not a control."""
+    costs: dict[str, float] = {}
+    for group in comparison.groups:
+        if group.points:
+            known = group.cost_to_target.get(comparison.judged_by) or group.cost_to_target.get("steps")
+            cost = None if known is None or group.target_bound == ">=" else known.estimate
+        else:
+            cost = group.to_target.cost_seconds if group.to_target and group.to_target.reached else None
+        if cost is not None and math.isfinite(cost):
+            costs[group.name] = cost
+    if not costs:
+        return []
+    best = comparison.group(min(costs, key=costs.__getitem__))
+    technique = best.control_of
+    if technique is None or best.is_baseline or technique == best.name:
+        return []
+    return [
+        f"The best of all is {best.name}, a control of {technique}: it is at the target at the least cost. What "
+        f"{technique} adds to it was not shown to help."
+    ]
 
 
 def _no_seconds(group: Group) -> list[str]:
@@ -285,6 +310,25 @@ def _budget_reading(group: Group, budgets: OverBudgets, member: Member) -> list[
                 "budget. They count in means, and not in intervals."
             )
     return notes
+
+
+def _below(group: Group, baseline: Group, comparison: Comparison) -> list[str]:
+    """Return the budgets at which a technique is worse than plain training for as long."""
+    if group.control_of is not None:
+        return []
+    sign, said = 1.0 if comparison.mode == "max" else -1.0, []
+    for point in group.points:
+        plain = next((p for p in baseline.points if p.budget == point.budget or p.steps == point.steps), None)
+        if plain is None or not (point.used and plain.used):
+            continue
+        paired = point.seeds == plain.seeds and None not in point.seeds and len(set(point.seeds)) == len(point.seeds)
+        by = difference_interval(point.values, plain.values, paired=paired, confidence=comparison.confidence)
+        if sign * by.estimate < 0:
+            clear = max(sign * by.low, sign * by.high) < 0
+            said.append(f"{point.budget} ({format_interval(by, '+', ' ')}{'' if clear else ', not clearly'})")
+    if not said:
+        return []
+    return [f"{group.name} is worse than {baseline.name} at the same budget: {', '.join(said)}."]
 
 
 def _unknown_prior(group: Group, outcomes: Outcomes) -> list[str]:

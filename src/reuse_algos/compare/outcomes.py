@@ -63,6 +63,7 @@ class Outcome:
         prior_run_ids: The runs that it used.
         run_id: Of itself.
         control_of: Name of the group that its group is a control of.
+        role: The tag ``role``, such as ``baseline``; None without it.
         pair: What runs of two groups must have in common to be compared as a pair; None takes the seed.
         health: ``"ok"`` or ``"diverged"``; diverged runs stay in every comparison.
         history: The metric over training; None where only the end is known.
@@ -83,6 +84,7 @@ class Outcome:
     prior_run_ids: tuple[str, ...] = ()
     run_id: str = ""
     control_of: str | None = None
+    role: str | None = None
     pair: str | None = None
     health: str = "ok"
     history: History | None = field(default=None, compare=False)

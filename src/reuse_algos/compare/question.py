@@ -77,7 +77,8 @@ class Question:
         group_by: ``tags.<key>``, ``run_name``, ``model.name``, ``dataset.name``, ``seed`` or ``recipe.<dotted path>``;
             several joined by commas group by all of them (``tags.method,recipe.max_duration``: "distilled / 10ep").
             Default: ``tags.method``.
-        baseline: Name of the group to compare with. Default: ``baseline``.
+        baseline: Name of the group to compare with. Default: empty, the group whose runs all have the tag ``role:
+            baseline``, else the one that is called ``baseline``.
         over: ``training`` reads each run over its training, with one budget per group. ``budgets`` reads the last value
             of each run only, and compares curves over several budgets per group. ``ends`` compares last values and no
             costs. Default: ``training``.
@@ -97,7 +98,7 @@ class Question:
     """
 
     group_by: str = "tags.method"
-    baseline: str = "baseline"
+    baseline: str = ""
     over: Over = "training"
     target: float | None = None
     metric: str | None = None
@@ -150,8 +151,9 @@ class Question:
             if len(budgets) > 1:
                 raise CompareError(
                     f"the runs of group {name!r} ended after different numbers of steps "
-                    f"({', '.join(map(str, budgets))}), so the group has no one budget. Group by the budget as well, "
-                    f"such as by {self.group_by},recipe.max_duration, or declare a target."
+                    f"({', '.join(map(str, budgets))}), so the group has no one budget. Compare over budgets "
+                    f"(--budgets, over: budgets), or group by the budget as well ({self.group_by},"
+                    "recipe.max_duration), or declare a target."
                 )
         bad = [run.run_id for run in groups[self.baseline] if not math.isfinite(run.final)]
         if bad:
@@ -211,5 +213,7 @@ def no_final(why: str) -> CompareError:
 def _no_baseline(baseline: str, groups: Collection[str], group_by: str) -> CompareError:
     known = "" if len(groups) > 1 else f" The only group is {next(iter(groups))}." if groups else " There is no group."
     return CompareError(
-        f"no run is in the baseline group {baseline!r}, with groups by {group_by}.{known or nearest(baseline, groups)}"
+        f"no run is in the baseline group {baseline!r}, with groups by {group_by}.{known or nearest(baseline, groups)} "
+        "Name the baseline (--baseline GROUP), or give its runs the tag role: baseline (RunRecorder(..., tags={'role': "
+        "'baseline'}), or tags.role=baseline in a recipe)."
     )

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reuse_algos.archive.format.metrics import infer_mode
+from reuse_algos.archive.format.metrics import infer_mode, resolve_metric
 from reuse_algos.compare.outcomes import History, LeftOut, Outcome, Outcomes
 from reuse_algos.compare.question import Mode, Question
-from reuse_algos.errors import CompareError, ReuseAlgosError, SignalNotFoundError, nearest
+from reuse_algos.errors import CompareError, ReuseAlgosError, SignalNotFoundError
 
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun, RunArchive
@@ -61,7 +61,8 @@ def choose_metric(runs: Sequence[PriorRun], metric: str | None) -> str:
 
     Args:
         runs: All runs of the comparison.
-        metric: A full name, or its last part if that is unique; None takes the monitor that all runs share.
+        metric: A full name, or its last part (:func:`~reuse_algos.archive.format.metrics.resolve_metric`); None takes
+            the monitor that all runs share.
 
     Raises:
         CompareError: No common monitor, or an unknown or ambiguous name.
@@ -73,15 +74,10 @@ def choose_metric(runs: Sequence[PriorRun], metric: str | None) -> str:
             return monitors[0]
         said = "no run names one" if monitors == [""] else "the runs name " + ", ".join(m or "none" for m in monitors)
         raise CompareError(f"which metric? There is no common monitor ({said}). Known metrics: {', '.join(known)}")
-    if metric in known:
-        return metric
-    # "Accuracy" is enough where only one metric ends so.
-    ends = [name for name in known if name.endswith("/" + metric)]
-    if len(ends) == 1:
-        return ends[0]
-    if ends:
-        raise CompareError(f"metric {metric!r} is ambiguous: {', '.join(ends)}")
-    raise CompareError(f"no run has a metric {metric!r}." + nearest(metric, known))
+    try:
+        return resolve_metric(metric, known, "the runs have")
+    except SignalNotFoundError as error:
+        raise CompareError(str(error)) from error
 
 
 def read_outcome(run: PriorRun, metric: str, group: str = "") -> Outcome | None:
@@ -126,6 +122,7 @@ def read_outcome(run: PriorRun, metric: str, group: str = "") -> Outcome | None:
         prior_run_ids=tuple(sorted({use.run_id for use in manifest.prior_runs})),
         run_id=run.id,
         control_of=manifest.tags.get("control_of"),
+        role=manifest.tags.get("role"),
         health=manifest.health,
         history=History(
             steps=step[keep],
@@ -212,10 +209,18 @@ def _nothing(archive: RunArchive, group_by: str, tags: Any, left_out: LeftOut) -
     which = f" with the tags {dict(tags)}" if tags else ""
     if left_out.without_key:
         runs = f"{len(left_out.without_key)} finished runs{which}"
-        return f"none of the {runs} in {archive.location} has {group_by}: group by another key"
+        tag = next((key[len("tags.") :] for key in group_by.split(",") if key.startswith("tags.")), None)
+        tagged = f", or tag them: RunRecorder(..., tags={{{tag!r}: 'mine'}}), or tags.{tag}=mine in a recipe"
+        return (
+            f"none of the {runs} in {archive.location} has {group_by}: group by another key (--group-by run_name)"
+            f"{tagged if tag else ''}"
+        )
     hint = f" ({len(left_out.unfinished)} are not finished)" if left_out.unfinished else ""
     hint += f" ({len(left_out.reused)} with the tag role: prior are left out)" if left_out.reused else ""
-    return f"there are no finished runs{which} in {archive.location}{hint}; `reuse-algos runs --all` lists every run"
+    return (
+        f"there are no finished runs{which} in {archive.location}{hint}; `reuse-algos runs {archive.location} --all` "
+        "lists every run"
+    )
 
 
 def _read(

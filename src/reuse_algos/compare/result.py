@@ -12,7 +12,7 @@ from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
 from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import AXES, Axis, Mode
 
-__all__ = ["Comparison", "CostToTarget", "Group", "Point", "Run", "alike", "json_safe"]
+__all__ = ["Comparison", "CostToTarget", "Group", "OverControl", "Point", "Run", "alike", "json_safe"]
 
 Method = Literal["curves", "runs", "budgets", "ends"]
 
@@ -105,6 +105,21 @@ class Point:
 
 
 @dataclass(frozen=True)
+class OverControl:
+    """A technique against one of its controls, which does all that it does but for the idea itself.
+
+    Attributes:
+        control: Name of the control's group.
+        speedups: On each axis where both costs are known, the control's cost to the target divided by the technique's.
+        sentence: The verdict in words, on the axis of the comparison.
+    """
+
+    control: str
+    speedups: dict[Axis, Speedup]
+    sentence: str
+
+
+@dataclass(frozen=True)
 class Group:
     """One group of runs against the baseline.
 
@@ -128,6 +143,7 @@ class Group:
             baseline.
         sentence: The verdict in words, with n and interval.
         break_even: None for the baseline and for groups that used no prior run.
+        over_controls: Over budgets, the technique against each of its controls; empty for others.
     """
 
     name: str
@@ -145,6 +161,7 @@ class Group:
     verdict: str
     sentence: str
     break_even: BreakEven | None
+    over_controls: list[OverControl] = dataclasses.field(default_factory=list)
 
     @property
     def n(self) -> int:

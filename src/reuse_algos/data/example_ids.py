@@ -2,7 +2,7 @@
 
 The train DataLoader is swapped once, when training starts, for one with the same arguments whose batch sampler
 records the index list of each batch (:class:`~reuse_algos.data.sampler.TrackedBatchSampler`). Every algorithm and the
-recorder keeps an :class:`ExampleIds` of its own as a cursor over that one record: whoever comes first installs it, the
+recorder keeps an :class:`ExampleIds` of its own as a cursor over that one record: the first to come installs it, the
 others find it on the loader.
 """
 
@@ -21,7 +21,7 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
 from reuse_algos.data.streams.ids import keys_of_ids
 from reuse_algos.data.trainer import rows_of
-from reuse_algos.data.views import ViewPolicy
+from reuse_algos.data.views import ViewPolicy, declared_views, views_of
 from reuse_algos.errors import ExampleIdError
 
 # What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else.
@@ -65,7 +65,7 @@ def track_loader(loader: DataLoader) -> DataLoader:
 
 
 def keep_views(state: State) -> None:
-    """Make sure at FIT_START that a dataset with seeded views is told the epoch, even where nobody needs example ids.
+    """Make sure at FIT_START that a dataset with seeded views knows the epoch, also where no example ids are needed.
 
     Raises:
         ExampleIdError: The views are hidden inside another dataset, which would show the first one in every epoch.
@@ -74,11 +74,11 @@ def keep_views(state: State) -> None:
     if isinstance(outer, IterableDataset):
         tell_epoch(state)
         return
-    if isinstance(getattr(outer, "view_policy", None), ViewPolicy):
+    if declared_views(outer) is not None:
         _track_train_loader(state)
         return
     while (inner := getattr(inner, "dataset", None)) is not None:
-        if isinstance(getattr(inner, "view_policy", None), ViewPolicy):
+        if declared_views(inner) is not None:
             raise ExampleIdError(
                 f"{type(outer).__name__} hides the views of the {type(inner).__name__} inside it, so every epoch would "
                 f"show the same one. Wrap it the other way round: ViewedDataset({type(outer).__name__}(...), policy)."
@@ -86,9 +86,9 @@ def keep_views(state: State) -> None:
 
 
 def tell_epoch(state: State) -> None:
-    """Tell a stream which epoch comes next, at FIT_START and EPOCH_END.
+    """Set the next epoch of a stream, at FIT_START and EPOCH_END.
 
-    Composer tells samplers only, and streams have none.
+    Composer sets the epoch of samplers only, and streams have none.
     """
     dataset = getattr(state.dataloader, "dataset", None)
     if isinstance(dataset, IterableDataset) and hasattr(dataset, "set_epoch"):
@@ -96,11 +96,7 @@ def tell_epoch(state: State) -> None:
 
 
 def refuse_streams(who: str, state: State) -> None:
-    """Refuse a stream to an algorithm that decides which examples are shown, and when.
-
-    Args:
-        who: Name of the algorithm.
-        state: At FIT_START.
+    """Refuse a stream to an algorithm that decides which examples are shown, and when (FIT_START).
 
     Raises:
         ExampleIdError: The train dataset is iterable: it decides its order itself.
@@ -215,8 +211,7 @@ class ExampleIds:
                 "HistoryCurriculum's pruning decides before the data is loaded and costs no extra forward pass."
             )
         if self.id_key is not None:
-            policy = getattr(getattr(state.dataloader, "dataset", None), "view_policy", None)
-            self.view_policy = policy if isinstance(policy, ViewPolicy) else None
+            self.view_policy = views_of(getattr(state.dataloader, "dataset", None))
             tell_epoch(state)
             return
         keep_views(state)
@@ -291,5 +286,5 @@ class TrackExamples(Callback):
         keep_views(state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
-        """Tell streams the number of the next epoch."""
+        """Set the next epoch of a stream."""
         tell_epoch(state)

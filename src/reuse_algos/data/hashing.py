@@ -49,7 +49,7 @@ def view_hash(seed: int, keys: Tensor, views: Tensor, salt: int) -> Tensor:
         seed: Any integer; its low 64 bits count.
         keys: int64, any shape.
         views: int64, any shape that broadcasts with ``keys``, on the same device.
-        salt: Tells draws for different purposes apart; its low 64 bits count.
+        salt: Keeps draws for different purposes apart; its low 64 bits count.
 
     Returns:
         int64 of the broadcast shape: ``m(m(m(m(seed) ^ salt) ^ key) ^ view)`` with m = SplitMix64's step.
@@ -67,5 +67,5 @@ def uniform_ints(hashes: Tensor, upper: int) -> Tensor:
 
 
 def uniform_floats(hashes: Tensor) -> Tensor:
-    """float64 numbers in ``[0, 1)``, multiples of 2**-53, from hashes (int64, any shape)."""
+    """Return float64 numbers in ``[0, 1)``, multiples of 2**-53, from hashes (int64, any shape)."""
     return _shift_right(hashes, 11).to(torch.float64) * 2.0**-53

@@ -131,10 +131,6 @@ def match_keys(prior: Identity, info: DatasetInfo) -> Match:
 
     Keys that mean something (ids, paths) match where the content of those that were compared agrees. Positions match
     only where the content of every example of the prior run is known: an example is then found by its content.
-
-    Args:
-        prior: What the prior run recorded.
-        info: The current data.
     """
     positional = prior.positional or info.key_kind == "position"
     if prior.whole and info.content is not None and (positional or info.content.cheap):

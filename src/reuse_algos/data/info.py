@@ -25,7 +25,7 @@ from reuse_algos.errors import DataError
 
 # Where the map-style datasets of torchvision and others keep one class number per example, in the order of trust.
 _LABEL_ATTRIBUTES = ("targets", "labels")
-_LABELS_COMPARED = 16
+_LABELS_COMPARED = 16  # each costs a read of an example; a shifted or shuffled list of labels shows in a few
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,9 +216,9 @@ def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
 
 
 def try_info(dataset: Any) -> DatasetInfo | None:
-    """As :func:`infer_info`, but None for what is no map-style dataset or has no unique keys.
+    """Return what :func:`infer_info` does, or None where a dataset is not map-style or has no unique keys.
 
-    For callers that can do without: whoever needs to tell examples apart calls :func:`infer_info` and gets the error.
+    For callers that can do without. Those that need to tell examples apart call :func:`infer_info`, which raises.
     """
     if dataset is None:
         return None
@@ -262,7 +262,7 @@ def _find_labels(dataset: Dataset[Any], count: int) -> Tensor | None:
 
 
 def _as_labels(values: Any, count: int) -> Tensor | None:
-    """``values`` as int64 ``[count]`` on the CPU if that is what they are: whole numbers, one per example."""
+    """Return values as int64 ``[count]`` on the CPU if that is what they are: whole numbers, one per example."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy() if values.dtype != torch.bfloat16 else None
     elif isinstance(values, Sequence) and not isinstance(values, (str, bytes)):
@@ -285,7 +285,7 @@ def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
         try:
             with seeded_rng(0), undisturbed(dataset):
                 example = dataset[position]
-        except Exception:  # a user's __getitem__ may raise anything; training will tell
+        except Exception:  # a user's __getitem__ may raise anything; training will show it
             return True
         if isinstance(example, Mapping):
             shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
@@ -304,7 +304,7 @@ def _changed(labels: Tensor | None, change: Any) -> Tensor | None:
         return None
     try:
         table = {label: change(label) for label in labels.unique().tolist()}
-    except Exception:  # a user's function may raise anything where it wants more than a number
+    except Exception:  # a user's function may raise anything where it needs more than a number
         return None
     if not all(isinstance(value, int | np.integer) for value in table.values()):
         return None

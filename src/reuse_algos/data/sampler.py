@@ -8,14 +8,14 @@ to its examples without a change to dataset, collate function or batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from composer.utils import dist
 from torch.utils.data import BatchSampler, DistributedSampler, RandomSampler, SequentialSampler
 
-from reuse_algos.data.views import ExampleView, ViewPolicy
+from reuse_algos.data.views import ExampleView, ViewPolicy, declared_views, views_of
 from reuse_algos.errors import ExampleIdError
 
 Plan = Callable[[int], "Sequence[int] | np.ndarray"]
@@ -147,32 +147,42 @@ class Examples(NamedTuple):
         return Examples(self.positions[start:stop], self.views[start:stop])
 
 
+def views_of_loader(loader: Any) -> ViewPolicy | None:
+    """Return the views that a train DataLoader shows, as far as they are declared or its sampler has found them."""
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, TrackedBatchSampler):
+        return sampler.view_policy
+    return declared_views(getattr(loader, "dataset", None))
+
+
 class TrackedBatchSampler(DistributedSampler):
     """A batch sampler that records what it yields and adds view numbers for datasets that take them.
 
-    It is a ``DistributedSampler`` because Composer calls ``set_epoch`` only on one that it finds as
-    ``dataloader.batch_sampler`` or ``.sampler``; the epoch is passed on to whatever is inside.
+    The epoch is passed on to the sampler and the dataset inside.
 
     Args:
         batch_sampler: Yields lists of positions; keeps deciding which.
-        dataset: The dataset of the loader; its ``view_policy`` (if any) decides the view of each epoch and its
+        dataset: The dataset of the loader; its views (see :func:`~reuse_algos.data.views.views_of`) decide what
+            each epoch shows, and its
             ``set_epoch`` (if any) is called with the epoch.
     """
 
     def __init__(self, batch_sampler: Iterable[Sequence[int]], dataset: object) -> None:
+        # A DistributedSampler, because Composer calls set_epoch only on one that it finds as dataloader.batch_sampler
+        # or .sampler.
         super().__init__(
             range(1),  # type: ignore[arg-type]  # the length of this class is that of the batch sampler inside
             num_replicas=dist.get_world_size(),
             rank=dist.get_global_rank(),
         )
         self.batch_sampler = batch_sampler
-        policy = getattr(dataset, "view_policy", None)
-        self.view_policy: ViewPolicy | None = policy if isinstance(policy, ViewPolicy) else None
+        self.view_policy = views_of(dataset)
+        self._takes_views = declared_views(dataset) is not None
         self._dataset_set_epoch = getattr(dataset, "set_epoch", None)
         self._record: list[Examples] = []
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell everything below which epoch comes next."""
+        """Set the epoch of everything below."""
         self.epoch = epoch
         # Composer reaches this object only; samplers of users wait for the epoch further inside.
         for inner in (self.batch_sampler, getattr(self.batch_sampler, "sampler", None)):
@@ -190,7 +200,7 @@ class TrackedBatchSampler(DistributedSampler):
             positions = [index.position if isinstance(index, ExampleView) else int(index) for index in indices]
             views = [index.view if isinstance(index, ExampleView) else view for index in indices]
             record.append(Examples(torch.tensor(positions), torch.tensor(views)))
-            if policy is None:
+            if not self._takes_views:
                 yield indices
             else:
                 yield [ExampleView(*pair) for pair in zip(positions, views, strict=True)]  # type: ignore[misc]
@@ -201,7 +211,7 @@ class TrackedBatchSampler(DistributedSampler):
     def steer(self, plan: Plan, *, num_examples: int, length: int, seed: int) -> int:
         """Let a plan choose what every epoch shows, in batches of the same size as before.
 
-        An :class:`EpochSampler` inside is told the plan; a standard random, sequential or distributed sampler inside is
+        An :class:`EpochSampler` inside gets the plan; a standard random, sequential or distributed sampler inside is
         replaced by one. What the plan leaves out is never loaded.
 
         Args:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 _MOST_PARTS = 64  # a list of transforms is short; a list of file names is long and holds no generator
-_DEPTH, _MOST_SEEN = 8, 10_000
+_DEPTH, _MOST_SEEN = 8, 10_000  # objects of users may be large, and refer to each other
 _KINDS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
@@ -44,13 +44,14 @@ def seeded_rng(seed: int) -> Iterator[None]:
 def undisturbed(*owners: Any) -> Iterator[None]:
     """Put the generators that some objects own back to where they were before the block.
 
-    A dataset whose transform has a generator of its own would otherwise train on other numbers because it was read
-    once more for a check. The global generators are the matter of :func:`seeded_rng`.
+    The global generators are not among them, see :func:`seeded_rng`.
 
     Args:
         owners: Datasets, collate functions, transforms. Generators are looked for in their attributes, in lists and
             mappings of those, in closures, and in the globals that their functions name.
     """
+    # A dataset whose transform has a generator of its own would otherwise train on other numbers because it was read
+    # once more for a check.
     put_back = [_restorer(one) for one in _generators(owners)]
     try:
         yield

@@ -1,14 +1,15 @@
-"""What the Trainer knows and Composer's ``State`` does not tell, such as how the rows of a batch are counted."""
+"""What the Trainer knows and Composer's ``State`` does not, such as how the rows of a batch are counted."""
 
 from __future__ import annotations
 
-import gc
+import contextlib
+import inspect
 import weakref
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from composer import State, Trainer
+from composer import State, TimeUnit, Trainer
 from composer.core import DataSpec
 
 from reuse_algos.errors import ExampleIdError
@@ -16,25 +17,22 @@ from reuse_algos.errors import ExampleIdError
 _FOUND: weakref.WeakKeyDictionary[State, weakref.ref[Trainer]] = weakref.WeakKeyDictionary()
 
 
-def trainer_attributes(state: State) -> Mapping[str, Any]:
-    """Return the attributes of the Trainer that a state belongs to; empty where there is none.
-
-    Composer hands algorithms and callbacks the state only. The Trainer is found among the objects that refer to it,
-    which takes some tenths of a second; the answer is kept.
-
-    Args:
-        state: Of a running Trainer.
-    """
+def _trainer_attributes(state: State) -> Mapping[str, Any]:
+    """Return the attributes of the Trainer that a state belongs to, during its events; empty where none runs."""
     known = _FOUND.get(state)
     trainer = None if known is None else known()
+    # Composer hands algorithms and callbacks the State, which holds neither the Trainer nor what is asked for here (the
+    # DataSpec, the weighing of microbatches, the steps of schedulers), and the Engine does not either. The Trainer runs
+    # every event, so it stands on the call stack of whoever handles one.
+    frame = None if trainer is not None else inspect.currentframe()
+    while frame is not None and trainer is None:
+        one = frame.f_locals.get("self")
+        trainer = one if isinstance(one, Trainer) and one.state is state else None
+        frame = frame.f_back
     if trainer is None:
-        for one in gc.get_referrers(state):
-            owners = [one] if isinstance(one, Trainer) else gc.get_referrers(one) if isinstance(one, dict) else []
-            # An object's attributes are referred to by its dictionary where somebody has asked for that.
-            trainer = next((owner for owner in owners if isinstance(owner, Trainer) and owner.state is state), trainer)
-        if trainer is None:
-            return {}
-        _FOUND[state] = weakref.ref(trainer)
+        return {}
+    # Kept, since a look at the frames of a step would hold its tensors for longer than the step needs them.
+    _FOUND[state] = weakref.ref(trainer)
     return vars(trainer)
 
 
@@ -43,7 +41,12 @@ def weighs_by_tokens(state: State) -> bool:
 
     A term that is a mean over examples then depends on the number of microbatches, and one over targets does not.
     """
-    return bool(trainer_attributes(state).get("accumulate_train_batch_on_tokens", False))
+    return bool(_trainer_attributes(state).get("accumulate_train_batch_on_tokens", False))
+
+
+def scheduler_steps(state: State) -> TimeUnit | None:
+    """Return after what the Trainer steps its schedulers: ``BATCH`` or ``EPOCH``; None where no Trainer runs."""
+    return _trainer_attributes(state).get("_scheduler_step_frequency")
 
 
 def rows_of(batch: Any, state: State, expected: int | None = None) -> int:
@@ -56,25 +59,17 @@ def rows_of(batch: Any, state: State, expected: int | None = None) -> int:
             detection hold lists of images and boxes. Default: not known.
 
     Raises:
-        ExampleIdError: Nobody can tell.
+        ExampleIdError: Neither knows.
     """
-    error: ExampleIdError | None = None
-    counted = None
-    try:
-        counted = num_rows(batch)
-    except ExampleIdError as failure:
-        error = failure
-    if counted is not None and (expected is None or counted == expected):
-        return counted
-    spec = trainer_attributes(state).get("_train_data_spec")
-    if isinstance(spec, DataSpec):
-        count = spec.get_num_samples_in_batch
-        if getattr(count, "__func__", None) is not DataSpec._default_get_num_samples_in_batch:  # the user's own
-            return int(count(batch))
-    if error is not None:
-        raise error
-    assert counted is not None
-    return counted
+    with contextlib.suppress(ExampleIdError):
+        if (counted := num_rows(batch)) == expected or expected is None:
+            return counted
+    spec = _trainer_attributes(state).get("_train_data_spec")
+    count = spec.get_num_samples_in_batch if isinstance(spec, DataSpec) else None
+    # Composer's default counter reads the tensors as num_rows does; only the user's own can know better.
+    if count is not None and getattr(count, "__func__", None) is not DataSpec._default_get_num_samples_in_batch:
+        return int(count(batch))
+    return num_rows(batch)
 
 
 def num_rows(batch: Any) -> int:

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from reuse_algos.data.content import example_bytes
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, infer_info
-from reuse_algos.data.seeding import seeded_rng
+from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 
 UNKNOWN_VIEW = -1
@@ -66,13 +67,53 @@ class ViewPolicy:
         return epoch % self.num_views if self.num_views else UNKNOWN_VIEW
 
 
-class EpochCell:
-    """The number of the current epoch, seen by DataLoader workers too because it lies in shared memory.
+_LOOKED_AT = 32
+"""Examples that are read twice: a flip of every second image stays unseen once in 4 billion times."""
 
-    Persistent workers keep the copy of the dataset they were started with; a plain attribute would never change there.
+
+def declared_views(dataset: Any) -> ViewPolicy | None:
+    """Return the views that a dataset says it has; it then takes :class:`ExampleView` indices."""
+    policy = getattr(dataset, "view_policy", None)
+    return policy if isinstance(policy, ViewPolicy) else None
+
+
+def views_of(dataset: Any) -> ViewPolicy | None:
+    """Return the views that a dataset declares or shows: data without augmentation have one view and need not say so.
+
+    A few examples are read twice under different random numbers. Where all of them stay the same, there is one view. A
+    dataset that is told the epoch (``set_epoch``) may show other views later, and a stream has no positions: both must
+    declare their views.
+
+    Args:
+        dataset: Of a DataLoader.
+
+    Returns:
+        The views; None for random augmentation whose views cannot be asked for again.
     """
+    declared = declared_views(dataset)
+    if declared is not None or hasattr(dataset, "set_epoch") or not hasattr(dataset, "__getitem__"):
+        return declared
+    size = len(dataset) if isinstance(dataset, Sized) else 0
+    positions = sorted({number * size // _LOOKED_AT for number in range(_LOOKED_AT)}) if size else []
+    with undisturbed(dataset):  # around all readings: a generator of its own must show itself
+        try:
+            still = all(_read(dataset, position, 0) == _read(dataset, position, 1) for position in positions)
+        except Exception:  # what cannot be read or compared is for training to say; it has no known view
+            return None
+    return ViewPolicy(0, 1, "none") if positions and still else None
+
+
+def _read(dataset: Any, position: int, seed: int) -> bytes:
+    with seeded_rng(seed):
+        return example_bytes(dataset[position])
+
+
+class EpochCell:
+    """The number of the current epoch, in memory that DataLoader workers share."""
 
     def __init__(self) -> None:
+        # Persistent workers keep the copy of the dataset they were started with: a plain attribute would never change
+        # there.
         self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
 
     @property
@@ -136,7 +177,7 @@ class ViewedDataset(Dataset[Any]):
         return self.info.num_examples
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next; reaches running workers too."""
+        """Set the epoch (from 0) that comes next; reaches running workers, too."""
         self._epoch.set(epoch)
 
     def __getitem__(self, index: ExampleView | int) -> Any:
@@ -147,7 +188,7 @@ class ViewedDataset(Dataset[Any]):
             position, view = int(index), self.view_policy.view_of_epoch(epoch or 0)
         if view < UNKNOWN_VIEW:
             raise DataError(f"View {view} of position {position}: views are numbered from 0, and -1 means random.")
-        # Nobody has told an epoch: a plain DataLoader of a user, whose random numbers are left alone.
+        # No epoch was set: a plain DataLoader of a user, whose random numbers are left alone.
         if view == UNKNOWN_VIEW and epoch is None:
             return self.dataset[position]
         if not -len(self) <= position < len(self):

@@ -32,6 +32,7 @@ from reuse_algos.callbacks.recorder.facts.state_facts import dataset_record, exa
 from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.text.config import TEXT_NAMES
+from reuse_algos.data.views import declared_views
 from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError
 from reuse_algos.harvest.computations import ArchivedForward
 from reuse_algos.harvest.harvest_store import encode_rows
@@ -144,11 +145,12 @@ def label_pool(
         _check_teacher(teacher, loaded, plain, config.trust_data)
     settings = dict(recipe or {"data": _plain(pool), "label": _plain(config)})
     work = _Work(archive, config, loaded.train, teachers, target)
+    data = dataset_record(info, declared_views(loaded.train))
     manifest = Manifest(
         run_name=name,
         tags=dict(tags or {}),
         recipe=settings,
-        dataset=msgspec.structs.replace(dataset_record(info, loaded.train), num_classes=loaded.num_classes),
+        dataset=msgspec.structs.replace(data, num_classes=loaded.num_classes),
         task=teachers[0].manifest.task,
         environment=environment(),
         cost=CostRecord(train_flops=_flops(teachers, info.num_examples)),

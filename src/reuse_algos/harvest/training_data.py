@@ -18,7 +18,7 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
 from reuse_algos.data.identity import same_data
 from reuse_algos.data.info import infer_info
-from reuse_algos.data.views import ViewPolicy
+from reuse_algos.data.views import ViewedDataset, ViewPolicy, declared_views, views_of
 from reuse_algos.errors import DataError, PriorRunMismatchError, nearest
 
 # What is taken of any recipe: it opens nothing and takes no memory of its own.
@@ -69,7 +69,7 @@ def viewed_data(
                 "of each example to harvest: --views 32"
             )
         dataset = load_datasets(config, device).train
-    policy = _checked_policy(run, dataset, views)
+    dataset, policy = _checked_views(run, dataset, views)
     record = run.manifest.dataset
     assert record is not None  # otherwise the examples would not have been the same
     known = (record.view_seed, record.transform)
@@ -103,7 +103,7 @@ def plain_data(
     """
     if dataset is None:
         dataset = load_run_data(run, {**(changes or {}), "augment": "none"}, device, trust_data=trust_data).train
-    return dataset, _checked_policy(run, dataset, None)
+    return _checked_views(run, dataset, None)
 
 
 def load_run_data(
@@ -153,7 +153,8 @@ def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) 
     if section is None:
         raise DataError(
             f"run {run.id} has no recipe that says what its data were, so they cannot be loaded again. Train with a "
-            "recipe, or harvest from Python and give the data (dataset=...)."
+            f"recipe, or give data and model in Python: reuse_algos.harvest.harvest({run.archive!r}, {run.id!r}, "
+            "dataset=train_set, model=lambda: model)."
         )
     if not isinstance(section, dict):
         raise DataError(f"the recipe of run {run.id} has a data section that is not a mapping: {section!r:.200}")
@@ -192,11 +193,15 @@ def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any
     return {"name": _EMBEDDED, **kept}
 
 
-def _checked_policy(run: PriorRun, dataset: Dataset, views: int | None) -> ViewPolicy:
+def _checked_views(run: PriorRun, dataset: Dataset, views: int | None) -> tuple[Dataset, ViewPolicy]:
+    """Return the dataset, in a form that takes view numbers, and its views."""
     check_same_examples(run, dataset)
-    policy = getattr(dataset, "view_policy", None)
-    if not isinstance(policy, ViewPolicy) or policy.num_views == 0:
-        raise DataError("the dataset has no numbered views; wrap it in ViewedDataset(dataset, ViewPolicy(seed, views))")
+    policy = views_of(dataset)
+    if policy is None or policy.num_views == 0:
+        raise DataError(
+            "the dataset gives other examples each time that it is read, and has no numbered views. Wrap it in "
+            "ViewedDataset(dataset, ViewPolicy(seed, views))."
+        )
     if views is not None and views > policy.num_views:
         raise DataError(f"{views} views are asked for, but the dataset has {policy.num_views}")
-    return policy
+    return (dataset if declared_views(dataset) is not None else ViewedDataset(dataset, policy)), policy

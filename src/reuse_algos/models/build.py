@@ -71,7 +71,7 @@ class ModelConfig:
 
 
 def model_names() -> list[str]:
-    """Every name that :func:`build_model` knows, this library's own first."""
+    """Return every name that :func:`build_model` knows, this library's own first."""
     return [
         *_RESNET_BLOCKS,
         "digits_cnn",
@@ -139,8 +139,9 @@ def build_model(
         ModelError: If a field or the name is unknown, or the model cannot be built for such images and classes.
     """
     given = _as_mapping(config)
-    num_classes = given.pop("num_classes", None) if num_classes is None else num_classes
-    image_shape = given.pop("image_shape", None) if image_shape is None else image_shape
+    own_classes, own_shape = given.pop("num_classes", None), given.pop("image_shape", None)
+    num_classes = own_classes if num_classes is None else num_classes
+    image_shape = own_shape if image_shape is None else image_shape
     known = {key: given.pop(key) for key in _OF_TEXTS if key in given}
     settings = _settings(given)
     if settings.name in TEXT_MODELS:
@@ -154,8 +155,7 @@ def build_model(
         return _dense_model(settings, classes, shape)
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
-    if settings.weights_path is not None:
-        _load_safetensors(module, Path(settings.weights_path), new_head=settings.new_head)
+    _load_weights(module, settings)
     reuse_config = {"name": settings.name, "num_classes": classes, "image_shape": list(shape), **measures}
     if settings.autocast is not None:
         reuse_config["autocast"] = settings.autocast
@@ -166,25 +166,25 @@ def _text_model(settings: ModelConfig, num_classes: int | None, inputs: Mapping[
     """Build a transformer, and load the weights that the recipe names."""
     if num_classes is None or num_classes < 2:
         raise ModelError(f"Model {settings.name!r}: num_classes must be 2 or more, not {num_classes}.")
-    for field in ("weights", "autocast"):
-        if getattr(settings, field) is not None:
-            raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
+    _refuse_weights_and_autocast(settings)
     model = build_text_model(settings.name, num_classes, inputs, settings.width, settings.depth)
-    if settings.weights_path is not None:
-        _load_safetensors(model, Path(settings.weights_path), new_head=settings.new_head)
+    _load_weights(model, settings)
     return model
 
 
 def _dense_model(settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]) -> ComposerModel:
     """Build a model for masks or boxes, and load the weights that the recipe names."""
+    _refuse_weights_and_autocast(settings)
+    build = build_detection_model if settings.name in DETECTION_MODELS else build_segmentation_model
+    model = build(settings.name, num_classes, image_shape, settings.width)
+    _load_weights(model.module, settings)
+    return model
+
+
+def _refuse_weights_and_autocast(settings: ModelConfig) -> None:
     for field in ("weights", "autocast"):
         if getattr(settings, field) is not None:
             raise ModelError(f"model.{field}: {settings.name!r} has none; leave it out.")
-    build = build_detection_model if settings.name in DETECTION_MODELS else build_segmentation_model
-    model = build(settings.name, num_classes, image_shape, settings.width)
-    if settings.weights_path is not None:
-        _load_safetensors(model.module, Path(settings.weights_path), new_head=settings.new_head)
-    return model
 
 
 def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]:
@@ -195,7 +195,6 @@ def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]
 
 def _settings(given: dict[str, Any]) -> ModelConfig:
     known = [field.name for field in fields(ModelConfig)]
-    given = {key: value for key, value in given.items() if key not in ("num_classes", "image_shape")}
     unknown = [f"model.{key}: unknown setting.{nearest(key, known)}" for key in given if key not in known]
     if unknown:
         raise ModelError("\n".join(unknown))
@@ -256,15 +255,18 @@ def _build_module(
     return build_torchvision_model(name, num_classes, image_shape, settings.weights), {}
 
 
-def _load_safetensors(module: nn.Module, path: Path, *, new_head: bool) -> None:
-    """Load weights saved from the network itself or from the Composer model around it."""
+def _load_weights(module: nn.Module, settings: ModelConfig) -> None:
+    """Load the weights that the recipe names, saved from the network itself or from the Composer model around it."""
+    if settings.weights_path is None:
+        return
+    path = Path(settings.weights_path)
     try:
         state = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"model.weights_path: {path} cannot be read as a safetensors file: {error}") from error
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
-    if new_head:
+    if settings.new_head:
         own = module.state_dict()
         head = {key for key, value in own.items() if key in state and _other_rows(value, state[key])}
         state = {key: own[key] if key in head else value for key, value in state.items()}

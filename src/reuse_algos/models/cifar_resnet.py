@@ -45,7 +45,7 @@ class BasicBlock(nn.Module):
         return x_BCHW
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        """Float ``[B, in_channels, H, W]`` to ``[B, out_channels, ceil(H / stride), ceil(W / stride)]``."""
+        """Return ``[B, out_channels, ceil(H / stride), ceil(W / stride)]`` of float ``[B, in_channels, H, W]``."""
         y_BCHW = F.relu(self.bn1(self.conv1(x_BCHW)))
         y_BCHW = self.bn2(self.conv2(y_BCHW))
         return F.relu(y_BCHW + self.shortcut(x_BCHW))
@@ -58,7 +58,7 @@ class CifarResNet(nn.Module):
     does it.
 
     Args:
-        blocks_per_stage: N; 3 for ResNet-20, 9 for ResNet-56.
+        blocks_per_stage: n; 3 for ResNet-20, 9 for ResNet-56.
         num_classes: K.
         in_channels: Channels of the images.
         width: Channels of the first stage; 16 in the paper.
@@ -84,7 +84,7 @@ class CifarResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Float ``[B, C, H, W]`` of any size to logits ``[B, K]``."""
+        """Return logits ``[B, K]`` of float ``[B, C, H, W]`` of any size."""
         x_BCHW = F.relu(self.bn1(self.conv1(images_BCHW)))
         x_BCHW = self.layer3(self.layer2(self.layer1(x_BCHW)))
         return self.fc(x_BCHW.mean((2, 3)))

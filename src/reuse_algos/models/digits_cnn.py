@@ -26,7 +26,7 @@ class DigitsCNN(nn.Module):
         self.fc = nn.Linear(4 * width, num_classes)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Float ``[B, C, H, W]``, H and W at least 2, to logits ``[B, K]``."""
+        """Return logits ``[B, K]`` of float ``[B, C, H, W]``, H and W at least 2."""
         x_BCHW = F.relu(self.bn1(self.conv1(images_BCHW)))
         x_BCHW = F.max_pool2d(F.relu(self.bn2(self.conv2(x_BCHW))), 2)
         x_BCHW = F.relu(self.bn3(self.conv3(x_BCHW)))

@@ -13,11 +13,10 @@ from reuse_algos.models.build import build_model
 
 
 class _WithoutMemory(TorchFunctionMode):
-    """Put what allocates on the meta device.
+    """Put what allocates on the meta device."""
 
-    ``torch.device("meta")`` would do, were it not for RegNets, which compute their widths with a short
-    ``torch.arange`` and read them.
-    """
+    # torch.device("meta") would do, were it not for RegNets, which compute their widths with a short torch.arange and
+    # read them.
 
     _ALLOCATES = frozenset(
         (torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn, torch.eye, torch.empty_strided)

@@ -1,4 +1,4 @@
-"""Networks that are told when an example is from.
+"""Networks with the time of an example as an input.
 
 Legend: B rows, C channels or columns, E features of the time.
 """

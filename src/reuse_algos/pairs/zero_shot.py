@@ -26,7 +26,7 @@ class Prompts:
     Attributes:
         names: T names, each once.
         features: Float ``[T, E]``, by the encoder of the texts' run.
-        keys: int64, keys of archived texts that stand for a class. They are no anchors. Empty where the features came
+        keys: int64, keys of archived texts that stand for a class. They are not anchors. Empty where the features came
             from a file.
     """
 
@@ -92,10 +92,6 @@ def read_prompts(path: str | Path, texts: PriorRun) -> Prompts:
     A text file has one class a line: its name, a tab, and the keys of archived texts that stand for it, with commas
     between; their unit features are averaged. An ``.npz`` file has ``names``, strings ``[T]``, and ``features``, floats
     ``[T, E]`` that the encoder of the texts made.
-
-    Args:
-        path: The file.
-        texts: The run whose features are looked up.
 
     Raises:
         DataError: The file cannot be read, a name comes twice, or a key has no archived features.
@@ -171,7 +167,7 @@ def zero_shot(
     Args:
         images: A run with archived features of images.
         texts: A run with archived features of texts, under the keys of their images.
-        prompts: The classes. Texts that stand for a class are no anchors, and their images are classified.
+        prompts: The classes. Texts that stand for a class are not anchors, and their images are classified.
         k: How many anchors describe an example. Default: 800.
         power: Exponent of the similarities. Default: 8.
         without: Keys of pairs that must not decide. Default: none.

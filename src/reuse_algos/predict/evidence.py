@@ -19,9 +19,6 @@ from reuse_algos.predict.sweeps.batch_size import Trial
 def finished(runs: Iterable[History]) -> list[History]:
     """Return the runs that ended by themselves and did not diverge.
 
-    Args:
-        runs: Of an archive.
-
     Raises:
         NotEnoughEvidenceError: There is none.
     """
@@ -51,9 +48,6 @@ def budget_curve(runs: Sequence[History]) -> LossCurve:
     """Fit the loss curve over budgets: the end of each run against its number of steps.
 
     This is the way out for schedules that decay: each run has had its own to the end.
-
-    Args:
-        runs: Of one recipe at five or more budgets.
 
     Raises:
         NotEnoughEvidenceError: There are fewer budgets, or models differ.

@@ -166,12 +166,7 @@ def histories(
 
 
 def recipe_value(recipe: Mapping[str, Any], path: str) -> Any:
-    """Return the value at a dotted path of a recipe, such as ``optimizer.lr``; None where there is none.
-
-    Args:
-        recipe: Nested mappings.
-        path: Names joined by dots.
-    """
+    """Return the value at a dotted path of a recipe, such as ``optimizer.lr``; None where there is none."""
     value: Any = recipe
     for part in path.removeprefix("recipe.").split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -179,11 +174,7 @@ def recipe_value(recipe: Mapping[str, Any], path: str) -> Any:
 
 
 def schedule_of(recipe: Mapping[str, Any] | None) -> Literal["constant", "decayed", "unknown"]:
-    """Return what a recipe says of the learning rate; ``unknown`` without a recipe, or without an optimizer in it.
-
-    Args:
-        recipe: As recorded with a run.
-    """
+    """Return what a recipe says of the learning rate; ``unknown`` without a recipe, or without an optimizer in it."""
     if recipe is None or "optimizer" not in recipe:
         return "unknown"
     scheduler = recipe.get("scheduler")

@@ -60,9 +60,6 @@ class LossCurve:
     def steps_to(self, loss: float) -> float:
         """Return the number of steps after which the curve is at or below a loss.
 
-        Args:
-            loss: Target, in units of the loss.
-
         Returns:
             Steps, at least 0; infinite if the floor of the curve is above the target.
         """
@@ -97,9 +94,7 @@ def replace_outliers(losses: ArrayLike, reach: int = 2) -> NDArray[np.float64]:
 def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, relative: bool = False) -> LossCurve:
     """Fit a loss curve to the points of a run at a constant learning rate.
 
-    For a fixed floor the curve is linear in ``1 / (loss - b2)``. That is a non-negative least squares problem, whose
-    rows are weighted with ``(loss - b2)^2`` so that the errors are those of the loss. The floor itself comes from a
-    grid over [0, least loss) and a bounded search between the neighbours of the best point of the grid.
+    For a fixed floor this is a non-negative least squares problem; the floor comes from a grid and a bounded search.
 
     Args:
         steps: ``[N]``, at least 0.
@@ -120,6 +115,7 @@ def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, re
     x_N, y_N = steps_N / reach, losses_N / scale
 
     def solve(floor: float) -> tuple[float, NDArray[np.float64]]:
+        # The curve is linear in 1 / (loss - b2). Weights of (loss - b2)^2 make the errors those of the loss.
         above_N = y_N - floor
         weights_N = above_N**2
         rows_N2 = np.stack([x_N, np.ones_like(x_N)], axis=1) * weights_N[:, None]
@@ -182,7 +178,7 @@ def looks_decayed(steps: ArrayLike, losses: ArrayLike) -> bool:
     Returns:
         True where the sign test says so at the 1 % level (or all of fewer than 7 points are below) and the mean gap is
         more than twice the residual of the fit.
-        False also for fewer than 12 points, which cannot tell.
+        False also for fewer than 12 points, which are too few.
     """
     steps_N, losses_N = _checked(steps, losses)
     cut = len(steps_N) * 2 // 3

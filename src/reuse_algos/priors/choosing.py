@@ -56,11 +56,11 @@ def split_if_empty(runs: RunSelection) -> tuple[RunSelection, bool]:
 
 
 def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
-    """The prior runs that a selection names, at least one.
+    """Return the prior runs that a selection names, at least one.
 
     Raises:
-        RunNotFoundError: an id is unknown, or nothing matches the query.
-        ValueError: the query has an unknown key.
+        RunNotFoundError: An id is unknown, or nothing matches the query.
+        ValueError: The query has an unknown key.
     """
     if isinstance(runs, PriorRun):
         return [runs]
@@ -74,7 +74,8 @@ def select_runs(archive: RunArchive, runs: RunSelection) -> list[PriorRun]:
         if not found:
             raise RunNotFoundError(
                 f"no finished run in {archive.location} matches {dict(runs)}. `reuse-algos runs {archive.location}` "
-                "lists what is there; record one first, or change the selection."
+                "lists what is there; record one first (RunRecorder(..., tags=...)), change the selection, or begin "
+                "without prior runs (runs: {..., if_empty: skip})."
             )
         return found
     chosen = [run if isinstance(run, PriorRun) else archive.run(run) for run in runs]
@@ -89,14 +90,15 @@ def choose_runs(
     """Select on rank 0: run ids and generations, the same ones on every rank.
 
     Args:
-        archive: where the runs are.
-        runs: what to select.
-        pinned: the outcome of an earlier selection, from a checkpoint or an earlier fit: taken instead of a new one, so
+        archive: Where the runs are.
+        runs: What to select.
+        pinned: The outcome of an earlier selection, from a checkpoint or an earlier fit: taken instead of a new one, so
             that runs archived in the meantime change nothing.
 
     Raises:
-        ReuseAlgosError: as :func:`select_runs`, on every rank.
+        ReuseAlgosError: As :func:`select_runs`, on every rank.
     """
+    # Asked once: another run may be archived between the looks of two ranks.
     return on_rank_zero(
         lambda: list(pinned) if pinned else [(run.id, run.manifest.generation) for run in select_runs(archive, runs)]
     )
@@ -106,7 +108,7 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
     """Refuse a prior run with other classes than the current one.
 
     Raises:
-        PriorRunMismatchError: number or names of the classes differ; the message has both.
+        PriorRunMismatchError: Number or names of the classes differ; the message has both.
     """
     data, model = run.manifest.dataset, run.manifest.model
     theirs = (model.num_classes if model else None) or (data.num_classes if data else None)
@@ -114,6 +116,7 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
         raise PriorRunMismatchError(
             f"run {run.id} has {theirs} classes, this run has {num_classes}. Choose runs with the same classes."
         )
+    # In one form: macOS and Linux write letters with accents in different ways.
     names = [plain_name(name) for name in (data and data.class_names) or ()]
     class_names = [plain_name(name) for name in class_names or ()]
     if names and class_names and list(names) != list(class_names):
@@ -126,20 +129,20 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
 
 
 def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Tensor | None:
-    """Which row of a prior run's signals belongs to each example of the current data.
+    """Return which row of a prior run's signals belongs to each example of the current data.
 
     Args:
-        run: the prior run.
-        info: the current train data.
+        run: The prior run.
+        info: The current train data.
         mismatch: ``refuse``, or ``allow``: match examples by key and content, and leave out those that are new or whose
             label changed. Where both sides name their classes, labels are compared by name: a class that was added or
-            removed numbers the others anew, and that is no change.
+            removed gives the others new numbers, which does not count as a change.
 
     Returns:
         None where the data are the same (row = position), else int64 ``[N]``: the prior position, or -1.
 
     Raises:
-        PriorRunMismatchError: the data differ and ``mismatch`` is ``refuse``, or no example is common to both.
+        PriorRunMismatchError: The data differ and ``mismatch`` is ``refuse``, or no example is common to both.
     """
     record = run.manifest.dataset
     if record is None:
@@ -183,13 +186,11 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
 
 
 def _labels_here(labels_N: torch.Tensor, theirs: Sequence[str] | None, ours: Sequence[str] | None) -> torch.Tensor:
-    """Labels of a prior run as numbers of the current classes, by name; -1 for classes that there are no more.
-
-    As they are where a side has no names, or not unique ones, or where no name is common: then the classes were
-    renamed, all at once.
-    """
+    """Return labels of a prior run as numbers of the current classes, by name; -1 for classes that are gone."""
+    # As they are without names on a side, or where no name is common: then the classes were renamed, all at once.
     if not theirs or not ours or list(theirs) == list(ours) or not set(theirs) & set(ours):
         return labels_N
+    # A name that stands for two classes names neither.
     if len(set(theirs)) < len(theirs) or len(set(ours)) < len(ours):
         return labels_N
     place = {name: number for number, name in enumerate(ours)}

@@ -96,7 +96,7 @@ def drift_between(before: PriorRun, after: PriorRun) -> Drift:
     both_N = keys_P[order_P][place_N] == keys_N if len(keys_P) else torch.zeros_like(keys_N, dtype=torch.bool)
     if not bool(both_N.any()):
         raise PriorRunMismatchError(
-            f"runs {before.id} and {after.id} have scores of no common example, so nobody's mind can have changed. "
+            f"runs {before.id} and {after.id} have no scored example in common, so their answers cannot be compared. "
             "Train both on a window that overlaps."
         )
     return Drift(keys_N[both_N], before_P[order_P][place_N[both_N]], after_N[both_N], labels_N[both_N])

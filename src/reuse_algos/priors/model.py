@@ -1,6 +1,6 @@
 """Earlier models, brought back.
 
-What a run's record says of its model is a claim of whoever wrote it. Only settings of the architecture are taken from
+What a run's record says of its model is a claim of its writer. Only settings of the architecture are taken from
 it, and the model is made on torch's meta device first: memory is taken once it has the shapes of the archived weights,
 which a file of that size backs.
 """
@@ -139,11 +139,7 @@ def _make_module(
 
 
 def _outline(run: PriorRun, config: dict[str, Any]) -> nn.Module:
-    """The model with the shapes of its tensors and without their memory.
-
-    Raises:
-        ModelError: No model can have such sizes.
-    """
+    """Return the model with the shapes of its tensors and without their memory."""
     try:
         return outline_model(config)
     except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
@@ -170,11 +166,7 @@ def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapp
 
 
 def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
-    """Archived weights under the names of a module's; a ComposerModel's ``module.`` prefix may be missing on one side.
-
-    Raises:
-        PriorRunMismatchError: They are of other names or shapes.
-    """
+    """Return archived weights under a module's names; the prefix ``module.`` may be missing on one side."""
     _refuse_adapters(module, run, name, archived)
     expected = module.state_dict()
     if archived.keys() != expected.keys():

@@ -23,11 +23,11 @@ class Presentation:
     """One moment at which a signal has rows.
 
     Attributes:
-        epoch: whole epochs that the run had trained: the number of the running epoch (from 0) for captured slots, the
+        epoch: Whole epochs that the run had trained: the number of the running epoch (from 0) for captured slots, the
             epoch of the weights for harvested ones.
-        harvested: whether a harvest filled it.
-        signal: name of the archived signal, such as ``logits`` or ``logits.ep0005``.
-        slots: its slots; several are views of the examples at the same weights.
+        harvested: Whether a harvest filled it.
+        signal: Name of the archived signal, such as ``logits`` or ``logits.ep0005``.
+        slots: Its slots; several are views of the examples at the same weights.
     """
 
     epoch: int
@@ -37,12 +37,12 @@ class Presentation:
 
 
 def harvested_name(signal: str, weights: str) -> str:
-    """Name under which a harvest keeps a signal of archived weights: ``el2n`` for the last ones, ``el2n.ep0005``."""
+    """Return the name of a harvested signal: ``el2n`` of the last weights, ``el2n.ep0005`` of those of an epoch."""
     return signal if weights == "last" else f"{signal}.{weights_name(weights)}"
 
 
 def weights_epoch(run: PriorRun, weights: str) -> int:
-    """How many whole epochs the run had trained when it kept these weights.
+    """Return how many whole epochs the run had trained when it kept these weights.
 
     ``ep0005`` says so itself, ``last`` are those at the end, and ``best`` those of the monitor's first best value.
     """
@@ -61,7 +61,7 @@ class PresentationReader:
     """Reads the signals of one run by presentation.
 
     Args:
-        run: the run.
+        run: The run.
     """
 
     def __init__(self, run: PriorRun) -> None:
@@ -69,13 +69,13 @@ class PresentationReader:
         self._signals: dict[str, Signal] = {}
 
     def signal(self, name: str) -> Signal:
-        """The archived signal, opened once."""
+        """Return the archived signal, opened once."""
         if name not in self._signals:
             self._signals[name] = self.run.signal(name)
         return self._signals[name]
 
     def presentations(self, base: str) -> list[Presentation]:
-        """Everything that is kept of a signal, of whatever weights, by rising epoch; captured before harvested."""
+        """Return all that is kept of a signal, of whatever weights, by rising epoch; captured before harvested."""
         found: dict[tuple[int, bool, str], list[int]] = {}
         for name in self.run.signal_names:
             if name != base and not name.startswith(f"{base}."):
@@ -90,7 +90,7 @@ class PresentationReader:
         return [Presentation(*key, tuple(slots)) for key, slots in sorted(found.items(), key=lambda item: item[0])]
 
     def rows(self, presentation: Presentation, positions_B: Tensor) -> list[Tensor]:
-        """Rows of some examples, one tensor for each slot: float64 ``[B, ...]``, NaN where not seen."""
+        """Return rows of some examples, one tensor for each slot: float64 ``[B, ...]``, NaN where not seen."""
         signal = self.signal(presentation.signal)
         parts = []
         for slot in presentation.slots:
@@ -102,22 +102,20 @@ class PresentationReader:
 
 
 def latest_first(presentations: Sequence[Presentation]) -> list[Presentation]:
-    """By falling epoch; at equal epochs a harvest, which knows every example, comes first."""
+    """Sort by falling epoch; at equal epochs a harvest, which knows every example, comes first."""
     return sorted(presentations, key=lambda one: (one.epoch, one.harvested), reverse=True)
 
 
 def in_time(presentations: Sequence[Presentation]) -> list[Presentation]:
-    """A history of one kind, captured or harvested, whichever has more moments, by rising epoch.
-
-    The two are not mixed: captured rows come from augmented examples and a model in training mode.
-    """
+    """Return a history of one kind, captured or harvested, whichever has more moments, by rising epoch."""
+    # The two are not mixed: captured rows come from augmented examples and a model in training mode.
     harvested = one_per_epoch([one for one in presentations if one.harvested])
     captured = [one for one in presentations if not one.harvested]
     return harvested if len(harvested) > len(captured) else captured
 
 
 def one_per_epoch(presentations: Sequence[Presentation]) -> list[Presentation]:
-    """The first of each epoch, such as ``last`` of the names ``last`` and ``ep0006`` of the same weights."""
+    """Return the first of each epoch, such as ``last`` of the names ``last`` and ``ep0006`` of the same weights."""
     first: dict[int, Presentation] = {}
     for one in presentations:
         first.setdefault(one.epoch, one)

@@ -10,15 +10,30 @@ from composer import Time, TimeUnit
 
 from reuse_algos.archive import PriorRun, Signal
 from reuse_algos.data.views import ViewPolicy
+from reuse_algos.errors import PriorRunMismatchError
+
+
+def numbered_views(policy: ViewPolicy | None, why: str, instead: str = "") -> ViewPolicy:
+    """Return the numbered views of the current run.
+
+    Args:
+        policy: As the train data have them.
+        why: What follows where there are none, as a clause.
+        instead: What else can be done, as the end of a sentence. Default: nothing.
+
+    Raises:
+        PriorRunMismatchError: The augmentation is not in numbered views.
+    """
+    if policy is None or policy.num_views == 0:
+        raise PriorRunMismatchError(
+            f"this run's augmentation is not a known view, {why}. Set data.num_views (or wrap the dataset in "
+            f"ViewedDataset){instead}."
+        )
+    return policy
 
 
 def other_views(run: PriorRun, policy: ViewPolicy) -> str | None:
-    """Say that a prior run's views are not those of the current one, or None where they are.
-
-    Args:
-        run: The prior run.
-        policy: The views of the current run, numbered ones.
-    """
+    """Say that a prior run's views are not those of the current one, or None where they are."""
     record = run.manifest.dataset
     theirs = (record.view_seed, record.transform) if record else None
     ours = (policy.seed, policy.transform)
@@ -50,13 +65,7 @@ def missing_views(run: PriorRun, signal: Signal, policy: ViewPolicy, what: str, 
 
 
 def age_of_slot(run: PriorRun, signal: Signal, slot: int) -> int | None:
-    """Return how many epochs a run trained on after it captured a slot; None where a harvest of given weights made it.
-
-    Args:
-        run: The prior run.
-        signal: One of its signals.
-        slot: One of the signal's.
-    """
+    """Return how many epochs a run trained on after it captured a slot; None for a harvest, which has no age."""
     meta = signal.slot_meta(slot)
     if meta.get("source") == "harvest" or "epoch" not in meta:
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import sys
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from reuse_algos.models import build_model
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
+from reuse_algos.recipe.progress_lines import ProgressLines
 from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.recipe.wandb_logger import RecipeWandBLogger
@@ -102,7 +104,11 @@ def build_trainer(recipe: Recipe) -> Trainer:
             optimizers=optimizer,
             schedulers=scheduler,
             algorithms=[*algorithms, *watchers(settings.data, pool)],
-            callbacks=[*callbacks, TrackExamples()],  # seeded views hold whatever else is in the recipe
+            callbacks=[
+                *callbacks,
+                *_lines(settings),
+                TrackExamples(),
+            ],  # seeded views hold whatever else is in the recipe
             loggers=loggers,
             device=device,
             **_trainer_arguments(settings),
@@ -198,9 +204,15 @@ def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, dr
     )
 
 
+def _lines(settings: Settings) -> list[ProgressLines]:
+    """Return what prints a line now and then where a progress bar would only fill a log file."""
+    return [ProgressLines()] if settings.progress_bar and not sys.stderr.isatty() else []
+
+
 def _trainer_arguments(settings: Settings) -> dict[str, Any]:
     """Return what the Trainer takes from the recipe as it is."""
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
+    arguments["progress_bar"] = settings.progress_bar and not _lines(settings)
     options = settings.compile
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
     return arguments

@@ -62,7 +62,7 @@ class Settings:
         load_path: Checkpoint to start from.
         load_weights_only: Take only the weights from it.
         autoresume: Go on from the newest checkpoint of the same run name in ``save_folder``.
-        progress_bar: Show a progress bar.
+        progress_bar: Show a progress bar; where stderr is not a terminal, a line with the loss now and then.
         log_to_console: Print metrics as lines.
         console_log_interval: How often to.
         python_log_level: Level of Composer's own log messages.

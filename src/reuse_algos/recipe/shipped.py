@@ -7,7 +7,24 @@ from pathlib import Path
 import reuse_algos
 from reuse_algos.errors import RecipeError, nearest
 
-__all__ = ["shipped_recipe"]
+__all__ = ["recipe_path", "shipped_recipe"]
+
+
+def recipe_path(text: str) -> Path:
+    """Return the file that a command line names: a YAML file, or the name of one that comes with the library.
+
+    Args:
+        text: Such as ``mine.yaml`` or ``digits/baseline``.
+
+    Raises:
+        RecipeError: It does not end with ``.yaml`` or ``.yml``, and none of this name comes with the library.
+    """
+    if text.endswith((".yaml", ".yml")) or Path(text).is_file():
+        return Path(text)
+    try:
+        return shipped_recipe(text)
+    except RecipeError as error:
+        raise RecipeError(f"{error} A file's name ends with .yaml.") from error
 
 
 def shipped_recipe(name: str) -> Path:

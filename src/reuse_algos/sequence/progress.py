@@ -11,7 +11,7 @@ from typing import Any, Literal
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.compare.reading import choose_metric
-from reuse_algos.errors import ArchiveError, RecipeError, SequenceError
+from reuse_algos.errors import ArchiveNotFoundError, RecipeError, SequenceError
 from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.sequence.held import held_runs, value_at_end
 from reuse_algos.sequence.planning.halving import survivors
@@ -85,10 +85,8 @@ def open_for_reading(location: str) -> RunArchive | None:
         store = open_store(location, create=False, read_only=True)
         if store.size("archive.json") is None:
             return None
-    except ArchiveError as error:
-        if type(error) is ArchiveError and "://" not in location:
-            return None  # no such folder; what is there and cannot be read is one of its children
-        raise
+    except ArchiveNotFoundError:
+        return None
     return RunArchive(store)
 
 

@@ -24,6 +24,7 @@ from reuse_algos.data.hashing import uniform_floats, uniform_ints, view_hash
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.errors import DataError, ModelError, nearest
 from reuse_algos.training.parameters.batch_norm import split_layers
+from reuse_algos.training.parameters.kept_state import kept_modes
 
 Forward = Callable[[Tensor], Tensor]
 """From inputs ``[B, C, H, W]`` to logits ``[B, K]``."""
@@ -180,20 +181,17 @@ def attacked(model: nn.Module, *, auxiliary: bool = False) -> Iterator[None]:
         model: The user's, without wrappers.
         auxiliary: Whether inputs go through the auxiliary branches of split batch norms. Default: the main ones.
     """
-    # Each module's own flag, as frozen layers stay in evaluation mode while the rest trains.
-    training = [module for module in model.modules() if module.training]
     layers: list[Any] = split_layers(model) if auxiliary else []
-    model.eval()
-    try:
-        for layer in layers:
-            layer.training = True  # its own flag only: then it asks the switch, and its auxiliary child stays as it is
-            layer.switch.auxiliary = True
-        yield
-    finally:
-        for layer in layers:
-            layer.training, layer.switch.auxiliary = False, False
-        for module in training:
-            module.training = True
+    with kept_modes(model):
+        model.eval()
+        try:
+            for layer in layers:
+                # Its own flag only: then it asks the switch, and its auxiliary child stays in evaluation mode.
+                layer.training = layer.switch.auxiliary = True
+            yield
+        finally:
+            for layer in layers:
+                layer.switch.auxiliary = False
 
 
 def ascend(

@@ -1,18 +1,19 @@
 """Copies of a batch that stay what they are, whatever a model does with the batch that it is given.
 
 Forward passes of other people's models take entries out of a batch (``batch.pop("labels")``), add some, and write into
-its tensors (``labels[mask] = -100``). Whoever reads the batch afterwards needs it as it was before.
+its tensors (``labels[mask] = -100``). Code that reads the batch afterwards needs it as it was before.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 
 from reuse_algos.errors import DataError
+from reuse_algos.training.nested import like_sequence, tensors_at
 
 
 class _Pair(NamedTuple):
@@ -26,8 +27,7 @@ class _Pair(NamedTuple):
 class BatchGuard:
     """Copies the batches that one model is given.
 
-    A copy has containers of its own. It shares the tensors, except those that the model writes into. The first batch
-    shows which these are: of that batch every tensor is cloned.
+    A copy has containers of its own. It shares the tensors, except those that the model writes into.
 
     Args:
         whose: Who writes into the batches, for messages, such as ``the model``.
@@ -51,7 +51,7 @@ class BatchGuard:
         kept = _copied(batch, "", self._written)
         self._pairs = [
             _Pair(place, (given, mine), (_version(given), _version(mine)))
-            for (place, given), (_, mine) in zip(_tensors(batch), _tensors(kept), strict=True)
+            for (place, given), (_, mine) in zip(tensors_at(batch), tensors_at(kept), strict=True)
         ]
         return kept
 
@@ -81,6 +81,7 @@ class BatchGuard:
 
 def _copied(value: Any, place: str, written: set[str] | None) -> Any:
     if isinstance(value, torch.Tensor):
+        # Of the first batch every tensor is cloned: it shows which ones the model writes into.
         return value.clone() if written is None or place in written else value
     if isinstance(value, Mapping):
         entries = {key: _copied(entry, f"{place}[{key!r}]", written) for key, entry in value.items()}
@@ -95,24 +96,10 @@ def _copied(value: Any, place: str, written: set[str] | None) -> Any:
             return entries
         return kept
     if isinstance(value, (list, tuple)):
-        items = [_copied(item, f"{place}[{number}]", written) for number, item in enumerate(value)]
-        if isinstance(value, list):
-            return items
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        return like_sequence(value, [_copied(item, f"{place}[{n}]", written) for n, item in enumerate(value)])
     return value if isinstance(value, (str, bytes, int, float, type(None))) else copy.copy(value)
 
 
-def _tensors(value: Any, place: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    if isinstance(value, torch.Tensor):
-        yield place, value
-    elif isinstance(value, Mapping):
-        for key, entry in value.items():
-            yield from _tensors(entry, f"{place}[{key!r}]")
-    elif isinstance(value, (list, tuple)):
-        for number, item in enumerate(value):
-            yield from _tensors(item, f"{place}[{number}]")
-
-
 def _version(tensor: torch.Tensor) -> int:
-    """How often a tensor was written into; tensors made in inference mode do not count that."""
+    # torch's own count of writes; tensors made in inference mode have none.
     return -1 if tensor.is_inference() else tensor._version

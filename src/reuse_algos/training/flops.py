@@ -35,6 +35,7 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
     Returns:
         None, with an :class:`~reuse_algos.errors.ArchiveWarning`, where the model cannot be run like that.
     """
+    # Models of users fail in any way when they are run once more, and a count is not worth a training.
     try:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
@@ -47,10 +48,6 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
 
 def training_flops(flops_per_example: int | None, state: State) -> float | None:
     """Return the FLOPs of training so far, over all ranks, as :class:`~reuse_algos.archive.CostRecord` has them.
-
-    Args:
-        flops_per_example: Of a forward pass of the model.
-        state: With the timestamp and the algorithms.
 
     Returns:
         None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one

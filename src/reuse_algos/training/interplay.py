@@ -108,7 +108,7 @@ def mixes_examples(state: State) -> list[str]:
 
 
 def changes_inputs(state: State) -> list[str]:
-    """Return the names of the algorithms that change or cut single inputs, so that rows are no known views."""
+    """Return the names of the algorithms that change or cut single inputs, so that rows are not known views."""
     changing = (CutOut, ColOut, AugMix, RandAugment, ProgressiveResizing, SeqLengthWarmup)
     return [type(algorithm).__name__ for algorithm in state.algorithms if isinstance(algorithm, changing)]
 
@@ -125,8 +125,7 @@ def hides_inputs(state: State) -> list[str]:
 def example_weights(state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:
     """Return the weights that the algorithms of this run give to the losses of examples, multiplied with each other.
 
-    Whoever adds a mean over examples to the loss must weigh it with them: otherwise a curriculum that shows some
-    examples less often and weighs them more corrects the model's own loss and not the term that was added.
+    A mean over examples that is added to the loss must be weighed with them.
 
     Args:
         state: During an epoch.
@@ -135,7 +134,9 @@ def example_weights(state: State, positions_B: torch.Tensor | None = None) -> to
     Returns:
         float64 ``[B]`` >= 0 on the CPU; None where all are 1.
     """
-    # None where nobody weighs: a product with ones would cost a copy to the device in every batch.
+    # A curriculum that shows some examples less often and weighs them more would otherwise correct the model's own loss
+    # and not the term that was added.
+    # None where no algorithm weighs: a product with ones would cost a copy to the device in every batch.
     product_B: torch.Tensor | None = None
     for algorithm in state.algorithms:
         weights_B = algorithm.example_weights(state, positions_B) if isinstance(algorithm, BatchEffects) else None
@@ -151,12 +152,9 @@ def example_losses(state: State) -> ExampleLosses | None:
 
 
 def clean_rows(state: State) -> torch.Tensor | None:
-    """Return the rows of the current microbatch whose outputs are those of the view that was loaded.
+    """Return, from AFTER_FORWARD on, the rows of the microbatch whose outputs are those of the loaded view.
 
-    Whoever keeps outputs as what the model said of a view must leave the other rows out.
-
-    Args:
-        state: From AFTER_FORWARD on.
+    Code that keeps outputs as those of a view must leave the other rows out.
 
     Returns:
         int64 row numbers on the CPU; None where all rows are.
@@ -170,12 +168,9 @@ def clean_rows(state: State) -> torch.Tensor | None:
 
 
 def replayed_outputs(state: State) -> Replayed | None:
-    """Return the outputs of rows that an algorithm added to the current microbatch; None where there are none.
+    """Return, from AFTER_FORWARD on, the outputs of rows that an algorithm added to the microbatch, or None.
 
-    Whoever adds a mean over rows to the loss must add these rows to it in the same proportion.
-
-    Args:
-        state: From AFTER_FORWARD on.
+    A mean over rows that is added to the loss must hold these rows in the same proportion.
     """
     found = (one.replayed_outputs(state) for one in state.algorithms if isinstance(one, BatchEffects))
     return next((replayed for replayed in found if replayed is not None), None)

@@ -18,6 +18,7 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
     """Return the user's model inside the wrappers of DDP and ``torch.compile``."""
+    # In any order: DDP may wrap a compiled model, and torch.compile a wrapped one.
     while True:
         if isinstance(model, torch.nn.parallel.DistributedDataParallel):
             model = model.module

@@ -10,7 +10,7 @@ from composer import State, Time, TimeUnit
 from composer.core import Timestamp
 from composer.optim import ComposerScheduler
 
-_LOOKED_AT = 64
+_LOOKED_AT = 64  # a schedule of thousands of batches would take seconds to ask for each
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,16 @@ class Window:
     def spans(self, state: State) -> bool:
         """Return whether the current time lies at or after the start and before the stop."""
         return reached(state, self.start) and not reached(state, self.stop)
+
+
+def batches_of(state: State) -> int | None:
+    """Return the batches of the whole training, or None where its duration does not give them."""
+    duration, length = state.max_duration, state.dataloader_len
+    if duration is not None and duration.unit == TimeUnit.BATCH:
+        return int(duration)
+    if duration is not None and duration.unit == TimeUnit.EPOCH and length is not None:
+        return int(duration) * int(length)
+    return None
 
 
 def reached(state: State, when: str | int | Time) -> bool:
@@ -86,12 +96,7 @@ def ahead(scheduler: ComposerScheduler | None, state: State, window: Window) -> 
     """
     if scheduler is None:
         return []
-    duration, length = state.max_duration, state.dataloader_len
-    batches = 0
-    if duration is not None and duration.unit == TimeUnit.BATCH:
-        batches = int(duration)
-    elif duration is not None and duration.unit == TimeUnit.EPOCH and length is not None:
-        batches = int(duration) * int(length)
+    batches, length = batches_of(state) or 0, state.dataloader_len
     # A shallow copy with a clock of its own: schedulers read the state's time and duration only.
     first, later = int(state.timestamp.batch), copy.copy(state)
     found = []

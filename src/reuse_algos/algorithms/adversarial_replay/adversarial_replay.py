@@ -27,7 +27,7 @@ from reuse_algos.algorithms.adversarial_replay.checks import (
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRows, current_examples
 from reuse_algos.algorithms.adversarial_replay.replay.row_replay import RowReplay
-from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows, take_rows
+from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
 from reuse_algos.algorithms.adversarial_replay.written_back import WrittenBack
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
@@ -43,6 +43,7 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window
@@ -93,7 +94,7 @@ class AdversarialReplay(ReusingAlgorithm):
             Trainer(..., algorithms=[AdversarialReplay("./archive", "resnet20-1")])
     """
 
-    place = 1
+    place = 1  # behind a curriculum's weights, before the distillation term, which reads the replayed rows
 
     def __init__(
         self,
@@ -134,6 +135,7 @@ class AdversarialReplay(ReusingAlgorithm):
         if event == Event.AFTER_LOSS:
             return self.task_reader.task is None
         if event in (Event.BEFORE_BACKWARD, Event.AFTER_BACKWARD, Event.AFTER_TRAIN_BATCH):
+            # Also in batches without replayed rows: DDP waits for the auxiliary branches, and optimizers move them.
             return self.replay.rows is not None or bool(self.replay.branches.layers)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
 
@@ -146,6 +148,7 @@ class AdversarialReplay(ReusingAlgorithm):
         elif event == Event.BEFORE_LOAD:
             self.replay.branches.split(state)
         elif event == Event.FIT_START:
+            # A second fit finds the plain model that the first one left.
             self.replay.branches.take_back(state)
             self.begin(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
@@ -192,9 +195,7 @@ class AdversarialReplay(ReusingAlgorithm):
         dataset: Any = getattr(state.dataloader, "dataset", None)
         info = self.dataset or try_info(dataset)
         if info is None:
-            raise ExampleIdError(
-                "the train examples cannot be told apart; say what they are: dataset=DatasetInfo(...)."
-            )
+            raise ExampleIdError("the train examples cannot be told apart; describe them: dataset=DatasetInfo(...).")
         self._info, self._looked_at_pixels = info, False
         self.pixels = self._given_pixels or pixels_of(dataset)
         self.load_perturbations(state, info)
@@ -226,6 +227,7 @@ class AdversarialReplay(ReusingAlgorithm):
         if not self.when.is_on(state):
             return
         examples = current_examples(self.ids.batch, self.ids, self._info)
+        # Counted over the batches in which it is on: fractions of a row are carried over from one to the next.
         number = int(state.timestamp.batch) // self.when.every_n_batches
         rows_R, runs_R = replayed_rows(self.mode.fraction, len(examples.positions), number), None
         wanted, alike = len(rows_R), True
@@ -234,7 +236,7 @@ class AdversarialReplay(ReusingAlgorithm):
             rows_R, runs_R = rows_R[runs_R >= 0], runs_R[runs_R >= 0]
             alike = self.perturbations.complete
         if self.written is not None:
-            share_statistics(state.model)
+            share_statistics(state.model)  # the attack is in evaluation mode, before DDP shares them
         rows = BatchRows(rows_R, runs_R, len(examples.positions), device_of(state.model), alike=alike)
         self.replay.begin_batch(state, wanted, rows)
 
@@ -289,12 +291,8 @@ class AdversarialReplay(ReusingAlgorithm):
         state = super().state_dict()
         if self.written is not None:
             state["written"] = self.written.state_dict()
-        state.update(
-            restarted=self.replay.restarted,
-            record=self.replay.record.state_dict(),
-            slots_used={run_id: sorted(slots) for run_id, slots in self._slots_used.items()},
-        )
-        return state
+        replay, slots = self.replay, {run_id: sorted(slots) for run_id, slots in self._slots_used.items()}
+        return {**state, "restarted": replay.restarted, "record": replay.record.state_dict(), "slots_used": slots}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""

@@ -12,6 +12,7 @@ from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError, TaskError
+from reuse_algos.priors.views import numbered_views
 from reuse_algos.training.attacks import pixel_room
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
 
@@ -83,12 +84,7 @@ def known_views(ids: ExampleIds, dataset: Any) -> ViewPolicy:
                 "with id_key it is not known in which view an example is shown, unless there is one only. Give the "
                 "dataset an attribute view_policy = ViewPolicy(seed, 1, transform), or use a map-style dataset."
             )
-    if policy is None or policy.num_views == 0:
-        raise PriorRunMismatchError(
-            "this run's augmentation is not a known view, and a perturbation is only adversarial for the view that it "
-            "was made for. Set data.num_views (or wrap the dataset in ViewedDataset)."
-        )
-    return policy
+    return numbered_views(policy, "and a perturbation is only adversarial for the view that it was made for")
 
 
 def pixels_of(dataset: Any) -> PixelSpace:

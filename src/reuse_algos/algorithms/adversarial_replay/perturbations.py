@@ -11,20 +11,18 @@ import torch
 from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.settings import Replayable
-from reuse_algos.archive import PriorRun, PriorUse, ResidentSignal, Signal
+from reuse_algos.archive import PriorRun, PriorUse, Signal
 from reuse_algos.data.hashing import uniform_floats, view_hash
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_examples
+from reuse_algos.priors.lookup import ArchivedRows, fits_device, harvest_share
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import missing_views, other_views
 
-# Perturbations up to this size are kept on the training device, where a look-up is one index_select; larger ones are
-# read from the memory map.
-_RESIDENT_BYTES = 2 << 30
-
+# Files are memory mapped, and the look for the largest number makes float32 copies: of so many rows at a time.
 _ROWS_AT_ONCE = 4096
 
 _USER = "adversarial_replay"
@@ -103,14 +101,11 @@ class Perturbations:
         self.name = harvested_name("adversarial", settings.weights)
         # Matched in the order in which they were named, so that the first that does not fit is the one named.
         matched = [(run, match_examples(run, info, mismatch)) for run in runs]
-        newest_first = sorted(matched, key=_age, reverse=True)
+        newest_first = sorted(matched, key=lambda one: (one[0].manifest.created_at, one[0].id), reverse=True)
         self.run_ids = [run.id for run, _ in newest_first]
         self._slots_used: dict[str, set[int]] = {} if slots_used is None else slots_used
         self._device, self._seed, self._recency = device, seed, settings.recency
         self._keys_N = info.keys
-        self._rows: list[Tensor | None] = []
-        self._seen: list[Tensor | None] = []
-        self._signals: list[Signal | ResidentSignal] = []
         command = f"`reuse-algos harvest {archive} {{}} --signals adversarial --views {policy.num_views}"
         command += "`" if settings.weights == "last" else f" --weights {settings.weights}`"
         found = [
@@ -131,16 +126,13 @@ class Perturbations:
             _refuse_sizes(run, signal, archive)
         balls = {_ball(signal) for _, _, signal in found}
         self.epsilon = balls.pop() if len(balls) == 1 else None
-        size = sum(signal.nbytes for _, _, signal in found)
-        for _, run_rows, signal in found:
-            slots = [slot for slot in range(policy.num_views) if slot in signal.slots]
-            self._seen.append(_seen(signal, run_rows, policy.num_views))
-            if size <= _RESIDENT_BYTES:
-                self._signals.append(signal.resident(device, slots=slots, rows=run_rows))
-                self._rows.append(None)
-            else:
-                self._signals.append(signal)
-                self._rows.append(run_rows)
+        kept_on = device if fits_device(signal for _, _, signal in found) else None
+        views = range(policy.num_views)
+        self._seen = [_seen(signal, run_rows, policy.num_views) for _, run_rows, signal in found]
+        self._archived = [
+            ArchivedRows(signal, run_rows, [view for view in views if view in signal.slots], kept_on)
+            for _, run_rows, signal in found
+        ]
         known_VN = [seen_VN for seen_VN in self._seen if seen_VN is not None]
         self.complete = len(known_VN) < len(self._seen) or bool(torch.stack(known_VN).any(0).all())
 
@@ -181,9 +173,7 @@ class Perturbations:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
         uses = []
         for run in runs:
-            used = self._slots_used.get(run.id, set())
-            harvests = [one for one in run.manifest.harvests if one.signal == self.name and one.views]
-            seconds = sum(len(used & set(one.views)) / len(one.views) * one.seconds for one in harvests)
+            seconds = harvest_share(run, [self.name], self._slots_used.get(run.id, ()))
             uses.append(PriorUse(run_id=run.id, algorithm=_USER, signals=[self.name], harvest_seconds=seconds))
         return uses
 
@@ -224,17 +214,12 @@ class Perturbations:
 
     def _of_run(self, column: int, positions_R: Tensor, views_R: Tensor) -> Tensor:
         self._slots_used.setdefault(self.run_ids[column], set()).update(views_R.unique().tolist())
-        rows = self._rows[column]
-        found, _ = self._signals[column].gather(positions_R if rows is None else rows[positions_R], views_R)
+        found, _ = self._archived[column].gather(positions_R, views_R)
         return found.to(self._device, torch.float32, non_blocking=True)
 
 
 def _refuse_sizes(run: PriorRun, signal: Signal, archive: str) -> None:
-    """Refuse perturbations that no attack of the recorded size can have made.
-
-    Raises:
-        DataError: Some are not finite, larger than a pixel's whole range, or (L-infinity) than epsilon.
-    """
+    """Refuse perturbations that no attack of the recorded size can have made."""
     # Older or foreign records may not say the attack: then a pixel's whole range is the bound.
     ball = _ball(signal)
     bounded, epsilon = ball is not None, 1.0 if ball is None else ball
@@ -260,11 +245,6 @@ def _ball(signal: Signal) -> float | None:
     metas = [signal.slot_meta(slot) for slot in signal.slots]
     known = bool(metas) and all(meta.get("norm") == "linf" and "epsilon" in meta for meta in metas)
     return max(float(meta["epsilon"]) for meta in metas) if known else None
-
-
-def _age(one: tuple[PriorRun, Tensor | None]) -> tuple[str, str]:
-    run = one[0]
-    return run.manifest.created_at, run.id
 
 
 def _seen(signal: Signal, rows_N: Tensor | None, num_views: int) -> Tensor | None:

@@ -59,7 +59,7 @@ class ReplayRecord:
         fooling = ReplaySums.staleness(self._epoch_sums) if len(self._epoch_sums) else None
         self._epoch_sums = torch.zeros(0, dtype=torch.float64)
         if fooling is not None:
-            # A newer stretch is told of as well: the perturbations may have fooled the model in between.
+            # Warn of a later stretch, too: the perturbations may have fooled the model in between.
             if fooling < warn_below and not self._warned:
                 warn_stale(fooling, warn_below)
             self._warned = fooling < warn_below

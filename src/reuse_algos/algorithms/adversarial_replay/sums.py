@@ -79,12 +79,7 @@ def fooling_rate(clean_error: float, adversarial_error: float) -> float | None:
 
 
 def warn_stale(fooling: float, warn_below: float) -> None:
-    """Warn that replayed perturbations hardly fool the model any more.
-
-    Args:
-        fooling: The share that they turned in an epoch.
-        warn_below: What it should have been.
-    """
+    """Warn that replayed perturbations hardly fool the model any more."""
     warnings.warn(
         f"AdversarialReplay: the replayed perturbations turned {fooling:.1%} of what the model is right about in this "
         f"epoch, less than warn_below={warn_below:.1%}: they are stale, and cost a forward pass for little. Harvest a "

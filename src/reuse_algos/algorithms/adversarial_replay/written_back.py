@@ -19,14 +19,15 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
-from reuse_algos.algorithms.adversarial_replay.replay.rows import take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.replay.rows import with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Replayable, Start
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.sampler import Examples
-from reuse_algos.errors import DataError, PriorRunMismatchError, TaskError
+from reuse_algos.errors import DataError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, ascend, attacked
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch.task_reader import targets_of
+from reuse_algos.training.first_batch.task_reader import class_numbers_of
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
 # All of them are kept on the training device in float16. Beyond this size that would crowd out the training.
@@ -57,12 +58,6 @@ class WrittenBack:
 
     def prepare(self, found: Perturbations, num_views: int, num_examples: int, device: torch.device) -> None:
         """Make room for the perturbations, and take over those of a checkpoint (FIT_START).
-
-        Args:
-            found: The archived ones.
-            num_views: V.
-            num_examples: N.
-            device: Of the model.
 
         Raises:
             PriorRunMismatchError: The archived attacks do not say one ball, or not an L-infinity one.
@@ -117,12 +112,7 @@ class WrittenBack:
         assert self._attack is not None
         clean_BCHW: Any = state.batch_get_item(self.keys.input)
         batch = take_rows(state.batch, rows_R, len(clean_BCHW))
-        labels_R = targets_of(batch, self.keys.target)
-        if labels_R.dim() != 1 or labels_R.is_floating_point():
-            raise TaskError(
-                "AdversarialReplay with use: start is defined for the task multiclass, whose targets are whole numbers "
-                f"[B]; found {tuple(labels_R.shape)} {str(labels_R.dtype).removeprefix('torch.')}. Use: as_is."
-            )
+        labels_R = class_numbers_of(batch, self.keys.target, "AdversarialReplay with use: start (not with use: as_is)")
         device = self._values_VN.device
         places = examples.views.to(device), examples.positions.to(device)
         start_RCHW = torch.where(
@@ -142,11 +132,7 @@ class WrittenBack:
         return moved.delta_BCHW
 
     def end_epoch(self, epochs: int) -> None:
-        """Share what was written in the epoch with all ranks. Every rank must call this.
-
-        Args:
-            epochs: How many have ended.
-        """
+        """Share what was written in the epoch with all ranks. Every rank must call this."""
         self._values_VN, self._known_VN = self._over_ranks()
         self._fresh_VN.zero_()
         if self.use.reset_every is not None and epochs % self.use.reset_every == 0:

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader, class_numbers_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.parameters.batch_norm import share_statistics
@@ -119,24 +119,13 @@ class AdversarialTraining(Algorithm, BatchEffects):
         self.samples = 0
 
     def match(self, event: Event, state: State) -> bool:
-        """Return whether examples are to be followed or attacked at this event.
-
-        Args:
-            event: Of the trainer.
-            state: Of the trainer.
-        """
+        """Return whether examples are to be followed or attacked at this event."""
         if event in (Event.INIT, Event.AFTER_LOSS):
             return event == Event.INIT or self.task_reader.task is None
         return event in ExampleIds.EVENTS or event in (Event.FIT_START, Event.BEFORE_FORWARD, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
-        """Follow the examples; check at the start; attack before each forward pass.
-
-        Args:
-            event: Of the trainer.
-            state: Of the trainer.
-            logger: Of the trainer.
-        """
+        """Follow the examples; check at the start; attack before each forward pass."""
         if event == Event.INIT:
             self.task_reader.start_afresh()
         # Before the first attack goes backward: what is not defined for the task is refused.
@@ -156,19 +145,11 @@ class AdversarialTraining(Algorithm, BatchEffects):
             logger.log_metrics({"reuse/adversarial_training/epsilon": self.attack.epsilon})
 
     def replaced_rows(self, state: State) -> Tensor | None:
-        """Return that no row of the microbatch is a clean view, so that the recorder captures none of them.
-
-        Args:
-            state: From AFTER_FORWARD on.
-        """
+        """Return that no row of the microbatch is a clean view, so that the recorder captures none of them."""
         return torch.ones(len(self.ids.microbatch.positions), dtype=torch.bool)
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """Return the FLOPs of the attacks so far: a forward pass and the gradient of the inputs, for each step.
-
-        Args:
-            flops_per_example: Of a forward pass.
-        """
+        """Return the FLOPs of the attacks so far: a forward pass and the gradient of the inputs, for each step."""
         return 2.0 * self.attack.num_steps * flops_per_example * self.samples
 
     def _check(self, state: State) -> None:
@@ -189,12 +170,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
         assert self.pixels is not None
         model: Any = unwrap_model(state.model)
         inputs_BCHW: Any = state.batch_get_item(self.input_key)
-        labels_B = targets_of(state.batch, self.target_key)
-        if labels_B.dim() != 1 or labels_B.is_floating_point():
-            raise TaskError(
-                "AdversarialTraining is defined for the task multiclass, whose targets are whole numbers [B]; found "
-                f"{tuple(labels_B.shape)} {str(labels_B.dtype).removeprefix('torch.')}."
-            )
+        labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
         batch = state.batch  # models take the whole batch, so the attack puts its images into it and takes them out
 

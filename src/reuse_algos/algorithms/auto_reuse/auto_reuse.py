@@ -35,17 +35,17 @@ __all__ = ["AutoReuse"]
 class AutoReuse(ReusingAlgorithm):
     """Look at the archive and at the first batch, and reuse earlier runs where a preset was shown to help.
 
-    At the start of training the finished runs of the archive are held against this run's data, classes and model: a
-    run on a part of the data gives its weights (:class:`PriorRunWarmStart`); runs of the same model or of another one
-    on the same data teach (:class:`PriorRunDistillation`), with ``unproven`` only. Where nothing fits, where classes
-    have changed, or where the first batch shows that what was chosen is not true for this run, training is plain. The
-    decision and its reason are printed and recorded.
+    At the start of training the finished runs of the archive are held against this run's data, classes and model. A
+    run on a part of the data gives its weights (:class:`PriorRunWarmStart`). Runs of the same model on the same data
+    teach (:class:`PriorRunDistillation`); with ``unproven`` those of another model do, too. Where nothing fits, where
+    classes have changed, or where the first batch shows that what was chosen is not true for this run, training is
+    plain. The decision and its reason are printed and recorded.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path; it is made where there is none.
         runs: A query that narrows the runs down, such as ``{"tags": {"study": "resnet"}}``. Default: all runs.
         dry_run: Only say what would be done. Default: False.
-        unproven: Also use presets that have not been shown to do no harm on data on which nothing was tuned, see
+        unproven: Also use presets that have not been shown to help, see
             :data:`~reuse_algos.presets.SHOWN`. Default: False.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs, targets, logits and ids lie. Default:
             pairs of inputs and targets.

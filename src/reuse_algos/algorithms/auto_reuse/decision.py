@@ -101,7 +101,7 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
         if teachers and situation not in situations:
             return _nothing(
                 f"{len(fitting)} prior runs are of {words}, and could teach. The preset for that has not been shown to "
-                "do no harm on data on which nothing was tuned: try unproven: true, or PriorRunDistillation by hand"
+                "help: try unproven: true, or PriorRunDistillation by hand"
             )
         if teachers:
             return Decision(situation, tuple(run.id for run in teachers), f"{len(fitting)} prior runs are of {words}")

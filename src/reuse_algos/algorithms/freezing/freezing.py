@@ -61,11 +61,7 @@ class Freezing(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        if event == Event.BEFORE_FORWARD:
-            return self.part.holds_statistics
-        if event == Event.BATCH_START:
-            return self.part.changes_while_training and not self.part.unfrozen
-        return event in (Event.INIT, Event.FIT_START)
+        return self.part.acts_at(event)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -73,11 +69,10 @@ class Freezing(Algorithm):
         if event == Event.INIT:
             self.part.arrange(state)
         elif event == Event.FIT_START:
-            keep_views(state)  # a dataset with numbered views shows the next one in each epoch only when it is told
+            keep_views(state)  # numbered views change from epoch to epoch only where the dataset knows the epoch
             self.part.hold(state)
             self._log(logger)
         elif event == Event.BEFORE_FORWARD:
-            # At every forward pass: Composer puts the whole model into training mode after each evaluation.
             self.part.keep_statistics(state)
         elif self.part.unfreeze_if_due(state):
             log.info("everything trains from batch %d on", int(state.timestamp.batch))

@@ -1,12 +1,11 @@
-"""The Composer algorithm: a model that is told the time is trained to be right a step ahead, too.
+"""The Composer algorithm: a model with the time as an input is trained to be right a step ahead, too.
 
 Legend: B rows of a microbatch, t times, d a step in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from composer import Algorithm, Event, State
 from composer.core import get_precision_context
 from composer.loggers import Logger
 from composer.utils import dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.data.hashing import uniform_floats, view_hash
@@ -24,14 +23,15 @@ from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_t
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.loss import add_to_loss, total_of
 from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.parameters.kept_state import kept_state
 
-_SALT_DELTA = 51
+_SALT_DELTA = 51  # of view_hash: keeps this draw apart from those of other modules
 _NEAR = 0.02  # of the clamp: nearer to 0 or to the clamp than this, the step is drawn again
 _PASSES = 6  # forward passes that a pass with tangents and its backward pass cost, about
 
 
 class GradientInterpolation(Algorithm, BatchEffects):
-    r"""Add the loss of ``F(x, t - d) + d dF/dt(x, t - d)`` to a model that is told the time (Nasery et al. 2021).
+    r"""Add the loss of ``F(x, t - d) + d dF/dt(x, t - d)`` to a model with the time as an input (Nasery et al. 2021).
 
     The loss becomes ``l(z, y) + weight * l(F(x, t), y)``. The step d is one number for all rows, moved by a few steps
     of ascent on ``l(z, y)``: where the model, continued in a straight line, is most wrong. It goes on from batch to
@@ -52,7 +52,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
     Raises:
         ValueError: A setting is out of its range.
         ModelError: At the start: the model has no :class:`~reuse_algos.models.time_conditioned.TimeConditioned`.
-        DataError: In the first batch: there are no float inputs with a column or channel for the time.
+        DataError: In the first batch: the inputs have no float column or channel for the time.
         PriorRunMismatchError: At the start: another algorithm mixes examples or hides the inputs.
 
     Logs ``reuse/gradient_interpolation/delta`` and ``/loss``, the loss at the extrapolation.
@@ -86,7 +86,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
         return False
 
     def match(self, event: Event, state: State) -> bool:
-        """The start, each loss, and the end of each batch."""
+        """Return true at the start, at each loss, and at the end of each batch."""
         return event in (Event.INIT, Event.FIT_START, Event.AFTER_LOSS, Event.BATCH_END)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
@@ -105,11 +105,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
             )
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """Return the FLOPs of the passes with tangents so far, each with its backward pass.
-
-        Args:
-            flops_per_example: Of a forward pass.
-        """
+        """Return the FLOPs of the passes with tangents so far, each with its backward pass."""
         return float(_PASSES * (self.steps + 1) * flops_per_example * self.samples)
 
     def _check(self, state: State) -> None:
@@ -120,8 +116,8 @@ class GradientInterpolation(Algorithm, BatchEffects):
         model = unwrap_model(state.model)
         if not any(isinstance(module, TimeConditioned) for module in model.modules()):
             raise ModelError(
-                f"{type(model).__name__} is not told the time. Wrap its network: TimeConditioned(net, size), or in a "
-                "recipe model: {time: 8} with data that have the time as their last channel."
+                f"{type(model).__name__} does not take the time as an input. Wrap its network: TimeConditioned(net, "
+                "size), or in a recipe model: {time: 8} with data that have the time as their last channel."
             )
 
     def _add(self, state: State) -> None:
@@ -132,7 +128,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
                 "column or channel is the time."
             )
         model: Any = unwrap_model(state.model)
-        batch = state.batch
+        batch = state.batch  # models take the whole batch, so inputs of other times are put into it and taken out
 
         def loss_of(delta: Tensor) -> Tensor:
             def forward(times_B: Tensor) -> Tensor:
@@ -149,16 +145,19 @@ class GradientInterpolation(Algorithm, BatchEffects):
 
         number = int(state.timestamp.batch)
         self._draw_again(number)
-        with _settled(model, [inputs.device], int(_hash(self.seed, number, 1)), evaluate=True):
+        # Passes beside the training's own leave no trace; what layers draw in them (dropout) has seeds of its own.
+        with kept_state(model, inputs.device), seeded_rng(int(_hash(self.seed, number, 1))):
+            model.eval()
             self.delta = ascend_delta(
                 loss_of, self.delta, steps=self.steps, rate=self.rate, limit=self.clamp, average=_over_ranks(inputs)
             )
-        with _settled(model, [inputs.device], int(_hash(self.seed, number, 2)), evaluate=False):
+        with kept_state(model, inputs.device), seeded_rng(int(_hash(self.seed, number, 2))):
             added = loss_of(torch.tensor(self.delta, dtype=torch.float64))
         self._loss = float(added.detach())
         state.loss = add_to_loss(state.loss, added, scale=self.weight, part="interpolation", shown=added.detach())
 
     def _draw_again(self, number: int) -> None:
+        # Near 0 the extrapolation says what the plain pass says; at the clamp the ascent has nowhere to go.
         near = _NEAR * self.clamp
         if abs(self.delta) < near or abs(self.delta) > self.clamp - near:
             share = float(uniform_floats(_hash(self.seed, number, 0)))
@@ -187,31 +186,3 @@ def _over_ranks(inputs: Tensor) -> Callable[[Tensor], Tensor] | None:
         return total / dist.get_world_size()
 
     return average
-
-
-@contextmanager
-def _settled(model: nn.Module, devices: list[torch.device], seed: int, *, evaluate: bool) -> Iterator[None]:
-    """Run passes that leave no trace: buffers, modes and generators are put back afterwards.
-
-    Args:
-        model: The model.
-        devices: Where it computes.
-        seed: Seed of what its layers draw, such as dropout.
-        evaluate: Whether it is in evaluation mode.
-    """
-    training = [module for module in model.modules() if module.training]
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    if evaluate:
-        model.eval()
-    cuda = [device for device in devices if device.type == "cuda"]
-    try:
-        with torch.random.fork_rng(cuda), seeded_rng(seed):
-            yield
-    finally:
-        # Not model.train(): frozen layers stay in evaluation mode.
-        for module in training:
-            module.training = True
-        with torch.no_grad():
-            for name, buffer in model.named_buffers():
-                # Without a new version number: the graph of the plain pass may have saved the buffer.
-                buffer.data.copy_(buffers[name])

@@ -23,7 +23,7 @@ class PeriodOrder(Algorithm):
         self.period = period
 
     def match(self, event: Event, state: State) -> bool:
-        """The start of an epoch."""
+        """Return true at the start of an epoch."""
         return event == Event.EPOCH_START
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 
-from composer import State, Time, TimeUnit, Trainer
+from composer import State, Time, TimeUnit
 from composer.optim.scheduler import compile_composer_scheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from reuse_algos.data.trainer import scheduler_steps
 from reuse_algos.errors import DataError
 from reuse_algos.training.window import Window
 
@@ -35,7 +35,7 @@ def total_batches(state: State, epoch_batches: int, epoch_samples: int, batch_si
         whole, rest = divmod(int(duration), epoch_samples)
         return whole * epoch_batches + -(-rest // batch_size)
     raise ValueError(
-        f"HistoryCurriculum: max_duration={duration} does not tell the number of batches. Give it in epochs (ep), "
+        f"HistoryCurriculum: max_duration={duration} does not give the number of batches. Give it in epochs (ep), "
         "batches (ba) or samples (sp)."
     )
 
@@ -98,16 +98,11 @@ def refuse_single_row(model: nn.Module, rows: int, batch_size: int) -> None:
 
 
 def check_schedulers(state: State, epoch_batches: int, full_batches: int) -> None:
-    """Refuse torch schedulers that would not end where training does, because epochs have become shorter.
+    """Refuse torch schedulers that would not end where training does, as epochs are shorter (FIT_START).
 
     A torch scheduler counts its own steps. Stepped after every batch it reckons with ``max_duration`` in batches (or
     samples), stepped after every epoch with one in epochs; in the other two cases the shorter epochs change the number
-    of steps behind its back. Composer's schedulers follow the training time and are right in all of them.
-
-    Args:
-        state: At FIT_START.
-        epoch_batches: Batches of an epoch as it will be.
-        full_batches: Batches of an epoch that shows all examples.
+    of steps. Composer's schedulers follow the training time and are right in all of them.
 
     Raises:
         DataError: A scheduler would take another number of steps than without the curriculum.
@@ -117,7 +112,13 @@ def check_schedulers(state: State, epoch_batches: int, full_batches: int) -> Non
     if not counting or epoch_batches == full_batches or duration is None:
         return
     in_epochs = duration.unit == TimeUnit.EPOCH
-    if _step_unit(state) == (TimeUnit.EPOCH if in_epochs else TimeUnit.BATCH):
+    steps_after = scheduler_steps(state)
+    if steps_after is None:
+        raise DataError(
+            "epochs are shorter here, and it cannot be told whether the torch schedulers take a step after every batch "
+            "or every epoch. Take Composer's schedulers, which follow the training time."
+        )
+    if steps_after == (TimeUnit.EPOCH if in_epochs else TimeUnit.BATCH):
         return
     steps, other = ("batch", "epoch") if in_epochs else ("epoch", "batch")
     told = f"max_duration='{int(duration) * epoch_batches}ba'" if in_epochs else "max_duration in epochs"
@@ -135,22 +136,4 @@ def _follows_time(scheduler: LRScheduler) -> bool:
     # By the module of the rule, as Composer's closure and a lambda of the user have the same type.
     return type(scheduler) is LambdaLR and all(
         getattr(rule, "__module__", None) == compile_composer_scheduler.__module__ for rule in scheduler.lr_lambdas
-    )
-
-
-def _step_unit(state: State) -> TimeUnit:
-    """Return after what Composer steps the schedulers: ``BATCH`` or ``EPOCH``.
-
-    Raises:
-        DataError: It cannot be told.
-    """
-    # The State does not hold it, and the schedulers do not know who steps them. The Trainer that does is the one that
-    # runs this event, so it stands on the call stack.
-    for frame in inspect.stack(context=0):
-        trainer = frame.frame.f_locals.get("self")
-        if isinstance(trainer, Trainer) and trainer.state is state:
-            return trainer._scheduler_step_frequency
-    raise DataError(
-        "epochs are shorter here, and it cannot be told whether the torch schedulers take a step after every batch or "
-        "every epoch. Take Composer's schedulers, which follow the training time."
     )

@@ -58,7 +58,7 @@ class Epochs:
 
     Raises:
         DataError: No example is left, or labels are needed and not known.
-        ValueError: The strategy wants more examples than there are.
+        ValueError: The strategy is to keep more examples than there are.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Epochs:
             raise DataError("no example has a score, and unknown: drop leaves out those without. Choose other runs.")
         if strategy.needs_labels and labels_N is None:
             raise DataError("class_balance needs the labels of the train data; give them by dataset=DatasetInfo(...).")
-        # The length is fixed with the scores of the start: with update they move, and Composer wants equal epochs.
+        # The length is fixed with the scores of the start: with update they move, and Composer needs equal epochs.
         self._strategy = strategy
         self.length = strategy.length(start, update=own is not None)
         self.clock = Clock(1, 1, 1)

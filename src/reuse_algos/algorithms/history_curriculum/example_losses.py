@@ -41,19 +41,12 @@ def find_losses(model: nn.Module, reader: TaskReader) -> TaskLosses:
     except ModelError as error:
         losses = error
     else:
-        refuse_class_weights(model)
+        _refuse_class_weights(model)
     return TaskLosses(reader, losses)
 
 
-def refuse_class_weights(model: nn.Module) -> None:
-    """Refuse class weights at the start.
-
-    Args:
-        model: The user's model, one that :func:`~reuse_algos.training.tasks.example_losses.unreduced_losses` takes.
-
-    Raises:
-        ModelError: The loss function has class weights.
-    """
+def _refuse_class_weights(model: nn.Module) -> None:
+    """Refuse class weights at the start, in a loss function that ``unreduced_losses`` takes."""
     # torch divides by the weights of a batch's targets, so the loss is not the mean over the rows.
     function: Any = unwrap_model(model)._loss_fn
     settings: Mapping[str, Any] = {}
@@ -125,11 +118,6 @@ class MeanCheck:
 
     def add(self, loss: Any, losses_B: torch.Tensor, rows: int) -> None:
         """Compare one microbatch; a loss and losses that are both not finite any more (divergence) agree.
-
-        Args:
-            loss: Of the model.
-            losses_B: Of the examples.
-            rows: Of the microbatch.
 
         Raises:
             ModelError: There is not one loss per row.

@@ -172,8 +172,6 @@ class HistoryCurriculum(ReusingAlgorithm):
         elif event == Event.FIT_END:
             self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
 
-    # Start ----------------------------------------------------------------------------------------------------------
-
     def start_afresh(self) -> None:
         """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()
@@ -183,6 +181,7 @@ class HistoryCurriculum(ReusingAlgorithm):
 
     def begin(self, state: State) -> None:
         """Load from the prior runs, or without any where the scores do not come from runs (FIT_START)."""
+        # Scores that are given, random or lengths read no run, so there is none to choose and to pin.
         if isinstance(self.score, ScoreSpec):
             super().begin(state)
             return

@@ -39,7 +39,7 @@ class EpochPlan(NamedTuple):
         order_M: int64 positions over all ranks, in the order in which they are shown.
         in_use_M: float64 share of the N examples that may be shown at each place of the order.
         weights_N: float64 weights of the examples' losses, None where all are 1.
-        dropped_above_mean: share of the examples that this epoch drops whose score is at or above the mean; None where
+        dropped_above_mean: Share of the examples that this epoch drops whose score is at or above the mean; None where
             none is dropped.
     """
 
@@ -169,13 +169,7 @@ def window(
 
 
 def _with_every_class(kept: np.ndarray, order: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Return the kept positions with one of each class: rare classes have no share that rounds to an example.
-
-    The last example of the class with the most of them makes room.
-
-    Raises:
-        ValueError: There are more classes than examples to keep.
-    """
+    """Return the kept positions with one of each class: rare classes have no share that rounds to an example."""
     classes = np.unique(labels_N[order])
     if len(classes) > len(kept):
         raise ValueError(
@@ -183,6 +177,7 @@ def _with_every_class(kept: np.ndarray, order: np.ndarray, labels_N: np.ndarray)
             "larger, or class_balance false"
         )
     for label in classes[~np.isin(classes, labels_N[kept])]:
+        # The last example of the class with the most of them makes room.
         counts = np.bincount(labels_N[kept])
         crowded = np.flatnonzero(labels_N[kept] == counts.argmax())[-1]
         kept = np.append(np.delete(kept, crowded), order[labels_N[order] == label][0])

@@ -51,11 +51,7 @@ class Score:
         self.spec("loss")  # raises where one of them is unknown
 
     def spec(self, default: str) -> ScoreSpec:
-        """Return what is asked of the prior runs.
-
-        Args:
-            default: The score where none is named.
-        """
+        """Return what is asked of the prior runs."""
         return ScoreSpec(default if self.name is None else self.name, self.epoch, self.aggregate)
 
 

@@ -237,11 +237,8 @@ class DynamicPrune(Strategy):
     With ``easy_share`` the easy ones are that share of the examples with the lowest scores. A larger share at a smaller
     rate leaves out as many with smaller weights, so with less noise in the gradient.
 
-    One thing differs from InfoBatch, where ``prune_rate`` of those that are easy *now* are dropped and epochs differ in
-    length. Here the number that is dropped is fixed at the start, so that schedules in epochs hold, and ``share``
-    follows from the number that is easy now. It is never more than ``prune_rate``: where too few are below the mean,
-    the easiest others count as easy, some of them at or above the mean (the plan says what share of the dropped those
-    are).
+    In InfoBatch ``prune_rate`` of those that are easy *now* are dropped, and epochs differ in length. Here the number
+    that is dropped is fixed at the start.
 
     Attributes:
         prune_rate: Share of the easy examples that each epoch leaves out, at least 0 and below 1. Default: 0.5.
@@ -283,6 +280,7 @@ class DynamicPrune(Strategy):
     def plan(self, epoch: int, found: Candidates, length: int, clock: Clock, seed: int) -> EpochPlan:
         """Return all but some of the easy ones, with the weights of those that are kept."""
         num_examples, pool = len(found.scores_N), found.pool
+        # Fixed at the start, so that schedules in epochs hold; the share follows from the number that is easy now.
         num_dropped = len(pool) - length
         easy = self._easy(found, num_dropped, seed)
         rng = generator(seed, Purpose.DROP, epoch)
@@ -302,6 +300,7 @@ class DynamicPrune(Strategy):
         if self.easy_share is not None:
             known = int(np.isfinite(found.scores_N).sum())
             return np.sort(difficulty_order(found, seed)[: max(num_dropped, round(self.easy_share * known))])
+        # Where too few are below the mean, the easiest others count as easy, so that the share stays within the rate.
         easy = np.flatnonzero(_below_mean(found.scores_N))
         least = min(len(found.pool), math.ceil(num_dropped / self.prune_rate)) if num_dropped else 0
         return easy if len(easy) >= least else np.sort(difficulty_order(found, seed)[:least])

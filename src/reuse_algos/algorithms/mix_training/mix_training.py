@@ -19,6 +19,7 @@ from reuse_algos.archive.signals.signal import Signal
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, TaskError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.training.loss import add_to_loss, total_of
 
@@ -107,8 +108,8 @@ class MixTraining(ReusingAlgorithm):
         for name in _SIGNALS:
             if name not in run.signal_names:
                 raise SignalNotFoundError(
-                    f"run {run.id} has no signal {name!r}, it has {run.signal_names}. Fill it: `reuse-algos harvest "
-                    f"ARCHIVE {run.id} --signals boxes,gt_scores`."
+                    f"run {run.id} has no signal {name!r}, it has {run.signal_names}. Fill it: "
+                    f"{harvest_command(run, 'boxes,gt_scores')}."
                 )
             self._signals[name] = run.signal(name)
         info = self.dataset or infer_info(state.dataloader.dataset)  # type: ignore[union-attr]
@@ -125,6 +126,7 @@ class MixTraining(ReusingAlgorithm):
         positions = self.ids.microbatch.positions
         rows = self._rows_N[positions]
         slot = torch.full_like(rows, self._signals["boxes"].slots[0])
+        # A signal refuses positions below 0; images that the run did not have are passed over below.
         found, seen = self._signals["boxes"].gather(rows.clamp_min(0), slot)
         scores, _ = self._signals["gt_scores"].gather(rows.clamp_min(0), slot)
         views: list[Tensor] = []
@@ -145,6 +147,7 @@ class MixTraining(ReusingAlgorithm):
             mixed, classes = mixed_targets(boxes, labels, scores_M, pseudo, **rule)
             number = int((pseudo[:, 4] > self.threshold).sum())
             true, kept, added = true + len(boxes), kept + len(mixed) - number, added + number
+            # By the image's key: its view depends neither on its place in the batch nor on the ranks.
             key = int(self._keys_N[positions[place]]) % 2**63
             rng = np.random.default_rng([self.seed % 2**63, int(state.timestamp.batch), key])
             view, mixed, classes = strong_view(image, mixed, classes, rng)
@@ -154,6 +157,7 @@ class MixTraining(ReusingAlgorithm):
             return
         with get_precision_context(state.precision, state.precision_config):
             outputs = state.model((views, wanted))
+        # A detector's losses are means over the images that it is given; this term is one over the whole microbatch.
         strong = total_of(outputs) * (len(views) / len(images))
         state.loss = add_to_loss(state.loss, self.weight * strong, part="mix_training")
         self._sums.append((float(strong.detach()) * len(images), len(images), true, kept, added))

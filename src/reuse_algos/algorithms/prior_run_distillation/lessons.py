@@ -14,6 +14,7 @@ import numpy as np
 from composer import State
 from torch import Tensor, nn
 
+from reuse_algos.algorithms.prior_run_distillation.costs import TeachingCosts
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import (
     Microbatch,
     at_size,
@@ -24,8 +25,7 @@ from reuse_algos.algorithms.prior_run_distillation.loss.layout import (
 )
 from reuse_algos.algorithms.prior_run_distillation.loss.section import KL, MSE, Weighing
 from reuse_algos.algorithms.prior_run_distillation.loss.strength import Measured, logit_moments, pulls
-from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached, Live, Mean, Mixup, Sample
-from reuse_algos.algorithms.prior_run_distillation.spending import Spending
+from reuse_algos.algorithms.prior_run_distillation.settings import Cached, Live, Mean, Mixup, Sample
 from reuse_algos.algorithms.prior_run_distillation.tally import Tally, Totals
 from reuse_algos.algorithms.prior_run_distillation.teachers.held_rows import CachedCheck
 from reuse_algos.algorithms.prior_run_distillation.teachers.known_classes import KnownClasses, find_known_classes
@@ -68,7 +68,7 @@ class Lessons:
         strength: The term's settings at the running batch.
         combination: Weights of the teachers for the running batch, float64 ``[M]``.
         measured: The teachers' scale, and what holds the term's bound.
-        spending: Seconds, FLOPs and views that were used.
+        costs: Seconds, FLOPs and views that were used.
         totals: Of the last batch in which the term was computed.
         report: What the first batch showed of cached logits.
     """
@@ -77,7 +77,7 @@ class Lessons:
         self,
         loss: KL | MSE,
         combine: Mean | Mixup | Sample,
-        source: Live | Cached | Auto,
+        source: Live | Cached,
         keys: BatchKeys,
         mismatch: str,
         seed: int,
@@ -91,12 +91,12 @@ class Lessons:
         self.forget()
 
     def forget(self) -> None:
-        """INIT: forget what another Trainer did."""
+        """Forget what another Trainer did (INIT)."""
         self.teachers: Teachers | None = None
         self.choice: SourceChoice | None = None
         self.totals: Totals | None = None
         self.measured = Measured(self.loss.scale == "teacher", self.loss.bound)
-        self.spending, self._tally = Spending(), Tally()
+        self.costs, self._tally = TeachingCosts(), Tally()
         self.report: str | None = None
         self._check: CachedCheck | None = None
         self._settled: KL | MSE | None = None
@@ -115,7 +115,7 @@ class Lessons:
         no_ids: str | None,
         student: nn.Module | None,
     ) -> None:
-        """FIT_START: match the prior runs with the current one and load the teachers.
+        """Match the prior runs with the current one and load the teachers (FIT_START).
 
         Args:
             state: The trainer's.
@@ -142,9 +142,9 @@ class Lessons:
         if cached:
             if self.loss.needs_all_logits:
                 refuse_top_k(runs, names)
-            assert isinstance(self.source, Cached | Auto)
+            assert isinstance(self.source, Cached)
             # One set of slots, so that what an earlier fit or attempt has looked up stays counted.
-            given = (device_of(state.model), self.source.oldest_time, self.spending.slots)
+            given = (device_of(state.model), self.source.oldest_time, self.costs.slots)
             self.teachers = CachedTeachers(runs, names, rows, policy, *given)
             self._check = CachedCheck(runs[0], names[0], student, self.keys, self.mismatch)
         elif not isinstance(self.teachers, LiveTeachers):  # those of an earlier fit go on
@@ -153,11 +153,7 @@ class Lessons:
         log.info("distilling from %s (%s: %s)", ", ".join(self.teachers.names), *self.choice)
 
     def check_first(self, state: State, microbatch: Microbatch) -> None:
-        """Look at the first microbatch, before the first step: is the term defined, and are the targets true?
-
-        Args:
-            state: At the first AFTER_LOSS.
-            microbatch: The first one.
+        """Check before the first step that the term is defined and its targets are true (first AFTER_LOSS).
 
         Raises:
             TaskError, PriorRunMismatchError: The term is not defined for the task, or the prior runs had another.
@@ -197,11 +193,7 @@ class Lessons:
         return [int(i) for i in np.flatnonzero(self.combination)]
 
     def term(self, state: State, microbatch: Microbatch) -> Tensor | None:
-        """Return D of a microbatch, a scalar tensor with gradient; None where the batch is measured and goes without.
-
-        Args:
-            state: At BEFORE_BACKWARD.
-            microbatch: The running one.
+        """Return D of a microbatch (BEFORE_BACKWARD), a scalar with gradient; None where the batch is measured only.
 
         Raises:
             PriorRunMismatchError: Logits of a teacher and of the student have different shapes.
@@ -211,7 +203,7 @@ class Lessons:
         batch, examples, task, rows = microbatch
         student_BC, chosen = self.classes.of_student(rows.logits_BCX), self._chosen
         examples = None if examples is None else self._positions(examples)
-        with self.spending.stopwatch.running():
+        with self.costs.stopwatch.running():
             found, seen_B = self.teachers.targets(state, batch, examples, chosen)
         logits = [self._aligned(task, index, one, rows) for index, one in zip(chosen, found, strict=True)]
         for index, one in zip(chosen, logits, strict=True):
@@ -279,9 +271,8 @@ class Lessons:
         metrics = {"active": float(self.measured.is_ready)}  # before this batch's own measurement
         self.totals = totals = self._tally.read()
         self.measured.settle()
-        self.spending.add(
-            totals.rows, [self.teachers.flops_per_example[i] for i in self._chosen] if self.teachers else []
-        )
+        flops = self.teachers.flops_per_example if self.teachers else []
+        self.costs.add(totals.rows, [flops[i] for i in self._chosen] if flops else [])
         metrics |= totals.metrics()
         ratio = totals.ratio(self.base_weight, self.strength.weight)
         if self._bounding:
@@ -289,18 +280,18 @@ class Lessons:
         found = {
             "pull": ratio,
             "teacher_deviation": self.measured.deviation,
-            "teacher_seconds": self.spending.seconds(),
+            "teacher_seconds": self.costs.seconds(),
         }
         metrics |= {name: value for name, value in found.items() if value is not None}
         return {**metrics, **self.loss.metrics(self.strength)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was computed, measured and used so far."""
-        return {**self.spending.state_dict(), "measured": self.measured.state_dict()}
+        return {**self.costs.state_dict(), "measured": self.measured.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self.spending.load_state_dict(state)
+        self.costs.load_state_dict(state)
         self.measured.load_state_dict(state["measured"])
 
 

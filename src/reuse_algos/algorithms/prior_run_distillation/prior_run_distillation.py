@@ -13,7 +13,6 @@ from composer.loggers import Logger
 from torch import nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
-from reuse_algos.algorithms.prior_run_distillation.goal import TeacherGoal
 from reuse_algos.algorithms.prior_run_distillation.lessons import Lessons
 from reuse_algos.algorithms.prior_run_distillation.loss.channel_wise import ChannelWise
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import Microbatch
@@ -29,7 +28,7 @@ from reuse_algos.algorithms.prior_run_distillation.settings import (
 )
 from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers.sources import Teachers
-from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
+from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look, TeacherGoal
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
 from reuse_algos.data.info import DatasetInfo
@@ -54,8 +53,8 @@ class PriorRunDistillation(ReusingAlgorithm):
     rewrote it, :math:`D` the distillation term, and :math:`w` = ``loss.weight``. Where another algorithm weighs
     examples (``HistoryCurriculum``), :math:`D` is weighed in the same way. The task is found in the first batch:
     ``kl`` compares softmax distributions of multiclass, token and dense tasks over their counted targets, and the
-    yes-or-no answers of binary and multilabel tasks; regression needs ``mse``, on outputs. Sections are
-    given as a dataclass of this package, as a mapping, or as the bare name.
+    yes-or-no answers of binary and multilabel tasks; regression needs ``mse``, on outputs. Sections are given as a
+    dataclass of this package, a mapping, or the bare name.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path.
@@ -83,9 +82,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         TaskError: In the first batch, before the first step: the term is not defined for the task, or none is found.
 
     Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
-    answer is the teachers'; not for regression),
-    ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start), ``/active`` (0 or 1), and
-    ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
+    answer is the teachers'; not for regression), ``/coverage`` (share of rows with a target), ``/teacher_seconds``
+    (since the start), ``/active`` (0 or 1), and ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
 
     Example:
         .. code-block:: python
@@ -94,7 +92,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             Trainer(..., algorithms=[teach])
     """
 
-    place = 2
+    place = 2  # the last: the term must see the rows that are replayed and the weights that the loss has
 
     def __init__(
         self,
@@ -158,7 +156,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.BEFORE_LOAD:
             # Before checkpoint, DDP and torch.compile touch the model: the only moment when a plain copy can be had.
-            if not (isinstance(self.source, Live) and self.source.model is not None):
+            if getattr(self.source, "model", None) is None:
                 self.student = untouched_copy(state.model)
         elif event == Event.AFTER_LOSS:
             if self.task_reader.handle(event, state):
@@ -182,7 +180,7 @@ class PriorRunDistillation(ReusingAlgorithm):
             self._follow_batch(event, state)
 
     def start_afresh(self) -> None:
-        """INIT: forget what another Trainer did with this algorithm."""
+        """Forget what another Trainer did with this algorithm (INIT)."""
         super().start_afresh()
         self.passed_teacher, self.harm = False, None
         self.watch.forget()
@@ -194,15 +192,16 @@ class PriorRunDistillation(ReusingAlgorithm):
         if event == Event.FIT_START:
             self._find_examples(state)
             self.begin(state)
+        # Live teachers look at the batch itself and need no ids, so they work on any loader.
         elif self.lessons.cached is not None:
             self.ids.handle(event, state)
         elif event == Event.EPOCH_END:
             tell_epoch(state)
         if event == Event.BEFORE_TRAIN_BATCH:
             self.lessons.strength = self.loss.at(state)
-            on = self.is_active(state)
-            if on:
+            if on := self.is_active(state):
                 self._check(lambda: self.loss.check(self.lessons.strength))
+            # Decided for the whole batch, so that its microbatches, and a retry of them, are measured alike.
             self._looks = on and self.watch.is_due(state)
             if self._looks and self.task_reader.task is not None:
                 self._channels.begin(state.model, self.task_reader.task.num_classes)
@@ -249,8 +248,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._check(lambda: self.loss.check_ahead(state, self.when))
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
-        policy = self.ids.view_policy
-        self.lessons.load(state, self.prior_runs, self.dataset, policy, self._no_ids, self.student)
+        self.lessons.load(state, self.prior_runs, self.dataset, self.ids.view_policy, self._no_ids, self.student)
         self.student = None
 
     @staticmethod
@@ -269,23 +267,23 @@ class PriorRunDistillation(ReusingAlgorithm):
 
     def extra_flops(self, flops_per_example: int) -> float | None:
         """Return the FLOPs of live teachers' forward passes."""
-        return self.lessons.spending.flops
+        return self.lessons.costs.flops
 
     def why(self) -> str | None:
         """Return where the teachers' logits come from and why, and what the first batch showed of them."""
-        parts = (self.lessons.choice and f"{self.lessons.choice.kind}, {self.lessons.choice.why}", self.lessons.report)
-        said = [part for part in (*parts, self.harm and f"switched off: {self.harm}") if part]
-        return "; ".join(said) or None
+        choice, harm = self.lessons.choice, self.harm
+        parts = (choice and ", ".join(choice), self.lessons.report, harm and f"switched off: {harm}")
+        return "; ".join(part for part in parts if part) or None
 
     def teacher_seconds(self) -> float:
-        """Return the seconds spent on getting targets, over all attempts of this run."""
-        return self.lessons.spending.seconds()
+        """Return the seconds that getting targets took, over all attempts of this run."""
+        return self.lessons.costs.seconds()
 
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
         cached, names = self.lessons.cached is not None, self.source.weight_names
         signals = [signal_name(name) for name in names] if cached else []
-        return self.lessons.spending.uses(self.prior_runs, names, signals)
+        return self.lessons.costs.uses(self.prior_runs, names, signals)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on as if it had never stopped."""

@@ -96,12 +96,33 @@ class Cached(_Weights):
     oldest: str | Time = "0.4dur"
 
     def __post_init__(self) -> None:
-        _check_age(self.oldest)
+        if self.oldest_time.unit not in (TimeUnit.DURATION, TimeUnit.EPOCH):
+            raise ValueError(f"oldest must be a share of the duration (0.4dur) or epochs (3ep), got {self.oldest!r}")
 
     @property
     def oldest_time(self) -> Time:
         """The age as a Composer time."""
         return Time.from_input(self.oldest)
+
+
+@dataclass(frozen=True)
+class Auto(Cached):
+    """Archived logits where they are true for what this run sees, else live teachers.
+
+    Attributes:
+        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
+            (run, weights) pair is one teacher. Default: ``last``.
+        oldest: How long before the end of its run a view may have been captured, a share of the run (``"0.4dur"``) or
+            epochs (``"3ep"``). Where one is older, live teachers are taken. Default: ``"0.4dur"``.
+        model: The architecture of live teachers, a module or a function that makes one. Default: rebuilt from the run's
+            record, or a copy of the student.
+
+    Raises:
+        ValueError: ``oldest`` is not a time in epochs or shares of the duration.
+    """
+
+    name: ClassVar[str] = "auto"
+    model: ModelFactory | None = None
 
 
 @dataclass(frozen=True)
@@ -117,39 +138,6 @@ class Live(_Weights):
 
     name: ClassVar[str] = "live"
     model: ModelFactory | None = None
-
-
-@dataclass(frozen=True)
-class Auto(Live):
-    """Archived logits where they are true for what this run sees, else live teachers.
-
-    Attributes:
-        weights: Which archived weights of each run teach: ``last``, ``best``, ``100ep`` ..., or a list of these; each
-            (run, weights) pair is one teacher. Default: ``last``.
-        model: The architecture of live teachers, a module or a function that makes one. Default: rebuilt from the run's
-            record, or a copy of the student.
-        oldest: How long before the end of its run a view may have been captured, a share of the run (``"0.4dur"``) or
-            epochs (``"3ep"``). Where one is older, live teachers are taken. Default: ``"0.4dur"``.
-
-    Raises:
-        ValueError: ``oldest`` is not a time in epochs or shares of the duration.
-    """
-
-    name: ClassVar[str] = "auto"
-    oldest: str | Time = "0.4dur"
-
-    def __post_init__(self) -> None:
-        _check_age(self.oldest)
-
-    @property
-    def oldest_time(self) -> Time:
-        """The age as a Composer time."""
-        return Time.from_input(self.oldest)
-
-
-def _check_age(oldest: str | Time) -> None:
-    if Time.from_input(oldest).unit not in (TimeUnit.DURATION, TimeUnit.EPOCH):
-        raise ValueError(f"oldest must be a share of the duration (0.4dur) or epochs (3ep), got {oldest!r}")
 
 
 @dataclass(frozen=True)

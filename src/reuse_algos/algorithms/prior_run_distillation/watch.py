@@ -1,4 +1,4 @@
-"""A watch over a run that is taught: it notices when the term does harm, and says why it should be switched off.
+"""When to stop teaching: the term does harm, or the student is better than its teachers.
 
 Shapes: B rows, D channels that the head is given.
 """
@@ -6,7 +6,8 @@ Shapes: B rows, D channels that the head is given.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,18 +15,23 @@ from composer import State
 from composer.utils import dist
 from torch import Tensor, nn
 
-from reuse_algos.errors import ModelError
+from reuse_algos.archive import PriorRun
+from reuse_algos.errors import ModelError, SignalNotFoundError
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.head import find_head, head_module
 
 log = logging.getLogger(__name__)
 
-_LOOKS_PER_EPOCH = 4
+_LOOKS_PER_EPOCH = 4  # a look costs two short backward passes to the logits
 # Between two looks: a few batches in a row say the same.
 _LEAST_BATCHES = 8
+# Looks in a row with the same sign: a single batch may oppose or surprise by chance.
 _PATIENCE = 3
+# Cosine of the two gradients. Those of unrelated losses are near 0 on either side of it.
 _OPPOSED = -0.1
+# Share of training rows by which the student must be ahead: a point is beyond the noise of a few batches.
 _PASSED = 0.01
+# Share of channels that died since the first look; some are dead from the start in healthy networks.
 _DIED = 0.25
 
 
@@ -48,10 +54,8 @@ class Look(NamedTuple):
 class HarmWatch:
     """Judges what a batch shows now and then, and remembers how often in a row it was bad.
 
-    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss (cosine below
-    -0.1), or the student answers more rows of the training batches rightly than its teachers do (by a point), or a
-    quarter more of the channels in front of the head are dead than at the first look. Looks are eight batches apart
-    or more, and about four an epoch.
+    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss, the student
+    answers more rows of the training batches rightly than its teachers do, or channels in front of the head die.
 
     Args:
         on: Whether there is a watch at all.
@@ -73,11 +77,7 @@ class HarmWatch:
         return self.on and int(state.timestamp.batch) % apart == apart - 1
 
     def judge(self, look: Look) -> str | None:
-        """Return why the term does harm, or None where it does not, or not yet for sure.
-
-        Args:
-            look: At the batch that has just ended.
-        """
+        """Return why the term does harm, or None where it does not, or not yet for sure."""
         signs: dict[str, str] = {}
         if look.cosine is not None and look.cosine < _OPPOSED:
             signs["opposed"] = f"its gradient opposes that of the model's own loss (cosine {look.cosine:.2f})"
@@ -112,12 +112,7 @@ class Channels:
         self._alive_D: Tensor | None = None
 
     def begin(self, model: nn.Module, num_classes: int) -> None:
-        """Watch the head of a model during the batch that begins, if it has one that can be watched.
-
-        Args:
-            model: The Trainer's.
-            num_classes: What the head has for outputs.
-        """
+        """Watch the head of a model during the batch that begins, if it has one that can be watched."""
         self.end()
         plain = unwrap_model(model)
         # A hook would have a compiled model compiled again.
@@ -148,3 +143,44 @@ class Channels:
         if dist.get_world_size() > 1:
             dist.all_reduce(alive, reduce_operation="MAX")
         return 1.0 - float(alive.float().mean())
+
+
+@dataclass(frozen=True)
+class TeacherGoal:
+    """The best value of a metric that a teacher had.
+
+    Attributes:
+        metric: Its full name.
+        mode: ``max`` or ``min``: whether more or less of it is better.
+        value: The best of all teachers.
+    """
+
+    metric: str
+    mode: str
+    value: float
+
+    @staticmethod
+    def of(runs: Sequence[PriorRun], monitor: str | None) -> TeacherGoal:
+        """Return the goal that prior runs set.
+
+        Args:
+            runs: At least one.
+            monitor: The metric; None: the one that the first run monitored.
+
+        Raises:
+            SignalNotFoundError: That run monitored none.
+        """
+        name = monitor or runs[0].manifest.monitor
+        if name is None:
+            raise SignalNotFoundError(f"stop_when_better: run {runs[0].id} monitored no metric; name one (monitor)")
+        mode = runs[0].metric_mode(name)
+        return TeacherGoal(name, mode, (max if mode == "max" else min)(run.best_metric(name)[0] for run in runs))
+
+    def passed_with(self, state: State) -> float | None:
+        """Return the student's value where its evaluator just ran and it is better than the teachers' (EVAL_END)."""
+        label, metric = self.metric.split("/")[-2:] if "/" in self.metric else ("eval", self.metric)
+        found = state.eval_metrics.get(label, {}).get(metric) if state.dataloader_label == label else None
+        if found is None:
+            return None
+        value = float(found.compute())
+        return value if (value > self.value if self.mode == "max" else value < self.value) else None

@@ -6,8 +6,7 @@ Legend: N training examples, B rows of a batch, D features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,22 +17,25 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly
-from reuse_algos.archive import PriorRun, ResidentSignal, Signal
+from reuse_algos.archive import PriorRun, Signal
 from reuse_algos.data.images.device_loader import device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ExampleView, ViewPolicy
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import match_examples
+from reuse_algos.priors.lookup import ArchivedRows, fits_device, harvest_share
 from reuse_algos.priors.presentations import harvested_name
-from reuse_algos.priors.views import missing_views
+from reuse_algos.priors.views import missing_views, numbered_views
+from reuse_algos.training.first_batch.views import read_rows
 from reuse_algos.training.interplay import changes_inputs, mixes_examples
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.head import PassOfHead
+from reuse_algos.training.parameters.kept_state import kept_state
 
 log = logging.getLogger(__name__)
 
-# Features up to this size are kept on the training device; larger ones are read from the memory map.
-_RESIDENT_BYTES = 2 << 30
 # Examples whose features are computed once more, to compare the archived ones with them.
 _LOOKED_AT = 8
 # Relative difference (of Euclidean norms) up to which they count as the same: other hardware, bfloat16.
@@ -50,8 +52,7 @@ class FeatureData(Dataset[Any]):
 
     Args:
         inner: The dataset that they stand for. None of its examples is read.
-        features: The signal, whose slots are views.
-        rows: int64 ``[N]``, the signal's position of each example; None: the same.
+        features: Their rows, whose slots are views.
         policy: The views.
         labels: ``[N]``.
         device: Where batches are made.
@@ -65,8 +66,7 @@ class FeatureData(Dataset[Any]):
     def __init__(
         self,
         inner: Dataset[Any],
-        features: Signal | ResidentSignal,
-        rows: Tensor | None,
+        features: ArchivedRows,
         policy: ViewPolicy,
         labels: Tensor,
         device: torch.device,
@@ -77,8 +77,7 @@ class FeatureData(Dataset[Any]):
         self.view_policy = policy
         self.latest: Tensor | None = None
         self.views_used: set[int] = set()
-        self._features, self._rows = features, rows
-        self._labels_N, self._kind = labels.to(device), kind
+        self._features, self._labels_N, self._kind = features, labels.to(device), kind
 
     def __len__(self) -> int:
         return self.info.num_examples
@@ -102,8 +101,7 @@ class FeatureData(Dataset[Any]):
         if len(positions_B) and not 0 <= int(positions_B.min()) <= int(positions_B.max()) < len(self):
             raise IndexError(f"Positions {positions_B.tolist()} of a dataset of {len(self)} examples.")
         self.views_used.update(views_B.unique().tolist())
-        rows_B = positions_B if self._rows is None else self._rows.index_select(0, positions_B)
-        features_BD, _ = self._features.gather(rows_B, views_B)
+        features_BD, _ = self._features.gather(positions_B, views_B)
         device = self._labels_N.device
         self.latest = features_BD.to(device, non_blocking=True)
         return self._kind((self.latest, self._labels_N.index_select(0, positions_B.to(device, non_blocking=True))))
@@ -139,8 +137,7 @@ class CachedFeatures:
         """The share of the harvest that the used views are."""
         if self._run is None:  # a run that had trained to its end when its checkpoint was loaded
             return self._earlier_seconds
-        mine = [one for one in self._run.manifest.harvests if one.signal == features_name(self.weights) and one.views]
-        return sum(len(self.views_used & set(one.views)) / len(one.views) * one.seconds for one in mine)
+        return harvest_share(self._run, [features_name(self.weights)], self.views_used)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was used of the harvest."""
@@ -184,23 +181,22 @@ class CachedFeatures:
                 f"would get. Remove {changers[0]}, or use source: live."
             )
         info = infer_info(loader.dataset)
-        policy = _known_views(policy)
+        policy = numbered_views(policy, "so no archived feature is true for it", ", or use source: live")
         signal = self._open(run, policy)
+        on = device_of(state.model) if fits_device([signal]) else torch.device("cpu")
         rows = self._rows(run, info)
-        batch, pairs_E2 = _some_batch(loader, policy)
-        labels_N = _labels(batch, pairs_E2, info)
-        positions_E, views_E = pairs_E2.t().contiguous()
-        archived_ED, _ = signal.gather(positions_E if rows is None else rows[positions_E], views_E)
+        features = ArchivedRows(signal, rows, range(policy.num_views), on if fits_device([signal]) else None)
+        positions_E = torch.linspace(0, info.num_examples - 1, min(_LOOKED_AT, info.num_examples)).long()
+        some = Examples(positions_E, torch.arange(len(positions_E)) % policy.num_views)
+        batch = read_rows(loader.dataset, some, 0, loader.collate_fn)
+        labels_N = _labels(batch, positions_E, info)
+        archived_ED, _ = features.gather(*some)
         # Records may be wrong, so a few archived rows are compared with what the model computes before any is trusted.
         self._head = HeadOnly(state.model, head)
         self._compare(state, batch, archived_ED, hold)
-        features: Signal | ResidentSignal = signal
-        if signal.nbytes <= _RESIDENT_BYTES:
-            features, rows = signal.resident(device_of(state.model), range(policy.num_views), rows), None
-        on = device_of(state.model) if isinstance(features, ResidentSignal) else torch.device("cpu")
         self._run, self._earlier_views = run, self.views_used
         kind = list if isinstance(batch, list) else tuple
-        self._data = FeatureData(loader.dataset, features, rows, policy, labels_N, on, kind)
+        self._data = FeatureData(loader.dataset, features, policy, labels_N, on, kind)
         self._loader, self._checked = loader, False
         _swap(
             state,
@@ -216,9 +212,9 @@ class CachedFeatures:
 
     def _open(self, run: PriorRun, policy: ViewPolicy) -> Signal:
         name, record = features_name(self.weights), run.manifest.dataset
-        which = "" if self.weights == "last" else f" --weights {self.weights}"
+        which = () if self.weights == "last" else (self.weights,)
         how = "--plain" if policy.transform == "none" else f"--views {policy.num_views}"
-        advice = f"Run `reuse-algos harvest ARCHIVE {run.id} --signals features{which} {how}`, or use source: live."
+        advice = f"Run {harvest_command(run, 'features', weights=which, views=how)}, or use source: live."
         if name not in run.signal_names:
             raise SignalNotFoundError(f"run {run.id} has no signal {name!r}. {advice}")
         signal = run.signal(name)
@@ -275,7 +271,7 @@ class CachedFeatures:
         """
         assert self._head is not None
         assert self._data is not None
-        # Once: a transform of the DataSpec runs between the DataLoader and the model, where nobody else sees it.
+        # Once: a transform of the DataSpec runs between the DataLoader and the model, where no other check looks.
         if not self._checked:
             given, wanted = state.batch_get_item(0), self._data.latest
             if wanted is None or not torch.equal(given.to(wanted.device), wanted[: len(given)]):
@@ -306,45 +302,15 @@ def _swap(state: State, loader: DataLoader) -> None:
     state.train_dataloader = loader
 
 
-def _known_views(policy: ViewPolicy | None) -> ViewPolicy:
-    if policy is None or policy.num_views == 0:
-        raise PriorRunMismatchError(
-            "this run's augmentation is not a known view, so no archived feature is true for it. Set data.num_views "
-            "(or wrap the dataset in ViewedDataset), or use source: live."
-        )
-    return policy
-
-
-def _some_batch(loader: DataLoader, policy: ViewPolicy) -> tuple[Any, Tensor]:
-    """Return a few examples in different views, collated, and their (position, view): int64 ``[E, 2]``."""
-    dataset: Any = loader.dataset
-    positions = torch.linspace(0, len(dataset) - 1, min(_LOOKED_AT, len(dataset))).long().tolist()
-    indices = [ExampleView(position, number % policy.num_views) for number, position in enumerate(positions)]
-    # Views seed themselves; what a dataset draws beside them must not move the training's own generator.
-    with torch.random.fork_rng(devices=[]):
-        fetch = getattr(dataset, "__getitems__", None)
-        items = [dataset[index] for index in indices] if fetch is None else fetch(indices)
-        return loader.collate_fn(items), torch.tensor([tuple(index) for index in indices])
-
-
-def _labels(batch: Any, pairs_E2: Tensor, info: DatasetInfo) -> Tensor:
-    """Return the labels of the whole dataset, ``[N]``, in the dtype of a batch's.
-
-    Args:
-        batch: Some examples, collated.
-        pairs_E2: Their positions and views.
-        info: What the dataset says of itself.
-
-    Raises:
-        DataError: The batch is not a pair of inputs and labels, or has other labels than the dataset says.
-    """
+def _labels(batch: Any, positions_E: Tensor, info: DatasetInfo) -> Tensor:
+    """Return the labels of the whole dataset, ``[N]``, in the dtype of a batch's."""
     advice = "Use source: live."
     pair = isinstance(batch, (list, tuple)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)
     if not pair:
         raise DataError(f"source: cached needs batches of (inputs, labels), not {type(batch).__name__}. {advice}")
     if info.labels is None:
         raise DataError(f"the labels of the dataset {info.name!r} are not known without its images. {advice}")
-    given, known = batch[1].cpu(), info.labels[pairs_E2[:, 0]]
+    given, known = batch[1].cpu(), info.labels[positions_E]
     if given.shape != known.shape or not bool((given == known).all()):
         raise DataError(
             f"the dataset {info.name!r} gives other targets than the labels that it says it has (a transform of its "
@@ -353,27 +319,11 @@ def _labels(batch: Any, pairs_E2: Tensor, info: DatasetInfo) -> Tensor:
     return info.labels.to(batch[1].dtype)
 
 
-@contextmanager
-def _as_it_was(model: nn.Module) -> Iterator[None]:
-    """Put modes, buffers and generators back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    device = device_of(model)
-    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
-            for buffer, value in buffers:
-                buffer.copy_(value)
-
-
 def _look(
     state: State, head: HeadOnly, batch: Any, inputs: Tensor, hold: Callable[[State], None] | None = None
 ) -> PassOfHead:
-    """Run the whole model on a batch in evaluation; with ``hold``, as it is in training."""
-    with _as_it_was(state.model), get_precision_context(state.precision, state.precision_config):
+    """Run the whole model on a batch in evaluation mode; with ``hold``, in the modes that it trains in."""
+    with torch.no_grad(), kept_state(state.model), get_precision_context(state.precision, state.precision_config):
         state.model.train(hold is not None)
         if hold is not None:
             hold(state)

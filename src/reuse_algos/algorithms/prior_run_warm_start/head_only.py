@@ -44,10 +44,6 @@ class HeadOnly:
     def look(self, batch: Any, inputs: Tensor) -> PassOfHead:
         """Run the whole model on a batch as it is, compiled or not, and find the module that the head stands for.
 
-        Args:
-            batch: On the model's device.
-            inputs: Those of the batch.
-
         Raises:
             ModelError: No module of the model takes the inputs and returns what the head returns.
         """
@@ -67,11 +63,7 @@ class HeadOnly:
         )
 
     def enter(self, model: nn.Module) -> None:
-        """Let the model take features for inputs.
-
-        Args:
-            model: The trainer's, with its wrappers.
-        """
+        """Let the model take features for inputs."""
         self.leave()
         assert self._network is not None
         # Compiled forward passes step aside: they are of the whole network.

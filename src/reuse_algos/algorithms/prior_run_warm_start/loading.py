@@ -157,7 +157,7 @@ def _plan(
 
 
 def _head_names(state: State, info: DatasetInfo | None, change: Change, head: Keep) -> list[str]:
-    """Return the names of the head's parameters; none where nobody asks for them and they cannot be found."""
+    """Return the names of the head's parameters; none where no setting needs them and they cannot be found."""
     try:
         return head_of(state.model, head.pattern, info and info.num_classes)
     except ModelError:

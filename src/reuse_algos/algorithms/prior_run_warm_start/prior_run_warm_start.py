@@ -148,13 +148,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         """Return true for the start, and for batches where something is frozen."""
         if self.stands_aside(event):
             return False
-        if self.cached is not None and event in _CACHED_EVENTS:
-            return True
-        if event == Event.BEFORE_FORWARD:
-            return self.part.holds_statistics
-        if event == Event.BATCH_START:
-            return self.part.changes_while_training and not self.part.unfrozen
-        return event in (Event.INIT, Event.FIT_START)
+        return self.part.acts_at(event) or (self.cached is not None and event in _CACHED_EVENTS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""

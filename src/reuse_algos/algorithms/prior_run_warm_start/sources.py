@@ -119,11 +119,7 @@ def _last_checkpoints(run: PriorRun, last_k: int | None) -> list[Source]:
 
 
 def _refuse_unrelated(archive: RunArchive, runs: Sequence[PriorRun]) -> None:
-    """Refuse runs that do not all come from one run.
-
-    Raises:
-        PriorRunMismatchError: No run is an ancestor of all of them, or one of them.
-    """
+    """Refuse runs that do not all come from one run."""
     # Weights that started from different random numbers lie in different basins, and their mean is worth nothing.
     shared = set.intersection(*(_ancestors(archive, run) for run in runs))
     if not shared:

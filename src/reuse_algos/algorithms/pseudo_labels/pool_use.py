@@ -35,7 +35,7 @@ class PoolUse(ReusingAlgorithm):
         self._trained_on: str | None = None
 
     def match(self, event: Event, state: State) -> bool:
-        """The start of training."""
+        """Return true at the start of training."""
         return event in (Event.INIT, Event.FIT_START)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:

@@ -136,8 +136,19 @@ def metric_names(tensor_names: Iterable[str]) -> list[str]:
     return sorted(name.removesuffix("/value") for name in tensor_names if name.endswith("/value"))
 
 
+_OF_TRAINING = "metrics/train/"
+"""Composer's prefix of the metrics of training."""
+
+
+def meant(names: list[str]) -> list[str]:
+    """Return which of the metrics with one short name are meant: those of training only where there are no others."""
+    return [name for name in names if not name.startswith(_OF_TRAINING)] or names
+
+
 def resolve_metric(name: str, known: Iterable[str], owner: str) -> str:
     """Return the full name of a metric, given it or its last part, such as ``"MulticlassAccuracy"``.
+
+    Where training and evaluation have a metric of one name, a last part means that of the evaluation.
 
     Args:
         name: The name to find.
@@ -150,7 +161,7 @@ def resolve_metric(name: str, known: Iterable[str], owner: str) -> str:
     known = list(known)
     if name in known:
         return name
-    ending = [full for full in known if full.endswith(f"/{name}")]
+    ending = meant([full for full in known if full.endswith(f"/{name}")])
     if len(ending) == 1:
         return ending[0]
     if ending:

@@ -18,6 +18,7 @@ from reuse_algos.errors import (
     ArchiveCorruptError,
     ArchiveError,
     ArchiveNotADirectoryError,
+    ArchiveNotFoundError,
     ArchivePermissionError,
 )
 
@@ -55,7 +56,7 @@ class LocalStore(Store):
                     return
                 raise ArchiveNotADirectoryError(f"{self.root} is a file; an archive is a directory: give another path")
             if not allowed:
-                raise ArchiveError(f"there is no archive at {self.root}: check the path, or pass create=True")
+                raise ArchiveNotFoundError(f"there is no archive at {self.root}: check the path, or pass create=True")
             missing = [self.root, *(parent for parent in self.root.parents if not parent.exists())]
             for directory in reversed(missing):
                 with contextlib.suppress(FileExistsError):  # another process makes the archive at the same moment

@@ -80,13 +80,12 @@ def scalecom(gradients: list[Tensor], memory: list[Tensor], *, leader: int, rati
 def agree_by_sign(gradients: list[Tensor], noise: list[Tensor], scale: float) -> Sent:
     """Return ``scale`` times the sign that most ranks have of ``g + noise``; 0 where the vote is even.
 
-    The wire has one byte for an entry, as collectives know no bits, and 4 bytes from 128 ranks on.
-
     Args:
         gradients: This rank's, flat.
         noise: What is added to each, of the same sizes.
         scale: Size of each entry of the result.
     """
+    # One byte for an entry, as collectives do not send bits; a sum of 128 votes or more needs a wider type.
     kind = torch.int8 if dist.get_world_size() < 128 else torch.int32
     votes_P = torch.cat([(g + xi).sign() for g, xi in zip(gradients, noise, strict=True)]).to(kind)
     size = votes_P.nbytes

@@ -8,13 +8,7 @@ from reuse_algos.archive import Manifest
 
 
 def archived_line(run_id: str, location: str, manifest: Manifest) -> str:
-    """Return one line on a finished record.
-
-    Args:
-        run_id: The run.
-        location: Where the archive is.
-        manifest: What was committed.
-    """
+    """Return one line on a finished record."""
     parts = [f"reuse_algos: archived run {run_id} in {location}"]
     teachers = sorted({use.run_id for use in manifest.prior_runs})
     parts.append(f"prior runs: {', '.join(teachers)}" if teachers else "no prior runs")
@@ -54,7 +48,11 @@ def _missing(manifest: Manifest) -> list[str]:
     if not manifest.tags:
         found.append("tags (runs can only be chosen and compared by name)")
     if manifest.dataset is None or not manifest.dataset.labels_known:
-        found.append("labels (no scores that need them, no class balance)")
+        known = manifest.task is not None and manifest.task.num_classes
+        where = "batches have them, and the dataset does not list them: " if known else ""
+        found.append(
+            f"labels ({where}no scores by label; `targets` of the dataset or RunRecorder(dataset=...) has them)"
+        )
     if "logits" not in signals:
         found.append("logits (no cached teachers until they are harvested; live ones work where weights are kept)")
     if not any(entry.kind == "weights" for entry in manifest.files):

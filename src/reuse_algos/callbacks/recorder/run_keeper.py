@@ -11,10 +11,11 @@ from composer import State
 from composer.callbacks import CheckpointSaver
 from composer.utils import dist
 
-from reuse_algos.archive import FileEntry, Manifest, ModelRecord, RunArchive
+from reuse_algos.algorithms.base import ReusingAlgorithm, snake_case
+from reuse_algos.archive import CostRecord, FileEntry, Manifest, ModelRecord, Progress, RunArchive
+from reuse_algos.archive.format.records import MAX_TEXT
 from reuse_algos.callbacks.recorder.console import archived_line, say, stopped_line
-from reuse_algos.callbacks.recorder.facts.manifest_of import RunFacts, manifest_of
-from reuse_algos.callbacks.recorder.facts.provenance import model_flops, model_record
+from reuse_algos.callbacks.recorder.facts.provenance import environment, model_flops, model_record
 from reuse_algos.callbacks.recorder.facts.state_facts import dataset_record, evaluated_weights, examples_of
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.callbacks.recorder.monitor import BestSoFar, Monitor
@@ -23,7 +24,9 @@ from reuse_algos.callbacks.recorder.spool import Spool
 from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.callbacks.train_clock import TrainClock
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.sampler import views_of_loader
 from reuse_algos.errors import RunNotFoundError
+from reuse_algos.training.flops import training_flops
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 from reuse_algos.training.tasks.recorded_task import record_of
 
@@ -83,6 +86,7 @@ class RunKeeper:
         self.state: State | None = None
         self.resume: dict[str, Any] | None = None
         self.ended = False
+        self.told = False
         self.overhead_seconds = 0.0
         self._model: ModelRecord | None = None
 
@@ -99,7 +103,7 @@ class RunKeeper:
                 on_rank_zero(lambda: record.put_weights("init", evaluated_weights(state)))
 
     def go_on(self, state: State) -> bool:
-        """Take up the run of the checkpoint, and return whether there is one and it is this one."""
+        """Go on with the run of the checkpoint, and return whether there is one and it is this one."""
         resume = self.resume
         if resume is None or not goes_on(resume, self._name(state), self.archive, self.spool):
             return False
@@ -154,7 +158,7 @@ class RunKeeper:
                     record.put("metrics", "history", self.log.tensors())
 
         def describe(files: list[FileEntry]) -> Manifest:
-            return manifest_of(self._facts(state), state, record.manifest, files)
+            return self._manifest(state, record.manifest, files)
 
         record.commit(describe, write_rest)
         if self.spool is not None and push:
@@ -180,6 +184,9 @@ class RunKeeper:
         assert self.record is not None
         if dist.get_global_rank() != 0 or self.record.manifest is None:
             return
+        if self.told:  # an engine may be closed twice, by the error and by the end of the process
+            return
+        self.told = True
         saving = any(isinstance(one, CheckpointSaver) for one in state.callbacks)
         say(stopped_line(self.record.run_id, self.archive.location, self.record.manifest, checkpoints=saving))
 
@@ -205,21 +212,40 @@ class RunKeeper:
     def _name(self, state: State) -> str:
         return self.labels.run_name or state.run_name
 
-    def _facts(self, state: State) -> RunFacts:
-        task = self.watch.reader.task
-        return RunFacts(
+    def _manifest(self, state: State, base: Manifest | None, files: list[FileEntry]) -> Manifest:
+        """Return the manifest of the run as it is now; ``base``, its newest, gives what this process did not see."""
+        reusing = [one for one in state.algorithms if isinstance(one, ReusingAlgorithm)]
+        uses = [use for one in reusing for use in one.prior_uses()]
+        now, task, monitor = state.timestamp, self.watch.reader.task, self.best.name(self.log)
+        dataset = None if self.info is None else dataset_record(self.info, views_of_loader(state.dataloader))
+        # A run whose last loss is not a number cannot teach; selection leaves it out unless it is asked for.
+        finite = self.log.is_finite("loss/train/total", monitor)
+        return Manifest(
             run_name=self._name(state),
-            tags=self.labels.tags,
-            recipe=self.labels.recipe,
-            dataset=None
-            if self.info is None
-            else dataset_record(self.info, getattr(state.dataloader, "dataset", None)),
-            task=None if task is None else record_of(task),
-            model=self._model,
-            log=self.log,
-            monitor=self.best.name(self.log),
-            monitor_mode=self.best.mode(self.log),
-            overhead_seconds=self.overhead_seconds,
+            tags=dict(self.labels.tags),
+            seed=state.rank_zero_seed,
+            recipe=None if self.labels.recipe is None else dict(self.labels.recipe),
+            dataset=dataset or (base and base.dataset),
+            task=record_of(task) if task is not None else (base and base.task),
+            model=self._model or model_record(state.model, None),
+            environment=environment() if base is None else base.environment,
+            progress=Progress(epoch=int(now.epoch), batch=int(now.batch), sample=int(now.sample)),
+            cost=CostRecord(
+                train_seconds=self.log.clock.train_seconds,
+                eval_seconds=self.log.clock.eval_seconds,
+                setup_seconds=sum(one.setup_seconds for one in reusing),
+                overhead_seconds=self.overhead_seconds,
+                train_flops=training_flops(self._model and self._model.flops_per_example, state),
+            ),
+            monitor=monitor,
+            monitor_mode=self.best.mode(self.log),  # type: ignore[arg-type]
+            health="empty" if int(now.batch) == 0 else "ok" if finite else "diverged",
+            harvests=[] if base is None else base.harvests,
+            prior_runs=uses or ([] if base is None else base.prior_runs),
+            decisions={
+                snake_case(type(one).__name__): why[:MAX_TEXT] for one in reusing if (why := one.skipped or one.why())
+            },
+            files=files,
         )
 
 

@@ -162,7 +162,7 @@ class RunRecord:
     def show_life(self) -> None:
         """Keep the garbage collection away from what is written and not yet committed; costs next to nothing."""
         if dist.get_global_rank() == 0:
-            with contextlib.suppress(ArchiveError):  # no reason to stop: the next commit tells what is wrong
+            with contextlib.suppress(ArchiveError):  # not a reason to stop: the next commit raises what is wrong
                 self._writer.renew_lease()
 
     def finish(self) -> None:

@@ -48,7 +48,7 @@ class RunRecorder(Callback):
 
     Signals are taken from the forward pass that happens anyway, kept on the training device and written when an epoch
     ends. They are measured as the task defines it (:class:`~reuse_algos.callbacks.signals.measures.Measures`). A run
-    that was interrupted stays marked as unfinished. The run's loggers (W&B and others) are told run id, archive and
+    that was interrupted stays marked as unfinished. The run's loggers (W&B and others) get run id, archive and
     prior runs, ``time/train_seconds`` at every step as an x axis, and at the end ``reuse/cost/...``
     (:mod:`reuse_algos.callbacks.recorder.tracker_facts`).
 
@@ -158,7 +158,7 @@ class RunRecorder(Callback):
             ModelError: Its state dict leaves out parameters.
             DataError: Batches have other labels than ``dataset`` says.
         """
-        # A Trainer that was built before another one trains after it: INIT was heard for both already.
+        # A Trainer that was built before another one trains after it: INIT came for both already.
         if self.keeper.state not in (None, state):
             self._start_afresh()
         keeper = self.keeper

@@ -104,14 +104,14 @@ class Spool:
         on_rank_zero(result)
 
     def push(self, run_id: str, *, last: bool = False) -> None:
-        """Pass on what was committed, in the background. A failure is an :class:`ArchiveWarning`, told at a later call.
+        """Pass on what was committed, in the background. A failure becomes an :class:`ArchiveWarning` at a later call.
 
         Args:
             run_id: The run.
             last: Wait until it is done, and try even if it failed a short time ago.
 
         Raises:
-            ArchiveConflictError: Another attempt took over this run: that is no failure of the archive.
+            ArchiveConflictError: Another attempt took over this run, which is not a failure of the archive.
         """
         failure = f"run {run_id} could not be passed on to the archive"
 
@@ -131,7 +131,7 @@ class Spool:
         return self._errand is None or self._errand.wait(seconds)
 
     def _start(self, work: Callable[[], None], *, open_first: bool = True, unless_failed: bool = False) -> None:
-        """On rank 0: begin an errand, unless one is under way; that one's successor does its work as well."""
+        """Begin an errand on rank 0. Where one is under way, its successor does this work as well."""
 
         def errand() -> None:
             if open_first:
@@ -154,7 +154,7 @@ class Spool:
         on_rank_zero(lambda: self._report(failure, last=last))
 
     def _report(self, failure: str, *, last: bool = False) -> None:
-        """Tell how the last errand ended, once."""
+        """Warn, once, where the last errand failed."""
         if self._errand is None or not self._errand.wait(0):
             return
         error, self._errand = self._errand.error, None

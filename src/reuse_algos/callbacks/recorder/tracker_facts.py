@@ -1,4 +1,4 @@
-"""What the recorder tells the run's loggers (W&B, MLflow, TensorBoard, ...), so that their own panels can compare runs.
+"""What the recorder sends to the run's loggers (W&B, MLflow, TensorBoard, ...), so that their panels can compare runs.
 
 All of it goes through Composer's :class:`~composer.loggers.Logger`: any destination gets it, and none is needed.
 """
@@ -23,13 +23,13 @@ TRAIN_SECONDS = "time/train_seconds"
 
 
 def log_identity(recorder: RunRecorder, state: State, logger: Logger) -> None:
-    """Log, as one hyperparameter ``reuse``, which record this is and what it spends.
+    """Log, as one hyperparameter ``reuse``, which record this is and what it reuses.
 
     Its keys: ``archive`` (location), ``archive_id``, ``run_id``, ``tags``, ``algorithms`` (class names) and
     ``prior_runs`` (run ids, sorted). Call it at FIT_START, behind the algorithms, which pin their prior runs there.
 
     A logger that refuses it (W&B does, where a resumed W&B run holds other values) is warned of and passed over:
-    labels on a dashboard are no reason to stop a training.
+    labels on a dashboard must not stop a training.
     """
     reusing = [one for one in state.algorithms if isinstance(one, ReusingAlgorithm)]
     facts: dict[str, Any] = {

@@ -240,7 +240,7 @@ class SignalCapture:
 
 
 def _to_half(logits: torch.Tensor) -> torch.Tensor:
-    """float16, with finite values beyond its range at its ends; masked classes (-inf) and NaN stay what they are."""
+    """Return float16, with finite values beyond its range at its ends; infinities and NaN stay as they are."""
     logits = logits.float()
     return torch.where(logits.isinf(), logits, logits.clamp(-_HALF_MAX, _HALF_MAX)).half()
 
@@ -273,7 +273,7 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
     epochs = num_epochs(state)
     if epochs is None and any(kept.last_epochs for kept in settings.values()):
         raise ValueError(
-            f"last_epochs counts from the end, which max_duration={state.max_duration} does not tell in epochs. "
+            f"last_epochs counts from the end, and max_duration={state.max_duration} does not give the epochs. "
             "Give max_duration in epochs or batches, or leave last_epochs out."
         )
     if epochs is not None:
@@ -296,8 +296,7 @@ def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Te
     """Return name and slot of the signals whose earlier rows this epoch replaces, on all ranks together.
 
     These are the signals that every example has a row of now, and logits (whose slots come again) where every example
-    that had a row has one now. An epoch that a curriculum or ``drop_last`` shortened does not show every example, and
-    the rows that it did not show must stay.
+    that had a row has one now.
 
     Args:
         capture: The epoch's rows.
@@ -307,6 +306,7 @@ def complete_slots(capture: SignalCapture, known: dict[tuple[str, int], torch.Te
     for seen in on_every_rank(capture.seen):
         for key, seen_N in seen.items():
             union[key] = union[key] | seen_N if key in union else seen_N
+    # An epoch that a curriculum or drop_last shortened does not show every example: the rows of the others must stay.
     complete = {key for key, seen_N in union.items() if bool(seen_N.all())}
     for key, seen_N in union.items():
         if key[0] == "logits":

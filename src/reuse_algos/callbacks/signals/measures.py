@@ -46,19 +46,14 @@ class Measures:
         self._own: TaskLosses | None = None
 
     def check(self, state: State, batch: Any, num_examples: int) -> None:
-        """Refuse, before the first step, what cannot be measured in this Trainer.
-
-        Args:
-            state: At the first AFTER_LOSS.
-            batch: The microbatch as the model was given it.
-            num_examples: N of the training data.
+        """Refuse, before the first step, what cannot be measured in this Trainer (first AFTER_LOSS).
 
         Raises:
             TaskError: A signal is not defined for the task, its rows are too large, its layout is not known, or the
                 model's loss of each example cannot be had.
         """
         outputs = logits_of(state.outputs, self.reader.keys.output).detach()
-        # Without a task nobody knows which dimension of larger outputs holds the classes.
+        # Without a task it is not known which dimension of larger outputs holds the classes.
         if self.reader.task is None and outputs.dim() > 2 and self.reader.refusal is not None:
             raise self.reader.refusal
         if (logits := self.settings.get("logits")) is not None:
@@ -73,13 +68,7 @@ class Measures:
                 self._choose_loss(state, batch, rows)
 
     def of(self, names: Sequence[str], state: State, batch: Any) -> dict[str, torch.Tensor]:
-        """Return the signals with these names: ``logits`` ``[B, C, X]``, the others ``[B]``.
-
-        Args:
-            names: Which signals.
-            state: At AFTER_LOSS.
-            batch: The microbatch as the model was given it.
-        """
+        """Return the signals with these names at AFTER_LOSS: ``logits`` ``[B, C, X]``, the others ``[B]``."""
         outputs, task = logits_of(state.outputs, self.reader.keys.output).detach(), self.reader.task
         # Without a task only logits [B, C] get here; check() refused all else in the first batch.
         if task is None:
@@ -129,7 +118,7 @@ class Measures:
 
     @torch.no_grad()
     def _own_losses(self, losses: TaskLosses, outputs: Any, batch: Any) -> torch.Tensor:
-        """float32 ``[B]``: the model's own; the mean over what counts, NaN where nothing does."""
+        """Return the model's own losses, float32 ``[B]``: the mean over what counts, NaN where nothing does."""
         losses_B = losses.of_examples(outputs, batch).detach().float()
         if losses_B.dim() != 1:
             raise ModelError(f"the loss function gives a tensor of shape {tuple(losses_B.shape)}")
@@ -148,13 +137,10 @@ class Measures:
 
 
 def _is_changed(state: State) -> bool:
-    """Return whether the loss of the batch is not meant to be the mean of the examples' losses.
-
-    So it is where an algorithm smooths the targets or weighs examples, and where the loss function weighs classes: then
-    it is divided by the weights of the batch's targets.
-    """
+    """Return whether the loss of the batch is not meant to be the mean of the examples' losses."""
     if any(isinstance(one, LabelSmoothing) for one in state.algorithms) or example_weights(state) is not None:
         return True
+    # A loss function with class weights divides by the weights of the batch's targets.
     function = getattr(unwrap_model(state.model), "_loss_fn", None)
     if isinstance(function, functools.partial):
         return function.keywords.get("weight") is not None

@@ -51,7 +51,7 @@ class SignalWatch:
         self._passed = False
 
     def start(self, state: State, info: DatasetInfo | None) -> None:
-        """FIT_START: make ready, or follow the new duration of a second fit.
+        """Make ready, or follow the new duration of a second fit (FIT_START).
 
         Raises:
             ExampleIdError: Signals are kept, and the examples are not known or are mixed.
@@ -86,12 +86,7 @@ class SignalWatch:
             self._record(state)
 
     def end_epoch(self, record: RunRecord, epoch: int) -> None:
-        """Write the rows of the epoch that has just ended, on every rank.
-
-        Args:
-            record: Of the run.
-            epoch: Number of the epoch.
-        """
+        """Write the rows of the epoch that has just ended, on every rank."""
         if (capture := self.capture) is None:
             return
         complete = complete_slots(capture, self._known)
@@ -100,7 +95,7 @@ class SignalWatch:
         capture.end_epoch()
 
     def end(self, state: State) -> None:
-        """FIT_END: warn where training ended before the window of last epochs began, which nobody had announced."""
+        """Warn where training ended before the window of last epochs began (FIT_END)."""
         if (capture := self.capture) is None or capture.rolling or capture.num_epochs is None:
             return
         done = int(state.timestamp.epoch) + (int(state.timestamp.batch_in_epoch) > 0)

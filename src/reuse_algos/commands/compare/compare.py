@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -44,7 +43,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "compare",
         "compare groups of runs with a baseline: faster, slower, no difference, or not enough runs",
-        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        _DETAILS,
         """
         reuse-algos compare ./archive --group-by tags.method --baseline baseline
         reuse-algos compare ./archive --target 0.70 --metric MulticlassAccuracy --plot curves.png
@@ -98,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     if args.html is not None:
         write_report(report_page(comparison, outcomes), args.html)
     if args.json:
+        # The result first: what follows needs the network, and may fail.
         print_json(comparison.to_dict())
         send_to_wandb(tracked, comparison, outcomes)
         return 0

@@ -23,7 +23,10 @@ def add_groups(parser: argparse.ArgumentParser) -> None:
         "(default: tags.method)",
     )
     parser.add_argument(
-        "--baseline", default="baseline", metavar="NAME", help="the group to compare with (default: baseline)"
+        "--baseline",
+        default="",
+        metavar="NAME",
+        help="the group to compare with (default: the one whose runs have the tag role=baseline, else baseline)",
     )
     parser.add_argument("--metric", metavar="NAME", help="metric to compare by (default: the runs' monitor)")
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: as recorded)")

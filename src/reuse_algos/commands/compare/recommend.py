@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -39,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "recommend",
         "which technique, at what budget, is predicted to reach a target at the least cost",
-        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        _DETAILS,
         """
         reuse-algos recommend ./archive --target 0.70
         reuse-algos recommend ./archive --target 0.70 --later-runs 5 --price-per-hour 2.5

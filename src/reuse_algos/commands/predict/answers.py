@@ -110,13 +110,12 @@ def show_answer(args: argparse.Namespace, questions: dict[str, Any]) -> int:
 
 
 def _table(title: str, rows: Sequence[dict[str, Any]]) -> Any:
-    from rich.table import Table
-
     from reuse_algos.compare.show.page.sheet import text_of
+    from reuse_algos.compare.show.terminal import new_table
 
-    table = Table(title=title, title_justify="left")
-    for name, value in rows[0].items():
-        table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+    heads = [("\n".join(name.split("_")), not isinstance(value, str)) for name, value in rows[0].items()]
+    table = new_table(*heads, padding=1)
     for row in rows:
         table.add_row(*(text_of(value) for value in row.values()))
+    table.title, table.title_justify = title, "left"
     return table

@@ -136,6 +136,7 @@ def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[
     from reuse_algos.priors.model import recorded_architecture
 
     archive = open_archive(args)
+    # With several workers, exchange would be counted as computation.
     runs = [run for run in finished(histories(archive, args.metric, tags=tags_of(args))) if run.workers == 1]
     names = {run.hardware for run in runs}
     if len(names) != 1:

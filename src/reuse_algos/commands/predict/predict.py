@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_command,
@@ -17,6 +16,9 @@ from reuse_algos.commands.common import (
 from reuse_algos.commands.predict import layers
 from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
 from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart
+
+if TYPE_CHECKING:
+    from reuse_algos.predict import BacktestSummary
 
 __all__ = ["add_parser", "run"]
 
@@ -40,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "predict",
         "what a run will reach, how long it takes, and what more workers would cost",
-        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        _DETAILS,
         """
         reuse-algos predict loss-curve ./archive --tag study=digits
         reuse-algos predict loss-curve ./archive --run my-run --end-step 4000 --plot curve.png
@@ -76,11 +78,11 @@ def _loss_curve(args: argparse.Namespace) -> Answer:
             return _over_budgets(args)
         tests = backtest(histories_of(args), level=args.level)
         found = {
-            "errors_of_forecasts": [asdict(row) for row in summarise(tests)],
+            "errors_of_forecasts": [_errors(row) for row in summarise(tests)],
             "forecasts": [test.to_dict() for test in tests],
         }
         errors = ", ".join(
-            f"{100 * row['error'][0]:.3g} % after {row['fraction']:.0%}" for row in found["errors_of_forecasts"]
+            f"{100 * row['error_median']:.3g} % after {row['fraction']:.0%}" for row in found["errors_of_forecasts"]
         )
         headline = f"Forecasts of the end are off by {errors} (medians of relative errors)"
         lead = "How far off is a forecast of each finished run from its own first part and the other runs?"
@@ -90,10 +92,25 @@ def _loss_curve(args: argparse.Namespace) -> Answer:
     run = history_of(open_archive(args).run(args.run_id), args.metric)
     made = asdict(forecast_run(run, args.end_step, histories_of(args), level=args.level))
     rows = [{"step": a, "loss": b} for a, b in zip(run.steps.tolist(), run.losses().tolist(), strict=True)]
+    # NaN is not equal to itself: then no interval is known.
     limits = f" [{made['low']:.4g}, {made['high']:.4g}]" if made["low"] == made["low"] else ""
     headline = f"{run.name} is predicted to end at {made['value']:.4g}{limits} after {made['seconds']:.4g} s"
     lead = f"Where does {run.metric} of {run.run_id} end at step {args.end_step:g}?"
     return Answer(headline, lead, {"forecast": made, "rows": rows}, [curve_chart(made, rows)], ["rows"])
+
+
+def _errors(row: BacktestSummary) -> dict[str, Any]:
+    """Return one row of the table of errors, with one number under each heading."""
+    spreads = {
+        "error": row.error,
+        "last_value_error": row.baseline_error,
+        "seconds_error": row.seconds_error,
+        "linear_time_error": row.baseline_seconds_error,
+    }
+    found: dict[str, Any] = {"fraction": row.fraction, "runs": row.num_runs, "methods": row.methods}
+    for name, (median, high) in spreads.items():
+        found |= {f"{name}_median": median, f"{name}_p90": high}
+    return {**found, "coverage": row.coverage}
 
 
 def _over_budgets(args: argparse.Namespace) -> Answer:

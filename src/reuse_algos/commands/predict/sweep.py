@@ -7,7 +7,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from reuse_algos.commands.common import ARCHIVE_HELP, Subparsers, UsageError, add_command
+from reuse_algos.commands.common import Subparsers, UsageError, add_command
 from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
@@ -29,7 +29,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "sweep",
         "a metric, or the steps to a goal, against one value of the recipe",
-        f"{_DETAILS}\n\n{ARCHIVE_HELP}",
+        _DETAILS,
         """
         reuse-algos sweep batch-size ./archive --goal 0.95 --metric MulticlassAccuracy --tag study=batch-size
         reuse-algos sweep strength ./archive --over algorithms.adversarial_training.epsilon --metric RobustAccuracy

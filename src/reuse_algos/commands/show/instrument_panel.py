@@ -123,6 +123,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     for axis in axes[count:]:
         axis.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
+    # matplotlib takes what stands between two dollar signs for a formula.
     figure.legend(
         handles, [label.replace("$", r"\$") for label in labels], loc="outside lower center", fontsize="small"
     )

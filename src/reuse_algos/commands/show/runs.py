@@ -6,7 +6,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -36,8 +35,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "trained nothing. --order best goes by the last value of the metric, and leaves out runs where it\n"
         "is not finite.\n\n"
         "--where compares tags.<key>, run_name, health, finished, seed, epoch, batch, train_seconds,\n"
-        "created_at or a metric by = != < <= > >= or in (...), joined by and, or, not and parentheses.\n\n"
-        f"{ARCHIVE_HELP}",
+        "created_at or a metric by = != < <= > >= or in (...), joined by and, or, not and parentheses.",
         """
         reuse-algos runs ./archive
         reuse-algos runs ./archive --tag method=baseline study=cifar100 --order best --limit 5
@@ -62,7 +60,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List runs, and return 0."""
-    from reuse_algos.compare.show.terminal import runs_table
+    from reuse_algos.compare.show.terminal import narrowest, runs_table
 
     archive, tags = open_archive(args), tags_of(args)
     metric = args.metric
@@ -72,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
         known = {
             name for found in archive.summaries(tags=tags, unfinished=True, unhealthy=True) for name in found.finals
         }
+        # Over all runs at once, so that a short name means one metric in every row.
         metric = resolve_metric(metric, sorted(known), "the runs have")
     found = archive.runs(
         where=args.where, tags=tags, order=args.order, metric=metric, limit=args.limit,
@@ -83,7 +82,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     out = console()
     if found:
-        out.print(runs_table(found, values, args.metric))
+        table = runs_table(found, values, args.metric)
+        # An id is copied to the next command, so a line is rather too long than an id broken.
+        out.width = max(out.width, narrowest(table, out))
+        out.print(table)
     else:
         others = (
             0

@@ -23,6 +23,7 @@ __all__ = ["contact_sheet", "ends_of_classes", "histogram", "image_reader"]
 _SIDE = 48
 _LARGEST_SIDE = 64
 _GAP = 2
+_SKEWED = 20.0
 _MOST_CLASSES = 100
 """A sheet of more rows would be taller than a PNG file can be."""
 
@@ -44,9 +45,10 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
     figure = Figure(figsize=(10.0, max(4.0, 0.16 * len(names) + 1.5)), layout="constrained")
     left, right = figure.subplots(1, 2)
     known_N = np.isfinite(values_N)
-    left.hist(values_N[known_N], bins=50, color="C0")
+    log = _is_skewed(values_N[known_N])
+    left.hist(values_N[known_N], bins=_bins(values_N[known_N], log), color="C0")
     left.axvline(float(np.median(values_N[known_N])), color="black", ls="--", lw=1.0, label="median")
-    left.set_xlabel("score")
+    left.set_xlabel("score, logarithmic" if log else "score")
     left.set_ylabel("examples")
     left.legend(fontsize="small")
     rows = [number for number in range(len(names)) if bool((known_N & (labels_N == number)).any())]
@@ -57,9 +59,22 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
     right.set_yticks(places, [_plain(names[row]) for row in rows], fontsize=7)
     right.invert_yaxis()
     right.set_xlabel("score: quartiles and median of each class")
+    if log:
+        # A few hard examples would press all others into one bar.
+        left.set_xscale("log")
+        right.set_xscale("log")
     right.grid(alpha=0.25)
     figure.suptitle(_plain(title), fontsize="medium")
     return figure
+
+
+def _is_skewed(values: NDArray[np.float64]) -> bool:
+    """Return whether scores are positive and their largest is so far off that a linear axis would show one bar."""
+    return bool((values > 0).all() and values.max() > _SKEWED * np.median(values))
+
+
+def _bins(values: NDArray[np.float64], log: bool) -> Any:
+    return np.geomspace(values.min(), values.max(), 51) if log else 50
 
 
 def ends_of_classes(
@@ -92,7 +107,11 @@ def image_reader(loaded: LoadedData) -> Any:
 
 
 def contact_sheet(
-    ends: Mapping[int, tuple[Sequence[int], Sequence[int]]], names: Sequence[str], read: Any, title: str
+    ends: Mapping[int, tuple[Sequence[int], Sequence[int]]],
+    names: Sequence[str],
+    read: Any,
+    title: str,
+    said: Mapping[int, str] | None = None,
 ) -> Figure:
     """Draw one row for each class: its easiest images from the left, its hardest from the right.
 
@@ -101,9 +120,12 @@ def contact_sheet(
         names: Of the classes.
         read: From position to image, see :func:`image_reader`.
         title: Above the sheet.
+        said: What the model says of images that it takes for another class, by position; it is written on them.
+            Default: None, nothing is known.
     """
     from matplotlib.figure import Figure
 
+    said, notes = said or {}, []
     shown = list(ends)[:_MOST_CLASSES]
     per_end = max(max(len(easy), len(hard)) for easy, hard in (ends[number] for number in shown))
     first = _scaled(read(ends[shown[0]][0][0]))
@@ -119,9 +141,14 @@ def contact_sheet(
             image = _scaled(read(position))[: height - _GAP, : width - _GAP]
             x = column * width + (middle if column >= per_end else 0)
             canvas[row * height : row * height + image.shape[0], x : x + image.shape[1]] = image
+            if position in said:
+                notes.append((x + 1, row * height + image.shape[0] - 2, said[position]))
     figure = Figure(figsize=(canvas.shape[1] / 100 + 1.5, canvas.shape[0] / 100 + 0.8), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(canvas, interpolation="nearest")
+    for x, y, text in notes:
+        look = {"facecolor": "black", "alpha": 0.6, "pad": 0.5, "linewidth": 0}
+        axes.text(x, y, _plain(text), fontsize=5, color="#ff9d8a", va="bottom", clip_on=True, bbox=look)
     axes.set_yticks([(row + 0.5) * height for row in range(len(shown))], [_plain(names[n]) for n in shown], fontsize=7)
     half = per_end * width
     axes.set_xticks([half / 2, half * 1.5 + middle], ["easiest (first: the easiest)", "hardest (last: the hardest)"])
@@ -129,7 +156,8 @@ def contact_sheet(
     for side in axes.spines.values():
         side.set_visible(False)
     cut = f"; the first {len(shown)} of {len(ends)} classes" if len(shown) < len(ends) else ""
-    figure.suptitle(_plain(title + cut), fontsize="small")
+    wrong = "; written on an image: what the model takes it for" if notes else ""
+    figure.suptitle(_plain(title + cut + wrong), fontsize="small")
     return figure
 
 

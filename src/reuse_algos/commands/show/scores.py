@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from reuse_algos.commands.common import (
     positive,
     print_json,
 )
+from reuse_algos.errors import ReuseAlgosError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
     archive = open_archive(args)
     runs = [archive.run(name) for name in args.runs]
     info = recorded_info(runs[0])
+    # Of the first run, whose examples name the rows of all others.
     values_N = prior_scores(runs, spec, info, mismatch=args.mismatch)
     facts = {
         "score": spec.name,
@@ -124,11 +127,18 @@ def run(args: argparse.Namespace) -> int:
             noise_file.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             found["file"] = str(noise_file)
         facts["noise"] = {**found, "examples": found["examples"][:limit]}
-    facts.update(_pictures(args, data, values_N, info, runs[0], spec.name))
+    failed = None
+    try:
+        for kind, path in _pictures(args, data, values_N, info, runs[0], spec.name):
+            facts[kind] = path
+    except ReuseAlgosError as error:
+        failed = error  # the figures are there all the same
     if args.json:
         print_json(facts)
     else:
         _print(facts, console())
+    if failed is not None:
+        raise failed
     return 0
 
 
@@ -220,11 +230,10 @@ def _noise_of(text: str | None) -> tuple[int | None, Path | None]:
 
 def _pictures(
     args: argparse.Namespace, data: dict[str, Any], values_N: Any, info: DatasetInfo, first: PriorRun, score: str
-) -> dict[str, str]:
-    """Write what is asked for, and return the files by kind."""
-    written: dict[str, str] = {}
+) -> Iterator[tuple[str, str]]:
+    """Write what is asked for, and yield kind and file of each picture."""
     if args.picture is None and args.contact_sheet is None:
-        return written
+        return
     from reuse_algos.commands.show import score_pictures
     from reuse_algos.compare.show.files import PLOTS, write_file
     from reuse_algos.errors import DataError
@@ -239,15 +248,36 @@ def _pictures(
     if args.picture is not None:
         figure = score_pictures.histogram(values, labels, names, title)
         write_file(args.picture, PLOTS, lambda where: figure.savefig(where, dpi=150))
-        written["picture"] = str(args.picture)
+        yield "picture", str(args.picture)
     if args.contact_sheet is not None:
         from reuse_algos.harvest import load_run_data
 
         loaded = load_run_data(first, {**data, "augment": "none"}, trust_data=args.trust_data)
-        sheet = score_pictures.contact_sheet(ends, names, score_pictures.image_reader(loaded), title)
+        said = _predictions(first, sorted({one for both in ends.values() for end in both for one in end}))
+        wrong = {position: names[number] for position, number in said.items() if number != labels[position]}
+        sheet = score_pictures.contact_sheet(ends, names, score_pictures.image_reader(loaded), title, wrong)
         write_file(args.contact_sheet, PLOTS, lambda where: sheet.savefig(where, dpi=150))
-        written["contact_sheet"] = str(args.contact_sheet)
-    return written
+        yield "contact_sheet", str(args.contact_sheet)
+
+
+def _predictions(run: PriorRun, positions: list[int]) -> dict[int, int]:
+    """Return the class that a run's latest archived logits give each example; none where it has no such logits."""
+    import torch
+
+    from reuse_algos.priors.presentations import PresentationReader, latest_first
+
+    reader = PresentationReader(run)
+    found = latest_first(reader.presentations("logits"))
+    if not found or (run.manifest.task is not None and run.manifest.task.kind != "multiclass"):
+        return {}
+    views = torch.stack(reader.rows(found[0], torch.tensor(positions)))
+    mean_BC = views.softmax(-1).nanmean(0)
+    answers = mean_BC.nan_to_num(-1.0).argmax(1).tolist()
+    return {
+        position: answer
+        for position, answer, row in zip(positions, answers, mean_BC, strict=True)
+        if not bool(row.isnan().any())
+    }
 
 
 def _print(facts: dict[str, Any], out: Console) -> None:

@@ -6,14 +6,15 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
+    UsageError,
     add_archive,
     add_command,
     add_json,
     console,
     open_archive,
     print_json,
+    printable_lines,
     readable_bytes,
 )
 from reuse_algos.commands.show.instrument_panel import add_options, show_inside
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run", "summary"]
 
+_MOST_SLOTS = 8
+
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""
@@ -32,16 +35,19 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "show",
         "show one run: recipe, data, model, cost, metrics, weights, signals, prior runs",
-        ARCHIVE_HELP,
+        "Of the recipe it shows what differs from the defaults. --recipe prints all of it, as YAML that\n"
+        "`reuse-algos train` trains again: the same numbers, on the same machine and versions.",
         """
         reuse-algos show ./archive resnet56-17-0123abcdef
         reuse-algos show ./archive resnet56-17 --json
+        reuse-algos show ./archive resnet56-17 --recipe
         reuse-algos show ./archive resnet56-17,resnet56-18 --instruments
         reuse-algos show ./archive resnet56-17 --lazy
         """,
     )
     add_archive(parser)
     parser.add_argument("run_id", metavar="RUN", help="id of the run, or its name if only one run has it")
+    parser.add_argument("--recipe", action="store_true", help="print the recipe alone, as YAML that trains again")
     add_options(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -52,12 +58,31 @@ def run(args: argparse.Namespace) -> int:
     if args.instruments or args.lazy:
         return show_inside(args)
     prior = open_archive(args).run(args.run_id)
+    if args.recipe:
+        _print_recipe(prior)
+        return 0
     facts = summary(prior)
     if args.json:
         print_json(facts)
     else:
         _print(facts, console())
     return 0
+
+
+def _print_recipe(prior: PriorRun) -> None:
+    """Print the recipe as YAML.
+
+    Raises:
+        UsageError: The run was not trained by a recipe.
+    """
+    from reuse_algos.recipe.shown import yaml_text
+
+    if not prior.manifest.recipe:
+        raise UsageError(
+            f"run {prior.id} has no recipe: it was trained by a script of its own (RunRecorder(..., recipe={{...}}) "
+            "records what should be known of one)"
+        )
+    print(printable_lines(yaml_text(prior.manifest.recipe)))
 
 
 def summary(prior: PriorRun) -> dict[str, Any]:
@@ -120,6 +145,11 @@ def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
         "num_examples": signal.num_examples,
         "bytes": size,
         "coverage_of_slots": slots,
+        "captured_in_epoch": {
+            str(slot): meta["epoch"]
+            for slot in signal.slots
+            if (meta := signal.slot_meta(slot)).get("source") == "capture" and "epoch" in meta
+        },
     }
     if signal.encoding == "packed":
         facts |= {"bits": signal.row_format.bits, "row_shape": list(signal.row_shape)}
@@ -176,7 +206,7 @@ def _print(facts: dict[str, Any], out: Console) -> None:
         row("commit", str(environment["git_commit"]))
     row("prior runs", *(_use_line(use) for use in facts["prior_runs"]))
     row("harvests", *(_harvest_line(harvest) for harvest in facts["harvests"]))
-    row("recipe", *_tree(facts["recipe"] or {}))
+    row("recipe", *_recipe_lines(facts["recipe"]))
     out.print(table)
 
 
@@ -215,15 +245,34 @@ def _signal_lines(signals: dict[str, Any]) -> list[str]:
         # Hundreds of slots are common; only those with gaps are listed.
         full = sum(value == 1.0 for value in coverage.values())
         partial = [f"{slot}: {100 * value:.3g} %" for slot, value in coverage.items() if value != 1.0]
-        shown = f"; {', '.join(partial[:8])}{', ...' if len(partial) > 8 else ''}" if partial else ""
+        shown = f"; {', '.join(partial[:_MOST_SLOTS])}{', ...' * (len(partial) > _MOST_SLOTS)}" if partial else ""
         size = f"{signal['encoding']}, {readable_bytes(signal['bytes'])}"
         if "bits" in signal:
             size = f"{signal['encoding']} in {signal['bits']} bits, {readable_bytes(signal['bytes'])}"
         lines.append(f"{name}  {size}, {len(coverage)} slots, {full} of them complete{shown}")
+        lines += _captured_lines(signal["captured_in_epoch"])
         if signal.get("success") is not None:
             exact, kept = 100 * signal["success"], 100 * signal["success_quantized"]
             lines.append(f"  {signal['made_by']}: {exact:.3g} % fool the model, {kept:.3g} % as they are kept")
     return lines
+
+
+def _captured_lines(epochs: dict[str, int]) -> list[str]:
+    """Return when a signal was captured: what a model said in an early epoch is not what it says at the end."""
+    if not epochs:
+        return []
+    if all(int(slot) == epoch for slot, epoch in epochs.items()):
+        return [f"  captured in the epochs {_ranges(list(epochs.values()))} (from 0), a slot for each"]
+    said = [f"{slot}: {epoch}" for slot, epoch in epochs.items()]
+    more = f", ... {said[-1]}" if len(said) > _MOST_SLOTS else ""
+    return [f"  captured, slot: epoch (from 0)  {', '.join(said[:_MOST_SLOTS])}{more}"]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return ``0 to 29``, or the numbers one by one where some between are missing."""
+    if numbers == list(range(numbers[0], numbers[-1] + 1)) and len(numbers) > 1:
+        return f"{numbers[0]} to {numbers[-1]}"
+    return ", ".join(map(str, numbers))
 
 
 def _use_line(use: dict[str, Any]) -> str:
@@ -239,11 +288,10 @@ def _harvest_line(harvest: dict[str, Any]) -> str:
     )
 
 
-def _tree(node: dict[str, Any], prefix: str = "") -> list[str]:
-    lines = []
-    for key, value in node.items():
-        if isinstance(value, dict) and value:
-            lines += _tree(value, f"{prefix}{key}.")
-        else:
-            lines.append(f"{prefix}{key}={value}")
-    return lines
+def _recipe_lines(recipe: dict[str, Any] | None) -> list[str]:
+    """Return what differs from the defaults as YAML, and how to see the rest."""
+    if not recipe:
+        return []
+    from reuse_algos.recipe.shown import without_defaults, yaml_text
+
+    return [*yaml_text(without_defaults(recipe)).splitlines(), "(--recipe prints all of it)"]

@@ -6,7 +6,6 @@ import argparse
 import re
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -32,8 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "list, and with --delete remove, files that no run needs",
         "Those are files that no generation of any run lists, left by writers that crashed or were resumed\n"
         "elsewhere. A run in which anything is younger than --min-age is left alone, as its writer may be\n"
-        "alive; training may go on meanwhile. A run with damage is left alone and reported: exit code 1.\n\n"
-        f"{ARCHIVE_HELP}",
+        "alive; training may go on meanwhile. A run with damage is left alone and reported: exit code 1.",
         """
         reuse-algos gc ./archive
         reuse-algos gc ./archive --delete

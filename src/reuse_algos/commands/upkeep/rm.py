@@ -7,7 +7,6 @@ import sys
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     UsageError,
     add_archive,
@@ -37,8 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "remove whole runs, with all of their files",
         "It asks before, and says which other runs used them as prior runs: those keep what they learned,\n"
         "but they cannot be repeated. A run that may still be written is refused without --force.\n"
-        "Interrupted, the same command completes the removal.\n\n"
-        f"{ARCHIVE_HELP}",
+        "Interrupted, the same command completes the removal.",
         """
         reuse-algos rm ./archive resnet56-17-0123abcdef
         reuse-algos rm ./archive resnet56-17-0123abcdef resnet56-18-4567abcdef --yes

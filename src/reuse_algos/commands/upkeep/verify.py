@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
-    ARCHIVE_HELP,
     Subparsers,
     add_archive,
     add_command,
@@ -40,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Sizes, hashes and headers of all files that any manifest names are checked, without the cache that\n"
         "remembers earlier checks. Exit code 0: all is well; 1: there are problems, each listed\n"
         "with file and cause; 2: the archive could not be reached.\n\n"
-        f"{ARCHIVE_HELP}\nA single argument that is neither a folder nor a URL is a RUN then.",
+        "A single argument that is neither a folder nor a URL is a RUN then.",
         """
         reuse-algos verify ./archive
         reuse-algos verify ./archive --quick

@@ -106,10 +106,7 @@ class Case:
         if not is_baseline:
             lacking += [f"Of the baseline: {reason}" for reason in self._lacking_of_baseline()]
             if not lacking and not self.cheaper(self.baseline, member):
-                lacking.append(
-                    f"{member.name} is not clearly cheaper than {self.baseline.name} (at a confidence of "
-                    f"{100 * self.decision:.3g} %, as the best of several is picked)."
-                )
+                lacking.append(self._not_cheaper(member, found))
         return Candidate(
             name=member.name,
             standing="baseline" if is_baseline else "not enough evidence" if lacking else "cheaper than the baseline",
@@ -125,6 +122,24 @@ class Case:
             if found.bound == ">="
             else None,
         )
+
+    def _not_cheaper(self, member: Member, found: BudgetCrossing) -> str:
+        """Return why a group is not clearly cheaper than the baseline, in the words of a comparison of the two."""
+        name, base = member.name, self.baseline.name
+        theirs = crossing(self.baseline.curve, self.level, confidence=self.confidence)
+        if found.bound == theirs.bound == "<=":
+            return (
+                f"{name} and {base} are both at the target with their smallest budgets already ({member.labels[0]}, "
+                f"{self.baseline.labels[0]}), so how much cheaper {name} is was not measured. Smaller budgets would "
+                "tell."
+            )
+        speedup = self._speedup(self.baseline, member, self.confidence)
+        if speedup is not None and speedup.verdict == "faster":
+            return (
+                f"{name} is faster than {base} at a confidence of {100 * self.confidence:.3g} %, as a comparison says, "
+                f"but not at {100 * self.decision:.3g} %, which is needed where the best of several is picked."
+            )
+        return f"{name} is not clearly cheaper than {base} (at a confidence of {100 * self.decision:.3g} %)."
 
     def cheaper(self, other: Member, member: Member) -> bool:
         """Return whether ``member`` surely reaches the target at less cost than ``other``."""

@@ -33,7 +33,9 @@ from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import json_safe
 from reuse_algos.compare.run_notes import differences, left_out
+from reuse_algos.compare.settled import settled
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, less_of, limits_words, short
+from reuse_algos.presets import PRESETS, presets_of
 
 __all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
 
@@ -58,6 +60,7 @@ class Recommendation:
         later_runs: Among how many runs the harvests are shared.
         price_per_hour: Dollars for an hour, or None.
         choice: Name of the recommended technique; None if there is not enough evidence for one.
+        preset: Of :data:`~reuse_algos.presets.PRESETS`, the one whose settings all of its runs have; None without one.
         sentence: The answer in words.
         candidates: What is cheaper than the baseline first, by cost, then the baseline, then the others by cost.
         notes: What a reader must know.
@@ -75,6 +78,7 @@ class Recommendation:
     later_runs: int
     price_per_hour: float | None
     choice: str | None
+    preset: str | None
     sentence: str
     candidates: list[Candidate]
     notes: list[str]
@@ -95,7 +99,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
     Raises:
         CompareError: No target, no such baseline, or an axis on which the cost of the baseline is not known.
     """
-    question = question.of_next_run()
+    question = settled(question.of_next_run(), outcomes)
     target, baseline, confidence = float(question.target or 0.0), question.baseline, question.confidence
     groups = outcomes.groups
     question.check(groups)
@@ -130,6 +134,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         good[0] = dataclasses.replace(good[0], standing="recommended")
     first = case.candidate(members[baseline])
     rest = sorted((c for c in found if c.lacking), key=rank)
+    chosen = _preset([run.manifest for run in groups[good[0].name]]) if good else None
     # Those behind the first are not necessarily dearer, and a reader may prefer one.
     alike = [c.name for c in good[1:] if not case.cheaper(members[c.name], members[good[0].name])]
     extra = []
@@ -150,7 +155,9 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         later_runs=later_runs,
         price_per_hour=question.costs.price_per_hour,
         choice=good[0].name if good else None,
+        preset=chosen,
         sentence=_sentence(good[0] if good else None, first, axis, f"{short(outcomes.metric)} {target:.6g}")
+        + (f" In a recipe: preset: {chosen}." if chosen else "")
         + (f" Not clearly dearer: {', '.join(alike)}." if alike else "")
         + _next_run([*good, first, *rest], axis),
         candidates=[*good, first, *rest],
@@ -162,6 +169,13 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
             *forecast_notes(groups),
         ],
     )
+
+
+def _preset(manifests: Sequence[Any]) -> str | None:
+    """Return the first preset that all of these runs were trained with."""
+    recipes = [getattr(manifest, "recipe", None) or {} for manifest in manifests]
+    common = [presets_of(recipe.get("algorithms") or {}) for recipe in recipes]
+    return next((one for one in PRESETS if all(one in found for found in common)), None)
 
 
 def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: str) -> str:

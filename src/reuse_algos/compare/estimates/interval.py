@@ -85,8 +85,8 @@ class Speedup:
 
     @property
     def known(self) -> bool:
-        """Whether the estimate says anything. It does not where both costs are only limits."""
-        return self.bound != "?" and not math.isnan(self.estimate)
+        """Whether the estimate says anything: not where both costs are only limits, nor of one run."""
+        return self.bound != "?" and not math.isnan(self.estimate) and self.verdict != "not enough runs"
 
     @property
     def drawn(self) -> bool:

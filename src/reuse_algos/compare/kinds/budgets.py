@@ -245,6 +245,23 @@ class OverBudgets:
             where=member.largest,
         )
 
+    def over(self, group: Runs, other: Runs) -> dict[Axis, Speedup]:
+        """Return how much less a group costs to the target than another group, on each axis where both are known.
+
+        Args:
+            group: Such as a technique.
+            other: Such as its control.
+        """
+        ours, theirs = self.member(group), self.member(other)
+        reached, first = self.crossing(ours, paired=False), self.crossing(theirs, paired=False)
+        return {
+            axis: speedup_of_budgets(
+                first, theirs.costs[axis], reached, costs, own_level=False, confidence=self._question.confidence
+            )
+            for axis, costs in ours.costs.items()
+            if axis in theirs.costs
+        }
+
     def _pairs(self, member: Member) -> bool:
         if not isinstance(self.level, Sample):  # a given target has no seeds
             return False

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console, RenderableType
 from rich.console import Group as Parts
-from rich.console import RenderableType
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -31,13 +32,25 @@ from reuse_algos.compare.show.words import (
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = ["comparison_table", "new_table", "recommendation_table", "run_state", "runs_table", "verdict_text"]
+__all__ = [
+    "comparison_table",
+    "narrowest",
+    "new_table",
+    "recommendation_table",
+    "run_state",
+    "runs_table",
+    "verdict_text",
+]
 
 _VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "yellow", "not enough runs": "yellow"}
 _STANDING_STYLE = {"recommended": "bold green", "cheaper than the baseline": "green", "not enough evidence": "yellow"}
 _FRONTS: tuple[tuple[Axis, str], ...] = (
     ("steps", "steps"), ("samples", "examples"), ("cost_seconds", "cost"), ("flops", "FLOPs"),
 )  # fmt: skip
+
+
+_TAGS_WIDTH = 16
+_WIDE = 10_000
 
 
 def new_table(*columns: tuple[str, bool], padding: int = 2, first: int | None = None) -> Table:
@@ -74,7 +87,8 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         Text(""),
     ]
     if over_budgets:
-        parts += [*(Text(f"- {group.sentence}") for group in comparison.groups), Text("")]
+        said = [line for group in comparison.groups for line in (group.sentence, *_of_controls(group))]
+        parts += [*(Text(f"- {line}") for line in said), Text("")]
         parts += [_speedups_table(comparison)] if len(comparison.groups) > 1 else []
         parts += [_points_table(comparison), Text(_how_over_budgets(comparison), style="dim")]
     else:
@@ -106,6 +120,10 @@ def _how_over_budgets(comparison: Comparison) -> str:
         "Costs where the mean curve over the budgets reaches the target; each run counts with its last value only. All "
         f"costs: training + set-up + used harvests, in seconds. {shared} divided by {comparison.later_runs} later runs."
     )
+
+
+def _of_controls(group: Group) -> list[str]:
+    return [over.sentence for over in group.over_controls]
 
 
 def _groups_table(comparison: Comparison) -> Table:
@@ -197,7 +215,7 @@ def _speedups_table(comparison: Comparison) -> Table:
     for group in comparison.groups:
         label = Text(group.name if group.control_of is None else f"{group.name}\n(control of {group.control_of})")
         if not group.is_baseline:
-            label.append("\n").append(verdict_text(group.verdict))
+            label.append("\n").append(_verdict(group))
         rows = [
             (AXIS_WORDS[axis], _cost(cost, axis, group.target_bound), _speedup(group.speedups.get(axis)))
             for axis in comparison.shown_axes
@@ -280,7 +298,8 @@ def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric:
         ("tags", False),
         padding=1,
     )
-    table.columns[1].no_wrap = True
+    table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    table.columns[-1].min_width = _TAGS_WIDTH
     for run, value in zip(runs, values, strict=True):
         manifest = run.manifest
         table.add_row(
@@ -293,6 +312,16 @@ def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric:
             Text(" ".join(f"{key}={value}" for key, value in sorted(run.tags.items()))),
         )
     return table
+
+
+def narrowest(table: RenderableType, console: Console) -> int:
+    """Return the width below which a table would break or cut what must not be.
+
+    Args:
+        table: Whose columns say what does not wrap.
+        console: Where it is printed.
+    """
+    return Measurement.get(console, console.options.update(width=_WIDE), table).minimum
 
 
 def run_state(run: PriorRun) -> str:

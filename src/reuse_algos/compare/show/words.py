@@ -232,7 +232,24 @@ class Sentence:
         }.get(bound, "reaches the target within its budget" + "s" * bool(where))
         return f"{name} ({basis}) {how}."
 
-    def of_group(self, name: str, speedup: Speedup, axis: Axis, basis: str, why_unknown: str) -> str:
+    def not_reached(self, name: str, end: Interval, where: str, basis: str) -> str:
+        """Return the sentence of a group that does not reach the target at any of its budgets.
+
+        Args:
+            name: Of the group.
+            end: Its mean final value at its largest budget.
+            where: That budget in words.
+            basis: Number of runs in words, and whether they are paired.
+        """
+        wanted = "" if self.given else f", which it needs {self.goal}"
+        return (
+            f"{name} does not reach {short(self.metric)} {self.target:.4g}{wanted}: it ends at "
+            f"{format_interval(end, between=' ')} with {where} ({basis})."
+        )
+
+    def of_group(
+        self, name: str, speedup: Speedup, axis: Axis, basis: str, why_unknown: str, than: str | None = None
+    ) -> str:
         """Return the verdict on a group.
 
         Args:
@@ -241,8 +258,9 @@ class Sentence:
             axis: That axis.
             basis: Number of runs in words, and whether they are paired.
             why_unknown: What to say where both costs are only limits.
+            than: The group that it is compared with. Default: None, the baseline.
         """
-        cost, less, base, goal = cost_words(axis), less_of(axis), self.baseline, self.goal
+        cost, less, base, goal = cost_words(axis), less_of(axis), than or self.baseline, self.goal
         about = BOUND_WORDS[speedup.bound]
         limits = f"{100 * self.confidence:g} % interval {limits_words(speedup.low, speedup.high)}; {basis}"
         if speedup.verdict == "faster":

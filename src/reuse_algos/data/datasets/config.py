@@ -56,7 +56,7 @@ class DataConfig:
             square root of that, ``uniform`` as often as every other class. An epoch has the same number of examples.
         rotated: Make data that drift over time: images in memory, turned further from period to period, with the time
             as one more channel; null for the images as they are.
-        classes: Classes to keep (numbers or names), numbered anew in this order; all if null.
+        classes: Classes to keep (numbers or names), numbered from 0 in this order; all if null.
         labels: ``fine``, or ``coarse`` for the 20 superclasses of CIFAR-100.
         image_size: Side of the images in pixels: images in memory are resized once (null keeps them), image files are
             cropped to it (null is 224).

@@ -22,9 +22,10 @@ from reuse_algos.data.images.augment import cutout
 from reuse_algos.data.info import DatasetInfo, key_of_path
 from reuse_algos.errors import DataError
 
+# What the pretrained models of torchvision expect.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CALTECH101_EVAL_SHARE = 0.2
-_SALT_CALTECH101_SPLIT = 34
+_SALT_CALTECH101_SPLIT = 34  # fixed for ever, as the one in subsets.py
 
 
 class FileImages(Dataset[tuple[Any, int]]):
@@ -126,17 +127,8 @@ def _load_image_folder(config: DataConfig) -> tuple[FileImages, FileImages]:
 
 
 def _listed(root: Path, leave_out: Sequence[str] = ()) -> tuple[list[str], list[int], list[str]]:
-    """List the images of a folder with one sub-folder per class, in order of name.
-
-    Hidden files and folders (``._0001.jpg``, ``.ipynb_checkpoints``) are no images and no classes, and neither are
-    files of other kinds.
-
-    Returns:
-        Paths relative to ``root``, class numbers, and class names.
-
-    Raises:
-        DataError: A class has no images.
-    """
+    """Return paths relative to ``root``, class numbers and class names of images in one sub-folder per class."""
+    # Hidden files and folders (._0001.jpg, .ipynb_checkpoints) are neither images nor classes.
     classes = sorted(
         one.name for one in root.iterdir() if one.is_dir() and one.name[0] != "." and one.name not in leave_out
     )

@@ -36,8 +36,8 @@ from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import DataError
 
 _FILE_SETS = ("caltech101", "image_folder")
-_DEFAULT_FILE_SIDE = 224
-_GPU_MEMORY_SHARE = 0.25
+_DEFAULT_FILE_SIDE = 224  # of the images that torchvision's models were trained on
+_GPU_MEMORY_SHARE = 0.25  # the rest is for weights, optimizer and activations, which are not known here
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +96,7 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu", chosen
     config.check()
     if config.pseudo_labels is not None and chosen is None:
         raise DataError(
-            "data.pseudo_labels: these labels are in a run archive, and whoever loads this data has none. Train by a "
+            "data.pseudo_labels: these labels are in a run archive, and this data is loaded without one. Train by a "
             "recipe with archive: ..., or load the pool without pseudo_labels."
         )
     if config.name in _FILE_SETS:
@@ -291,7 +291,7 @@ class _Choice(NamedTuple):
 
 
 def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
-    """Coarse labels and the choice of classes, which hold for training and evaluation alike."""
+    """Return the data with coarse labels and chosen classes, the same for training and evaluation."""
     assert info.labels is not None  # every loader gives labels
     labels = strata = info.labels
     class_names, positions = info.class_names, torch.arange(info.num_examples)
@@ -328,7 +328,7 @@ def _part(choice: _Choice, config: DataConfig, chosen: Chosen | None) -> _Choice
 def _held_on_device(config: DataConfig, device: torch.device, num_bytes: int) -> bool:
     if isinstance(config.device_resident, bool):
         return config.device_resident
-    if device.type != "cuda":
+    if device.type != "cuda":  # without a GPU the device's memory is that of the images
         return True
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return num_bytes < _GPU_MEMORY_SHARE * free_bytes

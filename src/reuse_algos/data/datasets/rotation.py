@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reuse_algos.data.datasets.arrays import ImageArrays, Split
 
 _SEED, _SALT_PERIOD = 0x71E, 50  # fixed: another seed would put images into other periods
-_LEVELS = 255
+_LEVELS = 255  # of uint8 images, whose last channel holds the time
 
 
 @dataclass(frozen=True)

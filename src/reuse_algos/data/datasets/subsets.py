@@ -28,7 +28,7 @@ def nested_order(keys_N: Tensor, labels_N: Tensor, salt: int = _SALT_PART) -> Te
     Args:
         keys_N: int64.
         labels_N: int64.
-        salt: Tells orders for different purposes apart.
+        salt: Keeps orders for different purposes apart.
 
     Returns:
         int64 ``[N]``: positions, first to be taken first.

@@ -19,6 +19,7 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError
 
+# Fixed: the fingerprints of archived runs hold them.
 _MEAN, _STD = 0.25, 0.25
 
 

@@ -23,6 +23,7 @@ from reuse_algos.errors import DataError
 IGNORED_PIXEL = 255
 """Value of a mask's pixel that does not count."""
 
+# Fixed: the fingerprints of archived runs hold them.
 _MEAN, _STD = 0.25, 0.25
 
 

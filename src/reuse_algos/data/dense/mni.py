@@ -19,8 +19,8 @@ from reuse_algos.errors import DataError
 MNI_CLASSES = ("other", "grey matter", "white matter")
 
 _FILES = {kind: f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm")}
-_HEADER, _UINT8 = 352, 2
-_MOST_VOXELS = 1 << 28
+_HEADER, _UINT8 = 352, 2  # of NIfTI-1: where the voxels begin, and the code of their type
+_MOST_VOXELS = 1 << 28  # a damaged header must not ask for all memory
 _HEIGHT, _WIDTH = 112, 96
 # Every second slice from the lowest to the highest with much brain: neighbours show nearly the same.
 _FIRST, _LAST, _STEP = 20, 160, 2

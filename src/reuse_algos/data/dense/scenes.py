@@ -48,7 +48,7 @@ def compose_scenes(count: int, *, size: int, most: int, seed: int, held_out: boo
         held_out: Whether to take every fifth digit, which no other scene shows, or the other four fifths.
 
     Raises:
-        DataError: scikit-learn is not installed.
+        DataError: Scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits

@@ -187,6 +187,6 @@ class Normalisation:
         self._memory_format = memory_format
 
     def __call__(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 ``[B, H, W, C]`` to float32 ``[B, C, H, W]``."""
+        """Return float32 ``[B, C, H, W]`` of uint8 ``[B, H, W, C]``."""
         floats_BCHW = images_BHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=self._memory_format)
         return floats_BCHW.mul_(self._scale_C11).add_(self._shift_C11)

@@ -49,7 +49,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         memory_format: Of the batches: ``torch.contiguous_format`` or ``torch.channels_last``.
 
     Attributes:
-        pixel_space: ``pixels``, for whoever needs the pixels again.
+        pixel_space: ``pixels``, with which inputs become pixels again.
 
     Raises:
         DataError: If the arrays have other dtypes or shapes, or do not fit each other or ``info``.
@@ -107,16 +107,16 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         return self._images_NP.nbytes + self._labels_N.nbytes
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next."""
+        """Set the epoch (from 0) that comes next."""
         self._epoch.set(epoch)
 
     def __getitem__(self, index: ExampleView | int) -> tuple[Tensor, Tensor]:
-        """One image (float32 ``[C, H, W]``) and its label (int64, no dimension), on the device."""
+        """Return one image (float32 ``[C, H, W]``) and its label (int64, no dimension), on the device."""
         images_BCHW, labels_B = self.__getitems__([index])
         return images_BCHW[0], labels_B[0]
 
     def __getitems__(self, indices: Sequence[ExampleView | int]) -> tuple[Tensor, Tensor]:
-        """A batch: images (float32 ``[B, C, H, W]``) and labels (int64 ``[B]``), on the device.
+        """Return a batch: images (float32 ``[B, C, H, W]``) and labels (int64 ``[B]``), on the device.
 
         Raises:
             IndexError: If a position is outside the dataset.
@@ -179,21 +179,21 @@ class WorkerImages(Dataset[tuple[Tensor, Tensor]]):
         return self._images.image_shape
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next; reaches running workers too."""
+        """Set the epoch (from 0) that comes next; reaches running workers, too."""
         self._images.set_epoch(epoch)
 
     def __getitem__(self, index: ExampleView | int) -> tuple[Tensor, Tensor]:
-        """One image (float32 ``[C, H, W]``) and its label (int64, no dimension)."""
+        """Return one image (float32 ``[C, H, W]``) and its label (int64, no dimension)."""
         return self._images[index]
 
     def __getitems__(self, indices: Sequence[ExampleView | int]) -> list[tuple[Tensor, Tensor]]:
-        """A batch as a list of examples, made in one go, for a collate function."""
+        """Return a batch as a list of examples, made in one go, for a collate function."""
         images_BCHW, labels_B = self._images.__getitems__(indices)
         return list(zip(images_BCHW.unbind(), labels_B.unbind(), strict=True))
 
 
 def device_collate(batch: Any) -> Any:
-    """Collate function for :class:`DeviceImages`: what it gives is a batch already."""
+    """Return what :class:`DeviceImages` gives: a batch already."""
     return batch
 
 

@@ -1,7 +1,7 @@
 """Between what a model is given and pixels: values from 0 to 1, normalised per channel.
 
-Bounds and sizes of perturbations mean something in pixels only: a dataset's normalisation is a matter of taste, and
-differs from channel to channel.
+Bounds and sizes of perturbations mean something in pixels only: normalisations differ between
+datasets and channels.
 
 Legend: B examples, C channels, H height, W width.
 """
@@ -109,6 +109,6 @@ def pixel_space_of(dataset: Dataset[Any] | None) -> PixelSpace | None:
 
 @lru_cache(maxsize=256)
 def _column(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """``values`` as [C, 1, 1]. Kept, since the copy to a GPU would be waited for at every use."""
+    """Return values as [C, 1, 1]. Kept, since every use would wait for the copy to a GPU."""
     with torch.inference_mode(False):  # a tensor made in inference mode could never take part in a gradient
         return torch.tensor(values, dtype=torch.float64).to(device, dtype).view(-1, 1, 1)

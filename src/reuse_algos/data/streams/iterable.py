@@ -31,7 +31,7 @@ class IdStream(IterableDataset[dict[str, Any]]):
     id and the number of times that the stream was seen.
 
     Args:
-        source: An iterable of mappings. Its ``set_epoch``, if it has one, is told the epoch.
+        source: An iterable of mappings. Its ``set_epoch``, if it has one, is called with the epoch.
         key: Name of the field with the id, or a function of the sample. Ids are whole numbers or texts. Default:
             ``__url__`` and ``__key__``, as WebDataset gives them.
         policy: The views. Default: one, for samples that are not augmented.
@@ -59,7 +59,7 @@ class IdStream(IterableDataset[dict[str, Any]]):
         self._epoch = EpochCell()
 
     def set_epoch(self, epoch: int) -> None:
-        """Tell the number of the epoch (from 0) that comes next; running workers see it, too."""
+        """Set the epoch (from 0) that comes next; running workers see it, too."""
         self._epoch.set(epoch)
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)  # type: ignore[attr-defined]

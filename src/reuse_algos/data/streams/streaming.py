@@ -1,6 +1,6 @@
 """Ids and views for mosaicml-streaming.
 
-The package is not imported here: whoever has a ``StreamingDataset`` has it.
+The package is not imported here: a ``StreamingDataset`` comes with it.
 """
 
 from __future__ import annotations
@@ -54,10 +54,6 @@ class StreamIds:
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """Return a sample with its id and its view.
-
-        Args:
-            sample_id: Index in the whole dataset.
-            retry: How often streaming tries to fetch a shard.
 
         Raises:
             DataError: The shard cannot be had, or the samples have an ``id`` or ``view`` of their own.

@@ -23,16 +23,8 @@ PADDING, _UNKNOWN, _BEGIN, _END = range(4)
 _WORDS = re.compile(r"\w+|[^\w\s]")
 
 
-def split_text(text: str, level: str) -> list[str]:
-    """Return the tokens of a text: words and marks in lower case, or characters.
-
-    Args:
-        text: Any text, also an empty one. Its Unicode is brought into one form (NFC) first.
-        level: ``word`` or ``char``.
-
-    >>> split_text("It's 5 o'clock.", "word")
-    ['it', "'", 's', '5', 'o', "'", 'clock', '.']
-    """
+def _split_text(text: str, level: str) -> list[str]:
+    """Return the tokens of a text in NFC: words and marks in lower case (``word``), or characters (``char``)."""
     plain = unicodedata.normalize("NFC", text)
     return list(plain) if level == "char" else _WORDS.findall(plain.lower())
 
@@ -65,7 +57,7 @@ class Vocabulary:
         """
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(split_text(text, level))
+            counts.update(_split_text(text, level))
         for special in SPECIAL_TOKENS:
             counts.pop(special, None)
         ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
@@ -84,5 +76,5 @@ class Vocabulary:
         A text that is too long is cut and has no ``[END]``. An empty one is ``[BEGIN] [END]``: it stays an example.
         """
         numbers = self._numbers
-        ids = [numbers.get(token, _UNKNOWN) for token in split_text(text, self.level)[: max_tokens - 1]]
+        ids = [numbers.get(token, _UNKNOWN) for token in _split_text(text, self.level)[: max_tokens - 1]]
         return [_BEGIN, *ids, _END][:max_tokens]

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from reuse_algos.models.detection.build import (
-    DETECTION_MODELS,
-    DetectionModel,
-    build_detection_model,
-    count_images,
-    list_batches,
-)
+from reuse_algos.models.detection.build import DETECTION_MODELS, DetectionModel, build_detection_model
 
-__all__ = ["DETECTION_MODELS", "DetectionModel", "build_detection_model", "count_images", "list_batches"]
+__all__ = ["DETECTION_MODELS", "DetectionModel", "build_detection_model"]

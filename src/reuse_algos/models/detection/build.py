@@ -23,19 +23,6 @@ DETECTION_MODELS = ("tiny_fcos", "ssdlite320_mobilenet_v3_large", "fasterrcnn_mo
 _WIDTH, _STRIDE = 32, 4
 _MOST_BOXES = 20
 
-Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
-
-
-def list_batches(samples: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
-    """Make a batch of samples: the ``collate_fn`` of a DataLoader for detectors."""
-    images, targets = zip(*samples, strict=True)
-    return list(images), list(targets)
-
-
-def count_images(batch: Any) -> int:
-    """Return the number of images in a batch: ``get_num_samples_in_batch`` of a DataSpec for detectors."""
-    return len(batch[0])
-
 
 class DetectionModel(ComposerModel):
     """A torchvision detector: a mapping of losses while training, a list of detections otherwise.

@@ -16,7 +16,7 @@ from reuse_algos.models.segmentation.tiny_unet import TinyUNet
 
 SEGMENTATION_MODELS = ("tiny_unet", "lraspp_mobilenet_v3_large")
 
-_IGNORED = 255
+_IGNORED = 255  # as Pascal VOC and Cityscapes mark pixels without a class
 _WIDTH = 16
 
 

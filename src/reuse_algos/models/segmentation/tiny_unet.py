@@ -37,7 +37,7 @@ class TinyUNet(nn.Module):
         self.head = nn.Conv2d(width, num_classes, 1)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """Float ``[B, C, H, W]``, H and W at least 4, to logits ``[B, K, H, W]``."""
+        """Return logits ``[B, K, H, W]`` of float ``[B, C, H, W]``, H and W at least 4."""
         one = self.down1(images_BCHW)
         two = self.down2(F.max_pool2d(one, 2))
         three = self.bottom(F.max_pool2d(two, 2))

@@ -29,9 +29,9 @@ def exchange_seconds(
     Args:
         scheme: One of these five.
         workers: N, at least 1. One worker has nothing to exchange, and takes 0 seconds.
-        num_bytes: B, at least 0.
+        num_bytes: b, at least 0.
         bandwidth: B, above 0, in bytes per second (a link of 10 Gbit/s has 1.25e9).
-        servers: P, at least 1; used by parameter_servers only. Default: 1.
+        servers: p, at least 1; used by parameter_servers only. Default: 1.
         percent: Share of the bandwidth that is reached in practice, in (0, 1]. Default: 1.0.
 
     Raises:

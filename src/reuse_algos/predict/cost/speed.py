@@ -71,9 +71,6 @@ class SpeedModel:
     def measured(self, workers: ArrayLike) -> NDArray[np.bool_]:
         """Return whether these numbers of workers lie within what was measured; beyond it a speed is a prediction.
 
-        Args:
-            workers: Numbers of workers.
-
         Returns:
             bool of the same shape.
         """

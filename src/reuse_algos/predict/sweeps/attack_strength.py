@@ -83,7 +83,7 @@ def regression_shrinkage(strength: ArrayLike) -> NDArray[np.float64]:
     c, ``(1 - e c) / (1 - 2 e c + e^2)`` up to 1 / c, and 0 beyond. It is the known answer for :func:`find_transition`.
 
     Args:
-        strength: E, at least 0, of any shape.
+        strength: e, at least 0, of any shape.
 
     Returns:
         a in [0, 1], float64 of the same shape.

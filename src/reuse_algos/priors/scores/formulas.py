@@ -26,10 +26,10 @@ GRADIENT_BYTES = 256 << 20
 
 
 def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """``-log p_y``: float64 ``[B]`` >= 0, in nats.
+    """Return ``-log p_y``: float64 ``[B]`` >= 0, in nats.
 
     Args:
-        logits_BC: any float dtype.
+        logits_BC: Any float dtype.
         labels_B: int64.
 
     >>> cross_entropy(torch.zeros(1, 2), torch.tensor([0]))
@@ -39,18 +39,18 @@ def cross_entropy(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def true_probability(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Probability ``p_y`` of the label: float64 ``[B]``, 0 to 1. (Not a score: high is easy.)"""
+    """Return the probability ``p_y`` of the label: float64 ``[B]``, 0 to 1. (Not a score: high is easy.)"""
     return _of_label(_double(logits_BC).softmax(1), labels_B)
 
 
 def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """EL2N, the norm of the error: ``||softmax(z) - onehot(y)||_2``, float64 ``[B]``, 0 to sqrt(2).
+    """Return EL2N, the norm of the error: ``||softmax(z) - onehot(y)||_2``, float64 ``[B]``, 0 to sqrt(2).
 
     Paul et al. 2021, "Deep Learning on a Data Diet" (arXiv 2107.07075), definition 2.2 (there also the expectation over
     initialisations: the mean over runs).
 
     Args:
-        logits_BC: any float dtype.
+        logits_BC: Any float dtype.
         labels_B: int64.
 
     >>> el2n(torch.tensor([[0.0, 0.0], [100.0, 0.0]]), torch.tensor([0, 0]))
@@ -62,21 +62,21 @@ def el2n(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """Minus the classification margin: ``-(p_y - max_{k != y} p_k)``, float64 ``[B]``, -1 (sure and right) to 1.
+    """Return the negative margin ``-(p_y - max_{k != y} p_k)``: float64 ``[B]``, -1 (sure and right) to 1.
 
     The margin of the labelled class over the best other one, as in Bartlett et al. 2017 (arXiv 1706.08498, section 1),
     on probabilities. (Active learning without labels takes the best class minus the second; for an example that is
     classified rightly that is the same number.)
 
     Args:
-        logits_BC: any float dtype, C >= 2.
+        logits_BC: Any float dtype, C >= 2.
         labels_B: int64.
     """
     return -_margin(_double(logits_BC).softmax(1), labels_B)
 
 
 def logit_margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """The margin on logits, ``z_y - max_{k != y} z_k``: float64 ``[B]``. (Not a score: high is easy.)
+    """Return the margin on logits, ``z_y - max_{k != y} z_k``: float64 ``[B]``. (Not a score: high is easy.)
 
     Pleiss et al. 2020, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (arXiv 2001.10528),
     equation 1; its mean over the epochs of training is their AUM, equation 2.
@@ -88,7 +88,7 @@ def logit_margin(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def entropy(logits_BC: Tensor) -> Tensor:
-    """Shannon entropy of the prediction, ``-sum_k p_k log p_k``: float64 ``[B]``, 0 to log C, in nats.
+    """Return the Shannon entropy of the prediction, ``-sum_k p_k log p_k``: float64 ``[B]``, 0 to log C, in nats.
 
     Shannon 1948; as an uncertainty to select examples by: Settles 2009, "Active Learning Literature Survey", section
     3.1.
@@ -103,10 +103,10 @@ def entropy(logits_BC: Tensor) -> Tensor:
 
 
 def loss(losses_TN: Tensor) -> Tensor:
-    """The loss at the last presentation of each example: float64 ``[N]``.
+    """Return the loss at the last presentation of each example: float64 ``[N]``.
 
     Args:
-        losses_TN: in order of time, NaN where an example was not presented.
+        losses_TN: In order of time, NaN where an example was not presented.
     """
     losses_TN = _double(losses_TN)
     steps_TN = torch.arange(1, len(losses_TN) + 1, device=losses_TN.device)[:, None] * ~losses_TN.isnan()
@@ -115,7 +115,7 @@ def loss(losses_TN: Tensor) -> Tensor:
 
 
 def loss_mean(losses_TN: Tensor) -> Tensor:
-    """The mean loss over all presentations of each example: float64 ``[N]``; NaN marks those that were none.
+    """Return the mean loss over all presentations of each example: float64 ``[N]``. NaN rows do not count.
 
     >>> loss_mean(torch.tensor([[2.0, 1.0], [1.0, torch.nan]]))
     tensor([1.5000, 1.0000], dtype=torch.float64)
@@ -124,7 +124,7 @@ def loss_mean(losses_TN: Tensor) -> Tensor:
 
 
 def forgetting(correct_TN: Tensor) -> Tensor:
-    """Forgetting events: how often an example went from correct to incorrect, float64 ``[N]``, 0 to T.
+    """Return forgetting events: how often an example went from correct to incorrect, float64 ``[N]``, 0 to T.
 
     Toneva et al. 2019, "An Empirical Study of Example Forgetting" (arXiv 1812.05159), definition in section 3:
     ``acc_t > acc_{t+1}`` between consecutive presentations. An example that was never classified rightly counts as
@@ -150,14 +150,14 @@ def forgetting(correct_TN: Tensor) -> Tensor:
 
 
 def variance(probabilities_TN: Tensor) -> Tensor:
-    """How much the probability of the label varied: ``sqrt(var + var^2 / (n - 1))``, float64 ``[N]`` >= 0.
+    """Return how much the probability of the label varied: ``sqrt(var + var^2 / (n - 1))``, float64 ``[N]`` >= 0.
 
     Chang et al. 2017, "Active Bias" (arXiv 1704.07433), section 3.3, the prediction variance with the bound of its
     confidence interval; n is the number of stored probabilities of the example. ``var`` is the unbiased estimate
     (divided by n - 1), to which that bound belongs. NaN for fewer than two probabilities.
 
     Args:
-        probabilities_TN: true-class probabilities, NaN where there is none.
+        probabilities_TN: True-class probabilities, NaN where there is none.
 
     >>> variance(torch.tensor([[0.5, 0.0], [0.5, 1.0]]))
     tensor([0.0000, 0.8660], dtype=torch.float64)
@@ -172,12 +172,12 @@ def variance(probabilities_TN: Tensor) -> Tensor:
 
 
 def threshold(probabilities_TN: Tensor) -> Tensor:
-    """Closeness to the decision threshold: ``m (1 - m)`` of the mean probability m, float64 ``[N]``, 0 to 1/4.
+    """Return the closeness to the threshold, ``m (1 - m)`` of the mean probability m: float64 ``[N]``, 0 to 1/4.
 
     Chang et al. 2017, "Active Bias" (arXiv 1704.07433), section 3.4.
 
     Args:
-        probabilities_TN: true-class probabilities, NaN where there is none.
+        probabilities_TN: True-class probabilities, NaN where there is none.
 
     >>> threshold(torch.tensor([[0.5, 1.0]]))
     tensor([0.2500, 0.0000], dtype=torch.float64)
@@ -196,7 +196,7 @@ def variation_ratio(probabilities_MNC: Tensor) -> Tensor:
     Ensemble Active Learning" (arXiv 1905.12737). NaN where fewer than two members know the example.
 
     Args:
-        probabilities_MNC: of each member; a row of NaN where a member does not know the example.
+        probabilities_MNC: Of each member; a row of NaN where a member does not know the example.
 
     >>> variation_ratio(torch.tensor([[[0.9, 0.1]], [[0.2, 0.8]]]))
     tensor([0.5000], dtype=torch.float64)
@@ -210,13 +210,13 @@ def variation_ratio(probabilities_MNC: Tensor) -> Tensor:
 
 
 def mutual_information(probabilities_MNC: Tensor) -> Tensor:
-    """``H(mean p) - mean H(p)`` over an ensemble: float64 ``[N]``, 0 to log C, in nats.
+    """Return ``H(mean p) - mean H(p)`` over an ensemble: float64 ``[N]``, 0 to log C, in nats.
 
     BALD, Houlsby et al. 2011 (arXiv 1112.5745), equation 2; with the members of an ensemble as the posterior as in
     Chitta et al. 2019 (arXiv 1905.12737). NaN where fewer than two members know the example.
 
     Args:
-        probabilities_MNC: of each member; a row of NaN where a member does not know the example.
+        probabilities_MNC: Of each member; a row of NaN where a member does not know the example.
 
     >>> mutual_information(torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]]))
     tensor([0.6931], dtype=torch.float64)
@@ -240,7 +240,7 @@ def grand(
     read: Callable[[Any], Tensor] | None = None,
     memory_bytes: int = GRADIENT_BYTES,
 ) -> Tensor:
-    """GraNd, the norm of the gradient: ``||grad_w -log p_y(x; w)||_2`` over all parameters, float64 ``[B]``.
+    """Return GraNd, the norm of the gradient ``||grad_w -log p_y(x; w)||_2`` over all parameters: float64 ``[B]``.
 
     Paul et al. 2021, "Deep Learning on a Data Diet" (arXiv 2107.07075), definition 2.1, for the weights that the module
     has (there also the expectation over initialisations: the mean over runs). The module should be in evaluation mode,
@@ -250,11 +250,11 @@ def grand(
     activations come on top.
 
     Args:
-        module: takes ``inputs``; every parameter counts, whether it requires a gradient or not.
-        inputs: a tensor, or tuples, lists and dicts of tensors, all with B rows.
+        module: Takes ``inputs``; every parameter counts, whether it requires a gradient or not.
+        inputs: A tensor, or tuples, lists and dicts of tensors, all with B rows.
         labels_B: int64.
-        read: gets the logits ``[B, C]`` from the module's outputs; None: the outputs are the logits.
-        memory_bytes: bound on the per-example gradients.
+        read: Gets the logits ``[B, C]`` from the module's outputs; None: the outputs are the logits.
+        memory_bytes: Bound on the per-example gradients.
     """
     parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
     buffers = {name: buffer.detach() for name, buffer in module.named_buffers()}
@@ -285,17 +285,17 @@ def grand(
 
 
 def grand_last_layer(logits_BC: Tensor, labels_B: Tensor, features_BD: Tensor, *, bias: bool) -> Tensor:
-    """GraNd of the last linear layer alone, in closed form: ``||p - onehot(y)||_2 sqrt(||h||_2^2 + bias)``.
+    """Return GraNd of the last linear layer, in closed form: ``||p - onehot(y)||_2 sqrt(||h||_2^2 + bias)``.
 
     The gradient of the cross entropy with regard to ``z = W h + b`` is ``p - onehot(y)``; that with regard to W is its
     outer product with h, and that with regard to b is itself. This is the last-layer part of definition 2.1 in Paul et
     al. 2021 (arXiv 2107.07075), at the cost of a forward pass; the full norm is :func:`grand`.
 
     Args:
-        logits_BC: any float dtype.
+        logits_BC: Any float dtype.
         labels_B: int64.
-        features_BD: the input h of the layer.
-        bias: whether the layer has one.
+        features_BD: The input h of the layer.
+        bias: Whether the layer has one.
 
     Returns:
         float64 ``[B]`` >= 0.
@@ -308,14 +308,14 @@ def grand_last_layer(logits_BC: Tensor, labels_B: Tensor, features_BD: Tensor, *
 
 
 def mean_known(values_RN: Tensor) -> Tensor:
-    """Mean over dimension 0 of what is not NaN: float64 ``[N]`` (or ``[N, ...]``), NaN where everything is."""
+    """Return the mean over dimension 0 of what is not NaN: float64 ``[N, ...]``, NaN where everything is."""
     values_RN = _double(values_RN)
     known_RN = ~values_RN.isnan()
     return torch.where(known_RN, values_RN, 0.0).sum(0) / known_RN.sum(0)
 
 
 def average_ranks(values_N: Tensor) -> Tensor:
-    """Ranks from 0 (lowest) to 1 (highest), of equal values their mean: float64 ``[N]``.
+    """Return ranks from 0 (lowest) to 1 (highest), of equal values their mean: float64 ``[N]``.
 
     NaN stays NaN and does not count; a single known value has the rank 1/2. They put the scores of several runs on one
     scale before their mean is taken.
@@ -342,12 +342,12 @@ def _double(values: Tensor) -> Tensor:
 
 
 def _single(values: Tensor) -> Tensor:
-    """At least float32."""
+    """Return at least float32."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def _one_hot(labels_B: Tensor, num_classes: int) -> Tensor:
-    """Which class each label is, bool ``[B, C]``; a row is False where the label is none of the classes."""
+    """Return which class each label is: bool ``[B, C]``, all False where it is none of the classes."""
     return labels_B[:, None] == torch.arange(num_classes, device=labels_B.device)
 
 
@@ -362,7 +362,7 @@ def _margin(values_BC: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _map_tensors(part: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The same nest of tuples, lists and mappings with every tensor changed."""
+    """Return the same nest of tuples, lists and mappings with every tensor changed."""
     if isinstance(part, Tensor):
         return change(part)
     if isinstance(part, Mapping):

@@ -14,11 +14,12 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import RunNotFoundError, SignalNotFoundError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time
 from reuse_algos.priors.scores import formulas
 
-_CHUNK = 8192
+_CHUNK = 8192  # rows of 1,000 classes are 64 MB as float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,10 +27,10 @@ class LabelNoise:
     """How much the runs spoke against each label.
 
     Attributes:
-        margins_N: the area under the margin, float64 on the CPU; the lower, the more suspect. NaN: unknown.
+        margins_N: The area under the margin, float64 on the CPU; the lower, the more suspect. NaN: unknown.
         instead_N: int64, the class other than the label to which the runs' logits gave the highest mean probability;
             -1: unknown.
-        presentations: for each run, over how many epochs (or checkpoints) the area was taken.
+        presentations: For each run, over how many epochs (or checkpoints) the area was taken.
     """
 
     margins_N: Tensor
@@ -37,7 +38,7 @@ class LabelNoise:
     presentations: list[int]
 
     def suspects(self) -> Tensor:
-        """Positions of the suspected examples, int64, the most suspect first: those with a margin below 0.
+        """Return positions of the suspected examples, int64, most suspect first: those with a margin below 0.
 
         There the runs preferred, on the average over training, another class to the label.
         """
@@ -46,7 +47,7 @@ class LabelNoise:
 
 
 def label_noise(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = "refuse") -> LabelNoise:
-    """The area under the margin of each example, mean over runs.
+    """Return the area under the margin of each example, the mean over runs.
 
     Pleiss et al. 2020, "Identifying Mislabeled Data using the Area Under the Margin Ranking" (arXiv 2001.10528),
     equations 1 and 2: the mean over the epochs of ``z_y - max_{k != y} z_k``. A wrong label is learned late and against
@@ -58,14 +59,14 @@ def label_noise(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = 
     label by heart no longer says so.
 
     Args:
-        runs: prior runs with ``logit_margin`` or ``logits``, at least one.
-        info: the current train data, with labels.
-        mismatch: as for :func:`~reuse_algos.priors.scores.run_scores.prior_scores`.
+        runs: Prior runs with ``logit_margin`` or ``logits``, at least one.
+        info: The current train data, with labels.
+        mismatch: As for :func:`~reuse_algos.priors.scores.run_scores.prior_scores`.
 
     Raises:
-        SignalNotFoundError: a run has neither, or the labels are not known.
-        PriorRunMismatchError: as :func:`~reuse_algos.priors.choosing.match_examples`.
-        RunNotFoundError: no runs are given.
+        SignalNotFoundError: A run has neither, or the labels are not known.
+        PriorRunMismatchError: As :func:`~reuse_algos.priors.choosing.match_examples`.
+        RunNotFoundError: No runs are given.
     """
     if not runs:
         raise RunNotFoundError("suspected labels are found in prior runs; name at least one.")
@@ -82,8 +83,8 @@ def label_noise(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = 
             raise SignalNotFoundError(
                 f"suspected labels are read from logit_margin or logits, and run {run.id} has neither (its signals: "
                 f"{', '.join(run.signal_names) or 'none'}). Record runs with run_recorder signals: {{logit_margin: "
-                "{}, logits: {last_epochs: 1}}, or fill the logits of several checkpoints: `reuse-algos harvest "
-                f"ARCHIVE {run.id} --signals logits --weights NAME`."
+                "{}, logits: {last_epochs: 1}}, or fill the logits of several checkpoints: "
+                f"{harvest_command(run, 'logits', weights=run.weight_names)}."
             )
         sources.append(_Source(reader, margins, logits, rows_N))
     margins_N, instead = [], []
@@ -108,7 +109,7 @@ class _Source:
     rows_N: Tensor | None
 
     def margins(self, positions_B: Tensor, labels_B: Tensor) -> Tensor:
-        """float64 ``[B]``: the mean over presentations."""
+        """Return the mean over presentations: float64 ``[B]``."""
         moments = []
         for presentation in self.margins_of:
             views = self._rows(presentation, positions_B)
@@ -118,7 +119,7 @@ class _Source:
         return formulas.mean_known(torch.stack(moments))
 
     def probabilities(self, positions_B: Tensor) -> Tensor:
-        """float64 ``[B, C]``: the mean over presentations."""
+        """Return the mean over presentations: float64 ``[B, C]``."""
         total_BC = count_B = torch.zeros(())
         for presentation in self.logits:
             views = [logits_BC.softmax(1) for logits_BC in self._rows(presentation, positions_B)]

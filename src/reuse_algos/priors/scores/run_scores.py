@@ -23,7 +23,7 @@ one; of captured and harvested presentations they take the kind of which there a
 weights count as their mean, and of several names for the weights of one epoch (``last`` and ``ep0006``) one counts.
 
 Scores from logits that were kept by ``top_k`` are approximate: the mass beyond the K largest is spread evenly over the
-other classes, which tells above all on ``loss``, ``el2n`` and ``margin`` of examples whose label is not among the K.
+other classes, which matters above all for ``loss``, ``el2n`` and ``margin`` of examples whose label is not among the K.
 
 Shapes: N examples of the current data, P of a prior run, T presentations, M members, C classes, R runs.
 """
@@ -40,6 +40,7 @@ from torch import Tensor
 from reuse_algos.archive import PriorRun, PriorUse
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError, nearest
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.priors.presentations import Presentation, PresentationReader, in_time, latest_first, one_per_epoch
 from reuse_algos.priors.scores import formulas
@@ -75,12 +76,12 @@ def _as_is(values_B: Tensor, labels_B: Tensor) -> Tensor:
 
 
 def _where_labelled(correct_B: Tensor, labels_B: Tensor) -> Tensor:
-    """Captured answers; NaN where the label is none, since nothing can be right there."""
+    """Return captured answers; NaN where there is no label, since nothing can be right there."""
     return correct_B.masked_fill(labels_B < 0, torch.nan)
 
 
 def _is_correct(logits_BC: Tensor, labels_B: Tensor) -> Tensor:
-    """1 or 0, NaN for a row that is not known."""
+    """Return 1 or 0, NaN for a row that is not known."""
     correct_B = (logits_BC.nan_to_num().argmax(1) == labels_B).double()
     return _where_labelled(correct_B.masked_fill(logits_BC.isnan().any(1), torch.nan), labels_B)
 
@@ -120,15 +121,15 @@ class ScoreSpec:
     """Which score, of which moment, and how those of several runs become one.
 
     Attributes:
-        name: one of :data:`SCORES`.
-        epoch: whole epochs that the prior runs had trained: the number of a captured epoch (from 0) or of the weights
+        name: One of :data:`SCORES`.
+        epoch: Whole epochs that the prior runs had trained: the number of a captured epoch (from 0) or of the weights
             that were harvested. Scores of a history take the epochs up to it, ensembles the members of it. None: the
             last one, or all.
         aggregate: ``mean`` of the runs' values, or of their ``rank`` from 0 to 1 (of equal values the mean rank).
             Ensembles are one value for all runs; with ``rank`` they become their ranks.
 
     Raises:
-        ValueError: one of them is unknown or out of range.
+        ValueError: One of them is unknown or out of range.
     """
 
     name: str = "loss"
@@ -147,12 +148,12 @@ class ScoreSpec:
 
 
 def prior_scores(runs: Sequence[PriorRun], spec: ScoreSpec, info: DatasetInfo, *, mismatch: str = "refuse") -> Tensor:
-    """The score of each current example, from what prior runs archived.
+    """Return the score of each current example, from what prior runs archived.
 
     Args:
-        runs: the prior runs, at least one.
-        spec: which score.
-        info: the current train data.
+        runs: The prior runs, at least one.
+        spec: Which score.
+        info: The current train data.
         mismatch: ``refuse`` runs on other data, or ``allow`` them: examples are matched by key, and one that no run
             knows, or whose label changed, is NaN.
 
@@ -161,9 +162,9 @@ def prior_scores(runs: Sequence[PriorRun], spec: ScoreSpec, info: DatasetInfo, *
         more informative (``margin`` is the negative margin). NaN: unknown.
 
     Raises:
-        SignalNotFoundError: a run has no signal to read the score from; the message has the command that fills it.
-        PriorRunMismatchError: as :func:`~reuse_algos.priors.choosing.match_examples`.
-        RunNotFoundError: no runs are given.
+        SignalNotFoundError: A run has no signal to read the score from; the message has the command that fills it.
+        PriorRunMismatchError: As :func:`~reuse_algos.priors.choosing.match_examples`.
+        RunNotFoundError: No runs are given.
     """
     rows = _match(runs, info, mismatch)
     if spec.name in _ENSEMBLES:
@@ -176,20 +177,20 @@ def prior_scores(runs: Sequence[PriorRun], spec: ScoreSpec, info: DatasetInfo, *
 
 
 def prior_probabilities(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = "refuse") -> list[Tensor]:
-    """The history of the true-class probability in each run: what Active Bias goes on from.
+    """Return the history of the true-class probability in each run, from which Active Bias starts.
 
     The sources are those of the score ``variance``.
 
     Args:
-        runs: the prior runs, at least one.
-        info: the current train data.
-        mismatch: as for :func:`prior_scores`.
+        runs: The prior runs, at least one.
+        info: The current train data.
+        mismatch: As for :func:`prior_scores`.
 
     Returns:
         For each run float32 ``[T, N]`` on the CPU, T its presentations in order of time, NaN where unknown.
 
     Raises:
-        SignalNotFoundError, PriorRunMismatchError, RunNotFoundError: as :func:`prior_scores`.
+        SignalNotFoundError, PriorRunMismatchError, RunNotFoundError: As :func:`prior_scores`.
     """
     found = []
     for run, rows in zip(runs, _match(runs, info, mismatch), strict=True):
@@ -200,15 +201,15 @@ def prior_probabilities(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch
 
 
 def score_uses(runs: Sequence[PriorRun], spec: ScoreSpec, algorithm: str) -> list[PriorUse]:
-    """What reading a score spends of each run: the signals, and the seconds of the harvests that filled them.
+    """Return what a score reads of each run: the signals, and the seconds of the harvests that filled them.
 
     Args:
-        runs: the prior runs.
-        spec: the score.
-        algorithm: who reads it, such as ``history_curriculum``.
+        runs: The prior runs.
+        spec: The score.
+        algorithm: Who reads it, such as ``history_curriculum``.
 
     Raises:
-        SignalNotFoundError: as :func:`prior_scores`.
+        SignalNotFoundError: As :func:`prior_scores`.
     """
     uses = []
     for run in runs:
@@ -229,10 +230,10 @@ def score_uses(runs: Sequence[PriorRun], spec: ScoreSpec, algorithm: str) -> lis
 
 
 def recorded_info(run: PriorRun) -> DatasetInfo:
-    """The training data of a prior run as it recorded them: the examples to score where there is no current run.
+    """Return the training data of a prior run as it recorded them, to score where there is no current run.
 
     Raises:
-        SignalNotFoundError: the run recorded no data.
+        SignalNotFoundError: The run recorded no data.
     """
     record = run.manifest.dataset
     if record is None:
@@ -257,10 +258,10 @@ class _Plan:
 
     @classmethod
     def of(cls, run: PriorRun, spec: ScoreSpec) -> _Plan:
-        """The first source of the score that the run has.
+        """Return the first source of the score that the run has.
 
         Raises:
-            SignalNotFoundError: it has none.
+            SignalNotFoundError: It has none.
         """
         reader, recipe = PresentationReader(run), _RECIPES[spec.name]
         for source in recipe.sources:
@@ -277,14 +278,14 @@ class _Plan:
         raise _not_found(run, spec, reader, recipe)
 
     def history(self) -> Iterator[Tensor]:
-        """The numbers of all presentations for the examples in order, chunk by chunk: float64 ``[T, B]``."""
+        """Yield the numbers of all presentations for the examples in order, chunk by chunk: float64 ``[T, B]``."""
         labels_P = self._labels()
         for positions_B in self._chunks():
             labels_B = labels_P[positions_B]
             yield torch.stack([self._numbers(one, positions_B, labels_B) for one in self.read])
 
     def latest(self) -> Tensor:
-        """float64 ``[P]``: the number of the first presentation that knows the example."""
+        """Return the number of the first presentation that knows each example: float64 ``[P]``."""
         labels_P, values = self._labels(), []
         for positions_B in self._chunks():
             labels_B = labels_P[positions_B]
@@ -301,11 +302,7 @@ class _Plan:
         return _chunked(signal.num_examples, (signal.num_classes or 1) + len(self.read))
 
     def _labels(self) -> Tensor:
-        """int64 ``[P]``; zeros where they do not matter.
-
-        Raises:
-            SignalNotFoundError: they matter and the run has none.
-        """
+        """Return the labels, int64 ``[P]``; zeros where they do not matter."""
         run = self.reader.run
         labels_P = run.labels()
         if labels_P is None and self.source.labelled:
@@ -323,7 +320,7 @@ class _Plan:
 
 
 def _run_score(run: PriorRun, spec: ScoreSpec) -> Tensor:
-    """float64 ``[P]`` by position in the prior run."""
+    """Return float64 ``[P]`` by position in the prior run."""
     plan, history = _Plan.of(run, spec), _RECIPES[spec.name].history
     if history is None:
         return plan.latest()
@@ -344,16 +341,21 @@ def _not_found(run: PriorRun, spec: ScoreSpec, reader: PresentationReader, recip
     )
 
 
+_CAPTURED_ONLY = ("loss", "correct", "logit_margin")
+
+
 def _advice(run: PriorRun, spec: ScoreSpec, recipe: _Recipe) -> str:
     if recipe.history is not None:
         captured = recipe.sources[0].signal
         return (
             f"Record runs with run_recorder signals: {{{captured}: {{}}}}, or fill the logits of several checkpoints: "
-            f"`reuse-algos harvest ARCHIVE {run.id} --signals logits --weights NAME`."
+            f"{harvest_command(run, 'logits', weights=run.weight_names)}."
         )
-    weights = "" if spec.epoch is None else f" --weights ep{spec.epoch:04d}"
-    signal = recipe.sources[0].signal
-    return f"Fill it: `reuse-algos harvest ARCHIVE {run.id} --signals {signal}{weights}`."
+    weights = () if spec.epoch is None else (f"ep{spec.epoch:04d}",)
+    names = [source.signal for source in recipe.sources]
+    # Losses and right answers are captured while a run trains; a harvest fills the logits that both follow from.
+    signal = next((name for name in names if name not in _CAPTURED_ONLY), "logits")
+    return f"Fill it: {harvest_command(run, signal, weights=weights)}."
 
 
 # Ensembles ------------------------------------------------------------------------------------------------------------
@@ -367,7 +369,7 @@ def _members(reader: PresentationReader, spec: ScoreSpec) -> list[Presentation]:
 def _ensemble_score(
     runs: Sequence[PriorRun], rows: Sequence[Tensor | None], spec: ScoreSpec, num_examples: int
 ) -> Tensor:
-    """float64 ``[N]``: what the members in all runs make of each current example."""
+    """Return what the members in all runs make of each current example: float64 ``[N]``."""
     readers = [PresentationReader(run) for run in runs]
     for reader in readers:
         if _members(reader, spec):
@@ -383,7 +385,7 @@ def _ensemble_score(
             f"the score {spec.name!r} compares at least 2 members, the logits of runs or checkpoints; {names} "
             f"{'has' if len(runs) == 1 else 'have'} {len(members)}"
             f"{'' if spec.epoch is None else f' of epoch {spec.epoch}'}. Name more runs, or fill the logits of more "
-            "checkpoints: `reuse-algos harvest ARCHIVE RUN --signals logits --weights NAME`."
+            f"checkpoints: {harvest_command(runs[0], 'logits', weights=runs[0].weight_names)}."
         )
     classes = {reader.signal(one.signal).num_classes: reader.run.id for reader, _, one in members}
     if len(classes) > 1:
@@ -400,7 +402,7 @@ def _ensemble_score(
 def _probabilities(
     reader: PresentationReader, presentation: Presentation, rows_N: Tensor | None, positions_B: Tensor
 ) -> Tensor:
-    """float64 ``[B, C]`` of one member for current positions, the mean over its views; NaN where it knows nothing."""
+    """Return float64 ``[B, C]`` of one member for current positions, the mean over its views; NaN: unknown."""
     prior_B = positions_B if rows_N is None else rows_N[positions_B]
     views = reader.rows(presentation, prior_B.clamp_min(0))
     mean_BC = formulas.mean_known(torch.stack([of_classes(logits_B).softmax(1) for logits_B in views]))
@@ -418,7 +420,7 @@ def _match(runs: Sequence[PriorRun], info: DatasetInfo, mismatch: str) -> list[T
 
 
 def _current(values_P: Tensor, rows_N: Tensor | None) -> Tensor:
-    """``[P, ...]`` by prior position to ``[N, ...]`` by current position."""
+    """Return ``[N, ...]`` by current position of ``[P, ...]`` by prior position."""
     if rows_N is None:
         return values_P
     values_N = values_P[rows_N.clamp_min(0)]
@@ -427,5 +429,5 @@ def _current(values_P: Tensor, rows_N: Tensor | None) -> Tensor:
 
 
 def _chunked(num_examples: int, numbers_per_row: int) -> Iterator[Tensor]:
-    """Positions int64 ``[B]``, as many at a time as keep within the bound."""
+    """Yield positions, int64 ``[B]``, as many at a time as keep within the bound."""
     yield from torch.arange(num_examples).split(max(1, _CHUNK_BYTES // (8 * numbers_per_row)))

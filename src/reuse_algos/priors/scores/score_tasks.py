@@ -40,7 +40,7 @@ def check_task(run: PriorRun, score: str, signal: str, reader: PresentationReade
 
 
 def of_classes(logits_B: Tensor) -> Tensor:
-    """``[B, C]``; one logit z of a yes-or-no question is a softmax of 0 and z."""
+    """Return logits ``[B, C]``; one logit z of a yes-or-no question is a softmax of 0 and z."""
     logits_BC = logits_B.unsqueeze(1) if logits_B.dim() == 1 else logits_B
     if logits_BC.shape[1] > 1:
         return logits_BC

@@ -141,6 +141,8 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
     tags = values.get("tags") if isinstance(values.get("tags"), dict) else {}
     values["tags"] = {
         **(tags or {}), "study": config.name, "method": arm,
+        # So that a comparison knows the baseline of the study without being told.
+        **({"role": "baseline"} if arm == config.baseline else {}),
         **config.tags, **own[1].tags, **step[1].tags, **own_tags,
     }  # fmt: skip
     values |= {

@@ -63,6 +63,7 @@ def run_sequence(
     archive = RunArchive(plan.config.archive, create=True)
     halt = Halt(time_limit)
     lease = SequenceLease(plan.config.archive, plan.config.name, local=launcher.local, lost=lambda: halt.stop(0.0))
+    # Two processes of one sequence would train every step twice.
     lease.acquire(say)
     try:
         states = look_up_states(plan, archive)
@@ -89,6 +90,7 @@ def _make_folder(folder: Path) -> None:
 
 def _threads(jobs: int) -> int | None:
     """Return the threads of each of several jobs, so that together they use the machine's cores once."""
+    # By default each process takes all cores, and several would only wait for each other.
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
@@ -127,6 +129,7 @@ class _Work:
                         waiting.remove(place)
                         self._say_how(place)
                         going[pool.submit(self.step_work.complete, self.states[place], self._teller(place))] = place
+                    # The first that ends may be what others wait for.
                     for done in wait(going, return_when=FIRST_COMPLETED).done:
                         place = going.pop(done)
                         try:
@@ -135,6 +138,7 @@ class _Work:
                         except Exception as error:  # whatever it is, the other trainings are not lost for it
                             failure = failure or error
             except BaseException:
+                # Ctrl-C, for one: no training may outlive the process that knows of it.
                 halt.stop()
                 raise
         if failure is not None:
@@ -142,6 +146,7 @@ class _Work:
 
     def _next(self, waiting: Sequence[int], going: Iterable[int]) -> int | None:
         """Return the first step that need not wait for an earlier one."""
+        # A step that is still in training may be the one that a later step is to reuse.
         open_places = sorted({*waiting, *going})
         for place in waiting:
             step = self.states[place].step

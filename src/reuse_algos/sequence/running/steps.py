@@ -74,6 +74,7 @@ class StepWork:
             return StepState(step, "interrupted")
         if status:
             raise _failed(step, step.title, status)
+        # A diverged run is a result of the step, too, and must not be trained again.
         found = self.archive.runs(tags={key: step.tags[key] for key in ("sequence", "arm", "step")}, unhealthy=True)
         if not found:
             raise SequenceError(
@@ -92,6 +93,7 @@ class StepWork:
         what = f"the harvest of {harvest.name} of {step.title}"
         if status:
             raise _failed(step, what, status)
+        # The job wrote a newer generation; the one at hand does not know it.
         harvested = self.archive.run(run.id)
         if missing_harvests(harvested, [harvest]):
             raise SequenceError(f"{what} ended without an error and without all views. {_end_of_log(step)}")

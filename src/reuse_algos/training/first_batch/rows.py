@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,10 +17,15 @@ from reuse_algos.data.seeding import undisturbed
 from reuse_algos.errors import ArchiveWarning, DataError, TaskError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
-from reuse_algos.training.first_batch.views import check_first_batch, check_same_view_twice, mixed_targets, read_rows
+from reuse_algos.training.first_batch.views import (
+    ROWS,
+    check_first_batch,
+    check_same_view_twice,
+    mixed_targets,
+    read_rows,
+)
 from reuse_algos.training.interplay import hides_inputs
-
-_ROWS = 4
+from reuse_algos.training.nested import take_rows
 
 
 def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, given: bool) -> DatasetInfo | None:
@@ -41,14 +45,15 @@ def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, giv
         DataError: They differ from what the user said.
     """
     loader: Any = state.dataloader
+    # Without a batch sampler a dataset makes its own batches, and examples cannot be read one by one.
     if info is None or info.labels is None or not isinstance(loader, DataLoader) or loader.batch_sampler is None:
         return info
-    positions = sample_of(info.keys, _ROWS)
+    positions = sample_of(info.keys, ROWS)
     try:
         with undisturbed(loader.dataset, loader.collate_fn):
             some = Examples(positions, torch.full_like(positions, -1))
             shown = targets_of(read_rows(loader.dataset, some, 0, loader.collate_fn), keys.target).cpu()
-    except Exception:  # a user's dataset may raise anything; training will tell
+    except Exception:  # a user's dataset may raise anything; training will show it
         return info
     claimed = info.labels[positions]
     if shown.is_floating_point() or shown.shape != claimed.shape or torch.equal(shown, claimed):
@@ -94,12 +99,12 @@ def check_rows(
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return "rows not compared, as the dataset has no positions"
     rows_R = torch.arange(len(examples.positions)) if clean_R is None else clean_R
-    rows_R = rows_R[:_ROWS]
+    rows_R = rows_R[:ROWS]
     if not len(rows_R):
         return "rows not compared, as other algorithms replaced all of them"
     some = Examples(examples.positions[rows_R], examples.views[rows_R])
     epoch, collate, dataset = int(state.timestamp.epoch), loader.collate_fn, loader.dataset
-    given = _take(batch, rows_R)
+    given = take_rows(batch, rows_R, len(examples.positions))
     with undisturbed(dataset, collate):
         targets = _check_targets(state, given, some, keys, who)
     if bool((some.views >= 0).all()) and not hides_inputs(state):
@@ -132,14 +137,3 @@ def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, wh
         )
     count = len(some.positions)
     return f"{count} rows of the first batch have the targets of their examples; their views are not known"
-
-
-def _take(batch: Any, rows_R: torch.Tensor) -> Any:
-    """Return some rows of a batch; what has no rows stays as it is."""
-    if isinstance(batch, torch.Tensor):
-        return batch[rows_R.to(batch.device)] if batch.dim() and len(batch) > int(rows_R.max()) else batch
-    if isinstance(batch, Mapping):
-        return {key: _take(value, rows_R) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return [_take(value, rows_R) for value in batch]
-    return batch

@@ -51,17 +51,35 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
     return found
 
 
+def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
+    """Return the targets of a batch that are one class number for each example, int64 ``[B]``.
+
+    Args:
+        batch: As the DataLoader gives it.
+        key: Where they lie, see :func:`targets_of`.
+        who: What is defined for such targets only, for the message.
+
+    Raises:
+        TaskError: They are something else.
+    """
+    targets = targets_of(batch, key)
+    if targets.dim() != 1 or targets.is_floating_point():
+        raise TaskError(
+            f"{who} is defined for the task multiclass, whose targets are whole numbers [B]; found "
+            f"{tuple(targets.shape)} {str(targets.dtype).removeprefix('torch.')}."
+        )
+    return targets
+
+
 class TaskReader:
     """Finds the task of a Trainer and reads the outputs and targets of each microbatch by it.
 
-    The owner passes on :attr:`EVENTS`. At BEFORE_FORWARD the batch is copied, because some models take things out of it
-    or write into it. At the first AFTER_LOSS the task is found from its targets, the outputs and the model's loss; rank
-    0's answer counts on every rank. A task that an algorithm of the run has found is taken over: it ran before anything
-    weighed the loss.
+    The owner passes on :attr:`EVENTS`. At the first AFTER_LOSS the task is found from targets, outputs and the model's
+    loss; rank 0's answer counts on every rank. A task that an algorithm of the run has found is taken over.
 
     Args:
         keys: Where targets and outputs lie, and what is taken as given of the task. Default: pairs of inputs and
-            targets; the task as another reader of the run is told, else found.
+            targets; the task that another reader of the run is given, else found.
         required: Whether a Trainer without a task is an error. Default: True; else :attr:`refusal` says why.
 
     Attributes:
@@ -77,7 +95,7 @@ class TaskReader:
         self.start_afresh()
 
     def start_afresh(self) -> None:
-        """INIT: forget the task of another Trainer."""
+        """Forget the task of another Trainer (INIT)."""
         self.task: Task | None = None
         self.refusal: TaskError | None = None
         self._targets: torch.Tensor | None = None
@@ -115,10 +133,12 @@ class TaskReader:
             TaskError: No task can be found, and one is required. Every rank raises it.
         """
         if event == Event.BEFORE_FORWARD:
+            # A copy, because some models take things out of their batch or write into it.
             self._batch = self._guard.copy(state.batch)
             self._keep_targets(self._batch)
         elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
-            # Later microbatches are not looked at: one whose loss is odd by chance must not change the task.
+            # Later microbatches are not looked at: one whose loss is odd by chance must not change the task. Another
+            # algorithm's answer comes first: it was found before anything weighed the loss.
             self.task = self._shared(state)
             if self.task is None:
                 self._find(state)
@@ -127,9 +147,6 @@ class TaskReader:
 
     def rows(self, outputs: Any) -> Rows:
         """Return outputs and targets of the running microbatch in the task's layout.
-
-        Args:
-            outputs: As the model returns them.
 
         Raises:
             TaskError: There is no task, or the shapes do not belong to it.

@@ -9,19 +9,23 @@ Shapes: B rows of the batch, E rows that are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.seeding import seeded_rng, undisturbed
-from reuse_algos.data.views import ExampleView
+from reuse_algos.data.views import ExampleView, declared_views
 from reuse_algos.errors import DataError
+from reuse_algos.training.nested import tensors_at
 
-_ROWS = 4
+ROWS = 4  # each costs a read of the dataset, and what mixes or moves rows shows in the first of them
 # Of the norm of the inputs: inputs may have been cast to bfloat16, which keeps three digits.
 _TOLERANCE = 1e-2
+
+
+# Places of targets in a batch, whatever keys say: they are compared exactly, inputs up to a normalisation.
+_TARGETS = ("[1]", "['labels']", "['label']", "['targets']", "['target']", "['y']")
 
 
 def read_rows(dataset: Any, examples: Examples, epoch: int, collate: Any) -> Any:
@@ -30,12 +34,14 @@ def read_rows(dataset: Any, examples: Examples, epoch: int, collate: Any) -> Any
     Args:
         dataset: Map-style; it gets ``ExampleView`` indices where views are known, else plain positions.
         examples: Which ones.
-        epoch: Number of the epoch, for datasets that are told it.
+        epoch: Number of the epoch, for datasets that depend on it.
         collate: The DataLoader's ``collate_fn``.
     """
     positions, views = examples.positions.tolist(), examples.views.tolist()
+    takes_views = declared_views(dataset) is not None
     indices = [
-        position if view < 0 else ExampleView(position, view) for position, view in zip(positions, views, strict=True)
+        ExampleView(position, view) if takes_views and view >= 0 else position
+        for position, view in zip(positions, views, strict=True)
     ]
     fetch = getattr(dataset, "__getitems__", None)
     # Any seed will do: what is a view seeds itself, and the generators are put back afterwards.
@@ -56,20 +62,20 @@ def check_same_view_twice(dataset: Any, examples: Examples, collate: Any) -> Non
     """
     with undisturbed(dataset, collate):  # around both readings: a generator of its own must show itself
         first, second = (read_rows(dataset, examples, seed, collate) for seed in (0, 1))
-    for (where, one), (_, other) in zip(_tensors(first), _tensors(second), strict=True):
+    for (where, one), (_, other) in zip(tensors_at(first), tensors_at(second), strict=True):
         if one.shape != other.shape or not torch.equal(one, other):
             raise DataError(
                 f"view {int(examples.views[0])} of example {int(examples.positions[0])} was read twice and was not the "
-                f"same{where}: something draws from a generator of its own (a transform with its own seed, MixUp in "
-                "the collate_fn), so no archived row is true for it. Let it draw from torch's, numpy's or Python's "
-                "global generator, or set data.num_views: 0 to train on ordinary random augmentation."
+                f"same{_words(where)}: something draws from a generator of its own (a transform with its own seed, "
+                "MixUp in the collate_fn), so no archived row is true for it. Let it draw from torch's, numpy's or "
+                "Python's global generator, or set data.num_views: 0 to train on ordinary random augmentation."
             )
 
 
 def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     """Say how inputs of the batch differ from the examples, or None where they are the same.
 
-    A scale and a shift for each channel (normalisation on the device, a cast) is no difference: it is the same for
+    A scale and a shift for each channel (normalisation on the device, a cast) does not count: it is the same for
     every example.
 
     Args:
@@ -100,7 +106,7 @@ def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
 
 
 def _by_channel(values: torch.Tensor) -> torch.Tensor:
-    """``[C, rest]`` of ``[E, C, ...]``; one channel where there is no further dimension."""
+    """Return ``[C, rest]`` of ``[E, C, ...]``; one channel where there is no further dimension."""
     if values.dim() < 3:
         return values.reshape(1, -1)
     return values.movedim(1, 0).reshape(values.shape[1], -1)
@@ -140,14 +146,14 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
     Raises:
         DataError: Inputs or targets of the batch are not those of its examples.
     """
-    some = examples.rows(0, min(_ROWS, len(examples.positions)))
+    some = examples.rows(0, min(ROWS, len(examples.positions)))
     with undisturbed(dataset, collate):
-        read = dict(_tensors(read_rows(dataset, some, epoch, collate)))
+        read = dict(tensors_at(read_rows(dataset, some, epoch, collate)))
     advice = (
         "MixUp or CutMix in a collate_fn, transforms of a DataSpec or another algorithm change them. Remove that, use "
         "Composer's algorithms of that name beside live teachers, or leave out what needs archived views."
     )
-    for where, tensor in _tensors(batch):
+    for where, tensor in tensors_at(batch):
         rows = tensor[: len(some.positions)] if tensor.dim() else tensor
         if where not in read or not tensor.dim():
             continue
@@ -156,21 +162,11 @@ def check_first_batch(who: str, batch: Any, dataset: Any, examples: Examples, ep
         if told:
             what = "targets" if is_target else "inputs"
             raise DataError(
-                f"{who} need to know what each row is, but the {what}{where} are not the examples': {told}. {advice}"
+                f"{who} need to know what each row is, but the {what}{_words(where)} are not the examples': {told}. "
+                f"{advice}"
             )
     return f"{len(some.positions)} rows of the first batch are the examples that they are said to be"
 
 
-_TARGETS = (" at [1]", " at ['labels']", " at ['label']", " at ['targets']", " at ['target']", " at ['y']")
-
-
-def _tensors(batch: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Each tensor of a batch, with its place in words."""
-    if isinstance(batch, torch.Tensor):
-        yield (f" at {where}" if where else ""), batch
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from _tensors(value, f"{where}[{key!r}]")
-    elif isinstance(batch, Sequence) and not isinstance(batch, (str, bytes)):
-        for number, value in enumerate(batch):
-            yield from _tensors(value, f"{where}[{number}]")
+def _words(where: str) -> str:
+    return f" at {where}" if where else ""

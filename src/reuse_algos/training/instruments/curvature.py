@@ -73,7 +73,7 @@ def largest_eigenvalue(product: Product, size: int, settings: Curvature, device:
         image_D = product(vector_D)
         earlier, value = value, float(vector_D.double() @ image_D.double())
         error = float((image_D - value * vector_D).norm())
-        if not math.isfinite(value) or not bool(image_D.any()):
+        if not math.isfinite(value) or not bool(image_D.any()):  # diverged, or flat: the next vector would be 0 / 0
             break
         if abs(value - earlier) <= settings.tolerance * abs(value):
             break

@@ -14,11 +14,11 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 # diverging one 0.31. The upper bound was not reached there: a step that ends there gives back a quarter of its gain.
 _SMALL_ALPHA = -0.98
 _LARGE_ALPHA = 0.5
-_NOISY = 10.0
-_LATE = 0.8
+_NOISY = 10.0  # noise scale in batches: the error is then three times as long as the gradient
+_LATE = 0.8  # to stop within the last fifth would save little
 _LAZY_KERNEL = 0.05
 _LAZY_POINTS = 0.01
-_FEWEST = 5
+_FEWEST = 5  # a median of fewer readings is that of single batches
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 
 from reuse_algos.training.instruments.moments import GradientMoments
 
-_EPSILON = 1e-5
-_SMALLEST_VARIANCE = 1e-10
+_EPSILON = 1e-5  # of the papers' formulas: parameters without variance must not divide by 0
+_SMALLEST_VARIANCE = 1e-10  # examples that agree to the last bit would get infinite weight
 
 
 def gradient_tests(moments: GradientMoments) -> dict[str, float]:

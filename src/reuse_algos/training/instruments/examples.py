@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from reuse_algos.errors import DataError, ModelError
 from reuse_algos.training.loss import total_of
+from reuse_algos.training.parameters.kept_state import kept_modes
 
 log = logging.getLogger(__name__)
 
@@ -74,21 +75,16 @@ def _plain(batch: Any) -> Any:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Switch every module to evaluation for the ``with`` block, without autocast, and put modes and generators back."""
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
-    modes = {module: module.training for module in model.modules()}
     kinds = {tensor.device.type for tensor in model.parameters()} or {"cpu"}
     with (
         torch.random.fork_rng(devices=list(devices)),
         sdpa_kernel(SDPBackend.MATH),  # the only kernel of attention that can be differentiated twice
         torch.compiler.set_stance("force_eager"),  # a compiled forward pass does not run under torch.func
+        torch.autocast(next(iter(kinds)), enabled=False),
+        kept_modes(model),
     ):
-        try:
-            for module in modes:
-                module.training = False
-            with torch.autocast(next(iter(kinds)), enabled=False):
-                yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        model.eval()
+        yield
 
 
 class ExampleLosses:

@@ -79,7 +79,7 @@ def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_byt
             if "curvature" in sets:
                 readings |= _curvature(step, examples, moments, settings)
         if "laziness" in sets:
-            readings |= lazy_readings(examples, step, memory_bytes)
+            readings |= _lazy_readings(examples, step, memory_bytes)
     return readings
 
 
@@ -121,20 +121,8 @@ def _curvature(step: Step, examples: ExampleLosses, moments: GradientMoments, se
     }
 
 
-def lazy_readings(examples: ExampleLosses, step: Step, memory_bytes: int) -> dict[str, float]:
-    """Return how far the model before the step is from its linearisation at the initial weights.
-
-    Args:
-        examples: Of the step, inside :func:`~reuse_algos.training.instruments.examples.undisturbed`.
-        step: Its ``targets_N`` are needed.
-        memory_bytes: Bound on the Jacobians that are held at once.
-
-    Returns:
-        ``relative_distance``, ``kernel_distance``, and ``accuracy`` and ``linearised_accuracy`` on the examples.
-
-    Raises:
-        ModelError: The outputs are not logits ``[N, C]``, or the targets not classes ``[N]``.
-    """
+def _lazy_readings(examples: ExampleLosses, step: Step, memory_bytes: int) -> dict[str, float]:
+    """Return how far the model before the step is from its linearisation at the initial weights."""
 
     def logits(outputs: Any) -> Tensor:
         return logits_of(outputs, step.output_key)

@@ -60,7 +60,7 @@ class _SplitNorm(nn.Module):
             raise ModelError(self.switch.too_few)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Also takes the plain layer's weights: the auxiliary branch then starts as a copy of the main one."""
+        """Take the plain layer's weights, too: the auxiliary branch then starts as a copy of the main one."""
         branch = f"{prefix}{_AUXILIARY}."
         names = [*self._parameters, *self._buffers]
         if not any(key.startswith(branch) for key in state_dict):
@@ -103,11 +103,6 @@ def split_batch_norm(
     modules and parametrizations do it), which keeps hooks and references. The auxiliary branch is a copy of the layer,
     and its parameters go into the parameter groups of the main ones. Layers that are split already take the new switch.
 
-    Args:
-        model: The model, before it is wrapped or compiled.
-        optimizers: Those that train it.
-        switch: Decides between the branches from now on.
-
     Returns:
         The split layers; empty where the model has no batch norm.
 
@@ -142,11 +137,7 @@ def split_batch_norm(
 
 
 def _join_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Add a layer's auxiliary parameters to the groups of its main ones.
-
-    Some optimizers (Adagrad) make the state of their parameters at once: the auxiliary ones get a copy of what the main
-    ones have, as they are copies themselves.
-    """
+    """Add a layer's auxiliary parameters to the groups of its main ones."""
     auxiliary = dict(module.get_submodule(_AUXILIARY).named_parameters())
     for name, parameter in module.named_parameters(recurse=False):
         branch = auxiliary[name]
@@ -158,6 +149,8 @@ def _join_groups(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             if "param_names" in group:  # of optimizers that were made from named_parameters()
                 path, dot, last = group["param_names"][places[id(parameter)]].rpartition(".")
                 group["param_names"].append(f"{path}{dot}{_AUXILIARY}.{last}")
+            # Some optimizers (Adagrad) make the state of their parameters when they are made. The auxiliary parameters
+            # are copies of the main ones, and so is their state.
             if optimizer.state.get(parameter):
                 optimizer.state[branch] = copy.deepcopy(optimizer.state[parameter])
 
@@ -249,11 +242,7 @@ def split_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def share_statistics(model: nn.Module) -> None:
-    """Give every rank the running statistics of rank 0. Every rank must call this.
-
-    Args:
-        model: The trainer's.
-    """
+    """Give every rank the running statistics of rank 0. Every rank must call this."""
     if dist.get_world_size() == 1:
         return
     # DDP does this at its next forward pass. What looks at the model in evaluation mode before that would see what each
@@ -293,20 +282,13 @@ def restart_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.op
 
 
 def leave_auxiliary(layers: Iterable[nn.Module], optimizers: Iterable[torch.optim.Optimizer], first: bool) -> None:
-    """Before a step of the optimizers: keep momentum and weight decay from moving auxiliary branches without rows.
-
-    A parameter without a gradient is left alone. In the first step, though, the gradients become zeros: checkpoints of
-    an optimizer can only be loaded where it has made the state of all its parameters.
-
-    Args:
-        layers: Split ones.
-        optimizers: Those that train them.
-        first: Whether it is the first step of all.
-    """
+    """Keep momentum and weight decay from moving auxiliary branches without rows, before the optimizers step."""
     states = [optimizer.state for optimizer in optimizers]
     for layer in layers:
         for name, parameter in layer.get_submodule(_AUXILIARY).named_parameters():
             main = layer.get_parameter(name)
+            # An optimizer leaves a parameter without a gradient alone. In the first step the gradients become zeros
+            # instead: a checkpoint of an optimizer can only be loaded where it has made the state of all parameters.
             stateless = not first and not any(state.get(main) for state in states)
             if stateless or any(state.get(parameter) for state in states):
                 parameter.grad = None

@@ -39,7 +39,7 @@ def common_tokens(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> t
     if not bool(known_V.any()):
         raise PriorRunMismatchError(
             f"the prior run's {len(keys_U)} tokens and this run's {len(keys_V)} have none in common, so no row of the "
-            "embedding can be taken over. Start the embeddings anew: change: {reset: ['*embeddings*']}."
+            "embedding can be taken over. Start with fresh embeddings: change: {reset: ['*embeddings*']}."
         )
     return known_V.nonzero().flatten(), rows_U[place_V[known_V]]
 
@@ -49,9 +49,6 @@ def token_tensors(model: nn.Module) -> list[str]:
 
     Asked of ``get_input_embeddings`` and ``get_output_embeddings`` of Hugging Face's models. A parameter with several
     names is listed under each.
-
-    Args:
-        model: The Trainer's model.
     """
     plain = unwrap_model(model)
     inner = getattr(plain, "model", plain)
@@ -66,11 +63,6 @@ def token_tensors(model: nn.Module) -> list[str]:
 
 def refuse_other_tokens(teacher: nn.Module, student: nn.Module, name: str) -> None:
     """Refuse a teacher that reads other tokens under the numbers that the student's batches hold.
-
-    Args:
-        teacher: Its model.
-        student: The Trainer's model.
-        name: Of the teacher, for the message.
 
     Raises:
         PriorRunMismatchError: Both know their tokens, and these differ.

@@ -1,4 +1,4 @@
-"""Which part of a model trains, and how fast. Knows nothing of archives, so it serves any pretrained model."""
+"""Which part of a model trains, and how fast. Independent of archives: it serves any pretrained model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from composer import State, Time, TimeUnit
+from composer import Event, State, Time, TimeUnit
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
@@ -104,8 +104,6 @@ def norm_layers(model: nn.Module) -> dict[str, _NormBase]:
 def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> None:
     """Refuse a set of parameters that has one name of a tied parameter and not the other.
 
-    One layer under two names is not two layers that share a parameter: either name stands for it.
-
     Args:
         model: The trainer's model.
         names: Of parameters, or of anything else, which does not matter.
@@ -119,6 +117,7 @@ def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> Non
         for key, parameter in layer.named_parameters(recurse=False):
             name = f"{path}.{key}".removeprefix(".").replace("_orig_mod.", "")
             owners.setdefault(id(parameter), {}).setdefault(id(layer), []).append(name)
+    # One layer under two names is not two layers that share a parameter: either name stands for it.
     for by_layer in owners.values():
         inside = [aliases for aliases in by_layer.values() if not set(names).isdisjoint(aliases)]
         outside = [aliases[0] for aliases in by_layer.values() if aliases not in inside]
@@ -136,10 +135,7 @@ def holds(name: str, layer: nn.Module, is_frozen: Callable[[str], bool]) -> bool
 
 
 def frozen_at_start(state: State) -> Callable[[str], bool]:
-    """Return which tensors do not train from the first batch on, whoever froze them.
-
-    Args:
-        state: After INIT.
+    """Return, after INIT, which tensors do not train from the first batch on, whichever algorithm froze them.
 
     Returns:
         Plain name -> whether an algorithm with a :class:`TrainablePart` freezes it, or it needs no gradient.
@@ -154,9 +150,9 @@ def frozen_at_start(state: State) -> Callable[[str], bool]:
 class TrainablePart:
     """Freezes a part of a model and gives other parts learning rates of their own, for a Composer algorithm.
 
-    Call :meth:`arrange` at INIT (before Composer makes schedulers and wraps the model), :meth:`hold` at FIT_START,
-    :meth:`keep_statistics` at BEFORE_FORWARD and :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's
-    ``find_unused_parameters`` be :attr:`changes_while_training`.
+    Call :meth:`arrange` at INIT, :meth:`hold` at FIT_START, :meth:`keep_statistics` at BEFORE_FORWARD and
+    :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's ``find_unused_parameters`` be
+    :attr:`changes_while_training`.
 
     Frozen parameters have no gradient and are in no group of the optimizer; layers with running statistics among them
     stay in evaluation mode while the rest trains.
@@ -215,19 +211,27 @@ class TrainablePart:
         """Whether layers have to be kept in evaluation mode now."""
         return bool(self._norms) and not self.unfrozen
 
+    def acts_at(self, event: Event) -> bool:
+        """Return whether this part has something to do at an event."""
+        if event == Event.BEFORE_FORWARD:
+            return self.holds_statistics
+        if event == Event.BATCH_START:
+            return self.changes_while_training and not self.unfrozen
+        return event in (Event.INIT, Event.FIT_START)
+
     def is_frozen(self, name: str) -> bool:
         """Return whether the tensor of this name belongs to the part that is frozen at the start."""
         return matches(name, self.freeze, self._head)
 
     def arrange(self, state: State) -> None:
-        """INIT: split the optimizer's groups, and take frozen parameters out.
+        """Split the optimizer's groups, and take frozen parameters out (INIT).
 
         Raises:
             ModelError: A pattern matches nothing, the head cannot be found, nothing is left to train, or another
                 algorithm arranges the groups, too.
         """
         self._state = state
-        # An algorithm may have served another Trainer, whose model is none of this one's business.
+        # An algorithm may have served another Trainer, whose parameters must be forgotten.
         self.unfrozen, self.frozen_share = False, 0.0
         self._names, self._head, self._frozen, self._norms, self._held = [], [], [], [], []
         patterns = self.patterns
@@ -255,10 +259,10 @@ class TrainablePart:
         total = sum(parameter.numel() for parameter in parameters.values())
         self.frozen_share = sum(parameter.numel() for parameter in self._frozen) / total
         if not self.changes_while_training:
-            self._stop_gradients()  # before DDP looks at the model
+            self._stop_gradients()  # before DDP looks at the model: it waits for what requires a gradient then
 
     def hold(self, state: State) -> None:
-        """FIT_START: make sure that schedulers and other algorithms left the arrangement as it was.
+        """Check that schedulers and other algorithms left the arrangement as it was (FIT_START).
 
         Raises:
             ModelError: They did not.
@@ -276,13 +280,14 @@ class TrainablePart:
             self._stop_gradients()
 
     def keep_statistics(self, state: State) -> None:
-        """BEFORE_FORWARD: frozen normalisation layers use their statistics and leave them as they are."""
+        """Let frozen normalisation layers use their statistics and leave them as they are (BEFORE_FORWARD)."""
+        # At every forward pass: Composer puts the whole model into training mode after each evaluation.
         if self.holds_statistics and state.model.training:
             for module in self._norms:
                 module.eval()
 
     def unfreeze_if_due(self, state: State) -> bool:
-        """BATCH_START: let everything train once ``unfreeze_at`` has come; whether that was now."""
+        """Let everything train once ``unfreeze_at`` has come, and return whether that was now (BATCH_START)."""
         if self.unfreeze_at is None or not self.freeze or self.unfrozen or not reached(state, self.unfreeze_at):
             return False
         self._unfreeze(state)
@@ -309,7 +314,7 @@ class TrainablePart:
                 )
 
     def _refuse_lost(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Return what comes back has to come back into the optimizer."""
+        # What thaws must go back into the optimizer's groups, so it must have been in them.
         held = {id(parameter) for group in self._held for parameter in group["params"]}
         lost = [name for name, one in parameters.items() if self.is_frozen(name) and id(one) not in held]
         if lost and self.changes_while_training:

@@ -37,9 +37,6 @@ def unreduced_losses(model: nn.Module) -> ExampleLosses:
     and for loss modules that have an attribute of that name (``nn.CrossEntropyLoss``). Dense outputs are averaged over
     their positions.
 
-    Args:
-        model: The user's model, without wrappers.
-
     Raises:
         ModelError: The model computes its loss in another way.
     """
@@ -128,13 +125,11 @@ class TaskLosses:
         self.words = "that of the model's own loss function"
 
     def _distance(self, outputs: Any, own: float) -> float:
-        """Return how far the model's loss is from the plain one, and settle whether it is a mean over targets.
-
-        torch's losses are means over all counted targets of a batch; others are means over examples.
-        """
+        """Return how far the model's loss is from the plain one, and settle whether it is a mean over targets."""
         if self._reader.task is None or self._reader.targets is None:
             return math.inf
         losses_B, numbers_B = self._by_task(self._reader.rows(outputs))
+        # torch's losses are means over all counted targets of a batch; others are means over examples.
         off = []
         for self._over_targets in (True, False):
             off.append(abs(float(self._weighed(losses_B, numbers_B).mean().detach()) - own))

@@ -97,15 +97,15 @@ def find_task(
     if len(pool) == 1:
         return replace(pool[0], evidence="the only reading of the shapes" + (" as set" if settings.kind else ""))
     raise TaskError(
-        f"several tasks fit {seen}: {'; '.join(_words(task) for task in pool)}. The model's loss tells none of them "
-        "apart. Set keys: {task: {kind: ..., class_dim: ...}}."
+        f"several tasks fit {seen}: {'; '.join(_words(task) for task in pool)}. The model's loss fits none of them "
+        "alone. Set keys: {task: {kind: ..., class_dim: ...}}."
     )
 
 
 def _candidates(
     outputs: torch.Tensor, targets: torch.Tensor, settings: TaskSettings, ignore_indices: Sequence[int]
 ) -> list[Task]:
-    """Every reading that the shapes allow and the settings admit; readings with fewer assumptions first."""
+    """Return every reading that the shapes allow and the settings admit; fewer assumptions come first."""
     found: list[Task] = []
     whole = not targets.is_floating_point()
     ignored = [None, *sorted(set(ignore_indices))] if settings.ignore_index is None else [settings.ignore_index]
@@ -190,6 +190,7 @@ def _is_sum(task: Task, outputs: torch.Tensor, targets: torch.Tensor, own_loss: 
 
 def _distinct(tasks: list[Task], outputs: torch.Tensor, targets: torch.Tensor) -> list[Task]:
     """Leave out readings that differ from an earlier one only in an ignored value that this batch does not hold."""
+    # Both mean the same here, and a choice between them would be refused as ambiguous.
     kept: list[Task] = []
     for task in tasks:
         counted = task.rows(outputs.detach(), targets).counted_BX
@@ -208,7 +209,8 @@ def _equal(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 
 def _without_hints(tasks: list[Task]) -> list[Task]:
-    """Readings without an ignored value that only a hint names, and no shift that no loss has shown."""
+    """Return the readings without an ignored value that only a hint names, and without an unconfirmed shift."""
+    # A wrong ignored value or shift would silently drop targets, so only the loss may decide for one.
     plain = [task for task in tasks if task.ignore_index is None and not task.shift]
     return plain or tasks
 

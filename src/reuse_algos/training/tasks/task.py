@@ -120,10 +120,6 @@ class Task:
     def require(self, who: str, supported: Sequence[str]) -> None:
         """Refuse a task for which something is not defined.
 
-        Args:
-            who: What is refused, for the message.
-            supported: Kinds for which it is defined.
-
         Raises:
             TaskError: This kind is not among them.
         """
@@ -180,7 +176,7 @@ class Task:
             )
         numbers_BC = targets.reshape(logits_BC.shape).to(torch.promote_types(logits_BC.dtype, torch.float32))
         counted_BC = ~numbers_BC.isnan()
-        if self.is_sigmoid:  # -1 and -100 are common marks of labels that nobody has given
+        if self.is_sigmoid:  # -1 and -100 are common marks of missing labels
             counted_BC &= (numbers_BC >= 0) & (numbers_BC <= 1)
         if self.ignore_index is not None:
             counted_BC &= numbers_BC != self.ignore_index
@@ -190,9 +186,6 @@ class Task:
         """Return the plain loss of each example: the mean over its counted targets.
 
         Cross entropy for softmax tasks, binary cross entropy for binary and multilabel, squared error for regression.
-
-        Args:
-            rows: With targets.
 
         Returns:
             float32 (float64 for float64 outputs) ``[B]``; NaN for an example without a counted target.
@@ -204,6 +197,7 @@ class Task:
         """Return the loss of each target, and which of them count (None: all), see :meth:`losses`."""
         if rows.targets is None:
             raise TaskError(f"the loss of a {self.kind} task needs the targets of the batch")
+        # In float32 at least: sums over many targets in half precision would not match the model's own loss.
         logits_BCX = rows.logits_BCX.to(torch.promote_types(rows.logits_BCX.dtype, torch.float32))
         targets = rows.targets.to(logits_BCX.dtype) if rows.targets.is_floating_point() else rows.targets
         if self.is_softmax:

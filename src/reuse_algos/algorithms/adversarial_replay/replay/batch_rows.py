@@ -16,14 +16,8 @@ from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 
 
-def mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
-    """Return the mean of each number over all ranks. Every rank must call this.
-
-    Args:
-        numbers: Of this rank.
-        device: Of the model.
-        alike: Whether the numbers are known to be the same on all ranks.
-    """
+def _mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
+    """Return the mean of each number over all ranks; every rank must call this."""
     # Without asking the other ranks where that is possible: reading the sum makes a GPU wait.
     if alike or dist.get_world_size() == 1:
         return [float(number) for number in numbers]
@@ -68,15 +62,12 @@ class BatchRows:
         self, rows_R: Tensor, runs_R: Tensor | None, num_rows: int, device: torch.device, *, alike: bool
     ) -> None:
         self._rows_R, self._runs_R, self._num_rows = rows_R, runs_R, num_rows
-        self._mean_rows, self.replayed = mean_over_ranks((num_rows, len(rows_R)), device, alike)
+        self._mean_rows, self.replayed = _mean_over_ranks((num_rows, len(rows_R)), device, alike)
         self.first = self.count = 0
         self.runs_here: Tensor | None = None
 
     def next_microbatch(self, count: int) -> Tensor:
         """Go on to the next microbatch.
-
-        Args:
-            count: Its rows.
 
         Returns:
             int64 on the CPU: which of these are replayed.

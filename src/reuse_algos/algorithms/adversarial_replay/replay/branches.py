@@ -67,12 +67,9 @@ class Branches:
         restart_auxiliary(self.layers, state.optimizers)
 
     def put_aside(self, state: State) -> None:
-        """Leave the plain model to what is exported or saved from here on (FIT_END).
-
-        Another ``fit()`` goes on with both branches. What ``Trainer.save_checkpoint`` saves after this has the plain
-        model and optimizer, from which only a plain training can go on.
-        """
-        # Composer has saved its own checkpoints by now, with both branches.
+        """Leave the plain model to what is exported or saved from here on (FIT_END)."""
+        # Composer has saved its own checkpoints by now, with both branches, and another fit() goes on with both. What
+        # Trainer.save_checkpoint saves after this is plain, and only a plain training can go on from it.
         self._aside = take_out(self.layers, state.optimizers)
         self.layers = []
 

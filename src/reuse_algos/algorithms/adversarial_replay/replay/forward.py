@@ -20,14 +20,15 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from reuse_algos.algorithms.adversarial_replay.replay.rows import (
+    ADVICE,
     add_to_first,
     join_rows,
     nothing_of,
-    take_rows,
     tensors_of,
     with_item,
 )
 from reuse_algos.errors import ModelError
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 
@@ -84,11 +85,6 @@ class ReplayedForward:
         """Prepare the next call of the trainer's model.
 
         That call fills ``replay.outputs``; with ``replace`` it returns them in their places.
-
-        Args:
-            model: The trainer's, with its wrappers.
-            batch: What that call will get.
-            replay: The rows.
         """
         self.disarm()
         given = self._given(batch, replay)
@@ -174,7 +170,7 @@ class ReplayedForward:
         message = _too_few(len(replay.rows_R), replay.num_rows, "are replayed")
         self.switch.auxiliary, self.switch.too_few = True, message
         try:
-            with seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
+            with _seeded_apart(_item(replay.batch, self.input_key).device, replay.seed):
                 outputs = inner(replay.batch)
         except ValueError as error:
             # torch has no error class of its own for batch norm on a single row.
@@ -222,13 +218,8 @@ def _with_all_parameters(module: nn.Module, arguments: Any, outputs: Any) -> Any
 
 
 @contextmanager
-def seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
-    """Let torch's generators of the CPU and of a device start from a seed in the ``with`` block, and put them back.
-
-    Args:
-        device: Where the model computes.
-        seed: int64.
-    """
+def _seeded_apart(device: torch.device, seed: int) -> Iterator[None]:
+    """Let torch's generators of CPU and device start from a seed in the ``with`` block, and put them back."""
     generators = [torch.default_generator]
     if device.type == "cuda":
         index = torch.cuda.current_device() if device.index is None else device.index
@@ -250,4 +241,4 @@ def _item(batch: Any, key: Any) -> Tensor:
 
 def _part(outputs: Any, start: int, stop: int, num_rows: int) -> Any:
     """Return rows of the outputs of a joint pass."""
-    return take_rows(outputs, torch.arange(start, stop), num_rows, strict=True)
+    return take_rows(outputs, torch.arange(start, stop), num_rows, strict=ADVICE)

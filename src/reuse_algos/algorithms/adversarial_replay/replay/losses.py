@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from reuse_algos.algorithms.adversarial_replay.checks import refuse_other_outputs
 from reuse_algos.algorithms.adversarial_replay.replay.forward import Replay
-from reuse_algos.algorithms.adversarial_replay.replay.rows import nothing_of, take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.replay.rows import nothing_of, with_item
 from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.interplay import example_losses, example_weights
 from reuse_algos.training.loss import add_to_loss, total_of, with_weights
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
 
@@ -50,7 +51,7 @@ def look_at_rows(state: State, replay: Replay, sums: ReplaySums, *, appends: boo
             inputs_RCHW = batch_get(replay.batch, keys.input)
             batch = with_item(take_rows(state.batch, replay.rows_R, replay.num_rows), keys.input, inputs_RCHW)
             loss = model.loss(replay.outputs, batch)
-            added = weighed_loss(state, replay.rows_R, replay.outputs, batch, loss)
+            added = _weighed_loss(state, replay.rows_R, replay.outputs, batch, loss)
             sums.add_adversarial_loss(added, len(replay.rows_R))
         else:
             _add_losses_apart(model, state, replay, sums)
@@ -75,16 +76,8 @@ def _add_losses_apart(model: Any, state: State, replay: Replay, sums: ReplaySums
             add(total_of(model.loss(*parts)), len(rows))
 
 
-def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
-    """Return the loss of replayed rows as one number, with the weights that a curriculum gives to their examples.
-
-    Args:
-        state: Of the trainer, after the forward pass.
-        rows_R: int64 on the CPU: which rows of the microbatch they are.
-        outputs: Of the replayed rows.
-        batch: Theirs.
-        loss: What the model says of these two.
-    """
+def _weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: Any) -> Tensor:
+    """Return the loss of replayed rows as one number, with the weights that a curriculum gives to their examples."""
     weights_B, losses = example_weights(state), example_losses(state)
     if weights_B is not None and losses is not None:
         losses_R = losses(outputs, batch)
@@ -95,11 +88,10 @@ def weighed_loss(state: State, rows_R: Tensor, outputs: Any, batch: Any, loss: A
 def with_idle_parameters(loss: Any, parameters: Iterable[nn.Parameter]) -> Any:
     """Return the loss, to which the parameters contribute nothing: their gradients are zeros, not missing.
 
-    DistributedDataParallel waits for every parameter's gradient in every backward pass.
-
     Args:
         loss: A tensor, a mapping (with or without ``total``) or a tuple of tensors.
         parameters: What had no part in the forward pass.
     """
+    # DistributedDataParallel waits for every parameter's gradient in every backward pass.
     parameters = list(parameters)
     return add_to_loss(loss, nothing_of(parameters)) if parameters else loss

@@ -1,4 +1,4 @@
-"""Replayed rows of a batch: through the model, into the loss, and what others of the run are told of them.
+"""Replayed rows of a batch: through the model, into the loss, and what other algorithms read of them.
 
 Legend: B rows of a microbatch, R of them replayed.
 """
@@ -17,7 +17,7 @@ from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRow
 from reuse_algos.algorithms.adversarial_replay.replay.branches import Branches
 from reuse_algos.algorithms.adversarial_replay.replay.forward import Replay, ReplayedForward
 from reuse_algos.algorithms.adversarial_replay.replay.losses import look_at_rows
-from reuse_algos.algorithms.adversarial_replay.replay.rows import take_rows, with_item
+from reuse_algos.algorithms.adversarial_replay.replay.rows import with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.trainer import num_rows
@@ -25,6 +25,7 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.loss import add_to_loss, total_of
+from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import device_of, logits_of
 
 _SALT_PASS = 97  # of view_hash; perturbations.py has the one before
@@ -69,13 +70,7 @@ class RowReplay:
         self.rows = self.current = self._added = self.record.sums = None
 
     def begin_batch(self, state: State, wanted: int, rows: BatchRows) -> None:
-        """Replay these rows in the batch that comes (BEFORE_TRAIN_BATCH).
-
-        Args:
-            state: Of the trainer.
-            wanted: How many rows were to be replayed.
-            rows: Those that are.
-        """
+        """Replay these rows in the batch that comes (BEFORE_TRAIN_BATCH)."""
         # Once, in the first batch in which it is on: the main branch has gone on since the model was split.
         if not self.restarted:
             self.branches.restart(state)

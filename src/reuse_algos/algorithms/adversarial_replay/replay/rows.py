@@ -6,7 +6,7 @@ Legend: B rows of a microbatch, R of them replayed, K the others.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 
 from reuse_algos.errors import ModelError
+from reuse_algos.training.nested import describe, like_mapping, like_sequence
 
-_ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
+ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
 
 
 def replayed_rows(fraction: float, num_rows: int, batch: int = 0) -> Tensor:
@@ -71,45 +72,12 @@ def add_to_first(data: Any, number: Tensor) -> Any:
     if isinstance(data, Mapping):
         for key, value in data.items():
             if (found := add_to_first(value, number)) is not None:
-                return _like_mapping(data, {**data, key: found})
+                return like_mapping(data, {**data, key: found})
     elif isinstance(data, (tuple, list)):
         for place, value in enumerate(data):
             if (found := add_to_first(value, number)) is not None:
-                return _like_sequence(data, [*data[:place], found, *data[place + 1 :]])
+                return like_sequence(data, [*data[:place], found, *data[place + 1 :]])
     return None
-
-
-def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: bool = False) -> Any:
-    """Return some rows of everything in a batch (or in outputs) that has one row per example.
-
-    Args:
-        data: Tensors, and mappings, tuples and lists of them; what has no rows is passed on as it is.
-        rows_R: int64, on any device.
-        num_rows: Rows of the data.
-        strict: Whether to refuse tensors without rows. Default: False.
-
-    Raises:
-        ModelError: (strict) A tensor has no rows.
-    """
-    if isinstance(data, Tensor):
-        if not data.dim() or len(data) != num_rows:
-            if strict:
-                raise ModelError(
-                    f"the model's outputs hold {_describe(data)} for {num_rows} rows, so clean and replayed rows "
-                    f"cannot be told apart. {_ADVICE}."
-                )
-            return data
-        # index_select gives channels-last images back as ordinary ones.
-        taken = data.index_select(0, rows_R.to(data.device, non_blocking=True))
-        return taken.contiguous(memory_format=_memory_format(data))
-    if isinstance(data, Mapping):
-        return _like_mapping(data, {k: take_rows(v, rows_R, num_rows, strict=strict) for k, v in data.items()})
-    if isinstance(data, (tuple, list)):
-        plain = all(isinstance(value, (str, int, float, bool)) for value in data)
-        if plain and len(data) == num_rows:
-            return _like_sequence(data, [data[row] for row in rows_R.tolist()])
-        return _like_sequence(data, [take_rows(value, rows_R, num_rows, strict=strict) for value in data])
-    return data
 
 
 def with_item(batch: Any, key: Any, value: Any) -> Any:
@@ -137,37 +105,15 @@ def join_rows(first: Any, second: Any, counts: tuple[int, int], order_B: Tensor 
             return joined if order_B is None else joined.index_select(0, order_B.to(joined.device, non_blocking=True))
     elif isinstance(first, Mapping) and isinstance(second, Mapping) and first.keys() == second.keys():
         found = {key: join_rows(first[key], second[key], counts, order_B, strict=strict) for key in first}
-        return _like_mapping(first, found)
+        return like_mapping(first, found)
     elif isinstance(first, (tuple, list)) and type(first) is type(second) and len(first) == len(second):
         pairs = zip(first, second, strict=True)
-        return _like_sequence(first, [join_rows(a, b, counts, order_B, strict=strict) for a, b in pairs])
+        return like_sequence(first, [join_rows(a, b, counts, order_B, strict=strict) for a, b in pairs])
     elif first is None and second is None:
         return None
     if strict:
         raise ModelError(
-            f"the model's outputs hold {_describe(first)} for {counts[0]} clean rows and {_describe(second)} for "
-            f"{counts[1]} replayed ones, which cannot be put together. {_ADVICE}."
+            f"the model's outputs hold {describe(first)} for {counts[0]} clean rows and {describe(second)} for "
+            f"{counts[1]} replayed ones, which cannot be put together. {ADVICE}."
         )
     return first
-
-
-def _memory_format(tensor: Tensor) -> torch.memory_format:
-    channels_last = tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if channels_last and not tensor.is_contiguous() else torch.contiguous_format
-
-
-def _like_mapping(like: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    if type(like) is dict or not isinstance(like, MutableMapping):
-        return items
-    found = copy.copy(like)
-    for key, value in items.items():
-        found[key] = value
-    return found
-
-
-def _like_sequence(like: Any, values: list[Any]) -> Any:
-    return type(like)(*values) if hasattr(like, "_fields") else type(like)(values)
-
-
-def _describe(part: Any) -> str:
-    return f"a tensor {tuple(part.shape)}" if isinstance(part, Tensor) else f"a {type(part).__name__}"

@@ -16,6 +16,7 @@ from reuse_algos.archive import PriorRun, encode_top_k
 from reuse_algos.archive.signals.top_k import top_k_error
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.training.tasks.recorded_task import task_of
 from reuse_algos.training.tasks.task import Rows, Task, mean_of_counted
 
 
@@ -55,6 +56,7 @@ def in_layout(task: Task, logits: Tensor, like_BCX: Tensor) -> Tensor:
     """
     if logits.dim() == 1 or (task.class_dim == 0 and logits.dim() + 1 == like_BCX.dim()):
         return logits.unsqueeze(1)
+    # A shifted task leaves out the last position, which predicts a token that the batch does not have.
     places = like_BCX.shape[2] + int(task.shift) if like_BCX.dim() > 2 else None
     if task.class_dim == -1 and places is not None and logits.shape[1:] == (places, like_BCX.shape[1]):
         logits = logits.movedim(-1, 1)
@@ -68,6 +70,8 @@ def at_size(logits_BCX: Tensor, like_BCX: Tensor) -> Tensor:
         logits_BCX: ``[B, C, h, w]``, or logits without a height and a width, which stay as they are.
         like_BCX: The student's, ``[B, C, H, W]``.
     """
+    # Recorded maps are means over cells, so they are smaller than the student's. Larger ones are of another task, and
+    # stay as they are: the comparison of shapes refuses them.
     sizes = logits_BCX.shape[2:], like_BCX.shape[2:]
     if len(sizes[0]) != 2 or len(sizes[1]) != 2 or any(a > b for a, b in zip(*sizes, strict=True)):
         return logits_BCX
@@ -95,13 +99,10 @@ def refuse_other_task(task: Task, runs: Sequence[PriorRun]) -> None:
         PriorRunMismatchError: A run's outputs mean something else than this run's.
     """
     for run in runs:
-        theirs = getattr(run.manifest, "task", None)
-        kind = getattr(theirs, "kind", None)
-        if kind is None:
-            continue
-        shift = bool(getattr(theirs, "shift", False))
-        if (kind, shift) != (task.kind, task.shift):
-            words = Task(task.kind, 1, shift=task.shift).difference(Task(kind, 1, shift=shift))
+        theirs = task_of(run.manifest)
+        # The number of classes may differ here: only common classes are compared.
+        if theirs is not None and (theirs.kind, theirs.shift) != (task.kind, task.shift):
+            words = Task(task.kind, 1, shift=task.shift).difference(Task(theirs.kind, 1, shift=theirs.shift))
             raise PriorRunMismatchError(
                 f"run {run.id} was trained on another task: {words}. Choose other runs, or set keys: {{task: {{kind: "
                 "...}} where this run's was found wrongly."
@@ -156,10 +157,11 @@ def right_answers(task: Task, rows: Rows, target_BC: Tensor, yes_BC: Tensor, see
         seen_B: Rows that have a target of the teachers; None: all.
 
     Returns:
-        Float32 ``[3]`` over the rows that the teachers know; None for regression and where there are no targets.
+        Float32 ``[3]`` over the rows that the teachers know; None for regression, or without targets.
     """
     if rows.targets is None or not (task.is_softmax or task.is_sigmoid):
         return None
+    # Task.correct reads the sign of a logit: a yes is above 0.
     theirs = rows._replace(logits_BCX=target_BC if task.is_softmax else yes_BC.float() - 0.5)
     right_B, taught_B = task.correct(rows).float(), task.correct(theirs).float()
     seen_B = torch.ones_like(right_B) if seen_B is None else seen_B.float()

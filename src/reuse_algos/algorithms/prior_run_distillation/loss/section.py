@@ -128,6 +128,7 @@ class MSE:
 
     def check_ahead(self, state: State, window: Window) -> None:
         """Raise a ``ValueError`` where a scheduler will bring a setting out of its range within a window."""
+        # Now, since a schedule that leaves the range in the last epoch would stop a training of days there.
         for value in ahead(self.weight_scheduler, state, window):
             self.check(self.plain._replace(weight=self.weight * value))
 
@@ -179,7 +180,7 @@ class MSE:
 
     def answers(self, target_BC: Tensor) -> Tensor:
         """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
-        return target_BC > 0
+        return target_BC > 0  # logits
 
     def metrics(self, now: Strength) -> dict[str, float]:
         """Return the settings that a scheduler or the bound changes, for the log."""
@@ -276,7 +277,7 @@ class KL(MSE):
 
     def answers(self, target_BC: Tensor) -> Tensor:
         """Return which labels a target of :meth:`target` says yes to, for binary and multilabel tasks."""
-        return target_BC > 0.5
+        return target_BC > 0.5  # probabilities
 
     def metrics(self, now: Strength) -> dict[str, float]:
         """Return the settings that a scheduler or the bound changes, for the log."""

@@ -36,6 +36,7 @@ def mix_probabilities(
     >>> mix_probabilities([torch.zeros(1, 2), torch.tensor([[0.0, 100.0]])], [0.5, 0.5], temperature=1.0)
     tensor([[0.2500, 0.7500]])
     """
+    # In place, one teacher at a time: M distributions over a vocabulary side by side may not fit.
     mixed = torch.zeros_like(_full(teacher_logits[0]))
     for logits_BC, weight in zip(teacher_logits, weights, strict=True):
         mixed.add_(F.softmax(_full(logits_BC) / temperature, dim=1), alpha=float(weight))
@@ -229,7 +230,7 @@ def sample_weights(num_teachers: int, rng: np.random.Generator, size: int = 1) -
     >>> sample_weights(4, np.random.default_rng(0), size=2)
     array([0. , 0. , 0.5, 0.5])
     """
-    if num_teachers == 1:
+    if num_teachers == 1:  # nothing is drawn, so that one teacher gives the same run under every combination
         return mean_weights(1)
     chosen = rng.choice(num_teachers, size=min(size, num_teachers), replace=False)
     weights = np.zeros(num_teachers)
@@ -245,10 +246,8 @@ def _full(values: torch.Tensor) -> torch.Tensor:
 def _counted(
     student_BC: torch.Tensor, teacher_BC: torch.Tensor, seen_B: torch.Tensor | None, counted_BX: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both with zeros where nothing counts.
-
-    In front of the softmax and not behind it: its gradient at a NaN is NaN, even where the loss is not used.
-    """
+    """Return both with zeros where nothing counts."""
+    # In front of the softmax and not behind it: its gradient at a NaN is NaN, even where the loss is not used.
     if seen_B is not None:
         seen = seen_B.reshape(-1, *[1] * (student_BC.dim() - 1))
         student_BC, teacher_BC = student_BC.where(seen, 0.0), teacher_BC.where(seen, 0.0)

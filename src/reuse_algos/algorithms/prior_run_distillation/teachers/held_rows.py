@@ -43,7 +43,7 @@ _MOST_OFF = 0.1
 _FEWEST_ALIKE = 0.75
 
 
-def hold_rows(
+def _hold_rows(
     run: PriorRun,
     weights: str,
     cached_BC: Tensor,
@@ -52,28 +52,13 @@ def hold_rows(
     views: Sequence[int],
     kept: int | None,
 ) -> str:
-    """Hold cached logits against what the archived model says, and say how near they are.
-
-    Args:
-        run: The prior run.
-        weights: Name of the archived weights.
-        cached_BC: As they are archived, ``[B, C, ...]``.
-        said_BC: Of the archived model, in the same layout.
-        seen_B: Bool ``[B]``, the rows that have cached logits.
-        views: Of the rows.
-        kept: How many of the largest logits are archived; None: all.
-
-    Returns:
-        What was compared and found, in words.
-
-    Raises:
-        PriorRunMismatchError: Harvested logits are something else than what their model says.
-    """
+    """Hold cached logits ``[B, C, ...]`` against the archived model's, and say in words how near they are."""
     rows_R = seen_B.nonzero().flatten()
     if not len(rows_R):
         return "no row of the first batch has cached logits"
     cached, said = (part.index_select(0, rows_R.to(part.device)).float() for part in (cached_BC, said_BC))
     cached = cached.to(said.device)
+    # Masked classes are -inf on either side, and would make every norm infinite.
     both = cached.isfinite() & said.isfinite()
     cached, said = cached.where(both, 0.0), said.where(both, 0.0)
     off = float((cached - said).norm() / said.norm().clamp_min(1e-12))
@@ -85,9 +70,11 @@ def hold_rows(
     signal = run.signal(signal_name(weights))
     seen = sorted({views[row] for row in rows_R.tolist()} & set(signal.slots)) or signal.slots[:1]
     ages = [age_of_slot(run, signal, view) for view in seen]
+    # Captured rows are those of earlier weights in training mode: they may differ, and only harvested ones may not.
     if any(age is not None for age in ages):
         oldest = max(age for age in ages if age is not None)
         return f"{found}; they were captured in training, {oldest} epochs before its end, so they may differ"
+    # Of top_k the smaller logits are spread evenly, so their norm says little: then the answers are compared.
     if (off > _MOST_OFF) if kept is None else (alike < _FEWEST_ALIKE):
         raise PriorRunMismatchError(
             f"cached logits of the first batch: {found}. They were harvested from these weights, so the inputs are not "
@@ -130,7 +117,7 @@ class CachedCheck:
         assert examples is not None
         used = set(cached.slots_used)
         found, seen_B = cached.targets(state, batch, examples, range(len(cached.names)))
-        cached.slots_used.intersection_update(used)  # a check is no use of a harvest, and a resumed run checks again
+        cached.slots_used.intersection_update(used)  # a check does not count as use of a harvest
         for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
             if kept:
                 check_top_k(name, logits_BC, kept, temperature)
@@ -157,14 +144,14 @@ class CachedCheck:
         said_BC = at_smaller_size(said_BC, cached_BC)
         kept, views = cached.kept_classes[0], examples.views.tolist()
         try:
-            return hold_rows(self._run, self._weights, cached_BC, said_BC, seen_B, views, kept)
+            return _hold_rows(self._run, self._weights, cached_BC, said_BC, seen_B, views, kept)
         except PriorRunMismatchError as error:
             if self._mismatch == "refuse":
                 raise
             return str(error)
 
     def _answers(self, state: State, batch: Any) -> Tensor:
-        """What the archived model says of the microbatch: the one extra forward pass."""
+        """Return what the archived model says of the microbatch: the one extra forward pass."""
         module = state.device.module_to_device(archived_model(self._run, self._weights, like=self._student))
         given = BatchGuard("the archived model").copy(batch)  # the first copy of a guard shares no tensor
         inputs = given if isinstance(module, ComposerModel) else batch_get(given, self._keys.input)

@@ -23,7 +23,7 @@ class KnownClasses:
 
     Args:
         here_M: int64, columns of the student; None where all have the same classes, and nothing is picked.
-        there: for each prior run int64 ``[M]``, its columns of the same classes.
+        there: For each prior run int64 ``[M]``, its columns of the same classes.
         classes: C and, for each prior run, J.
     """
 
@@ -36,18 +36,18 @@ class KnownClasses:
         self.here_M, self.there, self._classes = here_M, list(there), classes
 
     def of_student(self, logits_BC: torch.Tensor) -> torch.Tensor:
-        """``[B, C, ...]`` to ``[B, M, ...]``.
+        """Return ``[B, M, ...]`` of the student's ``[B, C, ...]``.
 
         Raises:
-            PriorRunMismatchError: there are not as many logits as class names.
+            PriorRunMismatchError: There are not as many logits as class names.
         """
         return logits_BC if self.here_M is None else _picked(logits_BC, self.here_M, self._classes[0], "this run")
 
     def of_teacher(self, run: int, logits_BJ: torch.Tensor) -> torch.Tensor:
-        """``[B, J, ...]`` of a teacher from the prior run of this number to ``[B, M, ...]``.
+        """Return ``[B, M, ...]`` of ``[B, J, ...]``, logits of a teacher from the prior run of this number.
 
         Raises:
-            PriorRunMismatchError: there are not as many logits as class names.
+            PriorRunMismatchError: There are not as many logits as class names.
         """
         if self.here_M is None:
             return logits_BJ
@@ -66,16 +66,16 @@ def _picked(logits: torch.Tensor, columns_M: torch.Tensor, classes: int, whose: 
 def find_known_classes(
     runs: Sequence[PriorRun], num_classes: int | None, info: DatasetInfo | None, mismatch: str
 ) -> KnownClasses:
-    """The classes that the current run and all prior runs have, by name.
+    """Return the classes that the current run and all prior runs have, by name.
 
     Args:
-        runs: prior runs, at least one.
-        num_classes: of the current run.
-        info: the current train data; None where they are not known.
+        runs: Prior runs, at least one.
+        num_classes: Of the current run.
+        info: The current train data; None where they are not known.
         mismatch: ``refuse`` other classes, or ``allow`` them: then the common ones are used.
 
     Raises:
-        PriorRunMismatchError: classes differ and that is refused, or cannot be told apart by name, or fewer than two
+        PriorRunMismatchError: Classes differ and that is refused, or cannot be told apart by name, or fewer than two
             are common to all.
     """
     ours = list(info.class_names or ()) if info else []

@@ -11,6 +11,7 @@ from reuse_algos.algorithms.prior_run_distillation.settings import Auto, Cached,
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.presentations import harvested_name
 from reuse_algos.priors.views import age_of_slot, missing_views, other_views, too_old
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
@@ -34,7 +35,7 @@ class SourceChoice(NamedTuple):
 def choose_source(
     state: State,
     runs: Sequence[PriorRun],
-    source: Live | Cached | Auto,
+    source: Live | Cached,
     policy: ViewPolicy | None,
     no_ids: str | None,
     mismatch: str,
@@ -53,13 +54,14 @@ def choose_source(
         PriorRunMismatchError: What is asked for is not true for what this run sees.
     """
     hiding = hides_inputs(state)
-    if isinstance(source, Live) and not isinstance(source, Auto):
+    if isinstance(source, Live):
         if hiding:
             raise PriorRunMismatchError(_no_images(hiding[0], "source: live was asked for"))
         return SourceChoice("live", "as asked for")
     automatic = isinstance(source, Auto)
-    reasons = (missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
+    reasons = (_missing_from_cache(run, source, policy, _LEAST_SEEN if automatic else 0.0) for run in runs)
     reason = no_ids or next((found for found in reasons if found), None)
+    # In place of any other reason: no harvest could mend this one.
     if changers := mixes_examples(state) + changes_inputs(state):
         reason = (
             f"{changers[0]} changes the inputs, so logits that were cached without it are not true for what the "
@@ -70,6 +72,7 @@ def choose_source(
             raise PriorRunMismatchError(_no_images(hiding[0], reason))
         true = "archived logits are true for every view that this run shows"
         return SourceChoice("live", reason) if reason else SourceChoice("cached", true)
+    # mismatch: allow speaks of unknown views. A row that mixes examples is not a view of any.
     if reason and (mixes_examples(state) or mismatch != "allow"):
         raise PriorRunMismatchError(reason)
     return SourceChoice("cached", "as asked for" + (f", though {reason}" if reason else ""))
@@ -80,19 +83,10 @@ def signal_name(weights: str) -> str:
     return harvested_name("logits", weights)
 
 
-def missing_from_cache(
-    run: PriorRun, source: Cached | Auto, policy: ViewPolicy | None, least: float = 0.0
-) -> str | None:
-    """Say why cached logits of a run cannot stand for this run's views, or None where they can.
-
-    Args:
-        run: The prior run.
-        source: Whose logits are wanted, and how old captured ones may be.
-        policy: The views that this run will see.
-        least: Share of the examples of each view that must have logits. Default: 0, any.
-    """
+def _missing_from_cache(run: PriorRun, source: Cached, policy: ViewPolicy | None, least: float = 0.0) -> str | None:
+    """Say why cached logits of a run cannot stand for this run's views, or None where they can."""
     views = f"--views {policy.num_views}" if policy and policy.num_views else "--views 1"
-    advice = f"Run `reuse-algos harvest ARCHIVE {run.id} {views}`, or use source: live"
+    advice = f"Run {harvest_command(run, 'logits', views=views)}, or use source: live"
     names = source.weight_names
     for name in names:
         if signal_name(name) not in run.signal_names:

@@ -15,10 +15,11 @@ from composer.utils.batch_helpers import batch_get
 from torch import nn
 
 from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
-from reuse_algos.archive import PriorRun, ResidentSignal, Signal
+from reuse_algos.archive import PriorRun, Signal
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import SignalNotFoundError
+from reuse_algos.priors.lookup import ArchivedRows, fits_device
 from reuse_algos.priors.model import ModelFactory, archived_model
 from reuse_algos.priors.views import too_old
 from reuse_algos.training.batch_guard import BatchGuard
@@ -31,16 +32,13 @@ from reuse_algos.training.parameters.tokens import refuse_other_tokens
 # Archived rows from which a teacher's scale is taken; its relative error is then about 1/30.
 _SAMPLED = 1024
 
-# Cached logits up to this size are kept on the training device; larger ones are read from the memory map.
-_RESIDENT_BYTES = 2 << 30
-
 
 class Targets(NamedTuple):
     """Logits of the chosen teachers for one microbatch.
 
     Attributes:
-        logits: one tensor ``[B, C, ...]`` for each chosen teacher.
-        seen_B: bool ``[B]``: rows that have a target from all of them; None: all rows.
+        logits: One tensor ``[B, C, ...]`` for each chosen teacher.
+        seen_B: Bool ``[B]``: rows that have a target from all of them; None: all rows.
     """
 
     logits: list[torch.Tensor]
@@ -51,10 +49,10 @@ class Teachers(Protocol):
     """A set of teachers.
 
     Attributes:
-        names: of each teacher.
-        flops_per_example: of the forward pass of each that has given targets: 0 where it makes none, None where it
+        names: Of each teacher.
+        flops_per_example: Of the forward pass of each that has given targets: 0 where it makes none, None where it
             cannot be counted.
-        in_layout: whether the logits of each lie in the layout of the task already (classes in dimension 1).
+        in_layout: Whether the logits of each lie in the layout of the task already (classes in dimension 1).
     """
 
     names: list[str]
@@ -69,20 +67,19 @@ class Teachers(Protocol):
 class LiveTeachers:
     """Archived models in evaluation mode, run without gradient on the batch that the student sees.
 
-    They are plain attributes of a plain object: never sub-modules of the student, so never in its state dict, its
-    optimizer or its DDP buckets. Their batch-norm statistics do not move.
+    Their batch-norm statistics do not move, and they are not in the student's checkpoints.
 
     Args:
-        runs: prior runs.
-        weights: names of archived weights; each (run, name) pair is one teacher.
-        factory: a module or a function that makes one; None: the model that the run's record describes, or else a
+        runs: Prior runs.
+        weights: Names of archived weights; each (run, name) pair is one teacher.
+        factory: A module or a function that makes one; None: the model that the run's record describes, or else a
             copy of ``student`` where the parameters have the same names and shapes.
-        student: an untouched copy of the student's model, or None.
-        state: the trainer's state, for device and memory format.
+        student: An untouched copy of the student's model, or None.
+        state: The trainer's state, for device and memory format.
         keys: Where inputs (for teachers that are plain modules) and logits lie.
 
     Raises:
-        ModelError, PriorRunMismatchError: no module can be made for a run, or its weights do not fit.
+        ModelError, PriorRunMismatchError: No module can be made for a run, or its weights do not fit.
     """
 
     def __init__(
@@ -94,12 +91,14 @@ class LiveTeachers:
         state: State,
         keys: BatchKeys,
     ) -> None:
-        self.names = [f"{run.id}/{name}" for run in runs for name in weights]
+        self.names = _names(runs, weights)
         self.flops_per_example: list[int | None] = [None] * len(self.names)
         self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
         self._guards = [BatchGuard(f"teacher {name}") for name in self.names]
         self._input_key, self._output_key = keys.input, keys.output
+        # In a plain list of a plain object: a sub-module of the student would be in its state dict, its optimizer and
+        # its DDP buckets.
         self._modules: list[nn.Module] = []
         channels_last = any(
             p.dim() == 4 and p.is_contiguous(memory_format=torch.channels_last) and not p.is_contiguous()
@@ -128,7 +127,7 @@ class LiveTeachers:
         return Targets(logits, None)
 
     def _inputs_of(self, index: int, batch: Any) -> Any:
-        """What a teacher is given: a copy of its own, since it may be a model that takes things out of its batch."""
+        # Each teacher gets a copy of its own: some models take entries out of their batch.
         given = self._guards[index].copy(batch)
         return given if isinstance(self._modules[index], ComposerModel) else batch_get(given, self._input_key)
 
@@ -137,19 +136,20 @@ class CachedTeachers:
     """Logits that prior runs archived, looked up by example and view.
 
     Args:
-        runs: prior runs.
-        weights: names of archived weights; each (run, name) pair is one teacher.
-        rows: for each run the prior position of each current example (None: the same position).
-        policy: the current run's views; None or no views: slots are used in turn, epoch by epoch.
-        device: where to keep logits that fit.
+        runs: Prior runs.
+        weights: Names of archived weights; each (run, name) pair is one teacher.
+        rows: For each run the prior position of each current example (None: the same position).
+        policy: The current run's views; None or no views: slots are used in turn, epoch by epoch.
+        device: Where to keep logits that fit.
         oldest: How long before the end of its run a slot may have been captured; rows of older ones count as missing.
         slots_used: Those that were looked up so far; further ones are added to it.
 
     Raises:
-        SignalNotFoundError: a run has no logits.
+        SignalNotFoundError: A run has no logits.
 
     Attributes:
         kept_classes: For each teacher how many of its largest logits are archived; None: all.
+        complete: Whether every example has a target of every teacher in every view.
     """
 
     def __init__(
@@ -162,78 +162,48 @@ class CachedTeachers:
         oldest: Time,
         slots_used: set[int],
     ) -> None:
-        self.names = [f"{run.id}/{name}" for run in runs for name in weights]
+        self.names = _names(runs, weights)
         self.flops_per_example: list[int | None] = [0] * len(self.names)
         # Runs of formats before 1.2 recorded no task, and their logits as the model gave them.
         self.in_layout = [run.manifest.task is not None for run in runs for _ in weights]
-        self.slots_used = slots_used
-        self.kept_classes: list[int | None] = []
-        self.complete = True
-        self._device = device
+        self.slots_used, self.complete, self._device = slots_used, True, device
         self._exact = policy is not None and policy.num_views > 0
-        self._signals: list[Signal | ResidentSignal] = []
-        self._rows: list[torch.Tensor | None] = []
-        self._slots: list[list[int]] = []
-        self._allowed: list[torch.Tensor] = []
-        signals = []
-        for run, run_rows in zip(runs, rows, strict=True):
-            for name in weights:
-                if signal_name(name) not in run.signal_names:
+        found: list[tuple[Signal, torch.Tensor | None, list[int]]] = []
+        for run, rows_N in zip(runs, rows, strict=True):
+            for name in map(signal_name, weights):
+                if name not in run.signal_names:
                     raise SignalNotFoundError(
-                        f"run {run.id} has no signal {signal_name(name)!r}, it has {run.signal_names}. Harvest it, or "
-                        "use source: live."
+                        f"run {run.id} has no signal {name!r}, it has {run.signal_names}. Harvest it, or use "
+                        "source: live."
                     )
-                signal = run.signal(signal_name(name))
+                signal = run.signal(name)
                 wanted = list(range(policy.num_views)) if policy is not None and self._exact else signal.slots
-                there = [slot for slot in wanted if slot in signal.slots]
-                young = [slot for slot in there if not too_old(run, signal, slot, oldest)]
+                young = [slot for slot in wanted if slot in signal.slots and not too_old(run, signal, slot, oldest)]
                 if not young:
                     raise SignalNotFoundError(
-                        f"run {run.id} has no {signal_name(name)!r} of this run's views that are at most {oldest} "
-                        "older than its end. Harvest them, or set source.oldest."
+                        f"run {run.id} has no {name!r} of this run's views that are at most {oldest} older than its "
+                        "end. Harvest them, or set source.oldest."
                     )
-                self.complete &= young == wanted
-                signals.append((signal, run_rows, young))
-        share = sum(signal.nbytes for signal, _, _ in signals)
-        for signal, run_rows, slots in signals:
-            self.kept_classes.append(signal.kept_classes)
-            known = run_rows is None or bool((run_rows >= 0).all())
-            self.complete &= known and all(bool(signal.seen(slot).all()) for slot in slots)
-            self._allowed.append(torch.tensor(slots))
-            if share <= _RESIDENT_BYTES:
-                resident = signal.resident(device, slots=slots, rows=run_rows)
-                self._signals.append(resident)
-                self._rows.append(None)
-            else:
-                self._signals.append(signal)
-                self._rows.append(run_rows)
-            self._slots.append(slots)
+                known = rows_N is None or bool((rows_N >= 0).all())
+                self.complete &= known and young == wanted and all(bool(signal.seen(slot).all()) for slot in young)
+                found.append((signal, rows_N, young))
+        self.kept_classes = [signal.kept_classes for signal, _, _ in found]
+        kept_on = device if fits_device(signal for signal, _, _ in found) else None
+        self._archived = [ArchivedRows(*one, kept_on) for one in found]
 
     def sample(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Return some rows of each teacher, evenly over the archived examples and the same on every rank.
+        """Yield some rows of each teacher, evenly over the archived examples and the same on every rank.
 
-        Returns:
+        Yields:
             For each teacher its logits ``[S, C, ...]`` and bool ``[S]``, which of the rows there are.
         """
-        for signal, rows, slots in zip(self._signals, self._rows, self._slots, strict=True):
-            count = signal.num_examples if rows is None else len(rows)
+        for archived in self._archived:
+            count, slots = archived.num_examples, torch.tensor(archived.slots)
             positions_S = torch.linspace(0, count - 1, min(count, _SAMPLED)).long()
-            slots_S = torch.tensor(slots)[torch.arange(len(positions_S)) % len(slots)]
-            known_S = None
-            if rows is not None:
-                positions_S = rows.index_select(0, positions_S)
-                known_S, positions_S = positions_S >= 0, positions_S.clamp_min(0)
-            found, here_S = signal.gather(positions_S, slots_S)
-            yield found, here_S if known_S is None else here_S & known_S.to(here_S.device)
+            yield archived.gather(positions_S, slots[torch.arange(len(positions_S)) % len(slots)])
 
     def share(self, state: State, examples: Examples, chosen: Sequence[int]) -> float:
-        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows.
-
-        Args:
-            state: At BEFORE_TRAIN_BATCH.
-            examples: Of the whole batch of this rank.
-            chosen: The teachers.
-        """
+        """Return the share of a batch, over all ranks, that has a target, by the weights of its rows."""
         seen_B = self.targets(state, None, examples, chosen).seen_B
         assert seen_B is not None
         weights_B = example_weights(state, examples.positions)
@@ -244,32 +214,23 @@ class CachedTeachers:
         seen, rows = counts.tolist()
         return seen / rows if rows else 1.0
 
-    def slots_of(self, examples: Examples, epoch: int, teacher: int) -> torch.Tensor:
-        """Slot of each row: its view, or one slot per epoch in turn where views are not known."""
-        if self._exact:
-            return examples.views
-        slots = self._slots[teacher]
-        return torch.full_like(examples.positions, slots[epoch % len(slots)])
-
     def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Look the rows of the microbatch up."""
         assert examples is not None
         logits, seen_B = [], None
         for index in chosen:
-            signal, rows = self._signals[index], self._rows[index]
-            slots_B = self.slots_of(examples, int(state.timestamp.epoch), index)
-            self.slots_used.update(int(slot) for slot in torch.unique(slots_B))
-            positions_B = examples.positions
-            known_B = None
-            if rows is not None:
-                positions_B = rows.index_select(0, positions_B)
-                known_B = positions_B >= 0
-                positions_B = positions_B.clamp_min(0)
-            found, here_B = signal.gather(positions_B, slots_B)
-            here_B = here_B if known_B is None else here_B & known_B.to(here_B.device)
-            if isinstance(signal, Signal) and len(self._slots[index]) < len(signal.slots):
-                here_B = here_B & torch.isin(slots_B, self._allowed[index])  # a resident signal has no others
+            archived = self._archived[index]
+            slots_B = examples.views
+            if not self._exact:
+                # Views are not known: the slots take turns, one for each epoch.
+                slots_B = torch.full_like(slots_B, archived.slots[int(state.timestamp.epoch) % len(archived.slots)])
+            self.slots_used.update(slots_B.unique().tolist())
+            found, here_B = archived.gather(examples.positions, slots_B)
             logits.append(found.to(self._device, non_blocking=True))
             seen_B = here_B if seen_B is None else seen_B & here_B
         assert seen_B is not None
         return Targets(logits, seen_B.to(self._device, non_blocking=True))
+
+
+def _names(runs: Sequence[PriorRun], weights: Sequence[str]) -> list[str]:
+    return [f"{run.id}/{name}" for run in runs for name in weights]

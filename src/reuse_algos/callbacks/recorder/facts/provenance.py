@@ -22,7 +22,7 @@ _PACKAGES = ("reuse-algos", "mosaicml", "torch", "torchvision", "torchmetrics", 
 
 
 def environment() -> EnvironmentRecord:
-    """Versions, hardware and the git commit of the working directory."""
+    """Return versions, hardware and the git commit of the working directory."""
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -84,13 +84,11 @@ def model_record(model: torch.nn.Module, flops_per_example: int | None) -> Model
 
 
 def model_flops(state: State) -> int | None:
-    """Return the FLOPs of the forward pass of one example, see :func:`~reuse_algos.training.flops.forward_flops`.
-
-    A copy of the model runs on a copy of the current batch, in evaluation mode and with the generators put back. What
-    the user's forward takes out of a batch, counts or draws therefore changes nothing in the training.
-    """
+    """Return the FLOPs of the forward pass of one example, see :func:`~reuse_algos.training.flops.forward_flops`."""
 
     def forward() -> None:
+        # Copies, since a user's forward may take entries out of a batch, count calls, or draw: the training must not
+        # notice this pass.
         model, batch = copy.deepcopy(unwrap_model(state.model)), copy.deepcopy(state.batch)
         model.eval()
         # The class's forward: the instance's may have been replaced by a compiled one.

@@ -37,15 +37,13 @@ def examples_of(info: DatasetInfo) -> dict[str, torch.Tensor]:
     return columns if info.labels is None else {**columns, "labels": info.labels}
 
 
-def dataset_record(info: DatasetInfo, dataset: Any) -> DatasetRecord:
+def dataset_record(info: DatasetInfo, views: ViewPolicy | None) -> DatasetRecord:
     """Return what the manifest says of the train data, and of the views that it is shown in.
 
     Args:
         info: The identity of the examples.
-        dataset: What shows them, or None where that is not known.
+        views: Which views of them are shown; None: random augmentation whose views cannot be asked for again.
     """
-    policy = getattr(dataset, "view_policy", None)
-    views = policy if isinstance(policy, ViewPolicy) else None
     return DatasetRecord(
         name=info.name,
         num_examples=info.num_examples,
@@ -102,12 +100,9 @@ def num_epochs(state: State) -> int | None:
 def check_weights(model: torch.nn.Module) -> None:
     """Refuse, before the first batch, a model whose weights an archive cannot hold or that hides some of them.
 
-    Args:
-        model: As the Trainer holds it.
-
     Raises:
         ArchiveError: A tensor is of a type that archives do not have.
-        ModelError: The state dict leaves out parameters, as adapters (LoRA) do: nobody could rebuild the model.
+        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt.
     """
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)

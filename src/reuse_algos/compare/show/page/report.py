@@ -93,8 +93,8 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     shown = {"speedup": view["bars"], "pareto": view["pareto"], "amortisation": view["payback"],
              "readings": view["readings"]}  # fmt: skip
     titles = {
-        "verdict": "Verdict", "speedup": "Speed-up", "curves": "Budget and result" if over_budgets else "Curves",
-        "pareto": "Pareto front", "figures": "All budgets" if over_budgets else "In figures",
+        "verdict": "Verdict", "curves": "Budget and result" if over_budgets else "Curves",
+        "figures": "All budgets" if over_budgets else "In figures", "speedup": "Speed-up", "pareto": "Pareto front",
         "amortisation": "Amortisation", "readings": "Inside the runs", "notes": "Notes", "runs": "Runs",
     }  # fmt: skip
     view["sections"] = {anchor: title for anchor, title in titles.items() if shown.get(anchor, True)}
@@ -113,7 +113,8 @@ def _cards(comparison: Comparison, looks: Sequence[Look]) -> list[dict[str, Any]
 
     def card(look: Look, **more: Any) -> dict[str, Any]:
         group = comparison.groups[look.index]
-        return {"look": look, "verdict": group.verdict, "sentence": group.sentence, **more}
+        over = [one.sentence for one in group.over_controls]
+        return {"look": look, "verdict": group.verdict, "sentence": group.sentence, "over_controls": over, **more}
 
     def warning(look: Look, technique: Look) -> str:
         ours, theirs = (comparison.groups[one.index].verdict for one in (look, technique))

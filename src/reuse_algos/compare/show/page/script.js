@@ -153,10 +153,13 @@
     choose(group.querySelector(".panel").dataset.key);
   });
 
-  // A link to a run opens it, and paper has everything.
+  // A link opens the section or the run that it leads to, and paper has everything.
   function openTarget() {
     const target = document.getElementById(location.hash.slice(1));
-    if (target instanceof HTMLDetailsElement) target.open = true;
+    let opened = target?.querySelector(":scope > details.fold") ?? target;
+    for (; opened; opened = opened.parentElement) {
+      if (opened instanceof HTMLDetailsElement) opened.open = true;
+    }
   }
   window.addEventListener("hashchange", openTarget);
   openTarget();

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from reuse_algos.compare.question import AXES, Axis
+from reuse_algos.compare.question import Axis
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.drawing import Look, Series
 from reuse_algos.compare.show.page.values import Numbers, visible
@@ -62,21 +62,29 @@ def _groups(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> 
                 look, group.verdict, str(group.n), numbers.interval(*path, "final"),
                 numbers.interval(*path, "final_difference", signed=True), f"{group.reached}/{group.n}",
                 Markup(mark) + numbers.count(*path, "to_target", "steps"),
-                Markup(mark) + numbers.seconds(*path, "to_target", "train_seconds"),
                 Markup(mark) + numbers.seconds(*path, "to_target", "cost_seconds"),
                 *(numbers.speedup(*path, "speedups", axis) if axis in group.speedups else "" for axis in counted),
             ]
         )  # fmt: skip
     head = [
-        comparison.group_by, "verdict", "n", f"final {short(comparison.metric)}", "differs by", "runs at target",
-        "steps to target", "train time to target", "cost to target", "speed-up in steps", "speed-up in cost",
+        comparison.group_by, "verdict", "n", "final value", "differs by", "runs at target",
+        "steps to target", "cost to target", "speed-up in steps", "speed-up in cost",
     ]  # fmt: skip
     caption = "Each group: how good it ends, and what it needs to reach the target (>: not reached, total cost)"
     return Table(caption, head, rows, words=2)
 
 
+# More would not fit beside each other on a screen of 1,200 pixels; the plots below have all.
+_AXES_IN_A_ROW: tuple[Axis, ...] = ("steps", "samples", "cost_seconds", "flops", "dollars")
+
+
+def _known(comparison: Comparison, axis: Axis) -> bool:
+    return any(point.costs.get(axis) is not None for point in comparison.points)
+
+
 def _points(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> Table:
-    axes: list[Axis] = [axis for axis in AXES if any(point.costs.get(axis) is not None for point in comparison.points)]
+    shown = comparison.shown_axes
+    axes: list[Axis] = [axis for axis in _AXES_IN_A_ROW if axis in shown and _known(comparison, axis)]
     rows = []
     for look in looks:
         for k, point in enumerate(comparison.groups[look.index].points):

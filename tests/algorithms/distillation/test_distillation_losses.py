@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from timm.task.distillation import LogitDistillationTask
 from torch import nn
 
 from reuse_algos.algorithms.prior_run_distillation import Mean, Mixup, Sample
@@ -31,6 +30,8 @@ def _softmax(logits: torch.Tensor, temperature: float) -> np.ndarray:
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
 def test_kl_is_timm_s(temperature: float) -> None:
+    from timm.task.distillation import LogitDistillationTask  # here: every worker collects, and one of them runs this
+
     class Fixed(nn.Module):
         """A net whose logits are a parameter."""
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from reuse_algos.algorithms.base import Stopwatch
 from reuse_algos.archive import PriorRun, PriorUse
+from reuse_algos.priors.lookup import harvest_share
 
 
-class Spending:
+class TeachingCosts:
     """Adds up what getting targets has cost, over all attempts of a run.
 
     Attributes:
@@ -25,7 +26,7 @@ class Spending:
         self._earlier_seconds = 0.0
 
     def add(self, rows: float, flops_per_example: Sequence[int | None]) -> None:
-        """Count the passes of the teachers that a batch has asked.
+        """Count the passes of the teachers for a batch of so many rows over all ranks.
 
         Args:
             rows: Rows of the batch, of all ranks.
@@ -39,7 +40,7 @@ class Spending:
         return self._earlier_seconds + self.stopwatch.read()
 
     def uses(self, runs: Sequence[PriorRun], weights: Sequence[str], signals: Sequence[str]) -> list[PriorUse]:
-        """Return what was used of each prior run, with the share of its harvest that the looked-up views are.
+        """Return what was used of each prior run.
 
         Args:
             runs: The prior runs.
@@ -52,22 +53,15 @@ class Spending:
                 algorithm="prior_run_distillation",
                 weights=[] if signals else list(weights),
                 signals=list(signals),
-                harvest_seconds=sum(
-                    len(self.slots & set(harvest.views)) / len(harvest.views) * harvest.seconds
-                    for harvest in run.manifest.harvests
-                    if harvest.signal in signals and harvest.views
-                ),
+                harvest_seconds=harvest_share(run, signals, self.slots),
             )
             for run in runs
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was spent."""
-        return {
-            "teacher_seconds": self.seconds(),
-            "teacher_flops": self.flops,
-            "slots_used": sorted(self.slots),
-        }
+        """Return the costs so far."""
+        slots = sorted(self.slots)
+        return {"teacher_seconds": self.seconds(), "teacher_flops": self.flops, "slots_used": slots}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting from there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,14 @@ from torch.utils.data import DataLoader, Dataset
 from features import Steps, digits, head_of_blobs
 from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation
 from reuse_algos.algorithms.adversarial_replay.checks import refuse_changed_inputs
-from reuse_algos.algorithms.prior_run_warm_start import cached_features, prior_run_warm_start
+from reuse_algos.algorithms.prior_run_warm_start import prior_run_warm_start
 from reuse_algos.algorithms.prior_run_warm_start.loading import load_weights
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.harvest import harvest
-from toy import blobs, checkpointed, epoch_loader, mlp, record_run, viewed
+from reuse_algos.priors import lookup
+from toy import NoisyDataset, blobs, checkpointed, epoch_loader, mlp, record_run, viewed
 from warming import Stop, same
 
 HEAD = ("module.3.weight", "module.3.bias")
@@ -143,7 +143,7 @@ def test_the_same_in_every_setting(store: RunArchive, arguments: dict[str, Any])
 
 def test_features_that_do_not_fit_on_the_device(store: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
     live = _fit(head_of_blobs(store, settings={"source": "live"}))
-    monkeypatch.setattr(cached_features, "_RESIDENT_BYTES", 0)
+    monkeypatch.setattr(lookup, "_RESIDENT_BYTES", 0)
     _equal(live, _fit(head_of_blobs(store)))
 
 
@@ -332,7 +332,7 @@ def test_features_that_would_not_be_true_are_refused(store: RunArchive) -> None:
     refused("features of views with .*'noise\\(0.3\\)'\\], 3\\), this run shows .* 4\\)", data=seeded)
     refused("features for 2 of the 3 views .* --views 3", data=viewed(num_views=3))
     refused("features of views with .* this run shows .* --plain", data=_plain(whole))
-    refused("not a known view", data=blobs())
+    refused("not a known view", data=NoisyDataset(blobs()))
     refused("MixUp changes the inputs", MixUp())
     refused("CutOut changes the inputs", CutOut())
 
@@ -410,13 +410,3 @@ def test_the_difference_is_logged(store: RunArchive) -> None:
     _fit(head_of_blobs(store, loggers=[log], max_duration="1ba"))
     ((_, difference),) = log.data["reuse/warm_start/feature_difference"]
     assert 0 <= difference < 1e-6
-
-
-def test_match_only_answers(store: RunArchive) -> None:
-    one, _ = head_of_blobs(store)
-    (algorithm,) = (a for a in one.state.algorithms if type(a).__name__ == "PriorRunWarmStart")
-    before = copy.deepcopy(algorithm.state_dict())
-    for event in Event:
-        algorithm.match(event, one.state)
-    assert algorithm.state_dict() == before
-    one.close()

@@ -27,7 +27,7 @@ from reuse_algos.errors import (
     PriorRunMismatchError,
 )
 from reuse_algos.harvest import harvest
-from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, keyed, mlp, record_run, trainer, viewed
 
 # The loss ------------------------------------------------------------------------------------------------------------
 
@@ -68,27 +68,7 @@ def test_mse_keeps_the_whole_cross_entropy(archive: RunArchive) -> None:
     assert float(watch.losses[0]) == pytest.approx(expected, rel=1e-6)
 
 
-def test_microbatches_give_the_same_gradient(archive: RunArchive) -> None:
-    def weights(microbatch: int) -> dict[str, torch.Tensor]:
-        model = ComposerClassifier(nn.Linear(6, NUM_CLASSES), num_classes=NUM_CLASSES)
-        nn.init.constant_(model.module.weight, 0.1)  # type: ignore[arg-type]
-        nn.init.zeros_(model.module.bias)  # type: ignore[arg-type]
-        one, _, _ = fit(
-            [distil(archive, combine="mixup", source="live", teacher_model=mlp)],
-            model,
-            device_train_microbatch_size=microbatch,
-        )
-        return one.state.model.state_dict()
-
-    whole, parts = weights(16), weights(4)
-    for name in whole:
-        torch.testing.assert_close(whole[name], parts[name], atol=1e-6, rtol=0)
-
-
 def test_dict_and_tuple_losses(archive: RunArchive) -> None:
-    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
-
     class TupleModel(DictModel):
         def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
             loss = super().loss(outputs, batch)["total"]
@@ -101,7 +81,7 @@ def test_dict_and_tuple_losses(archive: RunArchive) -> None:
             [distil(archive, source="live", weight=0.5, teacher_model=lambda: DictModel(mlp().module, num_classes=4))],
         ):
             watch = Watch()
-            data = epoch_loader(viewed(), collate_fn=collate)
+            data = epoch_loader(viewed(), collate_fn=keyed)
             trainer(
                 data, kind(mlp(5).module, num_classes=4), algorithms=algorithms, callbacks=[watch], max_duration="1ba"
             ).fit()
@@ -300,19 +280,6 @@ def test_passes_of_live_teachers_are_counted_over_a_resume(
     assert last_run.manifest.cost.train_flops == each * (3 * 128 + passes)
 
 
-def test_a_resumed_run_has_the_weights_of_one_that_never_stopped(archive: RunArchive, tmp_path: Path) -> None:
-    def one(folder: str, **settings: Any) -> Any:
-        algorithm = distil(archive, weight_scheduler=LinearScheduler(t_max="6ba"), loss="mse", weight=2.0)
-        return fit([algorithm], save_folder=str(tmp_path / folder), save_interval="3ba", **settings)
-
-    whole, _, _ = one("a", max_duration="2ep")
-    resumed, _, log = one("b", max_duration="2ep", load_path=str(tmp_path / "a" / "ep0-ba3-rank0.pt"))
-    assert series(log, "reuse/distillation/weight") == pytest.approx([1.0, 2 / 3, 1 / 3, 0.0, 0.0])
-    theirs = resumed.state.model.state_dict()
-    for name, value in whole.state.model.state_dict().items():
-        assert torch.equal(value, theirs[name]), name
-
-
 def test_batches_without_the_term_have_the_plain_loss(archive: RunArchive) -> None:
     _, plain, _ = fit([], lr=0.0)
     _, watch, _ = fit([distil(archive, every_n_batches=2)], lr=0.0)
@@ -339,11 +306,6 @@ def test_stops_once_the_student_is_better(archive: RunArchive) -> None:
     again = distil(archive, stop_when_better=True)
     again.load_state_dict(state)
     assert not again.is_active(one.state)
-
-
-def test_warns_when_it_had_no_effect(archive: RunArchive) -> None:
-    with pytest.warns(NoEffectWarning, match="had no effect: no row was taught between start=5ep"):
-        fit([distil(archive, start="5ep")])
 
 
 def test_agreement_is_the_share_of_equal_predictions(archive: RunArchive) -> None:

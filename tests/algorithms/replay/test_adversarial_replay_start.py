@@ -20,11 +20,6 @@ from reuse_algos.errors import PriorRunMismatchError
 STEP = EPSILON / 2
 
 
-@pytest.fixture
-def archive(replays: RunArchive) -> RunArchive:
-    return replays
-
-
 def one_step(model: Any, clean: Tensor, labels: Tensor, delta: Tensor, step: float = STEP) -> Tensor:
     """The textbook's step: the sign of the gradient of the cross entropy, clipped to the ball and to valid pixels."""
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)

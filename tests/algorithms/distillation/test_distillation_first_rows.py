@@ -11,11 +11,12 @@ from composer.core import DataSpec
 from composer.models import ComposerClassifier
 from torch import nn
 
-from distilling import distil, fit
+from distilling import distil, fit, teacher
+from reuse_algos import RunRecorder
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import DataError, PriorRunMismatchError
 from reuse_algos.harvest import harvest
-from toy import NUM_CLASSES, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, NoisyDataset, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
 class _Doubled(nn.Module):
@@ -123,3 +124,22 @@ def test_transforms_of_the_batch_are_refused(archive: RunArchive, source: str) -
     ):
         run(distil(archive, source=source))
     run(distil(archive, source="live"))
+
+
+def test_data_without_augmentation_need_no_wrapper(tmp_path: Path) -> None:
+    """A plain dataset whose examples stay the same has one view: what was captured or harvested is looked up."""
+    recorder = RunRecorder(tmp_path, signals={"logits": {"last_epochs": 1}})
+    fit([], mlp(1), data=blobs(), max_duration="2ep", callbacks=[recorder])
+    run = RunArchive(tmp_path).run(str(recorder.run_id))
+    assert run.manifest.dataset is not None
+    assert (run.manifest.dataset.num_views, run.manifest.dataset.transform) == (1, "none")
+    algorithm = distil(RunArchive(tmp_path), runs=[run.id], source="auto")
+    fit([algorithm], data=blobs())
+    assert algorithm.lessons.cached is not None
+    harvest(tmp_path, run.id, dataset=blobs(), model=mlp(), replace=True)
+    of_model = teacher(RunArchive(tmp_path), 0)((blobs().tensors[0], None)).detach()
+    kept = RunArchive(tmp_path).run(run.id).signal("logits").dense(0)[0].float()
+    torch.testing.assert_close(kept, of_model, atol=2e-3, rtol=2e-3)  # kept in half precision
+    noisy = distil(RunArchive(tmp_path), runs=[run.id], source="cached", mismatch="refuse")
+    with pytest.raises(PriorRunMismatchError):
+        fit([noisy], data=NoisyDataset(blobs()))

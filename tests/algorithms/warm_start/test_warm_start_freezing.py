@@ -8,19 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from composer import Algorithm, Event, State, Trainer
+from composer import Algorithm, Event, State
 from composer.algorithms import BlurPool
 from composer.models import ComposerClassifier
 from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledSGDW, MultiStepScheduler
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
-from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ModelError
 from reuse_algos.training.parameters.trainable import TrainablePart
-from toy import blobs, checkpointed, epoch_loader, mlp, trainer
-from warming import Named, Stop, Weights, fit, same, warm
+from toy import checkpointed, epoch_loader, mlp, trainer
+from warming import Stop, Weights, fit, same, trainer_with, warm
 
 HEAD = {"module.3.weight", "module.3.bias"}
 IDLE = "module.0.bias"  # what it adds, batch norm subtracts again: its gradient is 0 and it need not move
@@ -29,22 +28,6 @@ COMPILED = {"compile_config": {"backend": "aot_eager"}}
 
 def _moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> set[str]:
     return {name for name in before if not torch.equal(before[name], after[name])}
-
-
-def trainer_with(optimizer: Any, model: Any, algorithms: list[Any], callbacks: list[Any], **arguments: Any) -> Any:
-    return Trainer(
-        model=model,
-        train_dataloader=epoch_loader(Named()),
-        eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
-        optimizers=optimizer,
-        algorithms=algorithms,
-        callbacks=callbacks,
-        **{"max_duration": "2ep", **arguments},
-        device="cpu",
-        seed=17,
-        progress_bar=False,
-        auto_log_hparams=False,
-    )
 
 
 @pytest.mark.parametrize("arguments", [{}, COMPILED], ids=["eager", "compiled"])

@@ -34,11 +34,6 @@ from reuse_algos.training.attacks import Attack
 from toy import epoch_loader, trainer
 
 
-@pytest.fixture
-def archive(replays: RunArchive) -> RunArchive:
-    return replays
-
-
 def run(algorithms: list[Any], model: Any, **settings: Any) -> dict[str, Tensor]:
     one = trainer(
         epoch_loader(images(), BATCH),
@@ -84,16 +79,18 @@ def test_activation_checkpointing(archive: RunArchive, reentrant: bool, settings
 
 
 def test_the_model_is_a_plain_one_after_training_and_goes_on(archive: RunArchive) -> None:
-    def start(duration: str) -> Any:
+    algorithm = replay(archive)
+
+    def start(duration: str, own: Any) -> Any:
         return trainer(
             epoch_loader(images(), BATCH),
             conv_net(5),
-            algorithms=[replay(archive)],
+            algorithms=[own],
             callbacks=[TrackExamples()],
             max_duration=duration,
         )
 
-    straight, parts = start("2ep"), start("1ep")
+    straight, parts = start("2ep", replay(archive)), start("1ep", algorithm)
     straight.fit()
     parts.fit()
     plain = conv_net(5)
@@ -105,6 +102,8 @@ def test_the_model_is_a_plain_one_after_training_and_goes_on(archive: RunArchive
     expected, found = both_branches(straight), both_branches(parts)
     assert len(found) > len(plain.state_dict())
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert algorithm.batches_applied == 6
+    assert algorithm.prior_uses()[0].harvest_seconds == 8.0, "both views by now"
 
 
 def test_idle_batches_leave_the_auxiliary_branch_alone(archive: RunArchive) -> None:

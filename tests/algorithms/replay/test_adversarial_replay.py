@@ -37,14 +37,9 @@ from reuse_algos.harvest import harvest
 from reuse_algos.training.attacks import Attack
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.batch_norm import restore_batch_norm
-from toy import epoch_loader, trainer
+from toy import epoch_loader
 
 NEWER = deltas(2)
-
-
-@pytest.fixture
-def archive(replays: RunArchive) -> RunArchive:
-    return replays
 
 
 def spread(rows: int, fraction: float, batch: int = 0) -> Tensor:
@@ -337,8 +332,7 @@ def test_starts_from_a_checkpoint_of_the_plain_model(archive: RunArchive, tmp_pa
         assert torch.equal(state[f"{layer}.auxiliary.{last}"], saved[name])
 
 
-@pytest.mark.parametrize("mode", ["append", "replace"])
-@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize(("mode", "split"), [("append", True), ("replace", False)])
 def test_compiled(archive: RunArchive, mode: str, split: bool) -> None:
     torch._dynamo.reset()
     settings = {"mode": mode, "split_batch_norm": split}
@@ -460,12 +454,3 @@ def test_given_pixels(archive: RunArchive) -> None:
     m, s = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
     expected = ((clean[rows] * s + m + delta).clamp(0, 1) - m) / s
     torch.testing.assert_close(calls.inputs[1], expected, atol=1e-6, rtol=0)
-
-
-def test_a_second_fit_goes_on(archive: RunArchive) -> None:
-    algorithm = replay(archive)
-    one = trainer(epoch_loader(images(), BATCH), conv_net(5), algorithms=[algorithm], max_duration="1ep")
-    one.fit()
-    one.fit(duration="1ep")
-    assert algorithm.batches_applied == 6
-    assert algorithm.prior_uses()[0].harvest_seconds == 8.0, "both views by now"

@@ -54,11 +54,6 @@ ROWS = torch.arange(1, BATCH, 2)  # of fraction 0.5
 KEPT = torch.arange(0, BATCH, 2)
 
 
-@pytest.fixture
-def archive(replays: RunArchive) -> RunArchive:
-    return replays
-
-
 # With distillation and a curriculum ----------------------------------------------------------------------------------
 
 

@@ -7,37 +7,26 @@ from typing import Any
 
 import pytest
 import torch
-from composer import Callback, State, Trainer
+from composer import Trainer
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import PriorRunMismatchError, RecipeError
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
-from reuse_algos.training.outputs import plain_state_dict
+from warming import Weights
 
 QUICK = ["device=cpu", "progress_bar=false", "max_duration=2ep"]
 
 
-class First(Callback):
-    """The weights before the first batch."""
-
-    def __init__(self) -> None:
-        self.weights: dict[str, torch.Tensor] = {}
-
-    def batch_start(self, state: State, logger: Any) -> None:
-        if not self.weights:
-            self.weights = {name: value.clone() for name, value in plain_state_dict(state.model).items()}
-
-
-def _train(name: str, archive: Path, *overrides: str) -> tuple[Trainer, First]:
+def _train(name: str, archive: Path, *overrides: str) -> tuple[Trainer, Weights]:
     recipe = load_recipe(shipped_recipe(name), [*QUICK, f"archive={archive}", *overrides])
-    one, first = build_trainer(recipe), First()
-    one.state.callbacks.append(first)
+    one, seen = build_trainer(recipe), Weights()
+    one.state.callbacks.append(seen)
     try:
         one.fit()
     finally:
         one.close()
-    return one, first
+    return one, seen
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +38,11 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_shipped_recipe(half: Path) -> None:
-    _, first = _train("digits/warm_start", half)
+    _, seen = _train("digits/warm_start", half)
     archive = RunArchive(half, create=True)
     prior = archive.run("digits-half-1")
     for name, value in prior.weights("last").items():
-        assert torch.equal(first.weights[name], value), name
+        assert torch.equal(seen.first[name], value), name
     run = archive.run("digits-warm-start-1")
     assert [(use.run_id, use.weights) for use in run.manifest.prior_runs] == [(prior.id, ["last"])]
     assert run.metric("reuse/warm_start/loaded").final() == 1.0
@@ -65,7 +54,7 @@ def test_the_shipped_recipe(half: Path) -> None:
 
 def test_together_with_distillation_and_focus_on_grown_data(half: Path) -> None:
     """Known examples have their signals; new ones go without the term, or get the median loss."""
-    one, first = _train(
+    one, seen = _train(
         "digits/warm_start",
         half,
         "run_name=all",
@@ -78,7 +67,7 @@ def test_together_with_distillation_and_focus_on_grown_data(half: Path) -> None:
     by_name = {type(algorithm).__name__: algorithm for algorithm in one.state.algorithms}
     archive = RunArchive(half, create=True)
     prior, run = archive.run("digits-half-1"), archive.run("all")
-    assert torch.equal(first.weights["module.fc.weight"], prior.weights("last")["module.fc.weight"])
+    assert torch.equal(seen.first["module.fc.weight"], prior.weights("last")["module.fc.weight"])
     curriculum: Any = by_name["HistoryCurriculum"]
     # 250 images in batches of 20, the last one of which is not full: the epoch that left the logits showed 240.
     known = torch.isin(run.keys(), prior.keys()[prior.signal("logits").seen(0)])
@@ -113,11 +102,11 @@ def test_new_classes_by_name(half: Path) -> None:
     settings = (
         "algorithms.prior_run_warm_start={runs: three, head: match, trainable: {freeze: backbone, unfreeze_at: 1ep}}"
     )
-    one, first = _train("digits/warm_start", path, settings, "data.classes=[7,0,3,1]", "data.train_examples=200")
+    one, seen = _train("digits/warm_start", path, settings, "data.classes=[7,0,3,1]", "data.train_examples=200")
     old = RunArchive(path).run("three").weights("last")
     for name in ("module.fc.weight", "module.fc.bias"):
-        assert torch.equal(first.weights[name][0], old[name][2])
-        assert torch.equal(first.weights[name][2], old[name][0])
+        assert torch.equal(seen.first[name][0], old[name][2])
+        assert torch.equal(seen.first[name][2], old[name][0])
     assert all(p.requires_grad for p in one.state.model.parameters()), "everything trains in the second epoch"
     with pytest.raises(PriorRunMismatchError, match="head: match or head: reset"):
         _train("digits/warm_start", path, "algorithms.prior_run_warm_start={runs: three}", "data.classes=[7,0,3,1]")

@@ -23,8 +23,6 @@ from reuse_algos.algorithms import HistoryCurriculum
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.views import ViewedDataset, ViewPolicy
 from reuse_algos.errors import (
     DataError,
     ExampleIdError,
@@ -33,7 +31,7 @@ from reuse_algos.errors import (
     PriorRunMismatchError,
     SignalNotFoundError,
 )
-from toy import NUM_CLASSES, DictModel, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, DictModel, epoch_loader, keyed, mlp, record_run, trainer, viewed
 
 SCORES = torch.linspace(0.0, 3.0, N).double()
 WEIGHTS = (SCORES + SCORES.mean()) / (2 * SCORES.mean())  # active_bias by hand
@@ -112,7 +110,7 @@ def test_composes_with_distillation(archive: RunArchive, first: bool) -> None:
 
 def test_composes_with_distillation_of_known_examples_only(archive: RunArchive) -> None:
     """Rows that no teacher knows keep their own loss: the share of the others is that of their weights."""
-    grown = _grown()
+    grown = viewed(96)
     scores = torch.linspace(0.0, 3.0, 96).double()
     weights = (scores + scores.mean()) / (2 * scores.mean())
     both = [
@@ -177,31 +175,27 @@ class _Gradient(Algorithm):
             self.total = gradient if not len(self.total) else self.total + gradient
 
 
-@pytest.mark.parametrize("distilled", [False, True])
-def test_microbatches_give_the_same_gradient(archive: RunArchive, distilled: bool) -> None:
+def test_microbatches_give_the_same_gradient_beside_distillation(archive: RunArchive) -> None:
     def weights(size: int) -> torch.Tensor:
         layer = nn.Linear(6, NUM_CLASSES)
         nn.init.constant_(layer.weight, 0.1)
         nn.init.zeros_(layer.bias)
         model = ComposerClassifier(layer, num_classes=NUM_CLASSES)
         settings = {"strategy": "dynamic_prune", "score": SCORES, "update": True}
-        others = [distil(archive, source="cached", weight=0.5)] if distilled else []
-        fit([curriculum(archive, **settings), *others], model=model, device_train_microbatch_size=size)
+        both = [curriculum(archive, **settings), distil(archive, source="cached", weight=0.5)]
+        fit(both, model=model, device_train_microbatch_size=size)
         return layer.weight.detach()
 
     torch.testing.assert_close(weights(16), weights(5), atol=1e-6, rtol=0)
 
 
 def test_models_of_another_kind_say_their_losses(archive: RunArchive, monkeypatch: pytest.MonkeyPatch) -> None:
-    def collate(rows: list[Any]) -> dict[str, torch.Tensor]:
-        return {"x": torch.stack([x for x, _ in rows]), "y": torch.stack([y for _, y in rows])}
-
     def losses(outputs: Any, batch: Any) -> torch.Tensor:
         return F.cross_entropy(outputs["logits"], batch["y"], reduction="none")
 
     def run(**settings: Any) -> tuple[Any, Any]:
         model = DictModel(mlp(5).module, num_classes=NUM_CLASSES)
-        loader = epoch_loader(viewed(), BATCH, collate_fn=collate)
+        loader = epoch_loader(viewed(), BATCH, collate_fn=keyed)
         return _first_batch(archive, [curriculum(archive, **WEIGHTING, **settings)], model, loader=loader)
 
     for given in ({}, {"per_example_loss": losses}):  # without, the task's plain loss turns out to be the model's own
@@ -280,19 +274,10 @@ def test_only_losses_can_be_updated(archive: RunArchive, score: Any) -> None:
 # Unknown examples, other data ----------------------------------------------------------------------------------------
 
 
-def _grown() -> ViewedDataset:
-    """32 examples more than the prior runs had."""
-    return ViewedDataset(
-        viewed(96).dataset,  # type: ignore[attr-defined]
-        ViewPolicy(seed=3, num_views=2, transform="noise(0.3)"),
-        DatasetInfo("blobs", torch.arange(96), torch.arange(96) % NUM_CLASSES, tuple("abcd")),
-    )
-
-
 @pytest.mark.parametrize(("unknown", "expected"), [("keep", 48), ("drop", 32), ("median", 48)])
 def test_grown_data(archive: RunArchive, unknown: str, expected: int) -> None:
     """Prior runs knew 64 of 96 examples."""
-    grown = _grown()
+    grown = viewed(96)
     settings: dict[str, Any] = {"strategy": "prune", "keep": 0.5, "score": "loss", "unknown": unknown}
     with pytest.raises(PriorRunMismatchError, match="64 examples are common by key"):
         fit([curriculum(archive, **settings)], data=grown)
@@ -367,7 +352,7 @@ def test_selective_backprop_is_refused(archive: RunArchive) -> None:
 
 
 def test_a_duration_without_batches_is_refused(archive: RunArchive) -> None:
-    with pytest.raises(ValueError, match="max_duration=100tok does not tell the number of batches"):
+    with pytest.raises(ValueError, match="max_duration=100tok does not give the number of batches"):
         fit([curriculum(archive, strategy="prune")], max_duration="100tok")
 
 

@@ -26,11 +26,6 @@ ROWS = torch.arange(1, BATCH, 2)  # of fraction 0.5
 KEPT = torch.arange(0, BATCH, 2)
 
 
-@pytest.fixture
-def archive(replays: RunArchive) -> RunArchive:
-    return replays
-
-
 def test_rows_are_spread_evenly() -> None:
     assert replayed_rows(0.5, 8).tolist() == [1, 3, 5, 7]
     assert replayed_rows(1.0, 3).tolist() == [0, 1, 2]
@@ -92,5 +87,5 @@ def test_perturbations_too_large_for_the_device_are_read_from_the_file(
         return fit([replay(archive, runs=["newer", "older"])])[1].inputs
 
     resident = seen()
-    monkeypatch.setattr("reuse_algos.algorithms.adversarial_replay.perturbations._RESIDENT_BYTES", 0)
+    monkeypatch.setattr("reuse_algos.priors.lookup._RESIDENT_BYTES", 0)
     assert all(torch.equal(a, b) for a, b in zip(resident, seen(), strict=True))

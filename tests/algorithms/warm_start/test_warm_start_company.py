@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from composer import Callback, State, Trainer
+from composer import Callback, State
 from composer.models import ComposerClassifier
 from torch import nn
 
@@ -15,24 +15,10 @@ from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ModelError
 from toy import epoch_loader, mlp, trainer, viewed
-from warming import Named, Weights, archived, fit, record, same, warm
+from warming import Weights, archived, fit, record, same, trainer_with, warm
 
 HEAD = {"module.3.weight", "module.3.bias"}
 FROZEN = {"module.0.weight", "module.0.bias", "module.1.weight", "module.1.bias"}
-
-
-def trainer_with(optimizer: Any, model: Any, algorithms: list[Any], callbacks: list[Any], **arguments: Any) -> Any:
-    return Trainer(
-        model=model,
-        train_dataloader=epoch_loader(Named()),
-        optimizers=optimizer,
-        algorithms=algorithms,
-        callbacks=callbacks,
-        **{"max_duration": "2ep", **arguments},
-        device="cpu",
-        progress_bar=False,
-        auto_log_hparams=False,
-    )
 
 
 # A second Trainer ----------------------------------------------------------------------------------------------------
