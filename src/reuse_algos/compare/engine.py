@@ -154,7 +154,12 @@ def _over_controls(
     compared: dict[str, list[OverControl]] = {}
     for control in found:
         technique = control.control_of
-        if technique in groups and technique not in (control.name, question.baseline) and not control.is_baseline:
+        if (
+            technique is not None
+            and technique in groups
+            and technique not in (control.name, question.baseline)
+            and not control.is_baseline
+        ):
             compared.setdefault(technique, []).append(
                 _over_control(technique, control.name, groups, reader, question, words)
             )
