@@ -20,8 +20,8 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.harvest import label_pool
 from reuse_algos.recipe.build import build_trainer, check_world_size
+from reuse_algos.recipe.building.data_check import check_data
 from reuse_algos.recipe.compose import Recipe, load_recipe
-from reuse_algos.recipe.data_check import check_data
 from reuse_algos.recipe.shipped import recipe_path
 from reuse_algos.recipe.shown import without_defaults, yaml_text
 

@@ -16,7 +16,7 @@ from cli.test_cli import call, refused
 from compare.synthetic_runs import noisy, write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
-from reuse_algos.recipe.progress_lines import ProgressLines
+from reuse_algos.recipe.building.progress_lines import ProgressLines
 from toy import blobs, epoch_loader, mlp, trainer
 
 X = np.arange(1, 11) / 10

@@ -59,7 +59,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Label a pool; 0."""
     from reuse_algos.harvest import LabelConfig, label_pool
-    from reuse_algos.recipe.recipe_data import data_section
+    from reuse_algos.recipe.building.recipe_data import data_section
 
     runs = [name.strip() for name in args.run_ids.split(",")]
     if "" in runs:

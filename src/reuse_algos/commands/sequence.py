@@ -88,7 +88,7 @@ def _launcher(name: str, folder: str) -> Launcher | None:
 def run(args: argparse.Namespace) -> int:
     """Run, or go on with, a sequence, and return 0 when all of it is finished, 3 when the time was up before."""
     from reuse_algos.archive import RunArchive
-    from reuse_algos.recipe.data_check import check_data
+    from reuse_algos.recipe.building.data_check import check_data
     from reuse_algos.recipe.shipped import recipe_path
     from reuse_algos.sequence import (
         load_sequence,

@@ -22,13 +22,13 @@ from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
+from reuse_algos.recipe.building.progress_lines import ProgressLines
+from reuse_algos.recipe.building.recipe_data import load_recipe_data, pool_of, watchers
+from reuse_algos.recipe.building.wandb_logger import RecipeWandBLogger
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
 from reuse_algos.recipe.grouping import group_of
-from reuse_algos.recipe.progress_lines import ProgressLines
-from reuse_algos.recipe.recipe_data import load_recipe_data, pool_of, watchers
 from reuse_algos.recipe.schema import Settings
-from reuse_algos.recipe.wandb_logger import RecipeWandBLogger
 from reuse_algos.sections import Faults
 
 __all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]

@@ -11,7 +11,7 @@ from omegaconf import MISSING
 from reuse_algos.data.datasets.load import DataConfig
 from reuse_algos.harvest.label import LabelConfig
 from reuse_algos.models import ModelConfig
-from reuse_algos.recipe.resources import Resources
+from reuse_algos.recipe.building.resources import Resources
 from reuse_algos.sections import Faults
 
 __all__ = ["Settings", "check_settings"]
@@ -39,7 +39,7 @@ class Settings:
         label: Label the training part of ``data`` with archived teachers, see
             :class:`~reuse_algos.harvest.label.LabelConfig`, and train nothing: model, optimizer and durations do not
             count. Default: null, train.
-        resources: What a cluster sets aside for the run, see :class:`~reuse_algos.recipe.resources.Resources`.
+        resources: What a cluster sets aside for the run, see :class:`~reuse_algos.recipe.building.resources.Resources`.
         optimizer: ``name`` and the options of that optimizer.
         scheduler: ``name`` and the options of that scheduler, or null for a constant learning rate.
         max_duration: How long to train.

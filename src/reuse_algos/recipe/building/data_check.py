@@ -9,8 +9,8 @@ from collections.abc import Iterable
 import torch
 
 from reuse_algos.errors import RecipeError, ReuseAlgosError
+from reuse_algos.recipe.building.recipe_data import load_recipe_data
 from reuse_algos.recipe.compose import Recipe
-from reuse_algos.recipe.recipe_data import load_recipe_data
 
 __all__ = ["check_data"]
 
