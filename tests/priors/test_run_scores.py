@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -327,12 +328,13 @@ def test_ensembles_of_runs_and_checkpoints(made: Made) -> None:
 
 def test_a_missing_signal_is_named_with_the_command_that_fills_it(made: Made) -> None:
     run = made.run(put("loss", 0, LOSSES[0]), ("weights", "ep0002", {"w": torch.zeros(1)}, {}))
+    place = shlex.quote(run.archive)  # the archive's own, so that the command works as it is printed
     cases = {
         ("el2n", None): f"from el2n or logits; run {run.id} has none of it (its signals: loss; its weights: ep0002). "
-        f"Fill it: `reuse-algos harvest ARCHIVE {run.id} --signals el2n`.",
-        ("grand", 2): f"`reuse-algos harvest ARCHIVE {run.id} --signals grand --weights ep0002`",
+        f"Fill it: `reuse-algos harvest {place} {run.id} --signals el2n`.",
+        ("grand", 2): f"`reuse-algos harvest {place} {run.id} --signals grand --weights ep0002`",
         ("loss", 7): "of epoch 7; run made-0-",
-        ("entropy", None): "--signals logits`",
+        ("entropy", None): "--signals logits",
         ("forgetting", None): "in at least 2 epochs; run",
         ("variance", None): "has loss of epochs 0 (its",
         ("variation_ratio", None): "compares at least 2 members, the logits of runs or checkpoints; made-0-",
