@@ -109,7 +109,7 @@ def test_an_unfinished_sequence_and_an_unknown_metric_are_refused(tmp_path: Path
     with pytest.raises(SequenceError, match="1 steps are not finished yet: reuse/seed-2"):
         sequence_report(plan.config, [*states[:-1], StepState(states[-1].step, "to do")], archive)
     plan.config.metric = "F1"
-    with pytest.raises(CompareError, match="no run has a metric 'F1'"):
+    with pytest.raises(CompareError, match="the runs have no metric 'F1'"):
         sequence_report(plan.config, states, archive)
 
 
