@@ -211,9 +211,9 @@ SECTIONS = (
     Section(
         "Do the presets ever harm?",
         "do_no_harm.jsonl",
-        "Presets `same_data` and `other_architecture` (crossed), one setting for all. Its weight was chosen after two runs "
-        "of Fashion-MNIST, with seeds 1 and 2; digits and glyphs were not looked at, and CIFAR-100 is where the library's "
-        "older settings were tuned. A preset harms where it is surely more than 0.3 points below plain.",
+        "Presets `same_data` and `other_architecture` (crossed), one setting for all. Its weight was chosen after two "
+        "runs of Fashion-MNIST, with seeds 1 and 2; digits and glyphs were not looked at, and CIFAR-100 is where the "
+        "library's older settings were tuned. A preset harms where it is surely more than 0.3 points below plain.",
         summary("do_no_harm"),
     ),
     Section(
