@@ -47,6 +47,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from importlib import metadata, util
 from pathlib import Path
@@ -56,6 +57,8 @@ import torch
 from job_runner import ResultsFile, surroundings, without_places
 from overhead_variants import VARIANTS, Setting, build, prepare
 from step_clock import epochs_by_turns, ratios
+
+from reuse_algos.errors import HarmWarning
 
 OUT = Path(__file__).parent / "results" / "overhead.jsonl"
 EVERY = 10
@@ -173,6 +176,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--summary", action="store_true", help="show what the file has")
     args = parser.parse_args(argv)
+    # A term that was switched off would be measured as one that costs nothing.
+    warnings.simplefilter("error", HarmWarning)
     if args.summary:
         for row in ResultsFile(args.out).records():
             show({**row, "summary": summarise(row)})
