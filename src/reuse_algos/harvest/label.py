@@ -228,7 +228,7 @@ class _Work:
         scores_BC = self._scores(positions_B)
         keep = self.config.keep
         columns, meta = encode_rows("logits", scores_BC, keep if keep < scores_BC.shape[1] else None)
-        policy = getattr(self.dataset, "view_policy", None)
+        policy = declared_views(self.dataset)
         facts = {"slot": 0, "epoch": 0, "view": 0, "source": "harvest", "weights": weights_name(self.config.weights)}
         facts["transform"] = policy.transform if policy is not None else "unknown"
         return writer.put("signals", "logits", {"ids": positions_B, **columns}, {**facts, **meta})

@@ -18,7 +18,7 @@ from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.archive.signals.success import success_rates
 from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
 from reuse_algos.data.info import infer_info
-from reuse_algos.data.views import ExampleView, ViewPolicy
+from reuse_algos.data.views import ExampleView, ViewPolicy, declared_views
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest
 from reuse_algos.harvest.adversarial import ADVERSARIAL, AttackSettings, attack_settings, attack_view
 from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, gradient_rows
@@ -250,7 +250,7 @@ def _about(run: PriorRun, name: str, one: _Pass, view: int, precision: str | Non
     weights = one.store.weights
     hashes = [file.sha256 for file in run.manifest.files if (file.kind, file.name) == ("weights", weights)]
     fingerprint = infer_info(one.train).fingerprint
-    policy = getattr(one.train, "view_policy", None)
+    policy = declared_views(one.train)
     return {
         "run": run.id, "signal": name, "view": view, "weights": hashes, "data": fingerprint,
         "transform": None if policy is None else policy.transform, "precision": precision,

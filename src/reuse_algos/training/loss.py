@@ -24,6 +24,24 @@ def total_of(loss: Any) -> torch.Tensor:
     return loss.mean()
 
 
+def pull_of(loss: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
+    """Return the gradient of a loss at the outputs, by the short way between them.
+
+    The gradients of parameters are left alone, and the graph is kept for the backward pass of the step.
+
+    Args:
+        loss: A scalar.
+        outputs: The logits or predictions that it may come from.
+
+    Returns:
+        Of the outputs' shape; None where the loss is not computed from them.
+    """
+    if not (loss.requires_grad and outputs.requires_grad):
+        return None
+    (pull,) = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
+    return pull
+
+
 def add_to_loss(
     loss: Any,
     added: torch.Tensor,

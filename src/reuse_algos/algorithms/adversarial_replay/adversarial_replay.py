@@ -203,7 +203,7 @@ class AdversarialReplay(ReusingAlgorithm):
     def load_perturbations(self, state: State, info: DatasetInfo) -> None:
         """Load what :meth:`adversarial_inputs` needs of the prior runs."""
         dataset: Any = getattr(state.dataloader, "dataset", None)
-        policy = known_views(self.ids, dataset)
+        policy = known_views(self.ids)
         self.perturbations = Perturbations(
             self.prior_runs,
             self.replayable,

@@ -69,7 +69,7 @@ def refuse_changed_inputs(state: State) -> None:
         )
 
 
-def known_views(ids: ExampleIds, dataset: Any) -> ViewPolicy:
+def known_views(ids: ExampleIds) -> ViewPolicy:
     """Return the numbered views in which examples are shown.
 
     Raises:
@@ -77,13 +77,11 @@ def known_views(ids: ExampleIds, dataset: Any) -> ViewPolicy:
         PriorRunMismatchError: The augmentation is not in numbered views.
     """
     policy = ids.view_policy
-    if ids.id_key is not None:
-        policy = getattr(dataset, "view_policy", None)
-        if not isinstance(policy, ViewPolicy) or policy.num_views != 1:
-            raise ExampleIdError(
-                "with id_key it is not known in which view an example is shown, unless there is one only. Give the "
-                "dataset an attribute view_policy = ViewPolicy(seed, 1, transform), or use a map-style dataset."
-            )
+    if ids.id_key is not None and (policy is None or policy.num_views != 1):
+        raise ExampleIdError(
+            "with id_key it is not known in which view an example is shown, unless there is one only. Give the "
+            "dataset an attribute view_policy = ViewPolicy(seed, 1, transform), or use a map-style dataset."
+        )
     return numbered_views(policy, "and a perturbation is only adversarial for the view that it was made for")
 
 

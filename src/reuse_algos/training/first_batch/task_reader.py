@@ -14,7 +14,7 @@ from composer.utils.batch_helpers import batch_get
 from reuse_algos.errors import ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
-from reuse_algos.training.loss import total_of
+from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
 from reuse_algos.training.tasks.find_task import find_task
@@ -216,22 +216,13 @@ class TaskReader:
             settings,
             sorted(of_loss | of_metrics),
             [type(metric).__name__ for metric in metrics],
-            _pull(total_of(state.loss), logits_of(state.outputs, self.keys.output)),
+            pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output)),
         )
         # A class that the loss ignores may be missing from the first microbatch, where its loss cannot show it.
         named = {index for index in of_loss if task.is_softmax and 0 <= index < task.num_classes}
         if task.ignore_index is None and len(named) == 1 and not bool((self.targets == min(named)).any()):
             return replace(task, ignore_index=min(named))
         return task
-
-
-def _pull(loss: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor | None:
-    """Return the loss's gradient at the outputs, by the short way between them; None where it is not known."""
-    if not (loss.requires_grad and outputs.requires_grad):
-        return None
-    # The graph is kept: the backward pass of the step follows.
-    (pull,) = torch.autograd.grad(loss, outputs, retain_graph=True, allow_unused=True)
-    return pull
 
 
 def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:

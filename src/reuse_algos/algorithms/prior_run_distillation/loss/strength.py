@@ -16,6 +16,7 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.errors import ModelError
+from reuse_algos.training.loss import pull_of
 from reuse_algos.training.tasks.task import Task
 
 # Added to a row's variance: a head that starts at zero has rows without any, and a gradient of 1 / 0.
@@ -113,11 +114,7 @@ def pulls(own: Tensor, term: Tensor, outputs: Tensor, *, required: bool = False)
         Float32 ``[3]``: squared norms of the two gradients, and their inner product; None where the loss is not
         computed from these logits.
     """
-    of_own = of_term = None
-    if outputs.requires_grad and own.requires_grad and term.requires_grad:
-        # The graph is kept: the backward pass of the step follows.
-        (of_own,) = torch.autograd.grad(own, outputs, retain_graph=True, allow_unused=True)
-        (of_term,) = torch.autograd.grad(term, outputs, retain_graph=True, allow_unused=True)
+    of_own, of_term = pull_of(own, outputs), pull_of(term, outputs)
     if of_own is None or of_term is None:
         if required:
             raise ModelError(
