@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,20 @@ def test_a_shard_that_is_lost_from_the_start_does_not_shorten_the_epoch(shards: 
     os.remove(sorted(shards[1].glob("*.mds"))[1])
     with pytest.raises(DataError, match=r"(a shard could not be fetched|A shard is missing)"):
         list(mds_loader(shards))
+
+
+def test_a_shard_that_another_thread_failed_to_fetch_is_not_waited_for(shards: list[Path]) -> None:
+    """Streaming's thread leaves the shard marked as being fetched; the reader then waited for ever."""
+    from streaming.base.dataset import _ShardState
+
+    dataset: Any = mds_loader(shards).dataset
+    os.remove(sorted(shards[1].glob("*.mds"))[1])
+    number = len(list(shards[0].glob("*.mds"))) + 1  # the second shard of the second stream
+    with pytest.raises(ValueError, match="In the absence of local dataset"), ThreadPoolExecutor(1) as threads:
+        threads.submit(dataset.prepare_shard, number, False).result()
+    assert dataset._shard_states[number] == _ShardState.REMOTE, "nobody is fetching it"
+    with pytest.raises(DataError, match="A shard is missing"):
+        dataset.get_item(40 + 8)
 
 
 def test_curricula_of_streams_are_refused_by_name(shards: list[Path], tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from reuse_algos.errors import DataError
 STREAM_BITS = 40
 """An id is ``stream << 40 | index``: 2^40 samples in each of 8 million streams."""
 
+_REMOTE = 1
+"""Streaming's mark of a shard that is not here (``_ShardState.REMOTE``)."""
+
 _ADVICE = "What was recorded so far is kept; bring the shard back and resume from the last checkpoint."
 
 
@@ -51,6 +54,26 @@ class StreamIds:
         failed = getattr(self, "_event", None)
         if failed is not None and failed.is_set():
             raise DataError(f"the stream ended early: a shard could not be fetched (see the log above). {_ADVICE}")
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Fetch a shard, as Streaming does, and give it back to the others where that fails.
+
+        Args:
+            shard_id: Its number over all streams.
+            blocking: Wait where another thread or process is fetching it. Default: True.
+
+        Raises:
+            Exception: Whatever the fetching raises.
+        """
+        try:
+            super().prepare_shard(shard_id, blocking)  # type: ignore[misc]
+        except Exception:
+            # Streaming leaves the shard marked as being fetched. Whoever waits for that, here or in another process,
+            # waits for ever; marked as remote, it is tried again, and the reader learns why it cannot be had.
+            states = getattr(self, "_shard_states", None)
+            if states is not None:
+                states[shard_id] = _REMOTE
+            raise
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, Any]:
         """Return a sample with its id and its view.
