@@ -25,8 +25,6 @@ from reuse_algos.recipe.compose import Recipe, load_recipe
 from reuse_algos.recipe.shipped import recipe_path
 from reuse_algos.recipe.shown import without_defaults, yaml_text
 
-__all__ = ["main"]
-
 log = logging.getLogger(__name__)
 
 _EXIT_ERROR = 2

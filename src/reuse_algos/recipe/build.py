@@ -31,8 +31,6 @@ from reuse_algos.recipe.grouping import group_of
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sections import Faults
 
-__all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]
-
 log = logging.getLogger(__name__)
 
 _WANDB_TAG_LENGTH = 64

@@ -13,8 +13,6 @@ from reuse_algos.recipe.interpolation import SEED
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.recipe.source import leaves
 
-__all__ = ["NOT_TRAINED_BY", "group_of", "trained_by"]
-
 NOT_TRAINED_BY = {
     "archive",
     "run_name",

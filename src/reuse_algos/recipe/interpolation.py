@@ -18,8 +18,6 @@ from omegaconf.grammar_parser import parse
 
 from reuse_algos.sections import BROKEN, Faults, join
 
-__all__ = ["Resolved", "resolve"]
-
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _ALLOWED = ("oc.env", "oc.decode", "oc.select")
 

@@ -19,8 +19,6 @@ from composer import Algorithm, Callback
 from composer.loggers import LoggerDestination
 from composer.optim import ComposerScheduler
 
-__all__ = ["Kind", "Listed", "find", "names"]
-
 Kind = Literal["algorithm", "callback", "logger", "optimizer", "scheduler"]
 
 OUR_RESERVED = frozenset({"archive", "dataset", "recipe", "run_name", "tags"})

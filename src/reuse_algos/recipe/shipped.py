@@ -7,8 +7,6 @@ from pathlib import Path
 import reuse_algos
 from reuse_algos.errors import RecipeError, nearest
 
-__all__ = ["recipe_path", "shipped_recipe"]
-
 
 def recipe_path(text: str) -> Path:
     """Return the file that a command line names: a YAML file, or the name of one that comes with the library.

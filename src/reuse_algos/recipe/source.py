@@ -16,8 +16,6 @@ import yaml
 from reuse_algos.errors import nearest
 from reuse_algos.sections import Faults, join
 
-__all__ = ["apply_overrides", "copied", "leaves", "merge_sections", "parse_yaml", "read_text"]
-
 _MAX_NODES = 100_000
 _OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
 _SEGMENT = re.compile(r"[^\s.=]+")

@@ -29,8 +29,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["AutoReuse"]
-
 
 class AutoReuse(ReusingAlgorithm):
     """Look at the archive and at the first batch, and reuse earlier runs where a preset was shown to help.

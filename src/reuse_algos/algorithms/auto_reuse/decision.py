@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from reuse_algos.presets import PRESETS, SHOWN
 
-__all__ = ["Decision", "RunFacts", "decide"]
-
 _MOST_TEACHERS = 3
 """Three teachers gain over one; each costs a look-up, or a forward pass where it is live."""
 

@@ -16,8 +16,6 @@ from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, ReuseAlgos
 from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
 
-__all__ = ["facts_of", "facts_of_run"]
-
 _MOST_RUNS = 50
 """The latest runs that are looked at; each costs a few small reads."""
 

@@ -12,8 +12,6 @@ from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.recipe.building.recipe_data import load_recipe_data
 from reuse_algos.recipe.compose import Recipe
 
-__all__ = ["check_data"]
-
 
 def check_data(recipes: Iterable[tuple[str, Recipe]]) -> list[str]:
     """Load each data section once, and return what it gives, in words.
