@@ -136,7 +136,7 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
 
 
 def _best(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """The best runs by their own last metric, at most three; those without a metric come last."""
+    """Return the best runs by their own last metric, at most three; those without a metric come last."""
     return sorted(runs, key=_score, reverse=True)[:_MOST_TEACHERS]
 
 
