@@ -157,11 +157,11 @@ class SignalStore:
             PriorRunMismatchError: Views of another image size are there and stay; nothing is written.
             ArchiveError: The archive cannot be written.
         """
-        anew = self._replace and self._record is None
+        renew = self._replace and self._record is None
         # Before the writer is asked for: opening it is an attempt of its own already.
-        self._check_shape([old for old in self._attempt.manifest.files if not self._replaced(old, view, anew)], meta)
+        self._check_shape([old for old in self._attempt.manifest.files if not self._replaced(old, view, renew)], meta)
         writer, manifest = self._attempt.writer, self._attempt.manifest
-        files = [old for old in manifest.files if not self._replaced(old, view, anew)]
+        files = [old for old in manifest.files if not self._replaced(old, view, renew)]
         seconds = self._attempt.lap()
         meta = {
             "slot": view,
@@ -175,7 +175,7 @@ class SignalStore:
         }
         ids_N = torch.arange(len(columns_N["values"]))
         entry = writer.put("signals", self._name, {"ids": ids_N, **columns_N}, meta)
-        earlier = [h for h in manifest.harvests if h != self._record and not (anew and h.signal == self._name)]
+        earlier = [h for h in manifest.harvests if h != self._record and not (renew and h.signal == self._name)]
         self._record = HarvestRecord(
             signal=self._name,
             views=[*(self._record.views if self._record else []), view],
@@ -215,16 +215,16 @@ class SignalStore:
             if (old.kind, old.name) == ("signals", self._name) and shapes[0] != shapes[1]:
                 raise PriorRunMismatchError(
                     f"run {self._attempt.run.id} keeps {self._name} of images of shape {shapes[0]}, and these are "
-                    f"{shapes[1]}; a signal has one shape. Harvest the same images, or make it anew: replace=True "
+                    f"{shapes[1]}; a signal has one shape. Harvest the same images, or replace those: replace=True "
                     "(--replace)."
                 )
 
-    def _replaced(self, old: FileEntry, view: int, anew: bool) -> bool:
+    def _replaced(self, old: FileEntry, view: int, renew: bool) -> bool:
         """Return whether an earlier file gives way: a harvest of the same view, or a score of other views."""
         if (old.kind, old.name, old.meta.get("source")) != ("signals", self._name, "harvest"):
             return False
         other_images = not self._is_logits and old.meta.get("transform") != self._policy.transform
-        return anew or other_images or old.meta.get("slot") == view
+        return renew or other_images or old.meta.get("slot") == view
 
 
 def encode_rows(signal: str, values_N: torch.Tensor, top_k: int | None) -> Encoded:
