@@ -20,7 +20,7 @@ from reuse_algos.recipe.shipped import shipped_recipe
 
 
 def console() -> Console:
-    """Return a console on stdout, 100 columns wide where it is no terminal."""
+    """Return a console on stdout, 100 columns wide where it is not a terminal."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=100)
 

@@ -212,6 +212,7 @@ def _trainer_arguments(settings: Settings) -> dict[str, Any]:
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     arguments["progress_bar"] = settings.progress_bar and not _lines(settings)
     options = settings.compile
+    # Composer compiles where it is given a mapping, also an empty one.
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
     return arguments
 

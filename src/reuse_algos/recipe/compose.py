@@ -169,6 +169,7 @@ def _check_data(values: Any, faults: Faults) -> DataConfig:
         config.check()
     except DataError as error:
         for line in str(error).splitlines():
+            # Each line begins with the path of its own field.
             faults.add("", line.removesuffix("."))
     return config
 

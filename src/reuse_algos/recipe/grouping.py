@@ -30,7 +30,7 @@ NOT_TRAINED_BY = {
     "python_log_level",
     "dist_timeout",
 }
-"""Keys of a recipe that say where a run goes and what is shown of it, and nothing of what is trained."""
+"""Recipe keys that do not affect training (paths, logging, display)."""
 
 _DIGITS = 6
 _GROUP_LENGTH = 128  # of W&B

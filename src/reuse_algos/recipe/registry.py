@@ -84,6 +84,7 @@ def _table(kind: str) -> dict[str, Listed]:
             if cls.__module__.startswith("reuse_algos."):
                 reserved |= OUR_RESERVED
             for spelling in spellings:
+                # The first package that has a name keeps it, in the order of _SOURCES.
                 table.setdefault(spelling, Listed(spellings[0], cls, frozenset(reserved)))
     return table
 

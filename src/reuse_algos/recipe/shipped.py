@@ -32,6 +32,7 @@ def shipped_recipe(name: str) -> Path:
         RecipeError: There is none of this name.
     """
     package = Path(reuse_algos.__file__).parent
+    # A wheel has the files inside of the package, a checkout beside src.
     roots = [root for root in (package / "yamls", package.parents[1] / "yamls") if root.is_dir()]
     for root in roots:
         if (found := root / f"{name}.yaml").is_file():

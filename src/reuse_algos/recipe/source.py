@@ -97,7 +97,8 @@ class _Inspection:
         self._open: set[int] = set()
 
     def visit(self, node: yaml.Node, path: str) -> int:
-        """Note what is wrong below ``node``; the number of values it stands for, with its anchors written out."""
+        """Note what is wrong below ``node``, and return how many values it stands for with its anchors written out."""
+        # An alias is the same node: it is checked once, and counts as many values each time.
         if id(node) in self._sizes:
             return self._sizes[id(node)]
         if id(node) in self._open:

@@ -31,6 +31,7 @@ def check_data(recipes: Iterable[tuple[str, Recipe]]) -> list[str]:
         key = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
         if key in said or config.pseudo_labels is not None:
             continue
+        # Before it is loaded, so that a section that several recipes share is tried once, also where it fails.
         said[key] = ""
         try:
             data = load_recipe_data(config, None, torch.device("cpu"))
