@@ -18,32 +18,6 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import RunArchive
 
-__all__ = [
-    "ARCHIVE_HELP",
-    "ARCHIVE_VARIABLE",
-    "Subparsers",
-    "UsageError",
-    "add_archive",
-    "add_command",
-    "add_data",
-    "add_json",
-    "add_tags",
-    "add_trust",
-    "console",
-    "data_of",
-    "names_archive",
-    "open_archive",
-    "positive",
-    "print_json",
-    "printable",
-    "printable_lines",
-    "readable_bytes",
-    "report_json",
-    "runs_named",
-    "seconds_of",
-    "tags_of",
-]
-
 ARCHIVE_VARIABLE = "REUSE_ALGOS_ARCHIVE"
 
 ARCHIVE_HELP = f"""\

@@ -21,8 +21,6 @@ from reuse_algos.commands.common import (
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

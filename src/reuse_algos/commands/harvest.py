@@ -22,8 +22,6 @@ from reuse_algos.commands.common import (
     print_json,
 )
 
-__all__ = ["add_parser", "run"]
-
 # Options, and the fields of an attack that they set.
 _FIELDS = {
     "attack": "method",

@@ -121,6 +121,7 @@ def _make_module(
     changed = like is not None and _shapes(like) == theirs
     if (config := recorded_architecture(run)) is not None:
         outline = _outline(run, config)
+        # Settings that give the recorded shapes are the model, whatever this run's looks like.
         if not changed or _shapes(outline) == theirs:
             _fitting(run, weights, archived, outline)
             with torch.random.fork_rng(devices=[]):
@@ -170,6 +171,7 @@ def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: n
     _refuse_adapters(module, run, name, archived)
     expected = module.state_dict()
     if archived.keys() != expected.keys():
+        # Weights are archived from a network or from the ComposerModel around it, whose names have the prefix.
         prefix = "module."
         stripped = {key.removeprefix(prefix): value for key, value in archived.items()}
         added = {prefix + key: value for key, value in archived.items()}

@@ -19,8 +19,6 @@ from composer import Algorithm, Callback
 from composer.loggers import LoggerDestination
 from composer.optim import ComposerScheduler
 
-__all__ = ["Kind", "Listed", "find", "names"]
-
 Kind = Literal["algorithm", "callback", "logger", "optimizer", "scheduler"]
 
 OUR_RESERVED = frozenset({"archive", "dataset", "recipe", "run_name", "tags"})
@@ -86,6 +84,7 @@ def _table(kind: str) -> dict[str, Listed]:
             if cls.__module__.startswith("reuse_algos."):
                 reserved |= OUR_RESERVED
             for spelling in spellings:
+                # The first package that has a name keeps it, in the order of _SOURCES.
                 table.setdefault(spelling, Listed(spellings[0], cls, frozenset(reserved)))
     return table
 

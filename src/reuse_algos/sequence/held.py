@@ -15,8 +15,6 @@ from reuse_algos.sequence.planning.order import fingerprint, queries_of, reuses
 from reuse_algos.sequence.planning.plan import Plan
 from reuse_algos.sequence.planning.step import PlannedStep
 
-__all__ = ["held_runs", "value_at_end"]
-
 _END = re.compile(r"([0-9]+)(ep|ba)")
 
 

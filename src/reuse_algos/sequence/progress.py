@@ -20,18 +20,6 @@ from reuse_algos.sequence.planning.order import differences, waits_for
 from reuse_algos.sequence.planning.plan import Plan, PlannedStep
 from reuse_algos.sequence.planning.schema import HalvingConfig, SequenceConfig
 
-__all__ = [
-    "CHECKPOINTS",
-    "LOG",
-    "RECIPE",
-    "StepState",
-    "drop_losers",
-    "look_up_states",
-    "open_for_reading",
-    "open_store_of",
-    "trained_state",
-]
-
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
 LOG = "log.txt"

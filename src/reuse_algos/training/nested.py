@@ -53,6 +53,7 @@ def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: str | None = 
     if isinstance(data, Mapping):
         return like_mapping(data, {k: take_rows(v, rows_R, num_rows, strict=strict) for k, v in data.items()})
     if isinstance(data, (tuple, list)):
+        # Texts or paths, one for each row, have rows as well.
         plain = all(isinstance(value, (str, int, float, bool)) for value in data)
         if plain and len(data) == num_rows:
             return like_sequence(data, [data[row] for row in rows_R.tolist()])

@@ -33,6 +33,7 @@ def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     plain = unwrap_model(model)
     state = plain.state_dict()
     names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
+    # Parts that were compiled one by one carry the prefix inside of the model.
     return {name.replace("_orig_mod.", ""): state[name] for name in names}
 
 

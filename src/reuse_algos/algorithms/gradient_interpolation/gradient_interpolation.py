@@ -138,6 +138,7 @@ class GradientInterpolation(Algorithm, BatchEffects):
                     return model(state.batch)
                 finally:
                     state.batch = batch
+                    # batch_set_item changes mappings and lists in place, so the inputs go back as well.
                     state.batch_set_item(self.input_key, inputs)
 
             outputs = interpolate(forward, time_of(inputs), delta.to(inputs))

@@ -249,6 +249,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
         self.lessons.load(state, self.prior_runs, self.dataset, self.ids.view_policy, self._no_ids, self.student)
+        # A copy of the whole model, which nothing needs any more.
         self.student = None
 
     @staticmethod

@@ -91,6 +91,7 @@ class HarmWatch:
                 signs["dead"] = (
                     f"{look.dead:.0%} of the channels in front of the head are dead, {self._first_dead:.0%} at first"
                 )
+        # A sign that is missing this time begins from 0 again.
         self._bad = {name: self._bad.get(name, 0) + 1 for name in signs}
         return next((words for name, words in signs.items() if self._bad[name] >= _PATIENCE), None)
 
@@ -141,6 +142,7 @@ class Channels:
             return None
         alive = alive_D.to(torch.int32)
         if dist.get_world_size() > 1:
+            # A channel that is alive on any rank is alive.
             dist.all_reduce(alive, reduce_operation="MAX")
         return 1.0 - float(alive.float().mean())
 

@@ -204,6 +204,7 @@ class CachedFeatures:
                 self._data,
                 batch_sampler=loader.batch_sampler,
                 collate_fn=device_collate,
+                # Only memory of the CPU can be pinned.
                 pin_memory=loader.pin_memory and on.type == "cpu",
                 generator=loader.generator,
             ),

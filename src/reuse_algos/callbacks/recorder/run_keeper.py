@@ -179,6 +179,8 @@ class RunKeeper:
 
     def keep_interrupted(self, state: State) -> None:
         """Commit what there is of an interrupted run, as unfinished, where one rank has it all; say how to go on."""
+        # Of several ranks some may be gone, and a record with the rows of one rank would be wrong: the last commit
+        # stays.
         if dist.get_world_size() == 1:
             self.commit(state, last="last" in self.weights, push=False)
         assert self.record is not None

@@ -255,11 +255,7 @@ class RunRecorder(Callback):
         log_cost(self.keeper.finish(state), logger)
 
     def close(self, state: State, logger: Logger) -> None:
-        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on.
-
-        Of several ranks some may be gone, and a record with the rows of one rank only would be wrong: then the last
-        commit stays the newest.
-        """
+        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on."""
         keeper = self.keeper
         if keeper.record is None or keeper.ended or state is not keeper.state or int(state.timestamp.batch) == 0:
             return

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from reuse_algos.compare.show.drawing import Chart
     from reuse_algos.predict import History
 
-__all__ = ["Answer", "add_options", "histories_of", "show_answer"]
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -10,8 +10,6 @@ from reuse_algos.commands.common import UsageError, open_archive, positive, tags
 from reuse_algos.commands.predict.answers import Answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
-__all__ = ["add_options", "answer"]
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict layers``."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_options", "panel", "readings_of_run", "show_inside"]
-
 _HISTOGRAM = "gradient_sizes/"
 _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4

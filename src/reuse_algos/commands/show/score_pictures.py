@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from reuse_algos.data.datasets.load import LoadedData
 
-__all__ = ["contact_sheet", "ends_of_classes", "histogram", "image_reader"]
-
 _SIDE = 48
 _LARGEST_SIDE = 64
 _GAP = 2

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from reuse_algos.data.info import DatasetInfo
     from reuse_algos.priors.scores.label_noise import LabelNoise
 
-__all__ = ["add_parser", "noise_facts", "run", "summary"]
-
 CRITERION = (
     "area under the margin below 0 (Pleiss et al. 2020, arXiv 2001.10528): over training, the runs gave another class "
     "a higher logit than the label"

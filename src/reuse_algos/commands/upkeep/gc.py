@@ -18,8 +18,6 @@ from reuse_algos.commands.common import (
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 
-__all__ = ["add_parser", "run"]
-
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 

@@ -17,8 +17,6 @@ from typing import Any
 from reuse_algos.compare.show.dashboard import Dashboard, Lines, Table
 from reuse_algos.errors import CompareError
 
-__all__ = ["JOB_TYPE", "WandbTarget", "check_wandb", "log_to_wandb"]
-
 JOB_TYPE = "comparison"
 
 _SETTINGS = {

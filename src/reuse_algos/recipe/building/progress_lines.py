@@ -9,8 +9,6 @@ from composer import Callback, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 
-__all__ = ["ProgressLines"]
-
 
 class ProgressLines(Callback):
     """Print epoch, batch and loss from time to time, on stderr and on rank 0.

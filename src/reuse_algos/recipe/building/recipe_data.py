@@ -20,8 +20,6 @@ from reuse_algos.recipe.interpolation import resolve
 from reuse_algos.recipe.source import parse_yaml, read_text
 from reuse_algos.sections import Faults, fit_fields
 
-__all__ = ["Pool", "data_section", "load_recipe_data", "pool_of", "watchers"]
-
 
 @dataclass(frozen=True)
 class Pool:

@@ -14,8 +14,6 @@ from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.progress import LOG, RECIPE
 from reuse_algos.sequence.running.lease import LeaseKey
 
-__all__ = ["Job", "Launcher"]
-
 
 @dataclass(frozen=True)
 class Job:

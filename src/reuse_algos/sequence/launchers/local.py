@@ -7,8 +7,6 @@ import subprocess
 
 from reuse_algos.sequence.launchers.base import Job
 
-__all__ = ["LocalLauncher"]
-
 
 class LocalLauncher:
     """Runs each job as a process of its own that ends when this one does.

@@ -10,8 +10,6 @@ from reuse_algos.errors import SequenceError
 from reuse_algos.sequence.launchers.base import Job
 from reuse_algos.sequence.launchers.remote import Outcome, RemoteJob, one_node, remote_job
 
-__all__ = ["RayLauncher"]
-
 
 class RayLauncher:
     """Runs each job as a Ray task, whose worker runs the job's process.

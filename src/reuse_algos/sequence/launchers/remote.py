@@ -20,8 +20,6 @@ from reuse_algos.errors import ReuseAlgosError, SequenceError
 from reuse_algos.sequence.launchers.base import Job
 from reuse_algos.sequence.progress import RECIPE
 
-__all__ = ["Outcome", "RemoteJob", "one_node", "remote_job"]
-
 _LOG_BYTES = 1 << 20  # of a job's output, the end of it
 
 

@@ -12,8 +12,6 @@ from reuse_algos.errors import SequenceError
 from reuse_algos.sequence.launchers.base import Job
 from reuse_algos.sequence.launchers.remote import Outcome, RemoteJob, one_node, remote_job
 
-__all__ = ["SlurmLauncher"]
-
 _LOOK_SECONDS = 0.2
 
 

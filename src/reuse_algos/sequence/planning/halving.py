@@ -18,8 +18,6 @@ import numpy as np
 
 from reuse_algos.sequence.planning.schema import HalvingConfig
 
-__all__ = ["Rung", "rung_duration", "rungs_of", "survivors"]
-
 _DURATION = re.compile(r"([1-9][0-9]*)(ep|ba|sp|tok|)")
 
 

@@ -15,8 +15,6 @@ from reuse_algos.recipe.schema import Settings
 from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.training.attacks import Attack
 
-__all__ = ["Harvest", "attack_of", "missing_harvests", "remade"]
-
 
 @dataclass(frozen=True)
 class Harvest:

@@ -26,8 +26,6 @@ from reuse_algos.sequence.planning.schema import (
 )
 from reuse_algos.training.attacks import Attack, pixel_size
 
-__all__ = ["load_sequence"]
-
 _MAX_RANKS = 1024
 
 

@@ -11,8 +11,6 @@ from reuse_algos.archive.asked import tags_match
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.sequence.planning.step import PlannedStep
 
-__all__ = ["differences", "fingerprint", "fits", "other_arms_first", "queries_of", "reuses", "waits_for"]
-
 
 def other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
     """Return the steps in their order, except that one whose query is for runs of other arms comes after all of these.

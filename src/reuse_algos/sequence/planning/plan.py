@@ -19,8 +19,6 @@ from reuse_algos.sequence.planning.sampling import sampled_points
 from reuse_algos.sequence.planning.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 from reuse_algos.sequence.planning.step import PlannedStep, Slot, planned_step, step_name
 
-__all__ = ["Plan", "PlannedStep", "plan_sequence"]
-
 _OWN_TAGS = ("sequence", "arm", "step", "rung")
 _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite")
 _MAX_STEPS = 10_000

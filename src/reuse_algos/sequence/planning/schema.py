@@ -7,17 +7,6 @@ from typing import Any
 
 from omegaconf import MISSING
 
-__all__ = [
-    "ArmConfig",
-    "FirstConfig",
-    "HalvingConfig",
-    "HarvestConfig",
-    "SampleConfig",
-    "SearchConfig",
-    "SequenceConfig",
-    "StepConfig",
-]
-
 
 @dataclass
 class FirstConfig:

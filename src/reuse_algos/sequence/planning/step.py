@@ -19,8 +19,6 @@ from reuse_algos.sequence.planning.halving import Rung, rung_duration
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.schema import FirstConfig, SequenceConfig, StepConfig
 
-__all__ = ["PlannedStep", "Slot", "planned_step", "step_name"]
-
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 120
 

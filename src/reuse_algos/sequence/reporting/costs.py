@@ -11,8 +11,6 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.sequence.planning.plan import PlannedStep
 
-__all__ = ["Cost", "costs_of", "shares_of", "total_of"]
-
 
 @dataclass(frozen=True)
 class Cost:

@@ -24,8 +24,6 @@ from reuse_algos.sequence.reporting.costs import Cost, costs_of, shares_of, tota
 from reuse_algos.sequence.reporting.result import ArmResult, SequenceReport, StepResult
 from reuse_algos.sequence.reporting.search import Tried, search_result
 
-__all__ = ["searched_steps", "sequence_report"]
-
 
 def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive: RunArchive) -> SequenceReport:
     """Count and compare a finished sequence.

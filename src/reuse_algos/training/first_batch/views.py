@@ -75,8 +75,7 @@ def check_same_view_twice(dataset: Any, examples: Examples, collate: Any) -> Non
 def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     """Say how inputs of the batch differ from the examples, or None where they are the same.
 
-    A scale and a shift for each channel (normalisation on the device, a cast) does not count: it is the same for
-    every example.
+    A scale and a shift for each channel (normalisation on the device, a cast) do not count.
 
     Args:
         given: ``[E, ...]`` as the model gets them.
@@ -84,6 +83,7 @@ def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     """
     given, read = given.detach().cpu(), read.detach().cpu()
     if given.shape != read.shape:
+        # A dataset may keep images as NHWC, and a DataSpec turn them: that changes no example.
         if given.dim() == 4 and given.shape == read.permute(0, 3, 1, 2).shape:
             return changed_inputs(given, read.permute(0, 3, 1, 2))
         return f"they have shape {tuple(given.shape[1:])} in the batch and {tuple(read.shape[1:])} in the dataset"
@@ -92,6 +92,7 @@ def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     if not given.is_floating_point():
         rows = (given != read).reshape(len(given), -1).any(1).sum()
         return f"{int(rows)} of {len(given)} rows differ"
+    # Normalisation treats all examples alike, so it is fitted by least squares, and only what it leaves counts.
     x, y = (_by_channel(values.double()) for values in (read, given))
     x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
     spread = (x - x_mean).square().sum(1, keepdim=True)

@@ -45,6 +45,7 @@ def tangent_kernel(jacobian: Jacobian, parameters: Mapping[str, Tensor], count: 
     Raises:
         ModelError: The kernel itself does not fit into the bound.
     """
+    # The smallest parameter tells the number of outputs by the cheapest Jacobian.
     smallest = min(parameters, key=lambda name: parameters[name].numel())
     outputs = jacobian(parameters, [smallest], slice(0, 1)).shape[1]
     first = parameters[smallest]
@@ -57,10 +58,12 @@ def tangent_kernel(jacobian: Jacobian, parameters: Mapping[str, Tensor], count: 
     kernel = first.new_zeros(count, outputs, count, outputs)
     for names in _groups(parameters, memory_bytes // (item * count)):
         width = sum(parameters[name].numel() for name in names)
+        # Two blocks of examples are held at once where not all fit.
         step = count if item * count * width <= memory_bytes else max(1, memory_bytes // (2 * item * width))
         blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
         for place, rows in enumerate(blocks):
             left = jacobian(parameters, names, rows)
+            # The kernel is symmetric: each pair of blocks is computed once.
             for columns in blocks[place:]:
                 right = left if columns == rows else jacobian(parameters, names, columns)
                 part = torch.einsum("ncd,mkd->ncmk", left, right)

@@ -77,7 +77,9 @@ def gradient_moments(rows: Rows, directions: Sequence[Tensor] = ()) -> GradientM
     assert kept_bD is not None
     losses_N = torch.cat(losses)
     mean_D = sum_D / len(losses_N)
+    # Where one chunk holds all examples, its gradients are still there.
     whole = [kept_bD] if len(kept_bD) == len(losses_N) else (gradients_bD for _, gradients_bD in rows())
+    # Without this the last chunk would be held beside each one of the second pass.
     del kept_bD
     for gradients_bD in whole:
         inner += [row_D.double() @ mean_D for row_D in gradients_bD.unbind()]

@@ -278,6 +278,7 @@ def _pulled(candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor
 
 def _idle(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> int:
     """Return how many targets count though the loss has no gradient at them: those that the loss ignores, as a rule."""
+    # The gradient lies as the outputs do, so the task cuts both alike.
     rows = task.rows(pull.detach(), targets)
     still = (rows.logits_BCX == 0).all(1) if task.is_softmax else rows.logits_BCX == 0
     return int((still if rows.counted_BX is None else still & rows.counted_BX).sum())

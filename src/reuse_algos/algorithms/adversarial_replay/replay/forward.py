@@ -136,6 +136,7 @@ class ReplayedForward:
 
     def _in_place(self, batch: Any, replay: Replay) -> Any:
         """Return the batch with the replayed rows in their places."""
+        # A clone: the trainer computes the loss of its own batch afterwards.
         inputs = _item(batch, self.input_key).clone()
         inputs[replay.rows_R.to(inputs.device)] = _item(replay.batch, self.input_key)
         return with_item(batch, self.input_key, inputs)

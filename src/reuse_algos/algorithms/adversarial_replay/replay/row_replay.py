@@ -96,6 +96,7 @@ class RowReplay:
         batch = with_item(take_rows(state.batch, rows_R, count), self.keys.input, inputs_RCHW)
         # What the model draws for these rows is a function of the batch and of the first row, not of a generator's
         # state.
+        # The rank stands above the bits of any row number, so that no two ranks draw the same.
         place = torch.tensor([(dist.get_global_rank() << 32) + self.rows.first])
         seed = int(view_hash(self.seed, torch.tensor([int(state.timestamp.batch)]), place, _SALT_PASS))
         self.current = Replay(rows_R, count, batch, seed)
