@@ -39,7 +39,8 @@ class FaultyProxy:
     Attributes:
         fault: Says what to do with a request: one of ``FAULTS``, ``"corrupt"`` (change a byte of what is sent),
             ``"corrupt answer"``, ``"encrypted"`` (an entity tag that is no checksum), ``"corrupt encrypted"``,
-            ``"no tag"`` (an answer without one), ``"corrupt no tag"``, an answer of three digits and a code such as ``"403 InvalidAccessKeyId"``, or None.
+            ``"no tag"`` (an answer without one), ``"corrupt no tag"``, an answer of three digits and a code such as
+            ``"403 InvalidAccessKeyId"``, or None.
         requests: What came in since the last :meth:`reset`.
     """
 
