@@ -49,6 +49,7 @@ class Job:
                 "config": dataclasses.asdict(self.harvest.config),
             }
         several = ["-m", "composer.cli.launcher", "-n", str(self.ranks)] if self.ranks > 1 else []
+        # One JSON text, so that no value can be taken for an option.
         return [sys.executable, *several, "-m", "reuse_algos.sequence.running.job", json.dumps(asked)]
 
 

@@ -14,8 +14,8 @@ from reuse_algos.sequence.launchers.remote import Outcome, RemoteJob, one_node, 
 class RayLauncher:
     """Runs each job as a Ray task, whose worker runs the job's process.
 
-    A Trainer cannot run inside Ray's own workers, so a step is a process here as well. A task whose node dies is
-    started again on another one, and goes on from the checkpoint where the step's folder is shared.
+    A task whose node dies is started again on another one, and goes on from the checkpoint where the step's folder is
+    shared.
 
     Args:
         address: Of the cluster, such as ``ray://head:10001`` or ``auto``. Default: None, ``RAY_ADDRESS`` or ``auto``.
@@ -36,6 +36,7 @@ class RayLauncher:
         self._retries = retries
         place = address or os.environ.get("RAY_ADDRESS", "auto")
         try:
+            # The caller's own program may have connected to the cluster already.
             if not ray.is_initialized():
                 ray.init(address=place, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
@@ -52,6 +53,7 @@ class RayLauncher:
         """
         one_node(job)
         wanted = job.step.recipe.settings.resources
+        # A task that no node can hold would wait without end.
         self._check_feasible(job)
         task = self._ray.remote(_call).options(
             num_cpus=wanted.cpus, num_gpus=wanted.gpus, max_retries=self._retries, name=job.step.title
@@ -71,12 +73,14 @@ class RayLauncher:
         try:
             outcome: Outcome = self._ray.get(reference)
         except self._ray.exceptions.TaskCancelledError:
+            # As of a process that a signal has terminated.
             return 143
         except (self._ray.exceptions.RayError, ImportError) as error:
             raise SequenceError(
                 f"{job.step.title} was lost on Ray: {type(error).__name__}: {error}. Nodes need this package, and a "
                 "task whose node dies is started again only so often. The same command goes on from here"
             ) from error
+        # Several threads may append to the log of one step.
         with self._lock, job.log.open("a") as log:
             log.write(outcome.log)
         if outcome.status is None:
@@ -101,4 +105,5 @@ class RayLauncher:
 
 
 def _call(job: RemoteJob) -> Outcome:
+    # A Trainer cannot run inside Ray's own workers, so this starts a process for it.
     return job()

@@ -64,6 +64,7 @@ class RemoteJob:
         if fault := self._fault(folder):
             return Outcome(None, f"{self.title} was not started on {os.uname().nodename}: {fault}")
         recipe = folder / self.recipe
+        # On a shared folder it is there already, and must not be written while another node reads it.
         if not recipe.exists() or recipe.read_text() != self.text:
             recipe.parent.mkdir(parents=True, exist_ok=True)
             recipe.write_text(self.text)
@@ -77,6 +78,7 @@ class RemoteJob:
                 status = process.wait()
             finally:
                 _end_group(process)
+            # Hours of output would burden the driver; an error stands at the end.
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
             return Outcome(status, log.read().decode(errors="replace"))
 
@@ -87,6 +89,7 @@ class RemoteJob:
             found = RunArchive(place, read_only=True).archive_id
         except ReuseAlgosError as error:
             return f"the archive {place} cannot be seen there ({error}). Use a shared folder or an object store"
+        # A folder of the same path on the node's own disk would take the runs, and nobody would miss them.
         if found != self.archive_id:
             return f"{place} is another archive there. Use a shared folder or an object store"
         return None
@@ -99,6 +102,7 @@ def remote_job(job: Job) -> RemoteJob:
     recipe = job.step.folder / RECIPE
     return RemoteJob(
         title=job.step.title,
+        # Without the interpreter, whose path is the node's own.
         arguments=tuple(job.command[1:]),
         folder=str(Path.cwd()),
         recipe=str(recipe),
