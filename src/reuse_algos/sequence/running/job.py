@@ -25,6 +25,7 @@ from reuse_algos.sequence.planning.harvests import attack_of
 from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.sequence.running.lease import LeaseKey, outlast
 
+# As of a process that a signal has terminated.
 _LEFT_BEHIND = 143
 
 
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None, ends: Callable[[int], object] =
     (text,) = sys.argv[1:] if arguments is None else arguments
     asked = json.loads(text)
     key = LeaseKey(**asked.pop("lease"))
+    # Anything else than a pipe, such as /dev/null, has its end at once.
     if stat.S_ISFIFO(os.fstat(0).st_mode):
         _in_background(_read_to_end, ends)
     _in_background(lambda: outlast(key), ends)
@@ -101,6 +103,7 @@ def _read_to_end() -> None:
 
 if __name__ == "__main__":
     status = main()
+    # A group that is left open at exit makes NCCL complain.
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     sys.exit(status)
