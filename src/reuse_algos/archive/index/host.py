@@ -77,6 +77,15 @@ class HostIndex:
             raise sqlite3.DatabaseError(f"the row of {path} is damaged")
         return KnownShard(ids.split("\n"), lines.split(b"\n"), replaces.split("\n")) if ids else KnownShard([], [], [])
 
+    def names(self, path: str) -> tuple[list[str], list[str]]:
+        """Return the runs that a shard knows, and the shards that it replaces, without reading its summaries.
+
+        Both are empty of a shard that was not fetched or is not to be believed.
+        """
+        row = self._database.execute("SELECT ids, replaces FROM shards WHERE path = ?", (path,)).fetchone()
+        ids, replaces = row or ("", "")
+        return (ids.split("\n"), replaces.split("\n") if replaces else []) if ids else ([], [])
+
     def shards(self) -> set[str]:
         """Return the paths of the shards that were fetched."""
         return {path for (path,) in self._database.execute("SELECT path FROM shards")}

@@ -18,7 +18,8 @@ def add_wandb(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--wandb",
         metavar="PROJECT",
-        help="also log the comparison to W&B, as a run of this project with tables, curves, bars and the report",
+        help="also log the comparison to W&B, as a run of this project with tables, curves, bars and the report, and "
+        "make or replace a saved report of the project (needs the extra wandb-report)",
     )
     parser.add_argument("--wandb-entity", metavar="NAME", help="W&B user or team (default: that of the login)")
     parser.add_argument("--wandb-name", metavar="NAME", help="name of the W&B run (default: comparison of <metric>)")
