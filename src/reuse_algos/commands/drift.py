@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.priors.drift import drift_between, training_period
 
     archive = open_archive(args)
+    # The order of --runs is the user's, that of --tag the archive's.
     if args.runs and args.tag:
         raise UsageError("name the runs by --runs or by --tag, not by both")
     names = [name.strip() for name in args.runs.split(",")] if args.runs else []

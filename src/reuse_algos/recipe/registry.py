@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +17,8 @@ import torch
 from composer import Algorithm, Callback
 from composer.loggers import LoggerDestination
 from composer.optim import ComposerScheduler
+
+from reuse_algos.algorithms.base import snake_case
 
 Kind = Literal["algorithm", "callback", "logger", "optimizer", "scheduler"]
 
@@ -62,11 +63,6 @@ def find(kind: Kind, name: str) -> Listed | None:
 def names(kind: Kind) -> list[str]:
     """Return the main names of all classes of a kind, sorted."""
     return sorted({listed.name for listed in _table(kind).values()})
-
-
-def snake_case(name: str) -> str:
-    """Return ``LabelSmoothing`` as ``label_smoothing``, ``LRMonitor`` as ``lr_monitor``, ``EMA`` as ``ema``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
 @functools.cache

@@ -22,6 +22,7 @@ from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_time
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.loss import add_to_loss, total_of
+from reuse_algos.training.nested import with_item
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.kept_state import kept_state
 
@@ -128,21 +129,14 @@ class GradientInterpolation(Algorithm, BatchEffects):
                 "column or channel is the time."
             )
         model: Any = unwrap_model(state.model)
-        batch = state.batch  # models take the whole batch, so inputs of other times are put into it and taken out
+        batch = state.batch
 
         def loss_of(delta: Tensor) -> Tensor:
             def forward(times_B: Tensor) -> Tensor:
-                state.batch = batch
-                state.batch_set_item(self.input_key, with_time(inputs, times_B))
-                try:
-                    return model(state.batch)
-                finally:
-                    state.batch = batch
-                    # batch_set_item changes mappings and lists in place, so the inputs go back as well.
-                    state.batch_set_item(self.input_key, inputs)
+                return model(with_item(batch, self.input_key, with_time(inputs, times_B)))
 
             outputs = interpolate(forward, time_of(inputs), delta.to(inputs))
-            return total_of(model.loss(outputs, state.batch))
+            return total_of(model.loss(outputs, batch))
 
         number = int(state.timestamp.batch)
         self._draw_again(number)

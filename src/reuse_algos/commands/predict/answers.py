@@ -111,6 +111,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]]) -> Any:
     from reuse_algos.compare.show.page.sheet import text_of
     from reuse_algos.compare.show.terminal import new_table
 
+    # One word a line: columns stay narrow, and many fit.
     heads = [("\n".join(name.split("_")), not isinstance(value, str)) for name, value in rows[0].items()]
     table = new_table(*heads, padding=1)
     for row in rows:

@@ -54,6 +54,7 @@ def answer(args: argparse.Namespace) -> Answer:
     device = _device(args)
     if device is None:
         return Answer(headline, lead, found, charts)
+    # Without a share the times are those at the peaks, which no run beats.
     percent, measured = args.percent or 1.0, []
     if args.archive or args.archive_option:
         # A calibrated share and a given one would contradict each other.
@@ -79,6 +80,7 @@ def answer(args: argparse.Namespace) -> Answer:
             args.steps or 1,
             float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
             args.network_gbits * 1e9 / 8,
+            # A worker without an example would have nothing to compute.
             workers=[count for count in args.workers if count <= args.batch],
             scheme=args.exchange,
             servers=args.servers,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
 _HISTOGRAM = "gradient_sizes/"
+# These may be negative: their axis is linear, with a line at 0.
 _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4
 

@@ -57,6 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def age(text: str) -> float:
     """Return a time of at least an hour in seconds, for ``argparse``."""
+    # ASCII, as \d would take digits of other scripts.
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([mhdw])", text, re.ASCII)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")

@@ -79,6 +79,7 @@ class SlurmLauncher:
         """
         submitted, job = handle
         until = monotonic() + timeout
+        # submitit cannot wait for a limited time.
         while not submitted.done():
             if monotonic() >= until:
                 return None

@@ -22,6 +22,7 @@ def other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
     entered: set[int] = set()
 
     def matches(query: Mapping[str, Any]) -> list[PlannedStep]:
+        # Thousands of steps ask for few different things, and each answer looks at all steps.
         key = json.dumps([query["tags"], query.get("run_name")], sort_keys=True, default=str)
         if key not in asked:
             asked[key] = [other for other in steps if fits(query, other)]
@@ -94,6 +95,7 @@ def waits_for(step: PlannedStep, other: PlannedStep) -> bool:
 
 def fingerprint(record: Mapping[str, Any]) -> str:
     """Return twelve hexadecimal digits that change with what a recipe trains, and not with where its run goes."""
+    # Twelve digits fit into a table, and tell thousands of recipes apart.
     return hashlib.sha256(json.dumps(trained_by(record), sort_keys=True).encode()).hexdigest()[:12]
 
 

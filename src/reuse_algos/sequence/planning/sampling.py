@@ -30,6 +30,7 @@ def sampled_points(config: SampleConfig, path: str, faults: Faults) -> list[dict
     """
     from scipy.stats import qmc
 
+    # The caller's faults may be of other sections.
     own = Faults(faults.source)
     bounds = dict(leaves(config.over))
     for key, value in bounds.items():

@@ -74,6 +74,7 @@ def _used_harvests(run: PriorRun, archive: RunArchive, charged: dict[str, float]
 
 def _harvested(archive: RunArchive, run_id: str, otherwise: float) -> float:
     """Return the seconds that all harvests of a run took; ``otherwise`` where the run cannot be read."""
+    # The archive is not asked where there is nothing to share.
     if otherwise == 0.0:
         return 0.0
     try:

@@ -25,10 +25,9 @@ from reuse_algos.algorithms.adversarial_replay.replay.rows import (
     join_rows,
     nothing_of,
     tensors_of,
-    with_item,
 )
 from reuse_algos.errors import ModelError
-from reuse_algos.training.nested import take_rows
+from reuse_algos.training.nested import take_rows, with_item
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 
