@@ -2,10 +2,10 @@
 
 Rates. Do alpha and the norm test tell a wrong rate before the loss does, and by how many steps? Digits (digits_cnn, 500
 images, batches of 20, 20 epochs) and CIFAR-100 small (20 superclasses, 2,000 images, a ResNet-8 of width 8, batches of
-50, 4 epochs), SGD without momentum at a constant rate, three seeds each, all readings of the set ``economy``. The runs of the
-good rate are the reference: at each step their running medians over five readings span a range, widened by half of its
-width (and 5 % of its middle) on both sides. A reading tells a run apart at the first step from which on its own running
-median stays outside for five readings. The loss is that of the same examples.
+50, 4 epochs), SGD without momentum at a constant rate, three seeds each, all readings of the set ``economy``. The runs
+of the good rate are the reference: at each step their running medians over five readings span a range, widened by half
+of its width (and 5 % of its middle) on both sides. A reading tells a run apart at the first step from which on its own
+running median stays outside for five readings. The loss is that of the same examples.
 
 Stopping. Few images and many epochs, so that the validation loss has a minimum: where is the early-stopping criterion
 (its running median over five readings) above 0 for good, and what does stopping there lose?

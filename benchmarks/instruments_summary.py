@@ -107,10 +107,11 @@ def _stopping(records: Sequence[Record]) -> Iterator[str]:
         last = max(above)
         stop = next((at for at in above if all(value > 0 for step, value in above.items() if step >= at)), None)
         single = next((int(step) for step, value in one["readings"]["early_stopping"] if value > 0), None)
+        accuracies = one["accuracy"][1]
         line = (
-            f"seed {one['seed']}: validation loss least at step {steps[best]} ({losses[best]:.3f}), {losses[-1]:.3f} at "
-            f"the end ({steps[-1]}); accuracy {max(one['accuracy'][1]):.3f} at best, {one['accuracy'][1][-1]:.3f} at the "
-            f"end; criterion first above 0 at {single or 'none'}, for good from {stop or 'none'} of {last}"
+            f"seed {one['seed']}: validation loss least at step {steps[best]} ({losses[best]:.3f}), at the end "
+            f"({steps[-1]}) {losses[-1]:.3f}; accuracy {max(accuracies):.3f} at best, {accuracies[-1]:.3f} at the end; "
+            f"criterion first above 0 at {single or 'none'}, for good from {stop or 'none'} of {last}"
         )
         if stop is not None:
             there = max((at for at in range(len(steps)) if steps[at] <= stop), default=0)
@@ -141,7 +142,7 @@ def _costs(records: Sequence[Record]) -> Iterator[str]:
         ratio, length = 1 + inside / one["epoch"], math.ceil(inside / (GOAL - 1))
         yield (
             f"{one['model']}, batch {one['batch']}, {one['examples']} examples read: a step {step:.3f} s, a reading "
-            f"{reading:.3f} s = {inside:.2f} steps (epochs with and without, in turn: {outside:.2f}), {len(one['hooks'])} "
-            f"readings; an epoch of {one['epoch']} steps ({one['of']}): {ratio:.4f}, goal {GOAL}: "
+            f"{reading:.3f} s = {inside:.2f} steps (epochs with and without, in turn: {outside:.2f}), "
+            f"{len(one['hooks'])} readings; an epoch of {one['epoch']} steps ({one['of']}): {ratio:.4f}, goal {GOAL}: "
             f"{'met' if ratio <= GOAL else 'NOT met'}; met from {length} steps on"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -11,13 +13,22 @@ import torch
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
+from torch.profiler import ProfilerActivity, profile
 
 from reuse_algos.errors import DataError, ModelError
+from reuse_algos.models import build_model
 from reuse_algos.training.instruments import economy, laziness
 from reuse_algos.training.instruments.curvature import Curvature, information_criterion, largest_eigenvalue, trace
 from reuse_algos.training.instruments.diagnosis import diagnose
-from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, flat, like_flat, undisturbed
-from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments
+from reuse_algos.training.instruments.examples import (
+    ExampleLosses,
+    first_examples,
+    flat,
+    like_flat,
+    trained_parameters,
+    undisturbed,
+)
+from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments, slopes_along
 from reuse_algos.training.instruments.reading import SETS, Step, read_step
 from toy import DictModel, blobs, mlp
 
@@ -141,6 +152,43 @@ def test_gradients_are_those_of_autograd(kind: str, memory: int) -> None:
     torch.testing.assert_close(rows_ND, expected, rtol=1e-5, atol=1e-7)
 
 
+def of_a_task(task: str) -> tuple[Any, Any]:
+    """A model of another task than classes for images, and a batch of four examples."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if task == "masks":
+            model = build_model({"name": "tiny_unet", "width": 4}, num_classes=3, image_shape=(1, 16, 16))
+            masks = torch.randint(0, 3, (4, 16, 16), generator=generator)
+            return model, (torch.randn(4, 1, 16, 16, generator=generator), masks.masked_fill(masks == 2, 255))
+        if task == "several labels":
+            loss = nn.BCEWithLogitsLoss()
+            model = ComposerClassifier(nn.Linear(6, 3), num_classes=3, loss_fn=lambda z, y: loss(z, y.float()))
+            return model, (torch.randn(4, 6, generator=generator), torch.randint(0, 2, (4, 3), generator=generator))
+        pytest.importorskip("transformers")
+        inputs = {"vocabulary": 20, "max_tokens": 6}
+        model = build_model({"name": task, "width": 8, "depth": 1}, num_classes=3, inputs=inputs)
+    ids = torch.randint(4, 20, (4, 6), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = mask[2, 3:] = 0
+    labels = ids.masked_fill(mask == 0, -100) if task == "tiny_gpt" else torch.tensor([0, 1, 2, 0])
+    return model, {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("task", ["masks", "several labels", "tiny_bert", "tiny_gpt"])
+def test_gradients_of_other_tasks_are_those_of_autograd(task: str) -> None:
+    model, batch = of_a_task(task)
+    with undisturbed(model):
+        examples = ExampleLosses(model, batch, MEMORY)
+        rows = torch.cat([rows for _, rows in examples.rows(examples.parameters)])
+    torch.testing.assert_close(rows, plain_gradients(model, batch, 4), rtol=1e-4, atol=1e-6)
+    at = {name: value.detach().clone() for name, value in model.named_parameters()}
+    after = {name: value - 0.01 for name, value in at.items()}
+    settings = Curvature(probes=2, iterations=2)
+    found = read_step(Step(model, batch, at, after, at, 0.1, 4), ["economy", "curvature", "stopping"], settings, MEMORY)
+    assert all(math.isfinite(found[name]) for name in ("alpha", "norm_test", "trace", "early_stopping"))
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = mlp()
     model.module[0].requires_grad_(False)
@@ -179,6 +227,9 @@ def test_batches_without_rows_are_refused() -> None:
         first_examples((torch.zeros(3), torch.zeros(4)), 2)
     with pytest.raises(DataError, match="no tensors"):
         first_examples({"text": ["a", "b"]}, 2)
+    boxes = [{"boxes": torch.zeros(3, 4), "labels": torch.zeros(3)} for _ in range(2)]
+    with pytest.raises(DataError, match="a list of mappings, one for each example, as detectors have it"):
+        first_examples(([torch.zeros(3, 8, 8)] * 2, boxes), 2)
 
 
 def test_the_model_is_left_as_it_is() -> None:
@@ -316,6 +367,46 @@ def test_tangent_kernel_equals_the_dense_one(memory: int) -> None:
     assert laziness.kernel_distance(kernel, 3 * kernel) == pytest.approx(0, abs=1e-12)
     with pytest.raises(ModelError, match="takes 0 MiB, more than the bound"):
         laziness.tangent_kernel(lambda values, names, rows: torch.zeros(1, 4, 1), at, 16, 1000)
+
+
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most bytes that were allocated at once inside a call, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        function()
+    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    memory = sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]")
+    return max(accumulate(size for _, size in memory))
+
+
+def test_gradients_and_jacobians_stay_within_the_bound_on_memory() -> None:
+    """Gradients are far larger than activations here: one row is 17,668 numbers, an example's activations 324."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 4))
+        batch = torch.randn(16, 64), torch.randint(4, (16,))
+    model = ComposerClassifier(net, num_classes=4)
+    whole = 2 * 16 * 4 * 17_668  # two copies of all gradients
+    flat_D = flat(trained_parameters(model)).double()
+    with undisturbed(model):
+        for share, chunk in ((0.25, 4), (0.5, 8), (1.0, 16)):
+            bound = int(share * whole)
+            examples = ExampleLosses(model, batch, bound)
+            assert examples.chunk == chunk
+            rows = partial(examples.rows, examples.parameters)
+            assert peak_bytes(partial(slopes_along, rows, flat_D)) < bound + 0.1 * whole
+            # Sums, their squares, a row in float64 and what becomes of them.
+            vectors = 7 * 8 * 17_668
+            assert peak_bytes(partial(gradient_moments, rows, whole=chunk == 16)) < bound + vectors
+        at = examples.parameters
+
+        def jacobian(values: Any, names: list[str], rows: slice) -> Tensor:
+            return examples.jacobian(lambda outputs: outputs, values, names, rows)
+
+        whole = 2 * 16 * 4 * 4 * 17_668
+        for share in (0.1, 0.3, 1.0):
+            bound = int(share * whole)
+            peak = peak_bytes(partial(laziness.tangent_kernel, jacobian, at, 16, bound))
+            assert peak < bound + 0.05 * whole, share
 
 
 def test_a_linear_model_is_lazy_and_a_distance_is_relative() -> None:
