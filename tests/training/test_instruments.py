@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import accumulate
@@ -528,3 +529,40 @@ def test_alpha_and_norm_test_equal_those_of_cockpit() -> None:
         variance = quantity._compute_variance_l1(16, moments.squared_norms_N / 256, moments.mean_D @ moments.mean_D)
         expected = quantity._compute_theta_max(16, variance, moments.mean_D @ moments.mean_D)
         assert economy.gradient_tests(moments)["norm_test"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_readings_of_a_step_equal_those_of_cockpit() -> None:
+    """Cockpit as a whole, through BackPACK, on digits: what it reads at one step is what is read here."""
+    backpack = pytest.importorskip("backpack")
+    cockpit = pytest.importorskip("cockpit", exc_type=ImportError)
+    model, (pixels, labels) = digits_model(), digits_batch()
+    settings = Curvature(probes=8, iterations=500, tolerance=1e-9)
+    at = {name: value.detach().clone() for name, value in model.named_parameters()}
+    step = Step(model, (pixels, labels), at, {k: v - 0.1 for k, v in at.items()}, at, 0.1, 64)
+    found = read_step(step, ["economy", "curvature", "stopping"], settings, MEMORY)
+
+    names = {
+        "norm_test": "NormTest", "inner_product_test": "InnerTest", "orthogonality_test": "OrthoTest",
+        "early_stopping": "EarlyStopping", "cabs_batch_size": "CABS", "signal_to_noise": "MeanGSNR", "loss": "Loss",
+        "gradient_norm": "GradNorm", "trace": "HessTrace", "largest_eigenvalue": "HessMaxEV",
+    }  # fmt: skip
+    options = {"HessTrace": {"curvature": "diag_h"}, "HessMaxEV": {"use_power": False}}
+    quantities = {
+        name: getattr(cockpit.quantities, theirs)(track_schedule=lambda step: True, **options.get(theirs, {}))
+        for name, theirs in names.items()
+    }
+    network, mean = backpack.extend(model.module), backpack.extend(nn.CrossEntropyLoss())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    board = cockpit.Cockpit(network.parameters(), quantities=list(quantities.values()))
+    outputs = network(pixels)
+    loss, losses = mean(outputs, labels), nn.functional.cross_entropy(outputs, labels, reduction="none")
+    info = {"batch_size": 64, "individual_losses": losses, "loss": loss, "optimizer": optimizer}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of create_graph
+        with board(0, info=info):
+            loss.backward(create_graph=board.create_graph(0))
+    theirs = {name: one.output[0] for name, one in quantities.items()}
+    theirs["gradient_norm"] = math.hypot(*theirs["gradient_norm"])  # Cockpit has one for each parameter
+    total = sum(theirs.pop("trace"))
+    assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=2e-4)
+    assert abs(found["trace"] - total) < 3 * found["trace_error"]
