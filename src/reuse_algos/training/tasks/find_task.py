@@ -129,7 +129,7 @@ def _candidates(
         classes = outputs.shape[dim]
         places, numbers = outputs.movedim(dim, 1)[:, 0].shape, class_numbers(targets, outputs, dim)
         # Class numbers may come as floats, such as columns of a table.
-        if classes > 1 and numbers.shape == places and (whole or bool((numbers == numbers.round()).all())):
+        if classes > 1 and numbers.shape == places and (whole or _are_whole(numbers)):
             kind = _kind_of_places(len(places), dim)
             shifts = (False, True) if kind == "token" else (False,)
             found += [Task(kind, classes, dim, index, shift) for index in ignored for shift in shifts]
@@ -145,6 +145,11 @@ def _candidates(
                 found.append(Task("binary" if classes == 1 else "multilabel", classes, dim, index))
             found.append(Task("regression", classes, dim, index))
     return [task for task in found if _admits(settings, task)]
+
+
+def _are_whole(numbers: torch.Tensor) -> bool:
+    known = numbers[~numbers.isnan()]  # NaN marks what does not count
+    return bool((known == known.round()).all())
 
 
 def _kind_of_places(num_dimensions: int, class_dim: int) -> Kind:
