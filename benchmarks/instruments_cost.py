@@ -37,7 +37,7 @@ OUT = Path(__file__).parent / "results" / "instruments.jsonl"
 TOKENS, VOCABULARY = 64, 8192
 # Model -> batch, steps of a measured epoch, steps of the epoch that is stated, and what that is.
 CASES: dict[str, tuple[int, int, int, str]] = {
-    "resnet56": (128, 8, 391, "50,000 images"),
+    "resnet56": (128, 4, 391, "50,000 images"),
     "tiny_bert": (32, 50, 475, "15,218 texts of Debian's fortunes"),
     "tiny_bert_bbc": (32, 50, 50, "1,600 texts of the recipe text/bbc_news"),
 }
