@@ -27,8 +27,8 @@ from reuse_algos.algorithms.adversarial_replay.replay.rows import (
     tensors_of,
     with_item,
 )
+from reuse_algos.data.nested import take_rows
 from reuse_algos.errors import ModelError
-from reuse_algos.training.nested import take_rows
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 
