@@ -16,8 +16,6 @@ from reuse_algos.compare.show.words import AXIS_WORDS, format_interval
 if TYPE_CHECKING:
     from reuse_algos.compare.kinds.budgets import Member, OverBudgets
 
-__all__ = ["notes_of"]
-
 _ALIKE_FLOPS = 0.01  # FLOPs of an example that differ by a smaller share are alike
 
 

@@ -111,14 +111,20 @@ def refuse_streams(who: str, state: State) -> None:
         )
 
 
+def swap_train_loader(state: State, loader: DataLoader) -> None:
+    """Put another train DataLoader into the state, in the middle of Composer's own use of it."""
+    # With the length that Composer counts by: a limit such as train_subset_num_batches stays.
+    length = state.dataloader_len
+    state.set_dataloader(loader, state.dataloader_label, -1 if length is None else int(length))
+    state.train_dataloader = loader
+
+
 def _track_train_loader(state: State) -> TrackedBatchSampler:
     """Swap the train DataLoader of the state for a tracked one, unless it is one."""
     loader = state.dataloader
     tracked = track_loader(loader)  # type: ignore[arg-type]  # refuses what is not a DataLoader
     if tracked is not loader:
-        length = state.dataloader_len
-        state.set_dataloader(tracked, state.dataloader_label, -1 if length is None else int(length))
-        state.train_dataloader = tracked
+        swap_train_loader(state, tracked)
     assert isinstance(tracked.batch_sampler, TrackedBatchSampler)
     return tracked.batch_sampler
 

@@ -95,6 +95,7 @@ class EpochSampler(DistributedSampler):
             return positions
         if self.shuffle:
             # A generator for each epoch: the order has no state to save, and moves no other generator.
+            # The remainder, as numpy takes no negative seeds.
             return np.random.default_rng([self.seed % 2**63, epoch]).permutation(self.num_examples)
         return np.arange(self.num_examples)
 
@@ -162,9 +163,8 @@ class TrackedBatchSampler(DistributedSampler):
 
     Args:
         batch_sampler: Yields lists of positions; keeps deciding which.
-        dataset: The dataset of the loader; its views (see :func:`~reuse_algos.data.views.views_of`) decide what
-            each epoch shows, and its
-            ``set_epoch`` (if any) is called with the epoch.
+        dataset: The dataset of the loader; its views (see :func:`~reuse_algos.data.views.views_of`) decide what each
+            epoch shows, and its ``set_epoch`` (if any) is called with the epoch.
 
     Attributes:
         held: What is remembered of a few examples

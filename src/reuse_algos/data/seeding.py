@@ -31,6 +31,7 @@ def seeded_rng(seed: int) -> Iterator[None]:
         # Not torch.manual_seed: that would reseed every GPU as well, and nothing would put those back.
         torch.default_generator.manual_seed(seed)
         bits = seed & ((1 << 64) - 1)
+        # numpy is seeded by words of 32 bits.
         np.random.seed([bits & 0xFFFFFFFF, bits >> 32])
         random.seed(bits)
         yield

@@ -32,6 +32,7 @@ def box_rows(signal: str, found: Sequence[Mapping[str, Tensor]], targets: Sequen
     Raises:
         DataError: An image has more than 32 true boxes.
     """
+    # All images need rows of one size, so unused rows stay 0.
     rows = torch.zeros(len(found), _ROWS, 6) if signal == "boxes" else torch.zeros(len(found), _ROWS)
     for place, (one, target) in enumerate(zip(found, targets, strict=True)):
         if signal == "boxes":

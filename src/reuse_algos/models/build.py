@@ -110,6 +110,7 @@ class ReusableClassifier(ComposerClassifier):
         if self._autocast is None:
             return super().forward(batch)
         device_type = next(self.module.parameters()).device.type
+        # Only the network runs in half precision: the caller computes loss and metrics in float32.
         with torch.autocast(device_type, self._autocast):
             logits_BK = super().forward(batch)
         return logits_BK.float()
@@ -140,6 +141,7 @@ def build_model(
     """
     given = _as_mapping(config)
     own_classes, own_shape = given.pop("num_classes", None), given.pop("image_shape", None)
+    # An archived config has both; what the caller says of its data counts first.
     num_classes = own_classes if num_classes is None else num_classes
     image_shape = own_shape if image_shape is None else image_shape
     known = {key: given.pop(key) for key in _OF_TEXTS if key in given}
@@ -269,6 +271,7 @@ def _load_weights(module: nn.Module, settings: ModelConfig) -> None:
     if settings.new_head:
         own = module.state_dict()
         head = {key for key, value in own.items() if key in state and _other_rows(value, state[key])}
+        # The model's own rows take the head's place, so that loading stays strict for all other tensors.
         state = {key: own[key] if key in head else value for key, value in state.items()}
     try:
         module.load_state_dict(state)

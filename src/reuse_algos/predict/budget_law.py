@@ -64,9 +64,11 @@ class BudgetLaw:
         gap = math.log(loss) - (self.intercept + self.slope * self.mean_log)
         a = self.slope**2 - (t * self.spread) ** 2 / self.sum_squares
         b, c = gap * self.slope, gap**2 - (t * self.spread) ** 2 / self.n
+        # The line does not surely fall, so no number of steps is ruled out.
         if a <= 0:
             return math.exp(estimate), 0.0, math.inf
         root = math.sqrt(max(0.0, b**2 - a * c))
+        # exp overflows beyond 709.
         low, high = (math.exp(min(700.0, self.mean_log + (b + sign * root) / a)) for sign in (-1.0, 1.0))
         return math.exp(estimate), low, high
 

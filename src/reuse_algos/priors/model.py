@@ -18,10 +18,12 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
 from reuse_algos.models.text import TEXT_MODELS
+from reuse_algos.training.outputs import hidden_parameters
 from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
+_PREFIX = "module."  # of a ComposerModel, before the names of its network
 _SIZES = ("num_classes", "width", "depth", "vocabulary", "max_tokens")
 _ALLOWED = ("name", "image_shape", "autocast", *_SIZES)
 
@@ -51,6 +53,17 @@ def archived_model(
     others = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
     module.load_state_dict({**others, **fitting})
     return module.eval().requires_grad_(False)
+
+
+def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
+    """Return archived weights under the names of a module, as many of them as possible."""
+    # A ComposerModel's ``module.`` before each name may be missing on either side.
+    candidates = (
+        dict(archived),
+        {name.removeprefix(_PREFIX): value for name, value in archived.items()},
+        {_PREFIX + name: value for name, value in archived.items()},
+    )
+    return max(candidates, key=lambda named: len(named.keys() & set(ours)))
 
 
 def untouched_copy(model: nn.Module) -> nn.Module | None:
@@ -125,6 +138,7 @@ def _make_module(
     changed = like is not None and _shapes(like) == theirs
     if (config := recorded_architecture(run)) is not None:
         outline = _outline(run, config)
+        # Settings that give the recorded shapes are the model, whatever this run's looks like.
         if not changed or _shapes(outline) == theirs:
             _fitting(run, weights, archived, outline)
             with torch.random.fork_rng(devices=[]):
@@ -186,11 +200,8 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapping[str, Tensor]) -> None:
     """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
-    expected, parameters = _tensors(module), dict(module.named_parameters())
-    kept = {tensor.data_ptr() for tensor in expected.values()}
-    # A parameter that the state dict has under another name is not hidden.
-    missing = [key for key in parameters if key not in expected and key not in archived]
-    if hidden := [key for key in missing if parameters[key].data_ptr() not in kept]:
+    parameters = dict(module.named_parameters())
+    if hidden := [key for key in hidden_parameters(parameters, _tensors(module)) if key not in archived]:
         raise PriorRunMismatchError(
             f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
             f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "
@@ -203,11 +214,7 @@ def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: n
     """Return archived weights under a module's names; the prefix ``module.`` may be missing on one side."""
     _refuse_adapters(module, run, name, archived)
     expected = _tensors(module)
-    if archived.keys() != expected.keys():
-        prefix = "module."
-        stripped = {key.removeprefix(prefix): value for key, value in archived.items()}
-        added = {prefix + key: value for key, value in archived.items()}
-        archived = next((c for c in (stripped, added) if c.keys() == expected.keys()), archived)
+    archived = under_our_names(archived, expected)
     wrong = sorted(
         key
         for key in archived.keys() | expected.keys()

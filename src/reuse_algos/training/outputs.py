@@ -33,7 +33,20 @@ def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     plain = unwrap_model(model)
     state = plain.state_dict()
     names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
+    # Parts that were compiled one by one carry the prefix inside of the model.
     return {name.replace("_orig_mod.", ""): state[name] for name in names}
+
+
+def hidden_parameters(parameters: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the parameters that a state dict leaves out, as adapters (LoRA) do.
+
+    Args:
+        parameters: By their names in the state dict.
+        kept: The state dict.
+    """
+    # A parameter that the state dict has under another name is not left out.
+    stored = {tensor.data_ptr() for tensor in kept.values()}
+    return [name for name, one in parameters.items() if name not in kept and one.data_ptr() not in stored]
 
 
 def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor:

@@ -19,10 +19,9 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
-from reuse_algos.algorithms.adversarial_replay.replay.rows import with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Replayable, Start
 from reuse_algos.data.images.pixels import PixelSpace
-from reuse_algos.data.nested import take_rows
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, ascend, attacked

@@ -66,7 +66,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
         loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: that of
-            the preset ``same_data``, MSE in units of the teachers' deviation with weight 4.
+            the preset ``same_data``, MSE in units of the teachers' deviation with weight 1.
         when: :class:`TeachingWindow`, the batches in which the term is on. Default: the preset's, the first half.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
@@ -79,17 +79,16 @@ class PriorRunDistillation(ReusingAlgorithm):
     Raises:
         ValueError: A setting is out of its range, or a scheduler brings the weight or the temperature out of it.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
-        TaskError: In the first batch, before the first step: the term is not defined for the task, or none is found.
+        TaskError: In the first batch: the term is not defined for the task, or none is found.
 
     Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
-    answer is the teachers'; not for regression), ``/coverage`` (share of rows with a target), ``/teacher_seconds``
-    (since the start), ``/active`` (0 or 1), and ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
+    answer is the teachers'), ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start),
+    ``/active`` (0 or 1), what the watch sees, and ``/weight`` or ``/temperature`` where a scheduler changes it.
 
     Example:
         .. code-block:: python
 
-            teach = PriorRunDistillation("./archive", "resnet56-1", loss={"name": "kl", "temperature": 4})
-            Trainer(..., algorithms=[teach])
+            Trainer(..., algorithms=[PriorRunDistillation("./archive", "resnet56-1", loss={"name": "kl"})])
     """
 
     place = 2  # the last: the term must see the rows that are replayed and the weights that the loss has
@@ -218,7 +217,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if totals is None:
             return {}
         shares = (totals.right / totals.judged, totals.taught / totals.judged) if totals.judged else (None, None)
-        look = Look(totals.cosine, *shares, dead)
+        look = Look(totals.cosine, *shares, dead, totals.own_per_row)
         self.harm = self.watch.judge(look)
         if self.harm is not None:
             warnings.warn(
@@ -249,6 +248,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
         self.lessons.load(state, self.prior_runs, self.dataset, self.ids.view_policy, self._no_ids, self.student)
+        # A copy of the whole model, which nothing needs any more.
         self.student = None
 
     @staticmethod

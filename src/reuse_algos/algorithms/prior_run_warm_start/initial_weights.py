@@ -14,8 +14,6 @@ from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import known_rows
 
-_PREFIX = "module."
-
 
 def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of several checkpoints, as in latest weight averaging (Kaddour 2022, arXiv 2209.14981).
@@ -108,17 +106,6 @@ def gaussian_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
     torch.Size([2])
     """
     return torch.randn(fresh.shape, generator=generator).to(fresh.dtype)
-
-
-def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
-    """Return archived weights under the names of this model."""
-    # A ComposerModel's ``module.`` before each name may be missing on either side.
-    candidates = (
-        dict(archived),
-        {name.removeprefix(_PREFIX): value for name, value in archived.items()},
-        {_PREFIX + name: value for name, value in archived.items()},
-    )
-    return max(candidates, key=lambda named: len(named.keys() & set(ours)))
 
 
 def differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, exempt: Collection[str] = ()) -> list[str]:

@@ -20,7 +20,6 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     misfits,
     noise_generator,
     shuffled_noise,
-    under_our_names,
 )
 from reuse_algos.algorithms.prior_run_warm_start.settings import Change, Keep
 from reuse_algos.algorithms.prior_run_warm_start.sources import Source, read_sources
@@ -28,6 +27,7 @@ from reuse_algos.data.identity import Identity, match_keys
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS
+from reuse_algos.priors.model import under_our_names
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.tokens import common_tokens, token_tensors
 from reuse_algos.training.parameters.trainable import (

@@ -261,6 +261,7 @@ class GradientCompression(Callback):
 
 def _done(value: Tensor) -> Future[Tensor]:
     """Return a future that has its value."""
+    # A future of a GPU's value must know the device, or the streams would not wait for it.
     done: Future[Tensor] = Future(devices=[value.device]) if value.is_cuda else Future()
     done.set_result(value)
     return done

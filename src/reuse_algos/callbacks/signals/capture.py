@@ -126,6 +126,7 @@ class _Buffer:
     def newest(self) -> dict[str, torch.Tensor]:
         """Return rows by ascending position, on the CPU; of an example that came more than once the last one."""
         columns = {key: torch.cat([part.cpu() for part in parts]) for key, parts in self._parts.items()}
+        # Stable: of the rows of one example the last one stays the last.
         ids_T, order_T = columns.pop("ids").sort(stable=True)
         last_T = torch.ones(len(ids_T), dtype=torch.bool)
         torch.ne(ids_T[1:], ids_T[:-1], out=last_T[:-1])

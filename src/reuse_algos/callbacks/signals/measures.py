@@ -103,6 +103,7 @@ class Measures:
             raise self._no_loss(state, given, rows) from error
         # A loss that is infinite or no number from the start can be held against nothing; the run is marked diverged.
         checked = math.isfinite(given) and not _is_changed(state)
+        # Not ">", so that a mean that is NaN is refused as well.
         if checked and not abs(mean - given) <= _NEAR * max(1.0, abs(given)):
             raise self._no_loss(state, given, rows)
         self._own = losses

@@ -33,8 +33,6 @@ from reuse_algos.compare.estimates.interval import (
     verdict_of,
 )
 
-__all__ = ["Crossing", "Hit", "MeanCurves", "crossing_of", "own_crossing", "speedup_of_curves", "speedup_of_runs"]
-
 # Shapes: R runs of one group, K evaluations that all of them share.
 
 

@@ -21,8 +21,6 @@ from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import AXES, Axis, Costs, Question, no_final
 from reuse_algos.compare.result import Point
 
-__all__ = ["Member", "OverBudgets", "label_of"]
-
 _RUNS_TO_PAIR = 3
 Runs = Sequence[Outcome]
 

@@ -16,8 +16,6 @@ from reuse_algos.compare.result import Comparison, Group
 from reuse_algos.compare.show.drawing import Chart, Look, Series, axis_title, drawn_axes, looks_of
 from reuse_algos.compare.show.words import format_amount, format_number, format_times, short
 
-__all__ = ["amortisation", "charts_of", "pareto", "readings_charts"]
-
 _LATER_RUNS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 

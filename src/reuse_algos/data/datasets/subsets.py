@@ -81,7 +81,7 @@ def take_part(
 def select_classes(
     labels_N: Tensor, wanted: Sequence[int | str], class_names: Sequence[str] | None, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Keep the examples of some classes and number these classes anew, in the order in which they are wanted.
+    """Keep the examples of some classes and renumber these classes in the order in which they are wanted.
 
     Args:
         labels_N: int64, 0 to ``num_classes - 1``.

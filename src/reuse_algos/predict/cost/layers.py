@@ -90,6 +90,7 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
         memo[id(tensor)] = nn.Parameter(placed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else placed
     plain = copy.deepcopy(model, memo).eval()
     given = [value.detach().to("meta") for value in inputs]
+    # By identity: a layer reads the data only where it is given these very tensors.
     data = {id(value) for value in given}
     found: list[Layer] = []
 
@@ -114,6 +115,7 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
             handle.remove()
     # Attention and other functions belong to no module with a hook.
     rest = counter.get_total_flops() - sum(layer.flops for layer in found)
+    # Both sums are whole numbers; half of one is beyond rounding.
     if rest > 0.5:
         found.append(Layer("(functions)", "function", float(rest), 0.0, 0.0, ()))
     return found

@@ -193,6 +193,7 @@ def batch_sweep(
             )
             for _ in range(num_resamples)
         ]
+        # A draw in which no trial reached the goal has no slope.
         finite = [draw for draw in draws if math.isfinite(draw)]
         low, high = np.percentile(finite, [2.5, 97.5]).tolist() if finite else (-math.inf, math.inf)
         slopes.append((slope, low, high))

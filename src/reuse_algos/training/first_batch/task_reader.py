@@ -221,6 +221,8 @@ class TaskReader:
 
     def _find(self, state: State) -> None:
         try:
+            # One answer for all ranks: each sees other rows, and ranks that read them differently would wait for each
+            # other.
             self.task = on_rank_zero(lambda: self._found(state))
         except ReuseAlgosError as error:
             refusal = error if isinstance(error, TaskError) else TaskError(str(error))
@@ -258,6 +260,7 @@ class TaskReader:
 def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
     """Return the task of batches without targets (unlabelled data for distillation), whose kind the user says."""
     assert settings.kind is not None
+    # Language models put the classes last, everything else has them in dimension 1.
     usual = 0 if outputs.dim() == 1 else (-1 if settings.kind == "token" and outputs.dim() == 3 else 1)
     dim = usual if settings.class_dim is None else settings.class_dim
     classes = 1 if dim == 0 else outputs.shape[dim]

@@ -76,8 +76,7 @@ def check_same_view_twice(dataset: Any, examples: Examples, collate: Any) -> Non
 def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     """Say how inputs of the batch differ from the examples, or None where they are the same.
 
-    A scale and a shift for each channel (normalisation on the device, a cast) does not count: it is the same for
-    every example.
+    A scale and a shift for each channel (normalisation on the device, a cast) do not count.
 
     Args:
         given: ``[E, ...]`` as the model gets them.
@@ -93,6 +92,7 @@ def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:
     if not given.is_floating_point():
         rows = (given != read).reshape(len(given), -1).any(1).sum()
         return f"{int(rows)} of {len(given)} rows differ"
+    # Normalisation treats all examples alike, so it is fitted by least squares, and only what it leaves counts.
     by = _by_channel
     if given.dim() == 2 and len(given) > 2:  # columns of a table, each of which has a scale of its own
         by = _by_column

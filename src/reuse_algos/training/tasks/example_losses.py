@@ -57,6 +57,7 @@ def unreduced_losses(model: nn.Module) -> ExampleLosses:
 
 def _without_reduction(function: Any) -> Callable[..., torch.Tensor]:
     if isinstance(function, nn.Module) and hasattr(function, "reduction"):
+        # A copy, as the user's module goes on giving the model one number.
         plain = copy.copy(function)
         plain.reduction = "none"  # type: ignore[assignment]
         return plain
@@ -133,6 +134,7 @@ class TaskLosses:
         off = []
         for self._over_targets in (True, False):
             off.append(abs(float(self._weighed(losses_B, numbers_B).mean().detach()) - own))
+        # "not <", so that a NaN leaves the mean over targets, which is torch's rule.
         self._over_targets = not off[1] < off[0]
         return min(off)
 
@@ -182,4 +184,5 @@ class TaskLosses:
         shares_B = numbers_B if self._over_targets else (numbers_B > 0).to(numbers_B.dtype)
         # where, not a product: an example without a counted target is NaN.
         kept_B = losses_B.where(numbers_B > 0, torch.zeros_like(losses_B))
+        # The factor makes the mean over B rows the mean over what counts.
         return kept_B * shares_B * (len(losses_B) / shares_B.sum().clamp_min(1))

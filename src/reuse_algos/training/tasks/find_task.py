@@ -302,6 +302,7 @@ def _idle(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: torch.
 
 def _still(task: Task, targets: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
     """Return which targets count though the loss has no gradient at them: bool ``[B, X]``."""
+    # The gradient lies as the outputs do, so the task cuts both alike.
     rows = task.rows(pull.detach(), targets)
     still = (rows.logits_BCX == 0).all(1) if task.is_softmax else rows.logits_BCX == 0
     return still if rows.counted_BX is None else still & rows.counted_BX

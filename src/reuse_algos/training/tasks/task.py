@@ -227,6 +227,7 @@ class Task:
         else:
             right = (rows.logits_BCX > 0) == (rows.targets > 0.5)
         if rows.counted_BX is not None:
+            # Ignored positions make no example wrong, and an example of nothing else is not right.
             right = right | ~rows.counted_BX
             some_B = by_row(rows.counted_BX).any(1)
             return (by_row(right).all(1) & some_B).to(torch.uint8)

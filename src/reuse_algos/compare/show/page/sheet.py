@@ -13,8 +13,6 @@ from reuse_algos.compare.show.page.svg import plot_of
 from reuse_algos.compare.show.page.tables import Table
 from reuse_algos.compare.show.page.values import Numbers
 
-__all__ = ["Part", "sheet_page", "text_of"]
-
 
 @dataclass(frozen=True)
 class Part:

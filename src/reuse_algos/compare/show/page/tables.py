@@ -14,16 +14,6 @@ from reuse_algos.compare.show.drawing import Look, Series
 from reuse_algos.compare.show.page.values import Numbers, visible
 from reuse_algos.compare.show.words import AXIS_WORDS, short
 
-__all__ = [
-    "Labelled",
-    "Table",
-    "curve_table",
-    "figures_table",
-    "payback_table",
-    "runs_table",
-    "target_table",
-]
-
 
 @dataclass(frozen=True)
 class Table:

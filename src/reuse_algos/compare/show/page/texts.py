@@ -8,8 +8,6 @@ from typing import Any
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.drawing import Look
 
-__all__ = ["headline", "texts_of"]
-
 
 def headline(comparison: Comparison, looks: Sequence[Look]) -> str:
     """Return the outcome in a few words; controls do not count in it."""
