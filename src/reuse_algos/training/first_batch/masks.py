@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from composer.utils.batch_helpers import batch_get
 
+from reuse_algos.data.nested import tensors_at
 from reuse_algos.errors import TaskError
-from reuse_algos.training.nested import tensors_at
 from reuse_algos.training.tasks.task import class_numbers
 
 # Microbatches in which a mask that has left nothing out so far is looked at. Each look waits for the device once.

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from reuse_algos.data.content import sample_of
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.nested import take_rows
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.seeding import undisturbed
 from reuse_algos.errors import ArchiveWarning, DataError, TaskError
@@ -25,7 +26,6 @@ from reuse_algos.training.first_batch.views import (
     read_rows,
 )
 from reuse_algos.training.interplay import hides_inputs
-from reuse_algos.training.nested import take_rows
 
 
 def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, given: bool) -> DatasetInfo | None:

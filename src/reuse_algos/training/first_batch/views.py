@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from reuse_algos.data.nested import tensors_at
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.data.views import ExampleView, declared_views
 from reuse_algos.errors import DataError
-from reuse_algos.training.nested import tensors_at
 
 ROWS = 4  # each costs a read of the dataset, and what mixes or moves rows shows in the first of them
 # Of the norm of the inputs: inputs may have been cast to bfloat16, which keeps three digits.
