@@ -188,6 +188,7 @@ def zero_shot(
     if prompts.features.shape[1] != size:
         raise DataError(f"the prompts have {prompts.features.shape[1]} features and run {texts.id} has {size}")
     keys_N, images_ND = archived_features(images)
+    # Texts that stand for a class are not pairs any more, so their images are classified as well.
     alone_N = ~torch.isin(keys_N, paired) | torch.isin(keys_N, prompts.keys)
     if not bool(alone_N.any()):
         raise DataError(

@@ -108,6 +108,7 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
     at, both = np.asarray([math.log(flops)]), np.concatenate([[math.log(flops)], at_H])
 
     def regress(values: list[float]) -> float:
+        # Least squares may give 0, whose logarithm is minus infinity.
         return _floored(_ridge(plain_NF, np.log(np.maximum(values, _LEAST)), at))
 
     scale = math.exp(_ridge(plain_NF, np.log([run.curve.scale for run in runs]), at))
@@ -155,6 +156,7 @@ def leave_one_size_out(runs: Sequence[SizedRun]) -> dict[str, tuple[float, float
 def _ridge(features_NF: NDArray[np.float64], values_N: NDArray[np.float64], at_F: NDArray[np.float64]) -> float:
     """Return the value of a ridge regression at a point, with features standardised."""
     mean_F, std_F = features_NF.mean(axis=0), features_NF.std(axis=0)
+    # A feature that is the same in all runs has a deviation of 0.
     std_F = np.where(std_F > 0, std_F, 1.0)
     # Standardised, so that one penalty suits FLOPs and hardware.
     rows_NF = (features_NF - mean_F) / std_F

@@ -82,6 +82,7 @@ class Catalog:
             return
         waiting = set(run_ids)
         for in_memory in (False, True):
+            # The second time without the file.
             try:
                 with open_host(self._store.location, self._archive_id, in_memory=in_memory) as host:
                     yield from self._through(host, run_ids, waiting, warn, asked)
@@ -257,6 +258,7 @@ class Catalog:
         summary = found.summary
         if not summary.finished or found.latest.fault is not None:
             return None
+        # Manifests of older versions do not say the last values.
         if None in summary.finals.values():
             try:
                 run = PriorRun(self._store, found.latest.manifest(), found.latest.final)
@@ -289,6 +291,7 @@ def _decoded(lines: list[bytes]) -> list[RunSummary]:
     try:
         return decode_summaries(lines)
     except (TypeError, ValueError) as error:
+        # As an error of the database: the caller then goes on without the file.
         raise sqlite3.DatabaseError(f"a row is not what it should be: {error}") from error
 
 

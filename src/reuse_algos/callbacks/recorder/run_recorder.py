@@ -170,7 +170,7 @@ class RunRecorder(Callback):
             self._start_afresh()
         keeper = self.keeper
         if self.weights:
-            check_weights(state.model)  # fails here rather than behind the last batch
+            check_weights(state)  # fails here rather than behind the last batch
         keeper.state, keeper.ended = state, False
         info = info_of(state, self.dataset)
         earlier, keeper.info = keeper.info, check_labels(state, info, self.keys, given=self.dataset is not None)
@@ -262,11 +262,7 @@ class RunRecorder(Callback):
         log_cost(self.keeper.finish(state), logger)
 
     def close(self, state: State, logger: Logger) -> None:
-        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on.
-
-        Of several ranks some may be gone, and a record with the rows of one rank only would be wrong: then the last
-        commit stays the newest.
-        """
+        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on."""
         keeper = self.keeper
         if keeper.record is None or keeper.ended or state is not keeper.state or int(state.timestamp.batch) == 0:
             return

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Scale", "linear_scale", "log_scale"]
-
 _TICKS = 5
 # Round in the unit in which they are written (minutes from two on, hours from two on).
 _USUAL_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600, 7200, 14400, 36000, 72000, 180000)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
+from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 
 from reuse_algos.errors import ModelError
@@ -53,11 +54,18 @@ def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: str | None = 
     if isinstance(data, Mapping):
         return like_mapping(data, {k: take_rows(v, rows_R, num_rows, strict=strict) for k, v in data.items()})
     if isinstance(data, (tuple, list)):
+        # Texts or paths, one for each row, have rows as well.
         plain = all(isinstance(value, (str, int, float, bool)) for value in data)
         if plain and len(data) == num_rows:
             return like_sequence(data, [data[row] for row in rows_R.tolist()])
         return like_sequence(data, [take_rows(value, rows_R, num_rows, strict=strict) for value in data])
     return data
+
+
+def with_item(batch: Any, key: Any, value: Any) -> Any:
+    """Return a batch with another item under a key; the given one stays as it is."""
+    # batch_set changes mappings and lists in place, and makes a new tuple.
+    return batch_set(batch if isinstance(batch, tuple) else copy.copy(batch), key=key, value=value)
 
 
 def like_mapping(like: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
