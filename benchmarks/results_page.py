@@ -289,6 +289,19 @@ SECTIONS = (
         "Moons that turn: told the time, fine-tuned, and with gradient interpolation.",
         summary("periods"),
     ),
+    Section(
+        "Pictures and their names as one space",
+        "pairs.jsonl",
+        "Glyphs of DejaVu Sans and their names, encoders that know nothing of the pairs; means over random splits, "
+        "least and most in brackets.",
+        summary("pairs"),
+    ),
+    Section(
+        "What instruments tell of a run",
+        "instruments.jsonl",
+        "Wrong learning rates, when to stop, laziness over widths and warm starts, and what a reading costs.",
+        summary("instruments"),
+    ),
     Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),
     Section(
         "An archive of very many runs",

@@ -25,12 +25,12 @@ class StepClock(Callback):
     """Times each step and then lets the next training make its own. Loops without a Trainer call :meth:`tick`.
 
     Args:
-        cpu: Count the CPU seconds of the training's own thread, in which what other processes do is not; on one thread
-            of torch and without a GPU they are the step's whole work. Default: False, the seconds on the wall.
+        now: The clock that is read; ``time.process_time`` counts the seconds of the processor, for machines that do
+            other work as well. Default: ``time.perf_counter``.
     """
 
-    def __init__(self, cpu: bool = False) -> None:
-        self._now: Callable[[], float] = time.thread_time if cpu else time.perf_counter
+    def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
+        self.now = now
         self.seconds: list[float] = []
         self.baton = threading.Semaphore(0)
         self.next: StepClock | None = None
@@ -44,13 +44,13 @@ class StepClock(Callback):
         """End of one step, start of the next."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = self._now()
+        now = self.now()
         if self._began is not None:
             self.seconds.append(now - self._began)
         if self.next is not None and self.next is not self:
             self.next.baton.release()
             self.baton.acquire()
-        self._began = self._now()
+        self._began = self.now()
 
     def epoch_start(self, state: State, logger: Any) -> None:
         """As :meth:`restart`."""

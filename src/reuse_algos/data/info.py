@@ -288,15 +288,25 @@ def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
                 example = dataset[position]
         except Exception:  # a user's __getitem__ may raise anything; training will show it
             return True
-        if isinstance(example, Mapping):
-            shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
-        else:
-            shown = example[1] if isinstance(example, tuple | list) and len(example) > 1 else None
-        if isinstance(shown, Tensor) and shown.numel() == 1 and not shown.is_floating_point():
-            shown = int(shown)
-        if isinstance(shown, int | np.integer) and int(shown) != int(labels[position]):
+        shown = label_of(example)
+        if shown is not None and shown != int(labels[position]):
             return False
     return True
+
+
+def label_of(example: Any) -> int | None:
+    """Return the class number of an example as a dataset gives it; None where it shows none.
+
+    Args:
+        example: A pair of input and target, or a mapping with ``label``, ``labels``, ``target`` or ``targets``.
+    """
+    if isinstance(example, Mapping):
+        shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
+    else:
+        shown = example[1] if isinstance(example, tuple | list) and len(example) > 1 else None
+    if isinstance(shown, Tensor) and shown.numel() == 1 and not shown.is_floating_point():
+        shown = int(shown)
+    return int(shown) if isinstance(shown, int | np.integer) else None
 
 
 def _changed(labels: Tensor | None, change: Any) -> Tensor | None:

@@ -47,7 +47,11 @@ def archived_model(
     """
     archived = run.weights(weights)  # first: the file proves these shapes, and the record only claims some
     module = _make_module(run, weights, archived, factory, like)
-    module.load_state_dict(_fitting(run, weights, archived, module))
+    fitting = _fitting(run, weights, archived, module)
+    refuse_broken(run, weights, fitting, dict(module.named_parameters()))
+    # What is no tensor (get_extra_state) is in no archive: the module keeps its own.
+    others = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
+    module.load_state_dict({**others, **fitting})
     return module.eval().requires_grad_(False)
 
 
@@ -160,14 +164,44 @@ def _outline(run: PriorRun, config: dict[str, Any]) -> nn.Module:
         raise ModelError(f"run {run.id} has a model that cannot be built: {str(error)[:200]}") from error
 
 
+def refuse_broken(run: PriorRun, name: str, weights: Mapping[str, Tensor], parameters: Collection[str]) -> None:
+    """Refuse the weights of a run that diverged: it looks like any other until its first answer.
+
+    Args:
+        run: The prior run.
+        name: Of its weights.
+        weights: The tensors.
+        parameters: Names of those that were trained. Others may hold infinities on purpose, as causal masks do.
+
+    Raises:
+        PriorRunMismatchError: A floating-point tensor holds NaN, or a parameter NaN or Inf.
+    """
+    broken = [
+        key
+        for key, tensor in weights.items()
+        if tensor.is_floating_point()
+        and bool(tensor.isnan().any() if key not in parameters else (~tensor.isfinite()).any())
+    ]
+    if broken:
+        raise PriorRunMismatchError(
+            f"weights {name!r} of run {run.id} hold NaN or Inf in {len(broken)} tensors, first {broken[0]}. Choose "
+            "another run, or weights from before it diverged."
+        )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module's state dict."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
 
 
 def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapping[str, Tensor]) -> None:
     """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
     parameters = dict(module.named_parameters())
-    if hidden := [key for key in hidden_parameters(parameters, module.state_dict()) if key not in archived]:
+    if hidden := [key for key in hidden_parameters(parameters, _tensors(module)) if key not in archived]:
         raise PriorRunMismatchError(
             f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
             f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "
@@ -179,7 +213,7 @@ def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapp
 def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
     """Return archived weights under a module's names; the prefix ``module.`` may be missing on one side."""
     _refuse_adapters(module, run, name, archived)
-    expected = module.state_dict()
+    expected = _tensors(module)
     archived = under_our_names(archived, expected)
     wrong = sorted(
         key

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from reuse_algos.data.nested import like_sequence, tensors_at
 from reuse_algos.errors import DataError
-from reuse_algos.training.nested import like_sequence, tensors_at
 
 
 class _Pair(NamedTuple):

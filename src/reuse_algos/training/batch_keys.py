@@ -19,6 +19,8 @@ class BatchKeys:
         ids: Where the example ids lie in a batch, for iterable datasets. Default: none; the batch sampler is followed.
         views: Where the view numbers lie in a batch, beside ``ids``. Default: none; a dataset has one view, or unknown
             ones.
+        mask: Where a mask of the targets lies in a batch, of their shape: 1 for those that count. Default: found, as
+            the tensor of zeros and ones whose zeros (or ones) are the targets at which the loss has no gradient.
         task: :class:`~reuse_algos.training.tasks.task.TaskSettings`, what is taken as given of the task. Default: it is
             found from the first batch.
     """
@@ -28,4 +30,5 @@ class BatchKeys:
     output: str | int | None = None
     ids: str | int | None = None
     views: str | int | None = None
+    mask: str | int | None = None
     task: TaskSettings = field(default_factory=TaskSettings)

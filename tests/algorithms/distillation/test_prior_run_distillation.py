@@ -230,11 +230,11 @@ def test_a_scheduler_may_end_where_the_term_does(archive: RunArchive) -> None:
         ({"weight_scheduler": LinearScheduler(alpha_f=-0.5)}, r"weight must be in \[0, 1\], got -"),
         (
             {"temperature_scheduler": LinearWithWarmupScheduler("1ep", alpha_f=0.5)},
-            "temperature must be above 0 and at most 1000, got 0.0",
+            r"temperature must be in \[0.01, 1000\], got 0.0",
         ),
         (
             {"temperature_scheduler": LinearScheduler(t_max="5ba")},
-            "temperature must be above 0 and at most 1000, got 0.0",
+            r"temperature must be in \[0.01, 1000\], got 0.0",
         ),
         ({"weight_scheduler": LinearScheduler(t_max="10sec")}, "LinearScheduler cannot say .* Wall clock"),
         ({"weight_scheduler": LinearScheduler(t_max="0dur")}, "LinearScheduler cannot say .*division by zero"),

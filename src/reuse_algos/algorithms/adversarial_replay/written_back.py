@@ -21,12 +21,12 @@ from torch import Tensor
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
 from reuse_algos.algorithms.adversarial_replay.settings import Replayable, Start
 from reuse_algos.data.images.pixels import PixelSpace
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, ascend, attacked
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import class_numbers_of
-from reuse_algos.training.nested import take_rows, with_item
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
 # All of them are kept on the training device in float16. Beyond this size that would crowd out the training.

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.nested import with_item
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader, class_numbers_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
-from reuse_algos.training.nested import with_item
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.parameters.batch_norm import share_statistics
 

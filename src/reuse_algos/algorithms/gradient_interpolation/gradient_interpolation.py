@@ -17,12 +17,12 @@ from torch import Tensor
 
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.data.hashing import uniform_floats, view_hash
+from reuse_algos.data.nested import with_item
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_time
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.loss import add_to_loss, total_of
-from reuse_algos.training.nested import with_item
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.kept_state import kept_state
 

@@ -140,7 +140,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
         if event == Event.AFTER_LOSS:
-            return self.task_reader.task is None
+            return self.task_reader.is_looking
         if event == Event.EVAL_END:
             return bool(self.when.stop_when_better) and not self.passed_teacher and bool(self.prior_runs)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)

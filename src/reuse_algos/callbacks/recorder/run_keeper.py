@@ -130,7 +130,9 @@ class RunKeeper:
     def look_at_model(self, state: State) -> None:
         """Count FLOPs and describe the model, once in a run, while a batch is there."""
         if self._model is None:
-            flops = model_flops(state) if dist.get_global_rank() == 0 else None
+            # A sharded model computes on all ranks together only; one rank alone would wait for the others for ever.
+            counts = dist.get_global_rank() == 0 and not state.fsdp_enabled
+            flops = model_flops(state) if counts else None
             self._model = model_record(state.model, flops)
 
     def commit(self, state: State, *, last: bool = False, push: bool = True) -> None:

@@ -170,7 +170,7 @@ class RunRecorder(Callback):
             self._start_afresh()
         keeper = self.keeper
         if self.weights:
-            check_weights(state.model)  # fails here rather than behind the last batch
+            check_weights(state)  # fails here rather than behind the last batch
         keeper.state, keeper.ended = state, False
         info = info_of(state, self.dataset)
         earlier, keeper.info = keeper.info, check_labels(state, info, self.keys, given=self.dataset is not None)

@@ -72,7 +72,8 @@ class Measures:
         outputs, task = logits_of(state.outputs, self.reader.keys.output).detach(), self.reader.task
         # Without a task only logits [B, C] get here; check() refused all else in the first batch.
         if task is None:
-            return dict.fromkeys(names, outputs)  # logits only: whatever else is wanted needs a task
+            # Logits only: whatever else is wanted needs a task.
+            return dict.fromkeys(names, outputs if outputs.dim() > 1 else outputs.unsqueeze(1))
         rows = task.rows(outputs, self.reader.targets)
         found: dict[str, torch.Tensor] = {}
         for name in names:

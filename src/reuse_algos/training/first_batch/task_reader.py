@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -11,9 +12,10 @@ import torch
 from composer import Event, State
 from composer.utils.batch_helpers import batch_get
 
-from reuse_algos.errors import ReuseAlgosError, TaskError
+from reuse_algos.errors import ModelError, ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.first_batch.masks import TargetMasks
 from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
@@ -98,6 +100,7 @@ class TaskReader:
         """Forget the task of another Trainer (INIT)."""
         self.task: Task | None = None
         self.refusal: TaskError | None = None
+        self.masks = TargetMasks(self.keys.mask)
         self._targets: torch.Tensor | None = None
         self._missing: TaskError | None = None
         self._guard = BatchGuard("the model's forward pass")
@@ -116,6 +119,8 @@ class TaskReader:
     @property
     def targets(self) -> torch.Tensor | None:
         """The targets of the running microbatch, from BEFORE_FORWARD on; None where there are none.
+
+        What a mask of the batch leaves out of the loss is marked as ignored.
 
         Raises:
             DataError: The model wrote into a tensor that it had left alone in the first batch.
@@ -136,7 +141,10 @@ class TaskReader:
             # A copy, because some models take things out of their batch or write into it.
             self._batch = self._guard.copy(state.batch)
             self._keep_targets(self._batch)
-        elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
+            return False
+        if event == Event.AFTER_LOSS and self.masks.is_open:
+            self._look_for_masks(state)
+        if event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
             # Later microbatches are not looked at: one whose loss is odd by chance must not change the task. Another
             # algorithm's answer comes first: it was found before anything weighed the loss.
             self.task = self._shared(state)
@@ -144,6 +152,19 @@ class TaskReader:
                 self._find(state)
             return self.task is not None
         return False
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether AFTER_LOSS of the next microbatch may show something: the task, or a mask of the targets."""
+        return (self.task is None and self.refusal is None) or self.masks.is_open
+
+    def targets_in(self, batch: Any) -> torch.Tensor:
+        """Return the targets of a batch of this Trainer, marked as :attr:`targets` are.
+
+        Raises:
+            TaskError: There are none, or a mask is missing.
+        """
+        return self.masks.mark(batch, targets_of(batch, self.keys.target))
 
     def rows(self, outputs: Any) -> Rows:
         """Return outputs and targets of the running microbatch in the task's layout.
@@ -173,9 +194,18 @@ class TaskReader:
     def _keep_targets(self, batch: Any) -> None:
         self._targets, self._missing = None, None
         try:
-            self._targets = targets_of(batch, self.keys.target)
+            self._targets = self.targets_in(batch)
         except TaskError as error:
             self._missing = error  # raised, or kept as the refusal, when the task is looked for: on every rank
+
+    def _look_for_masks(self, state: State) -> None:
+        if self._missing is not None or self.refusal is not None:
+            return
+        with contextlib.suppress(ModelError):  # no logits: said where the task is looked for
+            outputs, batch = logits_of(state.outputs, self.keys.output), self.batch
+            pull = pull_of(total_of(state.loss), outputs)
+            self.masks.learn(batch, targets_of(batch, self.keys.target), outputs.detach(), pull)
+            self._targets = self.targets_in(batch)
 
     def _shared(self, state: State) -> Task | None:
         """Return the task that an algorithm of the run has found in the same places."""

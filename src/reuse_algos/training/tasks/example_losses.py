@@ -19,7 +19,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from reuse_algos.errors import ModelError, TaskError
-from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import ExampleLosses
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of
@@ -153,7 +153,7 @@ class TaskLosses:
             return own(outputs, batch)
         targets = self._reader.targets
         with contextlib.suppress(TaskError):  # the model took them out, and the reader has them
-            targets = targets_of(batch, self._reader.keys.target)
+            targets = self._reader.targets_in(batch)
         return self._weighed(*self._by_task(self._rows(outputs, targets)))
 
     def of_examples(self, outputs: Any, batch: Any) -> torch.Tensor:

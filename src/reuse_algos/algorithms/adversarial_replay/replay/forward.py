@@ -26,8 +26,8 @@ from reuse_algos.algorithms.adversarial_replay.replay.rows import (
     nothing_of,
     tensors_of,
 )
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.errors import ModelError
-from reuse_algos.training.nested import take_rows, with_item
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 

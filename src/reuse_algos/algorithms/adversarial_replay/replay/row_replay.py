@@ -19,12 +19,12 @@ from reuse_algos.algorithms.adversarial_replay.replay.forward import Replay, Rep
 from reuse_algos.algorithms.adversarial_replay.replay.losses import look_at_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace
 from reuse_algos.data.hashing import view_hash
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.data.trainer import num_rows
 from reuse_algos.errors import ModelError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.loss import add_to_loss, total_of
-from reuse_algos.training.nested import take_rows, with_item
 from reuse_algos.training.outputs import device_of, logits_of
 
 _SALT_PASS = 97  # of view_hash; perturbations.py has the one before

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reuse_algos.data.nested import describe, like_mapping, like_sequence
 from reuse_algos.errors import ModelError
-from reuse_algos.training.nested import describe, like_mapping, like_sequence
 
 ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
 

@@ -97,13 +97,21 @@ def num_epochs(state: State) -> int | None:
     return None
 
 
-def check_weights(model: torch.nn.Module) -> None:
+def check_weights(state: State) -> None:
     """Refuse, before the first batch, a model whose weights an archive cannot hold or that hides some of them.
 
     Raises:
         ArchiveError: A tensor is of a type that archives do not have.
-        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt.
+        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt; or
+            each rank has a part of each tensor, as with FSDP.
     """
+    model = state.model
+    # One rank writes the weights, and a state dict of sharded ones has to be asked for by all ranks at once.
+    if state.fsdp_enabled or state.tp_config is not None:
+        raise ModelError(
+            "RunRecorder weights: this Trainer shards the model over its ranks (parallelism_config), and an archive "
+            "keeps whole tensors. Record metrics and signals without weights (weights: []), or train with DDP."
+        )
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
     parameters = dict(plain.named_parameters())
