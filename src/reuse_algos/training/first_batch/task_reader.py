@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from composer import Event, State
-from composer.utils.batch_helpers import batch_get
 
 from reuse_algos.data.nested import fields_of
 from reuse_algos.errors import ModelError, ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
-from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_keys import BatchKeys, part_of
 from reuse_algos.training.first_batch.masks import TargetMasks
 from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -43,11 +42,11 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
     if key == BatchKeys.target and (names := _names(batch)):
         key = next((name for name in TARGET_NAMES if name in names), key)
     try:
-        found = batch_get(batch, key)
+        found = part_of(batch, key)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise TaskError(
             f"the batch has no targets at keys.target={key!r}: it is {_described(batch)}. Name their place by keys: "
-            "{target: ...}."
+            "{target: ...}, with dots for parts within parts."
         ) from error
     if not isinstance(found, torch.Tensor) or found.dim() == 0:
         raise TaskError(
