@@ -209,6 +209,13 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Outputs of taught runs, against tuned plain training",
+        "savings_small.jsonl",
+        "The same images. Plain training has the batch size and the rate that were best of seven at 20 epochs, the arms "
+        "have settings that were best of four, all on seeds that are not shown.",
+        summary("study", str(HERE / "studies" / "savings_small.yaml"), "--judge-by", "samples", "--no-advice"),
+    ),
+    Section(
         "Do the presets ever harm?",
         "do_no_harm.jsonl",
         "Presets `same_data` and `other_architecture` (crossed), one setting for all. Its weight was chosen after two "
