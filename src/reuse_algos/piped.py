@@ -10,8 +10,6 @@ import sys
 from reuse_algos.cli import main
 from reuse_algos.remote_job import end_with_pipe
 
-__all__: list[str] = []
-
 if __name__ == "__main__":
     end_with_pipe()
     sys.exit(main())

@@ -23,18 +23,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = [
-    "LEFT_BEHIND",
-    "Meeting",
-    "Outcome",
-    "RemoteJob",
-    "RequeuedJob",
-    "do_job",
-    "end_with_pipe",
-    "launch_arguments",
-    "meet_on_ray",
-]
-
 LEFT_BEHIND = 143  # exit status of a job whose starter is gone
 _LOG_BYTES = 1 << 20  # of a job's output, the end of it
 

@@ -14,8 +14,6 @@ from reuse_algos.remote_job import RemoteJob
 from reuse_algos.sequence.launchers import Launcher, LocalLauncher, find_launcher
 from reuse_algos.sequence.running.halt import Halt
 
-__all__ = ["PartJob", "compute_parts"]
-
 _LAST_LINES = 12
 
 

@@ -16,8 +16,6 @@ from reuse_algos.commands.common import (
     seconds_of,
 )
 
-__all__ = ["add_parser", "run"]
-
 _DETAILS = """\
 FILE names recipes, what differs from step to step (seeds, learning rates, amounts of data), and the
 arms: the same steps with and without the algorithms that reuse earlier runs. It is a YAML file, or

@@ -18,8 +18,6 @@ from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.progress import LOG, RECIPE
 from reuse_algos.sequence.running.lease import LeaseKey
 
-__all__ = ["Job", "Launcher", "Work"]
-
 
 class Work(Protocol):
     """What a launcher runs: a process on this machine, or its like on others."""

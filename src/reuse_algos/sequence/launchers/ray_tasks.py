@@ -12,8 +12,6 @@ from reuse_algos.remote_job import Outcome, RemoteJob, do_job, meet_on_ray
 from reuse_algos.sequence.launchers.base import Work
 from reuse_algos.sequence.launchers.remote import note_outcome
 
-__all__ = ["RayLauncher"]
-
 _END_SECONDS = 30.0  # for a worker that was told to end
 
 

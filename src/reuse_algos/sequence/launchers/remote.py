@@ -6,8 +6,6 @@ from reuse_algos.errors import SequenceError
 from reuse_algos.remote_job import Outcome
 from reuse_algos.sequence.launchers.base import Work
 
-__all__ = ["note_outcome"]
-
 
 def note_outcome(job: Work, outcome: Outcome) -> int:
     """Append the output of a job to its log, and return its exit status.

@@ -13,8 +13,6 @@ from reuse_algos.remote_job import RequeuedJob
 from reuse_algos.sequence.launchers.base import Work
 from reuse_algos.sequence.launchers.remote import note_outcome
 
-__all__ = ["SlurmLauncher"]
-
 _LOOK_SECONDS = 0.2
 
 
@@ -81,6 +79,7 @@ class SlurmLauncher:
         """
         submitted, job = handle
         until = monotonic() + timeout
+        # submitit cannot wait for a limited time.
         while not submitted.done():
             if monotonic() >= until:
                 return None

@@ -26,8 +26,6 @@ from reuse_algos.sequence.planning.harvests import attack_of
 from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.sequence.running.lease import LeaseKey, outlast
 
-__all__ = ["harvest_run", "main"]
-
 _NOT_STARTED = 2
 
 

@@ -15,7 +15,7 @@ from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ModelError
-from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from reuse_algos.training.outputs import hidden_parameters, plain_state_dict, unwrap_model
 from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 
@@ -115,14 +115,11 @@ def check_weights(state: State) -> None:
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
     parameters = dict(plain.named_parameters())
-    names = {name: name.replace("_orig_mod.", "") for name in without_auxiliary(plain, parameters)}
-    kept = {tensor.data_ptr() for tensor in weights.values()}
-    # A parameter that the state dict has under another name is not hidden.
-    missing = [name for name, plain_name in names.items() if plain_name not in weights]
-    if hidden := [names[name] for name in missing if parameters[name].data_ptr() not in kept]:
+    named = {name.replace("_orig_mod.", ""): parameters[name] for name in without_auxiliary(plain, parameters)}
+    if hidden := hidden_parameters(named, weights):
         raise ModelError(
             f"RunRecorder weights: the state dict of {type(plain).__name__} leaves out {len(hidden)} of its "
-            f"{len(names)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
+            f"{len(named)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
             "as LoRA do so with should_save_peft_only). Set should_save_peft_only=False to archive the whole model, or "
             "record without weights (weights: [])."
         )
