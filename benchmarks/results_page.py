@@ -290,6 +290,19 @@ SECTIONS = (
         summary("periods"),
     ),
     Section(
+        "Retraining period after period, and a pool, as sequences",
+        "sequences.jsonl",
+        "Digits that turn by 12 degrees a period; 50 labelled digits with a pool of 1,387. By the shipped sequences.",
+        summary("sequences"),
+    ),
+    Section(
+        "Three depths predict a fourth, and one process two",
+        "layers.jsonl",
+        "ResNets on digits at a constant rate; loss at the end, seconds of a step, throughput. The machine did other "
+        "work as well, so seconds tell little.",
+        summary("layers", "--archive", "layers-archive"),
+    ),
+    Section(
         "Pictures and their names as one space",
         "pairs.jsonl",
         "Glyphs of DejaVu Sans and their names, encoders that know nothing of the pairs; means over random splits, "

@@ -548,3 +548,20 @@ def test_outputs_with_other_rows_than_examples_are_refused(tmp_path: Path) -> No
     data = DataLoader(TensorDataset(*CASES["classes"].data), batch_size=6)
     with pytest.raises(DataError, match="outputs have 12 rows for 6 examples"):
         trainer(data, model, callbacks=[RunRecorder(tmp_path, signals={"logits": {}})]).fit()  # type: ignore[arg-type]
+
+
+class Rounded(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.bfloat16()
+
+
+def test_a_loss_in_bfloat16_is_the_model_s_own_to_its_two_digits(tmp_path: Path) -> None:
+    x, y = tokens(-100)
+    model = Net(linear(V, Rounded()), shifted)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}})
+    data = DataLoader(TensorDataset(x, y), batch_size=6)
+    trainer(data, model, lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = [shifted(model.net(x[row : row + 1]).float(), y[row : row + 1]) for row in range(N)]
+    recorded, _ = RunArchive(tmp_path).run("run").signal("loss").dense(0)
+    torch.testing.assert_close(recorded.float(), torch.stack(expected), atol=1e-6, rtol=1e-6)
