@@ -18,8 +18,6 @@ from reuse_algos.commands.show import runs, scores, show
 from reuse_algos.commands.upkeep import copy, gc, rm, verify
 from reuse_algos.errors import ReuseAlgosError
 
-__all__ = ["build_parser", "main"]
-
 # In the order in which --help lists them.
 _COMMANDS = (
     *(train, sequence, runs, show, compare, recommend, predict, sweep),

@@ -18,6 +18,7 @@ from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.compare import Comparison, Outcomes
 from reuse_algos.compare.show import dashboard as dashboard_module
 from reuse_algos.compare.show.dashboard import dashboard_of
+from reuse_algos.compare.show.saved_report import saved_report_of
 from reuse_algos.compare.show.wandb import WandbTarget, log_to_wandb
 from reuse_algos.errors import CompareError
 from wandb_files import OfflineRun, end_wandb, keep_offline
@@ -111,6 +112,11 @@ def test_what_w_and_b_has_is_the_comparison(
     (files,) = [files for (_, kind), files in run.artifacts.items() if kind == "comparison"]
     assert json.loads(files["comparison.json"]) == comparison.to_dict()
     assert files["report.html"].decode() == html
+    saved = json.loads(files["saved_report.json"])
+    assert saved == saved_report_of(dashboard_of(comparison, selection), page=True).to_dict()
+    # Offline, what the saved report will show is in the run's file.
+    shown = {panel["key"] for panel in saved["sections"][0]["panels"]}
+    assert shown <= {name.removesuffix("_table") for name in run.last}
     panel = (run.folder / "files" / run.last["report"]["path"]).read_text()
     assert panel == html
 

@@ -83,6 +83,7 @@ class RunReader(Upkeep):
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
         for known in self._catalog().runs(self._candidates(), self._warn, asked):
             yield known.summary
+        # Any run may have had the metric, so this is known after the last one.
         asked.check_names()
 
     def runs(
@@ -157,6 +158,7 @@ class RunReader(Upkeep):
         """
         if is_safe_name(run_id) and (run := self._newest(run_id)):
             return run
+        # Among all runs: a name that a diverged run has as well means two.
         named = sorted(found.run_id for found in self.summaries(run_name=run_id, unfinished=True, unhealthy=True))
         if len(named) == 1 and (run := self._newest(named[0])):
             return run

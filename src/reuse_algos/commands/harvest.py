@@ -22,8 +22,6 @@ from reuse_algos.commands.common import (
     print_json,
 )
 
-__all__ = ["add_parser", "run"]
-
 # Options, and the fields of an attack that they set.
 _FIELDS = {
     "attack": "method",
@@ -173,6 +171,7 @@ def _attack_of(args: argparse.Namespace, signals: list[str]) -> dict[str, Any]:
     Raises:
         UsageError: No attack is asked for, or the options do not go together.
     """
+    # Only what was said, so that the attack's own defaults hold.
     given = {field: getattr(args, name) for name, field in _FIELDS.items() if getattr(args, name) is not None}
     if "adversarial" not in signals:
         if given or args.bits is not None:

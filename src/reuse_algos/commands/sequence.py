@@ -20,8 +20,6 @@ from reuse_algos.commands.common import (
 if TYPE_CHECKING:
     from reuse_algos.sequence.launchers import Launcher
 
-__all__ = ["add_parser", "run"]
-
 _DETAILS = """\
 FILE names recipes, what differs from step to step (seeds, learning rates, amounts of data), and the
 arms: the same steps with and without the algorithms that reuse earlier runs. It is a YAML file, or

@@ -100,6 +100,7 @@ def drift_between(before: PriorRun, after: PriorRun) -> Drift:
         )
     (keys_P, before_P, _), (keys_N, after_N, labels_N) = predicted_classes(before), predicted_classes(after)
     order_P = keys_P.argsort()
+    # searchsorted answers P for a key behind the last one, which would read outside.
     place_N = torch.searchsorted(keys_P[order_P], keys_N).clamp_(max=max(len(keys_P) - 1, 0))
     both_N = keys_P[order_P][place_N] == keys_N if len(keys_P) else torch.zeros_like(keys_N, dtype=torch.bool)
     if not bool(both_N.any()):

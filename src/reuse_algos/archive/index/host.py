@@ -77,6 +77,15 @@ class HostIndex:
             raise sqlite3.DatabaseError(f"the row of {path} is damaged")
         return KnownShard(ids.split("\n"), lines.split(b"\n"), replaces.split("\n")) if ids else KnownShard([], [], [])
 
+    def names(self, path: str) -> tuple[list[str], list[str]]:
+        """Return the runs that a shard knows, and the shards that it replaces, without reading its summaries.
+
+        Both are empty of a shard that was not fetched or is not to be believed.
+        """
+        row = self._database.execute("SELECT ids, replaces FROM shards WHERE path = ?", (path,)).fetchone()
+        ids, replaces = row or ("", "")
+        return (ids.split("\n"), replaces.split("\n") if replaces else []) if ids else ([], [])
+
     def shards(self) -> set[str]:
         """Return the paths of the shards that were fetched."""
         return {path for (path,) in self._database.execute("SELECT path FROM shards")}
@@ -98,6 +107,7 @@ class HostIndex:
         """Give the ended runs that this host has read by itself, some at a time: their ids and their summaries."""
         last = ""
         while True:
+            # From id to id and not by one open query, since the caller keeps runs meanwhile.
             rows = self._database.execute(
                 "SELECT run_id, summary, crc FROM own WHERE run_id > ? ORDER BY run_id LIMIT ?", (last, _PART)
             ).fetchall()
@@ -181,6 +191,7 @@ def _file_of(location: str, archive_id: str) -> Path | None:
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
+    # A file that cannot be opened is deleted, and made again by the second try.
     for _ in range(2 if path else 0):
         try:
             return _open(path)  # type: ignore[arg-type]  # there is a path
@@ -213,6 +224,7 @@ def _open(path: Path) -> sqlite3.Connection:
                 database.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"{path} has version {version}")
+        # Damage of a table shows here, while the file can still be made again.
         for table in ("shards", "own", "doubted", "notes"):
             database.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 1)").fetchone()
         os.utime(path)

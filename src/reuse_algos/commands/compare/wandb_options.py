@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     from reuse_algos.compare.result import Comparison
     from reuse_algos.compare.show.wandb import WandbTarget
 
-__all__ = ["add_wandb", "send_to_wandb", "wandb_target"]
-
 
 def add_wandb(parser: argparse.ArgumentParser) -> None:
     """Add --wandb, --wandb-entity and --wandb-name."""
     parser.add_argument(
         "--wandb",
         metavar="PROJECT",
-        help="also log the comparison to W&B, as a run of this project with tables, curves, bars and the report",
+        help="also log the comparison to W&B, as a run of this project with tables, curves, bars and the report, and "
+        "make or replace a saved report of the project (needs the extra wandb-report)",
     )
     parser.add_argument("--wandb-entity", metavar="NAME", help="W&B user or team (default: that of the login)")
     parser.add_argument("--wandb-name", metavar="NAME", help="name of the W&B run (default: comparison of <metric>)")

@@ -3,8 +3,9 @@
     url = log_to_wandb(dashboard_of(comparison, outcomes), WandbTarget("my-project"))
 
 The run holds tables (groups, runs, curves or points, notes), the curves and the speed-up bars as charts, the headline
-values in its summary, the report as a panel, and an artifact with ``comparison.json`` and ``report.html``. Nothing else
-of the machine is sent: no console output, no code.
+values in its summary, the report as a panel, and an artifact with ``comparison.json``, ``report.html`` and
+``saved_report.json``. Nothing else of the machine is sent: no console output, no code. Online, a saved report of the
+project is made from the last of these, or replaced.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from reuse_algos.compare.show.dashboard import Dashboard, Lines, Table
+from reuse_algos.compare.show.saved_report import SavedReport, saved_report_of
+from reuse_algos.compare.show.wandb_report import save_report
 from reuse_algos.errors import CompareError
-
-__all__ = ["JOB_TYPE", "WandbTarget", "check_wandb", "log_to_wandb"]
 
 JOB_TYPE = "comparison"
 
@@ -75,7 +76,8 @@ def log_to_wandb(dashboard: Dashboard, target: WandbTarget, *, html: str | None 
         html: The self-contained HTML report; it becomes a panel and a file of the artifact. Default: None, no report.
 
     Returns:
-        Where it is, in words: the run's address, or its folder where W&B is offline (``WANDB_MODE=offline``).
+        Where it is, in words: the addresses of the run and of the saved report, or why none was saved; the run's
+        folder where W&B is offline (``WANDB_MODE=offline``).
 
     Raises:
         CompareError: W&B is not installed, a run of it is under way, no user is logged in, or it cannot be reached.
@@ -95,17 +97,25 @@ def log_to_wandb(dashboard: Dashboard, target: WandbTarget, *, html: str | None 
             f"W&B did not open a run in project {target.project!r}: {' '.join(str(error).split())}. Log in with "
             "`wandb login` or set WANDB_API_KEY; WANDB_MODE=offline keeps the run in a folder for `wandb sync`"
         ) from error
+    saved = saved_report_of(dashboard, page=html is not None)
     # A run that broke off must not look finished.
     failed = True
     try:
         run.log(_panels(wandb, dashboard, html))
         run.summary.update(dashboard.summary)
-        run.log_artifact(_artifact(wandb, run.id, dashboard, html))
+        run.log_artifact(_artifact(wandb, run.id, dashboard, html, saved))
         place = _place(run)
         failed = False
     finally:
         run.finish(exit_code=int(failed))
-    return place
+    if run.disabled or run.offline:
+        return place
+    try:
+        # Only now: the report shows what the run holds.
+        report = save_report(saved, entity=run.entity, project=run.project, run_id=run.id)
+    except CompareError as error:
+        return f"{place} ({error})"  # the comparison itself has arrived
+    return f"{place}, report {report}"
 
 
 def _place(run: Any) -> str:
@@ -137,10 +147,12 @@ def _lines(wandb: Any, lines: Lines) -> Any:
     return wandb.plot.line_series(xs, ys, keys=list(lines.series), title=lines.title, xname=lines.x_name)
 
 
-def _artifact(wandb: Any, run_id: str, dashboard: Dashboard, html: str | None) -> Any:
+def _artifact(wandb: Any, run_id: str, dashboard: Dashboard, html: str | None, saved: SavedReport) -> Any:
     artifact = wandb.Artifact(f"comparison-{run_id}", type=JOB_TYPE, metadata=dashboard.config)
     with artifact.new_file("comparison.json", encoding="utf-8") as file:
         file.write(json.dumps(dashboard.document, indent=2, ensure_ascii=False, allow_nan=False))
+    with artifact.new_file("saved_report.json", encoding="utf-8") as file:
+        file.write(json.dumps(saved.to_dict(), indent=2, ensure_ascii=False))
     if html is not None:
         with artifact.new_file("report.html", encoding="utf-8") as file:
             file.write(html)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from reuse_algos.remote_job import launch_arguments
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.progress import LOG, RECIPE
 from reuse_algos.sequence.running.lease import LeaseKey
-
-__all__ = ["Job", "Launcher"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,15 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """The command that does the work, with this interpreter."""
+        """The command that does the work on this machine, with this interpreter."""
+        return [sys.executable, *launch_arguments(self.ranks), *self.arguments()]
+
+    def arguments(self, archive_id: str | None = None) -> list[str]:
+        """Return the interpreter's arguments for one rank.
+
+        Args:
+            archive_id: What the archive's identity has to be where the job runs. Default: None, it is not checked.
+        """
         asked: dict[str, Any] = {"lease": dataclasses.asdict(self.lease), "recipe": str(self.step.folder / RECIPE)}
         if self.harvest is not None:
             asked |= {
@@ -50,8 +57,9 @@ class Job:
                 "signal": self.harvest.signal,
                 "config": dataclasses.asdict(self.harvest.config),
             }
-        several = ["-m", "composer.cli.launcher", "-n", str(self.ranks)] if self.ranks > 1 else []
-        return [sys.executable, *several, "-m", "reuse_algos.sequence.running.job", json.dumps(asked)]
+        if archive_id is not None:
+            asked["archive_id"] = archive_id
+        return ["-m", "reuse_algos.sequence.running.job", json.dumps(asked)]
 
 
 class Launcher(Protocol):

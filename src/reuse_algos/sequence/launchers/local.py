@@ -7,8 +7,6 @@ import subprocess
 
 from reuse_algos.sequence.launchers.base import Job
 
-__all__ = ["LocalLauncher"]
-
 
 class LocalLauncher:
     """Runs each job as a process of its own that ends when this one does.
@@ -33,6 +31,7 @@ class LocalLauncher:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # What the user has set wins.
                 env={**self._environment, **os.environ},
             )
 
@@ -46,6 +45,7 @@ class LocalLauncher:
     def cancel(self, handle: subprocess.Popen[bytes]) -> None:
         """Kill the process, and with it (through the pipe) those that it started."""
         if handle.stdin is not None:
+            # Closed first: the ranks that the process has started end by it, as no kill reaches them.
             handle.stdin.close()
         if handle.poll() is None:
             handle.kill()

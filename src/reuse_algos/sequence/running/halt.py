@@ -9,8 +9,6 @@ from typing import Any
 
 from reuse_algos.sequence.launchers.base import Job, Launcher
 
-__all__ = ["Halt"]
-
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 _ENDED = 143  # as of a process that is ended by a signal to terminate

@@ -229,6 +229,7 @@ class ExampleLosses:
         if self._vectorised:
             try:
                 return vmap(function, in_dims=(None, *[0] * len(moving)))(parameters, *moving)
+            # Also a RuntimeError, and not one that single examples should hide: the bound on memory is too high.
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
