@@ -289,6 +289,32 @@ SECTIONS = (
         "Moons that turn: told the time, fine-tuned, and with gradient interpolation.",
         summary("periods"),
     ),
+    Section(
+        "Retraining period after period, and a pool, as sequences",
+        "sequences.jsonl",
+        "Digits that turn by 12 degrees a period; 50 labelled digits with a pool of 1,387. By the shipped sequences.",
+        summary("sequences"),
+    ),
+    Section(
+        "Three depths predict a fourth, and one process two",
+        "layers.jsonl",
+        "ResNets on digits at a constant rate; loss at the end, seconds of a step, throughput. The machine did other "
+        "work as well, so seconds tell little.",
+        summary("layers", "--archive", "layers-archive"),
+    ),
+    Section(
+        "Pictures and their names as one space",
+        "pairs.jsonl",
+        "Glyphs of DejaVu Sans and their names, encoders that know nothing of the pairs; means over random splits, "
+        "least and most in brackets.",
+        summary("pairs"),
+    ),
+    Section(
+        "What instruments tell of a run",
+        "instruments.jsonl",
+        "Wrong learning rates, when to stop, laziness over widths and warm starts, and what a reading costs.",
+        summary("instruments"),
+    ),
     Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),
     Section(
         "An archive of very many runs",

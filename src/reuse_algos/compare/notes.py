@@ -125,6 +125,7 @@ def _best_control(comparison: Comparison) -> list[str]:
     for group in comparison.groups:
         if group.points:
             known = group.cost_to_target.get(comparison.judged_by) or group.cost_to_target.get("steps")
+            # Who does not reach the target has no cost of reaching it.
             cost = None if known is None or group.target_bound == ">=" else known.estimate
         else:
             cost = group.to_target.cost_seconds if group.to_target and group.to_target.reached else None

@@ -79,6 +79,7 @@ def _generators(owners: tuple[Any, ...]) -> list[Any]:
     seen: set[int] = set()
 
     def visit(part: Any, depth: int) -> None:
+        # An object may lead to the whole program, so this looks nearby only.
         if id(part) in seen or depth > _DEPTH or len(seen) > _MOST_SEEN:
             return
         seen.add(id(part))

@@ -182,6 +182,7 @@ class _Work:
         """Score what has no scores yet, block by block, and end the run."""
         writer, manifest, done_N = self._open(name, fresh, examples)
         computed = 0
+        # Committed block by block, so that an interrupted call goes on from the last one.
         for block in torch.arange(len(done_N)).split(_BLOCK):
             todo = block[~done_N[block]]
             if len(todo):

@@ -159,6 +159,7 @@ def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) 
     if not isinstance(section, dict):
         raise DataError(f"the recipe of run {run.id} has a data section that is not a mapping: {section!r:.200}")
     given = dict(changes or {})
+    # A recipe in an archive is somebody's word: its paths are not opened unasked.
     if not trust_data:
         section = _harmless(run, section, given)
     settings = {**section, **given}

@@ -242,6 +242,7 @@ def _build_module(
                     f"model.time: needs at least 1 feature and a channel beside that of the time, got {settings.time} "
                     f"features and {channels} channels."
                 )
+            # The features take the place of the one channel that holds the time.
             channels, measures = channels - 1 + settings.time, {**measures, "time": settings.time}
         if name == "digits_cnn":
             module: nn.Module = DigitsCNN(num_classes, in_channels=channels, width=width)

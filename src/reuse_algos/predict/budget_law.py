@@ -92,6 +92,7 @@ def fit_budget_law(steps: ArrayLike, losses: ArrayLike) -> BudgetLaw:
     x, y = np.log(steps_N), np.log(losses_N)
     slope, intercept = np.polyfit(x, y, 1)
     spread = float(np.sqrt(((intercept + slope * x - y) ** 2).sum() / (len(x) - 2)))
+    # The law is judged by the largest budget, predicted from the others.
     last = steps_N == steps_N.max()
     others = np.polyfit(x[~last], y[~last], 1)
     error = float(np.exp(np.polyval(others, x[last].mean()) - y[last].mean()) - 1)

@@ -47,6 +47,7 @@ def group_of(recipe: Recipe) -> str:
     tags = {
         key: str(value)
         for key, value in record["tags"].items()
+        # The step of a sequence may be named by its seed.
         if SEED not in str(value) and not (key == "step" and "sequence" in record["tags"])
     }
     settings = recipe.settings

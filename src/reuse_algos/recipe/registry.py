@@ -94,12 +94,14 @@ def _is_kind(cls: type, base: type, kind: str) -> bool:
 def _spellings(kind: str, cls: type) -> list[str]:
     """Return all names of a class, the main one first."""
     if kind == "optimizer":
+        # Composer's DecoupledSGDW is decoupled_sgdw, which snake_case would not give.
         return [cls.__name__.lower().replace("decoupled", "decoupled_")]
     full = snake_case(cls.__name__)
     suffix = _SUFFIX.get(kind, "")
     short = full.removesuffix(suffix) if suffix else full
     spellings = [short, full]
     parts = cls.__module__.split(".")
+    # Composer's own names of its algorithms are those of their modules, such as blurpool.
     if parts[0] == "composer" and kind != "scheduler":
         module = parts[2]
         spellings = [module.removesuffix(suffix) if suffix else module, short, module, full]

@@ -76,6 +76,7 @@ class WrittenBack:
                 f"most {_MOST_BYTES >> 30} GiB are kept on the device. Take fewer views (data.num_views) or use: as_is."
             )
         if self._values_VN.shape != shape:
+            # Half the memory of float32, and still much finer than a step of a pixel.
             self._values_VN = torch.zeros(shape, dtype=torch.float16, device=device)
             self._known_VN = torch.zeros(shape[:2], dtype=torch.bool, device=device)
             self._fresh_VN = torch.zeros_like(self._known_VN)

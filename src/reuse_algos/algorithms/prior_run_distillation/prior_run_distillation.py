@@ -111,6 +111,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
         self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
+        # What is not said is as in the preset that was shown to help.
         usual = preset("same_data")["prior_run_distillation"]
         self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, usual["loss"] if loss is None else loss, "loss")
         self.when: TeachingWindow = fit_section(TeachingWindow, usual["when"] if when is None else when, "when")

@@ -159,6 +159,7 @@ def misfits(archived: Mapping[str, Tensor], fresh: Mapping[str, Tensor], plan: P
     # Of tensors that are loaded row by row, the number of rows may differ and everything else must fit.
     by_row = {*plan.by_class, *plan.by_token}
     both = sorted(name for name in by_row if name in archived and name in fresh)
+    # Their rows are matched by class or token, so only what one row is must agree.
     listed = differences(
         {**archived, **{name: archived[name][:1] for name in both}},
         {**fresh, **{name: fresh[name][:1] for name in both}},

@@ -172,11 +172,11 @@ class Catalog:
                 host.keep_shard(path, None)  # who says one thing that is false may say others
                 continue
             replaced.update(replaces)
-            known = unseen.intersection(ids)
-            if new and len(known) < len(ids):
+            if new:
                 shared.update(run_id for run_id in ids if run_id in waiting and run_id not in unseen)
-            unseen -= known
-            plan[path] = len(known)
+            before = len(unseen)
+            unseen.difference_update(ids)
+            plan[path] = before - len(unseen)
         if shared:
             self._doubt_where_they_differ(host, plan, shared)
         return plan
@@ -283,8 +283,8 @@ def _shares(budget: int, sizes: Sequence[int]) -> list[int]:
 def _those_in(waiting: AbstractSet[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
     if waiting.issuperset(ids):
         return ids, lines
-    kept = [at for at, run_id in enumerate(ids) if run_id in waiting]
-    return [ids[at] for at in kept], [lines[at] for at in kept]
+    mask = list(map(waiting.__contains__, ids))
+    return list(itertools.compress(ids, mask)), list(itertools.compress(lines, mask))
 
 
 def _decoded(lines: list[bytes]) -> list[RunSummary]:

@@ -74,6 +74,7 @@ class GradientCompression(Callback):
         self.method: ScaleCom | Sign | Median | PowerSGD | Fp16 = fit_section(
             ScaleCom | Sign | Median | PowerSGD | Fp16, method, "method"
         )
+        # PyTorch's PowerSGD needs two plain steps first, in which DDP rebuilds its buckets.
         if after < 2 * isinstance(self.method, PowerSGD):
             raise ValueError(f"GradientCompression: after must be at least 0, and 2 for powersgd, got {after}")
         self.after, self.seed = after, seed

@@ -190,6 +190,7 @@ def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: s
         raise ValueError(f"{choice.name} was chosen without a speed-up")
     about = "at least " if speedup.bound == ">=" else ""
     limits = limits_words(speedup.low, speedup.high)
+    # The smallest group limits what the answer rests on.
     n = min(point.n for point in choice.evidence)
     return (
         f"Train {choice.name} for {_steps(choice)}: it is predicted to reach {goal} with {about}"

@@ -112,11 +112,14 @@ def _sentences(dashboard: Dashboard) -> Iterator[str]:
 
 
 def _of_the_comparison(dashboard: Dashboard, page: bool) -> Iterator[Panel]:
+    # The same curves over all six axes would hide what counts; the run itself holds them all.
+    axes = ("steps", dashboard.config["judged_by"])
     for name, lines in dashboard.lines.items():
-        if lines.series:
+        if lines.series and (name.startswith("readings/") or name.rpartition("/")[2] in axes):
             yield Panel("lines", lines.title, name, x=lines.x_name)
     for name, bars in dashboard.bars.items():
-        yield Panel("bars", bars.title, name)
+        if name.rpartition("/")[2] in axes:
+            yield Panel("bars", bars.title, name)
     yield Panel("table", "groups", "tables/groups")
     if page:
         yield Panel("page", "report", "report")

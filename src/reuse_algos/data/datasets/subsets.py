@@ -74,6 +74,7 @@ def take_part(
         if rest:
             raise DataError(f"data.train_rest: the part takes all {count} training examples, so nothing is left out.")
         return torch.arange(count)
+    # Nested, so that a larger part holds every smaller one.
     order = nested_order(keys_N, labels_N)
     return torch.sort(order[wanted:] if rest else order[:wanted]).values
 

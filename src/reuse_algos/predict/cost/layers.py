@@ -188,6 +188,7 @@ def percent_of_peak(predicted_seconds: Sequence[float], measured_seconds: Sequen
         )
     if not all(value > 0 and math.isfinite(value) for value in (*predicted_seconds, *measured_seconds)):
         raise NotEnoughEvidenceError("predicted and measured seconds must be finite and above 0")
+    # By the geometric mean, twice too slow and twice too fast cancel out.
     ratios = [math.log(p / m) for p, m in zip(predicted_seconds, measured_seconds, strict=True)]
     percent = math.exp(sum(ratios) / len(ratios))
     if percent > 1:

@@ -90,6 +90,7 @@ def load_recipe_data(config: DataConfig, pool: Pool | None, device: torch.device
     """
     if pool is None:
         return load_datasets(config, device)
+    # drop_last would refuse a pool that is smaller than a batch.
     whole = load_datasets(replace(config, pseudo_labels=None, drop_last=False))
     chosen = choose_pairs(
         pool.run,

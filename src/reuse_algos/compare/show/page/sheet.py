@@ -47,6 +47,7 @@ def sheet_page(headline: str, lead: str, parts: Sequence[Part], source: str) -> 
     charts = [chart for part in parts for chart in part.charts]
     rows = [list(table) for part in parts for table in part.tables.values()]
     numbers = Numbers({"charts": charts, "tables": rows})
+    # Counted over all parts, as the embedded JSON lists them.
     at_chart, at_table, views = 0, 0, []
     for place, part in enumerate(parts):
         panels, tables = [], []

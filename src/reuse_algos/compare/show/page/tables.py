@@ -151,6 +151,7 @@ def runs_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) 
             row: list[Any] = [_link(run.run_id, f"run-{look.index}-{k}"), look.name, run.budget]
             row += [run.health, numbers.seed(*path, "seed"), numbers.number(*path, "final")]
             if run.to_target is not None:
+                # Where the target was not reached, the total cost is a lower limit.
                 mark = Markup("" if run.to_target.reached else "> ")
                 row.append(mark + numbers.count(*path, "to_target", "steps"))
                 row.append(mark + numbers.seconds(*path, "to_target", "cost_seconds"))

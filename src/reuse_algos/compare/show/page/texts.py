@@ -12,6 +12,7 @@ from reuse_algos.compare.show.drawing import Look
 def headline(comparison: Comparison, looks: Sequence[Look]) -> str:
     """Return the outcome in a few words; controls do not count in it."""
     baseline = comparison.baseline
+    # The first look is the baseline's.
     verdicts = {look.name: comparison.groups[look.index].verdict for look in looks[1:] if not look.control}
     faster = [name for name, verdict in verdicts.items() if verdict == "faster"]
     if not verdicts:
@@ -91,6 +92,7 @@ def texts_of(comparison: Comparison) -> dict[str, Any]:
             "Mean final value of the runs of each budget, with its interval. The speed-up is how far a curve lies to "
             "the left of the baseline's end. The numbers are in the table of all budgets."
             if over_budgets
-            else "Thick: mean with its interval. Thin: single runs. A sign on the dashed line: target reached."
+            else "Thick: mean with its interval. Thin: single runs. A sign on the dashed line: target reached. "
+            "The y axis begins behind the first quarter of the evaluations, so that it shows where the groups differ."
         ),
     }
