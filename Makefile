@@ -2,6 +2,8 @@
 # make test   sets up .venv with the test tools as well, then runs the tests
 # make test-slow   the long tests, which `make test` leaves out
 # make docs   the same set-up, then builds the documentation into docs/_build/html
+# make resolve   checks that every extra resolves for Python 3.10, 3.11 and 3.12, without installing anything
+# make release   builds wheel and sdist into dist/, and trains from each in a clean environment
 # make lint   formatter, linter and type checker
 #
 # The workers of pytest begin with one stretch of the tests each, so that few session fixtures are made twice, and one
@@ -12,7 +14,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: demo test test-slow docs lint clean
+.PHONY: demo test test-slow docs resolve release lint clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml .ci/install
@@ -35,10 +37,16 @@ test-slow: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/trees docs docs/_build/html
 
+resolve:
+	.ci/resolve $(PYTHON)
+
+release: resolve
+	.ci/release $(PYTHON)
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) demo docs/_build
+	rm -rf $(VENV) demo dist docs/_build
