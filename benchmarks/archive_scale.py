@@ -15,6 +15,8 @@ the largest resident memory and ``base_mib`` what of it was there before. ``comp
 two rows and a new history of one metric, as a run does that records every epoch. Its line has the ``bytes`` of
 manifests and their parts, ``bytes_of_data`` of signals and metrics, the milliseconds of the processor that a commit
 takes (its data files not counted) as the median of each tenth, and the ``ratio`` of the last tenth to the first.
+``load_average`` is the processes that wanted to run beside it: seconds of the processor are longer on a busy machine.
+``--made`` names archives that were made before, so that making 100,000 runs is not repeated.
 """
 
 from __future__ import annotations
@@ -216,6 +218,7 @@ def main() -> None:
     parser.add_argument("what", choices=("select", "compare", "s3", "commits"))
     parser.add_argument("--runs", default="1000,100000", help="numbers of runs (or commits), with commas between")
     parser.add_argument("--output", type=Path, help="also append the lines to this file")
+    parser.add_argument("--made", type=Path, help="folder with an archive of N runs in N/, made there if it is missing")
     parser.add_argument("--in", dest="folder", help="measure in this process, in an archive that is there")
     arguments = parser.parse_args()
     if arguments.folder:
@@ -232,14 +235,17 @@ def main() -> None:
     for count in map(int, arguments.runs.split(",")):
         with tempfile.TemporaryDirectory(prefix="archive_scale-") as folder:
             os.environ["XDG_CACHE_HOME"] = f"{folder}/making"
-            if arguments.what != "commits":
-                make_runs(Path(folder, "archive"), count)
-            command = [sys.executable, __file__, arguments.what, "--in", f"{folder}/archive", "--runs", str(count)]
+            archive = Path(folder, "archive") if arguments.made is None else arguments.made / str(count)
+            if arguments.what != "commits" and not archive.exists():
+                make_runs(archive, count)
+            command = [sys.executable, __file__, arguments.what, "--in", str(archive), "--runs", str(count)]
             environment = {**os.environ, "XDG_CACHE_HOME": f"{folder}/cache", "OMP_NUM_THREADS": "1"}
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
             if done.returncode:
                 sys.exit(done.stderr)
-            lines.append({"what": arguments.what, "runs": count, **json.loads(done.stdout.splitlines()[-1])})
+            found = json.loads(done.stdout.splitlines()[-1])
+            load = round(os.getloadavg()[0], 1)
+            lines.append({"what": arguments.what, "runs": count, **found, "load_average": load})
         print(json.dumps(lines[-1]), flush=True)
     if arguments.output is not None:
         with arguments.output.open("a") as output:

@@ -4,7 +4,7 @@ Depths: ResNet-20, 32 and 44 at a constant rate predict the loss at the end and 
 trained as well. Processes: one process says how long an example takes, and the model of strong scaling predicts two
 (gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are given.
 
-    python benchmarks/layers.py --archive ./layers-archive                # about five minutes on two quiet CPU cores
+    python benchmarks/layers.py --archive ./layers-archive                # about two minutes on a quiet CPU core
     python benchmarks/layers.py --archive ./layers-archive --summary
 
 What the archive holds is not trained again. Seconds on a machine that is shared with other work tell little.
@@ -19,8 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from job_runner import ResultsFile, command_line, surroundings
 
+from reuse_algos import train as reuse_train
 from reuse_algos.archive import RunArchive
 from reuse_algos.predict import History, histories, leave_one_size_out, predict_size, strong_scaling
 from reuse_algos.predict.evidence import sized_runs, steps_per_second
@@ -32,7 +34,7 @@ BATCH = 50
 
 
 def train(archive: Path, depth: int, epochs: int, processes: int, seed: int) -> None:
-    """Train one run in processes of its own, unless the archive holds it."""
+    """Train one run, unless the archive holds it; with several processes by Composer's launcher."""
     name = f"layers-{depth}-{processes}-{seed}"
     if archive.is_dir() and RunArchive(archive, read_only=True).runs(run_name=name):
         return
@@ -42,9 +44,15 @@ def train(archive: Path, depth: int, epochs: int, processes: int, seed: int) -> 
         f"eval_interval={epochs}ep", "callbacks.run_recorder={weights: []}", "progress_bar=false",
         f"tags={{study: layers, depth: '{depth}', processes: '{processes}'}}",
     ]  # fmt: skip
-    launcher = ["-m", "composer.cli.launcher", "-n", str(processes)] if processes > 1 else []
-    command = [sys.executable, *launcher, "-m", "reuse_algos.train", str(shipped_recipe("digits/baseline")), *words]
+    recipe = str(shipped_recipe("digits/baseline"))
     print(f"trains {name}", flush=True)
+    if processes == 1:
+        # In this process: to start one takes longer than the training.
+        if status := reuse_train.main([recipe, *words]):
+            raise SystemExit(status)
+        return
+    launcher = ["-m", "composer.cli.launcher", "-n", str(processes)]
+    command = [sys.executable, *launcher, "-m", "reuse_algos.train", recipe, *words]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -117,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default=str(OUT))
     parser.add_argument("--summary", action="store_true", help="only show what is in the file")
     options = parser.parse_args(argv)
+    torch.set_num_threads(1)
     out = ResultsFile(options.out)
     if not options.summary:
         path = options.archive.resolve()

@@ -2,10 +2,11 @@
 
 All variants train the same network on the same random images of CIFAR's shape, at the same batch size. They make their
 steps in turn, in one process, so whatever else the machine does meets all of them; ratios are taken round by round, and
-their median and middle half are reported. The first epoch warms up and does not count. A step is everything from the
-start of one batch to the start of the next one of the same epoch, loading included; what happens at the end of an epoch
-(writing signals, evaluation) and before the first step is not in it: ``archive_cost.py`` and the runs' own records
-count that.
+their median, its 95 % interval (by order statistics) and the middle half of the rounds are reported. ``--clock cpu``
+counts the CPU seconds of the training's own thread, so that a machine that others use gives narrow figures as well.
+The first epoch warms up and does not count. A step is everything from the start of one batch to the start of the next
+one of the same epoch, loading included; what happens at the end of an epoch (writing signals, evaluation) and before
+the first step is not in it: ``archive_cost.py`` and the runs' own records count that.
 
     plain                Composer alone, cross entropy, channels_last; the reference. What tells an algorithm which
                          examples it sees is only in the variants that need it, so its cost is in their ratios
@@ -56,6 +57,7 @@ from typing import Any
 import torch
 from job_runner import ResultsFile, surroundings, without_places
 from overhead_variants import VARIANTS, Setting, build, prepare
+from scipy import stats
 from step_clock import epochs_by_turns, ratios
 
 from reuse_algos.errors import HarmWarning
@@ -101,12 +103,21 @@ def summarise(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
             if reference in seconds and (reference == "plain" or name in ("plain", "recipe")):
                 other = cycles(seconds[reference], row["batches"], length) if in_cycles else seconds[reference]
                 low, middle, high = ratios(own, other)
-                result[f"to_{reference}"] = {"ratio": middle, "ratio_25": low, "ratio_75": high}
+                bounds = interval_of_median(own, other)
+                result[f"to_{reference}"] = {"ratio": middle, "ratio_25": low, "ratio_75": high, "interval": bounds}
         if name in GOALS and f"to_{GOALS[name][0]}" in result:
             reference, goal = GOALS[name]
             result["goal"] = {"to": reference, "at_most": goal, "met": result[f"to_{reference}"]["ratio"] <= goal}
         found[name] = result
     return found
+
+
+def interval_of_median(own: Sequence[float], other: Sequence[float]) -> list[float] | None:
+    """Return the 95 % interval of the median of the ratios, free of any distribution; None for too few rounds."""
+    if len(own) < 6:
+        return None
+    found = stats.quantile_test([x / y for x, y in zip(own, other, strict=True)], p=0.5).confidence_interval()
+    return [float(found.low), float(found.high)]
 
 
 def cycles(times: Sequence[float], batches: int, length: int = EVERY) -> list[float]:
@@ -133,14 +144,16 @@ def cycles(times: Sequence[float], batches: int, length: int = EVERY) -> list[fl
 def show(row: dict[str, Any]) -> None:
     setting = row["setting"]
     rounds = len(row["seconds"]["plain"])
-    print(
-        f"{setting['model']}, batch {setting['batch']}, {row['hardware']['name']}, {rounds} rounds; ratio [middle half]"
-    )
+    clock = ", CPU seconds" if setting.get("cpu") else ""
+    print(f"{setting['model']}, batch {setting['batch']}, {row['hardware']['name']}, {rounds} rounds{clock};")
+    print("ratio (95 % interval of the median) [middle half of the rounds]")
     for name, result in row["summary"].items():
         words = f"{name:16} {1000 * result['median_seconds']:9.2f} ms"
         for reference in ("plain", "raw"):
             if (ratio := result.get(f"to_{reference}")) is not None:
-                words += f"   {ratio['ratio']:.3f} x {reference} [{ratio['ratio_25']:.3f}, {ratio['ratio_75']:.3f}]"
+                low, high = ratio.get("interval") or (float("nan"), float("nan"))
+                words += f"   {ratio['ratio']:.3f} x {reference} ({low:.3f} to {high:.3f}) "
+                words += f"[{ratio['ratio_25']:.3f}, {ratio['ratio_75']:.3f}]"
         if "cycles" in result:
             words += f"   over {result['cycles']} cycles of {result['batches_of_a_cycle']} batches"
         if (goal := result.get("goal")) is not None:
@@ -158,6 +171,7 @@ def command_of(args: argparse.Namespace) -> str:
     for name in ("model", "batch", "batches", "epochs", "threads", "autocast"):
         if (value := getattr(args, name)) is not None:
             words += [f"--{name}", str(value)]
+    words += ["--clock", "cpu"] if args.clock == "cpu" else []
     words += ["--peers", without_places(str(args.peers))] if args.peers is not None else []
     words += ["--variants", *args.variants] if args.variants else []
     return shlex.join(words)
@@ -172,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs that count")
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--autocast", choices=("bfloat16", "float16"), help="of the network's forward pass")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="seconds that count (default: wall)")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where timm and torchdistill were installed")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--summary", action="store_true", help="show what the file has")
@@ -184,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if args.batches < EVERY or args.batches % EVERY:
         parser.error(f"--batches must be a multiple of {EVERY}, got {args.batches}")
+    if args.clock == "cpu" and (torch.cuda.is_available() or args.threads != 1):
+        parser.error("--clock cpu needs one thread and no GPU: what other threads and the GPU do is not in it")
     if args.peers is not None:
         sys.path.append(str(args.peers))
     wanted = args.variants or [name for name, needs in VARIANTS.items() if needs is None or util.find_spec(needs)]
@@ -195,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"left out: {name}")
     if args.epochs * args.batches < 2 * EVERY and any(name.endswith(f"_every_{EVERY}") for name in names):
         parser.error(f"a ratio over cycles of {EVERY} batches needs two of them: more --batches or --epochs")
-    setting = Setting(args.model, args.batch, args.batches, args.autocast)
+    setting = Setting(args.model, args.batch, args.batches, args.autocast, args.clock == "cpu")
     where = surroundings()
     row: dict[str, Any] = {
         "setting": vars(setting),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,19 @@ class Setting:
         batch: examples of a batch.
         batches: of an epoch.
         autocast: dtype of the forward pass, None for float32.
+        cpu: CPU seconds of the training's thread in place of seconds on the wall.
     """
 
     model: str
     batch: int
     batches: int
     autocast: str | None
+    cpu: bool = False
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The clock: each training is a thread of its own, whose seconds of the processor are those of its steps."""
+        return time.thread_time if self.cpu else time.perf_counter
 
     def network(self, seed: int = 0) -> Any:
         """The network as a Composer model on the device, channels last."""
@@ -99,7 +107,7 @@ class ComposerTraining:
     """
 
     def __init__(self, dataset: DeviceImages, setting: Setting, *parts: Any, seed: int = 0) -> None:
-        self.clock = StepClock()
+        self.clock = StepClock(setting.now)
         self.student = model = setting.network(seed)
         self.dataset = dataset
         callbacks = [part for part in parts if isinstance(part, Callback)]
@@ -132,7 +140,7 @@ class LoopTraining:
     """A loop of PyTorch over the same loader: one call of ``step`` with images and labels for each batch."""
 
     def __init__(self, dataset: DeviceImages, setting: Setting, student: nn.Module, step: Step) -> None:
-        self.clock, self.loader, self.step = StepClock(), setting.loader(dataset), step
+        self.clock, self.loader, self.step = StepClock(setting.now), setting.loader(dataset), step
         self.student = student
         self.epochs = 0
 

@@ -1,92 +1,167 @@
-"""Sequences on a cluster: Ray with three nodes on this machine, submitit's local executor, and the job that travels."""
+"""Sequences on a cluster: Ray with nodes on this machine, submitit's local executor, and the job that travels."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import sys
 import threading
 import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
+from reuse_algos.remote_job import Meeting, RemoteJob, launch_arguments
 from reuse_algos.sequence import run_sequence
 from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher
 from reuse_algos.sequence.launchers.base import Job
-from reuse_algos.sequence.launchers.remote import RemoteJob, one_node, remote_job
+from reuse_algos.sequence.running.halt import Halt
+from reuse_algos.sequence.running.job import main
 from reuse_algos.sequence.running.lease import LeaseKey
 from reuse_algos.sequence.running.steps import _write_recipe
 from sequences import REUSE, Here, planned
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from cluster import agent_ports, ray_nodes
+
 BOTH = {"without": {}, "reuse": REUSE}
 
 
-def remote(here: Path, *arguments: str, **changes: Any) -> RemoteJob:
-    archive = RunArchive(here / "archive", create=True)
+def remote(here: Path, code: str, **changes: Any) -> RemoteJob:
     values: dict[str, Any] = {
-        "title": "without/seed-1", "arguments": arguments, "folder": str(here), "recipe": "work/recipe.yaml",
-        "text": "seed: 1\n", "archive": "archive", "archive_id": archive.archive_id,
+        "title": "without/seed-1", "arguments": ("-S", "-c", code), "folder": str(here / "there"),
+        "files": {"work/recipe.yaml": "seed: 1\n"},
     }  # fmt: skip
     return RemoteJob(**{**values, **changes})
 
 
+@dataclass(frozen=True)
+class Code(Job):
+    """A job that does not train: it runs a line of Python, which is quick to start."""
+
+    code: str = "pass"
+
+    def arguments(self, archive_id: str | None = None) -> list[str]:
+        return ["-S", "-c", self.code]
+
+
+def job(here: Path, code: str | None = None, ranks: int = 1, **resources: int) -> Job:
+    """The job of a planned step; with code, one that runs it."""
+    plan = planned(here, arms={"without": {"overrides": {"resources": resources}}}, grid={"seed": [1]})
+    RunArchive(plan.config.archive, create=True)
+    _write_recipe(plan.steps[0])
+    lease = LeaseKey(plan.config.archive, plan.config.name, "token")
+    return Job(plan.steps[0], ranks, lease) if code is None else Code(plan.steps[0], ranks, lease, code=code)
+
+
+def is_gone(number: int | str) -> bool:
+    try:
+        return (Path("/proc") / str(number) / "stat").read_text().split(") ")[1][0] in ("Z", "X")
+    except OSError:
+        return True
+
+
+def wait_for(found: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What the function returns once it is true: processes need their time."""
+    until = time.monotonic() + seconds
+    while not (answer := found()):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    return answer
+
+
+# The job that travels
+
+
 def test_a_job_brings_its_recipe_and_returns_its_output(tmp_path: Path) -> None:
     code = "import sys; print(open('work/recipe.yaml').read()); print('problem', file=sys.stderr); sys.exit(7)"
-    outcome = remote(tmp_path, "-c", code)()
+    outcome = remote(tmp_path, code)()
     assert outcome.status == 7
     assert "seed: 1" in outcome.log
     assert "problem" in outcome.log
-    assert (tmp_path / "work/recipe.yaml").read_text() == "seed: 1\n"
+    assert [path.name for path in (tmp_path / "there/work").iterdir()] == ["recipe.yaml"]
+    assert (tmp_path / "there/work/recipe.yaml").read_text() == "seed: 1\n"
 
 
 def test_what_a_job_started_ends_with_it(tmp_path: Path) -> None:
-    code = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
-    outcome = remote(tmp_path, "-c", code + "; print(p.pid)")()
-    process = Path("/proc") / outcome.log.strip()
-    for _ in range(600):  # a signal takes effect when the machine gets round to it
-        state = _state(process)
-        if state in ("Z", "X", "gone"):
-            break
-        time.sleep(0.1)
-    assert state in ("Z", "X", "gone")
+    code = "import subprocess, sys; p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(600)'])"
+    outcome = remote(tmp_path, code + "; print(p.pid)")()
+    wait_for(lambda: is_gone(outcome.log.strip()))
 
 
-def _state(process: Path) -> str:
-    try:
-        return (process / "stat").read_text().split(") ")[1][0]
-    except OSError:
-        return "gone"
+def test_a_folder_that_the_node_cannot_make_is_named(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text("a file")
+    outcome = remote(tmp_path, "pass")()
+    assert outcome.status is None
+    assert "without/seed-1 was not started on" in outcome.log
+    assert str(tmp_path / "there") in outcome.log
 
 
-def test_an_archive_that_the_node_cannot_see_is_named(tmp_path: Path) -> None:
-    code = "open('started', 'w')"
-    unseen = remote(tmp_path, "-c", code, archive="elsewhere")()
-    assert unseen.status is None
-    assert "cannot be seen there" in unseen.log
-    other = remote(tmp_path, "-c", code, archive_id="f" * 32)()
-    assert other.status is None
-    assert "is another archive there" in other.log
-    assert not (tmp_path / "started").exists()
+@pytest.mark.parametrize("known", [True, False])
+def test_an_archive_that_the_node_cannot_see_is_named(
+    tmp_path: Path, known: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The job's process looks, before it trains."""
+    expected = RunArchive(tmp_path / "archive", create=True).archive_id
+    place = tmp_path / ("archive" if known else "elsewhere")
+    asked = {"lease": asdict(LeaseKey(str(place), "tiny", "token")), "recipe": str(tmp_path / "none.yaml")}
+    assert main([json.dumps({**asked, "archive_id": "f" * 32})], ends=lambda status: None) == 2
+    said = capsys.readouterr().err
+    assert str(place) in said
+    assert ("is another archive" if known else "cannot be seen") in said
+    assert "Use a shared folder or an object store" in said
     assert not (tmp_path / "elsewhere").exists()
+    if known:  # with the right identity it goes on, to the recipe that is not there
+        assert main([json.dumps({**asked, "archive_id": expected})], ends=lambda status: None) == 2
+        assert "none.yaml" in capsys.readouterr().err
 
 
-def test_several_nodes_are_refused_and_missing_engines_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = planned(tmp_path, arms={"without": {"overrides": {"resources": {"nodes": 2}}}})
-    job = Job(plan.steps[0], 1, LeaseKey(plan.config.archive, plan.config.name, "token"))
-    with pytest.raises(SequenceError, match="asks for 2 nodes"):
-        one_node(job)
-    plan = planned(tmp_path)
-    RunArchive(plan.config.archive, create=True)
-    _write_recipe(plan.steps[0])
-    made = remote_job(Job(plan.steps[0], 1, LeaseKey(plan.config.archive, plan.config.name, "token")))
-    assert made.archive_id == RunArchive(plan.config.archive).archive_id
+def test_ranks_are_shared_out_over_the_nodes(tmp_path: Path) -> None:
+    assert launch_arguments(1) == []
+    assert launch_arguments(4) == ["-m", "composer.cli.launcher", "-n", "4"]
+    words = launch_arguments(4, nodes=2, node=1, meeting=Meeting("10.0.0.7", 29500))
+    assert " ".join(words) == (
+        "-m composer.cli.launcher -n 2 --world_size 4 --node_rank 1 --master_addr 10.0.0.7 --master_port 29500"
+    )
+    made = job(tmp_path, ranks=4, nodes=2).remote()
+    assert (made.ranks, made.nodes) == (4, 2)
     assert made.arguments[:2] == ("-m", "reuse_algos.sequence.running.job")
+    assert json.loads(made.arguments[2])["archive_id"] == RunArchive(tmp_path / "archive").archive_id
+    with pytest.raises(SequenceError, match=r"asks for 2 nodes, and the sequence has ranks: 3.* multiple of 2"):
+        job(tmp_path, ranks=3, nodes=2).remote()
+
+
+# What is not there
+
+
+def test_missing_engines_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, launcher in (("ray", RayLauncher), ("submitit", lambda: SlurmLauncher(tmp_path))):
-        monkeypatch.setitem(__import__("sys").modules, name, None)
+        monkeypatch.setitem(sys.modules, name, None)
         with pytest.raises(SequenceError, match="pip install 'reuse-algos"):
             launcher()
+    monkeypatch.setitem(sys.modules, "submitit", types.ModuleType("submitit"))
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SequenceError, match="this machine has no sbatch"):
+        SlurmLauncher(tmp_path)
+
+
+def test_no_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(address: str, **options: Any) -> None:
+        raise ConnectionError(f"Could not find any running Ray instance at {address}")
+
+    ray: Any = types.ModuleType("ray")
+    ray.init, ray.is_initialized = init, lambda: False
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
+    with pytest.raises(SequenceError, match=r"no Ray cluster answers at 10.0.0.7:6379.*Start one \(ray start --head\)"):
+        RayLauncher()
 
 
 def table(states: list[Any]) -> dict[str, tuple[float, int]]:
@@ -97,6 +172,20 @@ def trainings(archive: str) -> list[str]:
     return sorted(run.run_name for run in RunArchive(archive).runs(unfinished=True, unhealthy=True))
 
 
+# submitit
+
+
+def test_submitit_runs_a_job_and_brings_its_output(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    launcher = SlurmLauncher(tmp_path / "slurm", cluster="local")
+    done = job(tmp_path, "import sys; print('hello'); sys.exit(7)")
+    assert Halt().run(launcher, done) == 7
+    assert done.log.read_text() == "hello\n"
+    with pytest.raises(SequenceError, match="asks for 2 nodes, and a step runs on one node of a Slurm site"):
+        launcher.submit(job(tmp_path, "pass", ranks=2, nodes=2))
+
+
+@pytest.mark.slow
 def test_submitit_trains_what_the_local_launcher_trains(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     here, there = tmp_path / "here", tmp_path / "there"
@@ -111,6 +200,7 @@ def test_submitit_trains_what_the_local_launcher_trains(tmp_path: Path) -> None:
     assert "archived run" in (found[0].step.folder / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_submitit_names_a_step_that_always_fails(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     plan = planned(tmp_path, "overrides.data.root=./x", arms={"without": {}}, grid={"seed": [1]})
@@ -121,29 +211,110 @@ def test_submitit_names_a_step_that_always_fails(tmp_path: Path) -> None:
     assert trainings(plan.config.archive) == []
 
 
+# Ray
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of three nodes with one CPU each; the head has none."""
-    pytest.importorskip("ray")
+    """A Ray cluster of two nodes with one CPU each; the head has none."""
+    ray = pytest.importorskip("ray")
+    with ray_nodes(2) as made:
+        ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+        yield made
+        ray.shutdown()
+
+
+def node_of(cluster: Any, process: int) -> Any:
+    """The node whose worker started a process."""
+    parents = [process]
+    while parents[-1] > 1:
+        parents.append(int(Path(f"/proc/{parents[-1]}/stat").read_text().split(") ")[1].split()[1]))
+    (found,) = [node for node in cluster.worker_nodes if node.all_processes["raylet"][0].process.pid in parents]
+    return found
+
+
+LINGER = (
+    "import os, pathlib, time; here = pathlib.Path({here!r}); (here / str(os.getpid())).touch()\n"
+    "while not (here.parent / 'go').exists(): time.sleep(0.05)\n"
+    "print('done')"
+)
+
+
+def test_a_task_whose_node_is_removed_is_done_by_another(cluster: Any, tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    lingering = job(tmp_path, LINGER.format(here=str(begun)))
+    statuses: list[int] = []
+    thread = threading.Thread(target=lambda: statuses.append(Halt().run(RayLauncher(), lingering)))
+    thread.start()
+    first = int(wait_for(lambda: [path.name for path in begun.iterdir()])[0])
+    cluster.remove_node(node_of(cluster, first))
+    wait_for(lambda: len(list(begun.iterdir())) == 2)
+    (tmp_path / "go").touch()
+    thread.join()
+    assert statuses == [0]
+    assert lingering.log.read_text() == "done\n"
+
+
+def test_a_task_that_is_cancelled_takes_what_it_started_with_it(cluster: Any, tmp_path: Path) -> None:
+    """The job's own process ends through its pipe, as the job of a step does."""
+    code = (
+        "import os, subprocess, sys, threading, pathlib\n"
+        "wait = 'import os; os.read(0, 1); os._exit(1)'\n"
+        "other = subprocess.Popen([sys.executable, '-S', '-c', wait])\n"
+        f"pathlib.Path({str(tmp_path / 'pids')!r}).write_text(f'{{os.getpid()}} {{other.pid}}\\n')\n"
+        "os.read(0, 1)"
+    )
+    launcher = RayLauncher()
+    handle = launcher.submit(job(tmp_path, code))
+    wait_for(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text().endswith("\n"))
+    assert launcher.wait(handle, 0.1) is None
+    launcher.cancel(handle)
+    for number in (tmp_path / "pids").read_text().split():
+        wait_for(lambda number=number: is_gone(number))
+    launcher.cancel(handle)  # nothing where it has ended
+
+
+def test_a_task_that_fails_by_itself_is_not_repeated(cluster: Any, tmp_path: Path) -> None:
+    failing = job(tmp_path, "import sys; print('cause'); sys.exit(7)")
+    assert Halt().run(RayLauncher(), failing) == 7
+    assert failing.log.read_text() == "cause\n"
+
+
+def test_ray_names_what_no_node_has(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(SequenceError, match="asks for 1 CPUs and 4 GPUs, and no node has them"):
+        RayLauncher().submit(job(tmp_path, gpus=4))
+    with pytest.raises(SequenceError, match=r"asks for 1 CPUs and 0 GPUs, and . of 9 nodes have them"):
+        RayLauncher().submit(job(tmp_path, ranks=9, nodes=9))
+
+
+def test_a_node_without_the_package_is_named(cluster: Any, tmp_path: Path) -> None:
     import ray
-    from ray.cluster_utils import Cluster
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(3):
-        made.add_node(num_cpus=1)
-    made.wait_for_nodes()
-    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
-    yield made
+    other = tmp_path / "other" / "reuse_algos"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'reuse_algos'\")")
     ray.shutdown()
-    made.shutdown()
+    try:
+        there = {"env_vars": {"PYTHONPATH": str(other.parent)}}
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, runtime_env=there)
+        with pytest.raises(SequenceError, match=r"could not be started on a node: .*reuse_algos.*Every node needs"):
+            Halt().run(RayLauncher(), job(tmp_path, "pass"))
+    finally:
+        ray.shutdown()
+        ray.init(address=cluster.address, log_to_driver=False, configure_logging=False)
 
 
+@pytest.mark.slow
 def test_ray_trains_everything_once_though_a_node_is_removed(cluster: Any, tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     for folder in (here, there):
         folder.mkdir()
     expected = run_sequence(planned(here, arms=BOTH), launcher=Here(), say=lambda line: None)
     plan = planned(there, arms=BOTH)
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, **agent_ports())
+    before = len(cluster.worker_nodes)
     timer = threading.Timer(8.0, lambda: cluster.remove_node(cluster.list_all_nodes()[-1]))
     timer.start()
     found = run_sequence(plan, launcher=RayLauncher(), jobs=2, say=lambda line: None)
@@ -151,10 +322,42 @@ def test_ray_trains_everything_once_though_a_node_is_removed(cluster: Any, tmp_p
     assert table(found) == table(expected)
     names = trainings(plan.config.archive)
     assert len(names) == len(set(names)) == 4
-    assert len([node for node in __import__("ray").nodes() if node["Alive"]]) == 3  # the head and two
+    assert len(cluster.worker_nodes) == before - 1
 
 
-def test_ray_names_what_no_node_has(cluster: Any, tmp_path: Path) -> None:
-    plan = planned(tmp_path, "overrides.resources.gpus=4", arms={"without": {}})
-    with pytest.raises(SequenceError, match="asks for 1 CPUs and 4 GPUs, and no node has them"):
-        run_sequence(plan, launcher=RayLauncher(), say=lambda line: None)
+@pytest.mark.slow
+@pytest.mark.ranks
+def test_two_nodes_train_what_two_ranks_of_one_machine_train(cluster: Any, tmp_path: Path) -> None:
+    """Bit for bit, though a node is removed while they train: all ranks begin again together."""
+    while len(cluster.worker_nodes) < 3:
+        cluster.add_node(num_cpus=1, **agent_ports())
+    cluster.wait_for_nodes()
+    found = []
+    for place, launcher in (("here", None), ("there", RayLauncher())):
+        folder = tmp_path / place
+        folder.mkdir()
+        arms = {"without": {"overrides": {"resources": {"nodes": 2}}}}
+        plan = planned(folder, arms=arms, grid={"seed": [1]}, ranks=2)
+        if launcher is not None:
+            lost = threading.Thread(target=_remove_the_first_that_trains, args=(cluster, str(folder)))
+            lost.start()
+        (state,) = run_sequence(plan, launcher=launcher, say=lambda line: None)
+        found.append(state.run)
+    lost.join()
+    one, two = found
+    assert two.manifest.environment.hardware["world_size"] == 2
+    assert two.final_metric() == one.final_metric()
+    for name, tensor in one.weights("last").items():
+        assert torch.equal(tensor, two.weights("last")[name])
+
+
+def _remove_the_first_that_trains(cluster: Any, folder: str) -> None:
+    def training() -> list[int]:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            words = path.read_bytes() if path.exists() else b""
+            if b"reuse_algos.sequence.running.job" in words and folder.encode() in words:
+                found.append(int(path.parent.name))
+        return found
+
+    cluster.remove_node(node_of(cluster, wait_for(training, 600.0)[0]))

@@ -6,6 +6,9 @@ overrides (``_SHORT``), so the commands run as printed and end soon. A comment b
 
 * ``# needs ...``, ``# takes ...``, ``# starts ...``: it is parsed, and not run;
 * ``# may refuse: ...``: with so little data the answer may be :class:`NotEnoughEvidenceError`.
+
+``composer --world_size`` starts processes, as its ranks are to find each other; those with ``&`` behind them are waited
+for by the next one without.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import inspect
 import json
 import re
 import shlex
+import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -24,7 +28,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from composer.cli.launcher import get_free_tcp_port
 
+from forked_python import forked_python
 from reuse_algos import cli, errors, train
 from reuse_algos.recipe.shipped import shipped_recipe
 
@@ -84,6 +90,9 @@ def _run(words: list[str], comment: str, monkeypatch: pytest.MonkeyPatch) -> Non
     if program in ("pip", "make", "wandb"):
         assert comment.startswith(_NOT_RUN), f"{' '.join(words)}: not run here, and the page does not say why"
         return
+    if program == "composer" and "--world_size" in words:
+        _run_node(words)
+        return
     if program == "composer":
         assert words[1:5] == ["-n", words[2], "-m", "reuse_algos.train"], words
         words, program = ["reuse-algos", "train", *words[5:]], "reuse-algos"
@@ -95,6 +104,28 @@ def _run(words: list[str], comment: str, monkeypatch: pytest.MonkeyPatch) -> Non
     code = _execute(_shortened(words[1:]) if words[1] == "train" else words[1:])
     allowed = (0, 2) if comment.startswith("may refuse") else (0,)
     assert code in allowed, f"{' '.join(words)} ended with {code}"
+
+
+_nodes: list[subprocess.Popen[str]] = []
+_port: list[str] = []
+
+
+def _run_node(words: list[str]) -> None:
+    """Start the processes of one node; where it is the last one, wait for all nodes."""
+    behind = words[-1] == "&"
+    own = words[1:-1] if behind else words[1:]
+    if not _nodes:
+        _port[:] = [str(get_free_tcp_port())]
+    own[own.index("--master_port") + 1] = _port[0]  # what the page names may be taken
+    place = own.index("reuse_algos.train")
+    command = [forked_python(), "-m", "composer.cli.launcher", *own[:place], *_shortened(own[place:])]
+    _nodes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+    if not behind:
+        nodes = [*_nodes]
+        _nodes.clear()
+        for node in nodes:
+            said, _ = node.communicate(timeout=600)
+            assert node.returncode == 0, said
 
 
 def _execute(arguments: list[str]) -> int:

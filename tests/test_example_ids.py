@@ -377,3 +377,102 @@ def test_batches_of_lists_are_counted_as_the_data_spec_counts_them(sizes: int, m
     trainer(spec, Detector(), algorithms=[rows], device_train_microbatch_size=microbatch, max_duration="1ep").fit()
     assert len(rows.seen) == 4 * (2 if microbatch == 2 else 1)
     assert all(positions == held for positions, held in rows.seen)
+
+
+class _Reordered(NumberedDataset):
+    """Keeps an order of its own, which changes with the epoch or when somebody asks for it."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.order = list(range(length))
+
+    def reorder(self, epoch: int) -> None:
+        self.order = torch.randperm(self.length, generator=torch.Generator().manual_seed(epoch)).tolist()
+
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(self.order[index])
+
+
+class _ReorderedByEpoch(_Reordered):
+    def set_epoch(self, epoch: int) -> None:
+        self.reorder(epoch)
+
+
+class _Augmented(NumberedDataset):
+    """Augments more from epoch to epoch, with a generator of its own: the examples stay what they are."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(length)
+        self.strength, self.generator = 0, torch.Generator().manual_seed(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.strength = epoch
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return x + self.strength * torch.rand((), generator=self.generator), y
+
+
+class _At(Algorithm):
+    """Changes a dataset at the end of the first epoch."""
+
+    def __init__(self, change: Any) -> None:
+        self.change = change
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.EPOCH_END and int(state.timestamp.epoch) == 1
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        self.change()
+
+
+class _Ids(Spy):
+    """Follows the ids without a look at the batch."""
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        self.ids.handle(event, state)
+        if event == Event.AFTER_TRAIN_BATCH:
+            self.seen.append((int(state.timestamp.batch), self.ids.batch.positions.tolist()))
+
+
+def test_a_dataset_that_shuffles_itself_by_the_epoch_is_refused_before_the_first_step() -> None:
+    spy = _Ids()
+    with pytest.raises(ExampleIdError, match="_ReorderedByEpoch gives another example at position .* in epoch 1 than"):
+        trainer(loader(_ReorderedByEpoch(32)), algorithms=[spy]).fit()
+    assert not spy.seen
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.reorder(5), "_Reordered gives another example at position"),
+        (lambda data: setattr(data, "length", 16), "_Reordered had 32 examples in epoch 0 and has 16 in epoch 1"),
+    ],
+    ids=["order", "length"],
+)
+def test_a_dataset_that_changes_between_epochs_is_refused_when_it_does(change: Any, message: str) -> None:
+    data, spy = _Reordered(32), _Ids()
+    with pytest.raises(ExampleIdError, match=message):
+        trainer(loader(data), algorithms=[spy, _At(lambda: change(data))]).fit()
+    assert len(spy.seen) == 4  # the batches of the first epoch
+
+
+def test_augmentation_that_grows_by_the_epoch_is_no_change_of_the_examples() -> None:
+    spy = _Ids()
+    trainer(loader(_Augmented(32)), algorithms=[spy]).fit()
+    shown = [sorted(id for _, ids in spy.seen[start : start + 4] for id in ids) for start in (0, 4)]
+    assert shown == [list(range(32))] * 2
+
+
+@pytest.mark.parametrize("order", ["stride", "reversed"])
+def test_microbatches_of_rows_in_another_order_are_refused(order: str) -> None:
+    def split(batch: Any, size: Any) -> list[Any]:
+        parts = len(batch[0]) // int(size)
+        rows = [slice(n, None, parts) for n in range(parts)]
+        if order == "reversed":
+            rows = [slice(n * int(size), (n + 1) * int(size)) for n in reversed(range(parts))]
+        return [tuple(tensor[some] for tensor in batch) for some in rows]
+
+    spec = DataSpec(loader(NumberedDataset(32)), split_batch=split)
+    with pytest.raises(ExampleIdError, match="row . of a microbatch is row . of the batch and not row"):
+        trainer(spec, algorithms=[_Ids()], device_train_microbatch_size=4).fit()

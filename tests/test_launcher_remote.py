@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from composer.cli.launcher import get_free_tcp_port
 
 from archive.moto_server import MotoServer
-from forked_python import launch, python
+from forked_python import forked_python, launch, python
 from reuse_algos.archive import RunArchive
 
 ROOT = Path(__file__).parents[1]
@@ -61,6 +63,37 @@ def test_record_distil_compare_and_verify_in_a_bucket(s3: MotoServer, tmp_path: 
     (problem,) = json.loads(verified.stdout)["problems"]
     assert (verified.returncode, problem["run_id"]) == (1, baseline.id)
     assert problem["path"] == found["Key"].removeprefix("team/archive/")
+
+
+@pytest.mark.ranks
+def test_two_nodes_with_caches_of_their_own_share_a_bucket(s3: MotoServer, tmp_path: Path) -> None:
+    """What each host fetches lies in its own cache, and the record is that of one machine."""
+    location = f"s3://{s3.new_bucket()}/archive"
+    done = python("-m", "reuse_algos.train", str(ROOT / "yamls/digits/baseline.yaml"), *SMALL, f"archive={location}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    port, recipe = str(get_free_tcp_port()), str(ROOT / "yamls/digits/distilled.yaml")
+    nodes = []
+    for node in range(2):
+        words = ["-n", "1", "--world_size", "2", "--node_rank", str(node), "--master_addr", "127.0.0.1"]
+        words += ["--master_port", port, "-m", "reuse_algos.train", recipe, *SMALL, f"archive={location}"]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / f"host-{node}")}
+        command = [forked_python(), "-m", "composer.cli.launcher", *words]
+        nodes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for one in nodes:
+        said, _ = one.communicate(timeout=600)
+        assert one.returncode == 0, said.decode()
+
+    archive = RunArchive(location, read_only=True)
+    baseline, distilled = archive.runs(order="first")
+    assert [use.run_id for use in distilled.manifest.prior_runs] == [baseline.id]
+    assert distilled.manifest.environment is not None
+    assert distilled.manifest.environment.hardware["world_size"] == 2
+    signals = {entry.sha256 for entry in baseline.manifest.files if entry.kind == "signals"}
+    for node in range(2):
+        files = (tmp_path / f"host-{node}" / "reuse_algos" / "files").rglob("*")
+        assert signals
+        assert signals <= {path.name for path in files}, node
+    assert archive.verify().ok
 
 
 @pytest.mark.ranks

@@ -11,6 +11,7 @@ PACKAGE = Path(reuse_algos.__file__).parent
 # Each entry may import itself and what stands before it.
 ORDER = (
     "errors",
+    "remote_job",
     "presets",
     "sections",
     "archive",
@@ -32,9 +33,11 @@ ORDER = (
     "demo",
     "commands",
     "cli",
+    "piped",
 )
 # These know less than the order alone would allow.
 FORBIDDEN = {
+    "remote_job": {"composer", "torch", "reuse_algos.errors"},
     "archive": {"composer", "reuse_algos.training.ranks"},
     "data": {"reuse_algos.archive"},
     "models": {"reuse_algos.archive", "reuse_algos.data"},

@@ -131,6 +131,13 @@ def test_ratios_are_taken_round_by_round() -> None:
     }
 
 
+def test_the_interval_of_the_median_is_that_of_the_tables() -> None:
+    """For twenty values: from the sixth to the fifteenth (Conover, Practical Nonparametric Statistics, 3.2)."""
+    values = torch.randperm(20, generator=torch.Generator().manual_seed(1)).double() + 1
+    assert overhead.interval_of_median(values.tolist(), [1.0] * 20) == [6.0, 15.0]
+    assert overhead.interval_of_median([1.0] * 5, [1.0] * 5) is None, "five values cannot tell at 95 %"
+
+
 def test_every_tenth_batch_counts_as_one_of_ten() -> None:
     plain = [2.0] * 18
     every = [4.0 if step % 9 == 0 else 2.2 for step in range(18)]  # nine timed steps of an epoch; the first is dear

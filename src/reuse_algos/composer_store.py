@@ -49,7 +49,6 @@ def open_composer_store(location: str, *, create: bool, read_only: bool) -> Stor
     Raises:
         ArchiveError: Composer cannot open it: a package, a credential or a part of the URL is missing.
     """
-    del create
     try:
         _, _, prefix = parse_uri(location)
         objects = maybe_create_object_store_from_uri(location)

@@ -10,8 +10,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PRESETS", "SHOWN", "preset", "presets_of"]
-
 # At the start of training a term of weight 1 pulls at ten logits two thirds as hard as a cross entropy does, one of
 # weight 4 more than twice as hard, and a learning rate that was chosen for plain training is then too high: on
 # Fashion-MNIST (5,000 images, two epochs) weight 4 lost 0.6 and 6.9 points in two runs, weight 1 lost 0.8 and 0.9.

@@ -160,6 +160,7 @@ def fit(value: Any, hint: Any, path: str, faults: Faults, builders: _Builders = 
     if named and not free_text:
         members = [member for member in members if member is not str]
     attempts: list[Faults] = []
+    # Kinds that take the value as it is come first: "3" stays text where text is allowed.
     for exact in (True, False):
         for member in members:
             own = Faults(faults.source)
@@ -169,6 +170,7 @@ def fit(value: Any, hint: Any, path: str, faults: Faults, builders: _Builders = 
             if suits:
                 attempts.append(own)
     if attempts:
+        # The faults inside of the first kind that the value suits; of the others they would only add noise.
         faults.extend(attempts[0])
     elif not is_settable(hint, builders):
         faults.add(path, "cannot be set in a recipe")
@@ -253,6 +255,7 @@ def _fit_section(
     missing = [field.name for field in dataclasses.fields(cls) if _is_required(field) and field.name not in values]
     for key in missing:
         faults.add(join(path, key), "missing")
+    # The faults of the fields are noted; building would name them a second time.
     if missing or fitted.keys() != values.keys():
         return value
     try:

@@ -26,8 +26,6 @@ from reuse_algos.recipe.compose import Recipe, load_recipe
 from reuse_algos.recipe.shipped import recipe_path
 from reuse_algos.recipe.shown import without_defaults, yaml_text
 
-__all__ = ["main"]
-
 log = logging.getLogger(__name__)
 
 _EXIT_ERROR = 2
@@ -166,12 +164,10 @@ def _say(text: str) -> None:
 
 
 def _fail(error: ReuseAlgosError) -> int:
-    """Print the error once for all ranks.
-
-    The launcher ends the other ranks as soon as the first one has gone, so the others give rank 0 a head start. A rank
-    that is still there after it failed alone and must speak for itself.
-    """
+    """Print the error once for all ranks."""
     rank = dist.get_global_rank()
+    # The launcher ends the other ranks as soon as the first one has gone, so these give rank 0 a head start. A rank
+    # that is still there after it has failed alone, and prints for itself.
     if rank != 0:
         time.sleep(_HEAD_START_SECONDS)
     prefix = "" if dist.get_world_size() == 1 or rank == 0 else f"rank {rank}: "

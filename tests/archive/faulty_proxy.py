@@ -38,8 +38,9 @@ class FaultyProxy:
 
     Attributes:
         fault: Says what to do with a request: one of ``FAULTS``, ``"corrupt"`` (change a byte of what is sent),
-            ``"corrupt answer"``, ``"encrypted"`` (an entity tag that is no checksum), ``"corrupt encrypted"``, an
-            answer of three digits and a code such as ``"403 InvalidAccessKeyId"``, or None.
+            ``"corrupt answer"``, ``"encrypted"`` (an entity tag that is no checksum), ``"corrupt encrypted"``,
+            ``"no tag"`` (an answer without one), ``"corrupt no tag"``, an answer of three digits and a code such as
+            ``"403 InvalidAccessKeyId"``, or None.
         requests: What came in since the last :meth:`reset`.
     """
 
@@ -99,7 +100,7 @@ class FaultyProxy:
         if fault == "slow":
             time.sleep(SLOW_SECONDS)
         body = request.body
-        if fault in ("corrupt", "corrupt encrypted") and body:
+        if fault.startswith("corrupt") and fault != "corrupt answer" and body:
             body = body[:-1] + bytes([body[-1] ^ 1])
         upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         with contextlib.closing(upstream):
@@ -112,6 +113,8 @@ class FaultyProxy:
         length = answer.getheader("Content-Length") if request.method == "HEAD" else None
         if fault.endswith("encrypted"):
             headers["ETag"] = '"opaque"'
+        if fault.endswith("no tag"):
+            headers = {name: value for name, value in headers.items() if name.lower() != "etag"}
         if fault == "corrupt answer" and content:
             content = content[:-1] + bytes([content[-1] ^ 1])
         _send(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,12 +19,36 @@ def test_random_operations_agree_with_a_dictionary(tmp_path: Path) -> None:
     assert (outcome.tries, outcome.ok) == (40, True), outcome
 
 
-def test_the_dictionary_notices_a_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A control: an archive whose zombies could finish a run would be found out."""
+@pytest.fixture
+def _zombies_may_finish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive that does not look whether another attempt has taken over a run that is finished."""
     monkeypatch.setattr("reuse_algos.archive.run_writer.list_generations", lambda store, run_id: [0])
-    outcome = model.case(tmp_path, count=40, steps=40)
+
+
+@pytest.mark.usefixtures("_zombies_may_finish")
+def test_the_dictionary_notices_a_difference(tmp_path: Path) -> None:
+    """A control: an archive whose zombies could finish a run would be found out."""
+    # Which sequences it tries depends on what was imported before, so it may try all 500; the first difference ends it,
+    # after about a second.
+    outcome = model.case(tmp_path, count=None, steps=40)
     assert outcome.undetected == 1
     assert "state.finish(" in str(outcome.notes)
+
+
+@pytest.mark.usefixtures("_zombies_may_finish")
+def test_a_rule_of_the_dictionary_notices_a_zombie_that_finishes() -> None:
+    machine = model.ArchiveMachine()
+    try:
+        zombie = machine.first()
+        machine.put_weights(zombie, "last", 1)
+        machine.commit(zombie, 1, "x")
+        answers = [zombie.writer.run_id, None]  # which run is resumed, and from its newest generation
+        machine.resume(SimpleNamespace(draw=lambda strategy: answers.pop(0)))
+        with pytest.raises(AssertionError, match="finished by one that may not"):
+            machine.finish(zombie)
+    finally:
+        machine.traced.__exit__(None, None, None)
+        machine.folder.cleanup()
 
 
 def test_archives_of_every_released_format_are_read(tmp_path: Path) -> None:

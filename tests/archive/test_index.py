@@ -10,6 +10,7 @@ import pytest
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.archive.format.names import shard_runs
+from reuse_algos.archive.index.catalog import _shares
 from reuse_algos.archive.index.shards import decode_shard, encode_shard
 from reuse_algos.archive.index.update import update_index
 from reuse_algos.errors import ArchiveWarning
@@ -60,12 +61,13 @@ def test_the_end_of_a_run_writes_a_shard_and_readers_open_only_what_they_choose(
     assert len(list(archive.summaries())) == 6
 
 
-def poisoned(archive: RunArchive, **changes: object) -> None:
-    """Replace all shards by one that says something else of the first run that it knows."""
+def poisoned(archive: RunArchive, *, beside: bool = False, **changes: object) -> None:
+    """Put a shard that says something else of the first run that it knows, in the place of all, or beside them."""
     (path,) = shards(archive)
     shard = decode_shard(path, (archive.root / path).read_bytes(), archive.archive_id)
     first, *rest = sorted(shard.runs, key=lambda run: run.run_name)
-    path, data = encode_shard(archive.archive_id, [msgspec.structs.replace(first, **changes), *rest], [path])
+    replaces = [] if beside else [path]
+    path, data = encode_shard(archive.archive_id, [msgspec.structs.replace(first, **changes), *rest], replaces)
     archive._store.put_if_absent(path, [data])
 
 
@@ -143,6 +145,58 @@ def test_a_lie_that_would_hide_a_run_is_found_out_by_comparing(
     assert {run.id for run in RunArchive(archive.root).runs()} == set(ids)
 
 
+@pytest.mark.parametrize("lie", HIDING)
+def test_where_two_shards_differ_the_run_itself_is_asked(
+    archive: RunArchive, ids: list[str], lie: dict[str, object], monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    poisoned(archive, beside=True, **lie)
+    other_host(monkeypatch, tmp_path_factory)
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    for _ in range(2):
+        found = RunArchive(archive.root)
+        assert {run.id for run in found.runs()} == set(ids)
+        assert [run.id for run in found.runs(tags={"n": 0})] == [ids[0]]
+        assert [run.final_metric() for run in found.runs(order="best")] == sorted(VALUES, reverse=True)
+
+
+def test_after_enough_selections_every_run_of_a_shard_was_compared(
+    archive: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (true,) = shards(archive)
+    poisoned(archive, health="diverged")
+    (archive.root / true).unlink()  # or the two would be found to differ
+    other_host(monkeypatch, tmp_path_factory)
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    assert {run.id for run in RunArchive(archive.root).runs()} == set(ids[1:]), "the lie is believed"
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 1)
+    found = [len(RunArchive(archive.root).runs()) for _ in range(4)]  # the shard has four runs
+    assert found == sorted(found)
+    assert found[-1] == len(ids)
+
+
+def test_a_quick_verification_finds_a_run_that_is_hidden_and_this_host_believes_it_no_more(
+    archive: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (true,) = shards(archive)
+    poisoned(archive, health="diverged")
+    (archive.root / true).unlink()  # or the two would be found to differ
+    other_host(monkeypatch, tmp_path_factory)
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    assert {run.id for run in RunArchive(archive.root).runs()} == set(ids[1:]), "the lie is believed"
+    (problem,) = archive.verify(quick=True).problems
+    assert f"something else of run {ids[0]}" in problem.what
+    assert {run.id for run in RunArchive(archive.root).runs()} == set(ids)
+
+
+def test_each_run_of_each_shard_is_as_likely_to_be_compared() -> None:
+    assert (_shares(5, []), _shares(0, [3, 4]), _shares(1000, [3, 4])) == ([], [0, 0], [3, 4])
+    drawn = [_shares(50, [90, 10]) for _ in range(400)]
+    assert all(first + second == 50 for first, second in drawn)
+    # Hypergeometric: 5 of the 10 on average; the mean of 400 has a standard deviation of 0.075.
+    assert sum(second for _, second in drawn) / 400 == pytest.approx(50 * 10 / 100, abs=0.6)
+
+
 @pytest.mark.parametrize("data", [b"", b"{}", b"\0" * 5000, None])
 def test_damage_costs_time_only(
     archive: RunArchive, ids: list[str], data: bytes | None, monkeypatch: pytest.MonkeyPatch,
@@ -174,7 +228,7 @@ def test_an_ended_run_that_says_something_else_is_read_again(archive: RunArchive
     assert found.runs(tags={"n": "1"}) == []
 
 
-def test_an_index_that_is_deleted_is_forgotten_and_written_anew(archive: RunArchive, ids: list[str]) -> None:
+def test_an_index_that_is_deleted_is_forgotten_and_written_again(archive: RunArchive, ids: list[str]) -> None:
     writer, base = archive.resume_run(ids[0])
     writer.commit(msgspec.structs.replace(base, tags={"n": "other"}))
     assert len(RunArchive(archive.root).runs(tags={"n": "other"})) == 1

@@ -176,6 +176,24 @@ def test_where_the_entity_tag_is_no_checksum_all_is_read_back(proxy: FaultyProxy
     assert store.get("a", 9) == b"right"
 
 
+def test_a_store_that_answers_without_entity_tags(proxy: FaultyProxy, s3: MotoServer) -> None:
+    proxy.reset(lambda request: "no tag")
+    store = open_writable(s3.new_bucket())
+    store.put_if_absent("a", [b"first"])
+    with pytest.raises(ArchiveConflictError):
+        store.put_if_absent("a", [b"second"])
+    assert store.get("a", 9) == b"first"
+    data = bytes(1000)
+    store.put_if_absent("b", [data])
+    with store.open("b", len(data), hashlib.sha256(data).hexdigest()) as file:
+        assert file.read() == data
+    sent = iter(("corrupt no tag", *["no tag"] * 20))
+    proxy.reset(lambda request: next(sent))
+    store.put_if_absent("c", [b"right"])
+    assert [request.method for request in proxy.requests] == ["PUT", "HEAD", "GET", "POST", "PUT", "HEAD", "GET"]
+    assert store.get("c", 9) == b"right"
+
+
 def test_what_comes_down_changed_is_fetched_again_twice(proxy: FaultyProxy, s3: MotoServer) -> None:
     store = open_writable(s3.new_bucket())
     data = bytes(1000)
@@ -213,7 +231,7 @@ def test_without_boto3_a_name_that_is_no_path_is_damage(s3: MotoServer, monkeypa
     s3.client.put_object(Bucket=bucket, Key="archive/runs/../../x", Body=b"")
     store = open_writable(bucket)
     for use in (lambda: store.list("runs"), lambda: list(store.walk("runs"))):
-        with pytest.raises(ArchiveCorruptError, match="whose name is no path.*remove it, or install boto3"):
+        with pytest.raises(ArchiveCorruptError, match="whose name is not a path.*remove it, or install boto3"):
             use()
 
 

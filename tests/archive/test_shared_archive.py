@@ -104,6 +104,7 @@ def test_a_run_that_others_may_not_read_is_named_and_left_out(shared: tuple[Path
         "runs": ["runs", str(root)],
         "filter": ["runs", str(root), "--where", "accuracy>0.1"],
         "compare": ["compare", str(root), "--group-by", "tags.method", "--baseline", "alice"],
+        "recommend": ["recommend", str(root), "--group-by", "tags.method", "--baseline", "alice", "--target", "0.4"],
         "verify": ["verify", str(root)],
         "quick": ["verify", str(root), "--quick"],
         "gc": ["gc", str(root), "--delete"],
@@ -113,8 +114,8 @@ def test_a_run_that_others_may_not_read_is_named_and_left_out(shared: tuple[Path
         status, printed = as_user(BOB, 0o022, lambda command=command: main(command))
         assert (status, ids["carol"] in printed) == (1, True), f"{name}: {printed}"
         assert "Traceback" not in printed, f"{name}: {printed}"
-        if name in ("runs", "filter", "compare"):
-            assert "alice" in printed, f"{name}: {printed}"
+        if name in ("runs", "filter", "compare", "recommend"):
+            assert ("alice" in printed, "bob" in printed) == (True, True), f"{name}: {printed}"
     assert sorted(run.run_name for run in RunArchive(root.with_name("copy")).runs()) == ["alice", "bob"]
     status, printed = as_user(ALICE, 0o002, lambda: write(root, "again", 0.8))
     assert status == 0, printed
@@ -150,7 +151,8 @@ def bucket(s3: MotoServer, request: pytest.FixtureRequest) -> str:
     ids = []
     for name, value in (("good", 0.5), ("odd", 0.6)):
         writer = archive.start_run(name)
-        writer.commit(manifest_of(put_files(writer, (value,))))
+        recipe = {"max_duration": "1ep"}
+        writer.commit(manifest_of(put_files(writer, (value,)), tags={"method": name}, recipe=recipe))
         writer.finish()
         ids.append(writer.run_id)
     for key in ("runs/a\x1b[2Jb/manifests/g000001.json", "runs/\x07", "index/\x01.json", f"runs/{ids[1]}/data/\x7f"):
@@ -169,9 +171,15 @@ def test_keys_with_control_characters_are_named_and_passed_over(
         named = " ".join(str(one.message) for one in said)
         assert r"'archive/runs/\x07', 'archive/runs/a\x1b[2Jb'" in named
         assert r"'archive/index/\x01.json'" in named
-        for command in (["runs"], ["verify"], ["verify", "--quick"], ["gc"], ["copy", str(tmp_path / "copy")]):
+        groups = ["--group-by", "tags.method", "--baseline", "good", "--target", "0.4"]
+        for command in (
+            ["runs"], ["compare", *groups], ["recommend", *groups],
+            ["verify"], ["verify", "--quick"], ["gc"], ["copy", str(tmp_path / "copy")],
+        ):  # fmt: skip
             assert main([command[0], location, *command[1:]]) == 0
             printed = capsys.readouterr()
+            if command[0] in ("runs", "compare", "recommend"):
+                assert ("good" in printed.out, "odd" in printed.out) == (True, True)
             assert r"archive/runs/a\x1b[2Jb" in printed.err
             assert "\x1b" not in printed.out + printed.err
         assert sorted(run.run_name for run in RunArchive(tmp_path / "copy").runs()) == ["good", "odd"]

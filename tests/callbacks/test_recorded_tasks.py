@@ -450,3 +450,176 @@ def test_targets_of_mappings_may_have_another_name(tmp_path: Path) -> None:
         outputs = model.net(plain.x)
     expected = torch.stack([of_tokens(outputs[row, None], plain.y[row, None]) for row in range(N)])
     torch.testing.assert_close(RunArchive(tmp_path).run("run").signal("loss").dense(0)[0].float(), expected)
+
+
+# What a mask of the batch leaves out, and outputs of other forms -----------------------------------------------------
+
+
+class Masked(Mapped):
+    """Examples with a mask of their tokens, labels of class 0 where it is 0, and segments that look like a mask."""
+
+    def __init__(self, lengths: list[int], *, inverted: bool) -> None:
+        labels = 1 + (torch.arange(N)[:, None] + torch.arange(T)) % (V - 1)
+        self.kept = torch.arange(T) < torch.tensor(lengths)[:, None]
+        super().__init__(numbers(N, T, D), labels * self.kept)
+        self.inverted = inverted
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        mask = self.kept[index] != self.inverted
+        return {**super().__getitem__(index), "mask": mask, "segments": torch.arange(T) % 2}
+
+
+@pytest.mark.parametrize("shift", [False, True])
+@pytest.mark.parametrize("inverted", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_targets_that_a_mask_leaves_out_do_not_count(tmp_path: Path, late: bool, inverted: bool, shift: bool) -> None:
+    """Also where the first batch has no padding, so that its loss cannot show what the mask means."""
+    lengths = [T] * (6 if late else 1) + [2 + row % 4 for row in range(6 if late else 1, N)]
+    dataset, begin = Masked(lengths, inverted=inverted), int(shift)
+
+    def loss(outputs: torch.Tensor, batch: Any) -> torch.Tensor:
+        kept = (batch["mask"] != inverted)[:, begin:]
+        values = F.cross_entropy(outputs[:, : T - begin].transpose(1, 2), batch["labels"][:, begin:], reduction="none")
+        return (values * kept).sum() / kept.sum()
+
+    class Net2(Net):
+        def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+            return loss(outputs, batch)
+
+    model = Net2(linear(V), loss)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}, "correct": {}})
+    trainer(DataLoader(dataset, batch_size=6), model, lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    run = RunArchive(tmp_path).run("run")
+    with torch.no_grad():
+        outputs = model.net(dataset.x)
+    kept = dataset.kept[:, begin:]
+    scores, labels = outputs[:, : T - begin], dataset.y[:, begin:]
+    expected = [F.cross_entropy(scores[row][kept[row]], labels[row][kept[row]]) for row in range(N)]
+    torch.testing.assert_close(run.signal("loss").dense(0)[0].float(), torch.stack(expected), atol=1e-6, rtol=1e-6)
+    right = ((scores.argmax(-1) == labels) | ~kept).all(1)
+    assert run.signal("correct").dense(0)[0].tolist() == right.tolist()
+
+
+@dataclass
+class Found:
+    hidden: torch.Tensor
+    scores: torch.Tensor
+
+
+def test_outputs_with_attributes_are_named_by_them(tmp_path: Path) -> None:
+    class Attributes(Net):
+        def forward(self, batch: Any) -> Any:
+            return Found(batch[0], self.net(batch[0]))
+
+    model = Attributes(linear(4), lambda outputs, targets: F.cross_entropy(outputs.scores, targets))
+    data = TensorDataset(*CASES["classes"].data)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}}, keys=BatchKeys(output="scores"))
+    trainer(DataLoader(data, batch_size=6), model, lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = F.cross_entropy(model.net(data.tensors[0]), data.tensors[1], reduction="none")
+    loss, _ = RunArchive(tmp_path).run("run").signal("loss").dense(0)
+    torch.testing.assert_close(loss.float(), expected, atol=1e-6, rtol=1e-6)
+    unnamed = RunRecorder(tmp_path, signals={"loss": {}})
+    with pytest.raises(TaskError, match=r"outputs of type Found with 'hidden', 'scores'; name their place by keys"):
+        trainer(DataLoader(data, batch_size=6), model, callbacks=[unnamed]).fit()  # type: ignore[arg-type]
+
+
+def test_a_last_batch_of_one_row_may_be_squeezed_to_a_number(tmp_path: Path) -> None:
+    x, y = CASES["one logit without a dimension"].data
+    model = Net(linear(1), lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs, targets.squeeze()))
+    model.forward = lambda batch: model.net(batch[0]).squeeze()  # type: ignore[method-assign]
+    data = DataLoader(TensorDataset(x[:7], y[:7]), batch_size=3)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}})
+    trainer(data, model, lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = F.binary_cross_entropy_with_logits(model.net(x[:7])[:, 0], y[:7], reduction="none")
+    loss, _ = RunArchive(tmp_path).run("run").signal("loss").dense(0)
+    torch.testing.assert_close(loss.float(), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_outputs_with_other_rows_than_examples_are_refused(tmp_path: Path) -> None:
+    """Two crops of each image in one forward pass: without a task, only the number of rows shows it."""
+
+    class Crops(Net):
+        def forward(self, batch: Any) -> torch.Tensor:
+            return self.net(torch.cat([batch[0], batch[0] + 0.1]))
+
+    model = Crops(linear(4), lambda outputs, targets: F.cross_entropy(outputs, targets.repeat(2)))
+    data = DataLoader(TensorDataset(*CASES["classes"].data), batch_size=6)
+    with pytest.raises(DataError, match="outputs have 12 rows for 6 examples"):
+        trainer(data, model, callbacks=[RunRecorder(tmp_path, signals={"logits": {}})]).fit()  # type: ignore[arg-type]
+
+
+class Rounded(nn.Module):
+    def forward(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits.bfloat16()
+
+
+def test_a_loss_in_bfloat16_is_the_model_s_own_to_its_two_digits(tmp_path: Path) -> None:
+    x, y = tokens(-100)
+    model = Net(linear(V, Rounded()), shifted)
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}})
+    data = DataLoader(TensorDataset(x, y), batch_size=6)
+    trainer(data, model, lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    with torch.no_grad():
+        expected = [shifted(model.net(x[row : row + 1]).float(), y[row : row + 1]) for row in range(N)]
+    recorded, _ = RunArchive(tmp_path).run("run").signal("loss").dense(0)
+    torch.testing.assert_close(recorded.float(), torch.stack(expected), atol=1e-6, rtol=1e-6)
+
+
+# Collate functions that draw at random -------------------------------------------------------------------------------
+
+
+def _noisy(items: list[Any]) -> Any:
+    x, y = default_collate(items)
+    return x + 0.1 * torch.randn(x.shape), y
+
+
+def _masking(items: list[Any]) -> Any:
+    """Random positions become targets, as for masked language models."""
+    x, y = default_collate(items)
+    hidden = torch.rand(y.shape) < 0.5
+    hidden[:, 0] = True
+    return x.masked_fill(hidden[..., None], 0.0), y.masked_fill(~hidden, -100)
+
+
+def _mixing(items: list[Any]) -> Any:
+    """MixUp that leaves the targets as they are."""
+    x, y = default_collate(items)
+    share = 0.5 + 0.5 * torch.rand(())
+    return share * x + (1 - share) * x[torch.randperm(len(x))], y
+
+
+@pytest.mark.parametrize("collate", [_noisy, _masking])
+def test_a_collate_function_that_augments_each_row_has_views_that_are_not_known(tmp_path: Path, collate: Any) -> None:
+    x, labels = tokens(3)
+    kept: list[torch.Tensor] = []
+
+    class Watched(Net):
+        def forward(self, batch: Any) -> torch.Tensor:
+            kept.append(of_tokens(outputs := self.net(batch[0]), batch[1]).detach())
+            return outputs
+
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}, "logits": {}})
+    data = DataLoader(TensorDataset(x, labels), batch_size=1, collate_fn=collate)
+    trainer(data, Watched(linear(V), of_tokens), lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    run = RunArchive(tmp_path).run("run")
+    losses, _ = run.signal("loss").dense(0)
+    assert torch.allclose(losses.float(), torch.stack(kept[-N:]), atol=1e-6)
+    (entry,) = [one for one in run.manifest.files if one.name == "logits"]
+    assert entry.meta["view"] == -1
+    assert run.manifest.dataset is not None
+    assert run.manifest.dataset.num_views == 0
+
+
+def test_a_collate_function_that_mixes_rows_is_refused_whatever_the_targets(tmp_path: Path) -> None:
+    class Augmented(TensorDataset):
+        def __getitem__(self, index: Any) -> Any:
+            x, y = super().__getitem__(index)
+            return x + 0.1 * torch.randn(x.shape), y
+
+    for kind in (TensorDataset, Augmented):
+        model = Net(linear(4), F.cross_entropy)
+        data = DataLoader(kind(*CASES["classes"].data), batch_size=6, collate_fn=_mixing)
+        with pytest.raises(DataError, match="the collate_fn makes rows out of several examples at .0."):
+            trainer(data, model, callbacks=[RunRecorder(tmp_path, signals={"logits": {}})]).fit()  # type: ignore[arg-type]

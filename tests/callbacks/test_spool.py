@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -125,6 +127,35 @@ def test_an_archive_that_goes_and_comes_back_has_everything_at_the_end(tmp_path:
         recorder = _train(target, tmp_path, go, back)
     assert len(told) == 1
     _assert_same(RunArchive(target).run(recorder.run_id or ""), _straight(tmp_path))
+
+
+@pytest.mark.parametrize("last", [2, 4])
+def test_a_folder_that_is_full_ends_the_record_and_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """The disk is full from the end of an epoch on: before a checkpoint, and before the last commit."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def fill(recorder: RunRecorder) -> None:
+        _idle(recorder)
+        monkeypatch.setattr(
+            "reuse_algos.archive.stores.local.os", SimpleNamespace(**{**vars(os), "write": full, "fsync": full})
+        )
+
+    reached: list[int] = []
+    with pytest.warns(ArchiveWarning, match="not recorded any further, and training goes on.*No space left") as told:
+        recorder = _train(tmp_path / "archive", tmp_path, At(last, fill), At(4, lambda _: reached.append(4)))
+    monkeypatch.undo()
+    assert len(told) == 1
+    assert reached == [4]
+    for where in ("archive", "spool"):
+        run = RunArchive(tmp_path / where).run(recorder.run_id or "")
+        assert (run.finished, run.manifest.progress.epoch) == (False, last - 1)
+        assert RunArchive(tmp_path / where).verify().ok
+    saved = torch.load(tmp_path / "checkpoints" / "latest.pt", weights_only=False)  # this test has written it
+    assert dict(saved["state"]["callbacks"])["RunRecorder"] == {}
 
 
 def test_without_it_the_error_ends_the_training(tmp_path: Path) -> None:

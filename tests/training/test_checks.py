@@ -13,7 +13,12 @@ from torch.utils.data import TensorDataset, default_collate
 from reuse_algos.data import DatasetInfo, ViewedDataset, ViewPolicy
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError
-from reuse_algos.training.first_batch.views import changed_inputs, check_first_batch, check_same_view_twice
+from reuse_algos.training.first_batch.views import (
+    changed_inputs,
+    check_first_batch,
+    check_same_view_twice,
+    mixed_targets,
+)
 
 _IMAGES = torch.rand(12, 3, 5, 5, generator=torch.Generator().manual_seed(0))
 _LABELS = torch.arange(12) % 4
@@ -98,6 +103,50 @@ def test_changed_inputs(case: str) -> None:
     change, told = _GIVEN[case]
     found = changed_inputs(change(_IMAGES[:4]), _IMAGES[:4])
     assert (found is None) if told is None else (told in (found or ""))
+
+
+_WIDE = torch.rand(4, 6, generator=torch.Generator().manual_seed(2))
+_OTHER_SHAPES = {
+    "flattened": (_IMAGES[:4].flatten(1), _IMAGES[:4], None),
+    "flattened and mixed": ((_IMAGES[:4] + _IMAGES[:4].flip(0)).flatten(1), _IMAGES[:4], "beyond a scale"),
+    "grey as three colours": (_IMAGES[:4, :1].repeat(1, 3, 1, 1) / 2, _IMAGES[:4, :1], None),
+    "standardised by column": ((_WIDE - torch.arange(6)) / torch.arange(1, 7), _WIDE, None),
+    "mixed columns": (_WIDE + _WIDE.flip(0), _WIDE, "beyond a scale"),
+    "padded further": (torch.nn.functional.pad(_WIDE, (0, 3)), _WIDE, None),
+    "padded less": (_WIDE, torch.nn.functional.pad(_WIDE, (0, 3), value=-1.0), None),
+    "cut": (_WIDE[:, :4], _WIDE, "shape"),
+}
+
+
+@pytest.mark.parametrize("case", _OTHER_SHAPES)
+def test_inputs_in_another_shape(case: str) -> None:
+    given, read, told = _OTHER_SHAPES[case]
+    found = changed_inputs(given, read)
+    assert (found is None) if told is None else (told in (found or ""))
+
+
+@pytest.mark.parametrize(
+    ("targets", "told"),
+    [
+        (torch.eye(4)[_LABELS[:4]], None),
+        (torch.eye(4)[_LABELS[:4].flip(0)], "soft targets"),
+        (torch.nn.functional.pad(_LABELS[:4, None], (0, 2), value=-100)[:, :1].expand(4, 1), "shape"),
+    ],
+)
+def test_targets_in_another_form(targets: torch.Tensor, told: str | None) -> None:
+    found = mixed_targets(targets, _LABELS[:4])
+    assert (found is None) if told is None else (told in (found or ""))
+
+
+def test_targets_that_were_padded_or_cast_are_the_examples_own() -> None:
+    tokens, numbers = torch.arange(12).reshape(4, 3), 3 * torch.rand(4, generator=torch.Generator().manual_seed(0))
+    padded = torch.nn.functional.pad(tokens, (0, 2), value=-100)
+    assert mixed_targets(padded, tokens) is None
+    assert mixed_targets(tokens, padded) is None
+    assert mixed_targets(padded.flip(0), tokens) is not None
+    assert mixed_targets(torch.cat([tokens, tokens], 1), tokens) is not None
+    assert mixed_targets(numbers.bfloat16(), numbers) is None
+    assert mixed_targets(numbers.bfloat16() * 1.1, numbers) is not None
 
 
 def test_changed_tokens() -> None:

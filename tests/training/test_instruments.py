@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -11,13 +14,22 @@ import torch
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
+from torch.profiler import ProfilerActivity, profile
 
 from reuse_algos.errors import DataError, ModelError
+from reuse_algos.models import build_model
 from reuse_algos.training.instruments import economy, laziness
 from reuse_algos.training.instruments.curvature import Curvature, information_criterion, largest_eigenvalue, trace
 from reuse_algos.training.instruments.diagnosis import diagnose
-from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, flat, like_flat, undisturbed
-from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments
+from reuse_algos.training.instruments.examples import (
+    ExampleLosses,
+    first_examples,
+    flat,
+    like_flat,
+    trained_parameters,
+    undisturbed,
+)
+from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments, slopes_along
 from reuse_algos.training.instruments.reading import SETS, Step, read_step
 from toy import DictModel, blobs, mlp
 
@@ -141,6 +153,43 @@ def test_gradients_are_those_of_autograd(kind: str, memory: int) -> None:
     torch.testing.assert_close(rows_ND, expected, rtol=1e-5, atol=1e-7)
 
 
+def of_a_task(task: str) -> tuple[Any, Any]:
+    """A model of another task than classes for images, and a batch of four examples."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if task == "masks":
+            model = build_model({"name": "tiny_unet", "width": 4}, num_classes=3, image_shape=(1, 16, 16))
+            masks = torch.randint(0, 3, (4, 16, 16), generator=generator)
+            return model, (torch.randn(4, 1, 16, 16, generator=generator), masks.masked_fill(masks == 2, 255))
+        if task == "several labels":
+            loss = nn.BCEWithLogitsLoss()
+            model = ComposerClassifier(nn.Linear(6, 3), num_classes=3, loss_fn=lambda z, y: loss(z, y.float()))
+            return model, (torch.randn(4, 6, generator=generator), torch.randint(0, 2, (4, 3), generator=generator))
+        pytest.importorskip("transformers")
+        inputs = {"vocabulary": 20, "max_tokens": 6}
+        model = build_model({"name": task, "width": 8, "depth": 1}, num_classes=3, inputs=inputs)
+    ids = torch.randint(4, 20, (4, 6), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[0, 4:] = mask[2, 3:] = 0
+    labels = ids.masked_fill(mask == 0, -100) if task == "tiny_gpt" else torch.tensor([0, 1, 2, 0])
+    return model, {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("task", ["masks", "several labels", "tiny_bert", "tiny_gpt"])
+def test_gradients_of_other_tasks_are_those_of_autograd(task: str) -> None:
+    model, batch = of_a_task(task)
+    with undisturbed(model):
+        examples = ExampleLosses(model, batch, MEMORY)
+        rows = torch.cat([rows for _, rows in examples.rows(examples.parameters)])
+    torch.testing.assert_close(rows, plain_gradients(model, batch, 4), rtol=1e-4, atol=1e-6)
+    at = {name: value.detach().clone() for name, value in model.named_parameters()}
+    after = {name: value - 0.01 for name, value in at.items()}
+    settings = Curvature(probes=2, iterations=2)
+    found = read_step(Step(model, batch, at, after, at, 0.1, 4), ["economy", "curvature", "stopping"], settings, MEMORY)
+    assert all(math.isfinite(found[name]) for name in ("alpha", "norm_test", "trace", "early_stopping"))
+
+
 def test_frozen_parameters_are_left_out() -> None:
     model = mlp()
     model.module[0].requires_grad_(False)
@@ -179,6 +228,9 @@ def test_batches_without_rows_are_refused() -> None:
         first_examples((torch.zeros(3), torch.zeros(4)), 2)
     with pytest.raises(DataError, match="no tensors"):
         first_examples({"text": ["a", "b"]}, 2)
+    boxes = [{"boxes": torch.zeros(3, 4), "labels": torch.zeros(3)} for _ in range(2)]
+    with pytest.raises(DataError, match="a list of mappings, one for each example, as detectors have it"):
+        first_examples(([torch.zeros(3, 8, 8)] * 2, boxes), 2)
 
 
 def test_the_model_is_left_as_it_is() -> None:
@@ -318,6 +370,46 @@ def test_tangent_kernel_equals_the_dense_one(memory: int) -> None:
         laziness.tangent_kernel(lambda values, names, rows: torch.zeros(1, 4, 1), at, 16, 1000)
 
 
+def peak_bytes(function: Callable[[], Any]) -> int:
+    """The most bytes that were allocated at once inside a call, beyond those before it."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        function()
+    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
+    memory = sorted((one.start_ns(), one.nbytes()) for one in events if one.name() == "[memory]")
+    return max(accumulate(size for _, size in memory))
+
+
+def test_gradients_and_jacobians_stay_within_the_bound_on_memory() -> None:
+    """Gradients are far larger than activations here: one row is 17,668 numbers, an example's activations 324."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 4))
+        batch = torch.randn(16, 64), torch.randint(4, (16,))
+    model = ComposerClassifier(net, num_classes=4)
+    whole = 2 * 16 * 4 * 17_668  # two copies of all gradients
+    flat_D = flat(trained_parameters(model)).double()
+    with undisturbed(model):
+        for share, chunk in ((0.25, 4), (0.5, 8), (1.0, 16)):
+            bound = int(share * whole)
+            examples = ExampleLosses(model, batch, bound)
+            assert examples.chunk == chunk
+            rows = partial(examples.rows, examples.parameters)
+            assert peak_bytes(partial(slopes_along, rows, flat_D)) < bound + 0.1 * whole
+            # Sums, their squares, a row in float64 and what becomes of them.
+            vectors = 7 * 8 * 17_668
+            assert peak_bytes(partial(gradient_moments, rows, whole=chunk == 16)) < bound + vectors
+        at = examples.parameters
+
+        def jacobian(values: Any, names: list[str], rows: slice) -> Tensor:
+            return examples.jacobian(lambda outputs: outputs, values, names, rows)
+
+        whole = 2 * 16 * 4 * 4 * 17_668
+        for share in (0.1, 0.3, 1.0):
+            bound = int(share * whole)
+            peak = peak_bytes(partial(laziness.tangent_kernel, jacobian, at, 16, bound))
+            assert peak < bound + 0.05 * whole, share
+
+
 def test_a_linear_model_is_lazy_and_a_distance_is_relative() -> None:
     net = nn.Linear(6, 4)
     model = ComposerClassifier(net, num_classes=4)
@@ -437,3 +529,40 @@ def test_alpha_and_norm_test_equal_those_of_cockpit() -> None:
         variance = quantity._compute_variance_l1(16, moments.squared_norms_N / 256, moments.mean_D @ moments.mean_D)
         expected = quantity._compute_theta_max(16, variance, moments.mean_D @ moments.mean_D)
         assert economy.gradient_tests(moments)["norm_test"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_readings_of_a_step_equal_those_of_cockpit() -> None:
+    """Cockpit as a whole, through BackPACK, on digits: what it reads at one step is what is read here."""
+    backpack = pytest.importorskip("backpack")
+    cockpit = pytest.importorskip("cockpit", exc_type=ImportError)
+    model, (pixels, labels) = digits_model(), digits_batch()
+    settings = Curvature(probes=8, iterations=500, tolerance=1e-9)
+    at = {name: value.detach().clone() for name, value in model.named_parameters()}
+    step = Step(model, (pixels, labels), at, {k: v - 0.1 for k, v in at.items()}, at, 0.1, 64)
+    found = read_step(step, ["economy", "curvature", "stopping"], settings, MEMORY)
+
+    names = {
+        "norm_test": "NormTest", "inner_product_test": "InnerTest", "orthogonality_test": "OrthoTest",
+        "early_stopping": "EarlyStopping", "cabs_batch_size": "CABS", "signal_to_noise": "MeanGSNR", "loss": "Loss",
+        "gradient_norm": "GradNorm", "trace": "HessTrace", "largest_eigenvalue": "HessMaxEV",
+    }  # fmt: skip
+    options = {"HessTrace": {"curvature": "diag_h"}, "HessMaxEV": {"use_power": False}}
+    quantities = {
+        name: getattr(cockpit.quantities, theirs)(track_schedule=lambda step: True, **options.get(theirs, {}))
+        for name, theirs in names.items()
+    }
+    network, mean = backpack.extend(model.module), backpack.extend(nn.CrossEntropyLoss())
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    board = cockpit.Cockpit(network.parameters(), quantities=list(quantities.values()))
+    outputs = network(pixels)
+    loss, losses = mean(outputs, labels), nn.functional.cross_entropy(outputs, labels, reduction="none")
+    info = {"batch_size": 64, "individual_losses": losses, "loss": loss, "optimizer": optimizer}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of create_graph
+        with board(0, info=info):
+            loss.backward(create_graph=board.create_graph(0))
+    theirs = {name: one.output[0] for name, one in quantities.items()}
+    theirs["gradient_norm"] = math.hypot(*theirs["gradient_norm"])  # Cockpit has one for each parameter
+    total = sum(theirs.pop("trace"))
+    assert {name: found[name] for name in theirs} == pytest.approx(theirs, rel=2e-4)
+    assert abs(found["trace"] - total) < 3 * found["trace_error"]

@@ -93,6 +93,30 @@ FOUND: dict[str, tuple[torch.Tensor, torch.Tensor, Loss, Task]] = {
         lambda o, t: F.cross_entropy(o, t, ignore_index=255),
         Task("dense", 3),
     ),
+    "class numbers in a column": (
+        _numbers(8, 5),
+        _classes(5, 8, 1),
+        lambda o, t: F.cross_entropy(o, t[:, 0]),
+        Task("multiclass", 5),
+    ),
+    "class numbers as floats": (
+        _numbers(8, 5),
+        _classes(5, 8).float(),
+        lambda o, t: F.cross_entropy(o, t.long()),
+        Task("multiclass", 5),
+    ),
+    "one-hot whole numbers": (
+        _numbers(8, 5),
+        F.one_hot(_classes(5, 8), 5),
+        lambda o, t: F.cross_entropy(o, t.float()),
+        Task("multiclass", 5),
+    ),
+    "masks with one channel": (
+        _numbers(2, 3, 4, 4),
+        _holes(_classes(3, 2, 1, 4, 4).to(torch.uint8), 255),
+        lambda o, t: F.cross_entropy(o, t[:, 0].long(), ignore_index=255),
+        Task("dense", 3),
+    ),
     "pixels, classes last": (_numbers(2, 4, 4, 3), _classes(3, 2, 4, 4), _last, Task("dense", 3, -1)),
 }
 
@@ -333,3 +357,56 @@ def test_tasks_of_two_runs_are_compared() -> None:
 def test_settings_that_cannot_be(bad: dict) -> None:
     with pytest.raises(TaskError, match="task"):
         TaskSettings(**bad)
+
+
+@pytest.mark.parametrize("case", ["tokens", "causal", "as many tokens as classes", "as many positions as classes"])
+def test_outputs_that_are_all_alike_are_read_by_the_gradient(case: str) -> None:
+    # A head that is initialised with zeros gives every reading the loss log C.
+    outputs, targets, loss, expected = FOUND[case]
+    outputs = torch.zeros_like(outputs).requires_grad_()
+    own = loss(outputs, targets)
+    found = find_task(outputs, targets, float(own), pull=torch.autograd.grad(own, outputs)[0])
+    assert (found.kind, found.class_dim, found.shift) == (expected.kind, expected.class_dim, expected.shift)
+    assert found.is_confirmed
+
+
+@pytest.mark.parametrize(
+    ("targets", "loss", "ignored"),
+    [
+        (_holes(_classes(9, 4, 6), 2), lambda o, t: _last(o, t, 2), 2),
+        (
+            _holes(_classes(9, 4, 6), 0),
+            lambda o, t: F.cross_entropy(o.flatten(0, 1), t.flatten(), torch.tensor([0.0] + 8 * [2.0])).sqrt(),
+            0,
+        ),
+        (_holes(_numbers(4, 6, seed=4), 0), lambda o, t: (o[..., 0] - t)[t != 0].square().mean(), 0),
+    ],
+    ids=["in the loss function", "a weight of 0", "missing numbers"],
+)
+def test_a_value_that_only_the_loss_knows_as_ignored_shows_in_its_gradient(
+    targets: torch.Tensor, loss: Loss, ignored: int
+) -> None:
+    outputs = _numbers(4, 6, 1 if targets.is_floating_point() else 9).requires_grad_()
+    own = loss(outputs, targets)
+    found = find_task(
+        outputs[..., 0] if targets.is_floating_point() else outputs,
+        targets,
+        float(own),
+        pull=torch.autograd.grad(own, outputs)[0].reshape(
+            targets.shape if targets.is_floating_point() else outputs.shape
+        ),
+    )
+    assert found.ignore_index == ignored
+    counted = found.rows(outputs[..., 0] if targets.is_floating_point() else outputs, targets).counted_BX
+    assert counted is not None
+    assert torch.equal(counted, targets != ignored)
+
+
+def test_marks_of_ignored_targets_do_not_wrap_in_narrow_types() -> None:
+    # -100 and -1 are 156 and 255 in uint8.
+    targets = torch.tensor([156, 255, 3], dtype=torch.uint8)
+    rows = Task("multiclass", 300, ignore_index=-100).rows(torch.zeros(3, 300), targets)
+    assert rows.targets is not None
+    assert rows.counted_BX is not None
+    assert rows.targets.tolist() == [156, 255, 3]
+    assert rows.counted_BX.all()

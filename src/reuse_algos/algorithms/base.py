@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 import warnings
@@ -212,5 +213,5 @@ def refuse_another(state: State, kind: type, what: str, several: str) -> None:
 
 
 def snake_case(name: str) -> str:
-    """Return the name that recipes and records have for a class: ``AutoReuse`` -> ``auto_reuse``."""
-    return "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_")
+    """Return the name that recipes and records have for a class: ``AutoReuse``: ``auto_reuse``, ``EMA``: ``ema``."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -64,6 +64,7 @@ class Asked:
             if len(traces) == 1:
                 (trace,) = traces
                 lines = [line for line in lines if trace in line]
+            # Within one tag any of the values fits.
             else:
                 lines = [line for line in lines if any(trace in line for trace in traces)]
         return lines
@@ -74,6 +75,7 @@ class Asked:
         Raises:
             WhereError: There were runs with metrics, and the name fitted none.
         """
+        # Any run may have had the metric, so this is known after the last one.
         if self._where is not None:
             self._where.check_names()
 

@@ -242,6 +242,7 @@ class PriorRun:
     def _examples_column(self, column: str) -> Tensor | None:
         entry = self._require("dataset", "examples")
         tensor_N = self.read(entry).get(column)
+        # Rows are found by position, so a column of another length would belong to other examples.
         if tensor_N is not None and (tensor_N.dtype != torch.int64 or tensor_N.shape != (self._num_examples(),)):
             raise ArchiveCorruptError(f"{self._path(entry)} has no proper {column} for {self._num_examples()} examples")
         return tensor_N

@@ -95,6 +95,7 @@ class RunArchive(RunReader):
             ArchiveError: The name holds control characters, or ``created_at`` is not a time.
         """
         check_labels(run_name, {})
+        # The id is part of paths, and still shows in a listing which run it is.
         slug = re.sub(r"[^a-z0-9._-]+", "-", run_name.lower()).strip("-._")[:64] or "run"
         return RunWriter(
             self._store,

@@ -83,6 +83,7 @@ class RunReader(Upkeep):
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
         for known in self._catalog().runs(self._candidates(), self._warn, asked):
             yield known.summary
+        # Any run may have had the metric, so this is known after the last one.
         asked.check_names()
 
     def runs(
@@ -122,11 +123,9 @@ class RunReader(Upkeep):
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
         opened: dict[str, PriorRun | None] = {}
         while True:
-            found = (
-                known
-                for known in self._catalog().runs(self._candidates(), self._warn, asked)
-                if opened.get(known.summary.run_id, known) is not None
-            )
+            found = self._catalog().runs(self._candidates(), self._warn, asked)
+            if damaged := {run_id for run_id, run in opened.items() if run is None}:
+                found = (known for known in found if known.summary.run_id not in damaged)
             kept = shortlist(self._store, found, order, metric, limit, self._warn)
             asked.check_names()
             chosen: list[PriorRun] = []
@@ -157,6 +156,7 @@ class RunReader(Upkeep):
         """
         if is_safe_name(run_id) and (run := self._newest(run_id)):
             return run
+        # Among all runs: a name that a diverged run has as well means two.
         named = sorted(found.run_id for found in self.summaries(run_name=run_id, unfinished=True, unhealthy=True))
         if len(named) == 1 and (run := self._newest(named[0])):
             return run

@@ -100,6 +100,7 @@ class RunWriter:
                 "A-Z a-z 0-9 . _ - and begin with a letter or digit"
             )
         infos = describe(tensors)
+        # Copied from a device once, as checks, hash and file all need the numbers.
         tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
         if kind == "signals" and (fault := check_signal(meta or {}, tensors)):
             raise ArchiveError(f"cannot archive the signal {name!r}: {fault}")
@@ -169,6 +170,7 @@ class RunWriter:
                 committed_at=utc_now(),
             )
             sealed = encode_manifest(manifest) if parted is None else seal_in_parts(parted, manifest)
+            # In between, readers doubt what still holds; the other way round they would believe what no longer does.
             self._note_change(manifest)
             try:
                 self._store.put_if_absent(manifest_path(self.run_id, generation), [sealed])

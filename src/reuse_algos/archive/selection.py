@@ -90,6 +90,7 @@ def _best_first(store: Store, found: Iterable[Known], metric: str | None, limit:
     shortlists: dict[str, _Shortlist] = {}
     # Runs with the same metrics and the same monitor are many, so what follows from these is found out once.
     kinds: dict[tuple[Any, ...], list[tuple[str, Mode]]] = {}
+    # A local name is found faster, and this is called for every run.
     isfinite = math.isfinite
     for known in found:
         summary = known.summary

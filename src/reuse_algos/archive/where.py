@@ -211,10 +211,12 @@ def _holds(value: str | float | None, sign: str, wanted: str) -> bool:
     if value is None:
         return False
     left, right = _number(value), _number(wanted)
+    # A value that is NaN fits nothing, not even !=.
     if left is not None and right is not None:
         return not math.isnan(left) and _OPERATORS[sign](left, right)
     if isinstance(value, str):
         return _OPERATORS[sign](value, wanted)
+    # A number differs from every text, and has no order with one.
     return sign == "!="
 
 

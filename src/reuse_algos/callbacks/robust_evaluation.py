@@ -241,6 +241,7 @@ class RobustEvaluation(Callback):
                 for index, (name, attack) in enumerate(self.attacks.items(), start=1):
                     delta_BCHW, slope_B = ascend(forward, inputs_BCHW, labels_B, attack, pixels, keys_B=keys_B)
                     rights[index] += _right(forward(pixels.add(inputs_BCHW, delta_BCHW)), labels_B)
+                    # Not "slope_B <= 0", so that NaN counts as well.
                     lost[name] += int((~(slope_B > 0)).sum())
         for name, number in lost.items():
             if number:
@@ -364,6 +365,7 @@ def _passed(state: State, interval: Time) -> int:
     """Return how many whole intervals of training have passed."""
     if interval.unit == TimeUnit.DURATION:
         elapsed = state.get_elapsed_duration()
+        # Rounding must not delay an interval by an evaluation.
         return 0 if elapsed is None else int(elapsed.value / interval.value + 1e-9)
     return int(state.timestamp.get(interval.unit).value // interval.value)
 

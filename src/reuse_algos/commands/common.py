@@ -18,32 +18,6 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import RunArchive
 
-__all__ = [
-    "ARCHIVE_HELP",
-    "ARCHIVE_VARIABLE",
-    "Subparsers",
-    "UsageError",
-    "add_archive",
-    "add_command",
-    "add_data",
-    "add_json",
-    "add_tags",
-    "add_trust",
-    "console",
-    "data_of",
-    "names_archive",
-    "open_archive",
-    "positive",
-    "print_json",
-    "printable",
-    "printable_lines",
-    "readable_bytes",
-    "report_json",
-    "runs_named",
-    "seconds_of",
-    "tags_of",
-]
-
 ARCHIVE_VARIABLE = "REUSE_ALGOS_ARCHIVE"
 
 ARCHIVE_HELP = f"""\
@@ -76,6 +50,7 @@ def add_command(
         epilog="examples:\n" + "\n".join(f"  {line.strip()}" for line in examples.strip().splitlines()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # SUPPRESS, so that the command's parser does not undo a --debug that stands before the command.
     parser.add_argument(
         "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
     )
@@ -213,6 +188,7 @@ def archive_path(args: argparse.Namespace) -> str:
 
 def names_archive(text: str) -> bool:
     """Return whether an argument is the place of an archive (a URL or a folder) rather than a run."""
+    # dbfs:/ is a URL with one slash.
     return "://" in text or text.startswith("dbfs:/") or Path(text).is_dir()
 
 
@@ -263,10 +239,13 @@ def print_json(value: Any) -> None:
     """Print one JSON value; floats that are not finite become null."""
     from reuse_algos.compare.result import json_safe
 
+    # Strict JSON has neither NaN nor infinity, and not every reader takes them.
     text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
+    # json writes most of these as they are, and a terminal would obey them.
     print(_CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
+# Without tab and newline; with the marks that change the direction of a text, which can hide what it says.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 

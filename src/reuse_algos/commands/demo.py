@@ -7,8 +7,6 @@ from pathlib import Path
 
 from reuse_algos.commands.common import Subparsers, add_command, positive
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

@@ -21,8 +21,6 @@ from reuse_algos.commands.common import (
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""
@@ -50,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.priors.drift import drift_between, training_period
 
     archive = open_archive(args)
+    # The order of --runs is the user's, that of --tag the archive's.
     if args.runs and args.tag:
         raise UsageError("name the runs by --runs or by --tag, not by both")
     names = [name.strip() for name in args.runs.split(",")] if args.runs else []

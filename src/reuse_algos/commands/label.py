@@ -17,8 +17,6 @@ from reuse_algos.commands.common import (
     print_json,
 )
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

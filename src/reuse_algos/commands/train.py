@@ -6,8 +6,6 @@ import argparse
 
 from reuse_algos.commands.common import Subparsers, add_command
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

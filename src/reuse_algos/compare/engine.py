@@ -23,8 +23,6 @@ from reuse_algos.compare.result import Comparison, Group, OverControl, Run
 from reuse_algos.compare.settled import settled
 from reuse_algos.compare.show.words import Sentence, format_interval, format_number
 
-__all__ = ["compare", "control_of"]
-
 _LATER_RUNS = 5
 Runs = Sequence[Outcome]
 

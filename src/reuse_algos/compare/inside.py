@@ -12,8 +12,6 @@ from reuse_algos.compare.outcomes import Outcome
 from reuse_algos.compare.reading import INSTRUMENTS
 from reuse_algos.training.instruments.diagnosis import Finding, diagnose
 
-__all__ = ["RunFinding", "diagnosis_notes", "findings_of", "forecast_notes"]
-
 _ERROR = re.compile(r"forecast/([0-9.]+)pct/end_loss_error")
 
 

@@ -16,8 +16,6 @@ from reuse_algos.compare.show.words import AXIS_WORDS, format_interval
 if TYPE_CHECKING:
     from reuse_algos.compare.kinds.budgets import Member, OverBudgets
 
-__all__ = ["notes_of"]
-
 _ALIKE_FLOPS = 0.01  # FLOPs of an example that differ by a smaller share are alike
 
 
@@ -127,6 +125,7 @@ def _best_control(comparison: Comparison) -> list[str]:
     for group in comparison.groups:
         if group.points:
             known = group.cost_to_target.get(comparison.judged_by) or group.cost_to_target.get("steps")
+            # Who does not reach the target has no cost of reaching it.
             cost = None if known is None or group.target_bound == ">=" else known.estimate
         else:
             cost = group.to_target.cost_seconds if group.to_target and group.to_target.reached else None

@@ -14,8 +14,6 @@ from reuse_algos.compare.estimates.interval import FloatArray
 from reuse_algos.compare.question import Mode
 from reuse_algos.errors import CompareError
 
-__all__ = ["History", "LeftOut", "Outcome", "Outcomes"]
-
 
 @dataclass(frozen=True)
 class History:

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from reuse_algos.compare.estimates.interval import Interval, Speedup
 
-__all__ = ["BreakEven"]
-
 
 @dataclass(frozen=True)
 class BreakEven:

@@ -13,8 +13,6 @@ from reuse_algos.errors import CompareError, nearest
 if TYPE_CHECKING:
     from reuse_algos.compare.outcomes import Outcome
 
-__all__ = ["AXES", "Axis", "Costs", "Mode", "Over", "Pairing", "Question"]
-
 Mode = Literal["max", "min"]
 Pairing = Literal["auto", "seed", "none"]
 Over = Literal["training", "budgets", "ends"]

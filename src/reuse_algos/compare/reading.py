@@ -15,8 +15,6 @@ from reuse_algos.errors import CompareError, ReuseAlgosError, SignalNotFoundErro
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun, RunArchive
 
-__all__ = ["GROUP_KEYS", "INSTRUMENTS", "choose_metric", "group_of", "read_outcome", "read_outcomes", "readings_of"]
-
 INSTRUMENTS = "instruments/"
 """Readings of :class:`~reuse_algos.callbacks.TrainingInstruments` are metrics of this prefix."""
 

@@ -12,8 +12,6 @@ from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
 from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import AXES, Axis, Mode
 
-__all__ = ["Comparison", "CostToTarget", "Group", "OverControl", "Point", "Run", "alike", "json_safe"]
-
 Method = Literal["curves", "runs", "budgets", "ends"]
 
 # Batches of one size, but for the smaller last ones of an epoch.

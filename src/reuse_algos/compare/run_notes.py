@@ -7,8 +7,6 @@ from typing import Any
 
 from reuse_algos.compare.outcomes import LeftOut, Outcome
 
-__all__ = ["differences", "left_out", "some"]
-
 
 def some(names: Sequence[str]) -> str:
     """Return the first five names, and how many more there are."""

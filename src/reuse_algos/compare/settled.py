@@ -10,8 +10,6 @@ from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Mode, Question
 from reuse_algos.compare.show.words import format_number
 
-__all__ = ["settled"]
-
 
 def settled(question: Question, outcomes: Outcomes) -> Question:
     """Return the question with its baseline named and its target unrounded.

@@ -85,6 +85,7 @@ def content_of(dataset: Any) -> Content | None:
     if isinstance(dataset, ConcatDataset):
         parts = [content_of(part) for part in dataset.datasets]
         known = [part for part in parts if part is not None]
+        # Part of the content would call data equal that differ in the rest.
         if len(known) < len(parts):
             return None
         about = "; ".join(dict.fromkeys(part.about for part in known))
@@ -108,6 +109,7 @@ def files_of(dataset: Any) -> list[str] | None:
         if len(texts) == len(paths):
             folder = getattr(dataset, "root", None)
             found = [Path(path) for path in texts]
+            # Some datasets list paths relative to their root.
             if not found[0].exists() and isinstance(folder, str | Path):
                 found = [Path(folder) / path for path in found]
             if found[0].is_file():
@@ -126,28 +128,33 @@ def example_bytes(example: Any) -> bytes:
 
     def visit(part: Any) -> None:
         if isinstance(part, Mapping):
+            # By name: not every dataset fills its mappings in the same order.
             for key in sorted(part, key=str):
                 visit(part[key])
         elif isinstance(part, list | tuple):
             for value in part:
                 visit(value)
         elif isinstance(part, str | bytes):
+            # Names of files that are not UTF-8 hold surrogates.
             parts.append(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
         elif part is None or isinstance(part, bool | int | float | np.generic):
             numbers.append(repr(part).encode())
         else:
             array = part.detach().cpu() if isinstance(part, Tensor) else np.asarray(part)
             if isinstance(array, Tensor):
+                # numpy has no bfloat16, and float32 holds each of its numbers.
                 array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
             if array.dtype.kind == "O":
                 raise DataError(f"an example holds a {type(part).__name__}, which has no bytes to compare")
             (parts if array.ndim else numbers).append(f"{array.dtype}{array.shape}".encode() + array.tobytes())
 
     visit(example)
+    # Each part with its length: ("ab", "c") and ("a", "bc") are different examples.
     return b"".join(len(part).to_bytes(8, "little") + part for part in parts or numbers)
 
 
 def _hash(content: bytes) -> int:
+    # Signed, as torch's tensors of hashes are int64.
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little", signed=True)
 
 
@@ -240,6 +247,7 @@ class _Joined:
 
 def _plain(tensor: Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu()
+    # The same bits as whole numbers, as numpy has no bfloat16.
     return tensor.view(torch.int16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
 
 

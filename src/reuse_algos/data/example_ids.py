@@ -17,7 +17,9 @@ from composer.algorithms import SelectiveBackprop
 from composer.loggers import Logger
 from torch.utils.data import DataLoader, IterableDataset
 
+from reuse_algos.data.held_examples import HeldExamples
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.nested import tensors_at
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
 from reuse_algos.data.streams.ids import keys_of_ids
 from reuse_algos.data.trainer import rows_of
@@ -60,7 +62,9 @@ def track_loader(loader: DataLoader) -> DataLoader:
     # A copy keeps what others read from a loader: its class, batch_size, drop_last and attributes of its own.
     tracked = copy(loader)
     # DataLoader refuses to set these by assignment, because a running iterator would not notice. None runs here.
-    vars(tracked).update(batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset), _iterator=None)
+    vars(tracked).update(
+        batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset, loader.collate_fn), _iterator=None
+    )
     return tracked
 
 
@@ -109,14 +113,20 @@ def refuse_streams(who: str, state: State) -> None:
         )
 
 
+def swap_train_loader(state: State, loader: DataLoader) -> None:
+    """Put another train DataLoader into the state, in the middle of Composer's own use of it."""
+    # With the length that Composer counts by: a limit such as train_subset_num_batches stays.
+    length = state.dataloader_len
+    state.set_dataloader(loader, state.dataloader_label, -1 if length is None else int(length))
+    state.train_dataloader = loader
+
+
 def _track_train_loader(state: State) -> TrackedBatchSampler:
     """Swap the train DataLoader of the state for a tracked one, unless it is one."""
     loader = state.dataloader
     tracked = track_loader(loader)  # type: ignore[arg-type]  # refuses what is not a DataLoader
     if tracked is not loader:
-        length = state.dataloader_len
-        state.set_dataloader(tracked, state.dataloader_label, -1 if length is None else int(length))
-        state.train_dataloader = tracked
+        swap_train_loader(state, tracked)
     assert isinstance(tracked.batch_sampler, TrackedBatchSampler)
     return tracked.batch_sampler
 
@@ -156,6 +166,8 @@ class ExampleIds:
         self._batch: Examples | None = None
         self._microbatch: Examples | None = None
         self._next_row = 0
+        self._first = False
+        self._whole: Any = None  # the first batch, against which its microbatches are held
         self._fetched = 0  # batches fetched in this pass, those that a resumed run spins through included
 
     @property
@@ -189,14 +201,23 @@ class ExampleIds:
         elif event == Event.BEFORE_DATALOADER:
             # Counted here and not by the timestamp: a resumed run spins through the batches before its checkpoint.
             self._fetched += 1
+            if self._fetched == 1 and (held := _held(state)) is not None:
+                held.check(int(state.timestamp.epoch))
         elif event == Event.AFTER_DATALOADER:
             self._start_batch(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             # Also runs again when automatic microbatching retries a batch after running out of memory.
             self._next_row = 0
+            if self._first:
+                self._whole = state.batch
         elif event == Event.BEFORE_FORWARD:
             self._start_microbatch(state)
-        elif event == Event.AFTER_TRAIN_BATCH and self._next_row != len(self.batch.positions):
+        elif event == Event.AFTER_TRAIN_BATCH:
+            self._first, self._whole = False, None
+            self._check_count()
+
+    def _check_count(self) -> None:
+        if self._next_row != len(self.batch.positions):
             raise ExampleIdError(
                 f"the microbatches held {self._next_row} of the batch's {len(self.batch.positions)} examples. A "
                 "DataSpec.split_batch that leaves rows out or reorders them cannot be followed; put the ids into the "
@@ -221,6 +242,8 @@ class ExampleIds:
                 "never handed out again. Put the ids into the batch and name them by id_key."
             )
         self.view_policy = _track_train_loader(state).view_policy
+        self._first = True
+        _held(state)
 
     def _start_batch(self, state: State) -> None:
         self._microbatch, self._next_row = None, 0
@@ -245,6 +268,8 @@ class ExampleIds:
         stop = self._next_row + self._rows_of_microbatch(state)
         if stop > len(self.batch.positions):
             self._check_rows(stop, len(self.batch.positions))
+        if self._whole is not None and stop - self._next_row < len(self.batch.positions):
+            _check_slice(self._whole, state.batch, self._next_row, stop)
         self._microbatch = self.batch.rows(self._next_row, stop)
         self._next_row = stop
 
@@ -276,6 +301,43 @@ class ExampleIds:
                 "transform or another algorithm adds or removes rows. Remove it, or put the ids into the batch and "
                 "name them by id_key."
             )
+
+
+def _held(state: State) -> HeldExamples | None:
+    """Return the examples by which it is known that the train dataset stays what it is; None without a tracked loader.
+
+    All cursors share one memory of them.
+    """
+    loader: Any = state.dataloader
+    sampler = getattr(loader, "batch_sampler", None)
+    if not isinstance(sampler, TrackedBatchSampler):
+        return None
+    if sampler.held is None:
+        sampler.held = HeldExamples(loader.dataset, int(state.timestamp.epoch))
+    return sampler.held
+
+
+def _check_slice(whole: Any, part: Any, start: int, stop: int) -> None:
+    """Refuse a microbatch whose rows are others of the batch than the next ones.
+
+    Raises:
+        ExampleIdError: A tensor of it holds rows of other places of the batch.
+    """
+    given, tensors = dict(tensors_at(part)), dict(tensors_at(whole))
+    wide = {place: rows for place, rows in tensors.items() if rows.dim() > 1}  # numbers alone are alike by chance
+    for place, rows in (wide or tensors).items():
+        mine = given.get(place)
+        if mine is None or mine.shape[1:] != rows.shape[1:] or not mine.dim() or len(mine) != stop - start:
+            continue
+        # The second row shows a stride, the first a reversed order; an algorithm may have changed the rows themselves.
+        for row in {0, min(1, len(mine) - 1)}:
+            same = (rows == mine[row]).flatten(1).all(1) if rows.dim() > 1 else rows == mine[row]
+            if bool(same.any()) and not bool(same[start + row]):
+                raise ExampleIdError(
+                    f"row {row} of a microbatch is row {int(same.nonzero()[0])} of the batch and not row {start + row}"
+                    ": a DataSpec.split_batch that reorders rows cannot be followed. Let it give the rows in their "
+                    "order, or put the ids into the batch and name them by id_key."
+                )
 
 
 class TrackExamples(Callback):

@@ -116,6 +116,7 @@ class DatasetInfo:
         digest.update(len(name).to_bytes(8, "little") + name)
         digest.update(self.num_examples.to_bytes(8, "little"))
         digest.update(_little_endian(self.keys))
+        # The word in front keeps labels from being read as further keys.
         digest.update(b"unlabelled" if self.labels is None else b"labelled" + _little_endian(self.labels))
         return digest.hexdigest()
 
@@ -180,8 +181,8 @@ def key_of_path(path: str | PurePath) -> int:
 def infer_info(dataset: Dataset[Any]) -> DatasetInfo:
     """Find out name, keys, labels, class names and content of a user's map-style dataset.
 
-    At most 20 examples are read here, with the global generators put back afterwards. Labels that some of them show
-    otherwise than the dataset claims are not known. Tried in this order:
+    At most 20 examples are read here, with the global generators put back afterwards. Labels are left out where one of
+    these examples shows another label than the dataset claims. Tried in this order:
 
     1. ``dataset.info``, if it is a :class:`DatasetInfo`;
     2. a ``Subset``: the info of what it was taken from, with the keys and labels of its indices;
@@ -287,15 +288,25 @@ def _shown(dataset: Any, labels: Tensor, keys: Tensor) -> bool:
                 example = dataset[position]
         except Exception:  # a user's __getitem__ may raise anything; training will show it
             return True
-        if isinstance(example, Mapping):
-            shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
-        else:
-            shown = example[1] if isinstance(example, tuple | list) and len(example) > 1 else None
-        if isinstance(shown, Tensor) and shown.numel() == 1 and not shown.is_floating_point():
-            shown = int(shown)
-        if isinstance(shown, int | np.integer) and int(shown) != int(labels[position]):
+        shown = label_of(example)
+        if shown is not None and shown != int(labels[position]):
             return False
     return True
+
+
+def label_of(example: Any) -> int | None:
+    """Return the class number of an example as a dataset gives it; None where it shows none.
+
+    Args:
+        example: A pair of input and target, or a mapping with ``label``, ``labels``, ``target`` or ``targets``.
+    """
+    if isinstance(example, Mapping):
+        shown = next((example[name] for name in ("label", "labels", "target", "targets") if name in example), None)
+    else:
+        shown = example[1] if isinstance(example, tuple | list) and len(example) > 1 else None
+    if isinstance(shown, Tensor) and shown.numel() == 1 and not shown.is_floating_point():
+        shown = int(shown)
+    return int(shown) if isinstance(shown, int | np.integer) else None
 
 
 def _changed(labels: Tensor | None, change: Any) -> Tensor | None:

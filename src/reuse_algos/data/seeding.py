@@ -31,6 +31,7 @@ def seeded_rng(seed: int) -> Iterator[None]:
         # Not torch.manual_seed: that would reseed every GPU as well, and nothing would put those back.
         torch.default_generator.manual_seed(seed)
         bits = seed & ((1 << 64) - 1)
+        # numpy is seeded by words of 32 bits.
         np.random.seed([bits & 0xFFFFFFFF, bits >> 32])
         random.seed(bits)
         yield
@@ -78,6 +79,7 @@ def _generators(owners: tuple[Any, ...]) -> list[Any]:
     seen: set[int] = set()
 
     def visit(part: Any, depth: int) -> None:
+        # An object may lead to the whole program, so this looks nearby only.
         if id(part) in seen or depth > _DEPTH or len(seen) > _MOST_SEEN:
             return
         seen.add(id(part))

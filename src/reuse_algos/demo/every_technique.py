@@ -17,8 +17,6 @@ from reuse_algos.demo.runs import console, one_thread, quiet_run
 from reuse_algos.harvest import harvest
 from reuse_algos.training.attacks import Attack
 
-__all__ = ["show_every_technique"]
-
 _ARMS = (
     ("baseline", "plain runs at full budget; each archives its weights, logits and metrics"),
     ("short", "the control: plain runs at the small budget, learning rate fully decayed"),

@@ -18,11 +18,9 @@ from reuse_algos.errors import ArchiveConflictError, DataError
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
 
-__all__ = ["Ahead", "console", "make_room", "one_thread", "quiet_run"]
-
 
 def console() -> Console:
-    """Return a console on stdout, 100 columns wide where it is no terminal."""
+    """Return a console on stdout, 100 columns wide where it is not a terminal."""
     found = Console(highlight=False)
     return found if found.is_terminal else Console(highlight=False, width=100)
 

@@ -21,8 +21,6 @@ from reuse_algos.compare.show.words import format_interval, payback_line
 from reuse_algos.demo.runs import Ahead, console, one_thread, quiet_run
 from reuse_algos.errors import ArchiveError
 
-__all__ = ["show_saving"]
-
 _STUDY = "digits-grown"
 _EPOCHS_BEFORE = 6  # what 24 epochs of a quarter of the images take, in epochs of all of them
 

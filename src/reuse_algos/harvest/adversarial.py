@@ -30,9 +30,9 @@ class AttackSettings:
     """What the rows of one signal have in common.
 
     Attributes:
-        attack: what made them.
-        bits: how they are kept.
-        pixels: the pixel space of the images.
+        attack: What made them.
+        bits: How many bits a number is kept in.
+        pixels: The pixel space of the images.
     """
 
     attack: Attack
@@ -40,7 +40,7 @@ class AttackSettings:
     pixels: PixelSpace
 
     def meta(self) -> dict[str, Scalar]:
-        """As the archive has it, beside each view."""
+        """Return what the archive keeps of them beside each view."""
         return {
             "attack": self.attack.method,
             "attack_settings": self.attack.describe(),
@@ -57,23 +57,27 @@ class AttackSettings:
 
 
 def default_bits(attack: Attack) -> int:
-    """How many bits a number gets if nobody says.
-
-    2 for ``linf``: nearly every pixel ends at one of the ball's two faces or at the edge of the pixel range, and 2 bits
-    have a level at or beyond each of these. Of the success of the exact perturbations they keep all on CIFAR-100 (FGSM
-    0.918, PGD 0.961 at 8/255; 0.307 at 1/255), and on digits with epsilon 0.1 all of FGSM's (0.694) and 99 % of PGD's
-    (0.882 of 0.888). 8 for ``l2``: there a few pixels carry most of the norm, and 2 bits, whose least level is a third
-    of the largest, would spend the ball on all the others (with epsilon 0.5: 0.576 of 0.767 on CIFAR-100, 0.570 of
-    0.808 on digits; 4 bits 0.755 and 0.794; 8 bits all of it).
-    """
+    """Return how many bits a number is kept in where nothing else is asked for: 2 for ``linf``, 8 for ``l2``."""
+    # linf: nearly every pixel ends at one of the ball's two faces or at the edge of the pixel range, and 2 bits have a
+    # level at or beyond each of these. Of the success of the exact perturbations they keep all on CIFAR-100 (FGSM
+    # 0.918, PGD 0.961 at 8/255; 0.307 at 1/255), and on digits with epsilon 0.1 all of FGSM's (0.694) and 99 % of
+    # PGD's (0.882 of 0.888).
+    # l2: a few pixels carry most of the norm, and 2 bits, whose least level is a third of the largest, would give most
+    # of the ball to all the others (with epsilon 0.5: 0.576 of 0.767 on CIFAR-100, 0.570 of 0.808 on digits; 4 bits
+    # 0.755 and 0.794; 8 bits all of it).
     return 2 if attack.norm == "linf" else 8
 
 
 def attack_settings(dataset: Dataset, attack: Attack, bits: int | None) -> AttackSettings:
-    """Settings for a data set.
+    """Return the settings for a dataset.
+
+    Args:
+        dataset: The data that are attacked.
+        attack: How they are attacked.
+        bits: How many bits a number is kept in; None: :func:`default_bits`.
 
     Raises:
-        DataError: its pixel space or its labels are not known.
+        DataError: Its pixel space is not known.
     """
     pixels = pixel_space_of(dataset)
     if pixels is None:
@@ -96,24 +100,23 @@ def attack_view(
     """Perturb all examples of a view.
 
     Args:
-        settings: how.
-        forward: the archived model.
+        settings: How.
+        forward: The archived model.
         keys_N: int64, of the examples in the order of the batches.
-        view: its number.
-        batches: each with the labels of its examples.
-        advance: told how many examples are done.
+        view: Number of the view.
+        batches: Each with the labels of its examples.
+        advance: Told how many examples are done.
 
     Returns:
         The columns ``values`` uint8 ``[N, P]`` and ``scale`` float32 ``[N]`` on the CPU, and what is to be said of
         them: the encoding, the settings, ``clean_accuracy``, ``success`` and ``success_quantized``, and the counts that
         these are shares of (:mod:`reuse_algos.archive.signals.success`). Success is the share of the examples
-        classified
-        rightly when clean that are classified wrongly when perturbed; with random targets, the share of all examples
-        that are classified as the target; None where there was none to fool.
+        classified rightly when clean that are classified wrongly when perturbed; with random targets, the share of all
+        examples that are classified as the target; None where there was none to fool.
 
     Raises:
-        DataError: the inputs are no images of this pixel space, epsilon is beyond their range, or there are no labels.
-        ModelError: the model has no logits ``[B, K]``, or they have no gradient with respect to the inputs: autograd
+        DataError: The inputs are not images of this pixel space, epsilon is beyond their range, or there are no labels.
+        ModelError: The model has no logits ``[B, K]``, or they have no gradient with respect to the inputs: autograd
             knows no way, it is 0 for every example of the view, or it is not finite for one.
     """
     attack, pixels = settings.attack, settings.pixels
@@ -133,6 +136,7 @@ def attack_view(
             )
         steep = steep or bool(slope_B.any())
         shape = tuple(exact_BCHW.shape[1:])
+        # Success is measured after this, too: the perturbations that a later run reads are the rounded ones.
         packed = quantize(exact_BCHW, settings.bits, norm=attack.norm, room=pixel_room(clean_BCHW, pixels))
         kept_BCHW = dequantize(packed["values"], packed["scale"], settings.bits, shape)
         shown = [clean_BCHW, pixels.add(clean_BCHW, exact_BCHW), pixels.add(clean_BCHW, kept_BCHW)]
@@ -177,6 +181,7 @@ class _Counts:
         right_B = classes_3B[0] == labels_B
         if targets_B is None:
             foolable_B, fooled_2B = right_B, (classes_3B[1:] != labels_B) & right_B
+        # With a target every example can be fooled, also one that the model takes for another class.
         else:
             foolable_B, fooled_2B = torch.ones_like(right_B), classes_3B[1:] == targets_B
         fooled, quantized = fooled_2B.sum(dim=1).tolist()
@@ -187,7 +192,7 @@ class _Counts:
         self.fooled_quantized += quantized
 
     def meta(self) -> dict[str, Scalar]:
-        """The counts and their shares, as the archive keeps them."""
+        """Return the counts and their shares, as the archive keeps them."""
         counts: dict[str, Scalar] = {
             "num_examples": self.examples,
             "num_correct": self.right,

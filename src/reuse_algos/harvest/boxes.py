@@ -32,9 +32,11 @@ def box_rows(signal: str, found: Sequence[Mapping[str, Tensor]], targets: Sequen
     Raises:
         DataError: An image has more than 32 true boxes.
     """
+    # All images need rows of one size, so unused rows stay 0.
     rows = torch.zeros(len(found), _ROWS, 6) if signal == "boxes" else torch.zeros(len(found), _ROWS)
     for place, (one, target) in enumerate(zip(found, targets, strict=True)):
         if signal == "boxes":
+            # Stable, so that equal scores give the same row every time.
             best = one["scores"].argsort(descending=True, stable=True)[:_ROWS]
             parts = (one["boxes"][best], one["scores"][best, None], one["labels"][best, None])
             rows[place, : len(best)] = torch.cat([part.float().cpu() for part in parts], 1)

@@ -26,7 +26,7 @@ HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adver
 
 
 def gradient_rows(module: nn.Module, memory_bytes: int) -> int:
-    """How many per-example gradients of a module fit into a number of bytes, at least 1."""
+    """Return how many per-example gradients of a module fit into a number of bytes, at least 1."""
     return max(1, memory_bytes // max(1, sum(p.nbytes for p in module.parameters())))
 
 
@@ -34,12 +34,12 @@ class ArchivedForward:
     """Looks at batches with an archived model in evaluation mode.
 
     Args:
-        module: the model, on ``device``.
-        device: where to compute.
+        module: The model, on ``device``.
+        device: Where to compute.
         precision: Composer's name of it; None: fp32.
-        input_key: where the inputs lie in a batch, for models that are plain modules.
-        output_key: where the logits lie in the model's outputs.
-        memory_bytes: bound on the per-example gradients of ``grand``.
+        input_key: Where the inputs lie in a batch, for models that are plain modules.
+        output_key: Where the logits lie in the model's outputs.
+        memory_bytes: Bound on the per-example gradients of ``grand``.
         task: What the run learned, as recorded; it says which dimension of the outputs holds the classes. Default:
             None, for runs whose record has none, and outputs are kept as they are.
     """
@@ -62,17 +62,20 @@ class ArchivedForward:
         self._head: nn.Module | None = None
 
     def __call__(self, signal: str, batch: Any, labels_B: torch.Tensor | None) -> torch.Tensor:
-        """Rows of a signal for a batch: float32 on the CPU, ``[B, C, ...]`` logits, ``[B, D]`` features, else ``[B]``.
+        """Return rows of a signal for a batch: float32 on the CPU.
 
         Args:
-            signal: one of :data:`HARVESTABLE` but ``adversarial``, whose rows are made from :meth:`differentiable`.
-            batch: as the data loader gives it.
+            signal: One of :data:`HARVESTABLE` but ``adversarial``, whose rows are made from :meth:`differentiable`.
+            batch: As the data loader gives it.
             labels_B: int64; needed for everything but logits and features.
 
+        Returns:
+            ``[B, C, ...]`` logits, ``[B, D]`` features, else ``[B]``.
+
         Raises:
-            DataError: there are no labels.
-            TaskError: the score is not defined for the run's task, or the outputs are not of it.
-            ModelError: the model has no logits ``[B, C]``, or no linear last layer, or its logits are not what its head
+            DataError: There are no labels.
+            TaskError: The score is not defined for the run's task, or the outputs are not of it.
+            ModelError: The model has no logits ``[B, C]``, or no linear last layer, or its logits are not what its head
                 returned.
         """
         batch = _to_device(batch, self._device)
@@ -96,18 +99,18 @@ class ArchivedForward:
     def differentiable(
         self, signal: str, batch: Any, labels_B: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-        """A batch and the model as a function of its images, through which gradients go if they are on.
+        """Return a batch, and the model as a function of its images, through which gradients go if they are on.
 
         Args:
-            signal: what it is for.
-            batch: as the data loader gives it.
+            signal: What it is for.
+            batch: As the data loader gives it.
             labels_B: int64.
 
         Returns:
             The inputs, the labels, both on the device, and the function from inputs to logits.
 
         Raises:
-            DataError: there are no labels, or no tensor under ``input_key``.
+            DataError: There are no labels, or no tensor under ``input_key``.
         """
         batch = _to_device(batch, self._device)
         try:
@@ -158,7 +161,7 @@ class ArchivedForward:
             )
 
     def _features(self, inputs: Any) -> torch.Tensor:
-        """What the head is given: the last linear layer or 1 x 1 convolution with one output for each class."""
+        """Return what the head is given: the last linear layer or 1 x 1 convolution with one output for each class."""
         name = type(self._module).__name__
         if self._head is None:
             classes = self._logits(inputs).shape[1]
@@ -170,6 +173,7 @@ class ArchivedForward:
                 )
             self._head = head_module(self._module, found)[1]
         seen = pass_of_head(self._head, lambda: self._logits(inputs))
+        # Compared with what the model returned: a scale or a mask behind the head would be missing from its training.
         if seen.logits.shape != seen.outputs.shape or not torch.equal(seen.logits.float(), seen.outputs.float()):
             raise ModelError(
                 f"the logits of {name} are not what its head ({type(self._head).__name__}) returned, so a head could "
@@ -182,6 +186,7 @@ class ArchivedForward:
 
         def keep(layer: nn.Module, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
             assert isinstance(layer, nn.Linear)
+            # Each call replaces the one before, so that the last layer of the forward pass is left.
             calls[:] = [(layer, arguments[0], output)]
 
         hooks = [m.register_forward_hook(keep) for m in self._module.modules() if isinstance(m, nn.Linear)]

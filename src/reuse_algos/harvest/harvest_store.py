@@ -29,18 +29,18 @@ def complete_views(
     *,
     replace: bool = False,
 ) -> set[int]:
-    """Views that an earlier harvest completed.
+    """Return the views that an earlier harvest completed.
 
     Args:
-        run: the run.
-        signal: name of the archived signal.
-        top_k: the encoding wanted.
-        transform: only views of this augmentation; None: whatever it is.
-        made: how perturbations are wanted, for those.
-        replace: whether harvested views give way; then there are none, and only captured ones must fit.
+        run: The run.
+        signal: Name of the archived signal.
+        top_k: The encoding wanted.
+        transform: Only views of this augmentation; None: whatever it is.
+        made: How perturbations are wanted, for those. Default: None.
+        replace: Whether harvested views give way; then there are none, and only captured ones must fit. Default: False.
 
     Raises:
-        PriorRunMismatchError: the signal is kept in another encoding or made in another way, and one signal has one.
+        PriorRunMismatchError: The signal is kept in another encoding or made in another way, and one signal has one.
     """
     complete = set()
     for entry in run.manifest.files:
@@ -78,8 +78,8 @@ class Attempt:
     """One call of harvest as a new attempt of the run: opened at the first commit, with a clock for the cost.
 
     Args:
-        archive: where the run is.
-        run: the run.
+        archive: Where the run is.
+        run: The run.
     """
 
     def __init__(self, archive: RunArchive, run: PriorRun) -> None:
@@ -90,7 +90,7 @@ class Attempt:
         self._lap_began = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last call, or since the beginning."""
+        """Return the seconds since the last call, or since the beginning."""
         now = time.perf_counter()
         seconds, self._lap_began = now - self._lap_began, now
         return seconds
@@ -115,15 +115,16 @@ class SignalStore:
     """Adds the views of one signal to the run.
 
     Args:
-        attempt: the call that they belong to.
-        signal: what is harvested, such as ``el2n``.
-        weights: whose it is.
-        policy: the views.
-        shown_in_training: whether the views are those that the run was trained on.
-        replace: whether the first view takes the place of all that was harvested of the signal, and of its cost.
+        attempt: The call that they belong to.
+        signal: What is harvested, such as ``el2n``.
+        weights: Whose it is.
+        policy: The views.
+        shown_in_training: Whether the views are those that the run was trained on.
+        replace: Whether the first view takes the place of all that was harvested of the signal, and of its cost.
+            Default: False.
 
     Attributes:
-        weights: whose it is.
+        weights: Whose it is.
     """
 
     def __init__(
@@ -147,20 +148,20 @@ class SignalStore:
         """Write one view and what it took since the last commit.
 
         Args:
-            view: its number.
-            columns_N: the rows, one for each example, as
+            view: Number of the view.
+            columns_N: The rows, one for each example, as
                 :class:`~reuse_algos.archive.signals.segments.Segment` has them.
-            meta: the encoding, and what else is to be said of them.
+            meta: The encoding, and what else is to be said of them.
 
         Raises:
-            PriorRunMismatchError: views of another image size are there and stay; nothing is written.
-            ArchiveError: the archive cannot be written.
+            PriorRunMismatchError: Views of another image size are there and stay; nothing is written.
+            ArchiveError: The archive cannot be written.
         """
-        anew = self._replace and self._record is None
+        renew = self._replace and self._record is None
         # Before the writer is asked for: opening it is an attempt of its own already.
-        self._check_shape([old for old in self._attempt.manifest.files if not self._replaced(old, view, anew)], meta)
+        self._check_shape([old for old in self._attempt.manifest.files if not self._replaced(old, view, renew)], meta)
         writer, manifest = self._attempt.writer, self._attempt.manifest
-        files = [old for old in manifest.files if not self._replaced(old, view, anew)]
+        files = [old for old in manifest.files if not self._replaced(old, view, renew)]
         seconds = self._attempt.lap()
         meta = {
             "slot": view,
@@ -174,11 +175,12 @@ class SignalStore:
         }
         ids_N = torch.arange(len(columns_N["values"]))
         entry = writer.put("signals", self._name, {"ids": ids_N, **columns_N}, meta)
-        earlier = [h for h in manifest.harvests if h != self._record and not (anew and h.signal == self._name)]
+        earlier = [h for h in manifest.harvests if h != self._record and not (renew and h.signal == self._name)]
         self._record = HarvestRecord(
             signal=self._name,
             views=[*(self._record.views if self._record else []), view],
             weights=self.weights,
+            # The lap in between is the writing of the file, which belongs to the cost as well.
             seconds=(self._record.seconds if self._record else 0.0) + seconds + self._attempt.lap(),
             hardware=hardware_name(),
         )
@@ -193,11 +195,8 @@ class SignalStore:
         return entry
 
     def interrupted(self) -> None:
-        """Add what an incomplete view took to the cost of those that this call completed.
-
-        If there are none, nothing is written: the archive has nothing that those seconds would be the cost of. That it
-        cannot be written is only logged, as something else went wrong before.
-        """
+        """Add what an incomplete view took to the cost of those that this call completed."""
+        # Without any the archive has nothing that those seconds would be the cost of.
         if self._record is None:
             return
         earlier, old = self._attempt.manifest.harvests, self._record
@@ -205,6 +204,7 @@ class SignalStore:
         harvests = [self._record if harvest == old else harvest for harvest in earlier]
         try:
             self._attempt.commit(msgspec.structs.replace(self._attempt.manifest, harvests=harvests))
+        # Only logged: something else went wrong before, and its error is on the way.
         except ArchiveError as error:
             log.warning("the seconds of an interrupted view of %s were not recorded: %s", self._name, error)
 
@@ -215,25 +215,25 @@ class SignalStore:
             if (old.kind, old.name) == ("signals", self._name) and shapes[0] != shapes[1]:
                 raise PriorRunMismatchError(
                     f"run {self._attempt.run.id} keeps {self._name} of images of shape {shapes[0]}, and these are "
-                    f"{shapes[1]}; a signal has one shape. Harvest the same images, or make it anew: replace=True "
+                    f"{shapes[1]}; a signal has one shape. Harvest the same images, or replace those: replace=True "
                     "(--replace)."
                 )
 
-    def _replaced(self, old: FileEntry, view: int, anew: bool) -> bool:
-        """Whether an earlier file gives way: a harvest of the same view, or a score of images shown otherwise."""
+    def _replaced(self, old: FileEntry, view: int, renew: bool) -> bool:
+        """Return whether an earlier file gives way: a harvest of the same view, or a score of other views."""
         if (old.kind, old.name, old.meta.get("source")) != ("signals", self._name, "harvest"):
             return False
         other_images = not self._is_logits and old.meta.get("transform") != self._policy.transform
-        return anew or other_images or old.meta.get("slot") == view
+        return renew or other_images or old.meta.get("slot") == view
 
 
 def encode_rows(signal: str, values_N: torch.Tensor, top_k: int | None) -> Encoded:
-    """Logits, features and scores as they are archived.
+    """Return logits, features or scores as they are archived.
 
     Args:
         signal: ``logits``, ``features``, or a score.
         values_N: float32 ``[N]``, for logits ``[N, C, ...]``, for features ``[N, D]``.
-        top_k: for logits: how many to keep; None: all.
+        top_k: How many logits to keep; None: all.
 
     Returns:
         The columns, and the part of the meta that says what they are.
@@ -243,6 +243,7 @@ def encode_rows(signal: str, values_N: torch.Tensor, top_k: int | None) -> Encod
     num_classes = values_N.shape[1]
     if top_k:
         return encode_top_k(values_N, top_k), {"encoding": "top_k", "num_classes": num_classes}
+    # Larger logits would become infinite in float16.
     limit = torch.finfo(torch.float16).max
     values_N = values_N.clamp(-limit, limit).to(torch.float16)
     return {"values": values_N}, {"encoding": "dense", "num_classes": num_classes}

@@ -137,6 +137,7 @@ def label_pool(
     teachers = select_runs(archive, config.runs)
     if pool.name in TEXT_NAMES:
         raise DataError(f"data.name: {pool.name!r} is a dataset of texts, and pools are of images.")
+    # The pool is seen once and whole, whatever the section says of training.
     plain = replace(pool, augment="none", pseudo_labels=None, resample="natural", drop_last=False)
     loaded = load_datasets(plain, target)
     info = unlabelled(infer_info(loaded.train))
@@ -181,6 +182,7 @@ class _Work:
         """Score what has no scores yet, block by block, and end the run."""
         writer, manifest, done_N = self._open(name, fresh, examples)
         computed = 0
+        # Committed block by block, so that an interrupted call goes on from the last one.
         for block in torch.arange(len(done_N)).split(_BLOCK):
             todo = block[~done_N[block]]
             if len(todo):
@@ -251,6 +253,7 @@ class _Work:
         parts = []
         for batch, _ in view_batches(self.dataset, 0, self.config.batch_size, positions_B):
             each = [forward("logits", batch, None) for forward in self._forwards]
+            # Probabilities are averaged and not logits, whose scales differ between teachers.
             parts.append(each[0] if len(each) == 1 else torch.stack(each).softmax(-1).mean(0).log())
         return torch.cat(parts)
 

@@ -57,6 +57,7 @@ def laziness_of_run(
             "Laziness compares the initial with the last ones: train with run_recorder: {weights: [init, last]}."
         )
     loaded = load_run_data(run, {**(data or {}), "augment": "none"}, trust_data=trust_data)
+    # archived_model freezes what it returns, and the tangent kernel is of the trained parameters.
     model: Any = archived_model(run, "last").requires_grad_(True)
     initial = trained_parameters(archived_model(run, "init").requires_grad_(True))
     if isinstance(loaded.eval, DeviceImages):
@@ -78,6 +79,7 @@ def laziness_of_run(
             straight_NC = laziness.linearised(logits, initial, now)
             straight_right += int((straight_NC.argmax(1) == targets_N).sum())
             count += len(targets_N)
+            # The kernels are of the first examples only: they grow with the square of their number.
             if not found:
                 few = ExampleLosses(model, first_examples(batch, examples), memory_bytes)
                 kernels = [_kernel(few, at, memory_bytes) for at in (initial, now)]

@@ -44,15 +44,15 @@ class HarvestResult:
     """What a harvest did to one signal.
 
     Attributes:
-        run_id: the run whose signals were filled.
-        signal: name of the archived signal, such as ``logits``, ``logits.<weights>`` or ``el2n.<weights>``.
-        views: view numbers that are now complete.
-        computed: view numbers that this call computed; the others were there.
-        rows: rows written by this call.
-        bytes: bytes written by this call.
-        seconds: seconds that this took, loading of data and (with the first signal) of the model included.
-        rates: of ``adversarial``: ``clean_accuracy``, ``success`` and ``success_quantized`` over all examples of the
-            computed views.
+        run_id: The run whose signals were filled.
+        signal: Name of the archived signal, such as ``logits``, ``logits.<weights>`` or ``el2n.<weights>``.
+        views: View numbers that are now complete.
+        computed: View numbers that this call computed; the others were there.
+        rows: Rows written by this call.
+        bytes: Bytes written by this call.
+        seconds: Seconds that this took, loading of data and (with the first signal) of the model included.
+        rates: ``clean_accuracy``, ``success`` and ``success_quantized`` of ``adversarial`` over all examples of the
+            computed views. Default: none, for other signals.
     """
 
     run_id: str
@@ -94,14 +94,13 @@ def harvest(
 
     The model runs in evaluation mode. ``logits`` are those of the views that the run was trained on. The scores
     ``el2n``, ``grand`` and ``grand_last_layer`` (see :mod:`reuse_algos.priors.scores`) look at each example once,
-    without
-    augmentation as in Paul et al. 2021, unless ``views`` are asked for; of a given ``dataset`` at its view 0. Signals
-    of the last weights have those names, those of others the name of the weights behind a dot (``el2n.ep0005``), and
-    their ``epoch`` is that of the weights. Each view is committed when it is complete, so an interrupted harvest goes
-    on where it stopped; its cost is added to the run's record, the set-up with the first signal that is computed.
-    Each view's meta has the ``seconds`` that it took until it was written (the first one's with the set-up). The
-    seconds of a view that was interrupted are added to the record where the same call had completed another view of the
-    signal; those of a first view, and those of a process that was killed, are nowhere.
+    without augmentation as in Paul et al. 2021, unless ``views`` are asked for; of a given ``dataset`` at its view 0.
+    Signals of the last weights have those names, those of others the name of the weights behind a dot
+    (``el2n.ep0005``), and their ``epoch`` is that of the weights. Each view is committed when it is complete, so an
+    interrupted harvest goes on where it stopped; its cost is added to the run's record, the set-up with the first
+    signal that is computed. Each view's meta has the ``seconds`` that it took until it was written (the first one's
+    with the set-up). The seconds of a view that was interrupted are added to the record where the same call had
+    completed another view of the signal; those of a first view, and those of a process that was killed, are nowhere.
 
     ``features`` are what the head of the model is given (:mod:`reuse_algos.algorithms.prior_run_warm_start`), float32
     ``[N, D]`` for each view of the training, or with ``plain`` for the examples without augmentation: a later run that
@@ -112,49 +111,51 @@ def harvest(
     before and after it was cut to a few bits.
 
     Args:
-        archive: the archive or its path.
-        run_id: the run, by id or unique name.
-        signals: what to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features``,
-            ``adversarial``, and of detectors ``boxes`` and ``gt_scores``; one pass for each.
-        views: how many views of each example, from number 0 on. Default: for logits and adversarial as many as the
-            recipe's ``num_views`` (likewise for features), for scores the plain example.
-        weights: which archived weights look at the data.
-        top_k: for logits: keep the K largest and the mass of the rest; None: all, as float16.
-        attack: for adversarial: how to perturb. Default: 5 steps of PGD within 8/255 of every pixel.
-        bits: for adversarial: 2, 4 or 8 bits for a number. Default: 2 for ``linf``, 8 for ``l2``.
-        plain: for features: of each example once, without augmentation.
-        replace: harvest anew what is there. The first new view takes the place of all harvested views of the signal and
-            of their cost.
-        batch_size: examples at once.
-        device: where to compute. Default: a GPU where there is one.
+        archive: The archive or its path.
+        run_id: The run, by id or unique name.
+        signals: What to fill, of ``logits``, ``el2n``, ``grand``, ``grand_last_layer``, ``features``,
+            ``adversarial``, and of detectors ``boxes`` and ``gt_scores``; one pass for each. Default: ``logits``.
+        views: How many views of each example, from number 0 on. Default: for logits, features and adversarial as many
+            as the recipe's ``num_views``, for scores the plain example.
+        weights: Which archived weights look at the data. Default: ``last``.
+        top_k: How many of the largest logits to keep, with the mass of the rest. Default: None, all, as float16.
+        attack: How to perturb, for adversarial. Default: 5 steps of PGD within 8/255 of every pixel.
+        bits: 2, 4 or 8 bits for a number, for adversarial. Default: 2 for ``linf``, 8 for ``l2``.
+        plain: Take features of each example once, without augmentation. Default: False.
+        replace: Harvest again what is there. The first new view takes the place of all harvested views of the signal
+            and of their cost. Default: False.
+        batch_size: Examples at once. Default: 512; for ``grand`` as many as ``memory_bytes`` allow, from 16 on.
+        device: Where to compute. Default: a GPU where there is one.
         precision: Composer's name of it, such as ``amp_bf16``. Default: that of the run's recipe, or fp32.
-        data: changes to the recipe's ``data`` section, such as another ``root`` or ``path``.
-        dataset: the training data, for runs without a recipe: map-style, deterministic or a ``ViewedDataset``.
-        model: the architecture, for runs whose record does not say how to build it.
-        output_key: where the logits lie in the model's outputs.
-        input_key: where the inputs lie in a batch, for models that are plain modules.
-        memory_bytes: for ``grand``: bound on the gradients of single examples that are held at once (the activations
-            come on top); at least one is held.
-        shards: parts that other processes compute or have computed, see :class:`~reuse_algos.harvest.shards.Shards`;
-            not for adversarial. The rows are the same bit for bit, and the seconds of all parts are recorded.
-        progress: show a progress bar.
-        trust_data: open the files, and download the data, that the archived recipe names. Without it ``data`` must name
+        data: Changes to the recipe's ``data`` section, such as another ``root`` or ``path``. Default: none.
+        dataset: The training data, for runs without a recipe: map-style, deterministic or a ``ViewedDataset``. Default:
+            what the recipe describes.
+        model: The architecture. Default: as the run's record describes it.
+        output_key: Where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
+        input_key: Where the inputs lie in a batch, for models that are plain modules. Default: 0.
+        memory_bytes: Bound on the gradients of single examples that ``grand`` holds at once (the activations come on
+            top); at least one is held. Default: 256 MiB.
+        shards: Parts that other processes compute or have computed, see :class:`~reuse_algos.harvest.shards.Shards`;
+            not for adversarial. The rows are the same bit for bit, and the seconds of all parts are recorded. Default:
+            None, this process computes everything.
+        progress: Show a progress bar. Default: True.
+        trust_data: Open the files, and download the data, that the archived recipe names. Without it ``data`` must name
             them (or ``dataset`` be given), unless they are the embedded digits. Default: False.
 
     Returns:
         For each signal what was done and what it cost.
 
     Raises:
-        RunNotFoundError, SignalNotFoundError: no such run, weights or signal.
-        PriorRunMismatchError: the run has not ended, the data are not those that it was trained on, the weights do not
+        RunNotFoundError, SignalNotFoundError: There are no such run, weights or signal.
+        PriorRunMismatchError: The run has not ended, the data are not those that it was trained on, the weights do not
             fit, or the signal is kept in another encoding or was made by another attack.
-        DataError: the data cannot be loaded, have no labels or no known pixel space, or it is not said how many views
+        DataError: The data cannot be loaded, have no labels or no known pixel space, or it is not said how many views
             are wanted.
-        ModelError: the model has no logits, no linear last layer, logits that are not its head's, or no gradient with
+        ModelError: The model has no logits, no linear last layer, logits that are not its head's, or no gradient with
             respect to its inputs.
         ValueError: ``attack`` or ``bits`` are given without the signal adversarial, ``plain`` without features or with
             ``views``, or bits are out of range.
-        ArchiveError: the archive cannot be written.
+        ArchiveError: The archive cannot be written.
     """
     for name in signals:
         if name not in HARVESTABLE:
@@ -210,7 +211,7 @@ def harvest(
                 split = None if shards is None else _Split(shards, attempt, _about(run, name, one, view, precision))
                 try:
                     made = _rows(one, view, compute, size, lambda count, task=task: bar.advance(task, count), split)
-                except BaseException:  # an interrupt too: what was spent was spent
+                except BaseException:  # an interrupt too: its seconds were taken all the same
                     one.store.interrupted()
                     raise
                 if made is not None:
@@ -298,7 +299,8 @@ def _result(run_id: str, name: str, one: _Pass, entries: Sequence[FileEntry], se
 
 
 def _default_batch_size(signal: str, gradients: int) -> int:
-    """Gradients of large models take long, and the bar should move; but loading single examples would be wasteful."""
+    """Return how many examples are looked at together."""
+    # Gradients of large models take long, and the bar should move; single examples would load the data one by one.
     return min(_BATCH_SIZE, max(_SMALL_BATCH, gradients)) if signal == "grand" else _BATCH_SIZE
 
 

@@ -80,6 +80,7 @@ class Shards:
                 rows_M, seconds = found
                 spent(seconds)
             parts.append(rows_M)
+        # In the order of the parts, which is that of the positions.
         return None if self.only is not None else torch.cat(parts)
 
     def clear(self, about: dict[str, Any]) -> None:
@@ -89,6 +90,7 @@ class Shards:
 
     def _parts(self, count: int, batch_size: int) -> list[Tensor]:
         batches = torch.arange(count).split(batch_size)
+        # As even as whole batches allow: a part that ended within a batch would have other rows in half precision.
         groups = torch.arange(len(batches)).tensor_split(min(self.count, len(batches)))
         return [torch.cat([batches[number] for number in group.tolist()]) for group in groups]
 
@@ -113,6 +115,7 @@ def _read(path: Path, about: dict[str, Any]) -> tuple[Tensor, float] | None:
 
 
 def _write(path: Path, rows_M: Tensor, about: dict[str, Any], seconds: float) -> None:
+    # Under a name of this process, then renamed: a reader finds a whole file or none.
     partly = path.with_suffix(f".part{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -136,7 +136,7 @@ def check_same_examples(run: PriorRun, dataset: Dataset) -> None:
     """Refuse data that are not the run's training examples in the run's order.
 
     Raises:
-        PriorRunMismatchError: they are not, or the run has no record of its data.
+        PriorRunMismatchError: They are not, or the run has no record of its data.
     """
     record, info = run.manifest.dataset, infer_info(dataset)
     if record is None or not same_data(info, record.fingerprint, record.key_fingerprint):
@@ -159,6 +159,7 @@ def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) 
     if not isinstance(section, dict):
         raise DataError(f"the recipe of run {run.id} has a data section that is not a mapping: {section!r:.200}")
     given = dict(changes or {})
+    # A recipe in an archive is somebody's word: its paths are not opened unasked.
     if not trust_data:
         section = _harmless(run, section, given)
     settings = {**section, **given}
@@ -169,7 +170,7 @@ def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) 
 
 
 def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a recipe's data section that may be taken from anybody."""
+    """Return the part of a recipe's data section that may be taken from anybody."""
     kept = {key: section[key] for key in _HARMLESS if section.get(key) is not None}
     name, side = section.get("name", _EMBEDDED), section.get("image_size")
     wanting = [] if name == _EMBEDDED or "name" in given else [f"name={name}"]
@@ -182,6 +183,7 @@ def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any
             f"give the data yourself: {' '.join(f'--data {text}' for text in (*wanting, 'root=FOLDER'))}."
         )
     for key, value in kept.items():
+        # bool is an int, too: num_views: true is not a number of views.
         whole = isinstance(value, bool) and _HARMLESS[key] is not bool
         if key not in given and (whole or not isinstance(value, _HARMLESS[key])):
             raise DataError(f"the recipe of run {run.id} has data.{key}: {value!r:.100}, which cannot be")

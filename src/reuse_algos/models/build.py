@@ -110,6 +110,7 @@ class ReusableClassifier(ComposerClassifier):
         if self._autocast is None:
             return super().forward(batch)
         device_type = next(self.module.parameters()).device.type
+        # Only the network runs in half precision: the caller computes loss and metrics in float32.
         with torch.autocast(device_type, self._autocast):
             logits_BK = super().forward(batch)
         return logits_BK.float()
@@ -140,6 +141,7 @@ def build_model(
     """
     given = _as_mapping(config)
     own_classes, own_shape = given.pop("num_classes", None), given.pop("image_shape", None)
+    # An archived config has both; what the caller says of its data counts first.
     num_classes = own_classes if num_classes is None else num_classes
     image_shape = own_shape if image_shape is None else image_shape
     known = {key: given.pop(key) for key in _OF_TEXTS if key in given}
@@ -240,6 +242,7 @@ def _build_module(
                     f"model.time: needs at least 1 feature and a channel beside that of the time, got {settings.time} "
                     f"features and {channels} channels."
                 )
+            # The features take the place of the one channel that holds the time.
             channels, measures = channels - 1 + settings.time, {**measures, "time": settings.time}
         if name == "digits_cnn":
             module: nn.Module = DigitsCNN(num_classes, in_channels=channels, width=width)
@@ -269,6 +272,7 @@ def _load_weights(module: nn.Module, settings: ModelConfig) -> None:
     if settings.new_head:
         own = module.state_dict()
         head = {key for key, value in own.items() if key in state and _other_rows(value, state[key])}
+        # The model's own rows take the head's place, so that loading stays strict for all other tensors.
         state = {key: own[key] if key in head else value for key, value in state.items()}
     try:
         module.load_state_dict(state)

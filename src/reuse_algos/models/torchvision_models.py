@@ -39,6 +39,7 @@ def build_torchvision_model(
         ModelError: If the model cannot take such images, or has no such weights or they cannot be fetched.
     """
     options: dict[str, Any] = dict(_AUXILIARY.get(name, {}))
+    # Vision transformers have a position embedding for one image size.
     if name.startswith("vit_"):
         options["image_size"] = image_shape[1]
     try:

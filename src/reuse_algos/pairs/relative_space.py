@@ -36,13 +36,14 @@ def relative_rows(features_BD: Tensor, anchors_AD: Tensor, k: int, power: float)
         features_BD: Features of any scale.
         anchors_AD: The anchors' features, of unit norm.
         k: How many similarities are kept, from 1 to A. Of equal ones the earlier anchor's is kept.
-        power: Exponent, above 0. Negative cosines count as 0: a power would turn or lose their sign.
+        power: Exponent, above 0. Negative cosines count as 0.
 
     Returns:
         ``[B, A]`` in the type of the features; rows without a positive cosine are 0.
     """
     cosines_BA = _unit(features_BD) @ anchors_AD.T
     order_BA = cosines_BA.sort(dim=1, descending=True, stable=True)
+    # Clamped, as a power would turn or lose the sign of a negative cosine.
     values_Bk = order_BA.values[:, :k].clamp(min=0) ** power
     rows_BA = torch.zeros_like(cosines_BA).scatter_(1, order_BA.indices[:, :k], values_Bk)
     return _unit(rows_BA)
@@ -51,8 +52,7 @@ def relative_rows(features_BD: Tensor, anchors_AD: Tensor, k: int, power: float)
 class RelativeSpace:
     """The anchors, and similarities of images and texts by them.
 
-    Anchors are held in the order of their keys, so that what was added when does not matter: removing pairs and adding
-    them again gives the same numbers bit for bit.
+    Removing pairs and adding them again gives the same numbers bit for bit.
 
     Args:
         k: How many anchors describe an example, from 1. Default: 800.
@@ -120,6 +120,7 @@ class RelativeSpace:
         for known, given in ((self._images_AD, images_AD), (self._texts_AE, texts_AE)):
             if known is not None and known.shape[1:] != given.shape[1:]:
                 raise DataError(f"features of size {tuple(given.shape[1:])} do not fit those of {known.shape[1]} there")
+        # In the order of the keys: what was added when must not change the order of a sum.
         order_A = keys.argsort()
         images, texts = _unit(images_AD), _unit(texts_AE)
         self._keys_A = keys[order_A]

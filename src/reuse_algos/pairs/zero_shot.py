@@ -174,8 +174,8 @@ def zero_shot(
 
     Raises:
         SignalNotFoundError: A run has no features.
-        DataError: The runs share no key, k is larger than the anchors, the prompts' features are of another size, or
-            every image has a text.
+        DataError: The runs have no key in common, k is larger than the anchors, the prompts' features are of another
+            size, or every image has a text.
     """
     space = RelativeSpace.of_runs(images, texts, k=k, power=power)
     paired = space.keys
@@ -188,6 +188,7 @@ def zero_shot(
     if prompts.features.shape[1] != size:
         raise DataError(f"the prompts have {prompts.features.shape[1]} features and run {texts.id} has {size}")
     keys_N, images_ND = archived_features(images)
+    # Texts that stand for a class are not pairs any more, so their images are classified as well.
     alone_N = ~torch.isin(keys_N, paired) | torch.isin(keys_N, prompts.keys)
     if not bool(alone_N.any()):
         raise DataError(

@@ -137,6 +137,7 @@ def backtest(
     """
     tests: list[Backtest] = []
     why = "there are no runs"
+    # What an earlier run's forecast was off does not depend on the run that is asked about, so it is found once.
     known: dict[tuple[str, float], float] = {}
     for run in runs:
         if run.diverged or not run.finished:

@@ -64,9 +64,11 @@ class BudgetLaw:
         gap = math.log(loss) - (self.intercept + self.slope * self.mean_log)
         a = self.slope**2 - (t * self.spread) ** 2 / self.sum_squares
         b, c = gap * self.slope, gap**2 - (t * self.spread) ** 2 / self.n
+        # The line does not surely fall, so no number of steps is ruled out.
         if a <= 0:
             return math.exp(estimate), 0.0, math.inf
         root = math.sqrt(max(0.0, b**2 - a * c))
+        # exp overflows beyond 709.
         low, high = (math.exp(min(700.0, self.mean_log + (b + sign * root) / a)) for sign in (-1.0, 1.0))
         return math.exp(estimate), low, high
 
@@ -90,6 +92,7 @@ def fit_budget_law(steps: ArrayLike, losses: ArrayLike) -> BudgetLaw:
     x, y = np.log(steps_N), np.log(losses_N)
     slope, intercept = np.polyfit(x, y, 1)
     spread = float(np.sqrt(((intercept + slope * x - y) ** 2).sum() / (len(x) - 2)))
+    # The law is judged by the largest budget, predicted from the others.
     last = steps_N == steps_N.max()
     others = np.polyfit(x[~last], y[~last], 1)
     error = float(np.exp(np.polyval(others, x[last].mean()) - y[last].mean()) - 1)

@@ -75,6 +75,7 @@ def sized_runs(runs: Sequence[History]) -> list[SizedRun]:
             )
         if not run.flops_per_example or not run.hardware:
             raise NotEnoughEvidenceError(f"run {run.run_id} did not record its FLOPs and its hardware")
+    # A loss at a step depends on how many examples the steps so far have seen.
     _same(kept, lambda run: round(run.batch), "examples in a step")
     _same(kept, lambda run: run.num_examples, "numbers of training examples")
     return [

@@ -64,6 +64,7 @@ def runs_needed(level: float) -> int:
     Args:
         level: Probability with which it is to cover, in (0, 1). 0.9 needs 9.
     """
+    # Rounding makes 0.9 / (1 - 0.9) a little more than 9.
     return math.ceil(level / (1 - level) - 1e-9)
 
 
@@ -124,8 +125,7 @@ def forecast_run(
             forecast itself. Diverged ones, and the run itself, are left out. Default: none.
         level: Of the interval, in (0, 1). Default: 0.9.
         method: ``curve`` or ``shape``. Default: under a schedule that decays ``shape``; else ``curve``, unless there
-        are
-            :data:`MIN_EARLIER` earlier runs and ``shape`` forecast them with the smaller median error.
+            are :data:`MIN_EARLIER` earlier runs and ``shape`` forecast them with the smaller median error.
         known: Errors of earlier runs by (run id, share); what is missing is added, so that many forecasts fit each
             earlier run once. Default: None.
 
@@ -165,6 +165,7 @@ def forecast_run(
         value=value,
         low=value / factor,
         high=value * factor,
+        # With the start of the run, so that one row is enough for the time of a step.
         seconds=end_seconds(np.r_[0.0, run.steps], np.r_[0.0, run.seconds], end_step),
         last=float(losses[-1]),
         linear_seconds=float(run.seconds[-1] / fraction),
@@ -189,6 +190,7 @@ def first_part(run: History, fraction: float) -> History:
         run: A finished one.
         fraction: Share of the steps of its last row, in (0, 1].
     """
+    # Rounding must not leave out the row at the share itself.
     seen = run.steps <= fraction * run.steps[-1] * (1 + 1e-9)
     return replace(run, steps=run.steps[seen], values=run.values[seen], seconds=run.seconds[seen])
 

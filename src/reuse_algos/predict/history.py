@@ -116,10 +116,12 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         end_step=steps,
         train_seconds=said.cost.train_seconds,
         finished=run.finished,
+        # An evaluation can be NaN while the loss of training stays finite.
         diverged=run.health == "diverged" or not bool(np.isfinite(values_N).all()),
         schedule=schedule_of(said.recipe),
         hardware=str(hardware.get("name") or ""),
         workers=int(hardware.get("world_size") or 1),
+        # The mean, as a last batch may be smaller.
         batch=said.progress.sample / steps if steps else math.nan,
         num_examples=said.dataset.num_examples if said.dataset else None,
         flops_per_example=said.model.flops_per_example if said.model else None,

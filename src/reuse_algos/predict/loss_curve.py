@@ -55,6 +55,7 @@ class LossCurve:
             float64 of the same shape.
         """
         steps = np.asarray(steps, dtype=np.float64)
+        # A curve that was fitted as 0 has no inverse.
         return self.scale * (1.0 / np.maximum(self.b0 * steps + self.b1, 1e-300) + self.b2)
 
     def steps_to(self, loss: float) -> float:
@@ -133,6 +134,7 @@ def fit_loss_curve(steps: ArrayLike, losses: ArrayLike, *, outliers: int = 0, re
     searched: Any = optimize.minimize_scalar(
         lambda floor: solve(floor)[0], bounds=(low, high), method="bounded", options={"xatol": 1e-10}
     )
+    # A bounded search may end beside a better point of the grid.
     floor = float(searched.x) if searched.fun < errors[at] else float(grid[at])
     (b0, b1), floor = _polish(x_N, y_N, solve(floor)[1], floor, relative)
     curve = LossCurve(b0 / reach, b1, floor, scale, 0.0, len(steps_N))

@@ -81,7 +81,7 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
 
     Raises:
         NotEnoughEvidenceError: The runs have fewer than two sizes or none on this hardware, or two kinds of hardware
-            that share no size, so that the effects of size and hardware cannot be told apart.
+            that have no size in common, so that the effects of size and hardware cannot be told apart.
     """
     if not flops > 0 or any(not run.flops > 0 or not run.step_seconds > 0 for run in runs):
         raise NotEnoughEvidenceError("FLOPs and step times must be above 0")
@@ -97,8 +97,8 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
         )
     if len(names) > 1 and not _connected(runs):
         raise NotEnoughEvidenceError(
-            f"runs on {', '.join(map(repr, names))} share no size, so the effects of size and hardware cannot be told "
-            "apart. Train one size on both, or give the runs of one hardware."
+            f"runs on {', '.join(map(repr, names))} have no size in common, so the effects of size and hardware cannot "
+            "be told apart. Train one size on both, or give the runs of one hardware."
         )
     x_N = np.log([run.flops for run in runs])
     hardware_NH = np.asarray([[run.hardware == name for name in names[1:]] for run in runs], dtype=float)
@@ -108,6 +108,7 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
     at, both = np.asarray([math.log(flops)]), np.concatenate([[math.log(flops)], at_H])
 
     def regress(values: list[float]) -> float:
+        # Least squares may give 0, whose logarithm is minus infinity.
         return _floored(_ridge(plain_NF, np.log(np.maximum(values, _LEAST)), at))
 
     scale = math.exp(_ridge(plain_NF, np.log([run.curve.scale for run in runs]), at))
@@ -155,6 +156,7 @@ def leave_one_size_out(runs: Sequence[SizedRun]) -> dict[str, tuple[float, float
 def _ridge(features_NF: NDArray[np.float64], values_N: NDArray[np.float64], at_F: NDArray[np.float64]) -> float:
     """Return the value of a ridge regression at a point, with features standardised."""
     mean_F, std_F = features_NF.mean(axis=0), features_NF.std(axis=0)
+    # A feature that is the same in all runs has a deviation of 0.
     std_F = np.where(std_F > 0, std_F, 1.0)
     # Standardised, so that one penalty suits FLOPs and hardware.
     rows_NF = (features_NF - mean_F) / std_F

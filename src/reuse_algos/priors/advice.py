@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from reuse_algos.archive import PriorRun
 
-__all__ = ["harvest_command"]
-
 
 def harvest_command(run: PriorRun, signal: str, *, weights: Iterable[str] = (), views: str | None = None) -> str:
     """Return the command that fills a signal of a run, between backticks.

@@ -111,6 +111,7 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
         PriorRunMismatchError: Number or names of the classes differ; the message has both.
     """
     data, model = run.manifest.dataset, run.manifest.model
+    # The model's number first: a part of the data may lack some of its classes.
     theirs = (model.num_classes if model else None) or (data.num_classes if data else None)
     if theirs is not None and num_classes is not None and theirs != num_classes:
         raise PriorRunMismatchError(
@@ -151,6 +152,7 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
             "Record runs with RunRecorder."
         )
     if same_data(info, record.fingerprint, record.key_fingerprint):
+        # Equal keys and labels do not show equal images.
         if record.key_fingerprint is None and info.content is not None:
             warnings.warn(
                 f"run {run.id} was recorded without the content of its examples: only keys and labels were compared",
@@ -160,6 +162,7 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
         return None
     prior_labels = run.labels()
     match = match_keys(Identity(run.keys(), record.key_kind, *run.content()), info)
+    # -1 would read the last row; "known" leaves these out.
     rows, known = match.rows.clamp_min(0), match.rows >= 0
     relabelled = torch.zeros_like(known)
     if prior_labels is not None and info.labels is not None:

@@ -43,6 +43,7 @@ class ArchivedRows:
         self.num_examples = signal.num_examples if rows_N is None else len(rows_N)
         self._found: Signal | ResidentSignal = signal
         self._rows_N, self._allowed = rows_N, torch.tensor(self.slots)
+        # The memory map has all slots; those that were not asked for count as missing.
         self._hides = device is None and not set(self.slots) >= set(signal.slots)
         if device is not None:  # a resident signal has the rows in its table, and no other slots
             self._found, self._rows_N = signal.resident(device, slots=self.slots, rows=rows_N), None
@@ -55,6 +56,7 @@ class ArchivedRows:
             slots_B: int64 on the CPU.
         """
         theirs_B = positions_B if self._rows_N is None else self._rows_N.index_select(0, positions_B)
+        # An example that the prior run does not have reads row 0, and is marked as not seen below.
         found, seen_B = self._found.gather(theirs_B.clamp_min(0), slots_B)
         if self._rows_N is not None:
             seen_B = seen_B & (theirs_B >= 0)

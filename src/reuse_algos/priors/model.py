@@ -8,7 +8,7 @@ which a file of that size backs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -18,10 +18,12 @@ from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
 from reuse_algos.models.text import TEXT_MODELS
+from reuse_algos.training.outputs import hidden_parameters
 from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
 ModelFactory = nn.Module | Callable[[], nn.Module]
 
+_PREFIX = "module."  # of a ComposerModel, before the names of its network
 _SIZES = ("num_classes", "width", "depth", "vocabulary", "max_tokens")
 _ALLOWED = ("name", "image_shape", "autocast", *_SIZES)
 
@@ -45,8 +47,23 @@ def archived_model(
     """
     archived = run.weights(weights)  # first: the file proves these shapes, and the record only claims some
     module = _make_module(run, weights, archived, factory, like)
-    module.load_state_dict(_fitting(run, weights, archived, module))
+    fitting = _fitting(run, weights, archived, module)
+    refuse_broken(run, weights, fitting, dict(module.named_parameters()))
+    # What is not a tensor (get_extra_state) is in no archive: the module keeps its own.
+    others = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
+    module.load_state_dict({**others, **fitting})
     return module.eval().requires_grad_(False)
+
+
+def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
+    """Return archived weights under the names of a module, as many of them as possible."""
+    # A ComposerModel's ``module.`` before each name may be missing on either side.
+    candidates = (
+        dict(archived),
+        {name.removeprefix(_PREFIX): value for name, value in archived.items()},
+        {_PREFIX + name: value for name, value in archived.items()},
+    )
+    return max(candidates, key=lambda named: len(named.keys() & set(ours)))
 
 
 def untouched_copy(model: nn.Module) -> nn.Module | None:
@@ -121,6 +138,7 @@ def _make_module(
     changed = like is not None and _shapes(like) == theirs
     if (config := recorded_architecture(run)) is not None:
         outline = _outline(run, config)
+        # Settings that give the recorded shapes are the model, whatever this run's looks like.
         if not changed or _shapes(outline) == theirs:
             _fitting(run, weights, archived, outline)
             with torch.random.fork_rng(devices=[]):
@@ -146,17 +164,44 @@ def _outline(run: PriorRun, config: dict[str, Any]) -> nn.Module:
         raise ModelError(f"run {run.id} has a model that cannot be built: {str(error)[:200]}") from error
 
 
+def refuse_broken(run: PriorRun, name: str, weights: Mapping[str, Tensor], parameters: Collection[str]) -> None:
+    """Refuse the weights of a run that diverged: it looks like any other until its first answer.
+
+    Args:
+        run: The prior run.
+        name: Of its weights.
+        weights: The tensors.
+        parameters: Names of those that were trained. Others may hold infinities on purpose, as causal masks do.
+
+    Raises:
+        PriorRunMismatchError: A floating-point tensor holds NaN, or a parameter NaN or Inf.
+    """
+    broken = [
+        key
+        for key, tensor in weights.items()
+        if tensor.is_floating_point()
+        and bool(tensor.isnan().any() if key not in parameters else (~tensor.isfinite()).any())
+    ]
+    if broken:
+        raise PriorRunMismatchError(
+            f"weights {name!r} of run {run.id} hold NaN or Inf in {len(broken)} tensors, first {broken[0]}. Choose "
+            "another run, or weights from before it diverged."
+        )
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a module's state dict."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
 def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
 
 
 def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapping[str, Tensor]) -> None:
     """Refuse weights without those of the model that they were added to: a module may hide these in its state dict."""
-    expected, parameters = module.state_dict(), dict(module.named_parameters())
-    kept = {tensor.data_ptr() for tensor in expected.values()}
-    # A parameter that the state dict has under another name is not hidden.
-    missing = [key for key in parameters if key not in expected and key not in archived]
-    if hidden := [key for key in missing if parameters[key].data_ptr() not in kept]:
+    parameters = dict(module.named_parameters())
+    if hidden := [key for key in hidden_parameters(parameters, _tensors(module)) if key not in archived]:
         raise PriorRunMismatchError(
             f"weights {name!r} of run {run.id} are {len(archived)} tensors, and the module has {len(parameters)} "
             f"parameters: {len(hidden)} of them, first {hidden[0]}, are in no state dict (adapters such as LoRA with "
@@ -168,12 +213,8 @@ def _refuse_adapters(module: nn.Module, run: PriorRun, name: str, archived: Mapp
 def _fitting(run: PriorRun, name: str, archived: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
     """Return archived weights under a module's names; the prefix ``module.`` may be missing on one side."""
     _refuse_adapters(module, run, name, archived)
-    expected = module.state_dict()
-    if archived.keys() != expected.keys():
-        prefix = "module."
-        stripped = {key.removeprefix(prefix): value for key, value in archived.items()}
-        added = {prefix + key: value for key, value in archived.items()}
-        archived = next((c for c in (stripped, added) if c.keys() == expected.keys()), archived)
+    expected = _tensors(module)
+    archived = under_our_names(archived, expected)
     wrong = sorted(
         key
         for key in archived.keys() | expected.keys()

@@ -95,6 +95,7 @@ class PresentationReader:
         parts = []
         for slot in presentation.slots:
             values, seen_B = signal.gather(positions_B, torch.full_like(positions_B, slot))
+            # In float64, which has a NaN where whole numbers have none.
             values = values.to(torch.float64)
             values[~seen_B] = torch.nan
             parts.append(values)

@@ -63,6 +63,7 @@ def choose_pairs(
         )
     refuse_shared(pool, held_out)
     match_classes(run, num_classes, pool.class_names)
+    # The pool's run was recorded without labels, and its fingerprint is one without them.
     match_examples(run, unlabelled(pool), "refuse")
     signal = run.signal("logits")
     if not bool(signal.seen(0).all()):
@@ -86,7 +87,7 @@ def select_pairs(scores_NC: Tensor, *, per_class: int, per_image: int = 1) -> tu
 
     Each image proposes its best classes, and each class takes its best images among those that propose it (Yalniz et
     al. 2019, https://arxiv.org/abs/1905.00546, section 3). An image may serve several classes, and none. Of equal
-    scores the lower class number and the earlier image come first, so that the choice does not depend on the device.
+    scores the lower class number and the earlier image come first.
 
     Args:
         scores_NC: A teacher's score of each class for each image, larger is better, such as softmax probabilities.
@@ -109,6 +110,7 @@ def select_pairs(scores_NC: Tensor, *, per_class: int, per_image: int = 1) -> tu
         raise ValueError(f"per_image must be from 1 to the number of classes {classes}, got {per_image}")
     if per_class < 1:
         raise ValueError(f"per_class must be at least 1, got {per_class}")
+    # Stable, so that the choice among equal scores does not depend on the device.
     proposed_NP = scores_NC.sort(dim=1, descending=True, stable=True).indices[:, :per_image]
     proposes_NC = torch.zeros_like(scores_NC, dtype=torch.bool).scatter_(1, proposed_NP, True)
     order_NC = scores_NC.sort(dim=0, descending=True, stable=True).indices

@@ -57,6 +57,7 @@ def missing_views(run: PriorRun, signal: Signal, policy: ViewPolicy, what: str, 
             f"run {run.id} has {what} for {len(known)} of the {policy.num_views} views (view {absent[0]} is the "
             "first missing)"
         )
+    # Only where a share is asked for: it is a look at every row.
     shares = [float(signal.seen(view).float().mean()) if least else 1.0 for view in range(policy.num_views)]
     unseen = [view for view, share in enumerate(shares) if share < least]
     if not unseen:
@@ -69,6 +70,7 @@ def age_of_slot(run: PriorRun, signal: Signal, slot: int) -> int | None:
     meta = signal.slot_meta(slot)
     if meta.get("source") == "harvest" or "epoch" not in meta:
         return None
+    # A run that stopped in mid-epoch has captured an epoch that it did not complete.
     return max(0, run.manifest.progress.epoch - 1 - int(meta["epoch"]))
 
 

@@ -31,8 +31,6 @@ from reuse_algos.recipe.grouping import group_of
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.sections import Faults
 
-__all__ = ["build_trainer", "check_world_size", "eval_loader", "train_loader"]
-
 log = logging.getLogger(__name__)
 
 _WANDB_TAG_LENGTH = 64
@@ -214,6 +212,7 @@ def _trainer_arguments(settings: Settings) -> dict[str, Any]:
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     arguments["progress_bar"] = settings.progress_bar and not _lines(settings)
     options = settings.compile
+    # Composer compiles where it is given a mapping, also an empty one.
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
     return arguments
 

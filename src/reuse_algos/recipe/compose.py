@@ -24,8 +24,6 @@ from reuse_algos.recipe.schema import Settings, check_settings
 from reuse_algos.recipe.source import apply_overrides, copied, merge_sections, parse_yaml, read_text
 from reuse_algos.sections import BROKEN, Faults, fit_fields, join
 
-__all__ = ["Recipe", "compose_recipe", "load_recipe"]
-
 _SINGLE: tuple[Kind, ...] = ("optimizer", "scheduler")
 _COMPONENTS: tuple[tuple[Kind, str], ...] = (
     ("algorithm", "algorithms"),
@@ -171,6 +169,7 @@ def _check_data(values: Any, faults: Faults) -> DataConfig:
         config.check()
     except DataError as error:
         for line in str(error).splitlines():
+            # Each line begins with the path of its own field.
             faults.add("", line.removesuffix("."))
     return config
 

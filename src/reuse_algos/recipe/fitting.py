@@ -18,8 +18,6 @@ from reuse_algos.errors import nearest
 from reuse_algos.recipe.registry import Kind, find, names
 from reuse_algos.sections import BROKEN, Faults, Named, fit, hints_of, is_settable, join
 
-__all__ = ["BUILDERS", "Component", "fit_named", "fit_options"]
-
 _EXAMPLES: dict[Kind, str] = {"optimizer": "{name: sgd, lr: 0.1}", "scheduler": "{name: cosine_annealing}"}
 
 

@@ -13,8 +13,6 @@ from reuse_algos.recipe.interpolation import SEED
 from reuse_algos.recipe.schema import Settings
 from reuse_algos.recipe.source import leaves
 
-__all__ = ["NOT_TRAINED_BY", "group_of", "trained_by"]
-
 NOT_TRAINED_BY = {
     "archive",
     "run_name",
@@ -32,7 +30,7 @@ NOT_TRAINED_BY = {
     "python_log_level",
     "dist_timeout",
 }
-"""Keys of a recipe that say where a run goes and what is shown of it, and nothing of what is trained."""
+"""Recipe keys that do not affect training (paths, logging, display)."""
 
 _DIGITS = 6
 _GROUP_LENGTH = 128  # of W&B
@@ -49,6 +47,7 @@ def group_of(recipe: Recipe) -> str:
     tags = {
         key: str(value)
         for key, value in record["tags"].items()
+        # The step of a sequence may be named by its seed.
         if SEED not in str(value) and not (key == "step" and "sequence" in record["tags"])
     }
     settings = recipe.settings

@@ -18,8 +18,6 @@ from omegaconf.grammar_parser import parse
 
 from reuse_algos.sections import BROKEN, Faults, join
 
-__all__ = ["Resolved", "resolve"]
-
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
 _ALLOWED = ("oc.env", "oc.decode", "oc.select")
 
@@ -48,11 +46,11 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
     Args:
         raw: The recipe as it was written.
         faults: Where to note what cannot be resolved.
-        derived: Top keys that the author did not write: what they are made from has the fault, not they.
-            Default: None.
+        derived: Top keys that the author did not write: what they are made from has the fault, not they. Default: none.
     """
     checked = _checked(raw, "", faults)
     config = OmegaConf.create(checked, flags={"allow_objects": True})
+    # What cannot be resolved is noted with the values, and once is enough.
     quiet = Faults(faults.source)
     values = {str(key): _item(config, key, str(key), quiet if key in derived else faults) for key in config}
     escaped = OmegaConf.create(_env_escaped(checked), flags={"allow_objects": True})
@@ -84,7 +82,7 @@ def _checked(value: Any, path: str, faults: Faults) -> Any:
 
 
 def _resolvers(text: str) -> Iterator[tuple[str, str]]:
-    """The resolvers that OmegaConf will call for a text, as its own parser sees them: name and whole call."""
+    """Yield the resolvers that OmegaConf will call for a text, as its own parser sees them: name and whole call."""
     waiting = [parse(text)]
     while waiting:
         node = waiting.pop()
@@ -105,6 +103,7 @@ def _env_escaped(value: Any) -> Any:
     if isinstance(value, list):
         return [_env_escaped(child) for child in value]
     if isinstance(value, str) and "${" in value and _shows_environment(value):
+        # Backslashes in front are doubled: OmegaConf takes one of each pair away.
         return _INTERPOLATION.sub(lambda found: found[1] * 2 + "\\${", value)
     return value
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,7 +18,7 @@ from composer import Algorithm, Callback
 from composer.loggers import LoggerDestination
 from composer.optim import ComposerScheduler
 
-__all__ = ["Kind", "Listed", "find", "names"]
+from reuse_algos.algorithms.base import snake_case
 
 Kind = Literal["algorithm", "callback", "logger", "optimizer", "scheduler"]
 
@@ -66,11 +65,6 @@ def names(kind: Kind) -> list[str]:
     return sorted({listed.name for listed in _table(kind).values()})
 
 
-def snake_case(name: str) -> str:
-    """Return ``LabelSmoothing`` as ``label_smoothing``, ``LRMonitor`` as ``lr_monitor``, ``EMA`` as ``ema``."""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
 @functools.cache
 def _table(kind: str) -> dict[str, Listed]:
     base, packages = _SOURCES[kind]
@@ -86,6 +80,7 @@ def _table(kind: str) -> dict[str, Listed]:
             if cls.__module__.startswith("reuse_algos."):
                 reserved |= OUR_RESERVED
             for spelling in spellings:
+                # The first package that has a name keeps it, in the order of _SOURCES.
                 table.setdefault(spelling, Listed(spellings[0], cls, frozenset(reserved)))
     return table
 
@@ -99,12 +94,14 @@ def _is_kind(cls: type, base: type, kind: str) -> bool:
 def _spellings(kind: str, cls: type) -> list[str]:
     """Return all names of a class, the main one first."""
     if kind == "optimizer":
+        # Composer's DecoupledSGDW is decoupled_sgdw, which snake_case would not give.
         return [cls.__name__.lower().replace("decoupled", "decoupled_")]
     full = snake_case(cls.__name__)
     suffix = _SUFFIX.get(kind, "")
     short = full.removesuffix(suffix) if suffix else full
     spellings = [short, full]
     parts = cls.__module__.split(".")
+    # Composer's own names of its algorithms are those of their modules, such as blurpool.
     if parts[0] == "composer" and kind != "scheduler":
         module = parts[2]
         spellings = [module.removesuffix(suffix) if suffix else module, short, module, full]

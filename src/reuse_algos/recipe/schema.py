@@ -14,8 +14,6 @@ from reuse_algos.models import ModelConfig
 from reuse_algos.recipe.building.resources import Resources
 from reuse_algos.sections import Faults
 
-__all__ = ["Settings", "check_settings"]
-
 _LOG_LEVELS = ("debug", "info", "warning", "error", "critical")
 _DEVICES = ("cpu", "gpu", "mps")
 _INTERVALS = ("eval_interval", "save_interval", "console_log_interval")

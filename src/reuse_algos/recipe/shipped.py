@@ -7,8 +7,6 @@ from pathlib import Path
 import reuse_algos
 from reuse_algos.errors import RecipeError, nearest
 
-__all__ = ["recipe_path", "shipped_recipe"]
-
 
 def recipe_path(text: str) -> Path:
     """Return the file that a command line names: a YAML file, or the name of one that comes with the library.
@@ -34,6 +32,7 @@ def shipped_recipe(name: str) -> Path:
         RecipeError: There is none of this name.
     """
     package = Path(reuse_algos.__file__).parent
+    # A wheel has the files inside of the package, a checkout beside src.
     roots = [root for root in (package / "yamls", package.parents[1] / "yamls") if root.is_dir()]
     for root in roots:
         if (found := root / f"{name}.yaml").is_file():

@@ -10,8 +10,6 @@ import yaml
 
 from reuse_algos.recipe.schema import Settings
 
-__all__ = ["without_defaults", "yaml_text"]
-
 
 def yaml_text(record: Mapping[str, Any]) -> str:
     """Return a recipe as YAML that trains again, without a line break at the end.

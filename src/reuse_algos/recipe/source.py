@@ -16,8 +16,6 @@ import yaml
 from reuse_algos.errors import nearest
 from reuse_algos.sections import Faults, join
 
-__all__ = ["apply_overrides", "copied", "leaves", "merge_sections", "parse_yaml", "read_text"]
-
 _MAX_NODES = 100_000
 _OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
 _SEGMENT = re.compile(r"[^\s.=]+")
@@ -99,7 +97,8 @@ class _Inspection:
         self._open: set[int] = set()
 
     def visit(self, node: yaml.Node, path: str) -> int:
-        """Note what is wrong below ``node``; the number of values it stands for, with its anchors written out."""
+        """Note what is wrong below ``node``, and return how many values it stands for with its anchors written out."""
+        # An alias is the same node: it is checked once, and counts as many values each time.
         if id(node) in self._sizes:
             return self._sizes[id(node)]
         if id(node) in self._open:

@@ -15,17 +15,13 @@ from reuse_algos.sequence.planning.order import fingerprint, queries_of, reuses
 from reuse_algos.sequence.planning.plan import Plan
 from reuse_algos.sequence.planning.step import PlannedStep
 
-__all__ = ["held_runs", "value_at_end"]
-
 _END = re.compile(r"([0-9]+)(ep|ba)")
 
 
 def held_runs(plan: Plan, archive: RunArchive) -> dict[str, PriorRun]:
     """Return the runs of other studies that are what steps of a plan would train.
 
-    A run counts where its recipe trains the same, seed and duration included. Under a constant learning rate a longer
-    run counts as well, where it was evaluated at the step's end. Steps that reuse runs, are reused, or are harvested,
-    are always trained.
+    Steps that reuse runs, are reused, or are harvested, are always trained.
 
     Args:
         plan: The sequence.
@@ -42,6 +38,7 @@ def held_runs(plan: Plan, archive: RunArchive) -> dict[str, PriorRun]:
         if record is not None and run.tags.get("sequence") != plan.config.name:
             # The first one of several, so that the choice does not change when others are added.
             same.setdefault(fingerprint(record), run)
+            # Under a constant learning rate a longer run is, at the step's end, what a run of that length would be.
             if schedule_of(record) == "constant":
                 longer.setdefault(_without_end(record), []).append(run)
     found: dict[str, PriorRun] = {}
@@ -49,6 +46,7 @@ def held_runs(plan: Plan, archive: RunArchive) -> dict[str, PriorRun]:
         record = step.recipe.record
         curves = longer.get(_without_end(record), []) if schedule_of(record) == "constant" else []
         read = (run for run in curves if value_at_end(run, step, plan.config.metric) is not None)
+        # Of a longer run only the value at the step's end is the step's, so an equal one comes first.
         run = same.get(fingerprint(record)) or next(read, None)
         if run is not None:
             found[step.title] = run
@@ -63,6 +61,7 @@ def value_at_end(run: PriorRun, step: PlannedStep, metric: str | None) -> float 
         step: The step.
         metric: Full name or last part of it. Default: None, the run's monitor.
     """
+    # Metrics are archived by epoch and step, so a duration in other units cannot be found in them.
     end = _END.fullmatch(str(step.recipe.settings.max_duration))
     if end is None:
         return None

@@ -20,18 +20,6 @@ from reuse_algos.sequence.planning.order import differences, waits_for
 from reuse_algos.sequence.planning.plan import Plan, PlannedStep
 from reuse_algos.sequence.planning.schema import HalvingConfig, SequenceConfig
 
-__all__ = [
-    "CHECKPOINTS",
-    "LOG",
-    "RECIPE",
-    "StepState",
-    "drop_losers",
-    "look_up_states",
-    "open_for_reading",
-    "open_store_of",
-    "trained_state",
-]
-
 RECIPE = "recipe.yaml"
 CHECKPOINTS = "checkpoints"
 LOG = "log.txt"
@@ -98,9 +86,9 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
         archive: Where its runs are; None: nowhere yet.
 
     Raises:
-        SequenceError: A finished or interrupted step was trained by another recipe than the file now says, or
-            harvested otherwise, a step has two runs, or one is missing whose place later steps have taken (all of these
-            are listed).
+        SequenceError: A finished or interrupted step was trained by another recipe than the file now says, or its
+            harvest had other settings, a step has two runs, or one is missing whose place later steps have taken (all
+            of these are listed).
     """
     runs = _finished_runs(plan, archive)
     # A search asks for values; a comparison of costs asks for the training itself.
@@ -141,15 +129,14 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
 def drop_losers(config: SequenceConfig, states: Sequence[StepState]) -> list[StepState]:
     """Return the states, with steps as ``stopped`` whose values a search by halving has dropped.
 
-    A rung decides once all of its steps that were not dropped before are trained. So the archive alone says what goes
-    on, and a sequence that was killed decides as it did before.
+    A rung decides once all of its steps that were not dropped before are trained.
 
     Args:
         config: The sequence file.
         states: Every step.
 
     Raises:
-        CompareError: The runs share no metric, or not the one that the file names.
+        CompareError: The runs have no metric in common, or not the one that the file names.
     """
     found, search = list(states), config.search
     for arm in config.arms if search is not None else ():
@@ -160,6 +147,7 @@ def drop_losers(config: SequenceConfig, states: Sequence[StepState]) -> list[Ste
 
 def _drop_losers(found: list[StepState], arm: str, key: str, halving: HalvingConfig, metric: str | None) -> None:
     own = [k for k, state in enumerate(found) if state.step.arm == arm and state.step.rung is not None]
+    # The archive alone says what goes on, so a sequence that was killed decides as it did before.
     for rung in range(1, halving.rungs):
         here = [found[k] for k in own if found[k].step.rung == rung and found[k].state != "stopped"]
         if not here or any(state.run is None for state in here):
@@ -173,6 +161,7 @@ def _drop_losers(found: list[StepState], arm: str, key: str, halving: HalvingCon
         kept = survivors(finals, halving.eta, runs[0].metric_mode(name))
         for k in own:
             state = found[k]
+            # What is trained already stays, whatever the search says of it now.
             trained = state.run is not None and not state.held
             if (state.step.rung or 0) > rung and not trained and _value(state, key) not in kept:
                 found[k] = StepState(state.step, "stopped")

@@ -183,6 +183,7 @@ def attacked(model: nn.Module, *, auxiliary: bool = False) -> Iterator[None]:
     """
     layers: list[Any] = split_layers(model) if auxiliary else []
     with kept_modes(model):
+        # In training mode the perturbed images would move batch norm's statistics, and lie in each other's gradients.
         model.eval()
         try:
             for layer in layers:
@@ -208,10 +209,9 @@ def ascend(
     """Perturb images so that a model's cross entropy grows (or, with targets, that of the target falls).
 
     Every example goes its own way, ``delta <- project(delta + step * direction(d L_b / d p_b))``, with the sign as
-    direction for ``linf`` and the gradient over its Euclidean norm for ``l2``. The projection is onto the ball and then
-    onto valid pixels, which never leads out of the ball again, as a clean image is valid. Only the gradient with
-    respect to the inputs is computed: no parameter gets a ``.grad``, whether or not it requires one, and callers may be
-    inside ``torch.no_grad``. Nothing is drawn from any generator.
+    direction for ``linf`` and the gradient over its Euclidean norm for ``l2``, projected onto the ball and onto valid
+    pixels. Only the gradient with respect to the inputs is computed: no parameter gets a ``.grad``, whether or not it
+    requires one, and callers may be inside ``torch.no_grad``. Nothing is drawn from any generator.
 
     An example whose gradient is exactly 0, or not finite, stays where it is in that step: there is no direction to go.
     ``slope_B`` says where it was so.
@@ -279,8 +279,11 @@ def ascend(
             if attack.norm == "linf":
                 delta_BCHW += attack.step * gradient_BCHW.sign_()
             else:
+                # A gradient of 0 stays 0 over the least norm, so that the example stays where it is.
                 delta_BCHW += attack.step * gradient_BCHW.div_(_norms(gradient_BCHW).clamp_(min=1e-30))
                 delta_BCHW *= (attack.epsilon / _norms(delta_BCHW).clamp_(min=1e-30)).clamp_(max=1)
+            # Last, as valid pixels never lead out of the ball again: the clean image is valid, and lies in the same
+            # interval.
             delta_BCHW.clamp_(low_BCHW, high_BCHW)
         return Perturbed(delta_BCHW, slope_B111.flatten())
 
@@ -301,6 +304,7 @@ def random_targets(seed: int, labels_B: Tensor, num_classes: int, keys_B: Tensor
     >>> random_targets(0, torch.tensor([0]), 2, torch.tensor([7]), torch.tensor([0]))
     tensor([1])
     """
+    # From K - 1 classes, stepping over the label: uniform over the others without drawing twice.
     others_B = uniform_ints(view_hash(seed, keys_B, views_B, _SALT_TARGET), num_classes - 1)
     return others_B + (others_B >= labels_B)
 
@@ -328,6 +332,7 @@ def pixel_room(inputs_BCHW: Tensor, pixels: PixelSpace) -> tuple[Tensor, Tensor]
                 f"with pixel mean {list(pixels.mean)} and std {list(pixels.std)} the inputs are pixels from "
                 f"{least:.4g} to {most:.4g}, not from 0 to 1. Give the mean and std with which they were normalised."
             )
+    # Rounding may leave a pixel just outside, where its least perturbation would be above 0.
     values_BCHW.clamp_(0, 1)
     return -values_BCHW, 1 - values_BCHW
 
@@ -366,6 +371,7 @@ def _gradient(
 ) -> Tensor:
     """Return the gradient of each example's objective with respect to its inputs, up to a positive factor: float32."""
     if attack.targeted == "random":
+        # The loss of the class that is wanted has to fall.
         targets_B, sign = random_targets(attack.seed, labels_B, logits_BK.shape[1], keys_B, views_B), -1.0
     else:
         targets_B, sign = labels_B, 1.0

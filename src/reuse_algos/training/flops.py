@@ -53,7 +53,7 @@ def training_flops(flops_per_example: int | None, state: State) -> float | None:
         None where they are not known: those of the forward pass are not, those that an algorithm adds are not, or one
         of Composer's (SAM, SelectiveBackprop, ProgressiveResizing, SeqLengthWarmup) changes what a step is.
     """
-    # An unknown number is honest, a wrong one would decide a comparison.
+    # Unknown is better than wrong: a wrong number would decide a comparison.
     if flops_per_example is None or any(isinstance(one, _OTHER_WORK) for one in state.algorithms):
         return None
     total = float(PASSES_PER_STEP * flops_per_example * int(state.timestamp.sample))

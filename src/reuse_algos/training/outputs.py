@@ -33,7 +33,20 @@ def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     plain = unwrap_model(model)
     state = plain.state_dict()
     names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
+    # Parts that were compiled one by one carry the prefix inside of the model.
     return {name.replace("_orig_mod.", ""): state[name] for name in names}
+
+
+def hidden_parameters(parameters: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return the names of the parameters that a state dict leaves out, as adapters (LoRA) do.
+
+    Args:
+        parameters: By their names in the state dict.
+        kept: The state dict.
+    """
+    # A parameter that the state dict has under another name is not left out.
+    stored = {tensor.data_ptr() for tensor in kept.values()}
+    return [name for name, one in parameters.items() if name not in kept and one.data_ptr() not in stored]
 
 
 def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor:
@@ -49,19 +62,40 @@ def logits_of(outputs: Any, output_key: str | int | None = None) -> torch.Tensor
     """
     found: Any = None
     if isinstance(outputs, torch.Tensor):
-        found = outputs
+        # Models that squeeze their outputs give a bare number for a batch of one row.
+        found = outputs if outputs.dim() else outputs.reshape(1)
     elif output_key is not None:
-        try:
-            found = outputs[output_key]
-        except (KeyError, IndexError, TypeError) as error:
-            raise ModelError(f"the model's outputs have nothing under output_key={output_key!r}: {error!r}") from error
+        found = _entry(outputs, output_key)
     elif isinstance(outputs, Mapping):
         found = outputs.get("logits")
     else:
         found = getattr(outputs, "logits", None)
     if not isinstance(found, torch.Tensor) or found.dim() < 1:
         raise ModelError(
-            f"no logits [B, C, ...] or [B] found in outputs of type {type(outputs).__name__}; name their place by "
-            "output_key"
+            f"no logits [B, C, ...] or [B] found in outputs of type {type(outputs).__name__}{_holds(outputs)}; name "
+            "their place by keys: {output: ...} (output_key where there are no keys)"
         )
     return found
+
+
+def _entry(outputs: Any, key: str | int) -> Any:
+    """Return what lies under a key: an entry, or an attribute of a dataclass or named tuple."""
+    if isinstance(key, str) and not isinstance(outputs, Mapping) and hasattr(outputs, key):
+        return getattr(outputs, key)
+    try:
+        return outputs[key]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ModelError(
+            f"the model's outputs, of type {type(outputs).__name__}{_holds(outputs)}, have nothing under "
+            f"output_key={key!r}: {error!r}"
+        ) from error
+
+
+def _holds(outputs: Any) -> str:
+    """Return the places that outputs have, in words."""
+    if isinstance(outputs, Mapping):
+        return f" with {', '.join(map(repr, outputs))}"
+    if isinstance(outputs, (tuple, list)):
+        return f" of {len(outputs)}"
+    named = getattr(outputs, "__dict__", {})
+    return f" with {', '.join(map(repr, named))}" if named and not isinstance(outputs, torch.Tensor) else ""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from composer import Callback, State
 from composer.algorithms import CutMix, MixUp, SelectiveBackprop
 from composer.loggers import InMemoryLogger
 from composer.models import ComposerClassifier
@@ -14,9 +15,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from distilling import Watch, distil, fit, kl, series, teacher
-from reuse_algos.algorithms import PriorRunDistillation
+from reuse_algos.algorithms import PriorRunDistillation, PriorRunWarmStart
 from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers, LiveTeachers
 from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.errors import (
@@ -28,7 +30,18 @@ from reuse_algos.errors import (
     RunNotFoundError,
     SignalNotFoundError,
 )
-from toy import NUM_CLASSES, DictModel, NoisyDataset, blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import (
+    NUM_CLASSES,
+    NUM_FEATURES,
+    DictModel,
+    NoisyDataset,
+    blobs,
+    epoch_loader,
+    mlp,
+    record_run,
+    trainer,
+    viewed,
+)
 
 
 def _relabelled() -> Any:
@@ -264,8 +277,9 @@ def test_corrupt_file(tmp_path: Path, source: str, kind: str) -> None:
     ("settings", "message"),
     [
         ({"source": "cache"}, "source.name: there is no 'cache'.*'cached'"),
-        ({"temperature": 0}, "temperature must be above 0"),
-        ({"temperature": 1e4}, "at most 1000, got 10000"),
+        ({"temperature": 0}, "temperature must be in"),
+        ({"temperature": 1e-3}, "temperature must be in"),  # T^2 leaves next to no gradient
+        ({"temperature": 1e4}, r"\[0.01, 1000\], got 10000"),
         ({"weight": 1.5}, r"weight must be in \[0, 1\]"),
         ({"every_n_batches": 0}, "every_n_batches must be at least 1"),
         ({"mismatch": "maybe"}, "mismatch must be 'refuse' or 'allow'"),
@@ -281,3 +295,57 @@ def test_no_way_to_build_the_teacher(archive: RunArchive) -> None:
 
     with pytest.raises(ModelError, match="give its architecture"):
         archived_model(archive.runs()[0], "last")
+
+
+@pytest.mark.parametrize("source", ["live", "cached"])
+def test_a_teacher_that_diverged_is_refused_though_it_is_named(tmp_path: Path, source: str) -> None:
+    """A query leaves such runs out; an id does not."""
+
+    class Diverged(Callback):
+        def epoch_end(self, state: State, logger: Any) -> None:
+            with torch.no_grad():
+                state.model.module[3].bias.fill_(float("nan"))  # type: ignore[index]
+
+    recorder = RunRecorder(tmp_path, signals={"logits": {}})
+    trainer(epoch_loader(viewed(num_views=1)), mlp(1), callbacks=[recorder, Diverged()]).fit()
+    student = mlp(5)
+    before = student.module[3].weight.clone()  # type: ignore[union-attr]
+    source_ = {"name": source, **({"oldest": "1dur"} if source == "cached" else {})}
+    with pytest.raises(PriorRunMismatchError, match="hold NaN or Inf|are NaN in 16 of 16 rows"):
+        fit([distil(RunArchive(tmp_path), runs=recorder.run_id, source=source_)], student, data=viewed(num_views=1))
+    assert torch.equal(student.module[3].weight, before)  # type: ignore[union-attr]
+
+
+class _Extra(nn.Linear):
+    """Has more in its state dict than tensors, and a mask of infinities, as attention layers do."""
+
+    def __init__(self) -> None:
+        super().__init__(NUM_FEATURES, NUM_CLASSES)
+        self.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+
+    def get_extra_state(self) -> Any:
+        return {"scale": 1}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"scale": 1}
+
+
+def test_state_that_is_no_tensor_and_masks_of_infinities_are_no_hindrance(tmp_path: Path) -> None:
+    def model(seed: int) -> ComposerClassifier:
+        torch.manual_seed(seed)
+        return ComposerClassifier(nn.Sequential(_Extra()), num_classes=NUM_CLASSES)
+
+    recorder, teacher_ = RunRecorder(tmp_path), model(1)
+    trainer(epoch_loader(viewed()), teacher_, callbacks=[recorder]).fit()
+    algorithm = distil(RunArchive(tmp_path), runs=recorder.run_id, source="live", temperature=1.0)
+    _, watch, _ = fit([algorithm], model(2), max_duration="1ba")
+    with torch.no_grad():
+        theirs = teacher_.module(watch.inputs[0])
+    expected = nn.functional.kl_div(
+        watch.outputs[0].log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True
+    )
+    assert float(algorithm.latest_metrics["reuse/distillation/loss"]) == pytest.approx(float(expected), abs=1e-6)
+    warm = PriorRunWarmStart(tmp_path, recorder.run_id)
+    started = model(3)
+    trainer(epoch_loader(viewed()), started, algorithms=[warm], lr=0.0).fit()
+    assert torch.equal(started.module[0].weight, teacher_.module[0].weight)  # type: ignore[index]

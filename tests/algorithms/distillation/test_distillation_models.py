@@ -149,7 +149,7 @@ def test_a_tuple_without_a_key_is_refused_before_the_first_step(tmp_path: Path) 
     _fit(_TwoHeads(1), archive=tmp_path)
     student = _TwoHeads(5)
     before = student.heads[0].weight.clone()  # type: ignore[operator]
-    with pytest.raises(TaskError, match="no logits .* in outputs of type tuple; name their place by output_key"):
+    with pytest.raises(TaskError, match="no logits .* in outputs of type tuple of 2; name their place by keys"):
         _fit(student, PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}))
     assert torch.equal(student.heads[0].weight, before)  # type: ignore[arg-type]
 

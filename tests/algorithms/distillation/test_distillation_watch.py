@@ -40,6 +40,18 @@ def test_three_bad_looks_in_a_row(bad: Look, message: str) -> None:
         assert re.match(message, str(one.judge(bad)))
 
 
+def test_opposition_at_the_optimum_is_not_harm() -> None:
+    """There the gradients of a weighted sum's parts add up to nothing, so that their cosine is -1 by definition."""
+    converged = GOOD._replace(cosine=-1.0, own=0.04)
+    watch = HarmWatch(on=True)
+    assert [watch.judge(GOOD._replace(own=0.1)), *[watch.judge(converged)] * 4] == [None] * 5
+    early = GOOD._replace(cosine=-1.0, own=0.06)
+    later = HarmWatch(on=True)
+    later.load_state_dict(watch.state_dict())
+    assert [later.judge(early), later.judge(early)] == [None, None]
+    assert "opposes" in str(later.judge(early)), "the loss still pulls, and the teachers hold against it"
+
+
 def test_what_is_not_known_is_no_sign() -> None:
     watch = HarmWatch(on=True)
     assert [watch.judge(Look()) for _ in range(4)] == [None] * 4
@@ -152,6 +164,7 @@ def test_cosine_and_shares_in_closed_form(archive: RunArchive) -> None:
     own, term = torch.softmax(z, 1) - nn.functional.one_hot(y, NUM_CLASSES), z - taught
     cosine = float((own * term).sum() / own.norm() / term.norm())
     assert series(log, "reuse/distillation/cosine") == [pytest.approx(cosine, abs=1e-5)]
+    assert series(log, "reuse/distillation/own") == [pytest.approx(float(own.square().sum(1).mean().sqrt()), rel=1e-5)]
     assert series(log, "reuse/distillation/right") == [float((z.argmax(1) == y).float().mean())]
     assert series(log, "reuse/distillation/taught") == [float((taught.argmax(1) == y).float().mean())]
 

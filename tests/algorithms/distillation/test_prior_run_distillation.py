@@ -230,11 +230,11 @@ def test_a_scheduler_may_end_where_the_term_does(archive: RunArchive) -> None:
         ({"weight_scheduler": LinearScheduler(alpha_f=-0.5)}, r"weight must be in \[0, 1\], got -"),
         (
             {"temperature_scheduler": LinearWithWarmupScheduler("1ep", alpha_f=0.5)},
-            "temperature must be above 0 and at most 1000, got 0.0",
+            r"temperature must be in \[0.01, 1000\], got 0.0",
         ),
         (
             {"temperature_scheduler": LinearScheduler(t_max="5ba")},
-            "temperature must be above 0 and at most 1000, got 0.0",
+            r"temperature must be in \[0.01, 1000\], got 0.0",
         ),
         ({"weight_scheduler": LinearScheduler(t_max="10sec")}, "LinearScheduler cannot say .* Wall clock"),
         ({"weight_scheduler": LinearScheduler(t_max="0dur")}, "LinearScheduler cannot say .*division by zero"),
@@ -390,7 +390,7 @@ def test_channels_last_and_cutmix(tmp_path: Path) -> None:
     assert series(log, "reuse/distillation/loss")[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_another_trainer_chooses_its_teachers_anew(tmp_path: Path) -> None:
+def test_another_trainer_chooses_its_teachers_again(tmp_path: Path) -> None:
     """A loop over seeds with one algorithm object: each run may learn from those before it, and has its own counts."""
 
     def recorded(name: str, seed: int, algorithms: list[Any]) -> str:

@@ -14,6 +14,7 @@ from composer import Event
 from composer.algorithms import EMA, ChannelsLast
 from composer.models import ComposerClassifier
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from reuse_algos.algorithms import PriorRunWarmStart
 from reuse_algos.algorithms.prior_run_warm_start.initial_weights import noise_generator
@@ -21,7 +22,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
-from toy import checkpointed, epoch_loader, mlp, trainer
+from toy import NUM_CLASSES, blobs, checkpointed, epoch_loader, mlp, trainer
 from warming import NAMES, Named, Stop, Weights, archived, fit, record, same, warm
 
 HEAD = ("module.3.weight", "module.3.bias")
@@ -78,7 +79,7 @@ def test_shrink_and_perturb(archive: RunArchive, noise: str) -> None:
             drawn = flat[torch.randperm(len(flat), generator=generator)].reshape(fresh[name].shape)
         assert torch.equal(seen.first[name], 0.4 * old[name] + 0.1 * drawn), name
     for name in STATISTICS:
-        assert torch.equal(seen.first[name], fresh[name]), "the activations are others, so statistics start anew"
+        assert torch.equal(seen.first[name], fresh[name]), "the activations are others, so statistics start again"
 
 
 def test_frozen_layers_are_neither_shrunk_nor_perturbed(archive: RunArchive) -> None:
@@ -253,6 +254,27 @@ def test_weights_with_nan_are_refused(tmp_path: Path) -> None:
     run = record(mine, "broken", model=broken)
     with pytest.raises(PriorRunMismatchError, match="hold NaN or Inf"):
         fit([warm(mine, runs=run)])
+
+
+def test_a_head_whose_classes_have_other_numbers_is_refused(tmp_path: Path) -> None:
+    """Nothing names the classes; the same examples have other labels."""
+    data = blobs()
+    recorder = RunRecorder(tmp_path)
+    trainer(epoch_loader(data), mlp(1), callbacks=[recorder]).fit()
+    x, y = data.tensors
+    corrected = y.clone()
+    corrected[:6] = (y[:6] + 1) % NUM_CLASSES  # labels that were corrected are no other classes
+
+    def start(labels: torch.Tensor, **arguments: Any) -> None:
+        algorithm = PriorRunWarmStart(tmp_path, str(recorder.run_id), **arguments)
+        trainer(epoch_loader(TensorDataset(x, labels)), mlp(2), algorithms=[algorithm], max_duration="1ba").fit()
+
+    with pytest.raises(PriorRunMismatchError, match="64 of 64 common examples have another label, first 0 there and 1"):
+        start((y + 1) % NUM_CLASSES)
+    start((y + 1) % NUM_CLASSES, head="reset")
+    start((y + 1) % NUM_CLASSES, mismatch="allow")
+    start(corrected)
+    start(y)
 
 
 def test_a_module_without_its_composer_prefix(archive: RunArchive) -> None:

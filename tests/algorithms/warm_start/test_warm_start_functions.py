@@ -21,10 +21,10 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     initial_values,
     misfits,
     noise_generator,
-    under_our_names,
 )
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models import build_model
+from reuse_algos.priors.model import under_our_names
 from reuse_algos.training.parameters.head import find_head
 from reuse_algos.training.parameters.parameter_groups import add_groups, arrange_groups, check_schedulers
 from reuse_algos.training.parameters.trainable import head_of, matches, pattern_faults

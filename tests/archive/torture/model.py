@@ -288,12 +288,13 @@ class ArchiveMachine(RuleBasedStateMachine):
 
 
 def case(folder: Path, count: int | None = None, seed: int = 0, steps: int = 50) -> Outcome:
-    """``count`` sequences (500 for None) of up to 50 operations, always the same ones.
+    """``count`` sequences (500 for None) of up to 50 operations.
 
     Args:
         folder: Not used: each sequence has a temporary folder of its own.
         count: Number of sequences.
-        seed: Not used: the sequences are those that hypothesis derives from the machine.
+        seed: Not used: hypothesis derives the sequences from the machine, and from constants that it finds in the
+            modules that were imported. So they depend on what ran before in the same process.
         steps: Operations in each.
     """
     del folder, seed
@@ -322,7 +323,8 @@ def case(folder: Path, count: int | None = None, seed: int = 0, steps: int = 50)
             ),
         )
     except Exception as error:
-        tally.miss(f"{error!r} {getattr(error, '__notes__', '')}")
+        # The last operation first: what noticed the difference must not be what is cut from a long text.
+        tally.miss(f"{error!r} after {getattr(error, '__notes__', [])[::-1]}")
     tally.tries = min(Counted.examples, examples)
     tally.notes["steps each"] = steps
     return tally.outcome()

@@ -35,6 +35,7 @@ from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.data.nested import take_rows
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
@@ -43,7 +44,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
-from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.batch_norm import share_statistics
 from reuse_algos.training.window import Window

@@ -134,6 +134,7 @@ class Perturbations:
             for _, run_rows, signal in found
         ]
         known_VN = [seen_VN for seen_VN in self._seen if seen_VN is not None]
+        # Where no run has all of them, several together still may.
         self.complete = len(known_VN) < len(self._seen) or bool(torch.stack(known_VN).any(0).all())
 
     def _checked(self, run: PriorRun, policy: ViewPolicy, mismatch: str, command: str) -> Signal:
@@ -252,5 +253,6 @@ def _seen(signal: Signal, rows_N: Tensor | None, num_views: int) -> Tensor | Non
     nowhere = torch.zeros(signal.num_examples, dtype=torch.bool)
     seen_VN = torch.stack([signal.seen(view) if view in signal.slots else nowhere for view in range(num_views)])
     if rows_N is not None:
+        # -1 would read the last row; the second factor leaves it out.
         seen_VN = seen_VN[:, rows_N.clamp_min(0)] & (rows_N >= 0)
     return None if bool(seen_VN.all()) else seen_VN

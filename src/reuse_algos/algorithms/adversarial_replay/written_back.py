@@ -19,15 +19,14 @@ from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
-from reuse_algos.algorithms.adversarial_replay.replay.rows import with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Replayable, Start
 from reuse_algos.data.images.pixels import PixelSpace
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.data.sampler import Examples
 from reuse_algos.errors import DataError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, ascend, attacked
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import class_numbers_of
-from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
 # All of them are kept on the training device in float16. Beyond this size that would crowd out the training.
@@ -77,6 +76,7 @@ class WrittenBack:
                 f"most {_MOST_BYTES >> 30} GiB are kept on the device. Take fewer views (data.num_views) or use: as_is."
             )
         if self._values_VN.shape != shape:
+            # Half the memory of float32, and still much finer than a step of a pixel.
             self._values_VN = torch.zeros(shape, dtype=torch.float16, device=device)
             self._known_VN = torch.zeros(shape[:2], dtype=torch.bool, device=device)
             self._fresh_VN = torch.zeros_like(self._known_VN)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
+from reuse_algos.data.nested import with_item
 from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
 from reuse_algos.training.attacks import Attack, attacked, perturb
 from reuse_algos.training.batch_keys import BatchKeys
@@ -172,15 +173,11 @@ class AdversarialTraining(Algorithm, BatchEffects):
         inputs_BCHW: Any = state.batch_get_item(self.input_key)
         labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
-        batch = state.batch  # models take the whole batch, so the attack puts its images into it and takes them out
+        batch = state.batch
 
         def forward(moved_BCHW: Tensor) -> Tensor:
-            state.batch = batch
-            state.batch_set_item(self.input_key, moved_BCHW)
-            try:
-                return logits_of(model(state.batch), None)
-            finally:
-                state.batch = batch
+            # Models take the whole batch.
+            return logits_of(model(with_item(batch, self.input_key, moved_BCHW)), None)
 
         with get_precision_context(state.precision, state.precision_config):
             moved_BCHW = adversarial_inputs(

@@ -29,8 +29,6 @@ from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.ranks import on_rank_zero
 
-__all__ = ["AutoReuse"]
-
 
 class AutoReuse(ReusingAlgorithm):
     """Look at the archive and at the first batch, and reuse earlier runs where a preset was shown to help.
@@ -117,6 +115,7 @@ class AutoReuse(ReusingAlgorithm):
             self.decision = on_rank_zero(lambda: self._decide(state))
             self._say("would do " if self.dry_run else "")
         if self.chosen is None and (chosen := self._build(self.decision)) is not None:
+            # It was not in the Trainer's list at INIT.
             chosen.apply(Event.INIT, state, logger)
             if self._resumed is not None:
                 chosen.load_state_dict(self._resumed)
@@ -154,6 +153,7 @@ class AutoReuse(ReusingAlgorithm):
         try:
             chosen.apply(event, state, logger)
         except ReuseAlgosError as error:
+            # The first loss comes before the first step: nothing has been trained, so plain training is still possible.
             before = event == Event.FIT_START or (event == Event.AFTER_LOSS and int(state.timestamp.batch) == 0)
             if not before:
                 raise

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from reuse_algos.presets import PRESETS, SHOWN
 
-__all__ = ["Decision", "RunFacts", "decide"]
-
 _MOST_TEACHERS = 3
 """Three teachers gain over one; each costs a look-up, or a forward pass where it is live."""
 
@@ -138,7 +136,7 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
 
 
 def _best(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """The best runs by their own last metric, at most three; those without a metric come last."""
+    """Return the best runs by their own last metric, at most three; those without a metric come last."""
     return sorted(runs, key=_score, reverse=True)[:_MOST_TEACHERS]
 
 

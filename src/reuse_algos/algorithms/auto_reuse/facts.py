@@ -16,8 +16,6 @@ from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, ReuseAlgos
 from reuse_algos.priors.choosing import match_classes, match_examples
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
 
-__all__ = ["facts_of", "facts_of_run"]
-
 _MOST_RUNS = 50
 """The latest runs that are looked at; each costs a few small reads."""
 
@@ -86,6 +84,7 @@ def facts_of_run(run: PriorRun, model: torch.nn.Module, info: DatasetInfo, look_
 def _common(run: PriorRun, info: DatasetInfo) -> int:
     try:
         with warnings.catch_warnings():
+            # Warnings about a match are for a run that is used, not for one that is looked at.
             warnings.simplefilter("ignore", ArchiveWarning)
             rows = match_examples(run, info, "allow")
     except PriorRunMismatchError:
@@ -103,7 +102,7 @@ def _same_classes(run: PriorRun, model: torch.nn.Module, info: DatasetInfo) -> b
 
 
 def _score(run: PriorRun) -> float | None:
-    """The run's monitor at its end, so that more is better."""
+    """Return the run's monitor at its end, so that more is better."""
     if run.manifest.monitor is None:
         return None
     try:

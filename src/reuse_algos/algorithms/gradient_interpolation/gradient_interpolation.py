@@ -17,6 +17,7 @@ from torch import Tensor
 
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.data.hashing import uniform_floats, view_hash
+from reuse_algos.data.nested import with_item
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError
 from reuse_algos.models.time_conditioned import TimeConditioned, time_of, with_time
@@ -128,20 +129,14 @@ class GradientInterpolation(Algorithm, BatchEffects):
                 "column or channel is the time."
             )
         model: Any = unwrap_model(state.model)
-        batch = state.batch  # models take the whole batch, so inputs of other times are put into it and taken out
+        batch = state.batch
 
         def loss_of(delta: Tensor) -> Tensor:
             def forward(times_B: Tensor) -> Tensor:
-                state.batch = batch
-                state.batch_set_item(self.input_key, with_time(inputs, times_B))
-                try:
-                    return model(state.batch)
-                finally:
-                    state.batch = batch
-                    state.batch_set_item(self.input_key, inputs)
+                return model(with_item(batch, self.input_key, with_time(inputs, times_B)))
 
             outputs = interpolate(forward, time_of(inputs), delta.to(inputs))
-            return total_of(model.loss(outputs, state.batch))
+            return total_of(model.loss(outputs, batch))
 
         number = int(state.timestamp.batch)
         self._draw_again(number)

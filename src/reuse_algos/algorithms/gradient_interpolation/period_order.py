@@ -7,6 +7,7 @@ from composer.loggers import Logger
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.priors.drift import training_period
 
 
 class PeriodOrder(Algorithm):
@@ -30,9 +31,8 @@ class PeriodOrder(Algorithm):
         """Look at the prior runs of the other algorithms."""
         for algorithm in state.algorithms:
             for run in algorithm.prior_runs if isinstance(algorithm, ReusingAlgorithm) else ():
-                section = ((run.manifest.recipe or {}).get("data") or {}).get("rotated")
-                theirs = section.get("period") if isinstance(section, dict) else None
-                if isinstance(theirs, int) and theirs > self.period:
+                theirs = training_period(run)
+                if theirs is not None and theirs > self.period:
                     raise PriorRunMismatchError(
                         f"periods are out of order: run {run.id} was trained up to period {theirs}, this run up to "
                         f"{self.period}, so it would start from what it is to foresee. Choose a run of period "

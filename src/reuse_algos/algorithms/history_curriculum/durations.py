@@ -68,6 +68,7 @@ def epochs_of(when: Window, epochs: float, epoch_batches: int, epoch_samples: in
         return time.value / length[time.unit]
 
     start, stop = place(Time.from_input(when.start)), place(Time.from_input(when.stop))
+    # Rounding leaves 0.29 of 100 epochs just below 29.
     whole = math.floor(epochs + 1e-9)
     first = math.floor(start + 1e-9)
     if stop >= epochs:

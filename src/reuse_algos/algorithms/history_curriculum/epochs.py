@@ -134,6 +134,8 @@ class Epochs:
             if first <= epoch < past:
                 plan = self._strategy.plan(epoch, found, self.length, self.clock, self._seed)
             else:
+                # Epochs with all examples are counted by themselves, so that their passes go on where the last one
+                # ended.
                 plan = plan_of_all(found, epoch if epoch < first else epoch - (past - first), self.length, self._seed)
             self._current = epoch, Planned(found, plan, plan.changes(len(scores_N)))
         return self._current[1]

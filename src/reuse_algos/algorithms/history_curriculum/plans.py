@@ -151,6 +151,7 @@ def window(
     >>> window(candidates(np.array([0.3, 0.1, 0.2]), "keep"), seed=0, count=2, end="easy")
     array([1, 2])
     """
+    # An infinite score marks an example of unknown score, which stays whatever the window is.
     unknown = np.flatnonzero(np.isposinf(found.scores_N))
     known = Candidates(np.where(np.isposinf(found.scores_N), np.nan, found.scores_N))
     order = difficulty_order(known, seed, labels_N)

@@ -142,11 +142,8 @@ def find_scores(
 
 
 def score_owners(scores_N: np.ndarray, seed: int) -> np.ndarray:
-    """Return whose score each example gets in the control ``shuffled``: int64 ``[N]``.
-
-    Examples without a score stay without one, so that as many are shown as with their own scores.
-    """
-    # Among those that have one only.
+    """Return whose score each example gets in the control ``shuffled``: int64 ``[N]``."""
+    # Only among examples with a score, so that as many are shown as with their own scores.
     known = np.flatnonzero(~np.isnan(scores_N))
     owner_N = np.arange(len(scores_N))
     owner_N[known] = generator(seed, Purpose.SHUFFLED_SCORES).permutation(known)

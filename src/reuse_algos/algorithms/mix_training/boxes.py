@@ -88,6 +88,7 @@ def strong_view(
         top, left = int(rng.integers(0, height - side_y + 1)), int(rng.integers(0, width - side_x + 1))
         view[:, top : top + side_y, left : left + side_x] = view.mean()
     corners = boxes_K4[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2).double()
+    # affine_grid turns about the middle of the picture, not about its corner.
     middle = torch.tensor([width / 2, height / 2], dtype=torch.float64, device=corners.device)
     moved = (corners - middle) @ torch.tensor(forward.T, device=corners.device) + middle
     moved = moved + torch.tensor([shift_x * width, shift_y * height], device=corners.device)

@@ -189,6 +189,7 @@ class Lessons:
             self._share = cached.share(state, self._positions(batch), self._chosen)
 
     @property
+    # A teacher of weight 0 is neither run nor looked up.
     def _chosen(self) -> list[int]:
         return [int(i) for i in np.flatnonzero(self.combination)]
 
@@ -276,6 +277,7 @@ class Lessons:
         metrics |= totals.metrics()
         ratio = totals.ratio(self.base_weight, self.strength.weight)
         if self._bounding:
+            # The ratio was measured with the lowered weight, and the bound is on that of the recipe.
             self.measured.hold((ratio or 0.0) / self.measured.factor)
         found = {
             "pull": ratio,

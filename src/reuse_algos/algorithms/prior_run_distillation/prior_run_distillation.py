@@ -66,7 +66,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         combine: :class:`Mean` of the teachers, :class:`Mixup` or :class:`Sample`. KL combines softened distributions,
             MSE logits. Default: ``mean``.
         loss: :class:`KL`, :class:`MSE` or (of maps) :class:`ChannelWise`, with weight and temperature. Default: that of
-            the preset ``same_data``, MSE in units of the teachers' deviation with weight 4.
+            the preset ``same_data``, MSE in units of the teachers' deviation with weight 1.
         when: :class:`TeachingWindow`, the batches in which the term is on. Default: the preset's, the first half.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs (for teachers that are plain modules),
             targets, logits and ids lie, and the task where it is not to be found. Default: pairs of inputs and targets.
@@ -79,17 +79,16 @@ class PriorRunDistillation(ReusingAlgorithm):
     Raises:
         ValueError: A setting is out of its range, or a scheduler brings the weight or the temperature out of it.
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
-        TaskError: In the first batch, before the first step: the term is not defined for the task, or none is found.
+        TaskError: In the first batch: the term is not defined for the task, or none is found.
 
     Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
-    answer is the teachers'; not for regression), ``/coverage`` (share of rows with a target), ``/teacher_seconds``
-    (since the start), ``/active`` (0 or 1), and ``/weight`` (w) or ``/temperature`` (T) where a scheduler changes it.
+    answer is the teachers'), ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start),
+    ``/active`` (0 or 1), what the watch sees, and ``/weight`` or ``/temperature`` where a scheduler changes it.
 
     Example:
         .. code-block:: python
 
-            teach = PriorRunDistillation("./archive", "resnet56-1", loss={"name": "kl", "temperature": 4})
-            Trainer(..., algorithms=[teach])
+            Trainer(..., algorithms=[PriorRunDistillation("./archive", "resnet56-1", loss={"name": "kl"})])
     """
 
     place = 2  # the last: the term must see the rows that are replayed and the weights that the loss has
@@ -112,6 +111,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         super().__init__(archive, runs, seed=seed, mismatch=mismatch, id_key=self.keys.ids)
         self.ids.view_key = self.keys.views
         self.source: Auto | Live | Cached = fit_section(Auto | Live | Cached, source, "source")
+        # What is not said is as in the preset that was shown to help.
         usual = preset("same_data")["prior_run_distillation"]
         self.loss: KL | MSE = fit_section(KL | MSE | ChannelWise, usual["loss"] if loss is None else loss, "loss")
         self.when: TeachingWindow = fit_section(TeachingWindow, usual["when"] if when is None else when, "when")
@@ -140,7 +140,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if event == Event.BEFORE_BACKWARD:
             return self.is_active(state)
         if event == Event.AFTER_LOSS:
-            return self.task_reader.task is None
+            return self.task_reader.is_looking
         if event == Event.EVAL_END:
             return bool(self.when.stop_when_better) and not self.passed_teacher and bool(self.prior_runs)
         return event in (Event.INIT, Event.BEFORE_LOAD, Event.BATCH_END, Event.FIT_END, *ExampleIds.EVENTS)
@@ -218,7 +218,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if totals is None:
             return {}
         shares = (totals.right / totals.judged, totals.taught / totals.judged) if totals.judged else (None, None)
-        look = Look(totals.cosine, *shares, dead)
+        look = Look(totals.cosine, *shares, dead, totals.own_per_row)
         self.harm = self.watch.judge(look)
         if self.harm is not None:
             warnings.warn(
@@ -249,6 +249,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
         self.lessons.load(state, self.prior_runs, self.dataset, self.ids.view_policy, self._no_ids, self.student)
+        # A copy of the whole model, which nothing needs any more.
         self.student = None
 
     @staticmethod

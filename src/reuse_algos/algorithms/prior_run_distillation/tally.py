@@ -59,6 +59,11 @@ class Totals(NamedTuple):
         return found
 
     @property
+    def own_per_row(self) -> float | None:
+        """Root mean square over the rows of the gradient of the model's own loss; None where not measured."""
+        return (self.own / self.rows) ** 0.5 if self.own > 0 else None
+
+    @property
     def cosine(self) -> float | None:
         """Cosine of the angle between the two gradients, -1 to 1; None where not measured."""
         norms = (self.own * self.of_term) ** 0.5

@@ -29,6 +29,10 @@ _LEAST_BATCHES = 8
 _PATIENCE = 3
 # Cosine of the two gradients. Those of unrelated losses are near 0 on either side of it.
 _OPPOSED = -0.1
+# At the optimum of a weighted sum the gradients of its parts are opposite by definition, whatever the teachers say: a
+# student that has learned its labels opposes teachers at a high temperature, as it would oppose smoothed labels. So
+# opposition is a sign only as long as the model's own loss pulls about as hard as it did at the first look.
+_STILL_PULLS = 0.5
 # Share of training rows by which the student must be ahead: a point is beyond the noise of a few batches.
 _PASSED = 0.01
 # Share of channels that died since the first look; some are dead from the start in healthy networks.
@@ -43,19 +47,22 @@ class Look(NamedTuple):
         right: Share of the rows that the student answers rightly.
         taught: Share that its teachers do.
         dead: Share of the channels in front of the head that are 0 for every row.
+        own: Root mean square, over the rows, of the gradient of the model's own loss at the logits.
     """
 
     cosine: float | None = None
     right: float | None = None
     taught: float | None = None
     dead: float | None = None
+    own: float | None = None
 
 
 class HarmWatch:
     """Judges what a batch shows now and then, and remembers how often in a row it was bad.
 
-    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss, the student
-    answers more rows of the training batches rightly than its teachers do, or channels in front of the head die.
+    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss while that has not
+    fallen to half, the student answers more rows of the training batches rightly than its teachers do, or channels in
+    front of the head die.
 
     Args:
         on: Whether there is a watch at all.
@@ -69,6 +76,7 @@ class HarmWatch:
         """Forget what another Trainer showed."""
         self._bad: dict[str, int] = {}
         self._first_dead: float | None = None
+        self._first_own: float | None = None
 
     def is_due(self, state: State) -> bool:
         """Return whether the batch that begins is one to look at."""
@@ -79,7 +87,10 @@ class HarmWatch:
     def judge(self, look: Look) -> str | None:
         """Return why the term does harm, or None where it does not, or not yet for sure."""
         signs: dict[str, str] = {}
-        if look.cosine is not None and look.cosine < _OPPOSED:
+        if look.own is not None and self._first_own is None:
+            self._first_own = look.own
+        learning = look.own is None or self._first_own is None or look.own >= _STILL_PULLS * self._first_own
+        if look.cosine is not None and look.cosine < _OPPOSED and learning:
             signs["opposed"] = f"its gradient opposes that of the model's own loss (cosine {look.cosine:.2f})"
         if look.right is not None and look.taught is not None and look.right > look.taught + _PASSED:
             signs["passed"] = (
@@ -91,17 +102,20 @@ class HarmWatch:
                 signs["dead"] = (
                     f"{look.dead:.0%} of the channels in front of the head are dead, {self._first_dead:.0%} at first"
                 )
+        # A sign that is missing this time begins from 0 again.
         self._bad = {name: self._bad.get(name, 0) + 1 for name in signs}
         return next((words for name, words in signs.items() if self._bad[name] >= _PATIENCE), None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen so far."""
-        return {"bad": dict(self._bad), "first_dead": self._first_dead}
+        return {"bad": dict(self._bad), "first_dead": self._first_dead, "first_own": self._first_own}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self._bad = {str(name): int(count) for name, count in state["bad"].items()}
-        self._first_dead = None if state["first_dead"] is None else float(state["first_dead"])
+        first_dead, first_own = state["first_dead"], state["first_own"]
+        self._first_dead = None if first_dead is None else float(first_dead)
+        self._first_own = None if first_own is None else float(first_own)
 
 
 class Channels:
@@ -141,6 +155,7 @@ class Channels:
             return None
         alive = alive_D.to(torch.int32)
         if dist.get_world_size() > 1:
+            # A channel that is alive on any rank is alive.
             dist.all_reduce(alive, reduce_operation="MAX")
         return 1.0 - float(alive.float().mean())
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from reuse_algos.algorithms.prior_run_warm_start.head_only import HeadOnly
 from reuse_algos.archive import PriorRun, Signal
+from reuse_algos.data.example_ids import swap_train_loader
 from reuse_algos.data.images.device_loader import device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info
 from reuse_algos.data.sampler import Examples
@@ -198,12 +199,13 @@ class CachedFeatures:
         kind = list if isinstance(batch, list) else tuple
         self._data = FeatureData(loader.dataset, features, policy, labels_N, on, kind)
         self._loader, self._checked = loader, False
-        _swap(
+        swap_train_loader(
             state,
             DataLoader(
                 self._data,
                 batch_sampler=loader.batch_sampler,
                 collate_fn=device_collate,
+                # Only memory of the CPU can be pinned.
                 pin_memory=loader.pin_memory and on.type == "cpu",
                 generator=loader.generator,
             ),
@@ -292,14 +294,7 @@ class CachedFeatures:
         self.leave()
         dataset = getattr(state.dataloader, "dataset", None)
         if isinstance(dataset, FeatureData) and dataset is self._data and self._loader is not None:
-            _swap(state, self._loader)
-
-
-def _swap(state: State, loader: DataLoader) -> None:
-    # A limit such as train_subset_num_batches stays.
-    length = state.dataloader_len
-    state.set_dataloader(loader, state.dataloader_label, -1 if length is None else int(length))
-    state.train_dataloader = loader
+            swap_train_loader(state, self._loader)
 
 
 def _labels(batch: Any, positions_E: Tensor, info: DatasetInfo) -> Tensor:

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_warm_start.class_rows import known_rows
 
-_PREFIX = "module."
-
 
 def average_weights(checkpoints: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return the mean of several checkpoints, as in latest weight averaging (Kaddour 2022, arXiv 2209.14981).
@@ -110,17 +108,6 @@ def gaussian_noise(fresh: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(fresh.shape, generator=generator).to(fresh.dtype)
 
 
-def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:
-    """Return archived weights under the names of this model."""
-    # A ComposerModel's ``module.`` before each name may be missing on either side.
-    candidates = (
-        dict(archived),
-        {name.removeprefix(_PREFIX): value for name, value in archived.items()},
-        {_PREFIX + name: value for name, value in archived.items()},
-    )
-    return max(candidates, key=lambda named: len(named.keys() & set(ours)))
-
-
 def differences(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], *, exempt: Collection[str] = ()) -> list[str]:
     """Return every tensor that is missing on one side or has another shape, in words; none where all fit.
 
@@ -172,6 +159,7 @@ def misfits(archived: Mapping[str, Tensor], fresh: Mapping[str, Tensor], plan: P
     # Of tensors that are loaded row by row, the number of rows may differ and everything else must fit.
     by_row = {*plan.by_class, *plan.by_token}
     both = sorted(name for name in by_row if name in archived and name in fresh)
+    # Their rows are matched by class or token, so only what one row is must agree.
     listed = differences(
         {**archived, **{name: archived[name][:1] for name in both}},
         {**fresh, **{name: fresh[name][:1] for name in both}},

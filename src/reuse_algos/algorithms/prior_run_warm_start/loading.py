@@ -20,13 +20,14 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
     misfits,
     noise_generator,
     shuffled_noise,
-    under_our_names,
 )
 from reuse_algos.algorithms.prior_run_warm_start.settings import Change, Keep
 from reuse_algos.algorithms.prior_run_warm_start.sources import Source, read_sources
+from reuse_algos.data.identity import Identity, match_keys
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS
+from reuse_algos.priors.model import under_our_names
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.tokens import common_tokens, token_tensors
 from reuse_algos.training.parameters.trainable import (
@@ -39,6 +40,9 @@ from reuse_algos.training.parameters.trainable import (
     plain_parameters,
     refuse_torn_ties,
 )
+
+# Corrected labels differ in a few examples, renumbered classes in most.
+_MOST_RELABELLED = 0.5
 
 _NOISES = {"initial": shuffled_noise, "gaussian": gaussian_noise}
 
@@ -84,14 +88,17 @@ def load_weights(
         SignalNotFoundError: A run has no such weights.
     """
     fresh = plain_state_dict(state.model)
-    archived = under_our_names(read_sources(sources), fresh)
+    trained = {*plain_parameters(state.model, tied=True)}
+    # A ComposerModel's prefix may be missing on either side.
+    trained |= {name.removeprefix("module.") for name in trained} | {f"module.{name}" for name in trained}
+    archived = under_our_names(read_sources(sources, trained), fresh)
     plan = _plan(state, sources, fresh, archived, info, change, head)
     # Everything that does not fit is said at once: a user who renames layers must not learn of them one by one.
     listed = misfits(archived, fresh, plan)
     # Where the head's rows are tokens, these matched already, and class names have nothing to add.
     by_token = not set(plan.by_token).isdisjoint(_head_names(state, info, change, head))
     if head.name == "keep" and mismatch != "allow" and not by_token:
-        listed += _other_classes(sources[-1], info)
+        listed += _other_classes(sources[-1], info) or _other_numbers(sources[-1], info)
     if listed:
         raise PriorRunMismatchError(
             f"the weights of run {sources[-1].run.id} do not fit this model:\n  " + "\n  ".join(listed) + "\nUse "
@@ -190,6 +197,34 @@ def _other_classes(source: Source, info: DatasetInfo | None) -> list[str]:
     return [
         f"the classes: {shown or f'{len(theirs)} there, {len(ours)} here'} (head: match goes by their names, "
         "head: reset leaves the head as it was initialised, mismatch: allow takes the rows as they are)"
+    ]
+
+
+def _other_numbers(source: Source, info: DatasetInfo | None) -> list[str]:
+    """Return that the classes have other numbers, where nothing names them and the examples of both runs show it."""
+    run, record = source.run, source.run.manifest.dataset
+    theirs = None if record is None else run.labels()
+    if (
+        record is None
+        or theirs is None
+        or info is None
+        or info.labels is None
+        or (record.class_names and info.class_names)
+    ):
+        return []
+    match = match_keys(Identity(run.keys(), record.key_kind, *run.content()), info)
+    if match.problem or not match.checked:  # positions alone say nothing of which example is there
+        return []
+    common_M = (match.rows >= 0).nonzero().flatten()
+    there_M, here_M = theirs[match.rows[common_M]], info.labels[common_M]
+    differing = (there_M != here_M).nonzero().flatten()
+    if len(differing) <= _MOST_RELABELLED * len(common_M):
+        return []
+    first = int(differing[0])
+    return [
+        f"the class numbers: {len(differing)} of {len(common_M)} common examples have another label, first "
+        f"{int(there_M[first])} there and {int(here_M[first])} here (head: reset leaves the head as it was "
+        "initialised, mismatch: allow takes the rows as they are)"
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from reuse_algos.algorithms.prior_run_warm_start.settings import Average
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.run import weights_name
 from reuse_algos.errors import PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
+from reuse_algos.priors.model import refuse_broken
 
 USE = "prior_run_warm_start"
 """What this algorithm is called in the records of runs that used it."""
@@ -63,8 +64,12 @@ def choose_sources(archive: RunArchive, runs: Sequence[PriorRun], weights: Avera
     return [Source(run, "last") for run in sorted(runs, key=lambda run: (run.manifest.created_at, run.id))]
 
 
-def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
+def read_sources(sources: Sequence[Source], parameters: Collection[str]) -> dict[str, Tensor]:
     """Return the weights of the sources, or the mean of them.
+
+    Args:
+        sources: At least one.
+        parameters: Names of the parameters, as the archive has them or with another prefix than ``module.``.
 
     Raises:
         PriorRunMismatchError: Models of different architectures are to be averaged, or the weights are not finite.
@@ -73,13 +78,7 @@ def read_sources(sources: Sequence[Source]) -> dict[str, Tensor]:
     """
     checkpoints = [source.run.weights(source.weights) for source in sources]
     for source, checkpoint in zip(sources, checkpoints, strict=True):
-        # A run that diverged in its last epoch looks like any other until its first loss.
-        broken = [name for name, t in checkpoint.items() if t.is_floating_point() and not bool(t.isfinite().all())]
-        if broken:
-            raise PriorRunMismatchError(
-                f"weights {source.weights!r} of run {source.run.id} hold NaN or Inf in {len(broken)} tensors, first "
-                f"{broken[0]}. Choose another run, or weights from before it diverged."
-            )
+        refuse_broken(source.run, source.weights, checkpoint, parameters)
         if listed := differences(checkpoints[0], checkpoint):
             raise PriorRunMismatchError(
                 f"runs {sources[0].run.id} and {source.run.id} cannot be averaged, their weights differ in "

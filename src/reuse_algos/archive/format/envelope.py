@@ -33,6 +33,7 @@ _HASH_AT = slice(len(_HEAD), len(_HEAD) + 64)
 _MIDDLE_AT = slice(_HASH_AT.stop, _HASH_AT.stop + len(_MIDDLE))
 _CONTENT_AT = slice(_MIDDLE_AT.stop, -len(_TAIL))
 
+# Brackets and quotes alone say how deep JSON is, so that little is left to be scanned.
 _NOT_STRUCTURE = bytes(set(range(256)) - set(b'[]{}"'))
 _SCAN_BYTES = 1 << 18
 _STEP = np.zeros(256, np.int8)  # how much deeper the JSON is after this byte
@@ -63,8 +64,6 @@ class _Version(msgspec.Struct):
 def seal(record: Record, where: str) -> bytes:
     """Encode a record as a sealed file.
 
-    The bytes are read back once, so that what is written can be read.
-
     Args:
         record: A msgspec struct.
         where: The file's name, for error messages.
@@ -74,6 +73,7 @@ def seal(record: Record, where: str) -> bytes:
     """
     try:
         sealed = _sealed(msgspec.json.encode(record))
+        # Read back once, so that nothing is written that cannot be read.
         unseal(sealed, type(record), where)
     except (TypeError, ValueError, RecursionError) as error:
         raise ArchiveError(f"{where} cannot be written: {error}") from error
@@ -117,6 +117,7 @@ def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
     try:
         record = msgspec.json.decode(content, type=record_type)
     except (ValueError, RecursionError, OverflowError) as error:  # msgspec's and unicode errors are ValueErrors
+        # A newer version may have other fields, and its fault is then its version.
         _refuse_newer(_version_of(content), where, record_type)
         raise ArchiveCorruptError(f"{where} is not what it should be: {error}") from error
     _refuse_newer(record.format, where, record_type)
@@ -129,6 +130,7 @@ def check_json_bounds(content: bytes, where: str) -> None:
     Raises:
         ArchiveCorruptError: It has too many items or is nested too deep.
     """
+    # Every item but a first one has a comma before it; commas in texts only make the bound stricter.
     if content.count(b",") > MAX_ITEMS or _is_too_deep(content):
         raise ArchiveCorruptError(f"{where} has more than {MAX_ITEMS} items or is nested over {MAX_DEPTH} levels deep")
 
@@ -137,6 +139,7 @@ def _version_of(content: bytes) -> tuple[int, int]:
     try:
         return msgspec.json.decode(content, type=_Version).format
     except (ValueError, RecursionError, OverflowError):
+        # Not even a version can be read: this is damage.
         return FORMAT
 
 
@@ -155,6 +158,7 @@ def _is_too_deep(content: bytes) -> bool:
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # what quotes are left begin or end a string
     text = unescaped.translate(None, _NOT_STRUCTURE)
     depth, quoted = 0, np.uint8(0)
+    # In parts, so that checking a large record takes little memory.
     for start in range(0, len(text), _SCAN_BYTES):
         chunk = np.frombuffer(text, np.uint8, min(_SCAN_BYTES, len(text) - start), start)
         in_string = np.bitwise_xor.accumulate((chunk == ord('"')).astype(np.uint8)) ^ quoted

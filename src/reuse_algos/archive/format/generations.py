@@ -180,8 +180,6 @@ class Latest(NamedTuple):
 def read_latest(store: Store, run_id: str) -> tuple[Manifest, FinalRecord | None] | None:
     """Read a run's highest generation and whether it ended, for a writer that goes on behind it.
 
-    A writer never steps back: what is damaged must be looked at by somebody before anything is built on it.
-
     Returns:
         None if the run does not exist.
 
@@ -189,6 +187,7 @@ def read_latest(store: Store, run_id: str) -> tuple[Manifest, FinalRecord | None
         ArchiveCorruptError: It is damaged, or generations that were there are gone.
         ArchiveVersionError: It was written in a newer major format.
     """
+    # What is damaged must be looked at by somebody before anything is built on it.
     found = find_sound(store, run_id, decode_manifest, most_steps=0)
     return found and (found[1], found[0].final)
 
@@ -198,10 +197,8 @@ def find_sound(
 ) -> tuple[Latest, ManifestT] | None:
     """Find the newest generation of a run that is sound, for a reader.
 
-    A damaged manifest is passed over, and so is one of a run that has not ended that names a file which is not there: a
-    writer that was suspended for longer than the collector waits may have committed it. The last generation of a run
-    that ended was looked at by its writer, so its files are not listed again. A newer format is not damage, and is
-    never passed over.
+    A damaged manifest is passed over, and so is one of a run that has not ended that names a file which is not there. A
+    newer format is not damage, and is never passed over.
 
     Args:
         store: The archive's store.
@@ -229,6 +226,8 @@ def find_sound(
                 # Bytes can change on their way. Nobody steps back for that, so the file is fetched once more.
                 data = _read_generation(store, run_id, generation, last)
                 found = decode(data, run_id, generation)
+            # A writer that was suspended for longer than the collector waits may have committed files that are gone.
+            # The files of the generation with which a run ended were looked at by its writer, and are not listed again.
             if most_steps and (fault is not None or generation > last):
                 _check_there(store, run_id, found.files)
         except ArchiveCorruptError as error:
@@ -237,6 +236,7 @@ def find_sound(
             return Latest(
                 run_id, generation, data, final if generation >= last else None, max(generations), fault
             ), found
+    # The run may have been removed while it was read.
     if fault is not None and (read_final(store, run_id) is not None or list_generations(store, run_id)):
         raise fault
     return None  # there was nothing, or it was removed at this moment

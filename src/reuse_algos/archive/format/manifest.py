@@ -108,6 +108,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
     """
     where = manifest_path(manifest.run_id, manifest.generation)
     sealed = seal(plain_manifest(manifest), where)
+    # Checked as a reader does, so that what is written can be read.
     _check(manifest, manifest.run_id, manifest.generation, where, len(sealed))
     return sealed
 
@@ -171,5 +172,6 @@ def _check(manifest: Manifest, run_id: str, generation: int, where: str, size: i
             )
     for entry in manifest.files:
         attempt = data_attempt(entry.path)
+        # A path follows from the other fields, so that no manifest can name a file outside its run.
         if attempt is None or entry.path != data_path(entry.kind, entry.name, attempt, entry.sha256):
             raise ArchiveCorruptError(f"{where} names a file outside the layout: {entry.path[:200]!r}")

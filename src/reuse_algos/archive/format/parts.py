@@ -74,6 +74,7 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True):
 def _packed(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str, tuple[int, ...]]]:
     """The metrics of a history, each for its six columns; empty where these are not the columns of histories."""
     metrics = [(name, _COLUMNS, tensors[f"{name}/value"].shape) for name in metric_names(tensors)]
+    # Only what reads back equal is written short.
     return metrics if _unpacked(metrics) == tensors else []
 
 
@@ -241,6 +242,7 @@ class PartWriter:
                 numbers.append(number)
                 place += 1
         self._listed, self._numbers = listed, numbers
+        # Begun again where most of what the parts list is gone, or the gaps would fill the manifest.
         if 2 * len(listed) < self._total or len(self._gone()) > _RUNS_OF_GONE:
             self._clear()
             return 0
@@ -268,6 +270,7 @@ class PartWriter:
         else:
             files = [entry for _, entries in self._small for entry in entries] + files
             self._small = []
+            # Parts of one size are put together, so that a manifest refers to few however many files there are.
             self._push(0, self._write(_Part(files=list(map(_Entry.of, files)))))
 
     def _push(self, level: int, ref: _Ref) -> None:
@@ -282,6 +285,7 @@ class PartWriter:
     def _write_head(self, manifest: Manifest) -> _Ref:
         plain = plain_manifest(manifest)
         blank = Manifest()
+        # What changes with every commit is blank here, so that the head is written once.
         changes: dict[str, Any] = {name: getattr(blank, name) for name in _CHANGING}
         data = msgspec.json.encode(msgspec.structs.replace(plain, files=[], **changes))
         if self._head is None or self._head[0] != data:
@@ -326,11 +330,13 @@ def expanded_manifest(data: bytes, run_id: str, generation: int, get: Callable[[
     parted = unseal(data, PartedManifest, where)
     reader = _Reader(get, where, parted.attempt)
     (head,) = reader.parts([parted.head], 0)
+    # The default of a head is null, which has four bytes.
     if len(head.head) < 5:
         raise ArchiveCorruptError(f"{where} refers to a part that does not say what stayed the same")
     pending = [entry.entry() for entry in parted.files if entry.kind in STABLE]
     loose = [entry.entry() for entry in parted.files if entry.kind not in STABLE]
     files = [*reader.files(parted.parts, 0), *pending]
+    # From the end, so that the earlier numbers still count.
     for start, count in reversed(parted.gone):
         del files[start : start + count]
     if len(files) > MAX_FILES:

@@ -102,8 +102,11 @@ class RunSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def says_the_same(self, other: RunSummary) -> bool:
         """Return whether two summaries of a run agree in all but what a later harvest changes."""
-        same = msgspec.structs.replace
-        return same(self, generation=0, committed_at="") == same(other, generation=0, committed_at="")
+        return self.lasting_part() == other.lasting_part()
+
+    def lasting_part(self) -> RunSummary:
+        """Return this summary without what a later harvest changes."""
+        return msgspec.structs.replace(self, generation=0, committed_at="")
 
 
 def summarise(head: ManifestHead, final: FinalRecord | None) -> RunSummary:

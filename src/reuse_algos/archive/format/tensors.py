@@ -93,6 +93,7 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> list[Chunk]:
         parts.append(part)
         end += len(part)
     header = msgspec.json.encode(slots)
+    # safetensors pads its headers too, so that the data begins at a multiple of 8.
     header += b" " * (-len(header) % 8)
     if len(header) > MAX_HEADER_BYTES:
         raise ArchiveError(f"{len(slots)} tensors need a header of over {MAX_HEADER_BYTES} bytes: split them up")
@@ -211,6 +212,7 @@ def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[i
     for part in store.stream(path):
         digest.update(part)
         size += len(part)
+        # No header of a permitted length goes on beyond this.
         head += part[: _LENGTH_BYTES + MAX_HEADER_BYTES - len(head)]
         if progress is not None:
             progress(len(part))
@@ -219,6 +221,7 @@ def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[i
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
+    # Conjugate and negative views are lazy: their memory holds other numbers than they show.
     whole = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     flat = whole.as_strided((whole.numel(),), (1,))  # a view must not keep the odd strides that length 0 and 1 may have
     return flat.view(torch.uint8).numpy().data
@@ -226,6 +229,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
 
 def _mapped(memory: mmap.mmap | bytearray, start: int, slot: _Slot) -> Tensor:
     dtype, count = DTYPES[slot.dtype], math.prod(slot.shape)
+    # torch.frombuffer refuses an empty buffer.
     if count == 0:
         return torch.empty(slot.shape, dtype=dtype)
     flat = torch.frombuffer(memory, dtype=dtype, count=count, offset=start + slot.data_offsets[0])
@@ -275,6 +279,7 @@ def _checked_slots(file: BinaryIO | io.FileIO, size: int, entry: FileEntry, wher
     try:
         slots, data_start = _read_header(file, size, where)
     except OSError as error:
+        # An ArchiveError is an OSError, and says already what is wrong.
         if isinstance(error, ArchiveError):
             raise
         raise ArchiveCorruptError(f"{where} cannot be read: {error.strerror or error}") from error
@@ -285,6 +290,7 @@ def _checked_slots(file: BinaryIO | io.FileIO, size: int, entry: FileEntry, wher
             f"{where} does not hold the tensors that the manifest says; first difference: {odd[0]!r}"
         )
     end = data_start
+    # In the order of their places, so that gaps and overlaps show.
     for name, slot in sorted(slots.items(), key=lambda item: item[1].data_offsets):
         _check_slot(slot, end - data_start, data_start, f"{where}: tensor {name[:200]!r}")
         end = data_start + slot.data_offsets[1]
@@ -313,6 +319,7 @@ def _check_slot(slot: _Slot, expected_begin: int, data_start: int, where: str) -
     begin, end = slot.data_offsets
     if slot.dtype not in DTYPES:
         raise ArchiveCorruptError(f"{where} is of the unknown type {slot.dtype[:40]!r}")
+    # A length of 0 must not hide lengths that overflow.
     if len(slot.shape) > MAX_DIMENSIONS or math.prod(max(length, 1) for length in slot.shape) > MAX_ELEMENTS:
         raise ArchiveCorruptError(f"{where} has an impossible shape")
     item_bytes = DTYPES[slot.dtype].itemsize

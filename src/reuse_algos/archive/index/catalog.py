@@ -8,9 +8,12 @@ them costs no more than comparing them, and no shard is used.
 
 from __future__ import annotations
 
+import bisect
+import hashlib
+import itertools
 import random
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -34,8 +37,8 @@ FEW_RUNS = 256
 """Up to so many runs are simply read, on a local disk; a tenth of it where each request waits for a network."""
 
 COMPARED = 100
-"""So many runs of shards are compared with their own records at each use, on a local disk: 30 ms. Those that were are
-remembered, so that after enough uses all of them were."""
+"""So many runs of shards are compared with their own records at each use, on a local disk: 30 ms. The first time on a
+host it is ten times as many. Those that were are remembered, so that after enough uses all of them were."""
 
 _BATCH = 500  # summaries that are decoded at a time
 Warn = Callable[[str, ArchiveError], None]
@@ -79,6 +82,7 @@ class Catalog:
             return
         waiting = set(run_ids)
         for in_memory in (False, True):
+            # The second time without the file.
             try:
                 with open_host(self._store.location, self._archive_id, in_memory=in_memory) as host:
                     yield from self._through(host, run_ids, waiting, warn, asked)
@@ -101,7 +105,8 @@ class Catalog:
         fresh: list[RunSummary] = []
         try:
             # In the order of the listing, as warnings are, and so that a store may read ahead.
-            for found in scan(self._store, [run_id for run_id in run_ids if run_id in waiting], warn):
+            unknown = [run_id for run_id in run_ids if run_id in waiting] if waiting else []
+            for found in scan(self._store, unknown, warn):
                 waiting.discard(found.summary.run_id)
                 if summary := self._lasting(found):
                     fresh.append(summary)
@@ -128,23 +133,17 @@ class Catalog:
         host.forget(self._unbelieved)
         for ids, lines in host.own():
             yield _those_in(waiting, ids, lines)
-        if doubted := host.doubted():
-            waiting = waiting - doubted
-        budget = COMPARED if host.shards() else max(COMPARED, FEW_RUNS)
+        budget = COMPARED if host.shards() else 10 * COMPARED
         if self._store.concurrency > 1:  # three requests for each
             budget = COMPARED // 25
-        # The largest first: it may say that others need not be read.
-        replaced: set[str] = set()
-        for path in sorted(paths, reverse=True):
-            if path in replaced or (shard := self.shard(host, path)) is None:
+        plan = self._plan(host, paths, waiting)
+        if doubted := host.doubted():
+            waiting = waiting - doubted
+        for path, share in zip(plan, _shares(budget, list(plan.values())), strict=True):
+            if (shard := self.shard(host, path)) is None:  # another process has found it to be false
                 continue
-            if not self._unbelieved.isdisjoint(shard.ids):
-                host.keep_shard(path, None)  # who says one thing that is false may say others
-                continue
-            replaced.update(shard.replaces)
             ids, lines = _those_in(waiting, shard.ids, shard.lines)
-            chosen = random.SystemRandom().sample(range(len(ids)), min(budget, len(ids)))
-            budget -= len(chosen)
+            chosen = random.SystemRandom().sample(range(len(ids)), min(share, len(ids)))
             true = self._as_they_say([ids[at] for at in chosen], warn)
             host.keep(summary for summary, lasts in true.values() if lasts)
             if _contradict([lines[at] for at in chosen], true):
@@ -154,6 +153,48 @@ class Catalog:
             if doubted:
                 waiting.difference_update(ids)
             del shard, ids, lines  # two shards at a time would double what a selection takes
+
+    def _plan(self, host: HostIndex, paths: set[str], waiting: AbstractSet[str]) -> dict[str, int]:
+        """Return the shards to read, and how many of the waiting runs each one is the first to know.
+
+        The host keeps the shards that are new to it. Where two shards differ, the runs are doubted.
+        """
+        unseen, shared = set(waiting), set[str]()
+        new = paths - host.shards()
+        plan: dict[str, int] = {}
+        replaced: set[str] = set()
+        for path in sorted(paths, reverse=True):  # the largest first: it may say that others need not be read
+            if path in replaced or (path in new and not self._fetch(host, path)):
+                continue
+            ids, replaces = host.names(path)
+            if not ids:
+                continue
+            if not self._unbelieved.isdisjoint(ids):
+                host.keep_shard(path, None)  # who says one thing that is false may say others
+                continue
+            replaced.update(replaces)
+            if new:
+                shared.update(run_id for run_id in ids if run_id in waiting and run_id not in unseen)
+            before = len(unseen)
+            unseen.difference_update(ids)
+            plan[path] = before - len(unseen)
+        if shared:
+            self._doubt_where_they_differ(host, plan, shared)
+        return plan
+
+    def _doubt_where_they_differ(self, host: HostIndex, paths: Iterable[str], run_ids: AbstractSet[str]) -> None:
+        """Doubt the runs of which two shards say different things: one of the two is false."""
+        said: dict[str, bytes] = {}
+        differ: set[str] = set()
+        for path in paths:
+            if (shard := self.shard(host, path)) is None:
+                continue
+            for run in _decoded(_those_in(run_ids, shard.ids, shard.lines)[1]):
+                # Its hash, not the summary: a false shard may share all of its runs with a true one.
+                digest = hashlib.blake2b(encode_summary(run.lasting_part()), digest_size=16).digest()
+                if said.setdefault(run.run_id, digest) != digest:
+                    differ.add(run.run_id)
+        host.doubt(differ - host.doubted())  # what was doubted before may have been read since then
 
     def reconcile(self, host: HostIndex) -> set[str]:
         """Return the paths of the shards in the archive, once the host heeds what the archive's notes say."""
@@ -218,6 +259,7 @@ class Catalog:
         summary = found.summary
         if not summary.finished or found.latest.fault is not None:
             return None
+        # Manifests of older versions do not say the last values.
         if None in summary.finals.values():
             try:
                 run = PriorRun(self._store, found.latest.manifest(), found.latest.final)
@@ -228,17 +270,29 @@ class Catalog:
         return summary if len(encode_summary(summary)) <= MAX_SUMMARY_BYTES else None
 
 
-def _those_in(waiting: set[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
+def _shares(budget: int, sizes: Sequence[int]) -> list[int]:
+    """Return how many runs of each shard are compared, so that each run is as likely to be as any other."""
+    ends = list(itertools.accumulate(sizes))
+    shares = [0] * len(sizes)
+    total = ends[-1] if ends else 0
+    # Nobody who writes a shard can foresee which runs are compared.
+    for at in random.SystemRandom().sample(range(total), min(budget, total)):
+        shares[bisect.bisect_right(ends, at)] += 1
+    return shares
+
+
+def _those_in(waiting: AbstractSet[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
     if waiting.issuperset(ids):
         return ids, lines
-    kept = [at for at, run_id in enumerate(ids) if run_id in waiting]
-    return [ids[at] for at in kept], [lines[at] for at in kept]
+    mask = list(map(waiting.__contains__, ids))
+    return list(itertools.compress(ids, mask)), list(itertools.compress(lines, mask))
 
 
 def _decoded(lines: list[bytes]) -> list[RunSummary]:
     try:
         return decode_summaries(lines)
     except (TypeError, ValueError) as error:
+        # As an error of the database: the caller then goes on without the file.
         raise sqlite3.DatabaseError(f"a row is not what it should be: {error}") from error
 
 

@@ -22,12 +22,12 @@ from reuse_algos.archive.stores.cache import cache_directory, prune_directory
 MAX_BYTES = 2 << 30
 """The most that the databases of all archives may take on this host; those used longest ago are deleted."""
 
-_VERSION = 3
+_VERSION = 4
 _SECONDS = 5.0  # to wait for another process
 _MAPPED_BYTES = 256 << 20
 _PART = 2000  # summaries in memory at once
 _TABLES = """
-CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, lines BLOB, replaces TEXT, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, replaces TEXT, sha256 TEXT, lines BLOB) WITHOUT ROWID;
 CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE doubted (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE notes (path TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -68,14 +68,23 @@ class HostIndex:
         Raises:
             sqlite3.DatabaseError: It is not what was kept.
         """
-        query = "SELECT ids, lines, replaces, sha256 FROM shards WHERE path = ?"
+        query = "SELECT ids, replaces, sha256, lines FROM shards WHERE path = ?"
         row = self._database.execute(query, (path,)).fetchone()
         if row is None:
             return None
-        ids, lines, replaces, sha256 = row
+        ids, replaces, sha256, lines = row
         if not isinstance(lines, bytes) or sha256 != _hash_of(ids, lines, replaces):
             raise sqlite3.DatabaseError(f"the row of {path} is damaged")
         return KnownShard(ids.split("\n"), lines.split(b"\n"), replaces.split("\n")) if ids else KnownShard([], [], [])
+
+    def names(self, path: str) -> tuple[list[str], list[str]]:
+        """Return the runs that a shard knows, and the shards that it replaces, without reading its summaries.
+
+        Both are empty of a shard that was not fetched or is not to be believed.
+        """
+        row = self._database.execute("SELECT ids, replaces FROM shards WHERE path = ?", (path,)).fetchone()
+        ids, replaces = row or ("", "")
+        return (ids.split("\n"), replaces.split("\n") if replaces else []) if ids else ([], [])
 
     def shards(self) -> set[str]:
         """Return the paths of the shards that were fetched."""
@@ -86,7 +95,7 @@ class HostIndex:
         runs, replaces = (shard.runs, "\n".join(shard.replaces)) if shard is not None else ([], "")
         ids, lines = "\n".join(run.run_id for run in runs), b"\n".join(map(encode_summary, runs))
         with self._database:
-            row = (path, ids, lines, replaces, _hash_of(ids, lines, replaces))
+            row = (path, ids, replaces, _hash_of(ids, lines, replaces), lines)
             self._database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)", row)
 
     def forget_shards(self, paths: Iterable[str]) -> None:
@@ -98,6 +107,7 @@ class HostIndex:
         """Give the ended runs that this host has read by itself, some at a time: their ids and their summaries."""
         last = ""
         while True:
+            # From id to id and not by one open query, since the caller keeps runs meanwhile.
             rows = self._database.execute(
                 "SELECT run_id, summary, crc FROM own WHERE run_id > ? ORDER BY run_id LIMIT ?", (last, _PART)
             ).fetchall()
@@ -181,6 +191,7 @@ def _file_of(location: str, archive_id: str) -> Path | None:
 
 
 def _connect(path: Path | None) -> sqlite3.Connection:
+    # A file that cannot be opened is deleted, and made again by the second try.
     for _ in range(2 if path else 0):
         try:
             return _open(path)  # type: ignore[arg-type]  # there is a path
@@ -213,6 +224,7 @@ def _open(path: Path) -> sqlite3.Connection:
                 database.execute(f"PRAGMA user_version = {_VERSION}")
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"{path} has version {version}")
+        # Damage of a table shows here, while the file can still be made again.
         for table in ("shards", "own", "doubted", "notes"):
             database.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 1)").fetchone()
         os.utime(path)

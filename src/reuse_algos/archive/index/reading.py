@@ -70,7 +70,7 @@ def stepped_back(latest: Latest) -> SteppedBackError:
 
 
 def _in_order(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> Iterator[tuple[_T, _R]]:
-    """Each item with what was made of it, in order; as many at once as there are threads, and few ahead."""
+    """Give each item with what was made of it, in order; as many at once as there are threads, and few ahead."""
     if threads <= 1:
         for item in items:
             yield item, work(item)
@@ -80,6 +80,7 @@ def _in_order(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> It
         try:
             for item in items:
                 pending.append((item, pool.submit(work, item)))
+                # More than the threads, which then have work while the first result is waited for.
                 if len(pending) >= 2 * threads:
                     first, future = pending.popleft()
                     yield first, future.result()
@@ -87,5 +88,6 @@ def _in_order(work: Callable[[_T], _R], items: Iterable[_T], threads: int) -> It
                 first, future = pending.popleft()
                 yield first, future.result()
         finally:
+            # A caller who stops early does not wait for what it will not read.
             for _, future in pending:
                 future.cancel()

@@ -53,6 +53,7 @@ def decode_summaries(lines: Iterable[bytes]) -> list[RunSummary]:
     Raises:
         ValueError: One of them is not a summary.
     """
+    # One list is decoded in a fraction of the time of its items one by one.
     return msgspec.json.decode(b"[" + b",".join(lines) + b"]", type=list[RunSummary])
 
 
@@ -75,6 +76,7 @@ def encode_shard(archive_id: str, runs: Iterable[RunSummary], replaces: Iterable
         runs: The summaries, no more than :func:`fitting` says.
         replaces: Paths of shards whose runs are all among them. Default: none.
     """
+    # Sorted, so that processes that find the same runs write the same file.
     shard = Shard(archive_id=archive_id, runs=sorted(runs, key=lambda run: run.run_id), replaces=sorted(replaces))
     data = seal(shard, "index")
     return shard_path(len(shard.runs), hashlib.sha256(data).hexdigest()), data

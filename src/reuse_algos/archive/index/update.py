@@ -60,6 +60,7 @@ def update_index(store: Store, archive_id: str, *, everything: bool = False) -> 
     """
     with contextlib.suppress(ArchiveError, sqlite3.Error):
         run_ids = list_runs(store)
+        # So few runs are read by themselves, and no shard is looked at.
         if len(run_ids) >= ENOUGH_RUNS:
             with open_host(store.location, archive_id) as host:
                 return _update(store, archive_id, host, run_ids, everything)
@@ -81,6 +82,7 @@ def _update(store: Store, archive_id: str, host: HostIndex, run_ids: list[str], 
             continue
         replaced.update(shard.replaces)
         there.update(shard.ids)
+        # Two larger ones would not fit into one.
         if (shard_runs(path) or 0) < SHARD_RUNS // 2:
             small[path] = shard.runs()
     listed = set(run_ids)

@@ -53,6 +53,7 @@ def quantize(
     flat_ND = rows.detach().float().flatten(1)
     scale_N = flat_ND.abs().amax(dim=1) if len(rows) else flat_ND.new_zeros(0)
     unit_ND = flat_ND / scale_N.where(scale_N > 0, torch.ones_like(scale_N))[:, None]
+    # From -1 to 1 becomes 0 to top.
     exact_ND = (unit_ND + 1) * (top / 2)
     steps_ND = exact_ND.round()
     if room is not None:
@@ -62,6 +63,7 @@ def quantize(
         steps_ND = torch.where(flat_ND <= low_ND, exact_ND.floor(), steps_ND)
     steps_ND.clamp_(0, top)
     if norm == "l2":
+        # Rounding may have made the row longer than it was.
         length_N = torch.linalg.vector_norm(steps_ND * (2 / top) - 1, dim=1)
         scale_N = torch.minimum(scale_N, torch.linalg.vector_norm(flat_ND, dim=1) / length_N)
     return {"values": _pack(steps_ND.to(torch.uint8), bits), "scale": scale_N}
@@ -119,5 +121,6 @@ def _levels(bits: int, device: torch.device) -> Tensor:
     """What each byte stands for, in units of the scale: float32 ``[256, 8 / bits]``. One look-up unpacks a byte."""
     with torch.inference_mode(False):
         place = torch.arange(8 // bits) * bits
+        # In float64 and rounded once, so that levels are equal on every device.
         steps = (torch.arange(256)[:, None] >> place) & (2**bits - 1)
         return (steps.double() * (2 / (2**bits - 1)) - 1).clamp_(-1, 1).float().to(device)

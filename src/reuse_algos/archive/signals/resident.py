@@ -31,6 +31,7 @@ class ResidentSignal:
         self.slots = list(slots)
         self.num_examples = table_Sn.shape[1]
         self._columns = dict(columns)
+        # Half the memory of int64.
         narrow = torch.int32 if len(columns["values"]) < 2**31 else torch.int64
         self._table = table_Sn.to(narrow).reshape(-1).to(self.device)
         self._slots = torch.tensor(self.slots, dtype=torch.int64, device=self.device)
@@ -57,6 +58,7 @@ class ResidentSignal:
         if not self.slots or not self.num_examples:
             rows_B = torch.zeros(len(positions_B), dtype=torch.int64, device=self.device)
         else:
+            # A slot that is not held meets a neighbour here, and the comparison below takes it to row 0.
             index_B = torch.searchsorted(self._slots, slots_B).clamp_(max=len(self.slots) - 1)
             rows_B = self._table.index_select(0, index_B * self.num_examples + positions_B)
             rows_B = rows_B * (self._slots.index_select(0, index_B) == slots_B)

@@ -54,6 +54,7 @@ class RowFormat:
         """
         if self.encoding == "top_k":
             logits_BC = decode_top_k(columns["values"], columns["indices"], columns["rest"], self.num_classes or 0)
+            # Columns of 0 do not decode to 0: the classes that were not kept share the rest.
             return logits_BC.masked_fill_(~seen_B.reshape(-1, *[1] * (logits_BC.dim() - 1)), 0.0)
         if self.encoding == "packed":
             assert self.bits is not None  # every segment was checked

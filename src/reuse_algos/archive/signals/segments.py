@@ -81,6 +81,7 @@ class Segment:
         ids_M = self.tensors["ids"]
         if len(ids_M) == num_examples:  # ascending and in range: every position is at its own row
             return torch.ones_like(positions, dtype=torch.bool), positions
+        # A position behind the last id meets the last row, and differs from its id.
         rows = torch.searchsorted(ids_M, positions).clamp_(max=max(len(ids_M) - 1, 0))
         found = (
             ids_M.index_select(0, rows) == positions if len(ids_M) else torch.zeros_like(positions, dtype=torch.bool)

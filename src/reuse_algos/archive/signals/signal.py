@@ -266,6 +266,7 @@ class Signal:
     def _locate(self, slot: int, positions: Tensor) -> Iterator[tuple[Segment, Tensor, Tensor]]:
         """Segments that hold rows for positions, with indices into ``positions`` and the rows; no position twice."""
         open_places = torch.arange(len(positions))
+        # The latest first: where it has a row, an earlier one does not hold any more.
         for segment in reversed(self._by_slot.get(slot, [])):
             if len(open_places) == 0:
                 return

@@ -32,6 +32,7 @@ def encode_top_k(logits_BC: Tensor, k: int) -> dict[str, Tensor]:
         raise ValueError(f"cannot keep the {k} largest of logits of shape {tuple(logits_BC.shape)}")
     logits_BC = logits_BC.detach().float()
     values_BK, indices_BK = logits_BC.topk(k, dim=1)
+    # Without the kept classes, as a difference of two near logsumexps would lose the digits.
     rest_B = logits_BC.scatter(1, indices_BK, -math.inf).logsumexp(dim=1)
     return {"values": values_BK.half(), "indices": indices_BK.int(), "rest": rest_B}
 
@@ -49,6 +50,7 @@ def decode_top_k(values_BK: Tensor, indices_BK: Tensor, rest_B: Tensor, num_clas
         float32 [B, C, X] on the arguments' device.
     """
     others = num_classes - values_BK.shape[1]
+    # Where all classes are kept, the logarithm must not be of 0.
     share_B = rest_B.float() - math.log(max(others, 1))
     dense_BC = share_B.unsqueeze(1).repeat(1, num_classes, *[1] * (rest_B.dim() - 1))
     return dense_BC.scatter_(1, indices_BK.long(), values_BK.float())
@@ -73,6 +75,7 @@ def top_k_error(values_BK: Tensor, rest_B: Tensor, num_classes: int, temperature
     others = num_classes - values_BK.shape[1]
     if others < 1:
         return torch.zeros_like(rest_B, dtype=torch.float32)
+    # The two bounds may be nearly equal, and float32 would lose their difference.
     values_BK, rest_B = values_BK.double(), rest_B.double()
     kept_B = (values_BK / temperature).logsumexp(1)
     largest_B = math.log(others) + (rest_B - math.log(others)) / temperature

@@ -55,6 +55,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
         raise ArchiveCorruptError(f"{where} cannot have the sha256 {sha256[:100]!r}")
     path, fault, written = folder / sha256[:2] / sha256, "", None
     with _errors(where, folder):
+        # Most files are there, and need no lock.
         if file := _open_sound(path, size, sha256):
             return file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
             prune_directory(folder, max(_cache_bytes() - size, 0))
         with _one_at_a_time(path):
             for _ in range(_FETCHES):
+                # Another process may have fetched it while this one waited for the lock.
                 if file := _open_sound(path, size, sha256):
                     return file
                 fault, written = _fetch(path, size, sha256, fetch())
@@ -108,6 +110,7 @@ def _open_sound(path: Path, size: int, sha256: str, written: tuple[int, int] | N
 
 
 def _open_regular(path: str, flags: int) -> int:
+    # A FIFO that somebody put here must not block, nor a link lead elsewhere.
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
@@ -119,6 +122,7 @@ def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[
     """
     temporary = path.with_name(temporary_name())
     digest, length = hashlib.sha256(), 0
+    # Never writable: processes map it.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o444)
     try:
         with open(descriptor, "wb", buffering=0) as file:
@@ -162,6 +166,7 @@ def prune_directory(folder: Path, max_bytes: int) -> None:
             path = os.path.join(directory, name)
             with contextlib.suppress(OSError):  # another process prunes too
                 status = os.lstat(path)
+                # A file system without access times keeps the time of writing only.
                 found.append((max(status.st_atime_ns, status.st_mtime_ns), status.st_size, path))
                 total += status.st_size
     for _, size, path in sorted(found):
@@ -243,6 +248,7 @@ def _forget_oldest(cache: Path) -> None:
 
 def _key(file: io.FileIO, path: str, sha256: str) -> str:
     status = os.fstat(file.fileno())
+    # A file that is written to or replaced differs in one of these.
     identity = (
         os.path.realpath(path),
         status.st_dev,

@@ -28,7 +28,7 @@ def reading(store: Store) -> Iterator[None]:
     except DAMAGE:
         raise
     except ArchiveError as error:
-        with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place is no sign of an outage
+        with contextlib.suppress(ArchiveCorruptError):  # an odd file in this one's place does not show an outage
             store.size(IDENTITY)  # raises if it is out of reach as a whole
         raise ArchiveCorruptError(str(error)) from error
 

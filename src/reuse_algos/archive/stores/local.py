@@ -61,6 +61,7 @@ class LocalStore(Store):
             for directory in reversed(missing):
                 with contextlib.suppress(FileExistsError):  # another process makes the archive at the same moment
                     os.mkdir(directory)
+                # A new directory is on disk once its parent is synced.
                 _sync_directory(directory.parent)
         except ArchiveError:
             raise
@@ -137,6 +138,7 @@ class LocalStore(Store):
             try:
                 with self._directory(parents) as directory:
                     os.unlink(name, dir_fd=directory)
+                    # What was deleted must not come back after a power cut.
                     os.fsync(directory)
             except FileNotFoundError:
                 return
@@ -146,6 +148,7 @@ class LocalStore(Store):
         """Remove a directory and those above it, as far as they are empty; a writer may have come first."""
         while parents:
             *above, name = parents
+            # Whoever makes it again has to sync it again.
             self._durable.discard("/".join(parents))
             try:
                 with self._directory(above) as directory:
@@ -208,9 +211,8 @@ class LocalStore(Store):
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             descriptor = os.open(self.root, flags)
-        except (
-            FileNotFoundError
-        ) as error:  # which is no missing file: an unmounted disk must not look like an empty one
+        except FileNotFoundError as error:
+            # Not as a missing file: an unmounted disk must not look like an empty archive.
             raise ArchiveError(f"the archive {self.root} is gone: is its disk mounted?") from error
         try:
             for depth, part in enumerate(parts, start=1):
@@ -227,6 +229,7 @@ class LocalStore(Store):
         try:
             os.mkdir(name, dir_fd=parent)
         except FileExistsError:
+            # One that this process did not make may not be on disk yet.
             if path in self._durable:
                 return
         os.fsync(parent)

@@ -181,6 +181,7 @@ def collect_garbage(
 def _thin(store: Store, run_id: str, delete: bool, min_age_seconds: float, report: GarbageReport) -> None:
     with refusals_as_damage(store):
         objects = list(store.walk(run_prefix(run_id)))
+        # Only whether the run is busy counts here.
         if plan_run(objects, run_id, (), now=time.time(), min_age_seconds=min_age_seconds).busy:
             return
         report.collected += [(item.path, item.size) for item in thin_run(store, run_id, objects, delete=delete)]
@@ -197,6 +198,7 @@ def _collect_run(store: Store, run_id: str, delete: bool, min_age_seconds: float
     elif not delete:
         report.collected += [(item.path, item.size) for item in (*found.files, *found.tidy)]
     elif found.files or found.tidy:
+        # At least once, for what is only to be tidied.
         for start in range(0, max(len(found.files), 1), BATCH):
             batch = {item.path for item in found.files[start : start + BATCH]}
             if not _delete_batch(store, run_id, batch, min_age_seconds, report):
@@ -209,6 +211,7 @@ def _delete_batch(store: Store, run_id: str, batch: set[str], min_age_seconds: f
     watch = Stopwatch()
     marker = Marker(store, run_id, paths=sorted(batch))
     try:
+        # A writer that comes later sees the marker; one that came before is seen here.
         found = _look(store, run_id, None, min_age_seconds, marker.path)
     except BaseException:
         marker.withdraw()

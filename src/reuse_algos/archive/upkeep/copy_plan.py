@@ -142,6 +142,7 @@ def _described(store: Store, path: str, run_id: str) -> str:
         if path == final_path(run_id):
             record = read_final(store, run_id)
             return f"one in {store.location}, ended {record.ended_at}" if record else f"none in {store.location}"
+        # The digits of g000007.json.
         generation = int(path[-11:-5])
         manifest = decode_manifest(whole_of(store, run_id, generation, data), run_id, generation)
         return (

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Callable
 
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
 from reuse_algos.archive.format.generations import find_sound
 from reuse_algos.archive.format.names import INDEX, changed_run, manifest_path, run_prefix, shard_runs
 from reuse_algos.archive.format.summary import RunSummary, decode_head, summarise
+from reuse_algos.archive.index.host import open_host
 from reuse_algos.archive.index.shards import decode_shard
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, reading
@@ -18,6 +21,8 @@ def verify_quickly(
     store: Store, archive_id: str | None, run_ids: list[str], records: Callable[[int, int], None] | None = None
 ) -> VerifyReport:
     """Check runs without hashing their files, and then every shard of the index against them.
+
+    This host does not believe a false shard any more.
 
     Args:
         store: The archive's store.
@@ -80,4 +85,6 @@ def _check_index(store: Store, archive_id: str, summaries: dict[str, RunSummary]
             if not summary.says_the_same(said):
                 what = f"it says something else of run {said.run_id} than the run itself; delete it"
                 report.problems.append(Problem("", path, what))
+                with contextlib.suppress(sqlite3.Error), open_host(store.location, archive_id) as host:
+                    host.keep_shard(path, None)  # selections on this host need not find it out again
                 break

@@ -30,9 +30,6 @@ def remove_run(
 ) -> RemovalReport:
     """Delete a run and everything in its folder. If it is interrupted, call it again.
 
-    The record that the run ended goes first, so that readers of finished runs no longer see it. The manifests follow,
-    the newest last, so that no reader takes an older generation for the newest. The data go last.
-
     Args:
         store: The archive's store.
         run_id: The run, which may be damaged.
@@ -79,10 +76,13 @@ def remove_run(
 
 def _order(path: str, run_id: str) -> tuple[int, str]:
     inside = path[len(run_prefix(run_id)) + 1 :]
+    # First, so that readers of finished runs no longer see it.
     if path == final_path(run_id):
         return 0, path
+    # In order: no reader may take an older generation for the newest.
     if inside.startswith("manifests/"):
         return 1, path
+    # While a marker is there, no writer commits.
     return (3 if is_marker(inside) else 2), path
 
 

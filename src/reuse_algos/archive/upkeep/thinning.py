@@ -52,6 +52,7 @@ def thin_run(store: Store, run_id: str, objects: Iterable[StoredObject], *, dele
     sizes = {found.path: found for found in objects}
     doomed = [sizes[path] for path in (manifest_path(run_id, generation) for generation in old) if path in sizes]
     if delete and doomed:
+        # The others are what is left where the newest has lost a file.
         check_sizes(store, {f"{run_prefix(run_id)}/{entry.path}": entry.bytes for entry in newest.files})
         path = thinned_path(run_id, newest.generation)
         with contextlib.suppress(ArchiveConflictError):  # an earlier thinning was interrupted

@@ -74,6 +74,7 @@ class GradientCompression(Callback):
         self.method: ScaleCom | Sign | Median | PowerSGD | Fp16 = fit_section(
             ScaleCom | Sign | Median | PowerSGD | Fp16, method, "method"
         )
+        # PyTorch's PowerSGD needs two plain steps first, in which DDP rebuilds its buckets.
         if after < 2 * isinstance(self.method, PowerSGD):
             raise ValueError(f"GradientCompression: after must be at least 0, and 2 for powersgd, got {after}")
         self.after, self.seed = after, seed
@@ -261,6 +262,7 @@ class GradientCompression(Callback):
 
 def _done(value: Tensor) -> Future[Tensor]:
     """Return a future that has its value."""
+    # A future of a GPU's value must know the device, or the streams would not wait for it.
     done: Future[Tensor] = Future(devices=[value.device]) if value.is_cuda else Future()
     done.set_result(value)
     return done

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.callbacks.train_clock import TrainClock
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import views_of_loader
-from reuse_algos.errors import RunNotFoundError
+from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveWarning, RunNotFoundError
 from reuse_algos.training.flops import training_flops
 from reuse_algos.training.ranks import on_every_rank, on_rank_zero
 from reuse_algos.training.tasks.recorded_task import record_of
@@ -86,6 +87,7 @@ class RunKeeper:
         self.state: State | None = None
         self.resume: dict[str, Any] | None = None
         self.ended = False
+        self.lost = False  # the folder of the spool could not be written either, and training goes on without a record
         self.told = False
         self.overhead_seconds = 0.0
         self._model: ModelRecord | None = None
@@ -128,7 +130,9 @@ class RunKeeper:
     def look_at_model(self, state: State) -> None:
         """Count FLOPs and describe the model, once in a run, while a batch is there."""
         if self._model is None:
-            flops = model_flops(state) if dist.get_global_rank() == 0 else None
+            # A sharded model computes on all ranks together only; one rank alone would wait for the others for ever.
+            counts = dist.get_global_rank() == 0 and not state.fsdp_enabled
+            flops = model_flops(state) if counts else None
             self._model = model_record(state.model, flops)
 
     def commit(self, state: State, *, last: bool = False, push: bool = True) -> None:
@@ -177,8 +181,28 @@ class RunKeeper:
             say(archived_line(self.record.run_id, self.archive.location, manifest))
         return manifest
 
+    def give_up(self, error: ArchiveError) -> bool:
+        """Go on without the record after an error of the spool's folder, with a warning; return whether that may be.
+
+        What was committed stays, as a run that has not ended. Nothing is committed behind a gap.
+        """
+        if self.spool is None or self.record is None or isinstance(error, ArchiveConflictError):
+            return False
+        self.ended = self.lost = True
+        if dist.get_global_rank() == 0:
+            warnings.warn(
+                f"run {self.record.run_id} is not recorded any further, and training goes on: {error}. What was "
+                f"recorded before is in {self.archive.location}, as a run that has not ended. Make room there, and "
+                "resume from the last checkpoint before this to record the rest",
+                ArchiveWarning,
+                stacklevel=3,
+            )
+        return True
+
     def keep_interrupted(self, state: State) -> None:
         """Commit what there is of an interrupted run, as unfinished, where one rank has it all; say how to go on."""
+        # Of several ranks some may be gone, and a record with the rows of one rank would be wrong: the last commit
+        # stays.
         if dist.get_world_size() == 1:
             self.commit(state, last="last" in self.weights, push=False)
         assert self.record is not None
@@ -196,7 +220,14 @@ class RunKeeper:
         if self.record is None or self.state is None:
             return self.resume or {}
         began = time.perf_counter()
-        self.commit(self.state)
+        try:
+            if not self.lost:
+                self.commit(self.state)
+        except ArchiveError as error:
+            if not self.give_up(error):
+                raise
+        if self.lost:  # a training that resumes from here begins a record of its own
+            return {}
         self.overhead_seconds += time.perf_counter() - began
         assert self.record.manifest is not None
         return {

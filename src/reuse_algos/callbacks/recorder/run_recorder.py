@@ -30,7 +30,7 @@ from reuse_algos.callbacks.robust_evaluation import robust_metrics
 from reuse_algos.callbacks.signals.capture import parse_signals
 from reuse_algos.callbacks.signals.watch import SignalWatch
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import ArchiveConflictError, ExampleIdError
+from reuse_algos.errors import ArchiveConflictError, ArchiveError, ExampleIdError
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.rows import check_labels
@@ -68,8 +68,9 @@ class RunRecorder(Callback):
             batch sampler, the task by the first batch and the model's loss.
         dataset: What the train data are. Default: what the loader's dataset says.
         spool: A folder on a disk that all ranks share. The run is recorded there first, and each commit is passed on to
-            the archive. Where that fails, training goes on, and ``reuse-algos copy`` passes on the rest later. Default:
-            None, which writes to the archive at once, and an error of the archive stops training.
+            the archive. Where that fails, training goes on, and ``reuse-algos copy`` passes on the rest later. Where
+            the folder itself cannot be written any more, training goes on without a record. Default: None, which
+            writes to the archive at once, and an error of the archive stops training.
 
     Attributes:
         recipe: The settings that made this run, as JSON-able data; set it before the Trainer is built. Recipes do so.
@@ -138,10 +139,16 @@ class RunRecorder(Callback):
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the example ids, do the event's work, and time it: Composer's entry point."""
+        if self.keeper.lost and event is not Event.INIT:  # which another Trainer sends
+            return
         began = time.perf_counter()
         self.keeper.clock.follow(event)
         self.watch.handle(event, state)
-        super().run_event(event, state, logger)
+        try:
+            super().run_event(event, state, logger)
+        except ArchiveError as error:  # on every rank
+            if not self.keeper.give_up(error):
+                raise
         self.keeper.overhead_seconds += time.perf_counter() - began
 
     # Start and resume -----------------------------------------------------------------------------------------------
@@ -163,7 +170,7 @@ class RunRecorder(Callback):
             self._start_afresh()
         keeper = self.keeper
         if self.weights:
-            check_weights(state.model)  # fails here rather than behind the last batch
+            check_weights(state)  # fails here rather than behind the last batch
         keeper.state, keeper.ended = state, False
         info = info_of(state, self.dataset)
         earlier, keeper.info = keeper.info, check_labels(state, info, self.keys, given=self.dataset is not None)
@@ -255,11 +262,7 @@ class RunRecorder(Callback):
         log_cost(self.keeper.finish(state), logger)
 
     def close(self, state: State, logger: Logger) -> None:
-        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on.
-
-        Of several ranks some may be gone, and a record with the rows of one rank only would be wrong: then the last
-        commit stays the newest.
-        """
+        """Commit a run that was interrupted as unfinished, with what it has, and say how to go on."""
         keeper = self.keeper
         if keeper.record is None or keeper.ended or state is not keeper.state or int(state.timestamp.batch) == 0:
             return

@@ -91,6 +91,7 @@ class Spool:
             except ArchiveConflictError:
                 raise
             except (ArchiveError, RunNotFoundError):
+                # What the spool has of the run is enough to go on.
                 if run_id not in self.archive.run_ids():
                     raise
 

@@ -126,6 +126,7 @@ class _Buffer:
     def newest(self) -> dict[str, torch.Tensor]:
         """Return rows by ascending position, on the CPU; of an example that came more than once the last one."""
         columns = {key: torch.cat([part.cpu() for part in parts]) for key, parts in self._parts.items()}
+        # Stable: of the rows of one example the last one stays the last.
         ids_T, order_T = columns.pop("ids").sort(stable=True)
         last_T = torch.ones(len(ids_T), dtype=torch.bool)
         torch.ne(ids_T[1:], ids_T[:-1], out=last_T[:-1])
@@ -183,8 +184,19 @@ class SignalCapture:
             values: For each signal of this epoch a tensor whose first dimension is the rows: ``logits`` ``[B, C, X]``
                 in any float dtype, the others ``[B]``.
             kept_R: int64 on the CPU: only these rows. Default: all.
+
+        Raises:
+            DataError: There are not as many rows as examples.
         """
         values = {name: values[name].detach() for name in self.wanted(epoch)}
+        for name, value in values.items():
+            if len(value) != len(examples.positions):
+                raise DataError(
+                    f"signals.{name}: the model's outputs have {len(value)} rows for {len(examples.positions)} "
+                    "examples (several crops or views of each, time in the first dimension, rows that are left out), "
+                    "so it is not known which row is which. Let the forward pass return one row for each example, or "
+                    "record without signals."
+                )
         if kept_R is not None:
             examples = Examples(examples.positions[kept_R], examples.views[kept_R])
             values = {name: value[kept_R.to(value.device)] for name, value in values.items()}

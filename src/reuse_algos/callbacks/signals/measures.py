@@ -72,7 +72,8 @@ class Measures:
         outputs, task = logits_of(state.outputs, self.reader.keys.output).detach(), self.reader.task
         # Without a task only logits [B, C] get here; check() refused all else in the first batch.
         if task is None:
-            return dict.fromkeys(names, outputs)  # logits only: whatever else is wanted needs a task
+            # Logits only: whatever else is wanted needs a task.
+            return dict.fromkeys(names, outputs if outputs.dim() > 1 else outputs.unsqueeze(1))
         rows = task.rows(outputs, self.reader.targets)
         found: dict[str, torch.Tensor] = {}
         for name in names:
@@ -102,7 +103,10 @@ class Measures:
             raise self._no_loss(state, given, rows) from error
         # A loss that is infinite or no number from the start can be held against nothing; the run is marked diverged.
         checked = math.isfinite(given) and not _is_changed(state)
-        if checked and not abs(mean - given) <= _NEAR * max(1.0, abs(given)):
+        # Not ">", so that a mean that is NaN is refused as well.
+        # A loss that is a bfloat16 number has two digits.
+        near = max(_NEAR, torch.finfo(total_of(state.loss).dtype).eps)
+        if checked and not abs(mean - given) <= near * max(1.0, abs(given)):
             raise self._no_loss(state, given, rows)
         self._own = losses
         self.about_loss = f"loss is {losses.words}"

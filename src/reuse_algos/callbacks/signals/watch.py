@@ -138,6 +138,7 @@ class SignalWatch:
                 state, self.reader.batch, self._examples(state), clean_R, self.keys, "RunRecorder signals"
             )
 
+        # All ranks fail together: the others would wait for one that failed alone.
         rows = on_every_rank(look)[0]
         task = self.reader.task
         words = "task not found" if task is None else f"task {task.kind} of {task.num_classes} ({task.evidence})"

@@ -18,8 +18,6 @@ from reuse_algos.commands.common import (
 from reuse_algos.commands.compare.options import add_costs, add_groups, question_of
 from reuse_algos.commands.compare.wandb_options import add_wandb, send_to_wandb, wandb_target
 
-__all__ = ["add_parser", "run"]
-
 _LATER_RUNS = 5
 
 _DETAILS = """\

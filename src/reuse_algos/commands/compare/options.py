@@ -10,8 +10,6 @@ from reuse_algos.commands.common import add_tags, positive
 if TYPE_CHECKING:
     from reuse_algos.compare import Question
 
-__all__ = ["add_costs", "add_groups", "question_of"]
-
 
 def add_groups(parser: argparse.ArgumentParser) -> None:
     """Add --group-by, --baseline, --metric, --mode and --tag."""

@@ -16,8 +16,6 @@ from reuse_algos.commands.common import (
 )
 from reuse_algos.commands.compare.options import add_costs, add_groups, question_of
 
-__all__ = ["add_parser", "run"]
-
 _LATER_RUNS = 1  # the next run counts all of its own harvest
 
 _DETAILS = """\

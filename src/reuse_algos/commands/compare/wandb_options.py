@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from reuse_algos.compare.result import Comparison
     from reuse_algos.compare.show.wandb import WandbTarget
 
-__all__ = ["add_wandb", "send_to_wandb", "wandb_target"]
-
 
 def add_wandb(parser: argparse.ArgumentParser) -> None:
     """Add --wandb, --wandb-entity and --wandb-name."""

@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from reuse_algos.compare.show.drawing import Chart
     from reuse_algos.predict import History
 
-__all__ = ["Answer", "add_options", "histories_of", "show_answer"]
-
 
 @dataclass(frozen=True)
 class Answer:
@@ -113,6 +111,7 @@ def _table(title: str, rows: Sequence[dict[str, Any]]) -> Any:
     from reuse_algos.compare.show.page.sheet import text_of
     from reuse_algos.compare.show.terminal import new_table
 
+    # One word a line: columns stay narrow, and many fit.
     heads = [("\n".join(name.split("_")), not isinstance(value, str)) for name, value in rows[0].items()]
     table = new_table(*heads, padding=1)
     for row in rows:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reuse_algos.compare.show.drawing import Chart, Series
 
-__all__ = ["backtest_chart", "chart", "curve_chart", "line", "points", "speed_chart"]
-
 Row = Mapping[str, Any]
 
 

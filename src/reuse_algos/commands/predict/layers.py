@@ -10,8 +10,6 @@ from reuse_algos.commands.common import UsageError, open_archive, positive, tags
 from reuse_algos.commands.predict.answers import Answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
-__all__ = ["add_options", "answer"]
-
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict layers``."""
@@ -56,6 +54,7 @@ def answer(args: argparse.Namespace) -> Answer:
     device = _device(args)
     if device is None:
         return Answer(headline, lead, found, charts)
+    # Without a share the times are those at the peaks, which no run beats.
     percent, measured = args.percent or 1.0, []
     if args.archive or args.archive_option:
         # A calibrated share and a given one would contradict each other.
@@ -81,6 +80,7 @@ def answer(args: argparse.Namespace) -> Answer:
             args.steps or 1,
             float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
             args.network_gbits * 1e9 / 8,
+            # A worker without an example would have nothing to compute.
             workers=[count for count in args.workers if count <= args.batch],
             scheme=args.exchange,
             servers=args.servers,

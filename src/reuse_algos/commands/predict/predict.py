@@ -20,8 +20,6 @@ from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_cha
 if TYPE_CHECKING:
     from reuse_algos.predict import BacktestSummary
 
-__all__ = ["add_parser", "run"]
-
 _DETAILS = """\
 WHAT is one of:
   loss-curve  the end of a run from its first part (Optimus). Without --run: every finished run is

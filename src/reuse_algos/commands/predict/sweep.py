@@ -11,8 +11,6 @@ from reuse_algos.commands.common import Subparsers, UsageError, add_command
 from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
-__all__ = ["add_parser", "run"]
-
 _DETAILS = """\
 WHAT is one of:
   batch-size  least steps to --goal for each batch size, over the values of --tune (Shallue et al. 2019):

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_options", "panel", "readings_of_run", "show_inside"]
-
 _HISTOGRAM = "gradient_sizes/"
+# These may be negative: their axis is linear, with a line at 0.
 _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4
 

@@ -22,8 +22,6 @@ from reuse_algos.errors import SignalNotFoundError
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     from reuse_algos.data.datasets.load import LoadedData
 
-__all__ = ["contact_sheet", "ends_of_classes", "histogram", "image_reader"]
-
 _SIDE = 48
 _LARGEST_SIDE = 64
 _GAP = 2
@@ -84,6 +82,7 @@ def ends_of_classes(
     ends = {}
     for number in range(num_classes):
         members = np.flatnonzero(np.isfinite(values_N) & (labels_N == number))
+        # Stable, so that equal scores give the same sheet every time.
         order = members[np.argsort(values_N[members], kind="stable")]
         if len(order):
             ends[number] = order[:per_class].tolist(), order[::-1][:per_class].tolist()
@@ -100,6 +99,7 @@ def image_reader(loaded: LoadedData) -> Any:
         pixels = loaded.train[ExampleView(position, 0)][0].cpu().numpy()
         if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
             raise DataError(f"a contact sheet needs images [1 or 3, H, W], the examples are {pixels.shape}")
+        # Rounding undoes the float arithmetic of the normalisation, so the bytes are those of the file.
         pixels_HWC = np.clip((pixels * std + mean) * 255, 0, 255).round().astype(np.uint8).transpose(1, 2, 0)
         return np.broadcast_to(pixels_HWC, (*pixels_HWC.shape[:2], 3))
 
@@ -138,6 +138,7 @@ def contact_sheet(
         places = [(column, position) for column, position in enumerate(easy)]
         places += [(columns - 1 - column, position) for column, position in enumerate(hard)]
         for column, position in places:
+            # Images of another size than the first are cut to its cell.
             image = _scaled(read(position))[: height - _GAP, : width - _GAP]
             x = column * width + (middle if column >= per_end else 0)
             canvas[row * height : row * height + image.shape[0], x : x + image.shape[1]] = image

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from reuse_algos.data.info import DatasetInfo
     from reuse_algos.priors.scores.label_noise import LabelNoise
 
-__all__ = ["add_parser", "noise_facts", "run", "summary"]
-
 CRITERION = (
     "area under the margin below 0 (Pleiss et al. 2020, arXiv 2001.10528): over training, the runs gave another class "
     "a higher logit than the label"
@@ -96,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     """Show the scores, and return 0."""
     _split_names(args)
     data = data_of(args.data)
+    # Wrong settings are refused before an archive is read.
     limit, noise_file = _noise_of(args.noise)
     from reuse_algos.compare.show.files import check_file
     from reuse_algos.priors.scores.label_noise import label_noise
@@ -122,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     }  # fmt: skip
     if args.noise is not None:
         noise = label_noise(runs, info, mismatch=args.mismatch)
+        # All of them, whatever the terminal shows.
         found = noise_facts(noise, info)
         if noise_file is not None:
             noise_file.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -155,6 +155,7 @@ def summary(values_N: Any, info: DatasetInfo) -> dict[str, Any]:
 
     def describe(members: Any) -> dict[str, Any]:
         known = members[np.isfinite(values[members])]
+        # A class without known scores still has its row.
         if not len(known):
             return {"n": 0, "mean": None, "quartiles": None, "hardest": None}
         hardest = known[values[known].argmax()]
@@ -252,6 +253,7 @@ def _pictures(
     if args.contact_sheet is not None:
         from reuse_algos.harvest import load_run_data
 
+        # As the file has the images: augmented ones would not show what is hard about them.
         loaded = load_run_data(first, {**data, "augment": "none"}, trust_data=args.trust_data)
         said = _predictions(first, sorted({one for both in ends.values() for end in both for one in end}))
         wrong = {position: names[number] for position, number in said.items() if number != labels[position]}
@@ -271,6 +273,7 @@ def _predictions(run: PriorRun, positions: list[int]) -> dict[int, int]:
     if not found or (run.manifest.task is not None and run.manifest.task.kind != "multiclass"):
         return {}
     views = torch.stack(reader.rows(found[0], torch.tensor(positions)))
+    # Views that were not archived are NaN, and the others speak for the example.
     mean_BC = views.softmax(-1).nanmean(0)
     answers = mean_BC.nan_to_num(-1.0).argmax(1).tolist()
     return {

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from reuse_algos.archive import PriorRun
 
-__all__ = ["add_parser", "run", "summary"]
-
 _MOST_SLOTS = 8
 
 

@@ -17,8 +17,6 @@ from reuse_algos.commands.common import (
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

@@ -18,8 +18,6 @@ from reuse_algos.commands.common import (
 )
 from reuse_algos.commands.upkeep.progress import progress_bar
 
-__all__ = ["add_parser", "run"]
-
 _SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
@@ -59,6 +57,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def age(text: str) -> float:
     """Return a time of at least an hour in seconds, for ``argparse``."""
+    # ASCII, as \d would take digits of other scripts.
     found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([mhdw])", text, re.ASCII)
     if found is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-__all__ = ["progress_bar"]
-
 
 @contextlib.contextmanager
 def progress_bar(

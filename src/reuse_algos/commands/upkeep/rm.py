@@ -25,8 +25,6 @@ from reuse_algos.errors import ArchiveError
 if TYPE_CHECKING:
     from reuse_algos.archive import RunArchive
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

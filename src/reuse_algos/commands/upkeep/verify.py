@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int], None] | None
 
-__all__ = ["add_parser", "run"]
-
 
 def add_parser(subparsers: Subparsers) -> None:
     """Describe the command's arguments."""

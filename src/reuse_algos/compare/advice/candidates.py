@@ -16,8 +16,6 @@ from reuse_algos.compare.kinds.budgets import Member, label_of
 from reuse_algos.compare.question import Axis, Mode
 from reuse_algos.compare.show.words import AXIS_WORDS
 
-__all__ = ["Candidate", "Case", "Evidence"]
-
 Standing = Literal["recommended", "cheaper than the baseline", "baseline", "not enough evidence"]
 
 

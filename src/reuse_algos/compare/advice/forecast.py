@@ -13,8 +13,6 @@ from reuse_algos.compare.question import Axis, Mode
 from reuse_algos.errors import NotEnoughEvidenceError
 from reuse_algos.predict.budget_law import fit_budget_law
 
-__all__ = ["FARTHEST", "BudgetForecast", "forecast_budget"]
-
 FARTHEST = 4.0
 """A forecast for more than so many times the largest budget is not made: the law has no floor."""
 

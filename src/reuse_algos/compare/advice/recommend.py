@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reuse_algos.compare.advice.candidates import Candidate, Case, Evidence
+from reuse_algos.compare.advice.candidates import Candidate, Case
 from reuse_algos.compare.engine import control_of
 from reuse_algos.compare.inside import diagnosis_notes, forecast_notes
 from reuse_algos.compare.kinds.budgets import Member
@@ -36,8 +36,6 @@ from reuse_algos.compare.run_notes import differences, left_out
 from reuse_algos.compare.settled import settled
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, less_of, limits_words, short
 from reuse_algos.presets import PRESETS, presets_of
-
-__all__ = ["Candidate", "Evidence", "Recommendation", "recommend"]
 
 _LATER_RUNS = 1  # the next run counts all of its own harvest
 
@@ -192,6 +190,7 @@ def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: s
         raise ValueError(f"{choice.name} was chosen without a speed-up")
     about = "at least " if speedup.bound == ">=" else ""
     limits = limits_words(speedup.low, speedup.high)
+    # The smallest group limits what the answer rests on.
     n = min(point.n for point in choice.evidence)
     return (
         f"Train {choice.name} for {_steps(choice)}: it is predicted to reach {goal} with {about}"

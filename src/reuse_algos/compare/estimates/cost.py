@@ -26,8 +26,6 @@ from reuse_algos.compare.estimates.interval import (
 )
 from reuse_algos.compare.estimates.over_budgets import BudgetCrossing, Sample
 
-__all__ = ["CostCurve", "cost_interval", "speedup_of_budgets"]
-
 
 @dataclass(frozen=True)
 class CostCurve:

@@ -21,23 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-__all__ = [
-    "CONFIDENCE",
-    "MIN_RUNS",
-    "RUNS_FOR_A_CLAIM",
-    "Bound",
-    "FloatArray",
-    "Interval",
-    "Speedup",
-    "Verdict",
-    "difference_interval",
-    "mean_interval",
-    "ratio_interval",
-    "safe_exp",
-    "sum_of_means",
-    "verdict_of",
-]
-
 CONFIDENCE = 0.95
 """Two-sided confidence of every interval unless the caller says otherwise."""
 

@@ -21,8 +21,6 @@ import numpy.typing as npt
 
 from reuse_algos.compare.estimates.interval import CONFIDENCE, MIN_RUNS, Bound, FloatArray, sum_of_means
 
-__all__ = ["BudgetCrossing", "Curve", "Sample", "crossing", "own_level"]
-
 # Shapes: M budgets of a group, P positions, S seeds. A position is the index of a budget plus how much of the way to
 # the next one is behind it, in log steps: 1.5 is at the geometric mean of the second and the third budget.
 _GRID = 128

@@ -33,8 +33,6 @@ from reuse_algos.compare.estimates.interval import (
     verdict_of,
 )
 
-__all__ = ["Crossing", "Hit", "MeanCurves", "crossing_of", "own_crossing", "speedup_of_curves", "speedup_of_runs"]
-
 # Shapes: R runs of one group, K evaluations that all of them share.
 
 
@@ -241,6 +239,7 @@ def speedup_of_runs(
         return ratio_interval(top, bottom, paired=paired, confidence=confidence)
 
     estimate = ratio([h.at for h in baseline], [h.at for h in group]).estimate
+    # The target was passed between two evaluations, so each limit takes the end that says less.
     low = 0.0 if group_censored else ratio([h.before for h in baseline], [h.at for h in group]).low
     high = math.inf if baseline_censored else ratio([h.at for h in baseline], [h.before for h in group]).high
     bound: Bound = ""

@@ -21,8 +21,6 @@ from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import AXES, Axis, Costs, Question, no_final
 from reuse_algos.compare.result import Point
 
-__all__ = ["Member", "OverBudgets", "label_of"]
-
 _RUNS_TO_PAIR = 3
 Runs = Sequence[Outcome]
 
@@ -154,6 +152,7 @@ class Member:
     def _record(self, runs: Runs, paid: Sequence[dict[Axis, float | None]], confidence: float) -> Point:
         means: dict[Axis, float | None] = {}
         for axis in AXES:
+            # A mean over some of the runs would be that of another group.
             known = [cost for each in paid if (cost := each[axis]) is not None]
             means[axis] = _geometric_mean(known) if len(known) == len(runs) else None
         return Point(

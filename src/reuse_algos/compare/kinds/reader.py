@@ -12,8 +12,6 @@ from reuse_algos.compare.outcomes import Outcome
 from reuse_algos.compare.question import Axis
 from reuse_algos.compare.result import CostToTarget, Point
 
-__all__ = ["Reading"]
-
 
 @dataclass(frozen=True)
 class Reading:

@@ -23,8 +23,6 @@ from reuse_algos.compare.outcomes import Outcome, Outcomes
 from reuse_algos.compare.question import Axis, Mode, Question
 from reuse_algos.compare.result import CostToTarget
 
-__all__ = ["Ends", "WithinRuns", "has_seconds", "mean_curves", "pairs_by_seed", "shared_steps"]
-
 TimeAxis = Literal["steps", "train_seconds", "cost_seconds"]
 Runs = Sequence[Outcome]
 _COSTS = ("steps", "epochs", "samples", "train_seconds", "cost_seconds")
@@ -47,7 +45,7 @@ def mean_curves(group: Runs, mode: Mode, axis: TimeAxis) -> tuple[MeanCurves, np
         axis: How cost is counted.
 
     Raises:
-        ValueError: The runs share no evaluation.
+        ValueError: The runs have no evaluation in common.
     """
     steps = shared_steps(group)
     rows = [np.searchsorted(outcome.curve.steps, steps) for outcome in group]

@@ -16,8 +16,6 @@ from reuse_algos.compare.result import Comparison, Group
 from reuse_algos.compare.show.drawing import Chart, Look, Series, axis_title, drawn_axes, looks_of
 from reuse_algos.compare.show.words import format_amount, format_number, format_times, short
 
-__all__ = ["amortisation", "charts_of", "pareto", "readings_charts"]
-
 _LATER_RUNS = (1, 2, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
 
 
@@ -61,6 +59,7 @@ def _limits(low: float, high: float) -> str:
 
 
 def _budget_series(look: Look, group: Group, axis: Axis) -> Series:
+    # A logarithmic axis has no place for 0.
     points = [(p, cost) for p in group.points if (cost := p.costs.get(axis)) is not None and cost > 0]
     return Series(
         name=look.name,
@@ -87,6 +86,7 @@ def _training_series(
     rows = [np.searchsorted(o.curve.steps, steps) for o in runs]
     values_RK = np.stack([o.curve.values[row] for o, row in zip(runs, rows, strict=True)])
     xs = [getattr(o.curve, axis).astype(np.float64) for o in runs]
+    # Seconds differ from run to run, so a step is drawn at their mean.
     x_K = np.stack([x[row] for x, row in zip(xs, rows, strict=True)]).mean(axis=0)
     found = [mean_interval(values_R, comparison.confidence) for values_R in values_RK.T]
     series = [

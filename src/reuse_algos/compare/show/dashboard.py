@@ -19,8 +19,6 @@ from reuse_algos.compare.show.charts import charts_of, readings_charts
 from reuse_algos.compare.show.drawing import Chart
 from reuse_algos.compare.show.words import AXIS_WORDS, format_speedup
 
-__all__ = ["Bars", "Dashboard", "Lines", "Table", "dashboard_of"]
-
 MAX_ROWS = 10_000
 """Rows that W&B keeps of a table; curves that would have more are thinned out evenly, their ends kept."""
 

@@ -14,8 +14,6 @@ from reuse_algos.compare.question import Axis
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.words import AXIS_WORDS
 
-__all__ = ["Bars", "Chart", "Look", "Series", "axis_title", "bars_of", "drawn_axes", "looks_of", "y_values"]
-
 _AXIS_TITLES: dict[Axis, str] = {
     "train_seconds": "train time",
     "cost_seconds": "cost in seconds: training, set-up, used harvests",

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["chart_figure", "comparison_figure", "plot_chart", "plot_comparison"]
-
 
 def plot_comparison(comparison: Comparison, outcomes: Outcomes, path: str | os.PathLike[str]) -> Path:
     """Write :func:`comparison_figure` to a file; its extension (png, pdf or svg) is the type.

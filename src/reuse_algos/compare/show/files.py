@@ -7,8 +7,6 @@ from pathlib import Path
 
 from reuse_algos.errors import CompareError
 
-__all__ = ["PAGES", "PLOTS", "check_file", "write_file"]
-
 PLOTS = ("png", "pdf", "svg")
 PAGES = ("html", "htm")
 

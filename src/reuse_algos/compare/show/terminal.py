@@ -32,16 +32,6 @@ from reuse_algos.compare.show.words import (
 if TYPE_CHECKING:
     from reuse_algos.archive import PriorRun
 
-__all__ = [
-    "comparison_table",
-    "narrowest",
-    "new_table",
-    "recommendation_table",
-    "run_state",
-    "runs_table",
-    "verdict_text",
-]
-
 _VERDICT_STYLE = {"faster": "green", "slower": "red", "no difference": "yellow", "not enough runs": "yellow"}
 _STANDING_STYLE = {"recommended": "bold green", "cheaper than the baseline": "green", "not enough evidence": "yellow"}
 _FRONTS: tuple[tuple[Axis, str], ...] = (

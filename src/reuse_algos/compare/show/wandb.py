@@ -20,8 +20,6 @@ from reuse_algos.compare.show.saved_report import SavedReport, saved_report_of
 from reuse_algos.compare.show.wandb_report import save_report
 from reuse_algos.errors import CompareError
 
-__all__ = ["JOB_TYPE", "WandbTarget", "check_wandb", "log_to_wandb"]
-
 JOB_TYPE = "comparison"
 
 _SETTINGS = {

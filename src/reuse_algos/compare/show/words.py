@@ -9,26 +9,6 @@ from reuse_algos.compare.estimates.interval import Bound, Interval, Speedup
 from reuse_algos.compare.payback import BreakEven
 from reuse_algos.compare.question import Axis
 
-__all__ = [
-    "AXIS_WORDS",
-    "BOUND_WORDS",
-    "Sentence",
-    "cost_words",
-    "format_amount",
-    "format_count",
-    "format_interval",
-    "format_number",
-    "format_runs",
-    "format_seconds",
-    "format_speedup",
-    "format_times",
-    "less_of",
-    "limits_words",
-    "payback_line",
-    "short",
-    "target_words",
-]
-
 AXIS_WORDS: dict[Axis, str] = {
     "steps": "steps",
     "samples": "examples",

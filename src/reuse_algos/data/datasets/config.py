@@ -150,6 +150,7 @@ class DataConfig:
         if self.name in _LABELLED_IMAGES or self.name not in DATASET_NAMES:
             return faults
         what = "texts" if self.name in TEXT_NAMES else "pictures with masks or boxes"
+        # A field counts as set where it differs from its default.
         plain, fields = DataConfig(self.name), _OF_IMAGES if self.name in TEXT_NAMES else (*_OF_IMAGES, "classes")
         return faults + [
             f"data.{field}: is for images with one label, and {self.name!r} is a dataset of {what}. Leave it out."

@@ -163,6 +163,7 @@ def read_image(path: Path) -> Image.Image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I") or image.mode == "F":
                 image = Image.fromarray(_to_bytes(np.asarray(image), path))
+            # By RGBA where a palette has transparent colours: Pillow warns where it turns these into RGB at once.
             return image.convert("RGBA" if "transparency" in image.info else "RGB").convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         if isinstance(error, DataError):
@@ -208,6 +209,7 @@ def train_transform(augment: str, side: int) -> tuple[Callable[[Any], Tensor], s
     ]
     if augment in ("crop", "crop_flip"):
         return transforms.Compose(steps), f"random_resized_{augment}(size={side})"
+    # Even, as a cutout's side must be.
     length = max(2, side // 8 * 2)
     return transforms.Compose(
         [*steps, _Cutout(length)]
@@ -232,6 +234,7 @@ def decode_squares(files: FileImages, side: int) -> Tensor:
         uint8 ``[N, side, side, 3]``.
     """
     shown = files.with_transform(transforms.Compose(_square(side)))
+    # Filled in place: a list of images would need the memory twice.
     images_NHWC = torch.empty((len(files), side, side, 3), dtype=torch.uint8)
     for position in range(len(files)):
         images_NHWC[position] = torch.from_numpy(np.array(shown[position][0]))

@@ -158,8 +158,10 @@ def _load_array_sets(
         arrays = rotate_arrays(arrays, config.rotated)
     splits = []
     choices = [_choose(split.info, arrays.num_classes, config) for split in (arrays.train, arrays.eval)]
+    # Classes and coarse labels are chosen for both, a part only of the training examples.
     choices[0] = _part(choices[0], config, chosen)
     for split, choice in zip((arrays.train, arrays.eval), choices, strict=True):
+        # Indexing by all positions would copy every image.
         everything = torch.equal(choice.positions, torch.arange(split.info.num_examples))
         images = split.images if everything else split.images[choice.positions]
         splits.append(Split(images if config.image_size is None else resize(images, config.image_size), choice.info))
@@ -207,6 +209,7 @@ def _load_file_sets(config: DataConfig, device: torch.device | str, chosen: Chos
 
 def _load_texts(config: DataConfig) -> LoadedData:
     options = config.text or TextConfig()
+    # The default root is that of images; texts lie in the folders of their packages.
     root = None if config.root == DataConfig.root and config.name != "text_files" else config.root
     corpus = load_corpus(config.name, root, config.classes if config.name == "fortunes" else None)
     info = corpus_info(corpus, config.name)
@@ -254,6 +257,7 @@ def _load_masks(config: DataConfig) -> LoadedData:
     root = None if config.root == DataConfig.root else config.root
     part, held_out = load_dense(config.name, root, config.path, config.scenes)
     keys = part.keys
+    # Pictures with masks have no class to stratify by.
     rows = take_part(keys, torch.zeros_like(keys), fraction=config.train_fraction, examples=config.train_examples)
     chosen = part._replace(images=part.images[rows], masks=part.masks[rows], keys=keys[rows])
     train, evaluated = (DenseDataset(one, config.name, config.view_seed) for one in (chosen, held_out))

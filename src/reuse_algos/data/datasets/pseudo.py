@@ -62,6 +62,7 @@ def chosen_info(pool: DatasetInfo, chosen: Chosen) -> DatasetInfo:
     """
     keys_M = pool.keys[chosen.positions]
     first_M = torch.zeros(len(keys_M), dtype=torch.bool)
+    # Stable: of the pairs of one image the first stays the first.
     by_position = torch.argsort(chosen.positions, stable=True)
     ordered = chosen.positions[by_position]
     new = torch.ones(len(ordered), dtype=torch.bool)
@@ -90,6 +91,7 @@ def shared_examples(pool: DatasetInfo, held_out: DatasetInfo) -> Tensor:
     everything, others = torch.arange(pool.num_examples), torch.arange(held_out.num_examples)
     if mine is not None and theirs is not None and mine.cheap and theirs.cheap:
         return everything[torch.isin(mine.hashes(everything), theirs.hashes(others))]
+    # Positions do not say which example is there, so equal ones show nothing.
     if "position" in (pool.key_kind, held_out.key_kind):
         return everything[:0]
     known = everything[torch.isin(pool.keys, held_out.keys)]

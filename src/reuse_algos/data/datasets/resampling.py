@@ -59,9 +59,11 @@ def resampling_plan(labels_N: Tensor, how: str, seed: int) -> Plan:
             # The class is gone through again and again, in a new order each round; an epoch takes the next stretch.
             start, stop = epoch * quota, (epoch + 1) * quota
             for turn in range(start // len(own), -(-stop // len(own))):
+                # numpy takes no negative seeds.
                 order = np.random.default_rng([seed % 2**63, number, turn]).permutation(own)
                 parts.append(order[max(0, start - turn * len(own)) : stop - turn * len(own)])
         shown = np.concatenate(parts)
+        # The number of classes is not the number of a class, so this order is drawn from a stream of its own.
         return np.random.default_rng([seed % 2**63, len(members), epoch]).permutation(shown)
 
     return plan

@@ -82,6 +82,7 @@ def rotate_arrays(arrays: ImageArrays, asked: Rotated) -> ImageArrays:
         arrays,
         train=_turned(train, period_N[kept], asked),
         eval=_turned(arrays.eval, next_N, asked),
+        # The time channel stays as it is: the model is given period / periods.
         mean=(*arrays.mean, 0.0),
         std=(*arrays.std, 1.0),
     )

@@ -74,6 +74,7 @@ def take_part(
         if rest:
             raise DataError(f"data.train_rest: the part takes all {count} training examples, so nothing is left out.")
         return torch.arange(count)
+    # Nested, so that a larger part holds every smaller one.
     order = nested_order(keys_N, labels_N)
     return torch.sort(order[wanted:] if rest else order[:wanted]).values
 
@@ -81,7 +82,7 @@ def take_part(
 def select_classes(
     labels_N: Tensor, wanted: Sequence[int | str], class_names: Sequence[str] | None, num_classes: int
 ) -> tuple[Tensor, Tensor]:
-    """Keep the examples of some classes and number these classes anew, in the order in which they are wanted.
+    """Keep the examples of some classes and renumber these classes in the order in which they are wanted.
 
     Args:
         labels_N: int64, 0 to ``num_classes - 1``.

@@ -98,6 +98,7 @@ def careless_boxes(
         jitter: Deviation of each side, in parts of the box's size.
         seed: Of what is drawn.
     """
+    # Scenes are drawn from the streams 0 and 1 of the same seed.
     rng = np.random.default_rng([seed % 2**63, 2])
     left, kept = [], []
     for found, classes in zip(boxes, labels, strict=True):
@@ -105,6 +106,7 @@ def careless_boxes(
         extent = (found[:, 2:] - found[:, :2]).repeat(1, 2)
         moved = found + extent * torch.from_numpy(rng.standard_normal((len(found), 4)) * jitter).float()
         low = moved[:, :2].clamp(0, size - 1)
+        # At least a pixel wide and high: detectors refuse boxes without area.
         high = moved[:, 2:].clamp(max=size).maximum(low + 1)
         left.append(torch.cat([low, high], 1)[keep])
         kept.append(classes[keep])
@@ -128,6 +130,7 @@ def load_boxes(name: str, scenes: SceneConfig | None, view_seed: int = 0) -> tup
             boxes, labels = careless_boxes(
                 boxes, labels, wanted.size, drop=wanted.drop, jitter=wanted.jitter, seed=wanted.seed
             )
+        # Keys of evaluation begin at 2^40: the two parts have none in common, however many scenes are asked for.
         keys = torch.arange(count) + (held_out << 40)
         content = rows_content(made.images, f"mean {_MEAN} std {_STD}")
         info = DatasetInfo(name, keys, None, SCENE_CLASSES, "id", content)

@@ -116,6 +116,7 @@ def load_dense(
         parts = []
         for held_out, count in ((False, wanted.train), (True, wanted.eval)):
             made = compose_scenes(count, size=wanted.size, most=wanted.most, seed=wanted.seed, held_out=held_out)
+            # Keys of evaluation begin at 2^40: the two parts have none in common, however many scenes are asked for.
             keys = torch.arange(count) + (held_out << 40)
             parts.append(DensePart(made.images, made.masks, keys, SCENE_CLASSES))
         return parts[0], parts[1]

@@ -82,6 +82,7 @@ def _volume(path: Path) -> Tensor:
             header = file.read(_HEADER)
             if len(header) < _HEADER or header[344:347] != b"n+1":
                 raise DataError(f"{path} is not a NIfTI file")
+            # NIfTI-1: the sizes begin at byte 40, the type of the voxels stands at byte 70; x runs fastest.
             sizes = np.frombuffer(header, "<i2", 8, 40)
             kind, shape = int(np.frombuffer(header, "<i2", 1, 70)[0]), tuple(int(size) for size in sizes[1:4])
             if kind != _UINT8 or int(sizes[0]) != 3 or min(shape) < 1 or int(np.prod(shape)) > _MOST_VOXELS:
@@ -91,6 +92,7 @@ def _volume(path: Path) -> Tensor:
         raise DataError(f"data.root: {path} cannot be read: {error}") from error
     if len(data) != int(np.prod(shape)):
         raise DataError(f"{path} ends after {len(data)} of {int(np.prod(shape))} voxels")
+    # A copy, as torch warns of the read-only memory of bytes.
     return torch.from_numpy(np.frombuffer(data, np.uint8).reshape(shape[::-1]).copy())
 
 

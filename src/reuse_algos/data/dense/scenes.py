@@ -57,7 +57,9 @@ def compose_scenes(count: int, *, size: int, most: int, seed: int, held_out: boo
     found: Any = load_digits()
     fifth = np.arange(len(found.target)) % 5 == 0
     chosen = fifth if held_out else ~fifth
+    # scikit-learn's digits have grey values from 0 to 16.
     digits, targets = torch.from_numpy(found.images[chosen] / 16.0).float(), found.target[chosen]
+    # numpy takes no negative seeds.
     rng = np.random.default_rng([seed % 2**63, int(held_out)])
     images = torch.zeros(count, size, size)
     masks = torch.zeros(count, size, size, dtype=torch.uint8)

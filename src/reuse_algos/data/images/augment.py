@@ -57,7 +57,7 @@ def cutout(images_BCHW: Tensor, row_B: Tensor, column_B: Tensor, length: int) ->
     """Set a square to 0 in each image; squares reach over the edge and are clipped there.
 
     DeVries & Taylor, "Improved regularization of convolutional neural networks with cutout",
-    https://arxiv.org/abs/1708.04552. On normalised images 0 is the mean colour, as there.
+    https://arxiv.org/abs/1708.04552. On normalised images 0 is the mean colour, as in the paper.
 
     Args:
         images_BCHW: Any dtype.
@@ -151,6 +151,7 @@ class Augmentation:
         top_B, left_B = draws_KB[_TOP], draws_KB[_LEFT]
         flip_B = torch.zeros_like(top_B, dtype=torch.bool) if self.kind == "crop" else draws_KB[_FLIP] > 0
         images_BHWC = crop_flip(images_BHWC, top_B, left_B, flip_B, self.padding)
+        # Before the cutout, whose 0 is then the mean colour.
         images_BCHW = normalisation(images_BHWC)
         if self.kind == "crop_flip_cutout":
             images_BCHW = cutout(images_BCHW, draws_KB[_CUTOUT_ROW], draws_KB[_CUTOUT_COLUMN], self.length)

@@ -127,6 +127,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
         draws_KB = self._augmentation.draw(
             self.view_policy.seed, self.info.keys[positions_B], numbers_B, self._height, self._width
         )
+        # In one tensor: positions and draws take one copy to the device.
         plan = torch.cat([positions_B[None], draws_KB]).to(self.device, non_blocking=True)
         images_BHWC = self._images_NP.index_select(0, plan[0]).view(len(indices), self._height, self._width, -1)
         labels_B = self._labels_N.index_select(0, plan[0])

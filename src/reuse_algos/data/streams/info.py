@@ -66,12 +66,14 @@ def scan_stream(dataset: Any, label: str | None = None, names: tuple[str, ...] |
             raise ExampleIdError(f"a sample of the stream has no {ID!r}; it has {', '.join(sample)}. Use IdStream.")
         row = (_bytes_of(sample), -1 if label is None else int(sample[label]))
         _add(found, int(sample[ID]), row)
+    # Each rank has read a part of the stream.
     if dist.get_world_size() > 1:
         for theirs in dist.all_gather_object(found):
             for key, row in theirs.items():
                 _add(found, key, row)
     if not found:
         raise DataError("the stream has no sample. Look at its shards, and at how they are shared among workers.")
+    # Sorted, so that every rank numbers the examples alike.
     keys = sorted(found)
     contents = [found[key][0] for key in keys]
     labels = None if label is None else torch.tensor([found[key][1] for key in keys], dtype=torch.int64)

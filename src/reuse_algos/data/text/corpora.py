@@ -26,7 +26,7 @@ class Corpus(NamedTuple):
         keys: The identity of each: a path inside of the dataset, a database id, or label and hash of the text.
         labels: Number of the class of each.
         class_names: Name of each class.
-        held_out: The same for the part that is for evaluation; None where the dataset has no such part.
+        held_out: Texts, keys and labels of the part for evaluation; None where the dataset has none.
     """
 
     texts: list[str]
@@ -137,6 +137,7 @@ def _fortunes(root: Path, classes: list[Any] | None) -> Corpus:
             if not (text := part.strip()):
                 continue  # the end of the file, not a text
             key = f"{topic}/{content_key(text)}"
+            # A text that a topic has twice is two examples.
             seen[key] += 1
             texts.append(text)
             keys.append(key if seen[key] == 1 else f"{key}/{seen[key]}")

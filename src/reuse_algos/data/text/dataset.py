@@ -110,10 +110,12 @@ def example_lengths(dataset: Any) -> Tensor:
     Raises:
         DataError: Examples are not mappings with ``input_ids``.
     """
+    # A subset has the same inner dataset, and other rows.
     if isinstance(inner := getattr(dataset, "dataset", dataset), TextDataset) and len(inner) == len(dataset):
         return inner.lengths.double()
     lengths = []
     for position in range(len(dataset)):
+        # A random transform must not use up random numbers of the run.
         with seeded_rng(0):
             example = dataset[position]
         if not isinstance(example, Mapping) or _INPUTS not in example:
@@ -121,6 +123,7 @@ def example_lengths(dataset: Any) -> Tensor:
                 f"score: length counts the tokens of examples that are mappings with {_INPUTS!r}; example {position} "
                 f"is a {type(example).__name__}. Give the lengths themselves: score=torch.tensor([...])."
             )
+        # Padding does not count.
         if _MASK in example:
             lengths.append(float(torch.as_tensor(example[_MASK]).sum()))
         else:

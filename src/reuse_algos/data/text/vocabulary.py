@@ -58,6 +58,7 @@ class Vocabulary:
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(_split_text(text, level))
+        # A text that spells [PAD] must not give it a second number.
         for special in SPECIAL_TOKENS:
             counts.pop(special, None)
         ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -40,10 +40,12 @@ class DetectionModel(ComposerModel):
     def forward(self, batch: Any) -> Any:
         """Return the losses of a batch, or in evaluation mode what was found in its images."""
         images, targets = batch
+        # torchvision's detectors give losses in training mode only, and detections in evaluation mode only.
         return self.module(images, targets) if self.training else self.module(images)
 
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
         """Return the detector's losses, which Composer adds up."""
+        # The detector has computed them in its forward pass.
         return dict(outputs)
 
     def eval_forward(self, batch: Any, outputs: Any | None = None) -> list[dict[str, Tensor]]:
@@ -117,6 +119,7 @@ def build_detection_model(
     if name != "tiny_fcos":
         if width is not None or channels != 3:
             raise ModelError(f"Model {name!r} takes pictures of 3 channels, and has a fixed width.")
+        # weights_backbone, too: by default torchvision fetches pretrained weights of the backbone.
         network = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
         return DetectionModel(network, num_classes, config)
     config["width"] = _WIDTH if width is None else width

@@ -36,6 +36,7 @@ class SegmentationModel(ComposerModel):
         super().__init__()
         self.module, self.num_classes, self.reuse_config = module, num_classes, reuse_config
         self.ignore_index = ignore_index
+        # One each: training and evaluation add up on their own.
         self._iou = {
             part: MulticlassJaccardIndex(num_classes, average="macro", ignore_index=ignore_index)
             for part in ("train", "eval")
@@ -49,6 +50,7 @@ class SegmentationModel(ComposerModel):
     def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> Tensor:
         """Return the cross entropy, a mean over the pixels that count; 0 where none does."""
         targets = batch[1]
+        # Divided by hand: torch's mean over no pixel is NaN.
         total = F.cross_entropy(outputs, targets, ignore_index=self.ignore_index, reduction="sum")
         return total / (targets != self.ignore_index).sum().clamp_min(1)
 
@@ -86,5 +88,6 @@ def build_segmentation_model(
         raise ModelError(f"model.width: {name!r} of torchvision has a fixed width; take another model.")
     if channels != 3:
         raise ModelError(f"Model {name!r} takes pictures of 3 channels, not {channels}. Take model: tiny_unet.")
+    # weights_backbone, too: by default torchvision fetches pretrained weights of the backbone.
     network = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=num_classes)
     return SegmentationModel(network, num_classes, config)

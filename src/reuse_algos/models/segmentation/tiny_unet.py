@@ -41,6 +41,7 @@ class TinyUNet(nn.Module):
         one = self.down1(images_BCHW)
         two = self.down2(F.max_pool2d(one, 2))
         three = self.bottom(F.max_pool2d(two, 2))
+        # To the sizes on the way down and not to twice the size: they may be odd.
         two = self.up2(torch.cat([F.interpolate(three, two.shape[2:]), two], 1))
         one = self.up1(torch.cat([F.interpolate(two, one.shape[2:]), one], 1))
         return self.head(one)

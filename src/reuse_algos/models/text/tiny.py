@@ -115,6 +115,7 @@ def _bert(sizes: Mapping[str, int], num_classes: int) -> Any:
         intermediate_size=4 * sizes["width"],
         max_position_embeddings=sizes["max_tokens"],
         num_labels=num_classes,
+        # As data.text.Vocabulary numbers [PAD].
         pad_token_id=0,
     )
     return BertForSequenceClassification(config)
@@ -129,6 +130,7 @@ def _gpt(sizes: Mapping[str, int], num_classes: int) -> Any:
         n_embd=sizes["width"],
         n_layer=sizes["depth"],
         n_head=_heads(sizes["width"]),
+        # As data.text.Vocabulary numbers [BEGIN] and [END].
         bos_token_id=2,
         eos_token_id=3,
         use_cache=False,

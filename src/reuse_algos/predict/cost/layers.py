@@ -90,6 +90,7 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
         memo[id(tensor)] = nn.Parameter(placed, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else placed
     plain = copy.deepcopy(model, memo).eval()
     given = [value.detach().to("meta") for value in inputs]
+    # By identity: a layer reads the data only where it is given these very tensors.
     data = {id(value) for value in given}
     found: list[Layer] = []
 
@@ -114,6 +115,7 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
             handle.remove()
     # Attention and other functions belong to no module with a hook.
     rest = counter.get_total_flops() - sum(layer.flops for layer in found)
+    # Both sums are whole numbers; half of one is beyond rounding.
     if rest > 0.5:
         found.append(Layer("(functions)", "function", float(rest), 0.0, 0.0, ()))
     return found
@@ -186,6 +188,7 @@ def percent_of_peak(predicted_seconds: Sequence[float], measured_seconds: Sequen
         )
     if not all(value > 0 and math.isfinite(value) for value in (*predicted_seconds, *measured_seconds)):
         raise NotEnoughEvidenceError("predicted and measured seconds must be finite and above 0")
+    # By the geometric mean, twice too slow and twice too fast cancel out.
     ratios = [math.log(p / m) for p, m in zip(predicted_seconds, measured_seconds, strict=True)]
     percent = math.exp(sum(ratios) / len(ratios))
     if percent > 1:

@@ -88,8 +88,7 @@ def fit_speed(
 ) -> SpeedModel:
     """Fit the speed to measurements at several numbers of workers.
 
-    ``1 / f`` is linear in the coefficients. Rows are scaled by ``f``, so that the relative error is minimised, by
-    non-negative least squares.
+    ``1 / f`` is linear in the coefficients, which come from non-negative least squares on the relative errors.
 
     Args:
         workers: Int ``[N]``, at least 1.
@@ -124,6 +123,7 @@ def fit_speed(
             f"the speed over workers needs runs at two or more numbers of workers and {needed} or more settings; there "
             f"are {different} (workers: {sorted({int(w) for w in workers_N})})"
         )
+    # Rows times f: relative errors, as else the slowest settings would decide.
     rows_NK = _rows(scheme, workers_N, servers_N, batch) * speed_N[:, None]
     # Columns differ by orders of magnitude (M/w against 1), so each is brought to length 1 first.
     lengths_K = np.linalg.norm(rows_NK, axis=0)

@@ -193,6 +193,7 @@ def batch_sweep(
             )
             for _ in range(num_resamples)
         ]
+        # A draw in which no trial reached the goal has no slope.
         finite = [draw for draw in draws if math.isfinite(draw)]
         low, high = np.percentile(finite, [2.5, 97.5]).tolist() if finite else (-math.inf, math.inf)
         slopes.append((slope, low, high))
@@ -213,10 +214,12 @@ def _point(
     best = ranked[0] if reached else None
     if best is not None:
         values = sorted({trial.value for trial in trials})
+        # Beyond the edge there may be a better value.
         if len(values) > 1 and best.value in (values[0], values[-1]):
             end = "lower" if best.value == values[0] else "upper"
             flags.append(f"the best value {best.value:g} is at the {end} edge of the search")
         gap = _gap(best, steps[0])
+        # The goal was passed somewhere between two evaluations.
         if gap > 0.05 * steps[0]:
             flags.append(f"evaluations are {gap:g} steps apart, more than 5 % of {steps[0]:g} steps")
     if reached < 2:

@@ -204,6 +204,7 @@ def variation_ratio(probabilities_MNC: Tensor) -> Tensor:
     known_MN = ~probabilities_MNC.isnan().any(2)
     votes_NC = torch.zeros(probabilities_MNC.shape[1:], dtype=torch.float64, device=probabilities_MNC.device)
     for probabilities_NC, known_N in zip(probabilities_MNC, known_MN, strict=True):
+        # A row of NaN votes with weight 0, so it does not matter for which class.
         votes_NC.scatter_add_(1, probabilities_NC.nan_to_num().argmax(1, keepdim=True), known_N.double()[:, None])
     members_N = known_MN.sum(0)
     return (1 - votes_NC.amax(1) / members_N).masked_fill(members_N < 2, torch.nan)
@@ -266,6 +267,7 @@ def grand(
             raise ModelError(
                 f"GraNd is a score of classifiers with logits [B, C]; these have {logits_1C.dim()} dimensions."
             )
+        # vmap cannot branch: a label that is not a class is clamped here, and its norm becomes NaN below.
         inside = label.clamp(0, logits_1C.shape[1] - 1)
         return F.cross_entropy(logits_1C, inside[None]), inside == label
 

@@ -113,6 +113,7 @@ class _Source:
         moments = []
         for presentation in self.margins_of:
             views = self._rows(presentation, positions_B)
+            # Captured margins are numbers already; logits become margins first.
             if self.margins_of is self.logits:
                 views = [formulas.logit_margin(logits_BC, labels_B) for logits_BC in views]
             moments.append(formulas.mean_known(torch.stack(views)))
@@ -120,6 +121,7 @@ class _Source:
 
     def probabilities(self, positions_B: Tensor) -> Tensor:
         """Return the mean over presentations: float64 ``[B, C]``."""
+        # Added up as they are read: the probabilities of all epochs together would not fit into memory.
         total_BC = count_B = torch.zeros(())
         for presentation in self.logits:
             views = [logits_BC.softmax(1) for logits_BC in self._rows(presentation, positions_B)]
@@ -139,4 +141,5 @@ class _Source:
 def _best_other(probabilities_BC: Tensor, labels_B: Tensor) -> Tensor:
     is_label_BC = torch.arange(probabilities_BC.shape[1]) == labels_B[:, None]
     unknown_B = probabilities_BC.isnan().any(1)
+    # The label gets less than any probability, so that it is never the answer.
     return probabilities_BC.nan_to_num().masked_fill(is_label_BC, -1.0).argmax(1).masked_fill(unknown_B, -1)

@@ -268,6 +268,7 @@ class _Plan:
             found = reader.presentations(source.signal)
             if recipe.history is None:
                 found = [one for one in latest_first(found) if spec.epoch in (None, one.epoch)]
+                # A harvest knows every example, so older rows have nothing to add.
                 if found and found[0].harvested:
                     found = found[:1]
             else:
@@ -299,6 +300,7 @@ class _Plan:
 
     def _chunks(self) -> Iterator[Tensor]:
         signal = self.reader.signal(self.read[0].signal)
+        # Held at once for each example: the rows of one presentation, and one number of each.
         return _chunked(signal.num_examples, (signal.num_classes or 1) + len(self.read))
 
     def _labels(self) -> Tensor:

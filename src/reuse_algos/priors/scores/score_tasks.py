@@ -44,4 +44,5 @@ def of_classes(logits_B: Tensor) -> Tensor:
     logits_BC = logits_B.unsqueeze(1) if logits_B.dim() == 1 else logits_B
     if logits_BC.shape[1] > 1:
         return logits_BC
+    # What is not known stays NaN in both columns.
     return torch.cat([torch.zeros_like(logits_BC).where(~logits_BC.isnan(), torch.nan), logits_BC], 1)

@@ -12,8 +12,6 @@ from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.recipe.building.recipe_data import load_recipe_data
 from reuse_algos.recipe.compose import Recipe
 
-__all__ = ["check_data"]
-
 
 def check_data(recipes: Iterable[tuple[str, Recipe]]) -> list[str]:
     """Load each data section once, and return what it gives, in words.
@@ -33,6 +31,7 @@ def check_data(recipes: Iterable[tuple[str, Recipe]]) -> list[str]:
         key = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
         if key in said or config.pseudo_labels is not None:
             continue
+        # Before it is loaded, so that a section that several recipes share is tried once, also where it fails.
         said[key] = ""
         try:
             data = load_recipe_data(config, None, torch.device("cpu"))

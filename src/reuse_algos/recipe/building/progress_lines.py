@@ -9,8 +9,6 @@ from composer import Callback, State, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
 
-__all__ = ["ProgressLines"]
-
 
 class ProgressLines(Callback):
     """Print epoch, batch and loss from time to time, on stderr and on rank 0.
@@ -27,12 +25,10 @@ class ProgressLines(Callback):
 
     def init(self, state: State, logger: Logger) -> None:
         """Begin with the first line for each Trainer."""
-        del state, logger
         self._printed = -1
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Print a line where the next part of training has begun."""
-        del logger
         part = math.floor(self.lines * _share_of(state))
         if part == self._printed or dist.get_global_rank() != 0:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,8 +19,6 @@ from reuse_algos.priors.pseudo_labels import choose_pairs
 from reuse_algos.recipe.interpolation import resolve
 from reuse_algos.recipe.source import parse_yaml, read_text
 from reuse_algos.sections import Faults, fit_fields
-
-__all__ = ["Pool", "data_section", "load_recipe_data", "pool_of", "watchers"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,8 @@ def load_recipe_data(config: DataConfig, pool: Pool | None, device: torch.device
     """
     if pool is None:
         return load_datasets(config, device)
-    whole = load_datasets(_without_labels(config))
+    # drop_last would refuse a pool that is smaller than a batch.
+    whole = load_datasets(replace(config, pseudo_labels=None, drop_last=False))
     chosen = choose_pairs(
         pool.run,
         infer_info(whole.train),
@@ -101,10 +100,3 @@ def load_recipe_data(config: DataConfig, pool: Pool | None, device: torch.device
         num_classes=whole.num_classes,
     )
     return load_datasets(config, device, chosen)
-
-
-def _without_labels(config: DataConfig) -> DataConfig:
-    plain = DataConfig(**vars(config))
-    plain.pseudo_labels = None
-    plain.drop_last = False
-    return plain

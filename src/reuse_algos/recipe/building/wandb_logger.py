@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from composer.loggers import WandBLogger
 
-__all__ = ["RecipeWandBLogger"]
-
 
 class RecipeWandBLogger(WandBLogger):
     """Composer's W&B logger, which has no checkpoint to offer while W&B is offline or disabled.

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from reuse_algos.sequence.launchers.base import Job
-
-__all__ = ["LocalLauncher"]
+from reuse_algos.sequence.launchers.base import Work
 
 
 class LocalLauncher:
@@ -23,7 +21,7 @@ class LocalLauncher:
     def __init__(self, threads: int | None = None) -> None:
         self._environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
 
-    def submit(self, job: Job) -> subprocess.Popen[bytes]:
+    def submit(self, job: Work) -> subprocess.Popen[bytes]:
         """Start the job's process."""
         with job.log.open("ab") as log:
             # The job reads its standard input until its end, which comes when this process is gone, however it ends.
@@ -33,6 +31,7 @@ class LocalLauncher:
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                # What the user has set wins.
                 env={**self._environment, **os.environ},
             )
 
@@ -46,6 +45,7 @@ class LocalLauncher:
     def cancel(self, handle: subprocess.Popen[bytes]) -> None:
         """Kill the process, and with it (through the pipe) those that it started."""
         if handle.stdin is not None:
+            # Closed first: the ranks that the process has started end by it, as no kill reaches them.
             handle.stdin.close()
         if handle.poll() is None:
             handle.kill()

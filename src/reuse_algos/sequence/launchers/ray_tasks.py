@@ -4,20 +4,42 @@ from __future__ import annotations
 
 import os
 import threading
+from dataclasses import dataclass, field
 from typing import Any
 
 from reuse_algos.errors import SequenceError
-from reuse_algos.sequence.launchers.base import Job
-from reuse_algos.sequence.launchers.remote import Outcome, RemoteJob, one_node, remote_job
+from reuse_algos.remote_job import Outcome, RemoteJob, do_job, meet_on_ray
+from reuse_algos.sequence.launchers.base import Work
+from reuse_algos.sequence.launchers.remote import note_outcome
 
-__all__ = ["RayLauncher"]
+_END_SECONDS = 30.0  # for a worker that was told to end
+
+
+@dataclass
+class _Started:
+    """The tasks of a job: one for each of its nodes.
+
+    Attributes:
+        job: The job.
+        sent: What its tasks do.
+        tasks: References to their outcomes, in order of the nodes.
+        group: The placement group that holds the nodes of a job of several; else None.
+        lost: How often tasks were lost with their node, and all of them were started again.
+    """
+
+    job: Work
+    sent: RemoteJob
+    tasks: list[Any] = field(default_factory=list)
+    group: Any = None
+    lost: int = 0
 
 
 class RayLauncher:
-    """Runs each job as a Ray task, whose worker runs the job's process.
+    """Runs each job as a Ray task, or one task on each of its nodes, whose workers run the job's processes.
 
     A Trainer cannot run inside Ray's own workers, so a step is a process here as well. A task whose node dies is
-    started again on another one, and goes on from the checkpoint where the step's folder is shared.
+    started again on another one, and goes on from the checkpoint where the step's folder is shared. Where a step has
+    several nodes, all of its tasks are started again.
 
     Args:
         address: Of the cluster, such as ``ray://head:10001`` or ``auto``. Default: None, ``RAY_ADDRESS`` or ``auto``.
@@ -46,61 +68,103 @@ class RayLauncher:
             ) from error
         self._lock = threading.Lock()
 
-    def submit(self, job: Job) -> tuple[Any, Job]:
-        """Start the job's task.
+    def submit(self, job: Work) -> _Started:
+        """Start the job's tasks.
 
         Raises:
-            SequenceError: No node can ever have what the step asks for.
+            SequenceError: The cluster lacks what the step asks for, or its ranks cannot be shared out over its nodes.
         """
-        one_node(job)
-        wanted = job.step.recipe.settings.resources
-        self._check_feasible(job)
-        task = self._ray.remote(_call).options(
-            num_cpus=wanted.cpus, num_gpus=wanted.gpus, max_retries=self._retries, name=job.step.title
-        )
-        return task.remote(remote_job(job)), job
+        started = _Started(job, job.remote())
+        self._check_feasible(started)
+        self._start(started)
+        return started
 
-    def wait(self, handle: tuple[Any, Job], timeout: float) -> int | None:
-        """Return the exit status, or None if the task still runs after ``timeout`` seconds.
+    def wait(self, handle: _Started, timeout: float) -> int | None:
+        """Return the exit status, or None if a task still runs after ``timeout`` seconds.
+
+        The status is that of the first node, or of any node that failed.
 
         Raises:
-            SequenceError: The task was lost, or its node cannot do it.
+            SequenceError: A task was lost too often, or its node cannot do it.
         """
-        reference, job = handle
-        done, _ = self._ray.wait([reference], timeout=timeout)
-        if not done:
-            return None
+        done, going = self._ray.wait(handle.tasks, num_returns=len(handle.tasks), timeout=timeout)
         try:
-            outcome: Outcome = self._ray.get(reference)
+            outcomes: list[Outcome] = [self._ray.get(task) for task in handle.tasks if task in done]
         except self._ray.exceptions.TaskCancelledError:
             return 143
         except (self._ray.exceptions.RayError, ImportError) as error:
-            raise SequenceError(
-                f"{job.step.title} was lost on Ray: {type(error).__name__}: {error}. Nodes need this package, and a "
-                "task whose node dies is started again only so often. The same command goes on from here"
-            ) from error
-        with self._lock, job.log.open("a") as log:
-            log.write(outcome.log)
-        if outcome.status is None:
-            raise SequenceError(outcome.log)
-        return outcome.status
+            if isinstance(error, self._ray.exceptions.RayTaskError | ImportError):
+                raise SequenceError(
+                    f"{handle.job.title} could not be started on a node: {_last_line(error)}. Every node needs "
+                    "this package, of this version: pip install reuse-algos there"
+                ) from error
+            if handle.group is None or handle.lost >= self._retries:
+                raise SequenceError(
+                    f"{handle.job.title} was lost on Ray: {type(error).__name__}: {_last_line(error)}. A task "
+                    f"whose node dies is started again {self._retries} times. The same command goes on from here"
+                ) from error
+            # The ranks on the other nodes wait for those that are gone: all of them begin again together.
+            handle.lost += 1
+            self.cancel(handle)
+            self._start(handle)
+            return None
+        failed = [outcome for outcome in outcomes if outcome.status != 0]
+        if going and not failed:
+            return None
+        with self._lock:
+            return note_outcome(handle.job, (failed or outcomes)[0])
 
-    def cancel(self, handle: tuple[Any, Job]) -> None:
-        """Kill the task's worker, and through its pipe the job's process; nothing where it has ended."""
-        done, _ = self._ray.wait([handle[0]], timeout=0)
-        if not done:
-            self._ray.cancel(handle[0], force=True)
+    def cancel(self, handle: _Started) -> None:
+        """Kill the tasks' workers, and through their pipes the job's processes; nothing where they have ended."""
+        _, going = self._ray.wait(handle.tasks, num_returns=len(handle.tasks), timeout=0)
+        for task in going:
+            self._ray.cancel(task, force=True)
+        if going:
+            # Whoever takes the sequence over must not meet a process that still writes.
+            self._ray.wait(going, num_returns=len(going), timeout=_END_SECONDS)
+        if handle.group is not None:
+            self._ray.util.remove_placement_group(handle.group)
+            handle.group = None
 
-    def _check_feasible(self, job: Job) -> None:
-        wanted = job.step.recipe.settings.resources
+    def _start(self, handle: _Started) -> None:
+        """Start a task on each node of a job."""
+        wanted, nodes = handle.job.resources, handle.sent.nodes
+        options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": handle.job.title}
+        if nodes == 1:
+            task = self._ray.remote(do_job).options(**options, max_retries=self._retries)
+            handle.tasks = [task.remote(handle.sent)]
+            return
+        from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
+            PlacementGroupSchedulingStrategy,
+        )
+
+        bundle = {"CPU": wanted.cpus, "GPU": wanted.gpus} if wanted.gpus else {"CPU": wanted.cpus}
+        handle.group = self._ray.util.placement_group([bundle] * nodes, strategy="STRICT_SPREAD")
+        places = [PlacementGroupSchedulingStrategy(handle.group, number) for number in range(nodes)]
+        # A reference as argument: Ray starts the others once the first node has said where to meet.
+        meeting = (
+            self._ray.remote(meet_on_ray).options(num_cpus=0, scheduling_strategy=places[0], max_retries=0).remote()
+        )
+        task = self._ray.remote(do_job)
+        handle.tasks = [
+            task.options(**options, max_retries=0, scheduling_strategy=place).remote(handle.sent, number, meeting)
+            for number, place in enumerate(places)
+        ]
+
+    def _check_feasible(self, started: _Started) -> None:
+        wanted, count = started.job.resources, started.sent.nodes
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        if not any(node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= wanted.gpus for node in nodes):
-            there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
-            raise SequenceError(
-                f"{job.step.title} asks for {wanted.cpus} CPUs and {wanted.gpus} GPUs, and no node has them (there are "
-                f"{there}). Change its resources"
-            )
+        fit = [node for node in nodes if node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= wanted.gpus]
+        if len(fit) >= count:
+            return
+        there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
+        many = "no node has" if count == 1 else f"{len(fit)} of {count} nodes have"
+        raise SequenceError(
+            f"{started.job.title} asks for {wanted.cpus} CPUs and {wanted.gpus} GPUs, and {many} them (there are "
+            f"{there}). Change its resources"
+        )
 
 
-def _call(job: RemoteJob) -> Outcome:
-    return job()
+def _last_line(error: BaseException) -> str:
+    """Return the last line that says something: Ray puts the traceback of the worker before it."""
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)

@@ -18,8 +18,6 @@ import numpy as np
 
 from reuse_algos.sequence.planning.schema import HalvingConfig
 
-__all__ = ["Rung", "rung_duration", "rungs_of", "survivors"]
-
 _DURATION = re.compile(r"([1-9][0-9]*)(ep|ba|sp|tok|)")
 
 
@@ -41,6 +39,7 @@ class Rung:
 def rungs_of(config: HalvingConfig) -> list[Rung]:
     """Return the rungs, the smallest budget first; the last one has the whole budget."""
     return [
+        # With exponents that end at 0 the last rung trains for exactly the whole budget.
         Rung(k, config.eta ** (k - config.rungs), _previous(config.later, k) if k > 1 else {})
         for k in range(1, config.rungs + 1)
     ]
@@ -78,5 +77,7 @@ def survivors(finals: Mapping[str, Sequence[float]], eta: int, mode: str) -> lis
     """
     sign = 1.0 if mode == "max" else -1.0
     means = {name: sign * float(np.mean(values)) for name, values in finals.items()}
+    # Sorting is stable, so of equals the first one goes on.
     ranked = sorted((name for name in means if math.isfinite(means[name])), key=lambda name: -means[name])
+    # Of all, diverged ones included: a rung is never larger than was planned.
     return ranked[: max(1, len(finals) // eta)]

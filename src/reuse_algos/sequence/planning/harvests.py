@@ -15,8 +15,6 @@ from reuse_algos.recipe.schema import Settings
 from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.training.attacks import Attack
 
-__all__ = ["Harvest", "attack_of", "missing_harvests", "remade"]
-
 
 @dataclass(frozen=True)
 class Harvest:
@@ -63,6 +61,7 @@ class Harvest:
 def _num_views(config: HarvestConfig, data: DataConfig) -> int:
     if data.augment == "none":
         if config.views not in (None, 1):
+            # Scores are of the plain examples, one view of each.
             raise ValueError(f"asks for {config.views} views, and without data.augment there is one")
         return 1
     if config.views is None and data.num_views == 0:
@@ -94,6 +93,7 @@ def missing_harvests(run: PriorRun, harvests: Sequence[Harvest]) -> list[Harvest
     """Return the harvests that a run does not have all views of; none for a run that diverged."""
     if run.manifest.health != "ok":
         return []
+    # An interrupted harvest keeps the views that it has made, and only the others are missing.
     return [one for one in harvests if not set(range(one.num_views)) <= _views(run, one).keys()]
 
 
@@ -102,6 +102,7 @@ def remade(run: PriorRun, harvests: Sequence[Harvest]) -> list[str]:
     texts = []
     for one in harvests:
         views = _views(run, one)
+        # All views of a signal are made by one setting, so the first one tells.
         changed = [text for entry in list(views.values())[:1] for text in _changed(run, one, entry)]
         if len(views) > one.num_views:
             changed.append(f"views were {len(views)} and are now {one.num_views}")

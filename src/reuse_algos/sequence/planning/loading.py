@@ -26,8 +26,6 @@ from reuse_algos.sequence.planning.schema import (
 )
 from reuse_algos.training.attacks import Attack, pixel_size
 
-__all__ = ["load_sequence"]
-
 _MAX_RANKS = 1024
 
 
@@ -57,9 +55,11 @@ def load_sequence(path: str | Path, overrides: Iterable[str] = (), *, archive: s
     if archive is not None:
         raw["archive"] = archive
     for name, default in (("archive", "./archive"), ("folder", "./sequences/${name}")):
+        # Before references are resolved, as the file may ask for ${folder}.
         raw[name] = default if raw.get(name) is None else raw[name]
     if raw.get("name") is None:
         faults.add("name", "missing. Write for example name: five-seeds")
+        # Else every ${name} would be reported as well.
         raw["name"] = "nameless"
     # Texts from the environment may be secrets: they stay references, for the recipe to resolve.
     resolved = resolve(raw, faults)

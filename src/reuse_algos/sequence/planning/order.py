@@ -11,8 +11,6 @@ from reuse_algos.archive.asked import tags_match
 from reuse_algos.recipe.grouping import trained_by
 from reuse_algos.sequence.planning.step import PlannedStep
 
-__all__ = ["differences", "fingerprint", "fits", "other_arms_first", "queries_of", "reuses", "waits_for"]
-
 
 def other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
     """Return the steps in their order, except that one whose query is for runs of other arms comes after all of these.
@@ -24,6 +22,7 @@ def other_arms_first(steps: Sequence[PlannedStep]) -> list[PlannedStep]:
     entered: set[int] = set()
 
     def matches(query: Mapping[str, Any]) -> list[PlannedStep]:
+        # Thousands of steps ask for few different things, and each answer looks at all steps.
         key = json.dumps([query["tags"], query.get("run_name")], sort_keys=True, default=str)
         if key not in asked:
             asked[key] = [other for other in steps if fits(query, other)]
@@ -96,6 +95,7 @@ def waits_for(step: PlannedStep, other: PlannedStep) -> bool:
 
 def fingerprint(record: Mapping[str, Any]) -> str:
     """Return twelve hexadecimal digits that change with what a recipe trains, and not with where its run goes."""
+    # Twelve digits fit into a table, and tell thousands of recipes apart.
     return hashlib.sha256(json.dumps(trained_by(record), sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -19,8 +19,6 @@ from reuse_algos.sequence.planning.sampling import sampled_points
 from reuse_algos.sequence.planning.schema import ArmConfig, FirstConfig, SequenceConfig, StepConfig
 from reuse_algos.sequence.planning.step import PlannedStep, Slot, planned_step, step_name
 
-__all__ = ["Plan", "PlannedStep", "plan_sequence"]
-
 _OWN_TAGS = ("sequence", "arm", "step", "rung")
 _OWN_KEYS = ("archive", "run_name", "save_folder", "autoresume", "save_overwrite")
 _MAX_STEPS = 10_000
@@ -57,6 +55,7 @@ class Plan:
                 f"{self.config.source} has no arm {', '.join(unknown)}.{nearest(unknown[0], self.config.arms)}"
             )
         found: list[int] = []
+        # From the end, as a step is needed where a later one that is needed reuses it.
         for place in reversed(range(len(self.steps))):
             step = self.steps[place]
             if step.arm in arms or any(reuses(self.steps[later], step) for later in found):
@@ -163,6 +162,7 @@ def _points(
             else:
                 axes[key] = values
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    # Each sample stands with every point of the grid, so that arms and seeds are compared on the same values.
     if config.sample is None:
         return points
     drawn = sampled_points(config.sample, "sample", faults)
@@ -196,6 +196,7 @@ def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
         rotated = step.recipe.settings.data.rotated
         if rotated is None:
             continue
+        # Periods rise among steps that differ in nothing else; another value of the grid begins again.
         alone = {key: value for key, value in step.point.items() if not key.startswith("data.rotated")}
         before = last.get(key := (step.arm, json.dumps(alone, sort_keys=True, default=str)))
         then = before.recipe.settings.data.rotated if before is not None else None

@@ -12,8 +12,6 @@ from reuse_algos.recipe.source import leaves
 from reuse_algos.sections import Faults, join
 from reuse_algos.sequence.planning.schema import SampleConfig
 
-__all__ = ["sampled_points"]
-
 _DIGITS = 4  # of a value: enough to tell values apart, and a step's name stays short
 
 
@@ -32,6 +30,7 @@ def sampled_points(config: SampleConfig, path: str, faults: Faults) -> list[dict
     """
     from scipy.stats import qmc
 
+    # The caller's faults may be of other sections.
     own = Faults(faults.source)
     bounds = dict(leaves(config.over))
     for key, value in bounds.items():

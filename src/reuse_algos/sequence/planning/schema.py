@@ -7,24 +7,13 @@ from typing import Any
 
 from omegaconf import MISSING
 
-__all__ = [
-    "ArmConfig",
-    "FirstConfig",
-    "HalvingConfig",
-    "HarvestConfig",
-    "SampleConfig",
-    "SearchConfig",
-    "SequenceConfig",
-    "StepConfig",
-]
-
 
 @dataclass
 class FirstConfig:
     """How an arm's first step is trained, in place of the arm's own ``recipe``, ``overrides`` and ``tags``.
 
     Attributes:
-        recipe: As in :class:`SequenceConfig`.
+        recipe: What it is trained by: name or ``.yaml`` file. Default: null, the arm's and then the sequence's.
         overrides: Changes to the recipe of this step.
         tags: Further tags of its run.
     """
@@ -41,10 +30,10 @@ class StepConfig:
     Attributes:
         name: What it is called; with a grid, the beginning of what its steps are called. Default: the grid's values,
             else ``step-1``, ``step-2``, ...
-        recipe: As in :class:`SequenceConfig`.
+        recipe: What it is trained by: name or ``.yaml`` file. Default: null, the arm's and then the sequence's.
         overrides: Changes to the recipe of this step.
         tags: Further tags of its run.
-        grid: Values of this step only, as in :class:`SequenceConfig`.
+        grid: Recipe key -> list of values, for this step only. Default: none.
         judge: Whether the arm is judged by this step's metric. Its cost always counts. A step that labels a pool has no
             metric, and never is. Default: true.
     """
@@ -62,14 +51,14 @@ class HarvestConfig:
     """How one signal of an arm's runs is harvested: arguments of :func:`reuse_algos.harvest.harvest`.
 
     Attributes:
-        views: Views 0 to views-1 of each example; null: those of the run, for scores the plain one.
-        weights: Which archived weights look at the data.
-        top_k: For logits: keep the K largest; null: all.
-        plain: For features: of the examples without augmentation.
-        attack: For adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be
-            fractions (``8/255``).
-        bits: For adversarial: bits for a number; null: 2 for ``linf``, 8 for ``l2``.
-        batch_size: Examples at once; null: as many as suit the signal.
+        views: Views 0 to views-1 of each example. Default: null, those of the run; for scores the plain one.
+        weights: Which archived weights look at the data. Default: last.
+        top_k: Number of the largest logits that are kept. Default: null, all.
+        plain: Whether features are of the examples without augmentation. Default: false.
+        attack: Of adversarial: fields of :class:`reuse_algos.training.attacks.Attack`; sizes may be fractions
+            (``8/255``). Default: null, its defaults.
+        bits: Of adversarial: bits for a number. Default: null, 2 for ``linf`` and 8 for ``l2``.
+        batch_size: Examples at once. Default: null, as many as suit the signal.
     """
 
     views: int | None = None
@@ -86,7 +75,7 @@ class ArmConfig:
     """One way to train all steps, such as with or without the algorithms that reuse earlier runs.
 
     Attributes:
-        recipe: As in :class:`SequenceConfig`.
+        recipe: What its steps are trained by: name or ``.yaml`` file. Default: null, the sequence's.
         overrides: Changes to the recipes of this arm.
         tags: Further tags of its runs.
         first: The arm's first step, which has no prior runs; null where it is trained as the others are.

@@ -19,8 +19,6 @@ from reuse_algos.sequence.planning.halving import Rung, rung_duration
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.schema import FirstConfig, SequenceConfig, StepConfig
 
-__all__ = ["PlannedStep", "Slot", "planned_step", "step_name"]
-
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 _MAX_NAME = 120
 
@@ -72,6 +70,7 @@ def step_name(step: StepConfig, point: Mapping[str, Any], index: int) -> str:
     for key, value in point.items():
         text = json.dumps(value) if isinstance(value, (list, dict, bool)) or value is None else str(value)
         short = _UNSAFE.sub("-", text).strip("-")
+        # A shortened value ends in digits of its hash, so that two values never have one name.
         if short != text:
             short = f"{short[:24]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
         parts.append(f"{key.split('.')[-1]}-{short}")
@@ -154,16 +153,19 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
         "save_overwrite": True,
         "progress_bar": False,
     }
+    # What the recipe itself says of checkpoints stays.
     values.setdefault("save_num_checkpoints_to_keep", 1)
     values.setdefault("save_interval", "0.1dur")  # every epoch would cost short runs more than it could save them
     try:
         recipe = compose_recipe(values, source=chosen)
     except RecipeError as error:
+        # Without the heading, which names the recipe alone.
         for line in str(error).splitlines()[1:]:
             faults.add(f"{arm}/{name}", line.strip())
         return None
     if "run_recorder" not in recipe.settings.callbacks:
         faults.add(f"{arm}/{name}", "callbacks.run_recorder: missing. A step has to be archived")
+    # A step that labels a pool has no metric to be judged by.
     rung = slot.rung.number if slot.rung else None
     judged = step[1].judge and recipe.settings.label is None
     return PlannedStep(

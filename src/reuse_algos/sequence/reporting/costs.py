@@ -11,8 +11,6 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.sequence.planning.plan import PlannedStep
 
-__all__ = ["Cost", "costs_of", "shares_of", "total_of"]
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -76,6 +74,7 @@ def _used_harvests(run: PriorRun, archive: RunArchive, charged: dict[str, float]
 
 def _harvested(archive: RunArchive, run_id: str, otherwise: float) -> float:
     """Return the seconds that all harvests of a run took; ``otherwise`` where the run cannot be read."""
+    # The archive is not asked where there is nothing to share.
     if otherwise == 0.0:
         return 0.0
     try:

@@ -19,8 +19,6 @@ from reuse_algos.sequence.reporting.search import ArmSearch, SearchResult
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["plan_records", "print_plan", "print_report"]
-
 
 def plan_records(states: Sequence[StepState]) -> list[dict[str, Any]]:
     """Return the plan as JSON can hold it: one record per step, in the order of training.

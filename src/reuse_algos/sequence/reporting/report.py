@@ -24,8 +24,6 @@ from reuse_algos.sequence.reporting.costs import Cost, costs_of, shares_of, tota
 from reuse_algos.sequence.reporting.result import ArmResult, SequenceReport, StepResult
 from reuse_algos.sequence.reporting.search import Tried, search_result
 
-__all__ = ["searched_steps", "sequence_report"]
-
 
 def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive: RunArchive) -> SequenceReport:
     """Count and compare a finished sequence.
@@ -37,7 +35,7 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
 
     Raises:
         SequenceError: A step is not finished.
-        CompareError: The runs share no metric, or not the one that the file names.
+        CompareError: The runs have no metric in common, or not the one that the file names.
     """
     missing = [found.step.title for found in states if found.state not in ("finished", "stopped")]
     if missing:
@@ -56,6 +54,7 @@ def sequence_report(config: SequenceConfig, states: Sequence[StepState], archive
     question = Question(group_by="arm", baseline=config.baseline or next(iter(config.arms)), over="ends", metric=metric)
     ends = compare(Outcomes(outcomes, metric, mode), question)
     arms: dict[str, ArmResult] = {}
+    # The baseline first: the shares of the others need its total.
     for name in sorted(config.arms, key=lambda arm: arm != config.baseline):
         own = [found for found in trained if found.step.arm == name]
         baseline = arms.get(config.baseline) if config.baseline else None

@@ -11,8 +11,6 @@ from reuse_algos.compare.result import json_safe
 from reuse_algos.sequence.reporting.costs import Cost
 from reuse_algos.sequence.reporting.search import SearchResult
 
-__all__ = ["ArmResult", "SequenceReport", "StepResult"]
-
 
 @dataclass(frozen=True)
 class StepResult:

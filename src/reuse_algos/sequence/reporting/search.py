@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 from reuse_algos.compare.estimates.interval import MIN_RUNS, Interval, difference_interval, mean_interval
 
-__all__ = ["Agreement", "ArmSearch", "Candidate", "SearchResult", "Tried", "search_result"]
-
 Verdict = Literal["same winner", "statistically equal", "another winner", "not enough runs", "no winner"]
 
 

@@ -19,8 +19,6 @@ from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.lease import SequenceLease
 from reuse_algos.sequence.running.steps import StepWork, drop_checkpoints
 
-__all__ = ["run_sequence"]
-
 
 def run_sequence(
     plan: Plan,

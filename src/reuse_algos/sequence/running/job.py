@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -18,16 +17,16 @@ from pathlib import Path
 import torch
 
 from reuse_algos import train
+from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe.compose import load_recipe
+from reuse_algos.remote_job import LEFT_BEHIND, end_with_pipe
 from reuse_algos.sequence.planning.harvests import attack_of
 from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.sequence.running.lease import LeaseKey, outlast
 
-__all__ = ["harvest_run", "main"]
-
-_LEFT_BEHIND = 143
+_NOT_STARTED = 2
 
 
 def harvest_run(recipe: str | Path, run_id: str, signal: str, config: HarvestConfig) -> None:
@@ -75,8 +74,11 @@ def main(arguments: Sequence[str] | None = None, ends: Callable[[int], object] =
     (text,) = sys.argv[1:] if arguments is None else arguments
     asked = json.loads(text)
     key = LeaseKey(**asked.pop("lease"))
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        _in_background(_read_to_end, ends)
+    archive_id = asked.pop("archive_id", None)
+    end_with_pipe(ends)
+    if archive_id is not None and (fault := _archive_fault(key.archive, archive_id)):
+        print(f"error: {fault}", file=sys.stderr)
+        return _NOT_STARTED
     _in_background(lambda: outlast(key), ends)
     if "signal" not in asked:
         return train.main([asked["recipe"]])
@@ -88,17 +90,33 @@ def main(arguments: Sequence[str] | None = None, ends: Callable[[int], object] =
     return 0
 
 
+def _archive_fault(archive: str, expected: str) -> str | None:
+    """Return why the sequence's archive cannot be used on this machine.
+
+    Args:
+        archive: Its folder or URL.
+        expected: Its identity, as the driver sees it.
+    """
+    place = archive if "://" in archive else str(Path(archive).resolve())
+    where = f"{place} on {os.uname().nodename}"
+    try:
+        found = RunArchive(place, read_only=True).archive_id
+    except ReuseAlgosError as error:
+        return f"the sequence's archive cannot be seen at {where} ({error}). Use a shared folder or an object store"
+    if found != expected:
+        return (
+            f"{where} is another archive ({found}) than where the sequence was started ({expected}). Use a shared "
+            "folder or an object store"
+        )
+    return None
+
+
 def _in_background(wait: Callable[[], None], ends: Callable[[int], object]) -> None:
     def watch() -> None:
         wait()
-        ends(_LEFT_BEHIND)
+        ends(LEFT_BEHIND)
 
     threading.Thread(target=watch, name="follow-sequence", daemon=True).start()
-
-
-def _read_to_end() -> None:
-    while os.read(0, 1):
-        pass
 
 
 if __name__ == "__main__":

@@ -26,8 +26,6 @@ from typing import Any, Protocol
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, SequenceError
 from reuse_algos.sequence.progress import open_store_of
 
-__all__ = ["LeaseKey", "SequenceLease", "outlast"]
-
 TERM_SECONDS = 180.0
 RENEW_SECONDS = 30.0
 POLL_SECONDS = 0.25

@@ -17,8 +17,6 @@ from reuse_algos.sequence.progress import CHECKPOINTS, LOG, RECIPE, StepState, t
 from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.lease import LeaseKey
 
-__all__ = ["StepWork", "drop_checkpoints"]
-
 _LAST_LINES = 12
 
 

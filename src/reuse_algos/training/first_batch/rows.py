@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from reuse_algos.data.content import sample_of
 from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.nested import take_rows
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.seeding import undisturbed
 from reuse_algos.errors import ArchiveWarning, DataError, TaskError
@@ -20,12 +21,12 @@ from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.first_batch.views import (
     ROWS,
     check_first_batch,
+    check_rows_apart,
     check_same_view_twice,
     mixed_targets,
     read_rows,
 )
 from reuse_algos.training.interplay import hides_inputs
-from reuse_algos.training.nested import take_rows
 
 
 def check_labels(state: State, info: DatasetInfo | None, keys: BatchKeys, *, given: bool) -> DatasetInfo | None:
@@ -99,19 +100,46 @@ def check_rows(
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return "rows not compared, as the dataset has no positions"
     rows_R = torch.arange(len(examples.positions)) if clean_R is None else clean_R
-    rows_R = rows_R[:ROWS]
     if not len(rows_R):
         return "rows not compared, as other algorithms replaced all of them"
-    some = Examples(examples.positions[rows_R], examples.views[rows_R])
     epoch, collate, dataset = int(state.timestamp.epoch), loader.collate_fn, loader.dataset
+    some, rows_R = _readable(loader, examples, rows_R, epoch)
+    if some is None:
+        return "rows not compared, as the collate_fn does not take them once more"
     given = take_rows(batch, rows_R, len(examples.positions))
+    if bool((some.views < 0).any()):  # known views are compared whole below
+        check_rows_apart(who, dataset, some, collate)
     with undisturbed(dataset, collate):
         targets = _check_targets(state, given, some, keys, who)
     if bool((some.views >= 0).all()) and not hides_inputs(state):
         check_same_view_twice(dataset, some, collate)
-        found = check_first_batch(who, given, dataset, some, epoch, collate)
+        found = check_first_batch(who, given, dataset, some, epoch, collate, len(rows_R))
         return f"{len(rows_R)} views are the same when read twice; {found}"
     return targets
+
+
+def _readable(
+    loader: Any, examples: Examples, rows_R: torch.Tensor, epoch: int
+) -> tuple[Examples | None, torch.Tensor]:
+    """Return the first rows as examples that the ``collate_fn`` takes: a few, else all; None where it takes neither."""
+    # One that draws a negative for each row, or pairs them, fails on few rows.
+    for count in (ROWS, len(rows_R)):
+        some = Examples(examples.positions[rows_R[:count]], examples.views[rows_R[:count]])
+        try:
+            with undisturbed(loader.dataset, loader.collate_fn):
+                read_rows(loader.dataset, some, epoch, loader.collate_fn)
+        except Exception:  # a user's code may raise anything
+            continue
+        return some, rows_R[:count]
+    return None, rows_R
+
+
+def _alone(loader: Any, one: Examples, epoch: int, key: str | int) -> torch.Tensor | None:
+    """Return the targets of an example that is collated alone; None where the ``collate_fn`` needs company."""
+    try:
+        return targets_of(read_rows(loader.dataset, one, epoch, loader.collate_fn), key)
+    except Exception:  # a user's code may raise anything
+        return None
 
 
 def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, who: str) -> str:
@@ -123,11 +151,15 @@ def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, wh
         targets, expected = targets_of(given, keys.target), targets_of(together, keys.target)
     except TaskError:
         return "rows not compared, as the batches have no targets and their views are not known"
+    again = targets_of(read_rows(loader.dataset, some, epoch + 1, loader.collate_fn), keys.target)
+    if again.shape == expected.shape and not torch.allclose(again.double(), expected.double(), equal_nan=True):
+        return f"{len(some.positions)} rows are of single examples; their targets are drawn at random"
     told = mixed_targets(targets, expected)
-    for row in range(len(some.positions)):
+    for row in range(min(ROWS, len(some.positions))):
         # A collate_fn that mixes rows mixes an example that it gets alone with itself: that shows the example's own.
-        alone = targets_of(read_rows(loader.dataset, some.rows(row, row + 1), epoch, loader.collate_fn), keys.target)
-        if alone.shape == targets[row : row + 1].shape:  # other shapes come of padding to the longest of a batch
+        alone = _alone(loader, some.rows(row, row + 1), epoch, keys.target)
+        # Other shapes come of padding to the longest of a batch.
+        if alone is not None and alone.shape == targets[row : row + 1].shape:
             told = told or mixed_targets(targets[row : row + 1], alone)
     if told:
         raise DataError(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from composer import Event, State
-from composer.utils.batch_helpers import batch_get
 
-from reuse_algos.errors import ReuseAlgosError, TaskError
+from reuse_algos.data.nested import fields_of
+from reuse_algos.errors import ModelError, ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
-from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_keys import BatchKeys, part_of
+from reuse_algos.training.first_batch.masks import TargetMasks
 from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
@@ -21,7 +23,9 @@ from reuse_algos.training.tasks.find_task import find_task
 from reuse_algos.training.tasks.task import Rows, Task, TaskSettings
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
-"""Where targets lie in batches that are mappings, the first that is there, unless ``keys.target`` says another."""
+"""Where targets lie in batches that are mappings, dataclasses or named tuples, the first that is there.
+
+``keys.target`` may say another."""
 
 
 def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
@@ -29,19 +33,20 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
 
     Args:
         batch: As the DataLoader gives it.
-        key: Where they lie. Default: 1, the second of a pair, or one of :data:`TARGET_NAMES` in a mapping.
+        key: Where they lie. Default: 1, the second of a pair, or one of :data:`TARGET_NAMES` in a mapping, a
+            dataclass or a named tuple.
 
     Raises:
         TaskError: Nothing, or no tensor, lies there.
     """
-    if isinstance(batch, Mapping) and key == BatchKeys.target and key not in batch:
-        key = next((name for name in TARGET_NAMES if name in batch), key)
+    if key == BatchKeys.target and (names := _names(batch)):
+        key = next((name for name in TARGET_NAMES if name in names), key)
     try:
-        found = batch_get(batch, key)
+        found = part_of(batch, key)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise TaskError(
             f"the batch has no targets at keys.target={key!r}: it is {_described(batch)}. Name their place by keys: "
-            "{target: ...}."
+            "{target: ...}, with dots for parts within parts."
         ) from error
     if not isinstance(found, torch.Tensor) or found.dim() == 0:
         raise TaskError(
@@ -49,6 +54,13 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
             f"{_described(found)}. Name another place by keys: {{target: ...}}."
         )
     return found
+
+
+def _names(batch: Any) -> Collection[Any]:
+    """Return the names of the parts of a batch: a mapping's keys, the fields of a dataclass or named tuple."""
+    if isinstance(batch, Mapping):
+        return () if BatchKeys.target in batch else batch.keys()
+    return getattr(batch, "_fields", None) or (fields_of(batch) or {}).keys()
 
 
 def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
@@ -98,6 +110,7 @@ class TaskReader:
         """Forget the task of another Trainer (INIT)."""
         self.task: Task | None = None
         self.refusal: TaskError | None = None
+        self.masks = TargetMasks(self.keys.mask)
         self._targets: torch.Tensor | None = None
         self._missing: TaskError | None = None
         self._guard = BatchGuard("the model's forward pass")
@@ -116,6 +129,8 @@ class TaskReader:
     @property
     def targets(self) -> torch.Tensor | None:
         """The targets of the running microbatch, from BEFORE_FORWARD on; None where there are none.
+
+        What a mask of the batch leaves out of the loss is marked as ignored.
 
         Raises:
             DataError: The model wrote into a tensor that it had left alone in the first batch.
@@ -136,7 +151,10 @@ class TaskReader:
             # A copy, because some models take things out of their batch or write into it.
             self._batch = self._guard.copy(state.batch)
             self._keep_targets(self._batch)
-        elif event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
+            return False
+        if event == Event.AFTER_LOSS and self.masks.is_open:
+            self._look_for_masks(state)
+        if event == Event.AFTER_LOSS and self.task is None and self.refusal is None:
             # Later microbatches are not looked at: one whose loss is odd by chance must not change the task. Another
             # algorithm's answer comes first: it was found before anything weighed the loss.
             self.task = self._shared(state)
@@ -144,6 +162,19 @@ class TaskReader:
                 self._find(state)
             return self.task is not None
         return False
+
+    @property
+    def is_looking(self) -> bool:
+        """Whether AFTER_LOSS of the next microbatch may show something: the task, or a mask of the targets."""
+        return (self.task is None and self.refusal is None) or self.masks.is_open
+
+    def targets_in(self, batch: Any) -> torch.Tensor:
+        """Return the targets of a batch of this Trainer, marked as :attr:`targets` are.
+
+        Raises:
+            TaskError: There are none, or a mask is missing.
+        """
+        return self.masks.mark(batch, targets_of(batch, self.keys.target))
 
     def rows(self, outputs: Any) -> Rows:
         """Return outputs and targets of the running microbatch in the task's layout.
@@ -173,9 +204,18 @@ class TaskReader:
     def _keep_targets(self, batch: Any) -> None:
         self._targets, self._missing = None, None
         try:
-            self._targets = targets_of(batch, self.keys.target)
+            self._targets = self.targets_in(batch)
         except TaskError as error:
             self._missing = error  # raised, or kept as the refusal, when the task is looked for: on every rank
+
+    def _look_for_masks(self, state: State) -> None:
+        if self._missing is not None or self.refusal is not None:
+            return
+        with contextlib.suppress(ModelError):  # no logits: said where the task is looked for
+            outputs, batch = logits_of(state.outputs, self.keys.output), self.batch
+            pull = pull_of(total_of(state.loss), outputs)
+            self.masks.learn(batch, targets_of(batch, self.keys.target), outputs.detach(), pull)
+            self._targets = self.targets_in(batch)
 
     def _shared(self, state: State) -> Task | None:
         """Return the task that an algorithm of the run has found in the same places."""
@@ -191,6 +231,8 @@ class TaskReader:
 
     def _find(self, state: State) -> None:
         try:
+            # One answer for all ranks: each sees other rows, and ranks that read them differently would wait for each
+            # other.
             self.task = on_rank_zero(lambda: self._found(state))
         except ReuseAlgosError as error:
             refusal = error if isinstance(error, TaskError) else TaskError(str(error))
@@ -209,6 +251,8 @@ class TaskReader:
         metrics = list(_metrics(state))
         of_loss = set(_ignored_by_loss(unwrap_model(state.model)))
         of_metrics = {index for metric in metrics if type(index := getattr(metric, "ignore_index", None)) is int}
+        # FSDP gathers its shards by hooks on the way back: this rank alone would wait there for the others for ever.
+        pull = None if state.fsdp_enabled else pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output))
         task = find_task(
             outputs,
             self.targets,
@@ -216,7 +260,7 @@ class TaskReader:
             settings,
             sorted(of_loss | of_metrics),
             [type(metric).__name__ for metric in metrics],
-            pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output)),
+            pull,
         )
         # A class that the loss ignores may be missing from the first microbatch, where its loss cannot show it.
         named = {index for index in of_loss if task.is_softmax and 0 <= index < task.num_classes}
@@ -228,6 +272,7 @@ class TaskReader:
 def _as_set(settings: TaskSettings, outputs: torch.Tensor) -> Task:
     """Return the task of batches without targets (unlabelled data for distillation), whose kind the user says."""
     assert settings.kind is not None
+    # Language models put the classes last, everything else has them in dimension 1.
     usual = 0 if outputs.dim() == 1 else (-1 if settings.kind == "token" and outputs.dim() == 3 else 1)
     dim = usual if settings.class_dim is None else settings.class_dim
     classes = 1 if dim == 0 else outputs.shape[dim]

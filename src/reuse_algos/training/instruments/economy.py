@@ -50,6 +50,7 @@ def noise_scale(moments: GradientMoments) -> float:
     if count < 2:
         return math.nan
     trace = (float(moments.squared_norms_N.sum()) - count * squared) / (count - 1)
+    # The squared norm of a mean over N examples is too large by trace / N on average.
     signal = squared - trace / count
     if math.isnan(signal):
         return math.nan
@@ -65,6 +66,7 @@ def early_stopping(moments: GradientMoments) -> float:
     count = moments.num_examples
     if count < 2:
         return math.nan
+    # N / (N - 1) makes the variance unbiased.
     variance_D = (moments.second_D - moments.mean_D.square()) * (count / (count - 1))
     return 1 - count * float((moments.mean_D.square() / (variance_D + _EPSILON)).mean())
 
@@ -136,6 +138,7 @@ def alpha(length: float, before: tuple[torch.Tensor, torch.Tensor], after: tuple
     _, linear, square = fit_parabola(length, means[:2], means[2:], variances)
     if square < 0:
         return -1.0
+    # The minimum lies at -w1 / (2 w2): a step of that length gives 0, one of twice that length 1.
     return 2 * length / (-linear / square) - 1 if linear != 0 and square != 0 else math.nan
 
 

@@ -51,9 +51,16 @@ def first_examples(batch: Any, count: int) -> Any:
         count: How many examples at most.
 
     Raises:
-        DataError: The batch has no tensors, or they differ in their number of rows.
+        DataError: The batch has no tensors, they differ in their number of rows, or it is made of lists with an entry
+            for each example, as detectors have it.
     """
     batch = _plain(batch)
+    # Images and boxes in lists may all be of one length by chance, which is then not the number of examples.
+    if isinstance(batch, list | tuple) and any(isinstance(one, list | tuple) and _of_mappings(one) for one in batch):
+        raise DataError(
+            "instruments read single examples as rows of tensors, but the batch has a list of mappings, one for each "
+            "example, as detectors have it. Take the callback out."
+        )
     sizes = {len(leaf) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.dim() > 0}
     if len(sizes) != 1:
         seen = "no tensors" if not sizes else f"tensors of {', '.join(map(str, sorted(sizes)))} rows"
@@ -62,6 +69,10 @@ def first_examples(batch: Any, count: int) -> Any:
             "every tensor of the batch: take the callback out, or give such batches."
         )
     return tree_map(lambda leaf: leaf[:count].clone() if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, batch)
+
+
+def _of_mappings(part: Any) -> bool:
+    return len(part) > 0 and all(isinstance(one, Mapping) for one in part)
 
 
 def _plain(batch: Any) -> Any:
@@ -141,7 +152,11 @@ class ExampleLosses:
         for start in range(0, self.num_examples, self.chunk):
             stop = min(start + self.chunk, self.num_examples)
             losses_b, gradients = self._chunk(dict(parameters), start, stop)
-            yield losses_b, torch.cat([value.flatten(1) for value in gradients.values()], dim=1)
+            matrix_bD = torch.cat([value.flatten(1) for value in gradients.values()], dim=1)
+            # What this frame holds while it waits would be there beside the next chunk.
+            del gradients
+            yield losses_b, matrix_bD
+            del losses_b, matrix_bD
 
     def hessian_product(self, parameters: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
         """Return the function ``v [D] -> H v [D]``, with H the Hessian of the mean loss at these parameters."""
@@ -214,6 +229,7 @@ class ExampleLosses:
         if self._vectorised:
             try:
                 return vmap(function, in_dims=(None, *[0] * len(moving)))(parameters, *moving)
+            # Also a RuntimeError, and not one that single examples should hide: the bound on memory is too high.
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:

@@ -39,7 +39,7 @@ def tangent_kernel(jacobian: Jacobian, parameters: Mapping[str, Tensor], count: 
         jacobian: Derivatives of the outputs; those of one example do not depend on the other examples.
         parameters: Where they are taken.
         count: N.
-        memory_bytes: Bound on the Jacobians that are held at once (those of two examples by one parameter are held in
+        memory_bytes: Bound on the Jacobians that are held at once (three of one example by one parameter are held in
             any case).
 
     Raises:
@@ -55,9 +55,11 @@ def tangent_kernel(jacobian: Jacobian, parameters: Mapping[str, Tensor], count: 
             f"bound of {memory_bytes >> 20} MiB. Read fewer examples, or raise the bound."
         )
     kernel = first.new_zeros(count, outputs, count, outputs)
-    for names in _groups(parameters, memory_bytes // (item * count)):
+    # A Jacobian is there twice for a moment: by parameter, and side by side in one matrix.
+    for names in _groups(parameters, memory_bytes // (2 * item * count)):
         width = sum(parameters[name].numel() for name in names)
-        step = count if item * count * width <= memory_bytes else max(1, memory_bytes // (2 * item * width))
+        fits = 2 * item * count * width <= memory_bytes
+        step = count if fits else max(1, memory_bytes // (3 * item * width))
         blocks = [slice(start, min(start + step, count)) for start in range(0, count, step)]
         for place, rows in enumerate(blocks):
             left = jacobian(parameters, names, rows)
@@ -67,6 +69,8 @@ def tangent_kernel(jacobian: Jacobian, parameters: Mapping[str, Tensor], count: 
                 kernel[rows, :, columns] += part
                 if columns != rows:
                     kernel[columns, :, rows] += part.permute(2, 3, 0, 1)
+                del right  # or it would be held while the next one is made
+            del left
     return kernel.reshape(count * outputs, count * outputs)
 
 

@@ -17,7 +17,7 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.instruments import economy, laziness
 from reuse_algos.training.instruments.curvature import Curvature, information_criterion, largest_eigenvalue, trace
 from reuse_algos.training.instruments.examples import ExampleLosses, Parameters, flat, undisturbed
-from reuse_algos.training.instruments.moments import DECADES, GradientMoments, gradient_moments
+from reuse_algos.training.instruments.moments import DECADES, GradientMoments, gradient_moments, slopes_along
 from reuse_algos.training.outputs import logits_of
 
 SETS = ("economy", "curvature", "laziness", "stopping")
@@ -66,11 +66,13 @@ def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_byt
     readings: dict[str, float] = {}
     with undisturbed(step.model):
         examples = ExampleLosses(step.model, step.batch, memory_bytes)
+        # A step is small beside the weights, and float32 would lose digits of the difference.
         change_D = flat(step.after).double() - flat(step.before).double()
         length = float(change_D.norm())
         directions = [change_D / length] if length > 0 else []
         if {"economy", "curvature", "stopping"} & set(sets):
-            moments = gradient_moments(lambda: examples.rows(step.before), directions)
+            whole = examples.chunk >= examples.num_examples
+            moments = gradient_moments(lambda: examples.rows(step.before), directions, whole=whole)
             if "economy" in sets:
                 readings |= _economy(step, examples, moments, change_D)
             if "stopping" in sets:
@@ -88,10 +90,8 @@ def _economy(step: Step, examples: ExampleLosses, moments: GradientMoments, chan
     if length > 0:
         # The examples and their statistics are those of the step's start, so that both ends are of one function.
         direction_D = change_D / length
-        end = gradient_moments(lambda: examples.rows(step.after), [direction_D])
-        effective = economy.alpha(
-            length, (moments.losses_N, moments.along_NP[:, 0]), (end.losses_N, end.along_NP[:, 0])
-        )
+        end = slopes_along(lambda: examples.rows(step.after), direction_D)
+        effective = economy.alpha(length, (moments.losses_N, moments.along_NP[:, 0]), end)
     edges = ["below", *(f"1e{power}" for power in DECADES)]
     return {
         "loss": float(moments.losses_N.mean()),

@@ -49,6 +49,7 @@ class _SplitNorm(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise ``[B, C, ...]`` with the branch that the switch names, or with the main one in evaluation mode."""
+        # SyncBatchNorm counts the values of all ranks, so one value here may be enough.
         if self.training and input.numel() == input.size(1) and not isinstance(self, nn.SyncBatchNorm):
             self._refuse_one_value()
         if self.training and self.switch.auxiliary:
@@ -99,9 +100,8 @@ def split_batch_norm(
 ) -> list[nn.Module]:
     """Give every batch norm of a model an auxiliary branch, in place.
 
-    The modules stay the same objects, and so do their parameters and buffers; only their class changes (as torch's lazy
-    modules and parametrizations do it), which keeps hooks and references. The auxiliary branch is a copy of the layer,
-    and its parameters go into the parameter groups of the main ones. Layers that are split already take the new switch.
+    The auxiliary branch is a copy of the layer, and its parameters go into the parameter groups of the main ones.
+    Layers that are split already take the new switch.
 
     Returns:
         The split layers; empty where the model has no batch norm.
@@ -128,6 +128,8 @@ def split_batch_norm(
     for module in found:
         if not isinstance(module, _SplitNorm):
             branch = copy.deepcopy(module)
+            # Only the class changes, as torch's lazy modules do it: hooks, references and optimizers keep the same
+            # objects.
             module.__class__ = _SPLIT[type(module)]
             module.auxiliary = branch
         module.switch = switch  # type: ignore[assignment]
@@ -211,6 +213,7 @@ def put_back(taken: Iterable[TakenOut], optimizers: Iterable[torch.optim.Optimiz
         layer.auxiliary, layer.switch = branch, switch  # type: ignore[assignment]
         for optimizer, kept in zip(optimizers, states, strict=True):
             _join_groups(layer, optimizer)
+            # _join_groups has given them a copy of the main branch's state; their own was put aside.
             for parameter in branch.parameters():
                 optimizer.state.pop(parameter, None)
             for parameter, state in kept.items():

@@ -20,9 +20,8 @@ def arrange_groups(
 ) -> list[dict[str, Any]]:
     """Split the groups of an optimizer by learning rate, and take frozen parameters out of it.
 
-    Each group falls into one for every multiplier among its parameters, with the group's other settings. ``initial_lr``
-    is multiplied with ``lr``: schedulers and decoupled weight decay reckon from it. Call this before schedulers are
-    made. An optimizer that was arranged before, for another Trainer, has its rates from then and gets what they lack.
+    Each group falls into one for every multiplier among its parameters, with the group's other settings. Call this
+    before schedulers are made.
 
     Args:
         optimizer: Its groups are replaced.
@@ -38,6 +37,7 @@ def arrange_groups(
     frozen_ids = {id(parameter) for parameter in frozen}
     wanted = {id(parameter): factor for parameter, factor in multipliers.items()}
     applied: dict[int, float] = vars(optimizer).get(_APPLIED, {})
+    # An optimizer that has served another Trainer has its rates from then, and gets what they lack.
     factors = {key: wanted.get(key, 1.0) / applied.get(key, 1.0) for key in wanted.keys() | applied.keys()}
     arranged: list[dict[str, Any]] = []
     held: list[dict[str, Any]] = []
@@ -48,6 +48,7 @@ def arrange_groups(
             parts.setdefault(key, []).append(parameter)
         for (is_frozen, factor), parameters in parts.items():
             part = {**group, "params": parameters}
+            # With initial_lr, too: schedulers and decoupled weight decay reckon from it.
             part.update({key: group[key] * factor for key in ("lr", "initial_lr") if key in group})
             (held if is_frozen else arranged).append(part)
     if not arranged:
@@ -74,6 +75,7 @@ def add_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], schedu
     for group in groups:
         start = group.get("initial_lr", group["lr"])
         for scheduler in schedulers:
+            # LambdaLR pairs its rules with the groups by position.
             if isinstance(scheduler, LambdaLR):
                 scheduler.base_lrs.append(start)
                 scheduler.lr_lambdas.append(scheduler.lr_lambdas[0])

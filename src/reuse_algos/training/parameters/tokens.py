@@ -34,6 +34,7 @@ def common_tokens(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> t
     if torch.equal(keys_U, keys_V):
         return None
     ordered_U, rows_U = keys_U.sort()
+    # A key behind the last one would index outside; the comparison in the next line drops it.
     place_V = torch.searchsorted(ordered_U, keys_V).clamp_(max=len(ordered_U) - 1)
     known_V = ordered_U[place_V] == keys_V
     if not bool(known_V.any()):
@@ -51,6 +52,7 @@ def token_tensors(model: nn.Module) -> list[str]:
     names is listed under each.
     """
     plain = unwrap_model(model)
+    # Composer's HuggingFaceModel holds the transformer as .model.
     inner = getattr(plain, "model", plain)
     tensors: set[int] = set()
     for getter in ("get_input_embeddings", "get_output_embeddings"):

@@ -292,6 +292,7 @@ class TrainablePart:
             )
         will_grow = self.changes_while_training and not self.unfrozen and bool(self._held)
         check_schedulers(state.optimizers[0], state.schedulers, will_grow=will_grow)
+        # Only now that DDP is made: it leaves out parameters that need no gradient, and would miss them later.
         if self.changes_while_training and not self.unfrozen:
             self._stop_gradients()
 

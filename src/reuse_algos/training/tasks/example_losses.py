@@ -19,7 +19,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 
 from reuse_algos.errors import ModelError, TaskError
-from reuse_algos.training.first_batch.task_reader import TaskReader, targets_of
+from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import ExampleLosses
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of
@@ -57,6 +57,7 @@ def unreduced_losses(model: nn.Module) -> ExampleLosses:
 
 def _without_reduction(function: Any) -> Callable[..., torch.Tensor]:
     if isinstance(function, nn.Module) and hasattr(function, "reduction"):
+        # A copy, as the user's module goes on giving the model one number.
         plain = copy.copy(function)
         plain.reduction = "none"  # type: ignore[assignment]
         return plain
@@ -133,6 +134,7 @@ class TaskLosses:
         off = []
         for self._over_targets in (True, False):
             off.append(abs(float(self._weighed(losses_B, numbers_B).mean().detach()) - own))
+        # "not <", so that a NaN leaves the mean over targets, which is torch's rule.
         self._over_targets = not off[1] < off[0]
         return min(off)
 
@@ -151,7 +153,7 @@ class TaskLosses:
             return own(outputs, batch)
         targets = self._reader.targets
         with contextlib.suppress(TaskError):  # the model took them out, and the reader has them
-            targets = targets_of(batch, self._reader.keys.target)
+            targets = self._reader.targets_in(batch)
         return self._weighed(*self._by_task(self._rows(outputs, targets)))
 
     def of_examples(self, outputs: Any, batch: Any) -> torch.Tensor:
@@ -182,4 +184,5 @@ class TaskLosses:
         shares_B = numbers_B if self._over_targets else (numbers_B > 0).to(numbers_B.dtype)
         # where, not a product: an example without a counted target is NaN.
         kept_B = losses_B.where(numbers_B > 0, torch.zeros_like(losses_B))
+        # The factor makes the mean over B rows the mean over what counts.
         return kept_B * shares_B * (len(losses_B) / shares_B.sum().clamp_min(1))

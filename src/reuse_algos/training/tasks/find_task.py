@@ -17,6 +17,7 @@ from reuse_algos.training.tasks.task import (
     Kind,
     Task,
     TaskSettings,
+    class_numbers,
     mean_of_counted,
 )
 
@@ -62,6 +63,8 @@ def find_task(
         )
     if targets is None:
         raise TaskError(f"the task cannot be found without targets: {seen}. Name their place by keys.target.")
+    targets = targets if targets.is_floating_point() else targets.long()  # a mark of -1 would wrap in uint8
+    pull = pull if pull is not None and bool(pull.any()) else None
     candidates = _candidates(outputs, targets, settings, ignore_indices)
     if not candidates:
         raise TaskError(
@@ -69,6 +72,16 @@ def find_task(
             "name the right tensors by keys.output and keys.target."
         )
     chosen = _distinct(_confirmed(candidates, outputs, targets, own_loss), outputs, targets)
+    if not chosen and pull is not None:
+        # A value that the loss function names in its own code only.
+        found = _unmoved(candidates, outputs, targets, pull)
+        wider = _candidates(outputs, targets, settings, (*ignore_indices, *found))
+        chosen = _distinct(_confirmed(wider, outputs, targets, own_loss), outputs, targets)
+        sure = [value for value, number in found.items() if number >= _FEWEST_UNMOVED]
+        candidates = _candidates(outputs, targets, settings, (*ignore_indices, *sure))
+    if len(chosen) > 1 and pull is not None:
+        # Outputs that are all alike (a head of zeros, half precision) give every reading the same loss.
+        chosen = _pulled(chosen, outputs, targets, pull) or chosen
     if len(chosen) == 1:
         return replace(chosen[0], evidence=CONFIRMED)
     if not chosen and own_loss is not None:
@@ -79,7 +92,7 @@ def find_task(
     # An ignored value or a shift that the loss does not show is not assumed.
     pool = chosen or _distinct(_without_hints(candidates), outputs, targets)
     evidence = "shapes and metrics"
-    if not chosen and pull is not None and bool(pull.any()):
+    if not chosen and pull is not None:
         if pulled := _pulled(candidates, outputs, targets, pull):
             pool, evidence = _distinct(pulled, outputs, targets), "its loss pulls at the outputs as a loss of it does"
         elif settings.kind is None:
@@ -114,12 +127,13 @@ def _candidates(
         if outputs.dim() < 2 or (settings.class_dim is not None and outputs.dim() > 2 and dim != settings.class_dim):
             continue
         classes = outputs.shape[dim]
-        places = outputs.movedim(dim, 1)[:, 0].shape
-        if classes > 1 and whole and targets.shape == places:
+        places, numbers = outputs.movedim(dim, 1)[:, 0].shape, class_numbers(targets, outputs, dim)
+        # Class numbers may come as floats, such as columns of a table.
+        if classes > 1 and numbers.shape == places and (whole or _are_whole(numbers)):
             kind = _kind_of_places(len(places), dim)
             shifts = (False, True) if kind == "token" else (False,)
             found += [Task(kind, classes, dim, index, shift) for index in ignored for shift in shifts]
-        if classes > 1 and not whole and targets.shape == outputs.shape and _is_distribution(targets, dim):
+        if classes > 1 and targets.shape == outputs.shape and _is_distribution(targets, dim):
             found.append(Task(_kind_of_places(len(places), dim), classes, dim))
     if _one_for_each(outputs, targets):
         classes = 1 if outputs.dim() == 1 else outputs.shape[1]
@@ -131,6 +145,11 @@ def _candidates(
                 found.append(Task("binary" if classes == 1 else "multilabel", classes, dim, index))
             found.append(Task("regression", classes, dim, index))
     return [task for task in found if _admits(settings, task)]
+
+
+def _are_whole(numbers: torch.Tensor) -> bool:
+    known = numbers[~numbers.isnan()]  # NaN marks what does not count
+    return bool((known == known.round()).all())
 
 
 def _kind_of_places(num_dimensions: int, class_dim: int) -> Kind:
@@ -236,7 +255,7 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
 
     >>> logits = torch.tensor([[0.2, 0.8]])
     >>> objection(Task("multiclass", 2), logits, torch.tensor([1]), torch.tensor([[0.0, -1.25]]))
-    "the loss's gradient does not sum to 0 over the classes, so the outputs are no logits of a softmax"
+    "the loss's gradient does not sum to 0 over the classes, so the outputs are not logits of a softmax"
     """
     rows, pull = task.rows(outputs.detach().float(), targets), pull.detach().float()
     whole_BCX = pull.unsqueeze(1) if task.class_dim == 0 else pull.movedim(task.class_dim, 1)
@@ -251,7 +270,7 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
     assert truth is not None
     if task.is_softmax:
         if float(pull_BCX.sum(1).abs().sum()) > _SLACK * total:
-            return "the loss's gradient does not sum to 0 over the classes, so the outputs are no logits of a softmax"
+            return "the loss's gradient does not sum to 0 over the classes, so the outputs are not logits of a softmax"
         places = counts & (sizes > 0)
         truth = truth.argmax(1) if truth.is_floating_point() else truth
         raised, lowered = (pull_BCX.argmin(1) == truth)[places], (pull_BCX.argmax(1) == truth)[places]
@@ -278,9 +297,42 @@ def _pulled(candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor
 
 def _idle(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> int:
     """Return how many targets count though the loss has no gradient at them: those that the loss ignores, as a rule."""
+    return int(_still(task, targets, pull).sum())
+
+
+def _still(task: Task, targets: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
+    """Return which targets count though the loss has no gradient at them: bool ``[B, X]``."""
+    # The gradient lies as the outputs do, so the task cuts both alike.
     rows = task.rows(pull.detach(), targets)
     still = (rows.logits_BCX == 0).all(1) if task.is_softmax else rows.logits_BCX == 0
-    return int((still if rows.counted_BX is None else still & rows.counted_BX).sum())
+    return still if rows.counted_BX is None else still & rows.counted_BX
+
+
+# A loss may leave out one or two odd examples of a rare class; a loss that ignores a value shows more of it.
+_FEWEST_UNMOVED = 8
+_NO_LOSS = 1e-3  # below, a target is learned so well that its gradient may be 0 in float32
+
+
+def _unmoved(
+    candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor
+) -> dict[int, int]:
+    """Return the values that exactly those targets have at which the loss has no gradient, and how many they are."""
+    found: dict[int, int] = {}
+    for task in candidates:
+        rows = task.rows(outputs.detach(), targets)
+        assert rows.targets is not None
+        soft = task.is_softmax and rows.targets.is_floating_point()
+        if soft or task.ignore_index is not None:
+            continue
+        still = _still(task, targets, pull)
+        values = rows.targets[still].unique()
+        if len(values) != 1 or not float(values).is_integer():
+            continue
+        such = rows.targets == values
+        such = such if rows.counted_BX is None else such & rows.counted_BX
+        if torch.equal(such, still) and float(task.losses_of_targets(rows)[0][still].max()) > _NO_LOSS:
+            found[int(values)] = int(still.sum())
+    return found
 
 
 _METRICS: dict[str, tuple[str, ...]] = {

@@ -150,13 +150,16 @@ class Task:
             logits_BCX = logits_BCX[:, :, :-1]
         if targets is None:
             return Rows(logits_BCX, None, None)
+        # In narrow types a mark wraps: of uint8, 255 is equal to -1 and 156 to -100.
+        targets = targets if targets.is_floating_point() else targets.long()
         if not self.is_softmax:
             return self._number_rows(logits_BCX, targets)
+        targets = class_numbers(targets, outputs, self.class_dim)
         if self.shift:
             targets = targets[:, 1:]
-        if targets.dim() == logits_BCX.dim() and targets.is_floating_point():
+        if targets.dim() == logits_BCX.dim():  # probabilities, or one-hot in any type
             soft = targets.movedim(self.class_dim, 1)
-            return Rows(logits_BCX, soft, None)
+            return Rows(logits_BCX, soft if soft.is_floating_point() else soft.float(), None)
         if targets.shape != logits_BCX[:, 0].shape:
             raise TaskError(
                 f"targets of shape {tuple(targets.shape)} do not fit outputs of shape {tuple(outputs.shape)}"
@@ -224,6 +227,7 @@ class Task:
         else:
             right = (rows.logits_BCX > 0) == (rows.targets > 0.5)
         if rows.counted_BX is not None:
+            # Ignored positions make no example wrong, and an example of nothing else is not right.
             right = right | ~rows.counted_BX
             some_B = by_row(rows.counted_BX).any(1)
             return (by_row(right).all(1) & some_B).to(torch.uint8)
@@ -250,6 +254,21 @@ class Task:
         else:
             margins = torch.where(rows.targets > 0.5, logits_BCX, -logits_BCX)
         return mean_of_counted(margins, rows.counted_BX, empty=torch.nan)
+
+
+def class_numbers(targets: torch.Tensor, outputs: torch.Tensor, class_dim: int) -> torch.Tensor:
+    """Return targets without the dimension that the classes have in the outputs, where they have it with size 1.
+
+    Args:
+        targets: Of a batch, such as masks ``[B, 1, H, W]`` or a column ``[B, 1]`` of class numbers.
+        outputs: The model's logits.
+        class_dim: Dimension of the outputs that holds the classes.
+
+    >>> class_numbers(torch.zeros(8, 1), torch.zeros(8, 5), class_dim=1).shape
+    torch.Size([8])
+    """
+    extra = targets.dim() == outputs.dim() > 1 and targets.shape[class_dim] == 1
+    return targets.squeeze(class_dim) if extra else targets
 
 
 def mean_of_counted(values: torch.Tensor, counted: torch.Tensor | None, *, empty: float) -> torch.Tensor:

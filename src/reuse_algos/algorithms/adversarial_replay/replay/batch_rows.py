@@ -81,13 +81,12 @@ class BatchRows:
     def shares(self, weight: float | None, here: int) -> tuple[float, float]:
         """Return the weights of the microbatch's clean and replayed means: over the whole batch they are 1 - w and w.
 
-        A microbatch, or a rank, that holds more than its share of the replayed rows counts with more of their weight,
-        as Composer weighs microbatches by their clean rows, and ranks alike.
-
         Args:
             weight: w, in [0, 1]; None: every row counts alike.
             here: Replayed rows of the microbatch.
         """
         if weight is None:
             weight = self.replayed / (self._mean_rows + self.replayed)
+        # Composer weighs microbatches by their clean rows, and ranks alike: one with more than its share of the
+        # replayed rows has to count with more of their weight.
         return 1 - weight, weight * (here / self.replayed) * (self._num_rows / self.count)

@@ -25,10 +25,9 @@ from reuse_algos.algorithms.adversarial_replay.replay.rows import (
     join_rows,
     nothing_of,
     tensors_of,
-    with_item,
 )
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.errors import ModelError
-from reuse_algos.training.nested import take_rows
 from reuse_algos.training.parameters.batch_norm import BranchSwitch
 
 
@@ -136,6 +135,7 @@ class ReplayedForward:
 
     def _in_place(self, batch: Any, replay: Replay) -> Any:
         """Return the batch with the replayed rows in their places."""
+        # A clone: the trainer computes the loss of its own batch afterwards.
         inputs = _item(batch, self.input_key).clone()
         inputs[replay.rows_R.to(inputs.device)] = _item(replay.batch, self.input_key)
         return with_item(batch, self.input_key, inputs)

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from reuse_algos.algorithms.adversarial_replay.checks import refuse_other_outputs
 from reuse_algos.algorithms.adversarial_replay.replay.forward import Replay
-from reuse_algos.algorithms.adversarial_replay.replay.rows import nothing_of, with_item
+from reuse_algos.algorithms.adversarial_replay.replay.rows import nothing_of
 from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.interplay import example_losses, example_weights
 from reuse_algos.training.loss import add_to_loss, total_of, with_weights
-from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import logits_of, unwrap_model
 
 

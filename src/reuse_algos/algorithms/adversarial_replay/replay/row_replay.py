@@ -17,15 +17,14 @@ from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRow
 from reuse_algos.algorithms.adversarial_replay.replay.branches import Branches
 from reuse_algos.algorithms.adversarial_replay.replay.forward import Replay, ReplayedForward
 from reuse_algos.algorithms.adversarial_replay.replay.losses import look_at_rows
-from reuse_algos.algorithms.adversarial_replay.replay.rows import with_item
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace
 from reuse_algos.data.hashing import view_hash
+from reuse_algos.data.nested import take_rows, with_item
 from reuse_algos.data.trainer import num_rows
 from reuse_algos.errors import ModelError
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.loss import add_to_loss, total_of
-from reuse_algos.training.nested import take_rows
 from reuse_algos.training.outputs import device_of, logits_of
 
 _SALT_PASS = 97  # of view_hash; perturbations.py has the one before
@@ -96,6 +95,7 @@ class RowReplay:
         batch = with_item(take_rows(state.batch, rows_R, count), self.keys.input, inputs_RCHW)
         # What the model draws for these rows is a function of the batch and of the first row, not of a generator's
         # state.
+        # The rank stands above the bits of any row number, so that no two ranks draw the same.
         place = torch.tensor([(dist.get_global_rank() << 32) + self.rows.first])
         seed = int(view_hash(self.seed, torch.tensor([int(state.timestamp.batch)]), place, _SALT_PASS))
         self.current = Replay(rows_R, count, batch, seed)

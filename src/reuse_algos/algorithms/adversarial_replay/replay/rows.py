@@ -5,16 +5,14 @@ Legend: B rows of a microbatch, R of them replayed, K the others.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from composer.utils.batch_helpers import batch_set
 from torch import Tensor
 
+from reuse_algos.data.nested import describe, like_mapping, like_sequence
 from reuse_algos.errors import ModelError
-from reuse_algos.training.nested import describe, like_mapping, like_sequence
 
 ADVICE = "Let every output have one row per example, or replay with mode: append and split_batch_norm: true"
 
@@ -78,12 +76,6 @@ def add_to_first(data: Any, number: Tensor) -> Any:
             if (found := add_to_first(value, number)) is not None:
                 return like_sequence(data, [*data[:place], found, *data[place + 1 :]])
     return None
-
-
-def with_item(batch: Any, key: Any, value: Any) -> Any:
-    """Return a batch with another item under a key; the given one stays as it is."""
-    # batch_set changes mappings and lists in place, and makes a new tuple.
-    return batch_set(batch if isinstance(batch, tuple) else copy.copy(batch), key=key, value=value)
 
 
 def join_rows(first: Any, second: Any, counts: tuple[int, int], order_B: Tensor | None, *, strict: bool) -> Any:

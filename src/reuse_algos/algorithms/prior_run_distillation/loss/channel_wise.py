@@ -63,6 +63,7 @@ def channel_wise_term(
     log_p_BCP = F.log_softmax(teacher_BCP / temperature, dim=2)
     log_q_BCP = F.log_softmax(student_BCP / temperature, dim=2)
     p_BCP = log_p_BCP.exp()
+    # A position that is hidden on both sides has p = 0, and minus infinity less minus infinity is NaN.
     gap_BCP = (log_p_BCP.masked_fill(p_BCP == 0, 0.0) - log_q_BCP.masked_fill(p_BCP == 0, 0.0)) * p_BCP
     values_B = temperature**2 * gap_BCP.sum(2).mean(1)
     if weights_B is not None:

@@ -32,7 +32,7 @@ Scale = Literal["none", "teacher", "rows"]
 
 _TASKS = ("multiclass", "binary", "multilabel", "regression", "token", "dense")
 
-_HOTTEST = 1000.0
+_COLDEST, _HOTTEST = 0.01, 1000.0
 
 
 class Weighing(NamedTuple):
@@ -208,8 +208,8 @@ class KL(MSE):
         bound: The largest ratio, above 0, of the gradient of w D to that of b L, both with respect to the logits. It is
             measured in the first eight batches of the term, the first of which goes without it; w is lowered to hold
             it. Default: None, no bound.
-        temperature: T, above 0 and at most 1,000. Default: 4.0.
-        temperature_scheduler: Multiplies T at every batch; T must stay above 0. Default: T is constant.
+        temperature: T, from 0.01 to 1,000. Default: 4.0.
+        temperature_scheduler: Multiplies T at every batch; T must stay in its range. Default: T is constant.
 
     Raises:
         ValueError: A setting is out of its range.
@@ -235,8 +235,9 @@ class KL(MSE):
             wanted = "in [0, 1]" if self.base_weight is None else "at least 0"
             raise ValueError(f"weight must be {wanted}, got {now.weight}")
         # T^2 multiplies a difference of two logarithms: in float32 little of it is left at higher temperatures.
-        if not 0 < now.temperature <= _HOTTEST:
-            raise ValueError(f"temperature must be above 0 and at most {_HOTTEST:g}, got {now.temperature}")
+        # At low ones the factor leaves next to no gradient.
+        if not _COLDEST <= now.temperature <= _HOTTEST:
+            raise ValueError(f"temperature must be in [{_COLDEST:g}, {_HOTTEST:g}], got {now.temperature}")
 
     def check_ahead(self, state: State, window: Window) -> None:
         """Raise a ``ValueError`` where a scheduler will bring a setting out of its range within a window."""

@@ -81,6 +81,7 @@ def logit_moments(
     if task.kind == "regression":
         return parts.movedim(2, 1).flatten(2).sum(2)
     sums = parts.flatten(1).sum(1)
+    # These values are taken from their reference already, so their mean plays no part in the variance.
     return torch.stack([sums[0], torch.zeros_like(sums[1]), sums[2]]).unsqueeze(1)
 
 

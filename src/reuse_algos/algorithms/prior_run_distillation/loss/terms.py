@@ -93,9 +93,8 @@ def kl_term(
 ) -> torch.Tensor:
     """Return ``T^2 KL(teacher || student)`` of softened distributions.
 
-    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
-    The factor ``T^2`` keeps the size of the gradient independent of the temperature. A class whose probability is 0 for
-    the teacher adds nothing, also where the student's logit is -inf.
+    Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2. A class whose
+    probability is 0 for the teacher adds nothing, also where the student's logit is -inf.
 
     Args:
         student_logits_BC: ``[B, C, ...]`` with gradient.
@@ -119,6 +118,7 @@ def kl_term(
     """
     student_BC, teacher_BC = _counted(_full(student_logits_BC), _full(teacher_probabilities_BC), seen_B, counted_BX)
     divergence_BX = _cross(teacher_BC, F.log_softmax(student_BC / temperature, dim=1)).sum(dim=1)
+    # T^2 keeps the size of the gradient independent of the temperature.
     return temperature**2 * _mean(divergence_BX, seen_B, weights_B, counted_BX, average)
 
 
@@ -277,6 +277,7 @@ def _mean(
             values_BX.new_tensor(values_BX.numel()) if counted_BX is None else counted_BX.sum().clamp_min(1).to(values)
         )
         values_B = (values_BX if counted_BX is None else values_BX.where(counted_BX, 0.0)).sum(1)
+        # Times B, as the last line divides by it.
         values_B = values_B * (len(values) / numbers)
     elif counted_BX is None:
         values_B = values_BX.mean(1)

@@ -118,6 +118,12 @@ class CachedCheck:
         used = set(cached.slots_used)
         found, seen_B = cached.targets(state, batch, examples, range(len(cached.names)))
         cached.slots_used.intersection_update(used)  # a check does not count as use of a harvest
+        for name, logits_BC in zip(cached.names, found, strict=True):
+            if broken := int(logits_BC.isnan().flatten(1).any(1).sum()):
+                raise PriorRunMismatchError(
+                    f"cached logits of {name} are NaN in {broken} of {len(logits_BC)} rows of the first batch: its run "
+                    "diverged. Choose another run, or weights from before it did."
+                )
         for name, logits_BC, kept in zip(cached.names, found, cached.kept_classes, strict=True):
             if kept:
                 check_top_k(name, logits_BC, kept, temperature)

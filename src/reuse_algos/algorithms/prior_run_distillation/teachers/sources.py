@@ -120,6 +120,7 @@ class LiveTeachers:
                 module = self._modules[index]
                 logits.append(logits_of(module(self._inputs_of(index, batch)), self._output_key))
                 self._guards[index].look()
+                # Once for each teacher: a count takes one more forward pass.
                 if index not in self._counted:
                     self._counted.add(index)
                     again = functools.partial(module, self._inputs_of(index, batch))

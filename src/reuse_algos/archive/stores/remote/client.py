@@ -27,6 +27,7 @@ _process = 0  # id of the process that sent the first request
 
 def pause(attempt: int) -> None:
     """Wait before the next try: longer each time, and never as long as another process does."""
+    # Not the global generator, which ranks may have seeded alike.
     time.sleep(random.Random().uniform(0.05, 0.2) * 2**attempt)
 
 

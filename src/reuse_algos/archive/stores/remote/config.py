@@ -79,6 +79,7 @@ def configure(address: Address) -> dict[str, Any]:
     Raises:
         ArchivePermissionError: There are no credentials.
     """
+    # Without obstore that is said first, before credentials are looked for.
     _load(address)
     return _PROVIDERS[address.provider][1](address)
 
@@ -111,6 +112,7 @@ def connect(
     client["timeout"] = timedelta(days=7) if seconds is None else timedelta(seconds=seconds)
     if silence:
         client["read_timeout"] = timedelta(seconds=_SILENCE_SECONDS)
+    # One configuration serves several clients, so nothing may be taken out of it.
     settings = dict(settings)
     if settings.pop("allow_http", False):
         client["allow_http"] = True

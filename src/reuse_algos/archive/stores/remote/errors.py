@@ -62,6 +62,7 @@ class Fault:
         transient: The same request may succeed a moment later.
         received: The store may have carried the request out.
         unsupported: The store does not know this kind of request.
+        untagged: The store carried the request out, but its answer has no entity tag, which obstore takes for an error.
         cause: The exception that said so.
     """
 
@@ -72,6 +73,7 @@ class Fault:
     transient: bool = False
     received: bool = True
     unsupported: bool = False
+    untagged: bool = False
     cause: Exception | None = None
 
     def stop(self, action: str, where: str) -> NoReturn:
@@ -100,6 +102,7 @@ def read_fault(error: Exception, provider: str, bucket: str) -> Fault:
     # store, but a proxy or a page, and must not look like an empty archive.
     head = "Error performing HEAD" in text
     missing = code in _NO_OBJECT or (status == 404 and not code and (head or found is not None))
+    untagged = "ETag Header missing" in text
     kind, reason, transient, received = ArchiveError, "", False, True
     if provider_said := _PROVIDER.search(text):
         reason = f"new credentials could not be obtained ({provider_said[1]}): check the profile or role they come from"
@@ -122,10 +125,12 @@ def read_fault(error: Exception, provider: str, bucket: str) -> Fault:
         reason = "the bucket is in another region: set AWS_REGION to it"
     elif missing:
         reason = "there is no such object"
+    elif untagged:
+        reason = "the store answers without entity tags (ETag), so it takes no file of more than 16 MiB: use another"
     elif name == "InvalidPathError":
         kind = ArchiveCorruptError
         said = ascii(text.splitlines()[0][:200])
-        reason = f"there is an object whose name is no path ({said}): remove it, or install boto3 to pass it over"
+        reason = f"there is an object whose name is not a path ({said}): remove it, or install boto3 to pass it over"
     elif status is not None:
         transient = status in (408, 429) or status >= 500 or code in _PASSING
         said = f"the store answered {status}{f' ({code})' if code else ''}"
@@ -149,5 +154,6 @@ def read_fault(error: Exception, provider: str, bucket: str) -> Fault:
         transient=transient,
         received=received,
         unsupported=status == 501 or name == "NotSupportedError",
+        untagged=untagged,
         cause=error,
     )

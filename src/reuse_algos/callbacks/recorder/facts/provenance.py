@@ -54,7 +54,7 @@ def hardware_name() -> str:
 
 
 def _git_commit() -> str | None:
-    """Commit of the working directory, with ``+changes`` where tracked files differ from it; None outside git."""
+    """Return the commit of the working directory, ``+changes`` where tracked files differ from it; None outside git."""
     try:
         # Untracked files are left out: looking through a folder of data for them may take minutes.
         commit = _git("rev-parse", "HEAD")

@@ -15,7 +15,7 @@ from reuse_algos.data.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ModelError
-from reuse_algos.training.outputs import plain_state_dict, unwrap_model
+from reuse_algos.training.outputs import hidden_parameters, plain_state_dict, unwrap_model
 from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 
@@ -97,24 +97,29 @@ def num_epochs(state: State) -> int | None:
     return None
 
 
-def check_weights(model: torch.nn.Module) -> None:
+def check_weights(state: State) -> None:
     """Refuse, before the first batch, a model whose weights an archive cannot hold or that hides some of them.
 
     Raises:
         ArchiveError: A tensor is of a type that archives do not have.
-        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt.
+        ModelError: The state dict leaves out parameters, as adapters (LoRA) do, so the model could not be rebuilt; or
+            each rank has a part of each tensor, as with FSDP.
     """
+    model = state.model
+    # One rank writes the weights, and a state dict of sharded ones has to be asked for by all ranks at once.
+    if state.fsdp_enabled or state.tp_config is not None:
+        raise ModelError(
+            "RunRecorder weights: this Trainer shards the model over its ranks (parallelism_config), and an archive "
+            "keeps whole tensors. Record metrics and signals without weights (weights: []), or train with DDP."
+        )
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
     parameters = dict(plain.named_parameters())
-    names = {name: name.replace("_orig_mod.", "") for name in without_auxiliary(plain, parameters)}
-    kept = {tensor.data_ptr() for tensor in weights.values()}
-    # A parameter that the state dict has under another name is not hidden.
-    missing = [name for name, plain_name in names.items() if plain_name not in weights]
-    if hidden := [names[name] for name in missing if parameters[name].data_ptr() not in kept]:
+    named = {name.replace("_orig_mod.", ""): parameters[name] for name in without_auxiliary(plain, parameters)}
+    if hidden := hidden_parameters(named, weights):
         raise ModelError(
             f"RunRecorder weights: the state dict of {type(plain).__name__} leaves out {len(hidden)} of its "
-            f"{len(names)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
+            f"{len(named)} parameters, first {hidden[0]}, so that no later run could rebuild the model (adapters such "
             "as LoRA do so with should_save_peft_only). Set should_save_peft_only=False to archive the whole model, or "
             "record without weights (weights: [])."
         )

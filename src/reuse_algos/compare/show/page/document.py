@@ -23,8 +23,6 @@ from reuse_algos.compare.show.page.provenance import used_words
 from reuse_algos.compare.show.page.svg import sign_of
 from reuse_algos.compare.show.page.values import visible
 
-__all__ = ["embedded_json", "render", "write_report"]
-
 
 def render(template: str, data: Mapping[str, Any], **view: Any) -> str:
     """Return a page that loads nothing, from nowhere.

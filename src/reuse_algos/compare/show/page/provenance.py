@@ -13,8 +13,6 @@ from reuse_algos.archive import Manifest
 from reuse_algos.compare.result import json_safe
 from reuse_algos.compare.show.page.values import visible
 
-__all__ = ["COSTS", "recipe_text", "run_facts", "run_rows", "used_words"]
-
 COSTS = (
     ("train_seconds", "training"),
     ("setup_seconds", "set-up"),

@@ -25,8 +25,6 @@ from reuse_algos.compare.show.page.values import Numbers
 from reuse_algos.compare.show.words import AXIS_WORDS
 from reuse_algos.errors import CompareError
 
-__all__ = ["report_page"]
-
 _SIGNS = {"faster": "▲", "slower": "▼", "no difference": "=", "not enough runs": "?", "baseline": "●"}
 
 

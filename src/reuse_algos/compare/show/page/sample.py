@@ -8,8 +8,6 @@ from collections.abc import Collection
 from reuse_algos.compare.result import Comparison, Group, Run
 from reuse_algos.compare.show.drawing import Chart
 
-__all__ = ["MAX_RUNS", "only_runs", "sampled"]
-
 MAX_RUNS = 500
 """The most runs that a page lists one by one: with their curves and recipes, about 2 MB."""
 

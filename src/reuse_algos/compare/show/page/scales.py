@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["Scale", "linear_scale", "log_scale"]
-
 _TICKS = 5
 _FARTHEST = 10.0  # a line to a place that is farther away looks the same
 # Round in the unit in which they are written (minutes from two on, hours from two on).

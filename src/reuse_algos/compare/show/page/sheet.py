@@ -13,8 +13,6 @@ from reuse_algos.compare.show.page.svg import plot_of
 from reuse_algos.compare.show.page.tables import Table
 from reuse_algos.compare.show.page.values import Numbers
 
-__all__ = ["Part", "sheet_page", "text_of"]
-
 
 @dataclass(frozen=True)
 class Part:
@@ -49,6 +47,7 @@ def sheet_page(headline: str, lead: str, parts: Sequence[Part], source: str) -> 
     charts = [chart for part in parts for chart in part.charts]
     rows = [list(table) for part in parts for table in part.tables.values()]
     numbers = Numbers({"charts": charts, "tables": rows})
+    # Counted over all parts, as the embedded JSON lists them.
     at_chart, at_table, views = 0, 0, []
     for place, part in enumerate(parts):
         panels, tables = [], []

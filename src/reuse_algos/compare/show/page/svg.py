@@ -15,8 +15,6 @@ from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
 from reuse_algos.compare.show.page.values import Numbers, Value
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, format_speedup
 
-__all__ = ["BarView", "Mark", "Plot", "SeriesView", "Sign", "bar_views", "plot_of", "sign_of"]
-
 _SIZE = 1000.0  # of the stretched picture
 _MOST_MARKS = 40  # points of a curve that can be pointed at
 _COLOURS = 8  # of the style sheet; the first is the baseline's

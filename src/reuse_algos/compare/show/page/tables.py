@@ -14,16 +14,6 @@ from reuse_algos.compare.show.drawing import Look, Series
 from reuse_algos.compare.show.page.values import Numbers, visible
 from reuse_algos.compare.show.words import AXIS_WORDS, short
 
-__all__ = [
-    "Labelled",
-    "Table",
-    "curve_table",
-    "figures_table",
-    "payback_table",
-    "runs_table",
-    "target_table",
-]
-
 
 @dataclass(frozen=True)
 class Table:
@@ -161,6 +151,7 @@ def runs_table(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) 
             row: list[Any] = [_link(run.run_id, f"run-{look.index}-{k}"), look.name, run.budget]
             row += [run.health, numbers.seed(*path, "seed"), numbers.number(*path, "final")]
             if run.to_target is not None:
+                # Where the target was not reached, the total cost is a lower limit.
                 mark = Markup("" if run.to_target.reached else "> ")
                 row.append(mark + numbers.count(*path, "to_target", "steps"))
                 row.append(mark + numbers.seconds(*path, "to_target", "cost_seconds"))

@@ -8,12 +8,11 @@ from typing import Any
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.drawing import Look
 
-__all__ = ["headline", "texts_of"]
-
 
 def headline(comparison: Comparison, looks: Sequence[Look]) -> str:
     """Return the outcome in a few words; controls do not count in it."""
     baseline = comparison.baseline
+    # The first look is the baseline's.
     verdicts = {look.name: comparison.groups[look.index].verdict for look in looks[1:] if not look.control}
     faster = [name for name, verdict in verdicts.items() if verdict == "faster"]
     if not verdicts:

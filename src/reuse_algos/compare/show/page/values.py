@@ -23,8 +23,6 @@ from reuse_algos.compare.show.words import (
     format_times,
 )
 
-__all__ = ["Numbers", "Value", "visible"]
-
 # Control characters (but tab and newline) and those that change the direction of text: what they hide must be seen.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
