@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt:
-            print("reuse-algos: interrupted", file=sys.stderr)
+            # Commands that only read have nothing to say of what they keep.
+            kept = getattr(args, "kept", None)
+            print(f"reuse-algos: interrupted{f'; {kept}' if kept else ''}", file=sys.stderr)
             return 130
         except (ReuseAlgosError, OSError) as error:
             if args.debug:

@@ -109,7 +109,10 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_shards(parser)
     _add_attack(parser)
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        kept="the views that were finished stay in the archive, and the same command goes on with the others",
+    )
 
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--time-limit", type=seconds_of, metavar="TIME", help="such as 90s, 9m or 1.5h")
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        kept="finished steps stay in the archive, and the same command goes on with the others",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
