@@ -13,7 +13,7 @@ First a prior run with a seed of its own (101) is trained, and attacked by PGD-5
 * ``plain``, its learning rate fully decayed, and ``plain_long``: 1.5 times the epochs, which is what ``append`` costs;
 * ``append_split``, ``append_joint``, ``replace_split``, ``replace_joint``: replays of half of the rows, which have
   batch norms of their own or not;
-* ``online_pgd1``: AdvProp, as ``append_split`` but attacked anew at every step by PGD-1 against the current model.
+* ``online_pgd1``: AdvProp, as ``append_split`` but attacked again at every step by PGD-1 against the current model.
 
 Results are appended one run each, with everything that is needed to judge it; runs that are in the file are not
 repeated, so it can be stopped and started again. The summary compares by

@@ -1,4 +1,4 @@
-"""AdvProp as it was published, for ``adversarial.py``: every perturbation is made anew, against the current model.
+"""AdvProp as it was published, for ``adversarial.py``: each step makes its perturbations, against the current model.
 
 Legend: B rows of a microbatch, R of them perturbed, C channels, H height, W width.
 """

@@ -1,6 +1,6 @@
 """What does a step cost that trains a head on cached features, against one that runs the frozen backbone?
 
-For each network a prior run is made, its features are harvested (which is timed), and then its head is trained anew by
+For each network a prior run is made, its features are harvested (which is timed), and then its head is trained again by
 two trainers that differ in ``source`` only: ``live`` and ``cached``. They make their steps in turn, in one process, so
 whatever else the machine does meets both; the first epoch warms up and does not count. Both see the same two views of
 the same random images, and the losses of all steps are compared (goal: equal to 1e-5). A step is everything from the

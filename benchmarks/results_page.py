@@ -215,6 +215,13 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Outputs of taught runs, against tuned plain training",
+        "savings_small.jsonl",
+        "The same images. Plain training has the batch size and the rate that were best of seven at 20 epochs, the "
+        "arms have settings that were best of six at a third of it, all on seeds that are not shown.",
+        summary("study", str(HERE / "studies" / "savings_small.yaml"), "--judge-by", "samples", "--no-advice"),
+    ),
+    Section(
         "Do the presets ever harm?",
         "do_no_harm.jsonl",
         "Presets `same_data` and `other_architecture` (crossed), one setting for all. Its weight was chosen after two "
@@ -294,6 +301,20 @@ SECTIONS = (
         "periods.jsonl",
         "Moons that turn: told the time, fine-tuned, and with gradient interpolation.",
         summary("periods"),
+    ),
+    Section(
+        "Retraining period after period, and a pool, as sequences",
+        "sequences.jsonl",
+        "Digits that turn by 12 degrees a period; 50 labelled digits with a pool of 1,387. By the shipped "
+        "sequences; that of periods has kept the logits of two epochs since, so that all common images can change.",
+        summary("sequences"),
+    ),
+    Section(
+        "Three depths predict a fourth, and one process two",
+        "layers.jsonl",
+        "ResNets on digits at a constant rate; loss at the end, seconds of a step, throughput. The machine did other "
+        "work as well, so seconds tell little.",
+        summary("layers", "--archive", "layers-archive"),
     ),
     Section(
         "Pictures and their names as one space",

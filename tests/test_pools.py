@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,26 @@ def test_a_pool_run_is_the_teachers_pass(store: Path) -> None:
     assert run.manifest.cost.train_flops == 1387 * (teacher.manifest.model.flops_per_example or 0)
     assert run.manifest.harvests[0].seconds > 0
     assert run.id not in {found.id for found in archive.runs()}  # nobody takes it for a teacher
+
+
+def test_damage_to_any_file_of_a_pool_run_is_found(store: Path, tmp_path: Path) -> None:
+    """Verification reads a pool as it reads a trained run: every byte of its record and its scores."""
+    there = tmp_path / "archive"
+    shutil.copytree(store, there)
+    assert RunArchive(there).verify().ok
+    pool = RunArchive(there).run("pool-1").id
+    files = [file for file in sorted((there / "runs" / pool).rglob("*")) if file.is_file() and file.stat().st_size]
+    assert any("logits" in str(file) for file in files)
+    for file in files:
+        whole = file.read_bytes()
+        place = len(whole) // 2
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged manifest is said aloud as well
+            problems = RunArchive(there).verify().problems
+        assert any(pool in str(problem) for problem in problems), file
+        file.write_bytes(whole)
+    assert RunArchive(there).verify().ok
 
 
 def test_several_teachers_are_averaged_as_probabilities(store: Path) -> None:

@@ -142,7 +142,7 @@ def test_labels_are_compared_by_name(store: RunArchive) -> None:
     rows = match_examples(store.run("before"), Data(AFTER, NOW).info, "allow")
     assert rows is not None
     assert rows.tolist() == [key if known else -1 for (key, _), known in zip(AFTER, KNOWN.tolist(), strict=True)]
-    # One class in front of the others, as in a folder of images: the same examples, numbered anew.
+    # One class in front of the others, as in a folder of images: the same examples, with other numbers.
     grown = ("0", *THEN)
     rows = match_examples(store.run("before"), Data([*BEFORE, (64, "0")], grown).info, "allow")
     assert rows is not None

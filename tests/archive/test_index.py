@@ -229,7 +229,7 @@ def test_an_ended_run_that_says_something_else_is_read_again(archive: RunArchive
     assert found.runs(tags={"n": "1"}) == []
 
 
-def test_an_index_that_is_deleted_is_forgotten_and_written_anew(archive: RunArchive, ids: list[str]) -> None:
+def test_an_index_that_is_deleted_is_forgotten_and_written_again(archive: RunArchive, ids: list[str]) -> None:
     writer, base = archive.resume_run(ids[0])
     writer.commit(msgspec.structs.replace(base, tags={"n": "other"}))
     assert len(RunArchive(archive.root).runs(tags={"n": "other"})) == 1

@@ -231,7 +231,7 @@ def test_without_boto3_a_name_that_is_no_path_is_damage(s3: MotoServer, monkeypa
     s3.client.put_object(Bucket=bucket, Key="archive/runs/../../x", Body=b"")
     store = open_writable(bucket)
     for use in (lambda: store.list("runs"), lambda: list(store.walk("runs"))):
-        with pytest.raises(ArchiveCorruptError, match="whose name is no path.*remove it, or install boto3"):
+        with pytest.raises(ArchiveCorruptError, match="whose name is not a path.*remove it, or install boto3"):
             use()
 
 

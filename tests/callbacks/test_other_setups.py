@@ -191,7 +191,7 @@ class TwoHeads(ComposerClassifier):
 
 
 def test_two_heads_are_refused_until_one_is_named_and_their_loss_is_not_taken_for_one_of_them(tmp_path: Path) -> None:
-    with pytest.raises(ReuseAlgosError, match="found in outputs of type tuple; name their place by"):
+    with pytest.raises(ReuseAlgosError, match="found in outputs of type tuple of 2; name their place by"):
         _fit(RunRecorder(tmp_path / "none", signals={"logits": {}}), TwoHeads(), max_duration="1ba")
     keys = BatchKeys(output=0)
     with pytest.raises(TaskError, match=r"is not the plain one .* Set signals.loss: \{of: task\}"):

@@ -14,7 +14,10 @@ from compare.asking import compare_runs, select_outcomes
 from compare.synthetic_runs import noisy, write_run
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.compare.estimates.interval import Speedup
-from reuse_algos.compare.show.figures import comparison_figure, plot_comparison
+from reuse_algos.compare.show.drawing import Chart, Look, Series, y_values
+from reuse_algos.compare.show.figures import chart_figure, comparison_figure, plot_comparison
+from reuse_algos.compare.show.page.svg import plot_of
+from reuse_algos.compare.show.page.values import Numbers
 from reuse_algos.compare.show.terminal import comparison_table, runs_table
 from reuse_algos.compare.show.words import format_seconds, format_speedup
 from reuse_algos.errors import CompareError
@@ -132,3 +135,37 @@ def test_runs_without_seconds_or_shared_steps_are_drawn_too(tmp_path: Path) -> N
     (axes,) = comparison_figure(compare_runs(archive, selection=selection, target=0.2), selection).axes
     assert axes.get_xlabel() == "steps"
     np.testing.assert_array_equal(axes.get_lines()[0].get_xdata(), [100, 200])
+
+
+def test_the_y_axis_shows_where_the_groups_differ() -> None:
+    """It holds what follows the first quarter of the evaluations, and nothing decides it but the data."""
+    lower = [0.10, 0.50, 0.85, 0.90, 0.92, 0.93, 0.94, 0.945]
+    upper = [y + 0.01 for y in lower]
+    steps = [float(k) for k in range(1, 9)]
+    series = [
+        Series(
+            name, Look(k, name, k), steps, ys, low=[0.0] * 8, high=[1.0] * 8, labels=[""] * 8, line=True, band=True,
+            runs=[{"run_id": "r", "x": steps, "y": ys}],
+        )
+        for k, (name, ys) in enumerate({"baseline": lower, "better": upper}.items())
+    ]  # fmt: skip
+    chart = Chart("steps", "t", "x", "y", series, log=False, level=0.94)
+    room = 0.06 * (0.955 - 0.85)
+    ends = (0.85 - room, 0.955 + room)
+    (axes,) = chart_figure(chart).axes
+    assert axes.get_ylim() == pytest.approx(ends)
+    plot = plot_of(chart, Numbers({"chart": {"series": [{"y": lower}, {"y": upper}]}}), "chart")
+    for view in plot.series:
+        assert len(view.marks) == 6, "points that lie outside cannot be pointed at"
+        first = float(view.lines[0][0].split()[0].split(",")[1])
+        assert first > 1000, "the line comes from below the picture instead of running along its edge"
+    last = [float(view.marks[-1].y.rstrip("%")) for view in plot.series]
+    assert last[0] - last[1] == pytest.approx(100 * 0.01 / (ends[1] - ends[0]), abs=1e-2)
+
+    # A loss falls: then the axis is cut at its top.
+    falling = [Series("a", Look(0, "a", 0), steps, [1.0 - y for y in lower], line=True, band=True)]
+    assert y_values(Chart("steps", "t", "x", "y", falling, log=False)) == pytest.approx([1.0 - y for y in lower[2:]])
+    # Points of budgets are results: all of them count, with their intervals.
+    points = [Series("a", Look(0, "a", 0), [1.0, 2.0], [0.3, 0.9], low=[0.2, 0.8], high=[0.4, 1.0], line=True)]
+    held = y_values(Chart("steps", "t", "x", "y", points, log=True))
+    assert (min(held), max(held)) == (0.2, 1.0)

@@ -104,7 +104,7 @@ def test_hardware_shifts_the_time_only() -> None:
     [
         ([sized(20)], "two sizes"),
         ([sized(20, "b"), sized(32, "b")], "no run was trained on 'a'"),
-        ([sized(20), sized(32, "b")], "share no size"),
+        ([sized(20), sized(32, "b")], "no size in common"),
     ],
 )
 def test_sizes_that_say_nothing_are_refused(runs, said) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import pytest
 import torch
 
+from reuse_algos.data.nested import take_rows, tensors_at
+from reuse_algos.data.trainer import num_rows
 from reuse_algos.errors import DataError
 from reuse_algos.training.batch_guard import BatchGuard
+from reuse_algos.training.first_batch.task_reader import targets_of
 
 Pair = namedtuple("Pair", "x y")
 
@@ -98,3 +102,31 @@ def test_tensors_of_inference_mode() -> None:
     guard = BatchGuard("the model")
     guard.copy(batch)
     assert guard.copy(batch)["x"] is batch["x"]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    x: torch.Tensor
+    labels: torch.Tensor
+
+
+def test_fields_of_a_dataclass_are_parts_of_a_batch() -> None:
+    batch, guard = _Parts(torch.arange(6.0).reshape(3, 2), torch.arange(3)), BatchGuard("the model")
+    kept = guard.copy(batch)
+    batch.x.add_(5)
+    assert kept.x.tolist() == [[0, 1], [2, 3], [4, 5]]
+    taken = take_rows(kept, torch.tensor([2, 0]), 3)
+    assert isinstance(taken, _Parts)
+    assert (taken.x.tolist(), taken.labels.tolist()) == ([[4, 5], [0, 1]], [2, 0])
+    assert [place for place, _ in tensors_at(kept)] == ["['x']", "['labels']"]
+    assert num_rows(kept) == 3
+    assert targets_of(kept) is kept.labels
+
+
+def test_named_fields_say_where_targets_are() -> None:
+    Batch = namedtuple("Batch", "inputs lengths targets")
+    batch = Batch(torch.zeros(3, 2), torch.ones(3), torch.arange(3))
+    assert targets_of(batch) is batch.targets
+    assert targets_of(Pair(torch.zeros(3, 2), torch.arange(3))).tolist() == [0, 1, 2]
+    unnamed = namedtuple("Unnamed", "image number")(torch.zeros(3, 2), torch.arange(3))
+    assert targets_of(unnamed) is unnamed.number

@@ -165,6 +165,15 @@ def test_usual_names_of_targets(name: str) -> None:
     assert torch.equal(targets_of({"x": X, name: X[:, 0], "other": X}, "other"), X)
 
 
+def test_targets_within_parts_are_named_with_dots() -> None:
+    batch = {"in": X, "out": {"classes": X[:, 0], "boxes": [X[:, 1]]}}
+    assert torch.equal(targets_of(batch, "out.classes"), X[:, 0])
+    assert torch.equal(targets_of(batch, "out.boxes.0"), X[:, 1])
+    assert torch.equal(targets_of({"a.b": X}, "a.b"), X)
+    with pytest.raises(TaskError, match="with dots for parts within parts"):
+        targets_of(batch, "out.masks")
+
+
 def test_what_is_no_tensor_is_named() -> None:
     """Detection has targets that are lists of mappings."""
     with pytest.raises(TaskError, match="must be one tensor .* found a list of 1"):

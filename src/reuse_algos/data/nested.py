@@ -1,4 +1,4 @@
-"""Tensors in mappings, tuples and lists: the walks over a batch that the first-batch checks and replay share.
+"""Tensors in mappings, tuples, lists and dataclasses: the walks over a batch that many rooms share.
 
 Shapes: B rows, R of them.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,7 +18,10 @@ from reuse_algos.errors import ModelError
 
 
 def tensors_at(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yield each tensor with its place, such as ``['labels'][0]``; the place of a bare tensor is empty."""
+    """Yield each tensor with its place, such as ``['labels'][0]``; the place of a bare tensor is empty.
+
+    A field of a dataclass has the place of a mapping's entry.
+    """
     if isinstance(value, Tensor):
         yield place, value
     elif isinstance(value, Mapping):
@@ -26,13 +30,30 @@ def tensors_at(value: Any, place: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, (list, tuple)):
         for number, item in enumerate(value):
             yield from tensors_at(item, f"{place}[{number}]")
+    elif (named := fields_of(value)) is not None:
+        yield from tensors_at(named, place)
+
+
+def fields_of(value: Any) -> dict[str, Any] | None:
+    """Return the fields of a dataclass's object by name; None for everything else."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return None
+    return {field.name: getattr(value, field.name) for field in fields(value)}
+
+
+def like_fields(like: Any, items: Mapping[str, Any]) -> Any:
+    """Return a copy of a dataclass's object with other values in its fields."""
+    found = copy.copy(like)
+    for name, value in items.items():
+        object.__setattr__(found, name, value)  # also where it is frozen
+    return found
 
 
 def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: str | None = None) -> Any:
     """Return some rows of everything in a batch (or in outputs) that has one row per example.
 
     Args:
-        data: Tensors, and mappings, tuples and lists of them; what has no rows is passed on as it is.
+        data: Tensors, and mappings, tuples, lists and dataclasses of them; what has no rows is passed on as it is.
         rows_R: int64, on any device.
         num_rows: Rows of the data, B.
         strict: Advice for the error where a tensor has no rows. Default: such tensors are passed on, too.
@@ -59,6 +80,8 @@ def take_rows(data: Any, rows_R: Tensor, num_rows: int, *, strict: str | None = 
         if plain and len(data) == num_rows:
             return like_sequence(data, [data[row] for row in rows_R.tolist()])
         return like_sequence(data, [take_rows(value, rows_R, num_rows, strict=strict) for value in data])
+    if (named := fields_of(data)) is not None:
+        return like_fields(data, take_rows(named, rows_R, num_rows, strict=strict))
     return data
 
 

@@ -12,6 +12,7 @@ import torch
 from composer import State, TimeUnit, Trainer
 from composer.core import DataSpec
 
+from reuse_algos.data.nested import fields_of
 from reuse_algos.errors import ExampleIdError
 
 _FOUND: weakref.WeakKeyDictionary[State, weakref.ref[Trainer]] = weakref.WeakKeyDictionary()
@@ -95,6 +96,8 @@ def num_rows(batch: Any) -> int:
             else:
                 for value in part:
                     visit(value)
+        elif (named := fields_of(part)) is not None:
+            visit(named)
 
     visit(batch)
     if len(sizes) != 1:

@@ -174,8 +174,8 @@ def zero_shot(
 
     Raises:
         SignalNotFoundError: A run has no features.
-        DataError: The runs share no key, k is larger than the anchors, the prompts' features are of another size, or
-            every image has a text.
+        DataError: The runs have no key in common, k is larger than the anchors, the prompts' features are of another
+            size, or every image has a text.
     """
     space = RelativeSpace.of_runs(images, texts, k=k, power=power)
     paired = space.keys

@@ -81,7 +81,7 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
 
     Raises:
         NotEnoughEvidenceError: The runs have fewer than two sizes or none on this hardware, or two kinds of hardware
-            that share no size, so that the effects of size and hardware cannot be told apart.
+            that have no size in common, so that the effects of size and hardware cannot be told apart.
     """
     if not flops > 0 or any(not run.flops > 0 or not run.step_seconds > 0 for run in runs):
         raise NotEnoughEvidenceError("FLOPs and step times must be above 0")
@@ -97,8 +97,8 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
         )
     if len(names) > 1 and not _connected(runs):
         raise NotEnoughEvidenceError(
-            f"runs on {', '.join(map(repr, names))} share no size, so the effects of size and hardware cannot be told "
-            "apart. Train one size on both, or give the runs of one hardware."
+            f"runs on {', '.join(map(repr, names))} have no size in common, so the effects of size and hardware cannot "
+            "be told apart. Train one size on both, or give the runs of one hardware."
         )
     x_N = np.log([run.flops for run in runs])
     hardware_NH = np.asarray([[run.hardware == name for name in names[1:]] for run in runs], dtype=float)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from reuse_algos.data.nested import like_sequence, tensors_at
+from reuse_algos.data.nested import fields_of, like_fields, like_sequence, tensors_at
 from reuse_algos.errors import DataError
 
 
@@ -97,6 +97,8 @@ def _copied(value: Any, place: str, written: set[str] | None) -> Any:
         return kept
     if isinstance(value, (list, tuple)):
         return like_sequence(value, [_copied(item, f"{place}[{n}]", written) for n, item in enumerate(value)])
+    if (named := fields_of(value)) is not None:
+        return like_fields(value, _copied(named, place, written))
     return value if isinstance(value, (str, bytes, int, float, type(None))) else copy.copy(value)
 
 

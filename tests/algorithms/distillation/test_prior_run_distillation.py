@@ -390,7 +390,7 @@ def test_channels_last_and_cutmix(tmp_path: Path) -> None:
     assert series(log, "reuse/distillation/loss")[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_another_trainer_chooses_its_teachers_anew(tmp_path: Path) -> None:
+def test_another_trainer_chooses_its_teachers_again(tmp_path: Path) -> None:
     """A loop over seeds with one algorithm object: each run may learn from those before it, and has its own counts."""
 
     def recorded(name: str, seed: int, algorithms: list[Any]) -> str:

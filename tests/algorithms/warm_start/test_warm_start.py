@@ -79,7 +79,7 @@ def test_shrink_and_perturb(archive: RunArchive, noise: str) -> None:
             drawn = flat[torch.randperm(len(flat), generator=generator)].reshape(fresh[name].shape)
         assert torch.equal(seen.first[name], 0.4 * old[name] + 0.1 * drawn), name
     for name in STATISTICS:
-        assert torch.equal(seen.first[name], fresh[name]), "the activations are others, so statistics start anew"
+        assert torch.equal(seen.first[name], fresh[name]), "the activations are others, so statistics start again"
 
 
 def test_frozen_layers_are_neither_shrunk_nor_perturbed(archive: RunArchive) -> None:

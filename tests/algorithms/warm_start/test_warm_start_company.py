@@ -24,7 +24,7 @@ FROZEN = {"module.0.weight", "module.0.bias", "module.1.weight", "module.1.bias"
 # A second Trainer ----------------------------------------------------------------------------------------------------
 
 
-def test_another_trainer_chooses_its_prior_run_anew(tmp_path: Path) -> None:
+def test_another_trainer_chooses_its_prior_run_again(tmp_path: Path) -> None:
     mine = RunArchive(tmp_path, create=True)
     record(mine, "one")
     algorithm = warm(mine, runs={"order": "latest", "limit": 1})

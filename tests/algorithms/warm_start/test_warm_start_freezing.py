@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim.lr_scheduler import StepLR
 
 from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import ModelError
 from reuse_algos.training.parameters.trainable import TrainablePart
 from toy import checkpointed, epoch_loader, mlp, trainer
@@ -189,6 +190,54 @@ def test_resumes_bit_equal_on_both_sides_of_unfreezing(
     assert len(later.later) == 8 - stop
     assert later.rates == straight.rates[stop:]
     assert all(same(a, b) for a, b in zip(later.later, straight.later[stop:], strict=True))
+
+
+def _skipping(archive: RunArchive, folder: Path, stop: int | None, unfreeze_at: str | None) -> tuple[Weights, Any]:
+    weights, model = Weights(), mlp(5)
+    query = {"tags": {"method": "late"}, "order": "first", "limit": 1, "if_empty": "skip"}
+    rates = {"freeze": "backbone", "learning_rates": {"1.*": 0.3}, "unfreeze_at": unfreeze_at}
+    algorithm = warm(archive, runs=query, **rates)
+    one = trainer_with(
+        torch.optim.AdamW(model.parameters(), lr=0.01),
+        model,
+        [algorithm, *([] if stop is None else [Stop(stop)])],
+        [weights],
+        schedulers=_schedule("cosine"),
+        **checkpointed(folder, save_interval="1ba"),
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        one.fit()
+    one.close()
+    return weights, algorithm
+
+
+def _finish_late(archive: RunArchive) -> None:
+    recorder = RunRecorder(archive, run_name="late", tags={"method": "late"}, weights=("last",))
+    one, _, _ = fit([], callbacks=[recorder])
+    one.close()
+
+
+@pytest.mark.parametrize("unfreeze_at", [None, "3ba"])
+@pytest.mark.parametrize("found", [False, True], ids=["found none at first", "found one at first"])
+def test_a_resumed_run_trains_what_its_first_part_trained(tmp_path: Path, found: bool, unfreeze_at: str | None) -> None:
+    """Whether another run finished in between, or the run that it began from is gone."""
+    with_run, empty = RunArchive(tmp_path / "runs", create=True), RunArchive(tmp_path / "empty", create=True)
+    if found:
+        _finish_late(with_run)
+        first, then = with_run, empty
+    else:
+        first = then = with_run
+    straight, _ = _skipping(first, tmp_path / "straight", None, unfreeze_at)
+    _skipping(first, tmp_path / "stopped", 2, unfreeze_at)
+    if not found:
+        _finish_late(with_run)
+    later, algorithm = _skipping(then, tmp_path / "stopped", None, unfreeze_at)
+    assert (algorithm.skipped is None) == found
+    assert len(later.later) == 6
+    assert later.rates == straight.rates[2:]
+    assert later.with_gradient == straight.with_gradient[2:]
+    assert len(later.with_gradient[0]) == (len(HEAD) if found else len(list(mlp(5).parameters())))
+    assert all(same(a, b) for a, b in zip(later.later, straight.later[2:], strict=True))
 
 
 def test_what_would_not_work_is_refused_early(archive: RunArchive) -> None:

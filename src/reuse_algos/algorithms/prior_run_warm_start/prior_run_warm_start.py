@@ -157,8 +157,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
             self._refuse_shards(state)
             self._forget()
             # Frozen random weights would only do harm.
-            if self.skipped is None:
-                self.part.arrange(state)
+            self.part.arrange(state, now=self.skipped is None)
         elif event == Event.FIT_START:
             self.part.hold(state)
             if self.cached is not None:
@@ -277,6 +276,8 @@ class PriorRunWarmStart(ReusingAlgorithm):
         self.loaded = bool(state["loaded"])
         self._uses = [(str(run_id), [str(name) for name in weights]) for run_id, weights in state["uses"]]
         self._facts = {str(name): float(value) for name, value in state["facts"].items()}
+        # Another run may have finished in between: what trains is what trained before the interruption.
+        self.part.follow(self.skipped is None)
         self.part.load_state_dict(state["part"])
         if self.cached is not None and "cached" in state:  # the earlier attempt may have been a live one
             self.cached.load_state_dict(state["cached"])

@@ -104,7 +104,9 @@ class Measures:
         # A loss that is infinite or no number from the start can be held against nothing; the run is marked diverged.
         checked = math.isfinite(given) and not _is_changed(state)
         # Not ">", so that a mean that is NaN is refused as well.
-        if checked and not abs(mean - given) <= _NEAR * max(1.0, abs(given)):
+        # A loss that is a bfloat16 number has two digits.
+        near = max(_NEAR, torch.finfo(total_of(state.loss).dtype).eps)
+        if checked and not abs(mean - given) <= near * max(1.0, abs(given)):
             raise self._no_loss(state, given, rows)
         self._own = losses
         self.about_loss = f"loss is {losses.words}"

@@ -45,7 +45,7 @@ def mean_curves(group: Runs, mode: Mode, axis: TimeAxis) -> tuple[MeanCurves, np
         axis: How cost is counted.
 
     Raises:
-        ValueError: The runs share no evaluation.
+        ValueError: The runs have no evaluation in common.
     """
     steps = shared_steps(group)
     rows = [np.searchsorted(outcome.curve.steps, steps) for outcome in group]

@@ -111,6 +111,23 @@ class Chart:
     log_y: bool = False
 
 
+def y_values(chart: Chart) -> list[float]:
+    """Return the values that the y axis must hold, so that it shows where the groups differ.
+
+    Curves over training share a steep beginning: an axis that holds all of it leaves a few pixels to what tells the
+    groups apart. So of each curve only what follows its first quarter of evaluations counts.
+    """
+    values = [] if chart.level is None else [chart.level]
+    for series in chart.series:
+        if series.band:
+            # A band of two runs is many times as high as its curve, so its limits do not widen the axis.
+            for line in (series.y, *(run["y"] for run in series.runs)):
+                values += line[len(line) // 4 :]
+        else:
+            values += [*series.y, *series.low, *series.high, *(y for run in series.runs for y in run["y"])]
+    return values
+
+
 @dataclass(frozen=True)
 class Bars:
     """Speed-ups on one axis: looks and speed-ups of the groups whose speed-up is known there."""

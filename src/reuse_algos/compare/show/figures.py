@@ -11,7 +11,7 @@ import numpy as np
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show.charts import charts_of
-from reuse_algos.compare.show.drawing import Chart, Series
+from reuse_algos.compare.show.drawing import Chart, Series, y_values
 from reuse_algos.compare.show.files import PLOTS, write_file
 
 if TYPE_CHECKING:
@@ -76,6 +76,10 @@ def chart_figure(chart: Chart, title: str = "") -> Figure:
         axes.axhline(chart.level, ls="--", lw=1.0, color="grey", label=chart.level_name)
     axes.set_xscale("log" if chart.log else "linear")
     axes.set_yscale("log" if chart.log_y else "linear")
+    seen = [y for y in y_values(chart) if np.isfinite(y)]
+    if seen and not chart.log_y and max(seen) > min(seen):
+        room = 0.06 * (max(seen) - min(seen))
+        axes.set_ylim(min(seen) - room, max(seen) + room)
     axes.set_xlabel(_plain(chart.x_title))
     axes.set_ylabel(_plain(chart.y_title))
     axes.set_title(_plain(title or chart.title), fontsize="medium")

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from composer.utils.batch_helpers import batch_get
 
 from reuse_algos.data.nested import tensors_at
 from reuse_algos.errors import TaskError
+from reuse_algos.training.batch_keys import part_of
 from reuse_algos.training.tasks.task import class_numbers
 
 # Microbatches in which a mask that has left nothing out so far is looked at. Each look waits for the device once.
@@ -89,6 +89,7 @@ class TargetMasks:
                 shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else "missing"
                 raise TaskError(f"the mask at {place} is {shape}, the targets are {tuple(targets.shape)}")
             out = mask.reshape(targets.shape).to(targets.device) == off
+            # What does not count is NaN among numbers, and -100 among classes, as PyTorch's cross entropy has it.
             if targets.is_floating_point():
                 targets = targets.masked_fill(out, torch.nan)
             else:
@@ -98,7 +99,7 @@ class TargetMasks:
 
 def _named(batch: Any, key: str | int) -> Any:
     try:
-        return batch_get(batch, key)
+        return part_of(batch, key)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise TaskError(f"the batch has no mask at keys.mask={key!r}") from error
 

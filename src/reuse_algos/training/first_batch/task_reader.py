@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from composer import Event, State
-from composer.utils.batch_helpers import batch_get
 
+from reuse_algos.data.nested import fields_of
 from reuse_algos.errors import ModelError, ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
-from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_keys import BatchKeys, part_of
 from reuse_algos.training.first_batch.masks import TargetMasks
 from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -23,7 +23,9 @@ from reuse_algos.training.tasks.find_task import find_task
 from reuse_algos.training.tasks.task import Rows, Task, TaskSettings
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
-"""Where targets lie in batches that are mappings, the first that is there, unless ``keys.target`` says another."""
+"""Where targets lie in batches that are mappings, dataclasses or named tuples, the first that is there.
+
+``keys.target`` may say another."""
 
 
 def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
@@ -31,19 +33,20 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
 
     Args:
         batch: As the DataLoader gives it.
-        key: Where they lie. Default: 1, the second of a pair, or one of :data:`TARGET_NAMES` in a mapping.
+        key: Where they lie. Default: 1, the second of a pair, or one of :data:`TARGET_NAMES` in a mapping, a
+            dataclass or a named tuple.
 
     Raises:
         TaskError: Nothing, or no tensor, lies there.
     """
-    if isinstance(batch, Mapping) and key == BatchKeys.target and key not in batch:
-        key = next((name for name in TARGET_NAMES if name in batch), key)
+    if key == BatchKeys.target and (names := _names(batch)):
+        key = next((name for name in TARGET_NAMES if name in names), key)
     try:
-        found = batch_get(batch, key)
+        found = part_of(batch, key)
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise TaskError(
             f"the batch has no targets at keys.target={key!r}: it is {_described(batch)}. Name their place by keys: "
-            "{target: ...}."
+            "{target: ...}, with dots for parts within parts."
         ) from error
     if not isinstance(found, torch.Tensor) or found.dim() == 0:
         raise TaskError(
@@ -51,6 +54,13 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
             f"{_described(found)}. Name another place by keys: {{target: ...}}."
         )
     return found
+
+
+def _names(batch: Any) -> Collection[Any]:
+    """Return the names of the parts of a batch: a mapping's keys, the fields of a dataclass or named tuple."""
+    if isinstance(batch, Mapping):
+        return () if BatchKeys.target in batch else batch.keys()
+    return getattr(batch, "_fields", None) or (fields_of(batch) or {}).keys()
 
 
 def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
@@ -241,6 +251,8 @@ class TaskReader:
         metrics = list(_metrics(state))
         of_loss = set(_ignored_by_loss(unwrap_model(state.model)))
         of_metrics = {index for metric in metrics if type(index := getattr(metric, "ignore_index", None)) is int}
+        # FSDP gathers its shards by hooks on the way back: this rank alone would wait there for the others for ever.
+        pull = None if state.fsdp_enabled else pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output))
         task = find_task(
             outputs,
             self.targets,
@@ -248,7 +260,7 @@ class TaskReader:
             settings,
             sorted(of_loss | of_metrics),
             [type(metric).__name__ for metric in metrics],
-            pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output)),
+            pull,
         )
         # A class that the loss ignores may be missing from the first microbatch, where its loss cannot show it.
         named = {index for index in of_loss if task.is_softmax and 0 <= index < task.num_classes}

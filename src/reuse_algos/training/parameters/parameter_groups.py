@@ -82,6 +82,32 @@ def add_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]], schedu
         optimizer.add_param_group({**group, "lr": start * factor, "initial_lr": start})
 
 
+def put_back_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Give an optimizer the groups that it had before :func:`arrange_groups`.
+
+    Args:
+        optimizer: Its groups are replaced.
+        groups: Copies of the groups, from before.
+    """
+    optimizer.param_groups[:] = [dict(group) for group in groups]
+    vars(optimizer).pop(_APPLIED, None)
+
+
+def fit_schedulers(optimizer: Optimizer, schedulers: Sequence[Any]) -> None:
+    """Let schedulers that are made already drive the groups that the optimizer has now, before the first step.
+
+    Args:
+        optimizer: After :func:`arrange_groups` or :func:`put_back_groups`.
+        schedulers: Composer's own, which are compiled to one ``LambdaLR`` each, with one rule for all groups.
+    """
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])
+    for scheduler in schedulers:
+        if isinstance(scheduler, LambdaLR):
+            scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+            scheduler.lr_lambdas = [scheduler.lr_lambdas[0]] * len(scheduler.base_lrs)
+
+
 def check_schedulers(optimizer: Optimizer, schedulers: Sequence[Any], *, will_grow: bool) -> None:
     """Refuse schedulers that would not drive the optimizer's groups.
 

@@ -7,13 +7,20 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from composer import Event, State, Time, TimeUnit
+from composer.utils import dist
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.parameters.head import find_head
-from reuse_algos.training.parameters.parameter_groups import add_groups, arrange_groups, check_schedulers
+from reuse_algos.training.parameters.parameter_groups import (
+    add_groups,
+    arrange_groups,
+    check_schedulers,
+    fit_schedulers,
+    put_back_groups,
+)
 from reuse_algos.training.window import reached
 
 _KEYWORDS = ("backbone", "head")
@@ -150,9 +157,9 @@ def frozen_at_start(state: State) -> Callable[[str], bool]:
 class TrainablePart:
     """Freezes a part of a model and gives other parts learning rates of their own, for a Composer algorithm.
 
-    Call :meth:`arrange` at INIT, :meth:`hold` at FIT_START, :meth:`keep_statistics` at BEFORE_FORWARD and
-    :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's ``find_unused_parameters`` be
-    :attr:`changes_while_training`.
+    Call :meth:`arrange` at INIT, :meth:`follow` where a checkpoint may know better, :meth:`hold` at FIT_START,
+    :meth:`keep_statistics` at BEFORE_FORWARD and :meth:`unfreeze_if_due` at BATCH_START, and let the algorithm's
+    ``find_unused_parameters`` be :attr:`changes_while_training`.
 
     Frozen parameters have no gradient and are in no group of the optimizer; layers with running statistics among them
     stay in evaluation mode while the rest trains.
@@ -184,6 +191,8 @@ class TrainablePart:
         self._frozen: list[nn.Parameter] = []
         self._norms: list[_NormBase] = []
         self._held: list[dict[str, Any]] = []
+        self._whole: list[dict[str, Any]] = []
+        self._trained: list[nn.Parameter] = []
 
     def faults(self) -> list[str]:
         """Return what is wrong with the settings by themselves."""
@@ -223,8 +232,12 @@ class TrainablePart:
         """Return whether the tensor of this name belongs to the part that is frozen at the start."""
         return matches(name, self.freeze, self._head)
 
-    def arrange(self, state: State) -> None:
+    def arrange(self, state: State, *, now: bool = True) -> None:
         """Split the optimizer's groups, and take frozen parameters out (INIT).
+
+        Args:
+            state: Of the trainer.
+            now: Without it everything trains, unless a checkpoint says otherwise (:meth:`follow`). Default: True.
 
         Raises:
             ModelError: A pattern matches nothing, the head cannot be found, nothing is left to train, or another
@@ -234,8 +247,9 @@ class TrainablePart:
         # An algorithm may have served another Trainer, whose parameters must be forgotten.
         self.unfrozen, self.frozen_share = False, 0.0
         self._names, self._head, self._frozen, self._norms, self._held = [], [], [], [], []
+        self._whole, self._trained = [], []
         patterns = self.patterns
-        if not patterns:
+        if not patterns or not now:
             return
         self._refuse_another(state)
         parameters = plain_parameters(state.model)
@@ -253,6 +267,8 @@ class TrainablePart:
             chosen = [factor for p, factor in self.learning_rates.items() if matches(name, [p], self._head)]
             if chosen:
                 factors[parameter] = chosen[0]
+        self._whole = [{**group, "params": list(group["params"])} for group in state.optimizers[0].param_groups]
+        self._trained = [parameter for parameter in self._frozen if parameter.requires_grad]
         self._held = arrange_groups(state.optimizers[0], factors, self._frozen)
         self._refuse_lost(parameters)
         self._norms = [layer for name, layer in norm_layers(state.model).items() if holds(name, layer, self.is_frozen)]
@@ -295,6 +311,36 @@ class TrainablePart:
         for module in self._norms:
             module.train(state.model.training)
         return True
+
+    def follow(self, arranged: bool) -> None:
+        """Let a resumed run train what its first part trained, whatever was found at INIT this time.
+
+        Call it while a checkpoint is loaded: Composer loads the optimizer's groups after the algorithms.
+
+        Args:
+            arranged: Whether the first part froze anything or had rates of its own.
+
+        Raises:
+            ModelError: On several ranks, where DDP has fixed what trains at INIT.
+        """
+        state = self._state
+        if state is None or not self.patterns or arranged == bool(self._names):
+            return
+        if dist.get_world_size() > 1:
+            raise ModelError(
+                f"the checkpoint's run {'had' if arranged else 'found no'} prior runs, and the archive "
+                f"{'has none' if arranged else 'has some'} now. On several ranks what trains is fixed before a "
+                "checkpoint is read. Resume with the archive as it was, or with runs that match "
+                f"{'them' if arranged else 'nothing'}."
+            )
+        if arranged:
+            self.arrange(state)
+        else:
+            for parameter in self._trained:
+                parameter.requires_grad_(True)
+            put_back_groups(state.optimizers[0], self._whole)
+            self.arrange(state, now=False)
+        fit_schedulers(state.optimizers[0], state.schedulers)
 
     def state_dict(self) -> dict[str, Any]:
         """Return whether the frozen part trains by now."""

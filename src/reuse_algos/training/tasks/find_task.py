@@ -255,7 +255,7 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
 
     >>> logits = torch.tensor([[0.2, 0.8]])
     >>> objection(Task("multiclass", 2), logits, torch.tensor([1]), torch.tensor([[0.0, -1.25]]))
-    "the loss's gradient does not sum to 0 over the classes, so the outputs are no logits of a softmax"
+    "the loss's gradient does not sum to 0 over the classes, so the outputs are not logits of a softmax"
     """
     rows, pull = task.rows(outputs.detach().float(), targets), pull.detach().float()
     whole_BCX = pull.unsqueeze(1) if task.class_dim == 0 else pull.movedim(task.class_dim, 1)
@@ -270,7 +270,7 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
     assert truth is not None
     if task.is_softmax:
         if float(pull_BCX.sum(1).abs().sum()) > _SLACK * total:
-            return "the loss's gradient does not sum to 0 over the classes, so the outputs are no logits of a softmax"
+            return "the loss's gradient does not sum to 0 over the classes, so the outputs are not logits of a softmax"
         places = counts & (sizes > 0)
         truth = truth.argmax(1) if truth.is_floating_point() else truth
         raised, lowered = (pull_BCX.argmin(1) == truth)[places], (pull_BCX.argmax(1) == truth)[places]

@@ -130,7 +130,7 @@ def read_fault(error: Exception, provider: str, bucket: str) -> Fault:
     elif name == "InvalidPathError":
         kind = ArchiveCorruptError
         said = ascii(text.splitlines()[0][:200])
-        reason = f"there is an object whose name is no path ({said}): remove it, or install boto3 to pass it over"
+        reason = f"there is an object whose name is not a path ({said}): remove it, or install boto3 to pass it over"
     elif status is not None:
         transient = status in (408, 429) or status >= 500 or code in _PASSING
         said = f"the store answered {status}{f' ({code})' if code else ''}"

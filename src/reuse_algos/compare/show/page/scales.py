@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _TICKS = 5
+_FARTHEST = 10.0  # a line to a place that is farther away looks the same
 # Round in the unit in which they are written (minutes from two on, hours from two on).
 _USUAL_SECONDS = (1, 2, 5, 10, 20, 30, 60, 120, 180, 300, 600, 1200, 1800, 3600, 7200, 14400, 36000, 72000, 180000)
 
@@ -29,15 +30,19 @@ class Scale:
 
     def place(self, value: float) -> float:
         """Return where a value is, 0 at the start and 1 at the end; a value beyond an end is at that end."""
-        if self.log:
-            if value <= 0.0:
-                return 0.0
-            if math.isinf(value):
-                return 1.0
-            at = math.log(value / self.low) / math.log(self.high / self.low)
-        else:
+        return min(1.0, max(0.0, self.share(value)))
+
+    def share(self, value: float) -> float:
+        """Return where a value is, below 0 or above 1 where it is beyond an end; at most 10 times the axis away."""
+        if not self.log:
             at = (value - self.low) / (self.high - self.low)
-        return min(1.0, max(0.0, at))
+        elif value <= 0.0:
+            at = -math.inf
+        elif math.isinf(value):
+            at = math.inf
+        else:
+            at = math.log(value / self.low) / math.log(self.high / self.low)
+        return min(_FARTHEST, max(-_FARTHEST, at))
 
 
 def linear_scale(

@@ -1,7 +1,7 @@
 """Where everything in a plot of the page stands: charts and bars become places, which the template writes as SVG.
 
 Places across and upwards are shares of the box, so that texts keep their size at any width. Lines and bands stand in a
-picture of 1000 by 1000 that is stretched, with strokes that are not.
+picture of 1000 by 1000 that is stretched, with strokes that are not, and that cuts off what leaves it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series
+from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series, y_values
 from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
 from reuse_algos.compare.show.page.values import Numbers, Value
 from reuse_algos.compare.show.words import AXIS_WORDS, format_amount, format_speedup
@@ -116,9 +116,7 @@ def plot_of(chart: Chart, numbers: Numbers, *path: str | int) -> Plot:
     shown = [s for s in chart.series if s.x]
     points = [p for s in shown for p in (*s.joined, *_thin(s)) if math.isfinite(p[1])]
     points += [(x, y) for s in shown if not s.band for x, y in zip(s.x, s.y, strict=True) if math.isfinite(y)]
-    # A band of two runs is many times as high as its curve, so only whiskers widen the axis.
-    marked = [value for s in shown for value in (*s.y, *(() if s.band else (*s.low, *s.high)))]
-    ys = [y for _, y in points] + marked + ([] if chart.level is None else [chart.level])
+    ys = y_values(chart)
     y_scale = log_scale(ys, room=0.05) if chart.log_y else linear_scale(ys)
     xs, seconds = [x for x, _ in points], chart.key.endswith("seconds")
     if chart.log:
@@ -147,7 +145,7 @@ def _thin(series: Series) -> list[tuple[float, float]]:
 
 def _series(s: Series, x_scale: Scale, y_scale: Scale, numbers: Numbers, path: tuple[str | int, ...]) -> SeriesView:
     def place(x: float, y: float) -> str:
-        return f"{_SIZE * x_scale.place(x):.1f},{_SIZE * (1 - y_scale.place(y)):.1f}"
+        return f"{_SIZE * x_scale.place(x):.1f},{_SIZE * (1 - y_scale.share(y)):.1f}"
 
     lines = [(list(zip(run["x"], run["y"], strict=True)), "line thin") for run in s.runs]
     lines.append((s.joined, "front" if s.front else "line"))
@@ -156,10 +154,12 @@ def _series(s: Series, x_scale: Scale, y_scale: Scale, numbers: Numbers, path: t
     ] if s.band else []  # fmt: skip
     outline = [place(x, high) for x, _, high in limits] + [place(x, low) for x, low, _ in reversed(limits)]
     marks = []
-    for k in () if s.front else _picked(len(s.x), all_of_them=not s.band):
+    inside = [
+        k for k, (x, y) in enumerate(zip(s.x, s.y, strict=True))
+        if math.isfinite(x) and math.isfinite(y) and 0.0 <= y_scale.share(y) <= 1.0
+    ]  # fmt: skip
+    for k in () if s.front else (inside[i] for i in _picked(len(inside), all_of_them=not s.band)):
         x, y = s.x[k], s.y[k]
-        if not math.isfinite(x) or not math.isfinite(y):
-            continue
         whisker = None
         if not s.band and s.low and math.isfinite(s.low[k]) and math.isfinite(s.high[k]):
             whisker = (percent(1 - y_scale.place(s.low[k])), percent(1 - y_scale.place(s.high[k])))

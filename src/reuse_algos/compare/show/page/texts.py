@@ -92,6 +92,7 @@ def texts_of(comparison: Comparison) -> dict[str, Any]:
             "Mean final value of the runs of each budget, with its interval. The speed-up is how far a curve lies to "
             "the left of the baseline's end. The numbers are in the table of all budgets."
             if over_budgets
-            else "Thick: mean with its interval. Thin: single runs. A sign on the dashed line: target reached."
+            else "Thick: mean with its interval. Thin: single runs. A sign on the dashed line: target reached. "
+            "The y axis begins behind the first quarter of the evaluations, so that it shows where the groups differ."
         ),
     }
