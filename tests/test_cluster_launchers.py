@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -296,7 +297,8 @@ def test_a_node_without_the_package_is_named(cluster: Any, tmp_path: Path) -> No
     (other / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'reuse_algos'\")")
     ray.shutdown()
     try:
-        there = {"env_vars": {"PYTHONPATH": str(other.parent)}}
+        before = os.environ.get("PYTHONPATH", "")
+        there = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(other.parent), before])}}
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, runtime_env=there)
         with pytest.raises(SequenceError, match=r"could not be started on a node: .*reuse_algos.*Every node needs"):
             Halt().run(RayLauncher(), job(tmp_path, "pass"))
