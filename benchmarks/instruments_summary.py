@@ -52,7 +52,8 @@ def text(records: Sequence[Record]) -> str:
     for data in ("digits", "cifar100_small"):
         own = runs(records, data)
         for what, section in (("rates", _rates), ("stopping", _stopping)):
-            if some := [one for one in own if one["what"] == what]:
+            some = sorted((one for one in own if one["what"] == what), key=lambda one: (one["lr"], one["seed"]))
+            if some:
                 parts.append("\n".join([f"{data}, {what}, {len(some)} runs", *section(some)]))
     for what, section in (("laziness", _laziness), ("cost", _costs)):
         if some := [one for one in records if one.get("what") == what]:
@@ -61,7 +62,10 @@ def text(records: Sequence[Record]) -> str:
 
 
 def _rates(records: Sequence[Record]) -> Iterator[str]:
-    """Yield a line for each run: the step at which each reading tells it apart, and what is said of it."""
+    """Yield a line for each run: the step at which each reading tells it apart, and what is said of it.
+
+    One of the good runs is judged by the others, so its numbers say how often a reading cries wolf.
+    """
     good = [one for one in records if one["rate"] == "good"]
     first = good[0]["readings"]["loss"][2 * WINDOW - 2][0] if good else 0
     yield f"step at which a reading tells a run apart from those of the good rate (earliest: {first}; -: never)"

@@ -271,16 +271,29 @@ def test_periods_out_of_order_are_refused_before_the_first_step(
     assert "periods are out of order" in capsys.readouterr().err
 
 
-def run_with_logits(archive: RunArchive, name: str, keys: list[int], classes: list[int], labels: list[int]) -> PriorRun:
-    """A run whose archived logits take each example for a class."""
-    logits = nn.functional.one_hot(torch.tensor(classes), 4).half() * 3
-    meta = {"epoch": 0, "source": "harvest", "encoding": "dense", "slot": 0, "view": 0, "num_classes": 4}
+def run_with_logits(
+    archive: RunArchive,
+    name: str,
+    keys: list[int],
+    classes: list[int],
+    labels: list[int],
+    again: dict[int, int] | None = None,
+) -> PriorRun:
+    """A run whose archived logits take each example for a class, and ``again`` for another one an epoch later."""
+
+    def signal(epoch: int, ids: list[int], classes: list[int]) -> Any:
+        meta = {"epoch": epoch, "source": "capture", "encoding": "dense", "slot": epoch, "view": 0, "num_classes": 4}
+        logits = nn.functional.one_hot(torch.tensor(classes), 4).half() * 3
+        return "signals", "logits", {"ids": torch.tensor(ids), "values": logits}, meta
+
     examples = {"keys": torch.tensor(keys), "labels": torch.tensor(labels)}
-    columns = {"ids": torch.arange(len(keys)), "values": logits}
+    columns = [signal(0, list(range(len(keys))), classes)]
+    if again:
+        columns.append(signal(1, list(again), list(again.values())))
     return archive.run(
         write_run(
             archive, name, 0, [0.5],
-            put=[("dataset", "examples", examples), ("signals", "logits", columns, meta)],
+            put=[("dataset", "examples", examples), *columns],
             dataset=DatasetRecord(name=name, num_examples=len(keys), fingerprint="f" * 64, labels_known=True),
         )
     )  # fmt: skip
@@ -294,6 +307,10 @@ def test_drift_counts_who_changed_their_mind(tmp_path: Path, capsys: pytest.Capt
     assert found.keys.tolist() == [9, 3, 1]
     assert found.changed.tolist() == [9, 3]
     assert (found.learned, found.forgotten) == (1, 1)
+    # An epoch that was broken off says what it came to, and the one before says the rest.
+    april = run_with_logits(archive, "april", [9, 7, 3, 1], [3, 0, 2, 3], [3, 0, 1, 3], again={2: 1, 3: 0})
+    found = drift_between(before, april)
+    assert (found.keys.tolist(), found.after.tolist()) == ([9, 3, 1], [3, 1, 0])
     with pytest.raises(PriorRunMismatchError, match="no scored example in common"):
         drift_between(before, run_with_logits(archive, "march", [70, 80], [0, 1], [0, 1]))
     assert main(["drift", str(tmp_path / "archive"), "--runs", "january-0,february-0"]) == 0

@@ -105,6 +105,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; key=value may also follow the options of a command that takes overrides."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
+    # Commands that start themselves in other processes pass their own words on.
+    args.words = list(sys.argv[1:] if argv is None else argv)
     # The parser of a command stops to collect overrides at its first option, and sub-parsers cannot intermix them.
     if unknown := [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

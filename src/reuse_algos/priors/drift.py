@@ -57,17 +57,25 @@ def training_period(run: PriorRun) -> int | None:
 def predicted_classes(run: PriorRun) -> tuple[Tensor, Tensor, Tensor]:
     """Return keys, classes and labels (-1 where unknown) of the examples that a run has logits of, all int64 ``[N]``.
 
-    The logits are the newest that are archived, of the first view.
+    The logits of each example are the newest that are archived of it, of the first view: a run that ends within an
+    epoch has those of the epoch before for the examples that it did not come to again.
 
     Raises:
         SignalNotFoundError: The run has no logits, or no keys.
     """
     run.signal("logits")  # says what there is instead
-    newest = latest_first(PresentationReader(run).presentations("logits"))[0]
-    logits, seen_N = run.signal(newest.signal).dense(newest.slots[0])
+    moments = latest_first(PresentationReader(run).presentations("logits"))
+    logits, seen_N = run.signal(moments[0].signal).dense(moments[0].slots[0])
+    classes_N = logits.argmax(1)
+    for moment in moments[1:]:
+        if bool(seen_N.all()):
+            break
+        logits, also_N = run.signal(moment.signal).dense(moment.slots[0])
+        classes_N = torch.where(seen_N, classes_N, logits.argmax(1))
+        seen_N = seen_N | also_N
     labels = run.labels()
     keys = run.keys()[seen_N]
-    return keys, logits[seen_N].argmax(1), torch.full_like(keys, -1) if labels is None else labels[seen_N]
+    return keys, classes_N[seen_N], torch.full_like(keys, -1) if labels is None else labels[seen_N]
 
 
 def drift_between(before: PriorRun, after: PriorRun) -> Drift:
