@@ -132,7 +132,8 @@ def _laziness(records: Sequence[Record]) -> Iterator[str]:
         parts = []
         for name in names:
             found = mean_interval([one["lazy"][name] for one in own])
-            parts.append(f"{name} {found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]")
+            spread = f" [{found.low:.3f}, {found.high:.3f}]" if len(own) > 1 else ""
+            parts.append(f"{name} {found.estimate:.3f}{spread}")
         yield f"{key[0]}, {key[1]}, width {key[2]}, n = {len(own)}: " + ", ".join(parts)
 
 

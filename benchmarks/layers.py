@@ -112,6 +112,8 @@ def summarise(records: Sequence[dict[str, Any]]) -> None:
             if isinstance(found, dict) and "measured" in found:
                 numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 print(f"{one['what']}, {name}: {numbers}")
+        for size, (loss, seconds) in one.get("errors_when_left_out", {}).items():
+            print(f"{one['what']}, left out {size}: relative errors loss {loss:+.3g}, step time {seconds:+.3g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
