@@ -3,7 +3,8 @@
     python benchmarks/cluster.py study local       # 24 small trainings, two at a time; the table that counts
     python benchmarks/cluster.py study ray         # three nodes on this machine; faults on purpose, see below
     python benchmarks/cluster.py study submitit    # submitit's local executor
-    python benchmarks/cluster.py overhead          # jobs that do nothing, by each launcher
+    python benchmarks/cluster.py overhead ray      # jobs that do nothing, with one and two nodes
+    python benchmarks/cluster.py overhead submitit
     python benchmarks/cluster.py --summary
 
 A study is a sequence of two arms of twelve seeds on digits: plain, and distilled from the first plain run. Each
@@ -149,6 +150,7 @@ def agent_ports() -> dict[str, int]:
 @contextlib.contextmanager
 def ray_nodes(count: int) -> Iterator[Any]:
     """A Ray cluster on this machine: a head without CPUs, and nodes of one CPU each."""
+    import ray
     from ray.cluster_utils import Cluster
 
     os.environ.update(PATIENCE)
@@ -160,6 +162,7 @@ def ray_nodes(count: int) -> Iterator[Any]:
         cluster.wait_for_nodes(timeout=300)
         yield cluster
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 
@@ -231,29 +234,28 @@ class EmptyJob(Job):
         return ["-S", "-c", "pass"]
 
 
-def overhead() -> dict[str, Any]:
-    """Measure the seconds per empty job by each launcher, with one and two at a time."""
+def overhead(kind: str) -> dict[str, Any]:
+    """Measure the seconds per empty job by a launcher and by the local one, with one and two at a time."""
     measured: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as clusters:
         plan = plan_sequence(load_sequence(study_file(Path(name))))
         RunArchive(plan.config.archive, create=True)
         job = EmptyJob(plan.steps[0], 1, LeaseKey(plan.config.archive, plan.config.name, "none"))
         job.step.folder.mkdir(parents=True)
         (job.step.folder / RECIPE).write_text("seed: 1\n")
+        cluster = clusters.enter_context(ray_nodes(1)) if kind == "ray" else None
         for count in (1, 2):
-            local = _timed(LocalLauncher(), job, count)
-            with ray_nodes(count) as cluster:
-                began = time.monotonic()
-                launcher = RayLauncher(cluster.address)
-                measured[f"ray_{count}_nodes_connect"] = time.monotonic() - began
-                ray = _timed(launcher, job, count)
-                launcher._ray.shutdown()
-            slurm = _timed(SlurmLauncher(Path(name) / "submitit", cluster="local"), job, count)
-            for kind, one in (("local", local), ("ray", ray), ("submitit", slurm)):
-                measured[f"{kind}_{count}"] = one
-                if kind != "local":
-                    measured[f"{kind}_{count}_overhead"] = one["per_step"] - local["per_step"]
-    return {"jobs": EMPTY_JOBS, **measured}
+            if cluster is not None and count == 2:
+                cluster.add_node(num_cpus=1, **agent_ports())
+                cluster.wait_for_nodes(timeout=300)
+            launcher = RayLauncher(cluster.address) if cluster is not None else make_launcher(kind, Path(name))
+            measured[f"{kind}_{count}"] = _timed(launcher, job, count)
+            measured[f"local_{count}"] = _timed(LocalLauncher(), job, count)
+            for what in ("per_step", "median"):
+                own, local = (measured[f"{one}_{count}"][what] for one in (kind, "local"))
+                measured[f"{what}_{count}_overhead"] = own - local
+            print(measured, flush=True)
+    return {"launcher": kind, "jobs": EMPTY_JOBS, **measured}
 
 
 def _timed(launcher: Launcher, job: Job, count: int) -> dict[str, float]:
@@ -282,9 +284,9 @@ def summarise(out: ResultsFile) -> None:
             f"(at most {one['most_trainings_of_a_step']} of a step), {one['orphans_at_end']} processes left; the table "
             f"is {'that of' if same else 'not that of'} the local launcher"
         )
-    for one in out.records(kind="overhead")[-1:]:
+    for one in out.records(kind="overhead"):
         for name in sorted(key for key in one if key.endswith("_overhead")):
-            print(f"{name}: {one[name]:.2f} s a step")
+            print(f"{one['launcher']} {name}: {one[name]:.2f} s a step")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -303,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     out = ResultsFile(options.out)
     if options.what is not None and not options.summary:
-        found = study(options.launcher, options.python) if options.what == "study" else overhead()
+        found = study(options.launcher, options.python) if options.what == "study" else overhead(options.launcher)
         out.append({"kind": options.what, **found, **surroundings(), "command": command_line(__file__)})
     summarise(out)
     return 0
