@@ -4,6 +4,8 @@
 # make test-cluster   the tests of sequences on Ray and Slurm, with their long trainings; installs Ray (70 MB) as well.
 #   `make test` leaves those of Ray out: a cluster takes seconds to start, and minutes on a machine that is busy
 # make docs   the same set-up, then builds the documentation into docs/_build/html
+# make resolve   checks that every extra resolves for Python 3.10, 3.11 and 3.12, without installing anything
+# make release   builds wheel and sdist into dist/, and trains from each in a clean environment
 # make lint   formatter, linter and type checker
 #
 # The workers of pytest begin with one stretch of the tests each, so that few session fixtures are made twice, and one
@@ -14,7 +16,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(VENV)/.installed-demo
 
-.PHONY: demo test test-slow test-cluster docs lint clean
+.PHONY: demo test test-slow test-cluster docs resolve release lint clean
 .DELETE_ON_ERROR:
 
 $(STAMP): pyproject.toml .ci/install
@@ -41,10 +43,16 @@ test-cluster: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/trees docs docs/_build/html
 
+resolve:
+	.ci/resolve $(PYTHON)
+
+release: resolve
+	.ci/release $(PYTHON)
+
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
 clean:
-	rm -rf $(VENV) demo docs/_build
+	rm -rf $(VENV) demo dist docs/_build

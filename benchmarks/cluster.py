@@ -24,6 +24,7 @@ import argparse
 import contextlib
 import os
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -39,6 +40,7 @@ import yaml
 from job_runner import ResultsFile, command_line, surroundings
 
 from reuse_algos.archive import RunArchive
+from reuse_algos.errors import ArchiveError
 from reuse_algos.sequence import Job, Launcher, LocalLauncher, load_sequence, plan_sequence, run_sequence
 from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher
 from reuse_algos.sequence.progress import LOG, RECIPE
@@ -50,6 +52,7 @@ SEEDS = 12
 NODES = 3
 NODE_REMOVED_AT, DRIVER_KILLED_AT = 6, 10
 EMPTY_JOBS = 24
+STARTERS = ("drive local", "default_worker.py", "submitit.core._submit")  # command lines of what starts jobs
 # Ray's own time-outs take a node for dead that is only slow, as on a machine with much else to do.
 PATIENCE = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -124,9 +127,23 @@ def start_driver(launcher: str, file: Path, jobs: int, **environment: str) -> Dr
 
 
 def use_python(command: str, folder: Path) -> None:
-    """Let every process that is started from now on start its own ones by a command in place of its interpreter."""
-    (folder / "sitecustomize.py").write_text(f"import sys\nsys.executable = {command!r}\n")
+    """Let the processes that start jobs start them by a command in place of their interpreter."""
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        f"if any(word in ' '.join(sys.orig_argv) for word in {STARTERS!r}):\n"
+        f"    sys.executable = {command!r}\n"
+    )
     os.environ["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+
+
+def agent_ports() -> dict[str, int]:
+    """Return free ports for the processes beside a node, which dies where these do not say theirs within 15 seconds."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    with contextlib.ExitStack() as open_ones:
+        places = [open_ones.enter_context(socket.socket()) for _ in names]
+        for place in places:
+            place.bind(("", 0))
+        return {name: place.getsockname()[1] for name, place in zip(names, places, strict=True)}
 
 
 @contextlib.contextmanager
@@ -135,10 +152,11 @@ def ray_nodes(count: int) -> Iterator[Any]:
     from ray.cluster_utils import Cluster
 
     os.environ.update(PATIENCE)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    head = {"num_cpus": 0, "include_dashboard": False, **agent_ports()}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(count):
-            cluster.add_node(num_cpus=1)
+            cluster.add_node(num_cpus=1, **agent_ports())
         cluster.wait_for_nodes(timeout=300)
         yield cluster
     finally:
@@ -175,8 +193,11 @@ def wait_until(done: Callable[[], bool], driver: Driver) -> None:
 
 
 def finished(folder: Path) -> int:
-    """How many runs the archive has, without opening any."""
-    return len(list((folder / "archive" / "runs").glob("*/manifests/*.json")))
+    """How many finished runs the archive has."""
+    try:
+        return len(RunArchive(folder / "archive", read_only=True).runs())
+    except ArchiveError:  # there is none yet
+        return 0
 
 
 def found_in(file: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import threading
@@ -22,12 +23,14 @@ from reuse_algos.remote_job import Meeting, RemoteJob, launch_arguments
 from reuse_algos.sequence import run_sequence
 from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher
 from reuse_algos.sequence.launchers.base import Job
-from reuse_algos.sequence.launchers.remote import remote_job
 from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.job import main
 from reuse_algos.sequence.running.lease import LeaseKey
 from reuse_algos.sequence.running.steps import _write_recipe
 from sequences import REUSE, Here, planned
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from cluster import agent_ports, ray_nodes
 
 BOTH = {"without": {}, "reuse": REUSE}
 
@@ -35,7 +38,7 @@ BOTH = {"without": {}, "reuse": REUSE}
 def remote(here: Path, code: str, **changes: Any) -> RemoteJob:
     values: dict[str, Any] = {
         "title": "without/seed-1", "arguments": ("-S", "-c", code), "folder": str(here / "there"),
-        "recipe": "work/recipe.yaml", "text": "seed: 1\n",
+        "files": {"work/recipe.yaml": "seed: 1\n"},
     }  # fmt: skip
     return RemoteJob(**{**values, **changes})
 
@@ -128,12 +131,12 @@ def test_ranks_are_shared_out_over_the_nodes(tmp_path: Path) -> None:
     assert " ".join(words) == (
         "-m composer.cli.launcher -n 2 --world_size 4 --node_rank 1 --master_addr 10.0.0.7 --master_port 29500"
     )
-    made = remote_job(job(tmp_path, ranks=4, nodes=2))
+    made = job(tmp_path, ranks=4, nodes=2).remote()
     assert (made.ranks, made.nodes) == (4, 2)
     assert made.arguments[:2] == ("-m", "reuse_algos.sequence.running.job")
     assert json.loads(made.arguments[2])["archive_id"] == RunArchive(tmp_path / "archive").archive_id
     with pytest.raises(SequenceError, match=r"asks for 2 nodes, and the sequence has ranks: 3.* multiple of 2"):
-        remote_job(job(tmp_path, ranks=3, nodes=2))
+        job(tmp_path, ranks=3, nodes=2).remote()
 
 
 # What is not there
@@ -214,19 +217,12 @@ def test_submitit_names_a_step_that_always_fails(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A Ray cluster of three nodes with one CPU each; the head has none."""
-    pytest.importorskip("ray")
-    import ray
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(3):
-        made.add_node(num_cpus=1)
-    made.wait_for_nodes()
-    ray.init(address=made.address, log_to_driver=False, configure_logging=False)
-    yield made
-    ray.shutdown()
-    made.shutdown()
+    """A Ray cluster of two nodes with one CPU each; the head has none."""
+    ray = pytest.importorskip("ray")
+    with ray_nodes(2) as made:
+        ray.init(address=made.address, log_to_driver=False, configure_logging=False)
+        yield made
+        ray.shutdown()
 
 
 def node_of(cluster: Any, process: int) -> Any:
@@ -280,6 +276,12 @@ def test_a_task_that_is_cancelled_takes_what_it_started_with_it(cluster: Any, tm
     launcher.cancel(handle)  # nothing where it has ended
 
 
+def test_a_task_that_fails_by_itself_is_not_repeated(cluster: Any, tmp_path: Path) -> None:
+    failing = job(tmp_path, "import sys; print('cause'); sys.exit(7)")
+    assert Halt().run(RayLauncher(), failing) == 7
+    assert failing.log.read_text() == "cause\n"
+
+
 def test_ray_names_what_no_node_has(cluster: Any, tmp_path: Path) -> None:
     with pytest.raises(SequenceError, match="asks for 1 CPUs and 4 GPUs, and no node has them"):
         RayLauncher().submit(job(tmp_path, gpus=4))
@@ -295,7 +297,8 @@ def test_a_node_without_the_package_is_named(cluster: Any, tmp_path: Path) -> No
     (other / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'reuse_algos'\")")
     ray.shutdown()
     try:
-        there = {"env_vars": {"PYTHONPATH": str(other.parent)}}
+        before = os.environ.get("PYTHONPATH", "")
+        there = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(other.parent), before])}}
         ray.init(address=cluster.address, log_to_driver=False, configure_logging=False, runtime_env=there)
         with pytest.raises(SequenceError, match=r"could not be started on a node: .*reuse_algos.*Every node needs"):
             Halt().run(RayLauncher(), job(tmp_path, "pass"))
@@ -311,6 +314,8 @@ def test_ray_trains_everything_once_though_a_node_is_removed(cluster: Any, tmp_p
         folder.mkdir()
     expected = run_sequence(planned(here, arms=BOTH), launcher=Here(), say=lambda line: None)
     plan = planned(there, arms=BOTH)
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, **agent_ports())
     before = len(cluster.worker_nodes)
     timer = threading.Timer(8.0, lambda: cluster.remove_node(cluster.list_all_nodes()[-1]))
     timer.start()
@@ -327,7 +332,7 @@ def test_ray_trains_everything_once_though_a_node_is_removed(cluster: Any, tmp_p
 def test_two_nodes_train_what_two_ranks_of_one_machine_train(cluster: Any, tmp_path: Path) -> None:
     """Bit for bit, though a node is removed while they train: all ranks begin again together."""
     while len(cluster.worker_nodes) < 3:
-        cluster.add_node(num_cpus=1)
+        cluster.add_node(num_cpus=1, **agent_ports())
     cluster.wait_for_nodes()
     found = []
     for place, launcher in (("here", None), ("there", RayLauncher())):

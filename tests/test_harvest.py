@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from composer import Callback, State
 
+from reuse_algos import cli, train
 from reuse_algos.archive import DatasetRecord, Manifest, RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data import DataConfig, infer_info, load_datasets
@@ -254,3 +256,40 @@ def test_shards_are_put_together_in_one_commit_with_the_bytes_of_one_process(tmp
         harvest(archive, one, signals=["adversarial"], shards=Shards(tmp_path / "parts", 2))
     with pytest.raises(ValueError, match="a shard is from 0 to 1"):
         Shards(tmp_path, 2, 2)
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_launcher_computes_the_parts_and_names_one_that_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command: parts in processes of their own, one commit with the bytes of one process."""
+    for name in ("one", "other"):
+        small = [
+            f"archive={tmp_path / name}",
+            "seed=1",
+            "data.train_examples=60",
+            "max_duration=1ep",
+            "device=cpu",
+            "scheduler=null",
+        ]
+        assert train.main(["digits/baseline", *small, "run_name=digits"]) == 0
+    parts = ["--shards", "3", "--parts", str(tmp_path / "parts"), "--launcher", "local", "--jobs", "2"]
+    options = ["--batch-size", "10", "--device", "cpu", "--replace"]
+    assert cli.main(["harvest", str(tmp_path / "one"), "digits", *options]) == 0
+    assert cli.main(["harvest", str(tmp_path / "other"), "digits", *options, *parts]) == 0
+    hashes = []
+    for name in ("one", "other"):
+        (run,) = RunArchive(tmp_path / name).runs()
+        files = run.manifest.files
+        hashes.append(sorted(file.sha256 for file in files if (file.kind, file.name) == ("signals", "logits")))
+    assert hashes[0] == hashes[1] != []
+    assert list((tmp_path / "parts").iterdir()) == []
+
+    capsys.readouterr()
+    assert cli.main(["harvest", str(tmp_path / "other"), "digits", *options, *parts, "--weights", "ep0009"]) == 2
+    said = capsys.readouterr().err
+    assert re.search(
+        r"part \d of the harvest failed \(exit status 2\)[\s\S]*ep0009[\s\S]*goes on with the others", said
+    )
+    assert cli.main(["harvest", str(tmp_path / "other"), "digits", "--launcher", "local"]) == 2
+    assert "--launcher belong to --shards N" in capsys.readouterr().err

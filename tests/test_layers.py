@@ -33,6 +33,7 @@ ORDER = (
     "demo",
     "commands",
     "cli",
+    "piped",
 )
 # These know less than the order alone would allow.
 FORBIDDEN = {

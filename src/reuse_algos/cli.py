@@ -92,7 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except KeyboardInterrupt:
-            print("reuse-algos: interrupted", file=sys.stderr)
+            # Commands that only read have nothing to say of what they keep.
+            kept = getattr(args, "kept", None)
+            print(f"reuse-algos: interrupted{f'; {kept}' if kept else ''}", file=sys.stderr)
             return 130
         except (ReuseAlgosError, OSError) as error:
             if args.debug:
@@ -105,6 +107,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parse the command line; key=value may also follow the options of a command that takes overrides."""
     parser = build_parser()
     args, rest = parser.parse_known_args(argv)
+    # Commands that start themselves in other processes pass their own words on.
+    args.words = list(sys.argv[1:] if argv is None else argv)
     # The parser of a command stops to collect overrides at its first option, and sub-parsers cannot intermix them.
     if unknown := [text for text in rest if text.startswith("-") or "=" not in text or not hasattr(args, "overrides")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")

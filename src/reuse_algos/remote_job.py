@@ -13,15 +13,17 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Meeting", "Outcome", "RemoteJob", "RequeuedJob", "do_job", "launch_arguments", "meet_on_ray"]
-
+LEFT_BEHIND = 143  # exit status of a job whose starter is gone
 _LOG_BYTES = 1 << 20  # of a job's output, the end of it
 
 
@@ -90,8 +92,7 @@ class RemoteJob:
         title: Name of the step, for messages.
         arguments: Arguments of the interpreter there, for one rank.
         folder: Working folder; relative paths of the recipe are relative to it. It is made where it is missing.
-        recipe: Path of the recipe, relative to the folder or absolute.
-        text: The recipe.
+        files: Texts that are written there first, by their path, relative to the folder or absolute. Default: none.
         ranks: Processes that train together, on all nodes. Default: 1.
         nodes: Machines that share them. Default: 1.
     """
@@ -99,8 +100,7 @@ class RemoteJob:
     title: str
     arguments: tuple[str, ...]
     folder: str
-    recipe: str
-    text: str
+    files: Mapping[str, str] = field(default_factory=dict)
     ranks: int = 1
     nodes: int = 1
 
@@ -113,7 +113,7 @@ class RemoteJob:
         """
         folder = Path(self.folder)
         try:
-            self._write_recipe(folder)
+            self._write_files(folder)
         except OSError as error:
             return Outcome(None, f"{self.title} was not started on {os.uname().nodename}: {error}")
         command = [sys.executable, *launch_arguments(self.ranks, self.nodes, node, meeting), *self.arguments]
@@ -129,15 +129,17 @@ class RemoteJob:
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
             return Outcome(status, log.read().decode(errors="replace"))
 
-    def _write_recipe(self, folder: Path) -> None:
-        """Write the recipe on this machine, unless a shared folder has it."""
-        recipe = folder / self.recipe
-        recipe.parent.mkdir(parents=True, exist_ok=True)
-        if not recipe.exists() or recipe.read_text() != self.text:
-            # Two nodes may write it at once: neither may read half of it.
-            partly = recipe.with_name(f"{recipe.name}.{os.uname().nodename}.{os.getpid()}")
-            partly.write_text(self.text)
-            partly.replace(recipe)
+    def _write_files(self, folder: Path) -> None:
+        """Write what the job needs on this machine, unless a shared folder has it."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in self.files.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists() or path.read_text() != text:
+                # Two nodes may write it at once: neither may read half of it.
+                partly = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
+                partly.write_text(text)
+                partly.replace(path)
 
 
 class RequeuedJob:
@@ -159,6 +161,25 @@ class RequeuedJob:
         from submitit.helpers import DelayedSubmission  # pyright: ignore[reportMissingImports]
 
         return DelayedSubmission(RequeuedJob(self.job))
+
+
+def end_with_pipe(ends: Callable[[int], object] = os._exit) -> None:
+    """End this process, in the background, once the pipe that is its standard input has no writer any more.
+
+    The writer is whoever started the job, so a job outlives neither a driver nor a worker that was killed. Where
+    standard input is not a pipe, this does nothing.
+
+    Args:
+        ends: Called with an exit status. Default: ends the process at once, without finishing anything.
+    """
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        ends(LEFT_BEHIND)
+
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        threading.Thread(target=watch, name="follow-starter", daemon=True).start()
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:

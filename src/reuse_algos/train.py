@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from composer import Trainer
+from composer.callbacks import CheckpointSaver
 from composer.utils import dist
 from rich.console import Console
 from rich.panel import Panel
@@ -121,11 +122,24 @@ def _train(recipe: Recipe) -> None:
         started = time.perf_counter()
         trainer.fit()
         _report(trainer, time.perf_counter() - started)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):
+            _say_what_is_kept(trainer)
         # Trainer.close waits for all ranks; where this one alone has failed, the others are waiting elsewhere.
         trainer.engine.close()
         raise
     trainer.close()
+
+
+def _say_what_is_kept(trainer: Trainer) -> None:
+    """Say it where no recorder does, which lists what it keeps itself when the engine closes."""
+    if any(isinstance(one, RunRecorder) for one in trainer.state.callbacks):
+        return
+    at = f"epoch {int(trainer.state.timestamp.epoch)}, batch {int(trainer.state.timestamp.batch)}"
+    saved = any(isinstance(one, CheckpointSaver) for one in trainer.state.callbacks)
+    nothing = "no save_folder and no run_recorder, so nothing is kept"
+    kept = "the checkpoints in save_folder are kept" if saved else nothing
+    _say(f"interrupted {trainer.state.run_name} at {at}: {kept}")
 
 
 def _show(recipe: Recipe, *, everything: bool) -> None:

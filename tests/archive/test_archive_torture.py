@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,11 +40,12 @@ def test_the_dictionary_notices_a_difference(tmp_path: Path) -> None:
 def test_a_rule_of_the_dictionary_notices_a_zombie_that_finishes() -> None:
     machine = model.ArchiveMachine()
     try:
-        zombie = machine.first()
+        zombie: Any = machine.first()
         machine.put_weights(zombie, "last", 1)
         machine.commit(zombie, 1, "x")
         answers = [zombie.writer.run_id, None]  # which run is resumed, and from its newest generation
-        machine.resume(SimpleNamespace(draw=lambda strategy: answers.pop(0)))
+        data: Any = SimpleNamespace(draw=lambda strategy: answers.pop(0))
+        machine.resume(data)
         with pytest.raises(AssertionError, match="finished by one that may not"):
             machine.finish(zombie)
     finally:

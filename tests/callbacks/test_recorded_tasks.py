@@ -565,3 +565,61 @@ def test_a_loss_in_bfloat16_is_the_model_s_own_to_its_two_digits(tmp_path: Path)
         expected = [shifted(model.net(x[row : row + 1]).float(), y[row : row + 1]) for row in range(N)]
     recorded, _ = RunArchive(tmp_path).run("run").signal("loss").dense(0)
     torch.testing.assert_close(recorded.float(), torch.stack(expected), atol=1e-6, rtol=1e-6)
+
+
+# Collate functions that draw at random -------------------------------------------------------------------------------
+
+
+def _noisy(items: list[Any]) -> Any:
+    x, y = default_collate(items)
+    return x + 0.1 * torch.randn(x.shape), y
+
+
+def _masking(items: list[Any]) -> Any:
+    """Random positions become targets, as for masked language models."""
+    x, y = default_collate(items)
+    hidden = torch.rand(y.shape) < 0.5
+    hidden[:, 0] = True
+    return x.masked_fill(hidden[..., None], 0.0), y.masked_fill(~hidden, -100)
+
+
+def _mixing(items: list[Any]) -> Any:
+    """MixUp that leaves the targets as they are."""
+    x, y = default_collate(items)
+    share = 0.5 + 0.5 * torch.rand(())
+    return share * x + (1 - share) * x[torch.randperm(len(x))], y
+
+
+@pytest.mark.parametrize("collate", [_noisy, _masking])
+def test_a_collate_function_that_augments_each_row_has_views_that_are_not_known(tmp_path: Path, collate: Any) -> None:
+    x, labels = tokens(3)
+    kept: list[torch.Tensor] = []
+
+    class Watched(Net):
+        def forward(self, batch: Any) -> torch.Tensor:
+            kept.append(of_tokens(outputs := self.net(batch[0]), batch[1]).detach())
+            return outputs
+
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}, "logits": {}})
+    data = DataLoader(TensorDataset(x, labels), batch_size=1, collate_fn=collate)
+    trainer(data, Watched(linear(V), of_tokens), lr=0.0, max_duration="1ep", callbacks=[recorder]).fit()  # type: ignore[arg-type]
+    run = RunArchive(tmp_path).run("run")
+    losses, _ = run.signal("loss").dense(0)
+    assert torch.allclose(losses.float(), torch.stack(kept[-N:]), atol=1e-6)
+    (entry,) = [one for one in run.manifest.files if one.name == "logits"]
+    assert entry.meta["view"] == -1
+    assert run.manifest.dataset is not None
+    assert run.manifest.dataset.num_views == 0
+
+
+def test_a_collate_function_that_mixes_rows_is_refused_whatever_the_targets(tmp_path: Path) -> None:
+    class Augmented(TensorDataset):
+        def __getitem__(self, index: Any) -> Any:
+            x, y = super().__getitem__(index)
+            return x + 0.1 * torch.randn(x.shape), y
+
+    for kind in (TensorDataset, Augmented):
+        model = Net(linear(4), F.cross_entropy)
+        data = DataLoader(kind(*CASES["classes"].data), batch_size=6, collate_fn=_mixing)
+        with pytest.raises(DataError, match="the collate_fn makes rows out of several examples at .0."):
+            trainer(data, model, callbacks=[RunRecorder(tmp_path, signals={"logits": {}})]).fit()  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import json
+import re
 import subprocess
 import sys
 import types
@@ -17,6 +19,7 @@ import pytest
 import torch
 
 import reuse_algos
+import reuse_algos.train as train_module
 from archive.torture.hostile import sealed as reseal
 from compare.synthetic_runs import METRIC, noisy, write_run
 from reuse_algos.archive import (
@@ -27,9 +30,13 @@ from reuse_algos.archive import (
     PriorUse,
     RunArchive,
 )
-from reuse_algos.cli import main
+from reuse_algos.cli import build_parser, main
 from reuse_algos.errors import ArchiveError, RunNotFoundError
+from reuse_algos.recipe.compose import load_recipe
+from reuse_algos.recipe.shipped import shipped_recipe
+from reuse_algos.sequence import load_sequence
 
+ROOT = Path(__file__).parents[2]
 X = np.arange(1, 11) / 10
 
 
@@ -116,6 +123,39 @@ def test_every_command_explains_itself_with_examples(command: str, capsys: pytes
     if command not in ("train", "demo"):
         assert "REUSE_ALGOS_ARCHIVE" in out
     assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def _help_texts() -> dict[str, str]:
+    """Every help text of the program, with those of sub-commands, by its words."""
+    texts, todo = {"train.py": train_module._parser().format_help()}, [("reuse-algos", build_parser())]
+    while todo:
+        words, parser = todo.pop()
+        texts[words] = parser.format_help()
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                todo += [(f"{words} {name}", one) for name, one in action.choices.items()]
+    return texts
+
+
+def test_every_file_that_a_help_text_names_opens() -> None:
+    """Recipes and sequences load. Pictures, pages and JSON are written, and two files are the reader's own."""
+    own = {"classes.txt", "pool.yaml"}
+    texts, opened = _help_texts(), set()
+    for words, text in texts.items():
+        for found in re.findall(r"[\w./-]+\.(?:yaml|txt|npy|npz|csv)\b", text):
+            if found.startswith("yamls/sequences/"):
+                assert load_sequence(ROOT / found, ["archive=x"]).arms, f"{words}: {found}"
+            elif found.startswith("yamls/"):
+                assert load_recipe(ROOT / found).settings.model is not None, f"{words}: {found}"
+            else:
+                assert found.split("/")[-1] in own, f"{words}: {found} is not in the repository"
+                continue
+            opened.add(found)
+        for found in re.findall(r"^  reuse-algos train ([\w/]+)(?= |$)", text, flags=re.MULTILINE):
+            assert load_recipe(shipped_recipe(found)).settings.model is not None, f"{words}: {found}"
+            opened.add(found)
+    assert {"yamls/digits/baseline.yaml", "yamls/sequences/five_seeds.yaml"} <= opened
+    assert len(texts) > 15
 
 
 def test_wrong_usage_is_two(made: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -447,8 +487,21 @@ def test_interruption_and_errors_of_others(monkeypatch: pytest.MonkeyPatch, caps
 
         return main
 
+    def raising(args: Any) -> int:
+        raise KeyboardInterrupt
+
     stand_in(monkeypatch, "train", main=fail(KeyboardInterrupt()))
     assert call(capsys, "train", "r.yaml")[0] == 130
+    for command in (["sequence", "s.yaml"], ["harvest", "a", "r"], ["label", "a", "r", "--data", "d", "--name", "n"]):
+        args = build_parser().parse_args(command)
+        monkeypatch.setattr(
+            "reuse_algos.cli._parsed", lambda argv, args=args: argparse.Namespace(**{**vars(args), "run": raising})
+        )
+        code, _, err = call(capsys, *command)
+        assert code == 130
+        assert err.startswith("reuse-algos: interrupted; ")
+        assert "stay in the archive, and the same command goes on" in err
+    monkeypatch.undo()
     stand_in(monkeypatch, "train", main=fail(RunNotFoundError("no such run")))
     assert refused(capsys, "train", "r.yaml") == "reuse-algos: error: no such run\n"
     stand_in(monkeypatch, "train", main=fail(FileNotFoundError(2, "No such file or directory", "r.yaml")))
@@ -456,6 +509,29 @@ def test_interruption_and_errors_of_others(monkeypatch: pytest.MonkeyPatch, caps
     stand_in(monkeypatch, "train", main=fail(RuntimeError("a bug")))
     with pytest.raises(RuntimeError, match="a bug"):  # a bug is not dressed up as the user's mistake
         main(["train", "r.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["callbacks={}"], "no save_folder and no run_recorder, so nothing is kept"),
+        (["callbacks={}", "save_folder=saved"], "the checkpoints in save_folder are kept"),
+        ([], ""),  # the recorder says it, see tests/callbacks/test_interrupted_runs.py
+    ],
+)
+def test_an_interrupted_training_says_what_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], more: list[str], said: str
+) -> None:
+    def fit(trainer: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("composer.Trainer.fit", fit)
+    short = ["data.train_examples=40", "data.batch_size=20", "max_duration=1ep", "scheduler=null"]
+    assert main(["train", str(ROOT / "yamls/digits/baseline.yaml"), f"archive={tmp_path}/a", *short, *more]) == 130
+    shown = " ".join("".join(capsys.readouterr()).split())
+    assert ("interrupted digits-baseline" in shown) == bool(said)
+    assert said in shown
 
 
 def test_a_closed_pipe_is_no_error(made: dict[str, Any]) -> None:

@@ -123,11 +123,9 @@ class RunReader(Upkeep):
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
         opened: dict[str, PriorRun | None] = {}
         while True:
-            found = (
-                known
-                for known in self._catalog().runs(self._candidates(), self._warn, asked)
-                if opened.get(known.summary.run_id, known) is not None
-            )
+            found = self._catalog().runs(self._candidates(), self._warn, asked)
+            if damaged := {run_id for run_id, run in opened.items() if run is None}:
+                found = (known for known in found if known.summary.run_id not in damaged)
             kept = shortlist(self._store, found, order, metric, limit, self._warn)
             asked.check_names()
             chosen: list[PriorRun] = []

@@ -31,7 +31,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--all", action="store_true", dest="everything", help="every technique, and robustness: about ten minutes"
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        kept="runs that were finished stay in the folder until the next demo; --keep keeps them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

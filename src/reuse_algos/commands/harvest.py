@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 from reuse_algos.commands.common import (
@@ -56,7 +57,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "neither.\n\n"
         "With --shards any number of processes, on any machines (an array of Slurm, tasks of Ray), each\n"
         "compute one part by --shard; the same command without --shard puts the parts together in one\n"
-        "commit, and computes those that are missing. The rows are those of one process bit for bit.\n\n"
+        "commit, and computes those that are missing. The rows are those of one process bit for bit. With\n"
+        "--launcher one command does all of it.\n\n"
         "The seconds it takes are recorded with the run, and count in every comparison of runs that use\n"
         "the signals.",
         """
@@ -68,6 +70,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos harvest resnet56-17-0123abcdef --archive ./archive --views 32
         reuse-algos harvest ./archive resnet56-17 --shards 16 --shard 3 --parts ./parts
         reuse-algos harvest ./archive resnet56-17 --shards 16 --parts ./parts
+        reuse-algos harvest ./archive resnet56-17 --shards 16 --parts ./parts --launcher ray --jobs 8
         """,
     )
     add_archive(parser)
@@ -106,7 +109,10 @@ def add_parser(subparsers: Subparsers) -> None:
     _add_shards(parser)
     _add_attack(parser)
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        kept="the views that were finished stay in the archive, and the same command goes on with the others",
+    )
 
 
 def _add_shards(parser: argparse.ArgumentParser) -> None:
@@ -119,13 +125,19 @@ def _add_shards(parser: argparse.ArgumentParser) -> None:
         help="compute part I (0 to N-1) alone and commit nothing (default: put all parts together)",
     )
     group.add_argument("--parts", metavar="FOLDER", help="where the parts lie until then; all processes see it")
+    group.add_argument(
+        "--launcher",
+        choices=("local", "ray", "slurm"),
+        help="compute the parts in processes of this machine, a running Ray cluster or Slurm, then put them together",
+    )
+    group.add_argument("--jobs", type=positive, default=1, metavar="K", help="parts at a time (default: 1)")
 
 
 def _shards_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return how the harvest is split up, as an argument of ``harvest``."""
     if args.shards is None:
-        if args.shard is not None or args.parts is not None:
-            raise UsageError("--shard and --parts belong to --shards N")
+        if args.shard is not None or args.parts is not None or args.launcher is not None:
+            raise UsageError("--shard, --parts and --launcher belong to --shards N")
         return {}
     if args.parts is None:
         raise UsageError("--shards needs --parts FOLDER, where the parts lie until they are put together")
@@ -206,6 +218,17 @@ def run(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
     flags = {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
     options |= attack | _shards_of(args) | flags
+    if args.launcher is not None and args.shard is None:
+        from reuse_algos.commands.harvest_parts import compute_parts
+
+        compute_parts(
+            args.words,
+            shards=args.shards,
+            folder=Path(args.parts),
+            launcher=args.launcher,
+            jobs=args.jobs,
+            gpus=1 if (args.device or "").startswith("cuda") else 0,
+        )
     results = []
     for name in weights:
         results += harvest(

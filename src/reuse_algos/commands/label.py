@@ -51,7 +51,10 @@ def add_parser(subparsers: Subparsers) -> None:
         help="open the files that a teacher's archived recipe names, where the pool is another dataset than its own",
     )
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(
+        run=run,
+        kept="the blocks that were committed stay in the archive, and the same command goes on behind them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
 
 from reuse_algos.commands.common import (
     Subparsers,
@@ -16,9 +15,6 @@ from reuse_algos.commands.common import (
     printable,
     seconds_of,
 )
-
-if TYPE_CHECKING:
-    from reuse_algos.sequence.launchers import Launcher
 
 _DETAILS = """\
 FILE names recipes, what differs from step to step (seeds, learning rates, amounts of data), and the
@@ -71,16 +67,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--time-limit", type=seconds_of, metavar="TIME", help="such as 90s, 9m or 1.5h")
     add_json(parser)
-    parser.set_defaults(run=run)
-
-
-def _launcher(name: str, folder: str) -> Launcher | None:
-    """Return the launcher of a name; None for the default of a sequence."""
-    from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher
-
-    if name == "ray":
-        return RayLauncher()
-    return SlurmLauncher(f"{folder}/slurm") if name == "slurm" else None
+    parser.set_defaults(
+        run=run,
+        kept="finished steps stay in the archive, and the same command goes on with the others",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         run_sequence,
         sequence_report,
     )
+    from reuse_algos.sequence.launchers import find_launcher
     from reuse_algos.sequence.progress import open_for_reading
     from reuse_algos.sequence.reporting.render import plan_records
 
@@ -117,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         plan,
         jobs=args.jobs,
         time_limit=args.time_limit,
-        launcher=_launcher(args.launcher, config.folder),
+        launcher=find_launcher(args.launcher, config.folder),
         say=lambda line: print(printable(line), file=progress, flush=True),
     )
     left = sum(found.state not in ("finished", "stopped") for found in states)

@@ -62,7 +62,9 @@ def track_loader(loader: DataLoader) -> DataLoader:
     # A copy keeps what others read from a loader: its class, batch_size, drop_last and attributes of its own.
     tracked = copy(loader)
     # DataLoader refuses to set these by assignment, because a running iterator would not notice. None runs here.
-    vars(tracked).update(batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset), _iterator=None)
+    vars(tracked).update(
+        batch_sampler=TrackedBatchSampler(loader.batch_sampler, loader.dataset, loader.collate_fn), _iterator=None
+    )
     return tracked
 
 

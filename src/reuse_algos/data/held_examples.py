@@ -42,12 +42,12 @@ class HeldExamples:
         self._dataset = dataset
         self._size = len(dataset) if isinstance(dataset, Sized) else 0
         self._positions = sorted({number * self._size // _LOOKED_AT for number in range(_LOOKED_AT)})
-        self._epoch, self._seen = epoch, self._look()
+        self._epoch, self._seen = epoch, self._look(readings=2)
         self._checked = epoch
         set_epoch = getattr(dataset, "set_epoch", None)
         if set_epoch is not None and declared_views(dataset) is None:
             set_epoch(epoch)
-            self._seen = self._look()
+            self._seen = self._look(readings=2)
             set_epoch(epoch + 1)
             try:
                 self.check(epoch + 1)
@@ -77,7 +77,7 @@ class HeldExamples:
                 f"{kind} had {self._size} examples in epoch {self._epoch} and has {len(self._dataset)} in epoch "
                 f"{epoch}, {advice}"
             )
-        for position, before, now in zip(self._positions, self._seen, self._look(), strict=False):
+        for position, before, now in zip(self._positions, self._seen, self._look(readings=1), strict=False):
             if _is_other(before, now):
                 shown = "" if before.label is None else f" (label {before.label}, then {now.label})"
                 raise ExampleIdError(
@@ -85,14 +85,13 @@ class HeldExamples:
                     f"{self._epoch}{shown}, {advice}"
                 )
 
-    def _look(self) -> list[_Seen]:
+    def _look(self, readings: int) -> list[_Seen]:
         viewed = declared_views(self._dataset) is not None
+        indices = [ExampleView(position, 0) if viewed else position for position in self._positions]
         try:
-            with undisturbed(self._dataset):  # around both readings: a generator of its own must show itself
-                return [
-                    _alike(*(self._read(ExampleView(position, 0) if viewed else position) for _ in range(2)))
-                    for position in self._positions
-                ]
+            # Around all readings: a generator of its own must show itself, once. One reading is enough afterwards.
+            with undisturbed(self._dataset):
+                return [_alike([self._read(index) for _ in range(readings)]) for index in indices]
         except Exception:  # a user's dataset may raise anything; training will show it
             return []
 
@@ -102,8 +101,8 @@ class HeldExamples:
         return _Seen(label_of(example), hashlib.blake2b(example_bytes(example), digest_size=8).digest())
 
 
-def _alike(one: _Seen, other: _Seen) -> _Seen:
-    return _Seen(*(a if a == b else None for a, b in zip(one, other, strict=True)))
+def _alike(readings: list[_Seen]) -> _Seen:
+    return _Seen(*(column[0] if len(set(column)) == 1 else None for column in zip(*readings, strict=True)))
 
 
 def _is_other(before: _Seen, now: _Seen) -> bool:

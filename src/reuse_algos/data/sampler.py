@@ -165,13 +165,16 @@ class TrackedBatchSampler(DistributedSampler):
         batch_sampler: Yields lists of positions; keeps deciding which.
         dataset: The dataset of the loader; its views (see :func:`~reuse_algos.data.views.views_of`) decide what each
             epoch shows, and its ``set_epoch`` (if any) is called with the epoch.
+        collate: The loader's ``collate_fn``, which may augment as well. Default: None, which is not looked at.
 
     Attributes:
         held: What is remembered of a few examples
             (:class:`~reuse_algos.data.held_examples.HeldExamples`); None before a training starts.
     """
 
-    def __init__(self, batch_sampler: Iterable[Sequence[int]], dataset: object) -> None:
+    def __init__(
+        self, batch_sampler: Iterable[Sequence[int]], dataset: object, collate: Callable[[list[Any]], Any] | None = None
+    ) -> None:
         # A DistributedSampler, because Composer calls set_epoch only on one that it finds as dataloader.batch_sampler
         # or .sampler.
         super().__init__(
@@ -180,7 +183,7 @@ class TrackedBatchSampler(DistributedSampler):
             rank=dist.get_global_rank(),
         )
         self.batch_sampler = batch_sampler
-        self.view_policy = views_of(dataset)
+        self.view_policy = views_of(dataset, collate)
         self._takes_views = declared_views(dataset) is not None
         self._dataset_set_epoch = getattr(dataset, "set_epoch", None)
         self._record: list[Examples] = []

@@ -6,7 +6,7 @@ the example in exactly the same way again, on any worker, rank or batch.
 
 from __future__ import annotations
 
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -77,15 +77,16 @@ def declared_views(dataset: Any) -> ViewPolicy | None:
     return policy if isinstance(policy, ViewPolicy) else None
 
 
-def views_of(dataset: Any) -> ViewPolicy | None:
+def views_of(dataset: Any, collate: Callable[[list[Any]], Any] | None = None) -> ViewPolicy | None:
     """Return the views that a dataset declares or shows: data without augmentation have one view and need not say so.
 
-    A few examples are read twice under different random numbers. Where all of them stay the same, there is one view. A
-    dataset that is told the epoch (``set_epoch``) may show other views later, and a stream has no positions: both must
-    declare their views.
+    A few examples are read and collated twice under different random numbers. Where all of them stay the same, there is
+    one view; a ``collate_fn`` that masks tokens or adds noise augments as a transform does. A dataset that is told the
+    epoch (``set_epoch``) may show other views later, and a stream has no positions: both must declare their views.
 
     Args:
         dataset: Of a DataLoader.
+        collate: Its ``collate_fn``. Default: None, which is not looked at.
 
     Returns:
         The views; None for random augmentation whose views cannot be asked for again.
@@ -95,12 +96,30 @@ def views_of(dataset: Any) -> ViewPolicy | None:
         return declared
     size = len(dataset) if isinstance(dataset, Sized) else 0
     positions = sorted({number * size // _LOOKED_AT for number in range(_LOOKED_AT)}) if size else []
-    with undisturbed(dataset):  # around all readings: a generator of its own must show itself
+    with undisturbed(dataset, collate):  # around all readings: a generator of its own must show itself
         try:
             still = all(_read(dataset, position, 0) == _read(dataset, position, 1) for position in positions)
         except Exception:  # what cannot be read or compared is for training to say; it has no known view
             return None
+        still = still and _collated_alike(dataset, positions[:_COLLATED], collate)
     return ViewPolicy(0, 1, "none") if positions and still else None
+
+
+_COLLATED = 4
+
+
+def _collated_alike(dataset: Any, positions: list[int], collate: Callable[[list[Any]], Any] | None) -> bool:
+    """Return whether a ``collate_fn`` gives the same batch under different random numbers, as far as it can be told."""
+    if collate is None:
+        return True
+    batches = []
+    try:
+        for seed in (0, 1):
+            with seeded_rng(seed):
+                batches.append(example_bytes(collate([dataset[position] for position in positions])))
+    except Exception:  # it may need more rows, or give what cannot be compared; the first batch is looked at later
+        return True
+    return batches[0] == batches[1]
 
 
 def _read(dataset: Any, position: int, seed: int) -> bytes:

@@ -49,7 +49,7 @@ def archived_model(
     module = _make_module(run, weights, archived, factory, like)
     fitting = _fitting(run, weights, archived, module)
     refuse_broken(run, weights, fitting, dict(module.named_parameters()))
-    # What is no tensor (get_extra_state) is in no archive: the module keeps its own.
+    # What is not a tensor (get_extra_state) is in no archive: the module keeps its own.
     others = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
     module.load_state_dict({**others, **fitting})
     return module.eval().requires_grad_(False)

@@ -371,6 +371,7 @@ def _gradient(
 ) -> Tensor:
     """Return the gradient of each example's objective with respect to its inputs, up to a positive factor: float32."""
     if attack.targeted == "random":
+        # The loss of the class that is wanted has to fall.
         targets_B, sign = random_targets(attack.seed, labels_B, logits_BK.shape[1], keys_B, views_B), -1.0
     else:
         targets_B, sign = labels_B, 1.0

@@ -345,7 +345,7 @@ def test_state_that_is_no_tensor_and_masks_of_infinities_are_no_hindrance(tmp_pa
         watch.outputs[0].log_softmax(1), theirs.log_softmax(1), reduction="batchmean", log_target=True
     )
     assert float(algorithm.latest_metrics["reuse/distillation/loss"]) == pytest.approx(float(expected), abs=1e-6)
-    warm = PriorRunWarmStart(tmp_path, recorder.run_id)
+    warm = PriorRunWarmStart(tmp_path, str(recorder.run_id))
     started = model(3)
     trainer(epoch_loader(viewed()), started, algorithms=[warm], lr=0.0).fit()
     assert torch.equal(started.module[0].weight, teacher_.module[0].weight)  # type: ignore[index]

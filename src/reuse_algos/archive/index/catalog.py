@@ -105,7 +105,8 @@ class Catalog:
         fresh: list[RunSummary] = []
         try:
             # In the order of the listing, as warnings are, and so that a store may read ahead.
-            for found in scan(self._store, [run_id for run_id in run_ids if run_id in waiting], warn):
+            unknown = [run_id for run_id in run_ids if run_id in waiting] if waiting else []
+            for found in scan(self._store, unknown, warn):
                 waiting.discard(found.summary.run_id)
                 if summary := self._lasting(found):
                     fresh.append(summary)

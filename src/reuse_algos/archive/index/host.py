@@ -22,12 +22,12 @@ from reuse_algos.archive.stores.cache import cache_directory, prune_directory
 MAX_BYTES = 2 << 30
 """The most that the databases of all archives may take on this host; those used longest ago are deleted."""
 
-_VERSION = 3
+_VERSION = 4
 _SECONDS = 5.0  # to wait for another process
 _MAPPED_BYTES = 256 << 20
 _PART = 2000  # summaries in memory at once
 _TABLES = """
-CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, lines BLOB, replaces TEXT, sha256 TEXT) WITHOUT ROWID;
+CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, replaces TEXT, sha256 TEXT, lines BLOB) WITHOUT ROWID;
 CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE doubted (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE notes (path TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -68,11 +68,11 @@ class HostIndex:
         Raises:
             sqlite3.DatabaseError: It is not what was kept.
         """
-        query = "SELECT ids, lines, replaces, sha256 FROM shards WHERE path = ?"
+        query = "SELECT ids, replaces, sha256, lines FROM shards WHERE path = ?"
         row = self._database.execute(query, (path,)).fetchone()
         if row is None:
             return None
-        ids, lines, replaces, sha256 = row
+        ids, replaces, sha256, lines = row
         if not isinstance(lines, bytes) or sha256 != _hash_of(ids, lines, replaces):
             raise sqlite3.DatabaseError(f"the row of {path} is damaged")
         return KnownShard(ids.split("\n"), lines.split(b"\n"), replaces.split("\n")) if ids else KnownShard([], [], [])
@@ -95,7 +95,7 @@ class HostIndex:
         runs, replaces = (shard.runs, "\n".join(shard.replaces)) if shard is not None else ([], "")
         ids, lines = "\n".join(run.run_id for run in runs), b"\n".join(map(encode_summary, runs))
         with self._database:
-            row = (path, ids, lines, replaces, _hash_of(ids, lines, replaces))
+            row = (path, ids, replaces, _hash_of(ids, lines, replaces), lines)
             self._database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)", row)
 
     def forget_shards(self, paths: Iterable[str]) -> None:

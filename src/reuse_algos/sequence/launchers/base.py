@@ -1,4 +1,4 @@
-"""What a sequence asks of whatever runs its jobs."""
+"""What is asked of whatever runs jobs, and the job of a sequence's step."""
 
 from __future__ import annotations
 
@@ -9,11 +9,42 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from reuse_algos.remote_job import launch_arguments
+from reuse_algos.archive import RunArchive
+from reuse_algos.errors import SequenceError
+from reuse_algos.recipe.building.resources import Resources
+from reuse_algos.remote_job import RemoteJob, launch_arguments
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.progress import LOG, RECIPE
 from reuse_algos.sequence.running.lease import LeaseKey
+
+
+class Work(Protocol):
+    """What a launcher runs: a process on this machine, or its like on others."""
+
+    @property
+    def title(self) -> str:
+        """A name for messages."""
+        ...
+
+    @property
+    def log(self) -> Path:
+        """The file to which the output is appended."""
+        ...
+
+    @property
+    def resources(self) -> Resources:
+        """What a cluster sets aside for it."""
+        ...
+
+    @property
+    def command(self) -> list[str]:
+        """What does the work on this machine."""
+        ...
+
+    def remote(self) -> RemoteJob:
+        """Return what another machine needs to do it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,6 +64,16 @@ class Job:
     lease: LeaseKey
     run_id: str | None = None
     harvest: Harvest | None = None
+
+    @property
+    def title(self) -> str:
+        """Arm and name of the step."""
+        return self.step.title
+
+    @property
+    def resources(self) -> Resources:
+        """What the step's recipe asks for."""
+        return self.step.recipe.settings.resources
 
     @property
     def log(self) -> Path:
@@ -61,9 +102,33 @@ class Job:
             asked["archive_id"] = archive_id
         return ["-m", "reuse_algos.sequence.running.job", json.dumps(asked)]
 
+    def remote(self) -> RemoteJob:
+        """Return what another machine needs to do the job.
+
+        Raises:
+            SequenceError: The step's ranks cannot be shared out evenly over its nodes.
+        """
+        archive = self.step.recipe.settings.archive
+        assert archive is not None  # the sequence sets it
+        nodes = self.resources.nodes if self.harvest is None else 1
+        if self.ranks % nodes:
+            raise SequenceError(
+                f"{self.title} asks for {nodes} nodes, and the sequence has ranks: {self.ranks}, which these nodes "
+                f"cannot share evenly. Set ranks to a multiple of {nodes}, the processes on all nodes together"
+            )
+        recipe = self.step.folder / RECIPE
+        return RemoteJob(
+            title=self.title,
+            arguments=tuple(self.arguments(RunArchive(archive, read_only=True).archive_id)),
+            folder=str(Path.cwd()),
+            files={str(recipe): recipe.read_text()},
+            ranks=self.ranks,
+            nodes=nodes,
+        )
+
 
 class Launcher(Protocol):
-    """Runs the jobs of a sequence. Its methods are called from several threads at once.
+    """Runs jobs. Its methods are called from several threads at once.
 
     Attributes:
         local: Whether every job ends with the process that submitted it, even where that one is killed. Where this
@@ -72,7 +137,7 @@ class Launcher(Protocol):
 
     local: bool
 
-    def submit(self, job: Job) -> Any:
+    def submit(self, job: Work) -> Any:
         """Start a job and return its handle."""
         ...
 

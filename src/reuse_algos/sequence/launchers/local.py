@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from reuse_algos.sequence.launchers.base import Job
+from reuse_algos.sequence.launchers.base import Work
 
 
 class LocalLauncher:
@@ -21,7 +21,7 @@ class LocalLauncher:
     def __init__(self, threads: int | None = None) -> None:
         self._environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
 
-    def submit(self, job: Job) -> subprocess.Popen[bytes]:
+    def submit(self, job: Work) -> subprocess.Popen[bytes]:
         """Start the job's process."""
         with job.log.open("ab") as log:
             # The job reads its standard input until its end, which comes when this process is gone, however it ends.

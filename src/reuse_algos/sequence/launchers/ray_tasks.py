@@ -9,8 +9,8 @@ from typing import Any
 
 from reuse_algos.errors import SequenceError
 from reuse_algos.remote_job import Outcome, RemoteJob, do_job, meet_on_ray
-from reuse_algos.sequence.launchers.base import Job
-from reuse_algos.sequence.launchers.remote import note_outcome, remote_job
+from reuse_algos.sequence.launchers.base import Work
+from reuse_algos.sequence.launchers.remote import note_outcome
 
 _END_SECONDS = 30.0  # for a worker that was told to end
 
@@ -27,7 +27,7 @@ class _Started:
         lost: How often tasks were lost with their node, and all of them were started again.
     """
 
-    job: Job
+    job: Work
     sent: RemoteJob
     tasks: list[Any] = field(default_factory=list)
     group: Any = None
@@ -68,13 +68,13 @@ class RayLauncher:
             ) from error
         self._lock = threading.Lock()
 
-    def submit(self, job: Job) -> _Started:
+    def submit(self, job: Work) -> _Started:
         """Start the job's tasks.
 
         Raises:
             SequenceError: The cluster lacks what the step asks for, or its ranks cannot be shared out over its nodes.
         """
-        started = _Started(job, remote_job(job))
+        started = _Started(job, job.remote())
         self._check_feasible(started)
         self._start(started)
         return started
@@ -95,12 +95,12 @@ class RayLauncher:
         except (self._ray.exceptions.RayError, ImportError) as error:
             if isinstance(error, self._ray.exceptions.RayTaskError | ImportError):
                 raise SequenceError(
-                    f"{handle.job.step.title} could not be started on a node: {_last_line(error)}. Every node needs "
+                    f"{handle.job.title} could not be started on a node: {_last_line(error)}. Every node needs "
                     "this package, of this version: pip install reuse-algos there"
                 ) from error
             if handle.group is None or handle.lost >= self._retries:
                 raise SequenceError(
-                    f"{handle.job.step.title} was lost on Ray: {type(error).__name__}: {_last_line(error)}. A task "
+                    f"{handle.job.title} was lost on Ray: {type(error).__name__}: {_last_line(error)}. A task "
                     f"whose node dies is started again {self._retries} times. The same command goes on from here"
                 ) from error
             # The ranks on the other nodes wait for those that are gone: all of them begin again together.
@@ -128,8 +128,8 @@ class RayLauncher:
 
     def _start(self, handle: _Started) -> None:
         """Start a task on each node of a job."""
-        wanted, nodes = handle.job.step.recipe.settings.resources, handle.sent.nodes
-        options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": handle.job.step.title}
+        wanted, nodes = handle.job.resources, handle.sent.nodes
+        options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": handle.job.title}
         if nodes == 1:
             task = self._ray.remote(do_job).options(**options, max_retries=self._retries)
             handle.tasks = [task.remote(handle.sent)]
@@ -152,7 +152,7 @@ class RayLauncher:
         ]
 
     def _check_feasible(self, started: _Started) -> None:
-        wanted, count = started.job.step.recipe.settings.resources, started.sent.nodes
+        wanted, count = started.job.resources, started.sent.nodes
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         fit = [node for node in nodes if node.get("CPU", 0) >= wanted.cpus and node.get("GPU", 0) >= wanted.gpus]
         if len(fit) >= count:
@@ -160,7 +160,7 @@ class RayLauncher:
         there = ", ".join(f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs" for node in nodes)
         many = "no node has" if count == 1 else f"{len(fit)} of {count} nodes have"
         raise SequenceError(
-            f"{started.job.step.title} asks for {wanted.cpus} CPUs and {wanted.gpus} GPUs, and {many} them (there are "
+            f"{started.job.title} asks for {wanted.cpus} CPUs and {wanted.gpus} GPUs, and {many} them (there are "
             f"{there}). Change its resources"
         )
 

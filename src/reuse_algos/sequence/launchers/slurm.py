@@ -10,8 +10,8 @@ from typing import Any
 
 from reuse_algos.errors import SequenceError
 from reuse_algos.remote_job import RequeuedJob
-from reuse_algos.sequence.launchers.base import Job
-from reuse_algos.sequence.launchers.remote import note_outcome, remote_job
+from reuse_algos.sequence.launchers.base import Work
+from reuse_algos.sequence.launchers.remote import note_outcome
 
 _LOOK_SECONDS = 0.2
 
@@ -51,27 +51,27 @@ class SlurmLauncher:
         self._settings = {"timeout_min": max(1, round(60 * hours)), **(parameters or {})}
         self._lock = threading.Lock()  # an executor's parameters are those of its next job
 
-    def submit(self, job: Job) -> tuple[Any, Job]:
+    def submit(self, job: Work) -> tuple[Any, Work]:
         """Put the job into the queue.
 
         Raises:
             SequenceError: The step asks for several nodes.
         """
-        sent = remote_job(job)
+        sent = job.remote()
         if sent.nodes > 1:
             raise SequenceError(
-                f"{job.step.title} asks for {sent.nodes} nodes, and a step runs on one node of a Slurm site. Set "
+                f"{job.title} asks for {sent.nodes} nodes, and a step runs on one node of a Slurm site. Set "
                 "nodes: 1, or use --launcher ray on nodes that Slurm has given you"
             )
-        wanted = job.step.recipe.settings.resources
+        wanted = job.resources
         with self._lock:
             self._executor.update_parameters(
-                name=job.step.title.replace("/", "-"), nodes=1, tasks_per_node=1, cpus_per_task=wanted.cpus,
+                name=job.title.replace("/", "-"), nodes=1, tasks_per_node=1, cpus_per_task=wanted.cpus,
                 gpus_per_node=wanted.gpus, **self._settings,
             )  # fmt: skip
             return self._executor.submit(RequeuedJob(sent)), job
 
-    def wait(self, handle: tuple[Any, Job], timeout: float) -> int | None:
+    def wait(self, handle: tuple[Any, Work], timeout: float) -> int | None:
         """Return the exit status, or None if the job still runs, or waits, after ``timeout`` seconds.
 
         Raises:
@@ -88,13 +88,13 @@ class SlurmLauncher:
             outcome = submitted.result()
         except Exception as error:  # submitit hands on whatever happened there
             raise SequenceError(
-                f"{job.step.title} was lost on Slurm (job {submitted.job_id}): {type(error).__name__}: {error}. The "
+                f"{job.title} was lost on Slurm (job {submitted.job_id}): {type(error).__name__}: {error}. The "
                 "same command goes on from here"
             ) from error
         with self._lock:
             return note_outcome(job, outcome)
 
-    def cancel(self, handle: tuple[Any, Job]) -> None:
+    def cancel(self, handle: tuple[Any, Work]) -> None:
         """Take the job out of the queue, or end it; nothing where it has ended."""
         if not handle[0].done():
             handle[0].cancel()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from reuse_algos.sequence.planning.order import fingerprint
 from reuse_algos.sequence.progress import StepState
 from reuse_algos.sequence.reporting.costs import Cost
 from reuse_algos.sequence.reporting.result import ArmResult, SequenceReport
-from reuse_algos.sequence.reporting.search import ArmSearch, SearchResult
+from reuse_algos.sequence.reporting.search import ArmSearch, SearchResult, value_key
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -144,7 +143,7 @@ def _costs(cost: Cost) -> list[str]:
 
 def _print_search(search: SearchResult, out: Console) -> None:
     table = _table(search.key, *(arm.arm for arm in search.arms), right=range(1, len(search.arms) + 1))
-    for value in {_key(c.value): c.value for arm in search.arms for c in arm.candidates}.values():
+    for value in {value_key(c.value): c.value for arm in search.arms for c in arm.candidates}.values():
         table.add_row(str(value), *(_candidate(arm, value) for arm in search.arms))
     out.print(table)
     for arm in search.arms:
@@ -159,14 +158,10 @@ def _print_search(search: SearchResult, out: Console) -> None:
 
 
 def _candidate(arm: ArmSearch, value: Any) -> str:
-    found = next((c for c in arm.candidates if _key(c.value) == _key(value)), None)
+    found = next((c for c in arm.candidates if value_key(c.value) == value_key(value)), None)
     if found is None:
         return "-  "
-    won = arm.winner is not None and _key(arm.winner) == _key(value)
+    won = arm.winner is not None and value_key(arm.winner) == value_key(value)
     halved = len({candidate.rung for candidate in arm.candidates}) > 1
     rung = f", rung {found.rung}" if halved else ""
     return f"{format_number(found.final.estimate)} (n={found.n}{rung}) {'*' if won else ' '}"
-
-
-def _key(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

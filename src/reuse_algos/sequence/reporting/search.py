@@ -102,25 +102,26 @@ def search_result(key: str, outcomes: Mapping[str, Sequence[Tried]], baseline: s
     by_name = {arm.arm: arm for arm in arms}
     agreements = []
     if baseline is not None:
-        tried = [_key(candidate.value) for candidate in by_name[baseline].candidates]
+        tried = [value_key(candidate.value) for candidate in by_name[baseline].candidates]
         for arm in arms:
-            if arm.arm != baseline and [_key(candidate.value) for candidate in arm.candidates] == tried:
+            if arm.arm != baseline and [value_key(candidate.value) for candidate in arm.candidates] == tried:
                 agreements.append(_agreement(key, arm, by_name[baseline], outcomes[baseline]))
     return SearchResult(key, arms, agreements)
 
 
-def _key(value: Any) -> str:
+def value_key(value: Any) -> str:
+    """Return a text that tells values of a grid apart, lists and sections included."""
     return json.dumps(value, sort_keys=True)
 
 
 def _runs_with(key: str, value: Any, runs: Sequence[Tried]) -> list[Tried]:
     """Return the runs with a value, of its last rung only: those before had smaller budgets."""
-    found = [run for run in runs if _key(run.point[key]) == _key(value)]
+    found = [run for run in runs if value_key(run.point[key]) == value_key(value)]
     return [run for run in found if run.rung == max(one.rung for one in found)]
 
 
 def _search(key: str, arm: str, runs: Sequence[Tried], mode: str) -> ArmSearch:
-    values = {_key(run.point[key]): run.point[key] for run in runs}
+    values = {value_key(run.point[key]): run.point[key] for run in runs}
     candidates = []
     for value in values.values():
         own = _runs_with(key, value, runs)
@@ -135,11 +136,11 @@ def _search(key: str, arm: str, runs: Sequence[Tried], mode: str) -> ArmSearch:
 def _agreement(key: str, arm: ArmSearch, baseline: ArmSearch, runs: Sequence[Tried]) -> Agreement:
     if arm.winner is None or baseline.winner is None:
         return Agreement(arm.arm, "no winner", None)
-    if _key(arm.winner) == _key(baseline.winner):
+    if value_key(arm.winner) == value_key(baseline.winner):
         return Agreement(arm.arm, "same winner", None)
     ours, theirs = (_runs_with(key, side.winner, runs) for side in (baseline, arm))
     # Runs pair where they differ in nothing but the value that is searched for.
-    points = [[_key({**run.point, key: None}) for run in side] for side in (ours, theirs)]
+    points = [[value_key({**run.point, key: None}) for run in side] for side in (ours, theirs)]
     paired = points[0] == points[1]
     difference = difference_interval([run.final for run in ours], [run.final for run in theirs], paired=paired)
     if min(len(ours), len(theirs)) < MIN_RUNS:

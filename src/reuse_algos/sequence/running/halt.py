@@ -7,7 +7,7 @@ import threading
 from time import monotonic
 from typing import Any
 
-from reuse_algos.sequence.launchers.base import Job, Launcher
+from reuse_algos.sequence.launchers.base import Launcher, Work
 
 _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
@@ -41,7 +41,7 @@ class Halt:
         self._patience = patience
         self._stopped.set()
 
-    def run(self, launcher: Launcher, job: Job) -> int:
+    def run(self, launcher: Launcher, job: Work) -> int:
         """Run a job and return its exit status; that of a job that had to be ended is not 0."""
         handle: Any = launcher.submit(job)
         status = None

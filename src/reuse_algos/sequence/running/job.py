@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -22,11 +21,11 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.errors import ReuseAlgosError
 from reuse_algos.harvest import harvest
 from reuse_algos.recipe.compose import load_recipe
+from reuse_algos.remote_job import LEFT_BEHIND, end_with_pipe
 from reuse_algos.sequence.planning.harvests import attack_of
 from reuse_algos.sequence.planning.schema import HarvestConfig
 from reuse_algos.sequence.running.lease import LeaseKey, outlast
 
-_LEFT_BEHIND = 143
 _NOT_STARTED = 2
 
 
@@ -76,8 +75,7 @@ def main(arguments: Sequence[str] | None = None, ends: Callable[[int], object] =
     asked = json.loads(text)
     key = LeaseKey(**asked.pop("lease"))
     archive_id = asked.pop("archive_id", None)
-    if stat.S_ISFIFO(os.fstat(0).st_mode):
-        _in_background(_read_to_end, ends)
+    end_with_pipe(ends)
     if archive_id is not None and (fault := _archive_fault(key.archive, archive_id)):
         print(f"error: {fault}", file=sys.stderr)
         return _NOT_STARTED
@@ -116,14 +114,9 @@ def _archive_fault(archive: str, expected: str) -> str | None:
 def _in_background(wait: Callable[[], None], ends: Callable[[int], object]) -> None:
     def watch() -> None:
         wait()
-        ends(_LEFT_BEHIND)
+        ends(LEFT_BEHIND)
 
     threading.Thread(target=watch, name="follow-sequence", daemon=True).start()
-
-
-def _read_to_end() -> None:
-    while os.read(0, 1):
-        pass
 
 
 if __name__ == "__main__":

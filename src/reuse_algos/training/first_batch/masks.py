@@ -89,6 +89,7 @@ class TargetMasks:
                 shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else "missing"
                 raise TaskError(f"the mask at {place} is {shape}, the targets are {tuple(targets.shape)}")
             out = mask.reshape(targets.shape).to(targets.device) == off
+            # What does not count is NaN among numbers, and -100 among classes, as PyTorch's cross entropy has it.
             if targets.is_floating_point():
                 targets = targets.masked_fill(out, torch.nan)
             else:

@@ -21,6 +21,7 @@ from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.first_batch.views import (
     ROWS,
     check_first_batch,
+    check_rows_apart,
     check_same_view_twice,
     mixed_targets,
     read_rows,
@@ -106,6 +107,8 @@ def check_rows(
     if some is None:
         return "rows not compared, as the collate_fn does not take them once more"
     given = take_rows(batch, rows_R, len(examples.positions))
+    if bool((some.views < 0).any()):  # known views are compared whole below
+        check_rows_apart(who, dataset, some, collate)
     with undisturbed(dataset, collate):
         targets = _check_targets(state, given, some, keys, who)
     if bool((some.views >= 0).all()) and not hides_inputs(state):
@@ -148,6 +151,9 @@ def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, wh
         targets, expected = targets_of(given, keys.target), targets_of(together, keys.target)
     except TaskError:
         return "rows not compared, as the batches have no targets and their views are not known"
+    again = targets_of(read_rows(loader.dataset, some, epoch + 1, loader.collate_fn), keys.target)
+    if again.shape == expected.shape and not torch.allclose(again.double(), expected.double(), equal_nan=True):
+        return f"{len(some.positions)} rows are of single examples; their targets are drawn at random"
     told = mixed_targets(targets, expected)
     for row in range(min(ROWS, len(some.positions))):
         # A collate_fn that mixes rows mixes an example that it gets alone with itself: that shows the example's own.

@@ -251,6 +251,8 @@ class TaskReader:
         metrics = list(_metrics(state))
         of_loss = set(_ignored_by_loss(unwrap_model(state.model)))
         of_metrics = {index for metric in metrics if type(index := getattr(metric, "ignore_index", None)) is int}
+        # FSDP gathers its shards by hooks on the way back: this rank alone would wait there for the others for ever.
+        pull = None if state.fsdp_enabled else pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output))
         task = find_task(
             outputs,
             self.targets,
@@ -258,7 +260,7 @@ class TaskReader:
             settings,
             sorted(of_loss | of_metrics),
             [type(metric).__name__ for metric in metrics],
-            pull_of(total_of(state.loss), logits_of(state.outputs, self.keys.output)),
+            pull,
         )
         # A class that the loss ignores may be missing from the first microbatch, where its loss cannot show it.
         named = {index for index in of_loss if task.is_softmax and 0 <= index < task.num_classes}

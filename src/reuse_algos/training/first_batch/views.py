@@ -9,6 +9,7 @@ Shapes: B rows of the batch, E rows that are looked at.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -71,6 +72,56 @@ def check_same_view_twice(dataset: Any, examples: Examples, collate: Any) -> Non
                 "Python's global generator, or say that views are not known: data.num_views: 0 in a recipe, "
                 "ViewedDataset(dataset, ViewPolicy(seed=0, num_views=0)) elsewhere."
             )
+
+
+_SEEDS = 4  # a permutation leaves the row that is exchanged to itself once in four times
+
+
+def check_rows_apart(who: str, dataset: Any, examples: Examples, collate: Any) -> None:
+    """Refuse a ``collate_fn`` that makes a row out of several examples, as MixUp does, whatever it does to targets.
+
+    One example is exchanged for another, under the same random numbers: the other rows must stay what they are.
+
+    Args:
+        who: What needs rows of single examples, in the plural, for the message.
+        dataset: Of the train DataLoader.
+        examples: A few examples; fewer than two show nothing.
+        collate: The DataLoader's ``collate_fn``.
+
+    Raises:
+        DataError: Other rows change as well.
+    """
+    positions = examples.positions.tolist()
+    other = next((number for number in range(len(dataset)) if number not in positions), None)
+    if len(positions) < 2 or other is None:
+        return
+    try:
+        with undisturbed(dataset, collate):
+            with seeded_rng(0):
+                items = [dataset[position] for position in (*positions, other)]
+            pairs = [
+                [_collated(some, seed, collate) for some in (items[:-1], [*items[:-2], items[-1]])]
+                for seed in range(_SEEDS)
+            ]
+    except Exception:  # a user's code may raise anything; training will show it
+        return
+    for one, exchanged in pairs:
+        for (where, rows), (_, now) in zip(tensors_at(one), tensors_at(exchanged), strict=False):
+            if not rows.dim() or not len(rows) == len(now) == len(positions):
+                continue
+            alike = (rows, now) if rows.shape == now.shape else _without_padding(rows, now)
+            if alike is not None and not torch.equal(*(part[:-1].nan_to_num() for part in alike)):
+                raise DataError(
+                    f"{who} need to know what each row is, but the collate_fn makes rows out of several examples"
+                    f"{_words(where)} (MixUp, CutMix, a sort by length): another example in the last place changes the "
+                    "rows before it. Use Composer's algorithms of that name without what needs single examples, or "
+                    "leave it out."
+                )
+
+
+def _collated(items: list[Any], seed: int, collate: Any) -> Any:
+    with seeded_rng(seed):
+        return collate(copy.deepcopy(items))
 
 
 def changed_inputs(given: torch.Tensor, read: torch.Tensor) -> str | None:

@@ -66,6 +66,7 @@ def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_byt
     readings: dict[str, float] = {}
     with undisturbed(step.model):
         examples = ExampleLosses(step.model, step.batch, memory_bytes)
+        # A step is small beside the weights, and float32 would lose digits of the difference.
         change_D = flat(step.after).double() - flat(step.before).double()
         length = float(change_D.norm())
         directions = [change_D / length] if length > 0 else []

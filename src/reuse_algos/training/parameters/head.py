@@ -109,6 +109,7 @@ def pass_of_head(head: nn.Module, call: Callable[[], Any], around: Mapping[str, 
     finally:
         for handle in handles:
             handle.remove()
+    # Of a layer that is called several times it is not known which call counts.
     calls = {name: found[0] for name, found in seen.items() if len(found) == 1 and not found[0][1]}
     arguments, _, logits = calls.pop("", ((), {}, None))
     if len(arguments) != 1 or not isinstance(arguments[0], Tensor):
