@@ -39,6 +39,7 @@ TOKENS, VOCABULARY = 64, 8192
 CASES: dict[str, tuple[int, int, int, str]] = {
     "resnet56": (128, 4, 391, "50,000 images"),
     "tiny_bert": (32, 50, 475, "15,218 texts of Debian's fortunes"),
+    "tiny_bert_bbc": (32, 50, 50, "1,600 texts of the recipe text/bbc_news"),
 }
 
 
@@ -89,14 +90,15 @@ class Training:
     def __init__(self, name: str, batch: int, steps: int, *callbacks: Callback) -> None:
         self.clock = StepClock(time.process_time)
         torch.manual_seed(0)
-        if name == "tiny_bert":
+        kind = name.removesuffix("_bbc")
+        if kind == "tiny_bert":
             inputs = {"vocabulary": VOCABULARY, "max_tokens": TOKENS}
-            model = build_model({"name": name, "depth": 1}, num_classes=10, inputs=inputs)
+            model = build_model({"name": kind, "depth": 1}, num_classes=10, inputs=inputs)
         else:
-            model = build_model(name, num_classes=10, image_shape=(3, 32, 32))
+            model = build_model(kind, num_classes=10, image_shape=(3, 32, 32))
         self.trainer = Trainer(
             model=model,
-            train_dataloader=DataLoader(Rows(name, batch * steps), batch, shuffle=True),
+            train_dataloader=DataLoader(Rows(kind, batch * steps), batch, shuffle=True),
             optimizers=torch.optim.SGD(model.parameters(), lr=0.01),
             max_duration="0ep",
             device="cpu",

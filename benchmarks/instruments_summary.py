@@ -14,8 +14,6 @@ __all__ = ["runs", "text", "told_apart"]
 READINGS = ("loss", "alpha", "norm_test", "gradient_norm", "update_size", "noise_scale")
 WINDOW = 5
 GOAL = 1.02  # of a step
-SHORT = {"tiny_bert": (50, "1,600 texts, the recipe text/bbc_news")}
-"""Model -> steps of another, shorter epoch that a shipped recipe has, and what it is."""
 
 Record = dict[str, Any]
 Rows = Sequence[Sequence[float]]
@@ -146,13 +144,10 @@ def _costs(records: Sequence[Record]) -> Iterator[str]:
         step = statistics.median(one["plain_steps"])
         reading = statistics.median(one["hooks"])
         inside, outside = reading / step, statistics.median(one["extra"]) / step
-        length = math.ceil(inside / (GOAL - 1))
+        ratio, length = 1 + inside / one["epoch"], math.ceil(inside / (GOAL - 1))
         yield (
             f"{one['model']}, batch {one['batch']}, {one['examples']} examples read: a step {step:.3f} s, a reading "
             f"{reading:.3f} s = {inside:.2f} steps (epochs with and without, in turn: {outside:.2f}), "
-            f"{len(one['hooks'])} readings"
+            f"{len(one['hooks'])} readings; an epoch of {one['epoch']} steps ({one['of']}): {ratio:.4f}, goal {GOAL}: "
+            f"{'met' if ratio <= GOAL else 'NOT met'}; met from {length} steps on"
         )
-        for steps, what in ((one["epoch"], one["of"]), *([SHORT[one["model"]]] if one["model"] in SHORT else [])):
-            ratio = 1 + inside / steps
-            met = "met" if ratio <= GOAL else "NOT met"
-            yield f"  an epoch of {steps} steps ({what}): {ratio:.4f}, goal {GOAL}: {met}; met from {length} steps on"

@@ -213,7 +213,8 @@ class TaskReader:
             return
         with contextlib.suppress(ModelError):  # no logits: said where the task is looked for
             outputs, batch = logits_of(state.outputs, self.keys.output), self.batch
-            pull = pull_of(total_of(state.loss), outputs)
+            # FSDP's hooks would wait for ranks that do not take part, so there keys.mask must name a mask.
+            pull = None if state.fsdp_enabled else pull_of(total_of(state.loss), outputs)
             self.masks.learn(batch, targets_of(batch, self.keys.target), outputs.detach(), pull)
             self._targets = self.targets_in(batch)
 
