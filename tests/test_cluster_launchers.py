@@ -19,9 +19,9 @@ import torch
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
-from reuse_algos.remote_job import Meeting, RemoteJob, launch_arguments
+from reuse_algos.remote_job import Meeting, Outcome, RemoteJob, launch_arguments
 from reuse_algos.sequence import run_sequence
-from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher
+from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher, ray_tasks
 from reuse_algos.sequence.launchers.base import Job
 from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.job import main
@@ -163,6 +163,56 @@ def test_no_cluster_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.7:6379")
     with pytest.raises(SequenceError, match=r"no Ray cluster answers at 10.0.0.7:6379.*Start one \(ray start --head\)"):
         RayLauncher()
+
+
+class LostError(Exception):
+    """What Ray raises for a task whose node died."""
+
+
+def made_up_ray(ends: dict[str, Any]) -> Any:
+    """A module with Ray's calls: tasks that are in ``ends`` have ended, with an outcome or an exception."""
+
+    def wait(tasks: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
+        return [one for one in tasks if one in ends], [one for one in tasks if one not in ends]
+
+    def get(task: str) -> Any:
+        if isinstance(ends[task], Exception):
+            raise ends[task]
+        return ends[task]
+
+    ray: Any = types.ModuleType("ray")
+    ray.is_initialized, ray.wait, ray.get, ray.cancel = lambda: True, wait, get, lambda task, force: None
+    ray.util = types.SimpleNamespace(remove_placement_group=lambda group: None)
+    other = type("Other", (Exception,), {})
+    ray.exceptions = types.SimpleNamespace(RayError=LostError, RayTaskError=other, TaskCancelledError=other)
+    return ray
+
+
+@pytest.mark.parametrize("node_died", [True, False])
+def test_ranks_that_fail_with_a_dead_node_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node_died: bool
+) -> None:
+    """The others' connections break before Ray tells of the node; without such news the failure is one."""
+    clock = [0.0]
+    monkeypatch.setattr(ray_tasks, "monotonic", lambda: clock[0])
+    ends: dict[str, Any] = {}
+    monkeypatch.setitem(sys.modules, "ray", made_up_ray(ends))
+    launcher, done = RayLauncher(), job(tmp_path, "pass", ranks=2, nodes=2)
+    again: list[Any] = []
+    monkeypatch.setattr(launcher, "_start", again.append)
+    handle = ray_tasks._Started(done, done.remote(), ["first", "second"], group=object())
+    assert launcher.wait(handle, 0.1) is None
+    ends["first"] = Outcome(1, "Connection closed by peer")
+    assert launcher.wait(handle, 0.1) is None
+    if node_died:
+        ends["second"] = LostError("the node died")
+        assert launcher.wait(handle, 0.1) is None
+        assert (again, handle.lost, handle.failed_at) == ([handle], 1, None)
+        return
+    clock[0] = 61.0
+    assert launcher.wait(handle, 0.1) == 1
+    assert again == []
+    assert done.log.read_text() == "Connection closed by peer"
 
 
 def table(states: list[Any]) -> dict[str, tuple[float, int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any
 
 from reuse_algos.errors import SequenceError
@@ -13,6 +14,7 @@ from reuse_algos.sequence.launchers.base import Work
 from reuse_algos.sequence.launchers.remote import note_outcome
 
 _END_SECONDS = 30.0  # for a worker that was told to end
+_NEWS_SECONDS = 60.0  # in which Ray's health checks notice that a node is gone
 
 
 @dataclass
@@ -25,6 +27,7 @@ class _Started:
         tasks: References to their outcomes, in order of the nodes.
         group: The placement group that holds the nodes of a job of several; else None.
         lost: How often tasks were lost with their node, and all of them were started again.
+        failed_at: When the first process of these tasks was found to have failed; None before.
     """
 
     job: Work
@@ -32,6 +35,7 @@ class _Started:
     tasks: list[Any] = field(default_factory=list)
     group: Any = None
     lost: int = 0
+    failed_at: float | None = None
 
 
 class RayLauncher:
@@ -104,15 +108,20 @@ class RayLauncher:
                     f"whose node dies is started again {self._retries} times. The same command goes on from here"
                 ) from error
             # The ranks on the other nodes wait for those that are gone: all of them begin again together.
-            handle.lost += 1
+            handle.lost, handle.failed_at = handle.lost + 1, None
             self.cancel(handle)
             self._start(handle)
             return None
         failed = [outcome for outcome in outcomes if outcome.status != 0]
-        if going and not failed:
+        if failed and handle.failed_at is None:
+            handle.failed_at = monotonic()
+        # The ranks of a node that died break the connections of the others, which fail before Ray tells of the node.
+        if going and (handle.failed_at is None or monotonic() - handle.failed_at < _NEWS_SECONDS):
             return None
         with self._lock:
-            return note_outcome(handle.job, (failed or outcomes)[0])
+            if failed:
+                return note_outcome(handle.job, Outcome(failed[0].status, "\n".join(one.log for one in failed)))
+            return note_outcome(handle.job, outcomes[0])
 
     def cancel(self, handle: _Started) -> None:
         """Kill the tasks' workers, and through their pipes the job's processes; nothing where they have ended."""
