@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from distilling import distil, fit, series, teacher
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import right_answers
+from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import surprise
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import HarmWarning
@@ -128,7 +130,8 @@ def test_a_teacher_that_is_always_wrong_is_switched_off(archive: RunArchive, tmp
         algorithm = distil(archive, teacher_model=_poor(), **SETTINGS)
         with pytest.warns(HarmWarning) as warned:
             found, _, log = fit([algorithm], max_duration="7ep", save_folder=str(tmp_path / folder), **settings)
-        assert re.search("switched off after batch 24, since it does harm: .*stop_when_harmful", str(warned[0].message))
+        off = "switched off after batch 24, since it does harm: .*stop_when_harmful"
+        assert [bool(re.search(off, str(one.message))) for one in warned].count(True) == 1
         return algorithm, found.state.model.state_dict(), log
 
     algorithm, weights, log = one("a", save_interval="10ba")
@@ -139,6 +142,24 @@ def test_a_teacher_that_is_always_wrong_is_switched_off(archive: RunArchive, tmp
     assert resumed.harm == algorithm.harm
     for name, value in weights.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def test_a_live_teacher_that_answers_otherwise_than_its_run_is_named(archive: RunArchive) -> None:
+    """Before the first step, as where inputs are normalised otherwise behind the transforms."""
+    run = archive.runs(order="first")[0]
+    words = rf"teacher {run.id} is right in \d of the 16 rows .*MulticlassAccuracy {run.final_metric():.3f}"
+    with pytest.warns(HarmWarning) as warned:
+        fit([distil(archive, teacher_model=_poor(), **SETTINGS)], max_duration="1ba")
+    assert re.search(words, str(warned[0].message))
+    assert len(warned) == 2, "one for each teacher"
+
+
+def test_a_surprise_is_one_in_a_million(archive: RunArchive) -> None:
+    run = archive.runs(order="first")[0]
+    accuracy = run.final_metric()
+    for right in range(65):
+        chance = sum(math.comb(64, k) * accuracy**k * (1 - accuracy) ** (64 - k) for k in range(right + 1))
+        assert (surprise(run, right, 64) is not None) == (chance < 1e-6), right
 
 
 def test_as_long_as_it_does_not_fire_training_is_the_same(archive: RunArchive) -> None:
