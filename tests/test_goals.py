@@ -105,7 +105,7 @@ def test_searches(tmp_path: Path, chosen: list[str], shares: list[float], said: 
     rates = [{"0.1": 0.95, "0.03": 0.94 + noise, "0.01": 0.80 + noise} for noise in (0.0, 0.001, 0.002)]
     lines = [search(rate, one, share) for rate, one, share in zip(rates, chosen, shares, strict=True)]
     (tmp_path / "sequence_cost.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = goals.goals(tmp_path)[3]
+    text = goals.goals(tmp_path)[4]
     for words in said:
         assert words in text
     if "a WORSE choice" in said:

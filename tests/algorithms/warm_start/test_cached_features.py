@@ -108,8 +108,9 @@ def test_no_image_is_loaded(store: RunArchive) -> None:
 
     whole: Any = viewed()
     _fit(head_of_blobs(store, data=Asked(whole.dataset, whole.view_policy, whole.info)))
-    assert len(asked) == 8, "a few at the start, to hold the archive against"
-    assert {index.view for index in asked} == {0, 1}
+    assert len(asked) == 8 + 2 * 8, "a few at the start: to hold the archive against, and twice to see that they stay"
+    assert [index.position for index in asked[:16:2]] == [*range(0, 64, 8)]
+    assert {index.view for index in asked[16:]} == {0, 1}
 
 
 @pytest.mark.parametrize(
