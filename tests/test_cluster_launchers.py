@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 
+from made_sequences import REUSE, Here, planned
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
 from reuse_algos.remote_job import Meeting, Outcome, RemoteJob, launch_arguments
@@ -27,7 +28,6 @@ from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.job import main
 from reuse_algos.sequence.running.lease import LeaseKey
 from reuse_algos.sequence.running.steps import _write_recipe
-from sequences import REUSE, Here, planned
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from cluster import agent_ports, ray_nodes

@@ -11,7 +11,7 @@ import torch
 from composer.models import ComposerClassifier
 from torch import nn
 
-from features import digits
+from cached_heads import digits
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.cli import main

@@ -17,7 +17,6 @@ from torchvision.transforms.functional import InterpolationMode, rotate
 
 from compare.synthetic_runs import write_run
 from forked_python import launch
-from periods import timed_blobs, timed_model, timed_trainer
 from reuse_algos import train
 from reuse_algos.algorithms.gradient_interpolation import GradientInterpolation, ascend_delta, interpolate
 from reuse_algos.archive import DatasetRecord, PriorRun, RunArchive
@@ -29,6 +28,7 @@ from reuse_algos.models import build_model
 from reuse_algos.models.time_conditioned import Time2Vec, TimeConditioned, time_of, with_time
 from reuse_algos.priors.drift import drift_between
 from reuse_algos.sequence import load_sequence, plan_sequence
+from timed import timed_blobs, timed_model, timed_trainer
 from toy import checkpointed, epoch_loader, mlp, trainer
 
 ROOT = Path(__file__).parents[1]

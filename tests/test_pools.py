@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from forked_python import launch
+from made_sequences import Here
 from reuse_algos import train
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.cli import main
@@ -34,7 +35,6 @@ from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.pseudo_labels import choose_pairs, select_pairs
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, sequence_report
-from sequences import Here
 
 ROOT = Path(__file__).parents[1]
 POOL = DataConfig(name="digits", train_examples=50, train_rest=True)

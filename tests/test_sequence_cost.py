@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import sequence_cost
 
-from sequences import Here
+from made_sequences import Here
 
 
 def report(share: float) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from compare.synthetic_runs import write_run
+from made_sequences import Here, sequence
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.sections import Faults
@@ -18,7 +19,6 @@ from reuse_algos.sequence.planning.halving import rung_duration, rungs_of, survi
 from reuse_algos.sequence.planning.loading import load_sequence
 from reuse_algos.sequence.planning.sampling import sampled_points
 from reuse_algos.sequence.planning.schema import HalvingConfig, SampleConfig
-from sequences import Here, sequence
 
 RATES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
 

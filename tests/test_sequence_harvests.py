@@ -12,6 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from made_sequences import Clock, Here, Mixed, harvest_here, in_process, planned
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import RecipeError, SequenceError
 from reuse_algos.harvest import harvest
@@ -19,7 +20,6 @@ from reuse_algos.sequence import Plan, PlannedStep, look_up_states, print_plan, 
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.progress import LOG
 from reuse_algos.training.attacks import Attack, pixel_size
-from sequences import Clock, Here, Mixed, harvest_here, in_process, planned
 
 ATTACK = {"method": "fgsm", "epsilon": "24/255"}
 REPLAY = {"runs": {"run_name": "${name}-prior-seed-11"}, "mode": "replace", "perturbations": {"warn_below": 0.0}}

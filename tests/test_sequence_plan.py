@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from made_sequences import QUERY, REUSE, planned, sequence
 from reuse_algos.errors import RecipeError
 from reuse_algos.sequence import load_sequence, plan_sequence
 from reuse_algos.sequence.planning.order import differences, fingerprint
-from sequences import QUERY, REUSE, planned, sequence
 
 
 def test_steps_alternate_between_the_arms_and_each_knows_where_it_belongs(tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ import pytest
 import scipy.stats
 from rich.console import Console
 
+from made_sequences import made_up, planned
 from reuse_algos.archive import HarvestRecord, ModelRecord, PriorUse
 from reuse_algos.errors import CompareError, SequenceError
 from reuse_algos.sequence import StepState, print_report, sequence_report
 from reuse_algos.sequence.reporting.search import Tried, search_result
-from sequences import made_up, planned
 
 VALUES = {
     "without": {"seed-1": [0.2, 0.4, 0.6], "seed-2": [0.3, 0.7, 0.5]},

@@ -18,6 +18,7 @@ import torch
 from composer import Callback
 
 from compare.synthetic_runs import write_run
+from made_sequences import Clock, Here, Mixed, in_process, planned, sequence
 from reuse_algos import train
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
@@ -32,7 +33,6 @@ from reuse_algos.sequence import (
 )
 from reuse_algos.sequence.progress import CHECKPOINTS, LOG, RECIPE, open_for_reading
 from reuse_algos.sequence.running.halt import Halt
-from sequences import Clock, Here, Mixed, in_process, planned, sequence
 
 # Both are Composer's, on resuming behind the last batch of an epoch.
 RESUMING = pytest.mark.filterwarnings("ignore:No batches were trained", "ignore:The ``compute`` method of metric")

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import yaml
 
+from made_sequences import Here
+from made_sequences import made_up as fill_in
 from reuse_algos.archive import RunArchive
 from reuse_algos.sequence import load_sequence, plan_sequence
-from sequences import Here
-from sequences import made_up as fill_in
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted((ROOT / "benchmarks/studies").glob("*.yaml"))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from made_sequences import Here, sequence
 from reuse_algos.cli import main
 from reuse_algos.commands.common import seconds_of
-from sequences import Here, sequence
 
 
 @pytest.fixture

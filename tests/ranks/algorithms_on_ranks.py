@@ -15,7 +15,7 @@ from torch import nn
 import curricula
 import replaying
 from algorithms.settings import HOMES, RESUMED_ON_RANKS, ROWS, Archives, differing, resume, train
-from features import head_of_blobs
+from cached_heads import head_of_blobs
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError

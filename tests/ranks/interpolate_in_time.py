@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from composer.utils import dist
 
-from periods import timed_trainer
+from timed import timed_trainer
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from features import Steps, digits, head_of_blobs
+from cached_heads import Steps, digits, head_of_blobs
 from reuse_algos.algorithms import HistoryCurriculum, PriorRunDistillation
 from reuse_algos.algorithms.adversarial_replay.checks import refuse_changed_inputs
 from reuse_algos.algorithms.prior_run_warm_start import prior_run_warm_start
