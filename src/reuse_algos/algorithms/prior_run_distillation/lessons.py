@@ -178,8 +178,9 @@ class Lessons:
         teachers, task, rows = self.teachers, microbatch.task, microbatch.rows
         # A row of many tokens or labels is right only as a whole, which is not the accuracy that a run records; nor can
         # a mixture of two labels be right.
-        plain = task.kind == "binary" or (task.kind == "multiclass" and not rows.targets.is_floating_point())
-        if not isinstance(teachers, LiveTeachers) or not plain or self.classes.here_M is not None:
+        if not isinstance(teachers, LiveTeachers) or rows.targets is None or self.classes.here_M is not None:
+            return
+        if task.kind != "binary" and (task.kind != "multiclass" or rows.targets.is_floating_point()):
             return
         names = self.source.weight_names
         found = teachers.targets(state, microbatch.batch, None, range(len(teachers.names))).logits

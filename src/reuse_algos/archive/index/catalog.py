@@ -154,7 +154,7 @@ class Catalog:
                 waiting.difference_update(ids)
             del shard, ids, lines  # two shards at a time would double what a selection takes
 
-    def _plan(self, host: HostIndex, paths: set[str], waiting: AbstractSet[str]) -> dict[str, int]:
+    def _plan(self, host: HostIndex, paths: set[str], waiting: set[str]) -> dict[str, int]:
         """Return the shards to read, and how many of the waiting runs each one is the first to know.
 
         The host keeps the shards that are new to it. Where two shards differ, the runs are doubted.
@@ -182,7 +182,7 @@ class Catalog:
             self._doubt_where_they_differ(host, plan, shared)
         return plan
 
-    def _doubt_where_they_differ(self, host: HostIndex, paths: Iterable[str], run_ids: AbstractSet[str]) -> None:
+    def _doubt_where_they_differ(self, host: HostIndex, paths: Iterable[str], run_ids: set[str]) -> None:
         """Doubt the runs of which two shards say different things: one of the two is false."""
         said: dict[str, bytes] = {}
         differ: set[str] = set()
@@ -281,7 +281,7 @@ def _shares(budget: int, sizes: Sequence[int]) -> list[int]:
     return shares
 
 
-def _those_in(waiting: AbstractSet[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
+def _those_in(waiting: set[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
     if waiting.issuperset(ids):
         return ids, lines
     mask = list(map(waiting.__contains__, ids))

@@ -5,6 +5,7 @@ It needs ``wandb-workspaces``, W&B's own library for reports, and a server that 
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from reuse_algos.compare.show.saved_report import Panel, SavedReport, Section
@@ -33,7 +34,7 @@ def save_report(report: SavedReport, *, entity: str, project: str, run_id: str) 
         CompareError: ``wandb-workspaces`` is not installed, or W&B did not take the report.
     """
     try:
-        import wandb_workspaces.reports.v2 as reports
+        reports: Any = importlib.import_module("wandb_workspaces.reports.v2")
     except ImportError as error:
         raise CompareError(f"no report was saved, wandb-workspaces cannot be imported ({error}): {_INSTALL}") from error
     import wandb
