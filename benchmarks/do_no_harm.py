@@ -34,7 +34,7 @@ def table(path: Path) -> str:
         if one["role"] != "prior":
             finals[one["study"], one["method"], one["budget"]][one["seed"]] = 100 * one["final"]
     lines = [f"{'study':22} {'arm':16} {'budget':>6} {'plain':>6} {'difference':>26}  n"]
-    harms, helps, count = [], [], 0
+    harms, helps, count, others = [], [], 0, []
     for (study, arm, budget), taught in sorted(finals.items(), key=lambda one: (*one[0][:2], int(one[0][2][:-2]))):
         if arm.startswith("plain"):
             continue
@@ -45,13 +45,17 @@ def table(path: Path) -> str:
         found = mean_interval([taught[seed] - plain[seed] for seed in seeds])
         level = sum(plain[seed] for seed in seeds) / len(seeds)
         words = f"{found.estimate:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-        lines.append(f"{study:22} {arm:16} {budget:>6} {level:6.1f} {words:>26}  {len(seeds)}")
+        line = f"{study:22} {arm:16} {budget:>6} {level:6.1f} {words:>26}  {len(seeds)}"
+        if not arm.startswith(("preset", "crossed")):
+            others.append(line)  # other settings that were in question: no preset is judged by them
+            continue
+        lines.append(line)
         count += 1
         harms += [f"{study} {arm} {budget}"] * (found.high < ALLOWED)
         helps += [f"{study} {arm} {budget}"] * (found.low > 0)
     lines.append(f"Surely more than {-ALLOWED} points below plain: {', '.join(harms) or 'none'} of {count} lines.")
     lines.append(f"Surely above plain: {', '.join(helps) or 'none'}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(["", "Other settings:", *others] if others else [])])
 
 
 def plain_of(arm: str, arms: set[str]) -> str:
