@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from made_sequences import REUSE, Here, planned
 from reuse_algos.archive import RunArchive
@@ -375,41 +374,3 @@ def test_ray_trains_everything_once_though_a_node_is_removed(cluster: Any, tmp_p
     names = trainings(plan.config.archive)
     assert len(names) == len(set(names)) == 4
     assert len(cluster.worker_nodes) == before - 1
-
-
-@pytest.mark.slow
-@pytest.mark.ranks
-def test_two_nodes_train_what_two_ranks_of_one_machine_train(cluster: Any, tmp_path: Path) -> None:
-    """Bit for bit, though a node is removed while they train: all ranks begin again together."""
-    while len(cluster.worker_nodes) < 3:
-        cluster.add_node(num_cpus=1, **agent_ports())
-    cluster.wait_for_nodes()
-    found = []
-    for place, launcher in (("here", None), ("there", RayLauncher())):
-        folder = tmp_path / place
-        folder.mkdir()
-        arms = {"without": {"overrides": {"resources": {"nodes": 2}}}}
-        plan = planned(folder, arms=arms, grid={"seed": [1]}, ranks=2)
-        if launcher is not None:
-            lost = threading.Thread(target=_remove_the_first_that_trains, args=(cluster, str(folder)))
-            lost.start()
-        (state,) = run_sequence(plan, launcher=launcher, say=lambda line: None)
-        found.append(state.run)
-    lost.join()
-    one, two = found
-    assert two.manifest.environment.hardware["world_size"] == 2
-    assert two.final_metric() == one.final_metric()
-    for name, tensor in one.weights("last").items():
-        assert torch.equal(tensor, two.weights("last")[name])
-
-
-def _remove_the_first_that_trains(cluster: Any, folder: str) -> None:
-    def training() -> list[int]:
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            words = path.read_bytes() if path.exists() else b""
-            if b"reuse_algos.sequence.running.job" in words and folder.encode() in words:
-                found.append(int(path.parent.name))
-        return found
-
-    cluster.remove_node(node_of(cluster, wait_for(training, 600.0)[0]))
