@@ -219,7 +219,15 @@ SECTIONS = (
         "savings_small.jsonl",
         "The same images. Plain training has the batch size and the rate that were best of seven at 20 epochs, the "
         "arms have settings that were best of six at a third of it, all on seeds that are not shown.",
-        summary("study", str(HERE / "studies" / "savings_small.yaml"), "--judge-by", "samples", "--no-advice"),
+        summary(
+            "study",
+            str(HERE / "studies" / "savings_small.yaml"),
+            "--judge-by",
+            "samples",
+            "--no-advice",
+            "--arms",
+            "plain,taught",
+        ),
     ),
     Section(
         "Do the presets ever harm?",
