@@ -6,7 +6,6 @@ Shapes: B rows of a microbatch, R replayed rows, C classes.
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +28,7 @@ from reuse_algos.algorithms.prior_run_distillation.loss.strength import Measured
 from reuse_algos.algorithms.prior_run_distillation.settings import Cached, Live, Mean, Mixup, Sample
 from reuse_algos.algorithms.prior_run_distillation.tally import Tally, Totals
 from reuse_algos.algorithms.prior_run_distillation.teachers.held_rows import CachedCheck
-from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import surprise
+from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import can_be_asked, warn_of_surprises
 from reuse_algos.algorithms.prior_run_distillation.teachers.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import (
     SourceChoice,
@@ -42,7 +41,7 @@ from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.trainer import weighs_by_tokens
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import ExampleIdError, HarmWarning
+from reuse_algos.errors import ExampleIdError
 from reuse_algos.priors.choosing import match_examples
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.interplay import example_weights, replayed_outputs
@@ -165,32 +164,16 @@ class Lessons:
         """
         self.loss.check_task(microbatch.task)
         refuse_other_task(microbatch.task, self._runs)
-        self._warn_of_surprises(state, microbatch)
+        if isinstance(self.teachers, LiveTeachers) and self.classes.here_M is None and can_be_asked(microbatch):
+            found = self.teachers.targets(state, microbatch.batch, None, range(len(self.teachers.names))).logits
+            logits = [self._aligned(microbatch.task, i, one, microbatch.rows) for i, one in enumerate(found)]
+            warn_of_surprises(self._runs, self.source.weight_names, logits, microbatch)
         check, cached, self._check = self._check, self.cached, None
         if check is None or cached is None or microbatch.examples is None:
             return
         microbatch = microbatch._replace(examples=self._positions(microbatch.examples))
         self.report = on_every_rank(lambda: check.look(state, microbatch, cached, self.strength.temperature))[0]
         log.info("PriorRunDistillation: %s", self.report)
-
-    def _warn_of_surprises(self, state: State, microbatch: Microbatch) -> None:
-        """Ask live teachers for the labels of the first microbatch, where each row has one that all of them know."""
-        teachers, task, rows = self.teachers, microbatch.task, microbatch.rows
-        # A row of many tokens or labels is right only as a whole, which is not the accuracy that a run records; nor can
-        # a mixture of two labels be right.
-        if not isinstance(teachers, LiveTeachers) or rows.targets is None or self.classes.here_M is not None:
-            return
-        if task.kind != "binary" and (task.kind != "multiclass" or rows.targets.is_floating_point()):
-            return
-        names = self.source.weight_names
-        found = teachers.targets(state, microbatch.batch, None, range(len(teachers.names))).logits
-        for index, theirs in enumerate(found):
-            # Weights of the middle of a run are not as good as its end.
-            if names[index % len(names)] == "last":
-                given = rows._replace(logits_BCX=self._aligned(task, index, theirs, rows))
-                words = surprise(self._runs[index // len(names)], int(task.correct(given).sum()), len(theirs))
-                if words is not None:
-                    warnings.warn(f"PriorRunDistillation: {words}", HarmWarning, stacklevel=2)
 
     def begin_batch(self, state: State, batch: Examples | None, look: bool = False) -> None:
         """Draw the combination of teachers, and count the rows with a target.

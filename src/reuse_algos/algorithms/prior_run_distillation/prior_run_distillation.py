@@ -82,8 +82,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         TaskError: In the first batch: the term is not defined for the task, or none is found.
 
     Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
-    answer is the teachers'), ``/coverage`` (share of rows with a target), ``/teacher_seconds`` (since the start),
-    ``/active`` (0 or 1), what the watch sees, and ``/weight`` or ``/temperature`` where a scheduler changes it.
+    answer is the teachers'), ``/coverage``, ``/teacher_seconds``, ``/active``, what the watch sees, ``/weight``.
 
     Example:
         .. code-block:: python

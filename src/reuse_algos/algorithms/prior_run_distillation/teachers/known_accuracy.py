@@ -6,10 +6,15 @@ have the shape that it wants, so it answers without a word, and wrongly.
 
 from __future__ import annotations
 
-from scipy.stats import binom
+import warnings
+from collections.abc import Sequence
 
+from scipy.stats import binom
+from torch import Tensor
+
+from reuse_algos.algorithms.prior_run_distillation.loss.layout import Microbatch
 from reuse_algos.archive import PriorRun
-from reuse_algos.errors import SignalNotFoundError
+from reuse_algos.errors import HarmWarning, SignalNotFoundError
 
 _ACCURACIES = ("MulticlassAccuracy", "BinaryAccuracy", "MultilabelAccuracy", "Accuracy")
 # Augmentation and noisy labels cost a teacher some rows; a batch that is this unlikely is not bad luck.
@@ -47,3 +52,31 @@ def surprise(run: PriorRun, right: int, rows: int) -> str | None:
         f"{run.manifest.monitor} {accuracy:.3f}. It may get other inputs than it was trained on: compare "
         "normalisation, range and order of channels of both runs' transforms."
     )
+
+
+def can_be_asked(microbatch: Microbatch) -> bool:
+    """Return whether each row has one label that a teacher may give."""
+    # A row of many tokens or labels is right only as a whole, which is not the accuracy that a run records; nor can a
+    # mixture of two labels be right.
+    kind, targets = microbatch.task.kind, microbatch.rows.targets
+    return targets is not None and (kind == "binary" or (kind == "multiclass" and not targets.is_floating_point()))
+
+
+def warn_of_surprises(
+    runs: Sequence[PriorRun], weight_names: Sequence[str], logits: Sequence[Tensor], microbatch: Microbatch
+) -> None:
+    """Warn of each live teacher whose answers are a surprise.
+
+    Args:
+        runs: Prior runs.
+        weight_names: Names of archived weights; each (run, name) pair is one teacher.
+        logits: Of each teacher for the microbatch, ``[B, C]``, in the layout of the task.
+        microbatch: Of :func:`can_be_asked`.
+    """
+    for index, theirs in enumerate(logits):
+        # Weights of the middle of a run are not as good as its end.
+        if weight_names[index % len(weight_names)] != "last":
+            continue
+        right = int(microbatch.task.correct(microbatch.rows._replace(logits_BCX=theirs)).sum())
+        if words := surprise(runs[index // len(weight_names)], right, len(theirs)):
+            warnings.warn(f"PriorRunDistillation: {words}", HarmWarning, stacklevel=2)
