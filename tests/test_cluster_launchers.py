@@ -87,7 +87,7 @@ def test_a_job_brings_its_recipe_and_returns_its_output(tmp_path: Path) -> None:
     assert "seed: 1" in outcome.log
     assert "problem" in outcome.log
     assert [path.name for path in (tmp_path / "there/work").iterdir()] == ["recipe.yaml"]
-    assert (tmp_path / "there/work/recipe.yaml").read_text() == "seed: 1\n"
+    assert (tmp_path / "there" / "work" / "recipe.yaml").read_text() == "seed: 1\n"
 
 
 def test_what_a_job_started_ends_with_it(tmp_path: Path) -> None:

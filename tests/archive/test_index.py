@@ -161,33 +161,35 @@ def test_where_two_shards_differ_the_run_itself_is_asked(
         assert [run.final_metric() for run in found.runs(order="best")] == sorted(VALUES, reverse=True)
 
 
-def test_after_enough_selections_every_run_of_a_shard_was_compared(
+@pytest.fixture
+def believed(
     archive: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+) -> RunArchive:
+    """An archive whose only shard hides the first run, read on another host that has compared nothing."""
     (true,) = shards(archive)
     poisoned(archive, health="diverged")
     (archive.root / true).unlink()  # or the two would be found to differ
     other_host(monkeypatch, tmp_path_factory)
     monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
     assert {run.id for run in RunArchive(archive.root).runs()} == set(ids[1:]), "the lie is believed"
+    return archive
+
+
+def test_after_enough_selections_every_run_of_a_shard_was_compared(
+    believed: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 1)
-    found = [len(RunArchive(archive.root).runs()) for _ in range(4)]  # the shard has four runs
+    found = [len(RunArchive(believed.root).runs()) for _ in range(4)]  # the shard has four runs
     assert found == sorted(found)
     assert found[-1] == len(ids)
 
 
 def test_a_quick_verification_finds_a_run_that_is_hidden_and_this_host_believes_it_no_more(
-    archive: RunArchive, ids: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    believed: RunArchive, ids: list[str]
 ) -> None:
-    (true,) = shards(archive)
-    poisoned(archive, health="diverged")
-    (archive.root / true).unlink()  # or the two would be found to differ
-    other_host(monkeypatch, tmp_path_factory)
-    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
-    assert {run.id for run in RunArchive(archive.root).runs()} == set(ids[1:]), "the lie is believed"
-    (problem,) = archive.verify(quick=True).problems
+    (problem,) = believed.verify(quick=True).problems
     assert f"something else of run {ids[0]}" in problem.what
-    assert {run.id for run in RunArchive(archive.root).runs()} == set(ids)
+    assert {run.id for run in RunArchive(believed.root).runs()} == set(ids)
 
 
 def test_each_run_of_each_shard_is_as_likely_to_be_compared() -> None:

@@ -28,7 +28,7 @@ from reuse_algos.algorithms.prior_run_distillation.loss.strength import Measured
 from reuse_algos.algorithms.prior_run_distillation.settings import Cached, Live, Mean, Mixup, Sample
 from reuse_algos.algorithms.prior_run_distillation.tally import Tally, Totals
 from reuse_algos.algorithms.prior_run_distillation.teachers.held_rows import CachedCheck
-from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import can_be_asked, warn_of_surprises
+from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import teachers_to_ask, warn_of_surprises
 from reuse_algos.algorithms.prior_run_distillation.teachers.known_classes import KnownClasses, find_known_classes
 from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import (
     SourceChoice,
@@ -156,18 +156,19 @@ class Lessons:
     def check_first(self, state: State, microbatch: Microbatch) -> None:
         """Check before the first step that the term is defined and its targets are true (first AFTER_LOSS).
 
-        Live teachers that answer far worse than their runs ended are warned of.
-
         Raises:
             TaskError, PriorRunMismatchError: The term is not defined for the task, or the prior runs had another.
             DataError, PriorRunMismatchError: Cached logits are of other rows, or not what their model says.
         """
         self.loss.check_task(microbatch.task)
         refuse_other_task(microbatch.task, self._runs)
-        if isinstance(self.teachers, LiveTeachers) and self.classes.here_M is None and can_be_asked(microbatch):
-            found = self.teachers.targets(state, microbatch.batch, None, range(len(self.teachers.names))).logits
-            logits = [self._aligned(microbatch.task, i, one, microbatch.rows) for i, one in enumerate(found)]
-            warn_of_surprises(self._runs, self.source.weight_names, logits, microbatch)
+        if isinstance(self.teachers, LiveTeachers) and self.classes.here_M is None:
+            asked = teachers_to_ask(self._runs, self.source.weight_names, microbatch)
+            found = self.teachers.targets(state, microbatch.batch, None, list(asked)).logits
+            aligned = (
+                self._aligned(microbatch.task, i, one, microbatch.rows) for i, one in zip(asked, found, strict=True)
+            )
+            warn_of_surprises(asked.values(), list(aligned), microbatch)
         check, cached, self._check = self._check, self.cached, None
         if check is None or cached is None or microbatch.examples is None:
             return

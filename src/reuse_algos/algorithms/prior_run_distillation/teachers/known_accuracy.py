@@ -7,7 +7,7 @@ have the shape that it wants, so it answers without a word, and wrongly.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from scipy.stats import binom
 from torch import Tensor
@@ -54,29 +54,35 @@ def surprise(run: PriorRun, right: int, rows: int) -> str | None:
     )
 
 
-def can_be_asked(microbatch: Microbatch) -> bool:
-    """Return whether each row has one label that a teacher may give."""
-    # A row of many tokens or labels is right only as a whole, which is not the accuracy that a run records; nor can a
-    # mixture of two labels be right.
-    kind, targets = microbatch.task.kind, microbatch.rows.targets
-    return targets is not None and (kind == "binary" or (kind == "multiclass" and not targets.is_floating_point()))
-
-
-def warn_of_surprises(
-    runs: Sequence[PriorRun], weight_names: Sequence[str], logits: Sequence[Tensor], microbatch: Microbatch
-) -> None:
-    """Warn of each live teacher whose answers are a surprise.
+def teachers_to_ask(
+    runs: Sequence[PriorRun], weight_names: Sequence[str], microbatch: Microbatch
+) -> dict[int, PriorRun]:
+    """Return the teachers whose answers tell something, by their number; none where rows have no single label.
 
     Args:
         runs: Prior runs.
         weight_names: Names of archived weights; each (run, name) pair is one teacher.
-        logits: Of each teacher for the microbatch, ``[B, C]``, in the layout of the task.
-        microbatch: Of :func:`can_be_asked`.
+        microbatch: The first one.
     """
-    for index, theirs in enumerate(logits):
-        # Weights of the middle of a run are not as good as its end.
-        if weight_names[index % len(weight_names)] != "last":
-            continue
+    # A row of many tokens or labels is right only as a whole, which is not the accuracy that a run records; nor can a
+    # mixture of two labels be right.
+    kind, targets = microbatch.task.kind, microbatch.rows.targets
+    if targets is None or (kind != "binary" and (kind != "multiclass" or targets.is_floating_point())):
+        return {}
+    # Weights of the middle of a run are not as good as its end.
+    pairs = [(run, name) for run in runs for name in weight_names]
+    return {i: run for i, (run, name) in enumerate(pairs) if name == "last" and archived_accuracy(run) is not None}
+
+
+def warn_of_surprises(runs: Iterable[PriorRun], logits: Sequence[Tensor], microbatch: Microbatch) -> None:
+    """Warn of each live teacher whose answers are a surprise.
+
+    Args:
+        runs: Of the teachers that were asked.
+        logits: Of each of them for the microbatch, ``[B, C]``, in the layout of the task.
+        microbatch: The first one.
+    """
+    for run, theirs in zip(runs, logits, strict=True):
         right = int(microbatch.task.correct(microbatch.rows._replace(logits_BCX=theirs)).sum())
-        if words := surprise(runs[index // len(weight_names)], right, len(theirs)):
+        if words := surprise(run, right, len(theirs)):
             warnings.warn(f"PriorRunDistillation: {words}", HarmWarning, stacklevel=2)
