@@ -145,8 +145,10 @@ def test_a_folder_that_is_full_ends_the_record_and_not_the_training(
         )
 
     reached: list[int] = []
+    # A commit made while another is being passed on waits for the next one, so each epoch waits for the one before.
+    at = [*(At(epoch, _idle) for epoch in range(1, last)), At(last, fill), At(4, lambda _: reached.append(4))]
     with pytest.warns(ArchiveWarning, match="not recorded any further, and training goes on.*No space left") as told:
-        recorder = _train(tmp_path / "archive", tmp_path, At(last, fill), At(4, lambda _: reached.append(4)))
+        recorder = _train(tmp_path / "archive", tmp_path, *at)
     monkeypatch.undo()
     assert len(told) == 1
     assert reached == [4]
