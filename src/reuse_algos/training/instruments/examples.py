@@ -226,7 +226,7 @@ class ExampleLosses:
                 return network(self.outputs({**parameters, **values}, batch))[0]
 
             # One output at a time (chunk_size): all at once would hold the activations once for each output.
-            return jacrev(outputs, chunk_size=1)(chosen)
+            return jacrev(outputs, chunk_size=1)(chosen)  # type: ignore[return-value]
 
         parts = self._over_examples(derivatives, rows)
         return torch.cat([part.flatten(2) for part in parts.values()], dim=2).detach()
