@@ -24,6 +24,7 @@ from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.building.progress_lines import ProgressLines
 from reuse_algos.recipe.building.recipe_data import load_recipe_data, pool_of, watchers
+from reuse_algos.recipe.building.resuming import resume_arguments
 from reuse_algos.recipe.building.wandb_logger import RecipeWandBLogger
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
@@ -211,6 +212,7 @@ def _trainer_arguments(settings: Settings) -> dict[str, Any]:
     """Return what the Trainer takes from the recipe as it is."""
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     arguments["progress_bar"] = settings.progress_bar and not _lines(settings)
+    arguments |= resume_arguments(settings.save_folder, settings.run_name, autoresume=settings.autoresume)
     options = settings.compile
     # Composer compiles where it is given a mapping, also an empty one.
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
