@@ -9,7 +9,8 @@ come out, as one JSON line at the end of ``--out``:
 - ``wrong_rows``: archived rows that are not their sample's. The model's logits are the sample's number, digit by digit,
   and its weights do not move, so every row says whose it is.
 - ``step_overhead``: seconds of a step with recording over those without, the median over pairs of steps that one rank
-  makes in turn, with quartiles.
+  makes in turn, with quartiles; and ``recorder_ms``, what the recorder itself takes of a step. The step is as long as
+  that of the small ResNet with 128 images.
 - ``gather_ratio``: seconds to look up cached rows of a shard's samples, in order, in the archive over the same held in
   RAM.
 
@@ -29,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from composer import Callback, State, Trainer
+from composer import Callback, Event, State, Trainer
 from composer.models import ComposerModel
 from composer.utils import dist
 from job_runner import ResultsFile, command_line, surroundings
@@ -50,8 +51,7 @@ class Echo(ComposerModel):
     """Its logits are the digits of the sample's number. Beside them it does some work, whose result counts for nothing.
 
     Args:
-        width: Of the work's layers. With 1024 a step takes as long as one of a small network: the overhead of nothing
-            says nothing.
+        width: Of the work's layers, which say how long a step takes.
     """
 
     def __init__(self, width: int) -> None:
@@ -108,10 +108,10 @@ def loader_of(folders: list[Path], size: int) -> Any:
     return StreamingDataLoader(dataset, batch_size=size, num_workers=2)
 
 
-def recorder_of(archive: Path, loader: Any) -> RunRecorder:
+def recorder_of(archive: Path, loader: Any, kind: type[RunRecorder] = RunRecorder) -> RunRecorder:
     """Return a recorder of logits and losses."""
     signals = {"logits": {}, "loss": {}}
-    return RunRecorder(archive, run_name="stream", signals=signals, keys=KEYS, dataset=stream_info(loader.dataset))
+    return kind(archive, run_name="stream", signals=signals, keys=KEYS, dataset=stream_info(loader.dataset))
 
 
 def train(folder: Path, die_at: int) -> None:
@@ -136,6 +136,24 @@ def train(folder: Path, die_at: int) -> None:
     trainer.fit()
 
 
+class TimedRecorder(RunRecorder):
+    """A recorder that counts the processor's seconds of its own thread, each step by itself."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.own, self.steps = 0.0, []
+
+    def run_event(self, event: Event, state: State, logger: Any) -> None:
+        """Record, and count."""
+        began = time.thread_time()
+        super().run_event(event, state, logger)
+        self.own += time.thread_time() - began
+        if event == Event.BATCH_END:
+            self.steps.append(self.own)
+        if event in (Event.BATCH_START, Event.BATCH_END):
+            self.own = 0.0
+
+
 class Stepped:
     """A training of one rank that goes on by one short epoch at a time, with or without a recorder."""
 
@@ -145,8 +163,10 @@ class Stepped:
         for name in "ab":  # streaming refuses two datasets of one folder in a process
             if not (own / name).exists():
                 (own / name).symlink_to((folder / name).resolve())
-        loader, model = loader_of([own / "a", own / "b"], BATCH // 2), Echo(1024)
-        self.clock = StepClock(time.process_time)
+        loader, model = loader_of([own / "a", own / "b"], BATCH // 2), Echo(2048)
+        self.clock, self.recorder = StepClock(time.process_time), None
+        if record:
+            self.recorder = recorder_of(own / "archive", loader, TimedRecorder)
         self.trainer = Trainer(
             model=model,
             train_dataloader=loader,
@@ -154,7 +174,7 @@ class Stepped:
             optimizers=torch.optim.SGD(model.parameters(), lr=0.0),
             max_duration="0ep",
             device="cpu",
-            callbacks=[self.clock, *([recorder_of(own / "archive", loader)] if record else [])],
+            callbacks=[self.clock, *([self.recorder] if self.recorder else [])],
             progress_bar=False,
         )
 
@@ -165,12 +185,15 @@ class Stepped:
 
 def overhead(folder: Path) -> dict[str, Any]:
     """Return what a step with recording takes, over one without."""
-    seconds = epochs_by_turns({"with": Stepped(folder, True), "without": Stepped(folder, False)}, 3, threads=1)
+    recorded = Stepped(folder, True)
+    seconds = epochs_by_turns({"with": recorded, "without": Stepped(folder, False)}, 2, threads=1)
     low, middle, high = ratios(seconds["with"], seconds["without"])
+    assert isinstance(recorded.recorder, TimedRecorder)
     return {
         "step_ms": {name: round(1000 * float(np.median(found)), 2) for name, found in seconds.items()},
         "step_overhead": round(middle, 3),
         "step_overhead_quartiles": [round(low, 3), round(high, 3)],
+        "recorder_ms": round(1000 * float(np.median(recorded.recorder.steps[-len(seconds["with"]) :])), 2),
         "steps": len(seconds["with"]),
     }
 
@@ -205,11 +228,21 @@ def look(folder: Path, samples: int) -> dict[str, Any]:
     }
 
 
+def train_killed(folder: Path, middle: int) -> None:
+    """Train with two ranks that end without a word at a batch, and again to the end."""
+    for die_at in (middle, -1):
+        launch = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", __file__, str(folder)]
+        done = subprocess.run([*launch, f"--rank={die_at}"], capture_output=True, text=True, check=False)
+        if (done.returncode == 0) != (die_at < 0):
+            sys.exit(f"the training to batch {die_at} ended with {done.returncode}:\n{done.stderr[-3000:]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--part", choices=("rows", "steps"), help="measure this part only")
     parser.add_argument("--rank", type=int, help="internal: train as one rank, and end at this batch", default=None)
     arguments = parser.parse_args()
     if arguments.rank is not None:
@@ -218,13 +251,12 @@ def main() -> None:
     torch.set_num_threads(1)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     write_shards(arguments.folder, arguments.samples)
-    middle = arguments.samples // BATCH * 2 // 3
-    for die_at in (middle, -1):
-        launch = [sys.executable, "-m", "composer.cli.launcher", "-n", "2", __file__, str(arguments.folder)]
-        done = subprocess.run([*launch, f"--rank={die_at}"], capture_output=True, text=True, check=False)
-        if (done.returncode == 0) != (die_at < 0):
-            sys.exit(f"the training to batch {die_at} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    found = {**look(arguments.folder, arguments.samples), **overhead(arguments.folder)}
+    found: dict[str, Any] = {}
+    if arguments.part != "steps":
+        train_killed(arguments.folder, arguments.samples // BATCH * 2 // 3)
+        found |= look(arguments.folder, arguments.samples)
+    if arguments.part != "rows":
+        found |= overhead(arguments.folder)
     ResultsFile(arguments.out).append({**found, **surroundings(), "command": command_line(__file__)})
     print(json.dumps(found))
 
