@@ -129,13 +129,6 @@ class Signal:
             seen[segment.tensors["ids"]] = True
         return seen
 
-    def seen_counts(self) -> Tensor:
-        """Return in how many slots each example has a row: int64 [N]."""
-        counts = torch.zeros(self.num_examples, dtype=torch.int64)
-        for slot in self.slots:
-            counts += self.seen(slot)
-        return counts
-
     def gather(self, positions_B: Tensor, slots_B: Tensor) -> tuple[Tensor, Tensor]:
         """Look up one row for each pair of position and slot.
 
