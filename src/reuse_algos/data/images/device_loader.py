@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from reuse_algos.data.content import rows_content
+from reuse_algos.data.examples.content import rows_content
 from reuse_algos.data.images.augment import Augmentation, Normalisation
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo

@@ -11,7 +11,7 @@ from composer.algorithms import EMA
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import DatasetRecord, header_parts
-from reuse_algos.data.identity import identity_of
+from reuse_algos.data.examples.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ModelError
