@@ -22,7 +22,7 @@ from reuse_algos.algorithms.prior_run_distillation import KL
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder, TrainingInstruments
 from reuse_algos.data.example_ids import TrackExamples
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, dataloader_of
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
@@ -88,7 +88,7 @@ class Setting:
 
     def loader(self, dataset: DeviceImages) -> DataLoader:
         """Whole batches, in an order of seed and epoch."""
-        return device_dataloader(dataset, self.batch, EpochSampler(len(dataset), seed=0), drop_last=True)
+        return dataloader_of(dataset, self.batch, EpochSampler(len(dataset), seed=0), drop_last=True)
 
 
 def _device() -> str:

@@ -17,7 +17,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.datasets.load import DataConfig, LoadedData
 from reuse_algos.data.datasets.resampling import resampling_plan
 from reuse_algos.data.example_ids import TrackExamples
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import dataloader_of
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
@@ -186,19 +186,14 @@ def _counted(loader: DataLoader) -> DataLoader | DataSpec:
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
     # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
-    if isinstance(dataset, DeviceImages):
-        return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
-    return DataLoader(
+    return dataloader_of(
         dataset,
-        batch_size=rank_batch_size,
-        sampler=sampler,
-        drop_last=drop_last,
+        rank_batch_size,
+        sampler,
+        drop_last,
         num_workers=num_workers,
-        collate_fn=getattr(dataset, "collate_fn", None),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.
-        generator=torch.Generator().manual_seed(0),
     )
 
 
