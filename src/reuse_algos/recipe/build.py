@@ -84,6 +84,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
     faults.raise_if_any()
 
     device = get_device(settings.device)
+    # The pool and the data are chosen on rank 0, and the others are told; the Trainer would set this up too late for
+    # that.
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
     pool = pool_of(settings.data, archive)
@@ -101,6 +103,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
+            # Last, when the others have chosen their prior runs, which these look at.
             algorithms=[*algorithms, *watchers(settings.data, pool)],
             callbacks=[
                 *callbacks,
@@ -125,6 +128,7 @@ def _open_archive(recipe: Recipe) -> RunArchive | str | None:
     """
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
+    # With a spool the recorder keeps the run on this machine until the archive can be reached.
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
     reading = any(component.is_ours for component in recipe.components["algorithms"]) or settings.data.pseudo_labels
     if settings.archive is None or (tolerant and not reading):
@@ -224,6 +228,7 @@ def _built(component: Component, faults: Faults, **more: Any) -> Any:
         return component.build(**more)
     except _BUILD_ERRORS as error:
         faults.add(component.path, " ".join(str(error).split()) or type(error).__name__)
+        # The message of a constructor may not say where it arose; the log of a debug run does.
         log.debug("%s could not be built", component.path, exc_info=True)
         return None
 
@@ -266,6 +271,7 @@ def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """
     settings = recipe.settings
     tags = [f"{key}:{value}"[:_WANDB_TAG_LENGTH] for key, value in settings.tags.items()]
+    # What the recipe says of these wins over what is derived from it.
     filled = {"name": settings.run_name, "group": group_of(recipe), "tags": tags, **options}
     filled["init_kwargs"] = {"config": recipe.record, **(options.get("init_kwargs") or {})}
     return filled

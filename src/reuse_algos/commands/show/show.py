@@ -155,6 +155,7 @@ def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
         metas = [signal.slot_meta(slot) for slot in signal.slots]
         facts |= success_rates(metas)
         seconds = [value for meta in metas if isinstance(value := meta.get("seconds"), float)]
+        # A sum over some of the slots would look like the cost of all.
         facts["harvest_seconds"] = sum(seconds) if len(seconds) == len(metas) else None
     return facts
 

@@ -107,6 +107,7 @@ def _nested(section: dict[str, Any]) -> dict[str, Any]:
 
 def _fitted(values: dict[str, Any], faults: Faults) -> SequenceConfig:
     plain = {key: value for key, value in values.items() if key not in ("steps", "arms", "search", "sample")}
+    # Fields that the library fills in itself, such as where the file was read.
     unwritten = {f.name for f in dataclasses.fields(SequenceConfig) if not f.metadata.get("written", True)}
     for key in unwritten & plain.keys():
         faults.add(key, f"there is no such key.{nearest(key, _keys(SequenceConfig))}")
@@ -251,5 +252,6 @@ def _check(config: SequenceConfig, faults: Faults) -> None:
     for arm in (halving.arms or []) if halving else []:
         if arm not in config.arms:
             faults.add("search.halving.arms", f"there is no arm {arm!r}.{nearest(arm, config.arms)}")
+    # The name that all shipped files give to the arm that reuses nothing.
     if config.baseline is None and "without" in config.arms:
         config.baseline = "without"

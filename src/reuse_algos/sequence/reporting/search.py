@@ -142,6 +142,7 @@ def _agreement(key: str, arm: ArmSearch, baseline: ArmSearch, runs: Sequence[Tri
     # Runs pair where they differ in nothing but the value that is searched for.
     points = [[value_key({**run.point, key: None}) for run in side] for side in (ours, theirs)]
     paired = points[0] == points[1]
+    # Both sides are the baseline's runs, so that the arms' own difference in accuracy does not count.
     difference = difference_interval([run.final for run in ours], [run.final for run in theirs], paired=paired)
     if min(len(ours), len(theirs)) < MIN_RUNS:
         return Agreement(arm.arm, "not enough runs", difference)

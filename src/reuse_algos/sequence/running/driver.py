@@ -70,6 +70,7 @@ def run_sequence(
         work.do(plan.needed(arms))
     finally:
         lease.release()
+    # Said only when all jobs have ended, as the lease protects what they write.
     if lease.is_lost:
         raise SequenceError(
             f"the lease of the sequence {plan.config.name} in {archive.location} was lost: another process has taken "
