@@ -60,6 +60,7 @@ class Asked:
 
     def likely(self, lines: list[bytes]) -> list[bytes]:
         """Return those summaries, as JSON, that may be of a run that fits."""
+        # A search for bytes is much faster than decoding; it may keep too many, never too few.
         for traces in self._traces:
             if len(traces) == 1:
                 (trace,) = traces

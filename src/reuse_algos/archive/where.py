@@ -143,6 +143,7 @@ class Where:
         return tests[0] if len(tests) == 1 else lambda run: all(test(run) for test in tests)
 
     def _one(self, depth: int) -> Test:
+        # A filter may come from a recipe in somebody else's archive.
         if depth > MAX_DEPTH:
             self._refuse(f"more than {MAX_DEPTH} levels deep")
         if self._is("word", "not"):
@@ -187,6 +188,7 @@ class Where:
             return lambda run: "true" if run.finished else "false"
         if name in FIELDS:
             return lambda run: getattr(run, name)
+        # Whether a metric exists is known only when runs were asked.
         self._metrics.setdefault(name, False)
         return lambda run: self._metric(run, name)
 
@@ -194,6 +196,7 @@ class Where:
         self._known.update(run.finals)
         found = [name] if name in run.finals else [full for full in run.finals if full.endswith(f"/{name}")]
         found = found or [full for full in run.finals if full.rpartition("/")[2].lower().endswith(name.lower())]
+        # A metric of training counts only where evaluation has none of this name.
         found = meant(found)
         if len(found) > 1:
             raise WhereError(

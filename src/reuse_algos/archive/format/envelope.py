@@ -104,6 +104,7 @@ def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
     if len(data) > MAX_SEALED_BYTES and not isinstance(data, Expanded):
         raise ArchiveCorruptError(f"{where} has {len(data)} bytes; at most {MAX_SEALED_BYTES} are read")
     content = data[_CONTENT_AT]
+    # Every byte is compared: the fixed ones with what they must be, the others through the hash.
     intact = (
         data.startswith(_HEAD)
         and data[_MIDDLE_AT] == _MIDDLE

@@ -374,6 +374,7 @@ class _Reader:
             data = self._get(entry.path)
             if data is None:
                 raise ArchiveCorruptError(f"{self._where} refers to {entry.path}, which is missing")
+            # Parts are read before the manifest exists that a check of files starts from.
             if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
                 raise ArchiveCorruptError(f"{entry.path} is damaged: it is not what {self._where} says")
             content = data[len(data) - entry.tensors["json"].shape[0] :]

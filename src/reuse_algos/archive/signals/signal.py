@@ -180,6 +180,7 @@ class Signal:
         positions = torch.arange(self.num_examples)
         if self.encoding != "packed":
             return self.gather(positions, torch.full_like(positions, slot))
+        # Decoded in parts into the result: decoding all at once would need the memory twice.
         values = torch.empty(self.num_examples, *self.row_shape)
         seen = torch.empty(self.num_examples, dtype=torch.bool)
         for part in positions.split(max(1, _PART_NUMBERS // math.prod(self.row_shape))):

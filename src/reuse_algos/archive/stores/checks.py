@@ -64,6 +64,7 @@ def check_sizes(store: Store, sizes: Mapping[str, int]) -> None:
         ArchiveCorruptError: One has another size.
         ArchiveError: One could not be asked for.
     """
+    # A remote store answers many requests at once; on a local disk threads only cost.
     threads = min(store.concurrency, len(sizes))
     with contextlib.ExitStack() as stack:
         if threads > 1:

@@ -116,8 +116,10 @@ class LocalStore(Store):
                 return []
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
+        # Through descriptors and not by os.walk: a link that somebody puts in the way is not followed.
         for name in self.list(prefix):
             path = f"{prefix}/{name}"
+            # An odd name is not the archive's, and might lead elsewhere.
             if not is_safe_name(name) and not is_temporary(name):
                 continue
             with self._errors(path, "list"):
@@ -175,6 +177,7 @@ class LocalStore(Store):
         self, parents: list[str], in_directory: contextlib.ExitStack, in_file: contextlib.ExitStack
     ) -> tuple[int, str, int]:
         """Descriptor of a directory, and name and descriptor of a new temporary file in it."""
+        # A name of random digits: two writers never share one, and readers know it by its form.
         temporary = temporary_name()
         for tries_left in reversed(range(_MAKING_TRIES)):
             try:
