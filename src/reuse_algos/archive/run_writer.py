@@ -193,7 +193,7 @@ class RunWriter:
                 return decode_manifest(sealed, self.run_id, generation) if parted is None else manifest
 
     def _in_parts(self, manifest: Manifest) -> tuple[PartedManifest | None, Sequence[FileEntry]]:
-        """A manifest of many files in parts, None for any other, and the files that the last commit did not list."""
+        """Return a manifest of many files in parts (None for any other), and the files that are new in it. ##"""
         if self._parts is None:
             if len(manifest.files) < PARTS_FROM or sum(e.kind in STABLE for e in manifest.files) < PARTS_FROM:
                 return None, manifest.files
@@ -243,9 +243,9 @@ class RunWriter:
         return self._generation
 
     def _check_files(self, manifest: Manifest, files: Mapping[str, int], unsure: AbstractSet[str]) -> None:
-        """Make sure of the files that a manifest lists: of all that are new to it before the first commit, then of
-        those that this writer has not committed.
-        """
+        """Check the files that a manifest lists and that may not be there."""
+        # Before the first commit all of them, as those of a resumed run are old; later those that this writer has not
+        # committed.
         check_identity(self._store, self._archive_id, f"run {self.run_id} cannot be committed")
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
@@ -260,7 +260,7 @@ class RunWriter:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
 
     def _is_mine(self, generation: int) -> bool:
-        """Whether this writer made a generation; raises with an explanation if another attempt did."""
+        """Return whether this writer made a generation; raise if another attempt did. ##"""
         winner = read_manifest(self._store, self.run_id, generation)
         if winner.write_id.startswith(f"{self._token}-"):
             return True

@@ -118,7 +118,7 @@ class Where:
         return text
 
     def _is(self, kind: str, text: str) -> bool:
-        """Whether the next token is this one; then it is taken."""
+        """Take the next token if it is this one, and return whether it is. ##"""
         found = self._tokens[self._at]
         if found[0] != kind or found[1].lower() != text:
             return False
@@ -210,7 +210,8 @@ class Where:
 
 
 def _holds(value: str | float | None, sign: str, wanted: str) -> bool:
-    """Whether a run's value is as wanted: as numbers where both are, else as texts."""
+    """Return whether a run's value is as wanted."""
+    # Compared as numbers where both are numbers, else as texts: tags are texts, also those that look like numbers.
     if value is None:
         return False
     left, right = _number(value), _number(wanted)

@@ -121,11 +121,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
 
 
 def _open_archive(recipe: Recipe) -> RunArchive | str | None:
-    """Return the archive, or its location where the run is to be trained whether or not it can be reached.
-
-    That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
-    without.
-    """
+    """Return the archive; where only the recorder needs it, and keeps a spool, its location."""
+    # Such a run is trained whether or not the archive can be reached. Algorithms that read it cannot go without.
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
     # With a spool the recorder keeps the run on this machine until the archive can be reached.
@@ -265,10 +262,8 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
 
 
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return W&B's name, group, tags and config, where the recipe gives none.
-
-    Runs that differ in nothing but the seed fall into one group, which W&B can average over.
-    """
+    """Return W&B's name, group, tags and config, where the recipe gives none."""
+    # Runs that differ in nothing but the seed fall into one group, which W&B can average over.
     settings = recipe.settings
     tags = [f"{key}:{value}"[:_WANDB_TAG_LENGTH] for key, value in settings.tags.items()]
     # What the recipe says of these wins over what is derived from it.

@@ -126,7 +126,8 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
 
 
 def _write_out_presets(algorithms: Any, faults: Faults) -> None:
-    """Put the values of ``preset: same_data`` in an algorithm's section in its place; what stands beside it wins."""
+    """Put the values of ``preset: same_data`` in its place."""
+    # What the recipe writes beside it wins over the preset.
     for name, section in algorithms.items() if isinstance(algorithms, dict) else ():
         if not isinstance(section, dict) or "preset" not in section:
             continue

@@ -153,7 +153,8 @@ def _refuse_newer(version: tuple[int, int], where: str, record_type: type[Record
 
 
 def _is_too_deep(content: bytes) -> bool:
-    """Whether JSON is nested more than MAX_DEPTH levels, by counting brackets outside strings."""
+    """Return whether JSON is nested more than MAX_DEPTH levels."""
+    # Brackets outside of strings are counted, since a parser could run out of stack.
     if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:  # so are most records
         return False
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # what quotes are left begin or end a string

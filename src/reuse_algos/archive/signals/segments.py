@@ -177,7 +177,8 @@ def _check_packed(meta: Mapping[str, Scalar], tensors: Mapping[str, Tensor], par
 
 
 def _in_parts(key: str, tensors: Mapping[str, Tensor], parts: Parts | None) -> Iterable[Tensor]:
-    """A tensor in parts: a small one through its map, which is quicker, a large one past it."""
+    """Return a tensor in parts."""
+    # A small one comes through its map, which is quicker; a large one past it, as pages of a map stay in memory.
     if parts is not None and tensors[key].nbytes > _SMALL_BYTES:
         return parts(key)
     return tensors[key].split(_ROWS_PER_PART)

@@ -181,7 +181,8 @@ def prune_directory(folder: Path, max_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes of this host from fetching the same file. Go without where the lock cannot be had."""
+    """Keep other processes of this host from fetching the same file."""
+    # Where the lock cannot be had, several fetch it, which costs time only.
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, NotImplementedError):  # filelock's Timeout is an OSError, too
             stack.enter_context(filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS))

@@ -120,7 +120,7 @@ def copy_runs(
 
 
 def _forget(known: set[str], run_id: str) -> bool:
-    """Take what is of one run out of what is known; False if there is nothing."""
+    """Take what is of one run out of what is known, and return whether there was anything. ##"""
     stale = {path for path in known if path.startswith(f"{run_prefix(run_id)}/")}
     known -= stale
     return bool(stale)
@@ -147,7 +147,8 @@ def _chosen(
 
 @contextlib.contextmanager
 def _reported(run_id: str, report: CopyReport) -> Iterator[None]:
-    """What concerns one run only does not stop the others."""
+    """Report what concerns one run, and go on."""
+    # One damaged run must not keep the others from being copied.
     try:
         yield
     except (*DAMAGE, ArchiveConflictError) as error:
@@ -250,7 +251,7 @@ def _put(source: Store, target: Store, path: str, size: int, sha256: str, advanc
 
 
 def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """A file in parts; in place of the end of a wrong one an error is raised."""
+    """Yield a file in parts, and raise in place of the end of a wrong one. ##"""
     digest, found = hashlib.sha256(), 0
     for part in store.stream(path):
         found += len(part)

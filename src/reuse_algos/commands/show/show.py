@@ -257,7 +257,8 @@ def _signal_lines(signals: dict[str, Any]) -> list[str]:
 
 
 def _captured_lines(epochs: dict[str, int]) -> list[str]:
-    """Return when a signal was captured: what a model said in an early epoch is not what it says at the end."""
+    """Return when a signal was captured."""
+    # What a model said in an early epoch is not what it says at the end.
     if not epochs:
         return []
     if all(int(slot) == epoch for slot, epoch in epochs.items()):

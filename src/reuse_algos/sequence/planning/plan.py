@@ -194,7 +194,8 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
 
 
 def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
-    """Refuse arms whose periods go back: a step would start from a run that has seen what it is judged by."""
+    """Note arms whose periods go back."""
+    # A step would start from a run that has seen what it is judged by.
     last: dict[tuple[str, str], PlannedStep] = {}
     for step in steps:
         rotated = step.recipe.settings.data.rotated
@@ -214,7 +215,8 @@ def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
 
 
 def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], step: PlannedStep, faults: Faults) -> None:
-    """Note steps that reuse runs of this sequence without one before them: nothing falls back to plain training."""
+    """Note steps that reuse runs of this sequence without one before them."""
+    # Nothing falls back to plain training: such a step would fail when its turn comes.
     for path, query in queries_of(step):
         if str(query.get("tags", {}).get("sequence")) != config.name or any(fits(query, other) for other in before):
             continue

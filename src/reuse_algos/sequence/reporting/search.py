@@ -115,7 +115,8 @@ def value_key(value: Any) -> str:
 
 
 def _runs_with(key: str, value: Any, runs: Sequence[Tried]) -> list[Tried]:
-    """Return the runs with a value, of its last rung only: those before had smaller budgets."""
+    """Return the runs with a value, of its last rung."""
+    # Those of rungs before had smaller budgets, and would pull the mean down.
     found = [run for run in runs if value_key(run.point[key]) == value_key(value)]
     return [run for run in found if run.rung == max(one.rung for one in found)]
 
