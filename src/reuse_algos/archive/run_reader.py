@@ -201,7 +201,7 @@ class RunReader(Upkeep):
         return Catalog(self._store, self.archive_id, self._unbelieved)
 
     def _opened(self, known: Known) -> tuple[PriorRun | None, bool]:
-        """Return a run of a selection, None if it is damaged; and whether it is what its summary says. ##"""
+        """Return a run of a selection, None if it is damaged; and whether it is what its summary says."""
         summary = known.summary
         try:
             # The catalog has just read this generation, because the index did not know the run.
@@ -217,7 +217,7 @@ class RunReader(Upkeep):
         return run, run is not None
 
     def _newest(self, run_id: str, summary: RunSummary | None = None) -> PriorRun | None:
-        """Return the newest sound generation of a run; None where it is not there, or not what a summary says. ##"""
+        """Return the newest sound generation of a run; None where it is not there, or not what a summary says."""
         found = find_sound(self._store, run_id, decode_manifest)
         if found is None:
             return None

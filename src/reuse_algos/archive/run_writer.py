@@ -193,7 +193,7 @@ class RunWriter:
                 return decode_manifest(sealed, self.run_id, generation) if parted is None else manifest
 
     def _in_parts(self, manifest: Manifest) -> tuple[PartedManifest | None, Sequence[FileEntry]]:
-        """Return a manifest of many files in parts (None for any other), and the files that are new in it. ##"""
+        """Return a manifest of many files in parts (None for any other), and the files that are new in it."""
         if self._parts is None:
             if len(manifest.files) < PARTS_FROM or sum(e.kind in STABLE for e in manifest.files) < PARTS_FROM:
                 return None, manifest.files
@@ -260,7 +260,7 @@ class RunWriter:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
 
     def _is_mine(self, generation: int) -> bool:
-        """Return whether this writer made a generation; raise if another attempt did. ##"""
+        """Return whether this writer made a generation; raise if another attempt did."""
         winner = read_manifest(self._store, self.run_id, generation)
         if winner.write_id.startswith(f"{self._token}-"):
             return True

@@ -118,7 +118,7 @@ class Where:
         return text
 
     def _is(self, kind: str, text: str) -> bool:
-        """Take the next token if it is this one, and return whether it is. ##"""
+        """Take the next token if it is this one, and return whether it is."""
         found = self._tokens[self._at]
         if found[0] != kind or found[1].lower() != text:
             return False

@@ -85,7 +85,7 @@ def _checked(value: Any, path: str, faults: Faults) -> Any:
 
 
 def _resolvers(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the resolvers that OmegaConf will call for a text: name and whole call. ##"""
+    """Yield the resolvers that OmegaConf will call for a text: name and whole call."""
     # By OmegaConf's own grammar: a regular expression would miss nested and escaped calls.
     waiting = [parse(text)]
     while waiting:

@@ -72,7 +72,7 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _packed(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Return each metric of a history for its six columns; nothing where these are not the columns of histories. ##"""
+    """Return each metric of a history for its six columns; nothing where these are not the columns of histories."""
     metrics = [(name, _COLUMNS, tensors[f"{name}/value"].shape) for name in metric_names(tensors)]
     # Only what reads back equal is written short.
     return metrics if _unpacked(metrics) == tensors else []

@@ -233,7 +233,7 @@ class Signal:
         return self._by_slot[slot]
 
     def _columns(self) -> dict[str, Tensor]:
-        """Return the tensors that hold rows, as in any of the segments. ##"""
+        """Return the tensors that hold rows, as in any of the segments."""
         return {key: tensor for key, tensor in self._first.tensors.items() if key != "ids"}
 
     def _whole(self, slot: int) -> Segment | None:
@@ -243,7 +243,7 @@ class Signal:
         return latest if latest is not None and len(latest.tensors["ids"]) == self.num_examples else None
 
     def _gather_parts(self, positions_B: Tensor, slots_B: Tensor, slots: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """Return encoded rows from several segments, 0 where not seen; and which were seen. ##"""
+        """Return encoded rows from several segments, 0 where not seen; and which were seen."""
         encoded = {key: like.new_zeros((len(positions_B), *like.shape[1:])) for key, like in self._columns().items()}
         seen_B = torch.zeros(len(positions_B), dtype=torch.bool)
         for slot in slots:
@@ -259,7 +259,7 @@ class Signal:
         return encoded, seen_B
 
     def _locate(self, slot: int, positions: Tensor) -> Iterator[tuple[Segment, Tensor, Tensor]]:
-        """Yield segments that hold rows, with indices into ``positions`` and the rows; no position twice. ##"""
+        """Yield segments that hold rows, with indices into ``positions`` and the rows; no position twice."""
         open_places = torch.arange(len(positions))
         # The latest first: where it has a row, an earlier one does not hold any more.
         for segment in reversed(self._by_slot.get(slot, [])):
@@ -272,7 +272,7 @@ class Signal:
 
 
 def _only_slot(slots_B: Tensor) -> int:
-    """Return the slot that all of a batch is in; -1 if there are several or none, or they are not at hand. ##"""
+    """Return the slot that all of a batch is in; -1 if there are several or none, or they are not at hand."""
     if not slots_B.is_cpu or slots_B.dtype is not torch.int64:
         return -1
     data = slots_B.numpy().tobytes()  # comparing bytes takes a third of the time of any reduction

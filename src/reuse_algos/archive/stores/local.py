@@ -177,7 +177,7 @@ class LocalStore(Store):
     def _new_file(
         self, parents: list[str], in_directory: contextlib.ExitStack, in_file: contextlib.ExitStack
     ) -> tuple[int, str, int]:
-        """Return descriptors of a directory and of a new file in it, with the file's name between them. ##"""
+        """Return descriptors of a directory and of a new file in it, with the file's name between them."""
         # A name of random digits: two writers never share one, and readers know it by its form.
         temporary = temporary_name()
         for tries_left in reversed(range(_MAKING_TRIES)):

@@ -120,7 +120,7 @@ def copy_runs(
 
 
 def _forget(known: set[str], run_id: str) -> bool:
-    """Take what is of one run out of what is known, and return whether there was anything. ##"""
+    """Take what is of one run out of what is known, and return whether there was anything."""
     stale = {path for path in known if path.startswith(f"{run_prefix(run_id)}/")}
     known -= stale
     return bool(stale)
@@ -251,7 +251,7 @@ def _put(source: Store, target: Store, path: str, size: int, sha256: str, advanc
 
 
 def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """Yield a file in parts, and raise in place of the end of a wrong one. ##"""
+    """Yield a file in parts, and raise in place of the end of a wrong one."""
     digest, found = hashlib.sha256(), 0
     for part in store.stream(path):
         found += len(part)

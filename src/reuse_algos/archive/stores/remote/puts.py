@@ -191,7 +191,7 @@ class ObjectWriter:
                 self._is_conditional = True
 
     def _is_refused(self) -> bool:
-        """Return whether the store refuses to put the probe; False if it is there now. ##"""
+        """Return whether the store refuses to put the probe; False if it is there now."""
         began, attempt = time.monotonic(), 0
         while True:
             attempt += 1
