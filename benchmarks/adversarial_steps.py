@@ -103,7 +103,7 @@ class Training:
 
 
 def measure(names: list[str], setting: Setting) -> dict[str, list[float]]:
-    """Seconds of each step by variant, all of them of equal number and made in turn; the first epoch warms up."""
+    """Return the seconds of each step by variant, made in turn; the first epoch warms up."""
     dataset = images((setting.steps + 1) * BATCH, "cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"

@@ -84,7 +84,7 @@ class Training:
 
 
 def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> dict[str, Any]:
-    """Times of one network: raw step times by source, the harvest, and how far the losses are apart."""
+    """Measure one network: raw step times by source, the harvest, and how far the losses are apart."""
     torch.set_num_threads(threads)
     dataset = images((steps + 1) * batch, "cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -108,7 +108,7 @@ class _Ref(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _file_bytes(count: int) -> int:
-    """Bytes of a safetensors file with one tensor ``json`` of so many bytes."""
+    """Return the bytes of a safetensors file with one tensor ``json`` of so many bytes."""
     header = len(f'{{"json":{{"dtype":"U8","shape":[{count}],"data_offsets":[0,{count}]}}}}')
     return 8 + -(-header // 8) * 8 + count
 

@@ -268,7 +268,7 @@ def _check_digest(found: str, entry: FileEntry, where: str) -> None:
 
 
 def _checked_slots(file: BinaryIO | io.FileIO, size: int, entry: FileEntry, where: str) -> dict[str, _Slot]:
-    """Where each tensor is, after checking size and header against the manifest and against each other.
+    """Return where each tensor is, after checking size and header against the manifest and against each other.
 
     Args:
         file: The file, or a beginning of it that holds any header of a permitted length.

@@ -138,7 +138,8 @@ def check_signal(
 
 
 def _check_unbacked(tensors: Mapping[str, Tensor]) -> str | None:
-    """A file without rows can claim rows of any size, and who looks up what is not there gets so many zeros."""
+    """Return what is wrong with the rows that a file without rows claims; None if nothing is."""
+    # They may be of any size, and who looks up what is not there gets so many zeros.
     if len(tensors["ids"]):
         return None
     for key, tensor in tensors.items():

@@ -16,7 +16,7 @@ DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
 
 @contextlib.contextmanager
 def reading(store: Store) -> Iterator[None]:
-    """A part of a store that cannot be read is damage, as long as the rest of it can be.
+    """Treat a part of a store that cannot be read as damage, as long as the rest of it can be.
 
     Raises:
         ArchiveCorruptError: The part is damaged, or cannot be read.

@@ -156,7 +156,7 @@ class ObjectWriter:
         return (result or {}).get("e_tag") or "", fault
 
     def _is_stored(self, key: str, content: Content, e_tag: str = "") -> bool | None:
-        """Whether the object is what it is to be; None if there is none.
+        """Return whether the object is what it is to be; None if there is none.
 
         The entity tag that S3 answers with is the MD5 of what it has stored, unless it encrypts. Where it is not, all
         is read back.
