@@ -99,7 +99,8 @@ def _lines_with(text: bytes, part: bytes) -> Iterator[bytes]:
 
 
 def _accepted(wanted: Mapping[str, object]) -> list[tuple[str, set[str]]]:
-    """Return each tag that is wanted with the values that it may have, as tags are: texts."""
+    """Return each tag that is wanted with the values that it may have."""
+    # Tags of runs are texts, so a number that is asked for becomes one.
     several = (list, tuple, set, frozenset)
     return [
         (key, set(map(str, value)) if isinstance(value, several) else {str(value)}) for key, value in wanted.items()

@@ -171,6 +171,7 @@ class PriorRun:
             ArchiveCorruptError: Their file is damaged.
         """
         newest = self._require("weights", weights_name(name))
+        # Only weights that were split up carry a slot.
         if newest.meta.get("slot") is None:
             return self.read(newest)
         # The header of one file is bounded, so a model of very many tensors lies in several.
@@ -228,6 +229,7 @@ class PriorRun:
         tensors = self.read(self._require("dataset", "examples"))
         empty = torch.empty(0, dtype=torch.int64)
         rows_S, hashes_S = tensors.get("content_rows", empty), tensors.get("content_hashes", empty)
+        # The hash of the file shows damage, not that its writer kept to the rules.
         sound = all(one.dtype == torch.int64 and one.dim() == 1 for one in (rows_S, hashes_S))
         if not sound or len(rows_S) != len(hashes_S) or (rows_S < 0).any() or (rows_S >= self._num_examples()).any():
             raise ArchiveCorruptError(f"run {self.id} has no proper content hashes of its examples")
