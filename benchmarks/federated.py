@@ -44,13 +44,13 @@ DATA = {"train_examples": EXAMPLES, "batch_size": 10, "augment": "crop"}
 
 
 def overrides(seed: int) -> dict[str, Any]:
-    """What every part changes in the recipe."""
+    """Return what every part changes in the recipe."""
     model = {"width": WIDTH}
     return {"seed": seed, "device": "cpu", "data": DATA, "model": model, "optimizer": {"lr": RATE}, "scheduler": None}
 
 
 def config_of(arm: str, seed: int, folder: Path) -> FederatedConfig:
-    """The federated run of an arm."""
+    """Return the federated run of an arm."""
     server = ServerConfig(examples=0 if arm == "labels" else LABELLED, epochs=10, alternate="parallel" not in arm)
     # Nothing is as sure as 1.0, so the clients of the arm "server" train on nothing.
     select = SelectionConfig(threshold=1.0 if arm == "server" else 0.95)

@@ -18,7 +18,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.datasets.load import DataConfig, LoadedData
 from reuse_algos.data.datasets.resampling import resampling_plan
 from reuse_algos.data.example_ids import TrackExamples
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import dataloader_of
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
@@ -98,6 +98,8 @@ def build_trainer(
     faults.raise_if_any()
 
     device = get_device(settings.device)
+    # The pool and the data are chosen on rank 0, and the others are told; the Trainer would set this up too late for
+    # that.
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
     pool = pool_of(settings.data, archive)
@@ -116,6 +118,7 @@ def build_trainer(
             eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
+            # Watchers come when the recipe's own have chosen their prior runs, which these look at.
             algorithms=[*own_algorithms, *watchers(settings.data, pool), *algorithms],
             callbacks=[
                 *own_callbacks,
@@ -134,13 +137,11 @@ def build_trainer(
 
 
 def _open_archive(recipe: Recipe) -> RunArchive | str | None:
-    """Return the archive, or its location where the run is to be trained whether or not it can be reached.
-
-    That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
-    without.
-    """
+    """Return the archive; where only the recorder needs it, and keeps a spool, its location."""
+    # Such a run is trained whether or not the archive can be reached. Algorithms that read it cannot go without.
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
+    # With a spool the recorder keeps the run on this machine until the archive can be reached.
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
     reading = any(component.is_ours for component in recipe.components["algorithms"]) or settings.data.pseudo_labels
     if settings.archive is None or (tolerant and not reading):
@@ -202,19 +203,14 @@ def _counted(loader: DataLoader) -> DataLoader | DataSpec:
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
     # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
-    if isinstance(dataset, DeviceImages):
-        return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
-    return DataLoader(
+    return dataloader_of(
         dataset,
-        batch_size=rank_batch_size,
-        sampler=sampler,
-        drop_last=drop_last,
+        rank_batch_size,
+        sampler,
+        drop_last,
         num_workers=num_workers,
-        collate_fn=getattr(dataset, "collate_fn", None),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.
-        generator=torch.Generator().manual_seed(0),
     )
 
 
@@ -246,6 +242,7 @@ def _built(component: Component, faults: Faults, **more: Any) -> Any:
         return component.build(**more)
     except _BUILD_ERRORS as error:
         faults.add(component.path, " ".join(str(error).split()) or type(error).__name__)
+        # The message of a constructor may not say where it arose; the log of a debug run does.
         log.debug("%s could not be built", component.path, exc_info=True)
         return None
 
@@ -282,12 +279,11 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
 
 
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return W&B's name, group, tags and config, where the recipe gives none.
-
-    Runs that differ in nothing but the seed fall into one group, which W&B can average over.
-    """
+    """Return W&B's name, group, tags and config, where the recipe gives none."""
+    # Runs that differ in nothing but the seed fall into one group, which W&B can average over.
     settings = recipe.settings
     tags = [f"{key}:{value}"[:_WANDB_TAG_LENGTH] for key, value in settings.tags.items()]
+    # What the recipe says of these wins over what is derived from it.
     filled = {"name": settings.run_name, "group": group_of(recipe), "tags": tags, **options}
     filled["init_kwargs"] = {"config": recipe.record, **(options.get("init_kwargs") or {})}
     return filled

@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None, ends: Callable[[int], object] =
     asked = json.loads(text)
     key = LeaseKey(**asked.pop("lease"))
     archive_id = asked.pop("archive_id", None)
+    # Before anything that takes time: a launcher that dies meanwhile must not leave this behind.
     end_with_pipe(ends)
+    # On another machine a local path may be another folder, or none; a run would be committed where nobody looks.
     if archive_id is not None and (fault := _archive_fault(key.archive, archive_id)):
         print(f"error: {fault}", file=sys.stderr)
         return _NOT_STARTED
