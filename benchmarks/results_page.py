@@ -61,7 +61,7 @@ class Section:
 
 @functools.cache
 def benchmark(name: str) -> Any:
-    """The module of a benchmark, whatever else goes by its name."""
+    """Return the module of a benchmark, whatever else goes by its name."""
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -71,7 +71,7 @@ def benchmark(name: str) -> Any:
 
 
 def summary(script: str, *arguments: str) -> Callable[[Path], str]:
-    """What ``script --summary`` prints of the file."""
+    """Return what ``script --summary`` prints of the file."""
 
     def printed(path: Path) -> str:
         text = io.StringIO()
@@ -110,7 +110,7 @@ def step_ratios(path: Path) -> str:
 
 
 def archive_costs(path: Path) -> str:
-    """A line for each ratio or difference, with its goal."""
+    """Return a line for each ratio or difference, with its goal."""
     lines = []
     for one in ResultsFile(path).records():
         if "ratio" in one:
@@ -126,7 +126,7 @@ def archive_costs(path: Path) -> str:
 
 
 def archive_scale(path: Path) -> str:
-    """The newest line of each measurement beside its goals; memory as a ratio to the fewest runs of the same call."""
+    """Return the newest line of each measurement beside its goals; memory as a ratio to the fewest runs."""
 
     def beside(one: Record) -> str:
         # Seconds of the processor are longer where many processes share its caches.
@@ -169,7 +169,7 @@ def archive_scale(path: Path) -> str:
 
 
 def torture(path: Path) -> str:
-    """The newest line of each case, and how many older ones found something."""
+    """Return the newest line of each case, and how many older ones found something."""
     records = [one for one in ResultsFile(path).records() if "case" in one]
     newest = {(one["row"], one["case"]): one for one in records}
     lines = [f"{'row':>3}  {'case':50} {'tries':>6} {'lost':>5} {'torn':>5} {'undetected':>10}"]
@@ -418,7 +418,7 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD, "```text\n" + "\n\n".join(benchmark("goals").goals()) + "\n```\n"]
     for section in SECTIONS:
         path = HERE / "results" / section.file

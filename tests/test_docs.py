@@ -31,7 +31,7 @@ import yaml
 from composer.cli.launcher import get_free_tcp_port
 
 from forked_python import forked_python
-from reuse_algos import cli, errors, train
+from reuse_algos import algorithms, callbacks, cli, errors, train
 from reuse_algos.recipe.shipped import shipped_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -186,6 +186,12 @@ def test_each_error_has_an_entry() -> None:
         for base in getattr(errors, name).__bases__:
             if base.__module__ == "builtins" and base not in (Exception, UserWarning):
                 assert f"`{base.__name__}`" in text, f"{name} is also a {base.__name__}"
+
+
+def test_the_page_of_techniques_has_all_of_them() -> None:
+    text = (DOCS / "guides" / "techniques.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert rows == {*algorithms.__all__, *callbacks.__all__} - {"ReusingAlgorithm"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

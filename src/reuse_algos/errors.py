@@ -113,6 +113,10 @@ class SequenceError(ReuseAlgosError, RuntimeError):
     """A sequence of runs cannot go on: a step failed, or what was trained is not what the file now says."""
 
 
+class FederatedError(ReuseAlgosError, RuntimeError):
+    """A run over clients cannot go on: Flower is missing, a node is not set up, or no client answered."""
+
+
 class ArchiveWarning(UserWarning):
     """Something in an archive is damaged or odd, but the call could go on without it."""
 

@@ -7,7 +7,7 @@ import torchvision.models
 from composer.models import ComposerClassifier
 from omegaconf import OmegaConf
 
-from reuse_algos.data import DataConfig, device_dataloader, load_datasets
+from reuse_algos.data import DataConfig, dataloader_of, load_datasets
 from reuse_algos.errors import ModelError
 from reuse_algos.models import DigitsCNN, ModelConfig, build_model, model_names
 from reuse_algos.models import torchvision_models as ours
@@ -202,12 +202,12 @@ def test_digits_cnn_learns_the_digits_within_seconds():
     order = torch.Generator().manual_seed(0)
     for _ in range(8):
         positions = torch.randperm(len(loaded.train), generator=order).tolist()  # type: ignore[arg-type]
-        for batch in device_dataloader(loaded.train, 64, positions, drop_last=True):  # type: ignore[arg-type]
+        for batch in dataloader_of(loaded.train, 64, positions, drop_last=True):  # type: ignore[arg-type]
             optimizer.zero_grad()
             model.loss(model(batch), batch).backward()
             optimizer.step()
             schedule.step()
-    images, labels = next(iter(device_dataloader(loaded.eval, 360)))  # type: ignore[arg-type]
+    images, labels = next(iter(dataloader_of(loaded.eval, 360)))  # type: ignore[arg-type]
     with torch.no_grad():
         accuracy = (model.eval()((images, labels)).argmax(1) == labels).float().mean()
     assert accuracy > 0.97

@@ -118,6 +118,7 @@ class RunReader(Upkeep):
             WhereError: The filter cannot be read, or names a metric that no run has.
             ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
         """
+        # Before the archive is listed, which may take seconds in a bucket.
         if order not in ("best", "latest", "first"):
             raise ArchiveError(f"order {order!r} is not known.{nearest(order, ('best', 'latest', 'first'))}")
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
@@ -154,6 +155,7 @@ class RunReader(Upkeep):
             ArchiveVersionError: It was written by a newer major version.
             ArchiveError: A run could not be read.
         """
+        # An id needs no listing; a name does.
         if is_safe_name(run_id) and (run := self._newest(run_id)):
             return run
         # Among all runs: a name that a diverged run has as well means two.
@@ -199,9 +201,10 @@ class RunReader(Upkeep):
         return Catalog(self._store, self.archive_id, self._unbelieved)
 
     def _opened(self, known: Known) -> tuple[PriorRun | None, bool]:
-        """A run of a selection, None if it is damaged; and whether it is what its summary says."""
+        """Return a run of a selection, None if it is damaged; and whether it is what its summary says."""
         summary = known.summary
         try:
+            # The catalog has just read this generation, because the index did not know the run.
             if known.latest is not None:
                 return PriorRun(self._store, known.latest.manifest(), known.latest.final), True
             with refusals_as_damage(self._store):
@@ -214,7 +217,7 @@ class RunReader(Upkeep):
         return run, run is not None
 
     def _newest(self, run_id: str, summary: RunSummary | None = None) -> PriorRun | None:
-        """The newest sound generation of a run; None if it does not exist, or is not what a summary of it says."""
+        """Return the newest sound generation of a run; None where it is not there, or not what a summary says."""
         found = find_sound(self._store, run_id, decode_manifest)
         if found is None:
             return None
@@ -229,6 +232,7 @@ class RunReader(Upkeep):
         return PriorRun(self._store, manifest, latest.final)
 
     def _warn(self, run_id: str, error: ArchiveError) -> None:
+        # One warning for each run: a selection in every epoch would repeat it.
         if run_id not in self._faults:
             self._faults[run_id] = str(error)
             what = "is not as it was committed" if isinstance(error, SteppedBackError) else "is left out"

@@ -169,7 +169,7 @@ class TrackedBatchSampler(DistributedSampler):
 
     Attributes:
         held: What is remembered of a few examples
-            (:class:`~reuse_algos.data.held_examples.HeldExamples`); None before a training starts.
+            (:class:`~reuse_algos.data.examples.held_examples.HeldExamples`); None before a training starts.
     """
 
     def __init__(

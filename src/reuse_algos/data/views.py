@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.content import example_bytes
+from reuse_algos.data.examples.content import example_bytes
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, infer_info

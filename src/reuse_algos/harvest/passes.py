@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from reuse_algos.archive import FileEntry, PriorRun, RunArchive, weights_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.archive.signals.success import success_rates
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import dataloader_of
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy, declared_views
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest
@@ -319,13 +319,7 @@ def view_batches(
     count = len(dataset)  # type: ignore[arg-type]
     parts = (torch.arange(count) if positions is None else positions).split(batch_size)
     lists = [[ExampleView(position, view) for position in part.tolist()] for part in parts]
-    if isinstance(dataset, DeviceImages):
-        loader = device_dataloader(dataset, batch_sampler=lists)
-    else:
-        collate = getattr(dataset, "collate_fn", None)
-        generator = torch.Generator().manual_seed(0)
-        loader = DataLoader(dataset, batch_sampler=lists, collate_fn=collate, generator=generator)
-    for batch, part in zip(loader, parts, strict=True):
+    for batch, part in zip(dataloader_of(dataset, batch_sampler=lists), parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 
 

@@ -71,6 +71,7 @@ def open_for_reading(location: str) -> RunArchive | None:
     """
     try:
         store = open_store(location, create=False, read_only=True)
+        # A folder that a first run is about to fill: there is nothing to read yet.
         if store.size("archive.json") is None:
             return None
     except ArchiveNotFoundError:
@@ -112,6 +113,7 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
                 )
             faults += _changed_harvests(step, found[0], everything)
             states.append(trained_state(step, found[0]))
+        # Only where the sequence has no run of its own, which always counts first.
         elif step.title in held:
             states.append(StepState(step, "finished", held[step.title], held=True))
         elif _has_checkpoint(step):
@@ -225,6 +227,7 @@ def _changed_while_interrupted(step: PlannedStep) -> list[str]:
         return [f"{step.title} was interrupted, and its recipe cannot be read any more. Remove {step.folder}"]
     changed = differences(then, step.recipe.record)
     before, now = (str(record.get("archive")) for record in (then, step.recipe.record))
+    # The archive does not count among what is trained, but an interrupted run must be committed where it began.
     if _place(before) != _place(now):
         changed.append(f"archive was {before} and is now {now}, which has no record of what was trained")
     if not changed:

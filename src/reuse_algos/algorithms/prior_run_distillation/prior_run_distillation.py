@@ -275,10 +275,6 @@ class PriorRunDistillation(ReusingAlgorithm):
         parts = (choice and ", ".join(choice), self.lessons.report, harm and f"switched off: {harm}")
         return "; ".join(part for part in parts if part) or None
 
-    def teacher_seconds(self) -> float:
-        """Return the seconds that getting targets took, over all attempts of this run."""
-        return self.lessons.costs.seconds()
-
     def prior_uses(self) -> list[PriorUse]:
         """Return what was used of each prior run, with the share of its harvest that the looked-up views are."""
         cached, names = self.lessons.cached is not None, self.source.weight_names

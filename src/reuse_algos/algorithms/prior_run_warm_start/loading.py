@@ -23,7 +23,7 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
 )
 from reuse_algos.algorithms.prior_run_warm_start.settings import Change, Keep
 from reuse_algos.algorithms.prior_run_warm_start.sources import Source, read_sources
-from reuse_algos.data.identity import Identity, match_keys
+from reuse_algos.data.examples.identity import Identity, match_keys
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS

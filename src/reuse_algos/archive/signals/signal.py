@@ -131,13 +131,6 @@ class Signal:
             seen[segment.tensors["ids"]] = True
         return seen
 
-    def seen_counts(self) -> Tensor:
-        """Return in how many slots each example has a row: int64 [N]."""
-        counts = torch.zeros(self.num_examples, dtype=torch.int64)
-        for slot in self.slots:
-            counts += self.seen(slot)
-        return counts
-
     def gather(self, positions_B: Tensor, slots_B: Tensor) -> tuple[Tensor, Tensor]:
         """Look up one row for each pair of position and slot.
 
@@ -192,6 +185,7 @@ class Signal:
         positions = torch.arange(self.num_examples)
         if self.encoding != "packed":
             return self.gather(positions, torch.full_like(positions, slot))
+        # Decoded in parts into the result: decoding all at once would need the memory twice.
         values = torch.empty(self.num_examples, *self.row_shape)
         seen = torch.empty(self.num_examples, dtype=torch.bool)
         for part in positions.split(max(1, _PART_NUMBERS // math.prod(self.row_shape))):
@@ -244,16 +238,17 @@ class Signal:
         return self._by_slot[slot]
 
     def _columns(self) -> dict[str, Tensor]:
-        """The tensors that hold rows, as in any of the segments."""
+        """Return the tensors that hold rows, as in any of the segments."""
         return {key: tensor for key, tensor in self._first.tensors.items() if key != "ids"}
 
     def _whole(self, slot: int) -> Segment | None:
-        """The segment that alone says what is in a slot: the latest one, if it has a row for every example."""
+        """Return the latest segment of a slot if it has a row for every example."""
+        # It then says alone what is in the slot, and earlier segments need not be asked.
         latest = self._by_slot.get(slot, [None])[-1]
         return latest if latest is not None and len(latest.tensors["ids"]) == self.num_examples else None
 
     def _gather_parts(self, positions_B: Tensor, slots_B: Tensor, slots: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """Encoded rows from several segments, 0 where not seen; and which were seen."""
+        """Return encoded rows from several segments, 0 where not seen; and which were seen."""
         encoded = {key: like.new_zeros((len(positions_B), *like.shape[1:])) for key, like in self._columns().items()}
         seen_B = torch.zeros(len(positions_B), dtype=torch.bool)
         for slot in slots:
@@ -269,7 +264,7 @@ class Signal:
         return encoded, seen_B
 
     def _locate(self, slot: int, positions: Tensor) -> Iterator[tuple[Segment, Tensor, Tensor]]:
-        """Segments that hold rows for positions, with indices into ``positions`` and the rows; no position twice."""
+        """Yield segments that hold rows, with indices into ``positions`` and the rows; no position twice."""
         open_places = torch.arange(len(positions))
         # The latest first: where it has a row, an earlier one does not hold any more.
         for segment in reversed(self._by_slot.get(slot, [])):
@@ -282,7 +277,7 @@ class Signal:
 
 
 def _only_slot(slots_B: Tensor) -> int:
-    """The slot that all of a batch is in; -1 if there are several, or none, or they are not at hand."""
+    """Return the slot that all of a batch is in; -1 if there are several or none, or they are not at hand."""
     if not slots_B.is_cpu or slots_B.dtype is not torch.int64:
         return -1
     data = slots_B.numpy().tobytes()  # comparing bytes takes a third of the time of any reduction

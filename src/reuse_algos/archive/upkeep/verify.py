@@ -61,6 +61,7 @@ def verify_archive(
         report = verify_quickly(store, found, run_ids, records)
     else:
         report = _verify_runs(store, run_ids, progress, records)
+    # First, as what is wrong with the archive itself explains much of what follows.
     report.problems[:0] = problems
     return report
 

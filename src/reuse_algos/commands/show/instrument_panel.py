@@ -97,6 +97,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     sizes = {name: first[name] for name in bins if name in first}
     count = len(names) + bool(sizes)
     rows = -(-count // _COLUMNS)
+    # Figure by itself, not pyplot: that keeps figures alive, and may open a window.
     figure = Figure(figsize=(3.4 * _COLUMNS, 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten().tolist()
     for axis, name in zip(axes, names, strict=False):
@@ -134,6 +135,7 @@ def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dic
     from reuse_algos.training.instruments.diagnosis import diagnose
 
     read = {run.id: readings_of_run(run) for run in runs}
+    # First, since the picture can fail and the findings cannot.
     write_file(Path(args.picture), PLOTS, lambda where: panel(read).savefig(where, dpi=150))
     return [
         {

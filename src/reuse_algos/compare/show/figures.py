@@ -68,6 +68,7 @@ def chart_figure(chart: Chart, title: str = "") -> Figure:
     # matplotlib takes a third of a second to import, and this module is imported with the package.
     from matplotlib.figure import Figure
 
+    # A figure by itself, not pyplot: that keeps figures alive, and may open a window.
     figure = Figure(figsize=(7.0, 4.5))
     axes = figure.add_subplot()
     for series in chart.series:
@@ -108,6 +109,7 @@ def _draw(axes: Axes, series: Series) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return text that matplotlib shows as it is: no formula, no label hidden by an underscore."""
+    """Return text that matplotlib shows as it is."""
+    # It takes what stands between dollar signs for a formula, and hides labels that begin with an underscore.
     text = text.replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -126,10 +126,8 @@ def _of_the_comparison(dashboard: Dashboard, page: bool) -> Iterator[Panel]:
 
 
 def _groups(group_by: str) -> list[str]:
-    """Return W&B's names of the grouping keys.
-
-    The recorder logs a run's tags below ``reuse``, and the launcher logs the recipe's sections at the top.
-    """
+    """Return W&B's names of the grouping keys."""
+    # The recorder logs a run's tags below "reuse", and the launcher logs the recipe's sections at the top.
     names = []
     for key in group_by.split(","):
         head, _, rest = key.strip().partition(".")

@@ -45,7 +45,7 @@ class LoadedData:
     """Datasets ready for training.
 
     Attributes:
-        train: Training data: ``DeviceImages`` (for ``device_dataloader``), ``WorkerImages`` or ``ViewedDataset`` (for
+        train: Training data: ``DeviceImages`` (for ``dataloader_of``), ``WorkerImages`` or ``ViewedDataset`` (for
             an ordinary DataLoader). It takes positions or ``ExampleView`` and has ``view_policy``, ``info``,
             ``pixel_space`` and ``set_epoch``.
         eval: Evaluation data of the same kind, not augmented.

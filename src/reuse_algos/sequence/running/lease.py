@@ -116,6 +116,7 @@ class SequenceLease:
                 )
             if monotonic() - since > (_GRACE_SECONDS if _is_killed(found) else TERM_SECONDS):
                 break
+            # A holder that lives puts a new number within its term, whatever its clock says.
             sleep(POLL_SECONDS)
             found = _newest(self._store, self.key.sequence)
         try:
