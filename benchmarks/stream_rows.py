@@ -43,7 +43,7 @@ KEYS = BatchKeys(ids="id", views="view", target="y")
 class Echo(ComposerModel):
     """Its logits are the digits of the sample's number. Beside them it does some work, whose result counts for nothing.
 
-    The work makes a step take as long as one of a small network: the overhead of nothing is no figure.
+    The work makes a step take as long as one of a small network: the overhead of nothing has no meaning.
     """
 
     def __init__(self) -> None:

@@ -76,7 +76,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     check_world_size(recipe)
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
-    # What a constructor refuses is said before minutes of reading data.
+    # What a constructor refuses is reported before minutes of reading data.
     algorithms, callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )
