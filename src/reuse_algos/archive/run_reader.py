@@ -254,8 +254,8 @@ def _warn_of_the_future(runs: list[PriorRun]) -> None:
     by_now = (datetime.now(timezone.utc) + _CLOCKS_DIFFER).isoformat(timespec="microseconds")
     if ahead := [run for run in runs if run.manifest.created_at > by_now]:
         warnings.warn(
-            f"run {ahead[0].id} says that it was started at {ahead[0].manifest.created_at}, which is in the future: the "
-            "clock of its machine is wrong, or this one's. The order latest goes by such times, so select runs by tags, "
+            f"run {ahead[0].id} says that it was started at {ahead[0].manifest.created_at}, which is in the future. "
+            "The order latest goes by such times, and a clock was wrong, this one's or its own. Select runs by tags, "
             "by name, or by the order best.",
             ArchiveWarning,
             stacklevel=3,
