@@ -146,6 +146,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_detector_is_read_while_it_trains_as_without(archive: Path, tmp_path: Path) -> None:
+    """Bit for bit the training of the run without instruments, whose readings are those of its first two scenes."""
+    reading = {"training_instruments": {"sets": ["economy", "stopping"], "every": "1ba", "examples": 2}}
+    trained = _train(tmp_path, "read", callbacks={"run_recorder": {}, **reading}, device_train_microbatch_size=2)
+    plain = _train(tmp_path, "plain", device_train_microbatch_size=2)
+    theirs = plain.state.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in trained.state.model.state_dict().items())
+    run = RunArchive(tmp_path).run("read")
+    assert run.metric("instruments/alpha").step.tolist() == [1, 2]
+    assert run.metric("instruments/batch_size").value.tolist() == [4, 4]
+    assert all(-1 <= value < 1 for value in run.metric("instruments/alpha").value)
+    assert run.metric("instruments/distance").value[1] > 0
+
+
 def test_harvested_boxes_are_what_the_archived_detector_finds(archive: Path) -> None:
     from reuse_algos.priors.model import archived_model
 
