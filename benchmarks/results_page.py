@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from job_runner import ResultsFile
+from results_texts import beside, streams
 
 HERE = Path(__file__).parent
 PAGE = HERE / "RESULTS.md"
@@ -81,6 +82,20 @@ def summary(script: str, *arguments: str) -> Callable[[Path], str]:
         return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
 
     return printed
+
+
+def study(name: str, *arguments: str) -> Callable[[Path], str]:
+    """Return what ``study.py --summary`` prints of the file, counted in examples; below it a line of simple methods."""
+    printed = summary(
+        "study", str(HERE / "studies" / f"{name}.yaml"), "--judge-by", "samples", "--no-advice", *arguments
+    )
+
+    def body(path: Path) -> str:
+        text = printed(path)
+        lines = ResultsFile(HERE / "results" / "text_lines.jsonl").records(name=name)
+        return f"{text}\n\n{beside(ResultsFile(path).records(), lines[-1])}" if lines else text
+
+    return body
 
 
 def step_ratios(path: Path) -> str:
@@ -296,6 +311,38 @@ SECTIONS = (
         "overhead.jsonl",
         "Every way of reuse against plain cross entropy, and our recipe against a loop of PyTorch.",
         summary("overhead"),
+    ),
+    Section(
+        "Texts: a small BERT on 1,600 news texts",
+        "bbc_news.jsonl",
+        "Three archived runs teach, for the whole training or its first 35 %; short texts first, with its control.",
+        study("bbc_news"),
+    ),
+    Section(
+        "Texts: a character language model of city names",
+        "city_names.jsonl",
+        "Two archived runs of 8 epochs teach by their 16 largest logits at each character; lower is better.",
+        study("city_names"),
+    ),
+    Section(
+        "Segmentation: slices of a brain",
+        "mni152.jsonl",
+        "Two archived runs teach a small U-Net by their maps at a quarter of the size, per pixel or per channel.",
+        study("mni152"),
+    ),
+    Section("Segmentation: digits on a canvas", "digit_scenes.jsonl", "The same on 400 scenes.", study("digit_scenes")),
+    Section(
+        "Detection: boxes that are missing or off",
+        "digit_boxes.jsonl",
+        "30 % of the training boxes are missing and the others are off by 10 %. `MixTraining` by an archived detector, "
+        "the same with the boxes of other pictures (its control), and clean boxes (the bound).",
+        study("digit_boxes"),
+    ),
+    Section(
+        "Streams",
+        "stream_rows.jsonl",
+        "mosaicml-streaming; seconds are the processor's. The first two lines are of 100,000 samples.",
+        lambda path: streams(ResultsFile(path).records()),
     ),
     Section(
         "An unlabelled pool",
