@@ -31,7 +31,7 @@ from job_runner import ResultsFile, command_line, surroundings
 
 from reuse_algos import train
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.estimates.interval import mean_interval
+from reuse_algos.compare.estimates.interval import difference_interval, mean_interval
 from reuse_algos.federated import FederatedConfig, run_federated
 from reuse_algos.federated.settings import ClientsConfig, SelectionConfig, ServerConfig
 
@@ -40,6 +40,12 @@ SEEDS = (1, 2, 3)
 LABELLED, EXAMPLES, ROUNDS, CLIENTS = 40, 740, 6, 4
 RATE, WIDTH = 0.05, 16
 ARMS = ("alternate", "parallel", "alternate+teacher", "parallel+teacher", "server", "labels")
+COMPARED = (
+    ("alternate", "server", ROUNDS),
+    ("alternate", "parallel", ROUNDS),
+    ("alternate+teacher", "alternate", 1),
+    ("alternate+teacher", "alternate", ROUNDS),
+)
 DATA = {"train_examples": EXAMPLES, "batch_size": 10, "augment": "crop"}
 
 
@@ -109,6 +115,17 @@ def summarise(out: ResultsFile) -> None:
             values = [run["accuracy"][number - 1] for run in runs]
             words.append(f"round {number}: {_with_interval(values)}")
         print(f"{arm} (n = {len(runs)}): " + "; ".join(words))
+    for arm, other, number in COMPARED:
+        own, theirs = (
+            {run["seed"]: run["accuracy"][number - 1] for run in out.records(arm=one)} for one in (arm, other)
+        )
+        seeds = sorted(own.keys() & theirs.keys())
+        if len(seeds) > 1:
+            found = difference_interval([own[seed] for seed in seeds], [theirs[seed] for seed in seeds], paired=True)
+            print(
+                f"{arm} over {other}, round {number}: {found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}] "
+                f"(paired, n = {len(seeds)})"
+            )
 
 
 def _with_interval(values: Sequence[float]) -> str:

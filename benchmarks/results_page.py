@@ -352,6 +352,20 @@ SECTIONS = (
         summary("pools"),
     ),
     Section(
+        "Clients without labels",
+        "federated.jsonl",
+        "Digits sorted by label over four clients, 40 labels at the server: accuracy after rounds of alternate and of "
+        "parallel training, with and without an archived teacher for the first round.",
+        summary("federated"),
+    ),
+    Section(
+        "Sequences on a cluster",
+        "cluster.jsonl",
+        "24 small runs by each launcher, and what a step costs beyond its own time, by the local launcher's. Goal: at "
+        "most 1.5 s on Ray.",
+        summary("cluster"),
+    ),
+    Section(
         "The period that comes next",
         "periods.jsonl",
         "Moons that turn: told the time, fine-tuned, and with gradient interpolation.",

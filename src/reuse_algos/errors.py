@@ -21,6 +21,7 @@ __all__ = [
     "CompareError",
     "DataError",
     "ExampleIdError",
+    "FederatedError",
     "HarmWarning",
     "ModelError",
     "NoEffectWarning",
