@@ -1,8 +1,9 @@
 """How well do four depths predict a fifth, and one process two?
 
 Depths: ResNet-20, 32, 44 and 56 at a constant rate predict the loss curve, its end and the step time of ResNet-50,
-which is trained as well. Processes: one process says how long an example takes, and the model of strong scaling predicts two
-(gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are given.
+which is trained as well. Processes: one process says how long an example takes, and the model of strong scaling
+predicts two (gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are
+given.
 
     python benchmarks/layers.py --archive ./layers-archive                # about three minutes on a quiet CPU core
     python benchmarks/layers.py --archive ./layers-archive --summary
