@@ -126,7 +126,7 @@ class RunArchive(RunReader):
             ArchiveConflictError: Another attempt resumed it at the same moment.
             ArchiveCorruptError: The run is damaged.
         """
-        # An id becomes part of a path, so what is not a name is never looked up.
+        # An id becomes part of a path, so only safe names are looked up.
         latest = read_latest(self._store, run_id) if is_safe_name(run_id) else None
         if latest is None:
             raise self._not_found(run_id)

@@ -14,8 +14,9 @@ from composer.utils.batch_helpers import batch_get
 
 from reuse_algos.errors import ModelError, nearest
 from reuse_algos.training.instruments.curvature import Curvature
-from reuse_algos.training.instruments.examples import Parameters, first_examples, trained_parameters
+from reuse_algos.training.instruments.examples import Parameters, trained_parameters
 from reuse_algos.training.instruments.reading import SETS, Step, read_step
+from reuse_algos.training.instruments.single.batches import first_examples
 from reuse_algos.training.interplay import hides_inputs
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_rank_zero

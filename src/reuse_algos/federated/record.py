@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 from torch import Tensor
 
 from reuse_algos.archive import (
@@ -111,7 +112,8 @@ class RoundRecord:
         for name, value in values.items():
             row = (sums.batches, sums.samples, epoch, sums.train_seconds, sums.eval_seconds, value)
             self._rows.setdefault(name, []).append(row)
-        histories = {name: MetricHistory(*zip(*rows, strict=True)) for name, rows in self._rows.items()}
+        columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
+        histories = {name: MetricHistory(*parts) for name, parts in columns.items()}
         is_last = round_number == self._config.rounds
         files = [one for one in self._manifest.files if one.kind != "metrics"]
         for name in [_ROUND.format(round_number), *(["last"] if is_last else [])]:

@@ -141,14 +141,14 @@ def load_federated(path: str | Path, overrides: Iterable[str] = ()) -> Federated
     """Read the file of a federated run.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of one that comes with the library, such as ``federated/digits``.
         overrides: ``dotted.key=value`` texts that change its values, such as ``clients.count=4``. Default: none.
 
     Raises:
         RecipeError: With all faults, one per line.
     """
     faults = Faults(str(path))
-    text = read_text(path, faults)
+    text = read_text(recipe_path(str(path)), faults)
     raw = None if text is None else parse_yaml(text, faults)
     if raw is not None and not isinstance(raw, dict):
         faults.add("", "a federated run must be a mapping of keys, such as run_name: federated-1")

@@ -17,7 +17,8 @@ from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model
 from reuse_algos.training.instruments import laziness
-from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, trained_parameters, undisturbed
+from reuse_algos.training.instruments.examples import ExampleLosses, trained_parameters, undisturbed
+from reuse_algos.training.instruments.single.batches import first_examples
 from reuse_algos.training.outputs import logits_of
 
 _BATCH_SIZE = 256

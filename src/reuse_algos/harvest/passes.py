@@ -106,9 +106,9 @@ def harvest(
     ``[N, D]`` for each view of the training, or with ``plain`` for the examples without augmentation: a later run that
     freezes everything else trains on them.
 
-    ``adversarial`` keeps, for every example in every view of the training, a perturbation of its pixels that makes the
-    archived model wrong about it (:mod:`reuse_algos.training.attacks`), with the shares of examples that it fools
-    before and after it was cut to a few bits.
+    ``adversarial`` keeps a perturbation of the pixels of every example in every view of the training, one that makes
+    the archived model wrong about it (:mod:`reuse_algos.training.attacks`). The shares of examples that are fooled,
+    before and after the perturbations were cut to a few bits, are kept as well.
 
     Args:
         archive: The archive or its path.

@@ -93,7 +93,7 @@ def load_weights(
     trained |= {name.removeprefix("module.") for name in trained} | {f"module.{name}" for name in trained}
     archived = under_our_names(read_sources(sources, trained), fresh)
     plan = _plan(state, sources, fresh, archived, info, change, head)
-    # Everything that does not fit is said at once: a user who renames layers must not learn of them one by one.
+    # Everything that does not fit is reported at once: a user who renames layers must not learn of them one by one.
     listed = misfits(archived, fresh, plan)
     # Where the head's rows are tokens, these matched already, and class names have nothing to add.
     by_token = not set(plan.by_token).isdisjoint(_head_names(state, info, change, head))
