@@ -95,7 +95,8 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
         ("same_data", [run for run in same if run.same_model], "the same model on the same data"),
         ("other_architecture", [run for run in same if not run.same_model], "another model on the same data"),
     ):
-        teachers = _best([run for run in fitting if run.can_teach])
+        # The best by their own last metric; those without a metric come last.
+        teachers = sorted((run for run in fitting if run.can_teach), key=_score, reverse=True)[:_MOST_TEACHERS]
         if teachers and situation not in situations:
             return _nothing(
                 f"{len(fitting)} prior runs are of {words}, and could teach. The preset for that has not been shown to "
@@ -133,11 +134,6 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
     start = max(starts, key=lambda run: (run.common, _score(run)))
     share = start.common / num_examples
     return Decision("grown_data", (start.id,), f"run {start.id} knows {share:.0%} of the data, which have grown since")
-
-
-def _best(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """Return the best runs by their own last metric, at most three; those without a metric come last."""
-    return sorted(runs, key=_score, reverse=True)[:_MOST_TEACHERS]
 
 
 def _score(run: RunFacts) -> float:

@@ -44,8 +44,10 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
     figure = Figure(figsize=(10.0, max(4.0, 0.16 * len(names) + 1.5)), layout="constrained")
     left, right = figure.subplots(1, 2)
     known_N = np.isfinite(values_N)
-    log = _is_skewed(values_N[known_N])
-    left.hist(values_N[known_N], bins=_bins(values_N[known_N], log), color="C0")
+    shown = values_N[known_N]
+    # Where the largest score is far off, a linear axis would show one bar.
+    log = bool((shown > 0).all() and shown.max() > _SKEWED * np.median(shown))
+    left.hist(shown, bins=np.geomspace(shown.min(), shown.max(), 51) if log else 50, color="C0")
     left.axvline(float(np.median(values_N[known_N])), color="black", ls="--", lw=1.0, label="median")
     left.set_xlabel("score, logarithmic" if log else "score")
     left.set_ylabel("examples")
@@ -65,15 +67,6 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
     right.grid(alpha=0.25)
     figure.suptitle(plain_text(title), fontsize="medium")
     return figure
-
-
-def _is_skewed(values: NDArray[np.float64]) -> bool:
-    """Return whether scores are positive and their largest is so far off that a linear axis would show one bar."""
-    return bool((values > 0).all() and values.max() > _SKEWED * np.median(values))
-
-
-def _bins(values: NDArray[np.float64], log: bool) -> Any:
-    return np.geomspace(values.min(), values.max(), 51) if log else 50
 
 
 def ends_of_classes(
