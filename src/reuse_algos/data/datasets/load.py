@@ -299,6 +299,7 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
     assert info.labels is not None  # every loader gives labels
     labels = strata = info.labels
     class_names, positions = info.class_names, torch.arange(info.num_examples)
+    # Before classes are chosen, which may name superclasses.
     if config.labels == "coarse":
         if num_classes != len(CIFAR100_FINE_NAMES) or class_names not in (None, CIFAR100_FINE_NAMES):
             raise DataError(
@@ -334,5 +335,6 @@ def _held_on_device(config: DataConfig, device: torch.device, num_bytes: int) ->
         return config.device_resident
     if device.type != "cuda":  # without a GPU the device's memory is that of the images
         return True
+    # A share of what is free now: the model and its activations come later.
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return num_bytes < _GPU_MEMORY_SHARE * free_bytes
