@@ -13,13 +13,7 @@ from torch.utils.data import Dataset
 from reuse_algos.data.datasets.arrays import ImageArrays, Split, load_arrays, resize
 from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
 from reuse_algos.data.datasets.config import DataConfig
-from reuse_algos.data.datasets.files import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    decode_squares,
-    load_files,
-    train_transform,
-)
+from reuse_algos.data.datasets.files import IMAGENET_MEAN, IMAGENET_STD, decode_squares, load_files, train_transform
 from reuse_algos.data.datasets.pseudo import Chosen, chosen_info
 from reuse_algos.data.datasets.rotation import rotate_arrays
 from reuse_algos.data.datasets.subsets import select_classes, take_part
