@@ -160,6 +160,7 @@ def build_model(
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     _load_weights(module, settings)
+    # Plain values only: the archive keeps them as JSON, and a later run builds the model from them.
     reuse_config = {"name": settings.name, "num_classes": classes, "image_shape": list(shape), **measures}
     if settings.autocast is not None:
         reuse_config["autocast"] = settings.autocast
@@ -200,6 +201,7 @@ def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]
 def _settings(given: dict[str, Any]) -> ModelConfig:
     known = [field.name for field in fields(ModelConfig)]
     unknown = [f"model.{key}: unknown setting.{nearest(key, known)}" for key in given if key not in known]
+    # All unknown settings at once, as a recipe reports its faults.
     if unknown:
         raise ModelError("\n".join(unknown))
     return ModelConfig(**given)
@@ -278,6 +280,7 @@ def _load_weights(module: nn.Module, settings: ModelConfig) -> None:
         state = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"model.weights_path: {path} cannot be read as a safetensors file: {error}") from error
+    # Saved from the Composer model, which holds the network as "module".
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if settings.new_head:
