@@ -105,7 +105,7 @@ class Study:
         self.queue = RunQueue(__file__, self.out, jobs=options.jobs, time_limit=options.time_limit, describe=_described)
 
     def find(self, method: str, seed: int) -> dict[str, Any] | None:
-        """The record of one run."""
+        """Return the record of one run."""
         # A prior run serves whatever number of them is asked for.
         keys = [key for key in self.common if not (method == "prior" and key == "priors")]
         found = self.out.records(**{key: self.common[key] for key in keys}, method=method, seed=seed)

@@ -47,7 +47,7 @@ class OnlineAdvProp(AdversarialReplay):
         self.keys_N = info.keys
 
     def extra_flops(self, flops_per_example: int) -> float | None:
-        """The passes of the attacks are not counted."""
+        """Leave the passes of the attacks uncounted."""
         del flops_per_example
 
     def adversarial_inputs(self, state: State, rows_R: Tensor) -> Tensor | None:

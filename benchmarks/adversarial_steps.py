@@ -19,7 +19,7 @@ from reuse_algos.algorithms import AdversarialReplay
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.images.augment import Augmentation
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, dataloader_of
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
@@ -87,7 +87,7 @@ class Training:
         sampler = EpochSampler(len(dataset), seed=0)
         self.trainer = Trainer(
             model=model,
-            train_dataloader=device_dataloader(dataset, BATCH, sampler, drop_last=True),
+            train_dataloader=dataloader_of(dataset, BATCH, sampler, drop_last=True),
             optimizers=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
             max_duration="0ep",
             device="gpu" if torch.cuda.is_available() else "cpu",
@@ -103,7 +103,7 @@ class Training:
 
 
 def measure(names: list[str], setting: Setting) -> dict[str, list[float]]:
-    """Seconds of each step by variant, all of them of equal number and made in turn; the first epoch warms up."""
+    """Return the seconds of each step by variant, made in turn; the first epoch warms up."""
     dataset = images((setting.steps + 1) * BATCH, "cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "archive"

@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def header() -> dict[str, Any]:
-    """Where and on what this ran."""
+    """Return where and on what this ran."""
     where = environment()
     return {
         "name": "header",
@@ -87,12 +87,12 @@ def header() -> dict[str, Any]:
 
 
 def turns(ours: Callable[[], object], theirs: Callable[[], object], count: int) -> list[tuple[float, float]]:
-    """Seconds of both, by turns: first one first, then the other."""
+    """Return seconds of both, by turns: first one first, then the other."""
     return [turn(ours, theirs, number) for number in range(count + 1)][1:]  # the first turn warms the caches
 
 
 def turn(ours: Callable[[], object], theirs: Callable[[], object], number: int) -> tuple[float, float]:
-    """Seconds of both; which comes first changes with the number."""
+    """Return seconds of both; which comes first changes with the number."""
     seconds = {}
     for work in (ours, theirs) if number % 2 else (theirs, ours):
         began = time.perf_counter()
@@ -102,7 +102,7 @@ def turn(ours: Callable[[], object], theirs: Callable[[], object], number: int) 
 
 
 def ratios(name: str, pairs: Sequence[tuple[float, float]], goal: float | None, **more: Any) -> dict[str, Any]:
-    """One line of the result: the median of ours / theirs and how it scatters."""
+    """Return one line of the result: the median of ours / theirs and how it scatters."""
     values = [ours / theirs for ours, theirs in pairs]
     ratio = statistics.median(values)
     low, _, high = statistics.quantiles(values, n=4)
@@ -141,7 +141,7 @@ def growth(before: dict[str, float], after: dict[str, float], prefix: str = "") 
 
 
 def measure_gather(folder: Path, quick: bool, emit: Emit) -> None:
-    """256 random rows of a 50,000 x 100 signal against ``index_select`` on a tensor in RAM that holds the same."""
+    """Measure 256 random rows of a 50,000 x 100 signal against ``index_select`` on the same tensor in RAM."""
     generator = torch.Generator().manual_seed(0)
     ram = torch.randn(EXAMPLES, CLASSES, generator=generator).half()
     archive = RunArchive(folder / "archive", create=True)
@@ -191,7 +191,7 @@ def signal_of(archive: RunArchive, slots: dict[int, dict[str, Tensor]], **meta: 
 
 
 def measure_steps(folder: Path, quick: bool, emit: Emit) -> None:
-    """Steps of a small ResNet with the recorder on, all logits captured, against off."""
+    """Measure steps of a small ResNet with the recorder on, all logits captured, against off."""
     steps, epochs = (8, 2) if quick else (20, 10)
     images = Images(128 * steps)
     on, off = Training(images, folder / "archive"), Training(images, None)
@@ -207,7 +207,7 @@ def measure_steps(folder: Path, quick: bool, emit: Emit) -> None:
 
 
 def measure_listing(folder: Path, quick: bool, emit: Emit) -> None:
-    """Selecting five of 10,000 runs against five of 100."""
+    """Measure selecting five of 10,000 runs against five of 100."""
     few, many = 100, 1_000 if quick else 10_000
     small, large = folder / "small", folder / "large"
     made = {path: make_runs(path, count) for path, count in ((small, few), (large, many))}
@@ -227,7 +227,7 @@ def measure_listing(folder: Path, quick: bool, emit: Emit) -> None:
 
 
 def memory_line(name: str, extra_mib: float, goal_mib: float, **raw: Any) -> dict[str, Any]:
-    """One line of the result: by how much more memory grew with the large case than with the small one."""
+    """Return one line of the result: by how much more memory grew with the large case than with the small one."""
     return {"name": name, "extra_mib": extra_mib, "goal_mib": goal_mib, "met": extra_mib <= goal_mib, "raw": raw}
 
 
@@ -249,7 +249,7 @@ def select_in_child(path: str) -> dict[str, float]:
 
 
 def measure_rows(folder: Path, quick: bool, emit: Emit) -> None:
-    """Opening a signal of 10^7 rows against one of 1,000: the first time (which hashes it), and again."""
+    """Measure opening a signal of 10^7 rows against one of 1,000: the first time (which hashes it), and again."""
     few, many = 1_000, 10**6 if quick else 10**7
     measured: dict[str, list[dict[str, float]]] = {}
     for count in (few, many):

@@ -52,7 +52,7 @@ def make_runs(path: Path, count: int) -> int:
 
 
 def first_run(archive: RunArchive) -> Manifest:
-    """A real run, as the recorder would have written it, with small files."""
+    """Write a real run, as the recorder would have written it, with small files."""
     names = [f"module.stage{i}.block{j}.{part}.weight" for i in range(4) for j in range(3) for part in "abcde"]
     weights = {name: torch.zeros(4, 4) for name in names}
     writer = archive.start_run("first")

@@ -68,7 +68,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def steps_by_turns(on: Training, off: Training, epochs: int) -> list[tuple[float, float]]:
-    """Seconds of the steps of both, made one after the other; which comes first changes with the epoch."""
+    """Return seconds of the steps of both, made one after the other; which comes first changes with the epoch."""
     pairs: list[tuple[float, float]] = []
     for number in range(epochs):
         order = {"on": on, "off": off} if number % 2 else {"off": off, "on": on}

@@ -56,7 +56,7 @@ class Case:
     about: int = 100
 
     def count(self, scale: float) -> int | None:
-        """The count at a scale; None for all."""
+        """Return the count at a scale; None for all."""
         if scale == 1 or (self.full is None and scale > 1):
             return self.full
         return max(1, round((self.full or self.about) * scale))
@@ -170,7 +170,7 @@ def run_in_process(case: Case, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_good(result: dict[str, Any]) -> bool:
-    """Whether a case ran and found nothing."""
+    """Return whether a case ran and found nothing."""
     return "error" not in result and not (result["lost"] or result["torn"] or result["undetected"])
 
 

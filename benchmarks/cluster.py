@@ -149,7 +149,7 @@ def agent_ports() -> dict[str, int]:
 
 @contextlib.contextmanager
 def ray_nodes(count: int) -> Iterator[Any]:
-    """A Ray cluster on this machine: a head without CPUs, and nodes of one CPU each."""
+    """Start a Ray cluster on this machine: a head without CPUs, and nodes of one CPU each."""
     import ray
     from ray.cluster_utils import Cluster
 
@@ -196,7 +196,7 @@ def wait_until(done: Callable[[], bool], driver: Driver) -> None:
 
 
 def finished(folder: Path) -> int:
-    """How many finished runs the archive has."""
+    """Return how many finished runs the archive has."""
     try:
         return len(RunArchive(folder / "archive", read_only=True).runs())
     except ArchiveError:  # there is none yet
@@ -204,7 +204,7 @@ def finished(folder: Path) -> int:
 
 
 def found_in(file: Path) -> dict[str, Any]:
-    """The study's table, and how often each step was trained to its end."""
+    """Return the study's table, and how often each step was trained to its end."""
     plan = plan_sequence(load_sequence(file))
     runs = RunArchive(plan.config.archive).runs(order="first")
     table = {f"{run.tags['arm']}/{run.tags['step']}": [run.final_metric(), run.manifest.progress.batch] for run in runs}
@@ -217,7 +217,7 @@ def found_in(file: Path) -> dict[str, Any]:
 
 
 def alive(folder: Path) -> int:
-    """How many processes name the study's folder in their arguments, other than this one."""
+    """Return how many processes name the study's folder in their arguments, other than this one."""
     count = 0
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -259,7 +259,7 @@ def overhead(kind: str) -> dict[str, Any]:
 
 
 def _timed(launcher: Launcher, job: Job, count: int) -> dict[str, float]:
-    """Seconds that each of ``count`` workers takes for a job, over all, and the first and the median job's."""
+    """Return seconds that each of ``count`` workers takes for a job, over all, and the first and the median job's."""
     seconds: list[float] = []
 
     def run(_: int) -> None:
@@ -286,7 +286,7 @@ def summarise(out: ResultsFile) -> None:
         )
     for one in out.records(kind="overhead"):
         for name in sorted(key for key in one if key.endswith("_overhead")):
-            print(f"{one['launcher']} {name}: {one[name]:.2f} s a step")
+            print(f"{one['launcher']} {name}: {one[name]:.2f} s a step (load of the machine {one['load_average']:.0f})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

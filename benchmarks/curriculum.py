@@ -70,7 +70,7 @@ RANDOM_TOO = ("dynamic_prune",)
 
 
 def method_names() -> list[str]:
-    """Every method but the plain runs at the steps of another."""
+    """Return every method but the plain runs at the steps of another."""
     shuffled = [name + control for name in STRATEGIES for control in ("", ".shuffled")]
     return ["plain", *shuffled, *(f"{name}.random" for name in RANDOM_TOO)]
 
@@ -88,7 +88,7 @@ class Benchmark:
     # Jobs -----------------------------------------------------------------------------------------------------------
 
     def job(self, method: str, seed: int) -> dict[str, Any]:
-        """What a run needs."""
+        """Return what a run needs."""
         base = method.removesuffix(".shuffled").removesuffix(".random")
         job: dict[str, Any] = {"study": self.options.study, "epochs": self.epochs, "method": method, "seed": seed}
         job |= {"npz": self.options.npz, "archive": self.options.archive, "autocast": self.options.autocast}
@@ -103,7 +103,7 @@ class Benchmark:
         return job | {"max_duration": f"{max(1, round(share * self.epochs))}ep", "settings": settings}
 
     def find(self, method: str, seed: int) -> dict[str, Any] | None:
-        """The record of one run."""
+        """Return the record of one run."""
         found = self.out.records(study=self.options.study, epochs=self.epochs, method=method, seed=seed)
         return found[-1] if found else None
 
@@ -139,7 +139,7 @@ class Benchmark:
     # Summary --------------------------------------------------------------------------------------------------------
 
     def summarise(self, methods: list[str], seeds: list[int]) -> None:
-        """A table: accuracy, cost, and paired differences from the plain runs and from the shuffled control."""
+        """Return a table: accuracy, cost, and paired differences from the plain runs and from the shuffled control."""
         print(f"\n{self.options.study}, {self.epochs} epochs; 95 % intervals; differences paired by seed, in points")
         print("cost: examples trained on, against plain; with priors: plus those of the prior runs divided by the")
         print("number of seeds; pays: from how many later runs on they and the prior runs cost less than plain ones")
@@ -173,7 +173,7 @@ class Benchmark:
         return {seed: record["accuracy"] for seed in seeds if (record := self.find(method, seed)) is not None}
 
     def _pairs(self, records: dict[int, dict[str, Any]]) -> list[tuple[int, int]]:
-        """A method's examples with those of the plain runs of the same seeds."""
+        """Return a method's examples with those of the plain runs of the same seeds."""
         found = [(record, self.find("plain", seed)) for seed, record in records.items()]
         return [(record["examples"], plain["examples"]) for record, plain in found if plain is not None]
 
@@ -182,7 +182,7 @@ class Benchmark:
         return f"{100 * sum(shares) / len(shares):.0f} %" if shares else "-"
 
     def _prior_examples(self) -> int:
-        """What all prior runs together were trained on."""
+        """Return what all prior runs together were trained on."""
         return sum(one["examples"] for seed in PRIOR_SEEDS if (one := self.find("prior", seed)) is not None)
 
     def _pays_from(self, records: dict[int, dict[str, Any]], prior_examples: int) -> str:

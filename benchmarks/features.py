@@ -37,7 +37,7 @@ from step_clock import StepClock, epochs_by_turns, ratios
 from reuse_algos.algorithms import PriorRunWarmStart
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.example_ids import TrackExamples
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, dataloader_of
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
@@ -68,7 +68,7 @@ class Training:
         callbacks = [part for part in parts if isinstance(part, Callback)]
         self.trainer = Trainer(
             model=model,
-            train_dataloader=device_dataloader(dataset, batch, EpochSampler(len(dataset), seed=0), drop_last=True),
+            train_dataloader=dataloader_of(dataset, batch, EpochSampler(len(dataset), seed=0), drop_last=True),
             optimizers=torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
             max_duration="0ep",
             device="gpu" if torch.cuda.is_available() else "cpu",
@@ -84,7 +84,7 @@ class Training:
 
 
 def measure(name: str, *, batch: int, steps: int, epochs: int, threads: int) -> dict[str, Any]:
-    """Times of one network: raw step times by source, the harvest, and how far the losses are apart."""
+    """Measure one network: raw step times by source, the harvest, and how far the losses are apart."""
     torch.set_num_threads(threads)
     dataset = images((steps + 1) * batch, "cuda" if torch.cuda.is_available() else "cpu")
     with tempfile.TemporaryDirectory() as folder:

@@ -42,7 +42,7 @@ SEARCH_RUNS = 8
 
 
 def goals(folder: Path = RESULTS) -> list[str]:
-    """A paragraph for each goal: the goal, then what was measured, one line each."""
+    """Return a paragraph for each goal: the goal, then what was measured, one line each."""
     study = _study(folder, STUDY)
     other = _study(folder, OTHER_ARCHITECTURE_STUDY)
     searches = [one for one in ResultsFile(folder / "sequence_cost.jsonl").records() if one["sequence"] == SEARCH]
@@ -109,7 +109,7 @@ def _standing(speedup: Speedup, goal: float) -> str:
 
 
 def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
-    """Searches of one kind, repeated with other seeds: what they cost, and what their choices are worth."""
+    """Describe searches of one kind, repeated with other seeds: what they cost, and what their choices are worth."""
     lines = []
     for overrides in dict.fromkeys(tuple(one["overrides"]) for one in records):
         reports = [one["report"] for one in records if tuple(one["overrides"]) == overrides]
@@ -119,7 +119,7 @@ def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
                 continue
             lines.append(f"{' '.join(overrides)}:" if overrides else f"{SEARCH}:")
             for share, words in (("steps", "steps"), ("cost_seconds", "seconds, all costs")):
-                # Steps are exact: searches that all took equally many are no copies of each other.
+                # Steps are exact: searches that all took equally many are not copies of each other.
                 exact = share == "steps"
                 found = mean_interval([report["arms"][place]["share"][share] for report in reports], exact=exact)
                 met = "met" if found.high <= goal else "MISSED" if found.low > goal else "not decided"
@@ -130,7 +130,7 @@ def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
 
 
 def _choices(searches: Sequence[Sequence[dict[str, Any]]], name: str) -> str:
-    """How much worse the chosen values are, by the mean of all runs without reuse that have them."""
+    """Return how much worse the chosen values are, by the mean of all runs without reuse that have them."""
     baselines, others = zip(
         *((arms[0], next(arm for arm in arms if arm["arm"] == name)) for arms in searches), strict=True
     )

@@ -53,7 +53,7 @@ def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | 
 class ResultsFile:
     """A file of JSON lines that only grows; every record is an object.
 
-    A last line that has no newline and is no whole record was torn by the end of its writer. It is left out when the
+    A last line that has no newline and is not a whole record was torn by the end of its writer. It is left out when the
     file is read, with a warning, and cut off by the next :meth:`append`.
 
     Args:
@@ -65,10 +65,10 @@ class ResultsFile:
         self._warned = False
 
     def records(self, **wanted: Any) -> list[dict[str, Any]]:
-        """All lines that have these values, oldest first.
+        """Return all lines that have these values, oldest first.
 
         Raises:
-            ResultsFileError: a line other than a torn last one is no record.
+            ResultsFileError: a line other than a torn last one is not a record.
         """
         if not self.path.exists():
             return []
@@ -105,7 +105,7 @@ class ResultsFile:
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:
-    """The record of a line; None where it is no JSON object."""
+    """Return the record of a line; None where it is not a JSON object."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -161,7 +161,7 @@ class RunQueue:
 
 
 def surroundings() -> dict[str, Any]:
-    """What a record says of where and when it was made."""
+    """Return what a record says of where and when it was made."""
     where = environment()
     return {
         "hardware": where.hardware,
@@ -173,7 +173,7 @@ def surroundings() -> dict[str, Any]:
 
 
 def command_line(script: str) -> str:
-    """How the benchmark was started, as it can be started again from the root of the repository.
+    """Return how the benchmark was started, as it can be started again from the root of the repository.
 
     Paths inside the repository are written relative to its root. Of those outside, only the last part is kept, since
     where files lie on a machine says nothing about the result.
@@ -188,7 +188,7 @@ _PARTS = re.compile(r"""("[^"]*"|'[^']*')|((?!\w+:/)[^\s,\[\]{}()='"/:]*:)?([^\s
 
 
 def without_places(argument: str) -> str:
-    """An argument of a command, the paths in it as :func:`command_line` writes them.
+    """Return an argument of a command, the paths in it as :func:`command_line` writes them.
 
     A path may be the whole argument, the value of ``key=value``, or part of a list or a mapping there.
     """
@@ -216,7 +216,7 @@ def _without_place(text: str) -> str:
 
 
 def _is_path(text: str) -> bool:
-    """Whether it is absolute, or names what is there or a file of a folder that is there: other words stay as is."""
+    """Return whether it is absolute, or names what is there or a file of a folder that is there."""
     if _ABSOLUTE.match(text) or ".." in Path(text).parts:
         return True
     try:

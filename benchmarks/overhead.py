@@ -75,7 +75,7 @@ GOALS = {
 
 
 def measure(names: list[str], setting: Setting, *, epochs: int, threads: int) -> dict[str, list[float]]:
-    """Seconds of each step by variant, all of them of equal number and made in turn."""
+    """Return seconds of each step by variant, all of them of equal number and made in turn."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:
         dataset = prepare(Path(folder), names, setting)
@@ -166,7 +166,7 @@ def versions_of_peers() -> dict[str, str]:
 
 
 def command_of(args: argparse.Namespace) -> str:
-    """The command that measures the same, defaults written out; of the peers' folder as in ``command_line``."""
+    """Return the command that measures the same, defaults written out; of the peers' folder as in ``command_line``."""
     words = ["python", "benchmarks/overhead.py"]
     for name in ("model", "batch", "batches", "epochs", "threads", "autocast"):
         if (value := getattr(args, name)) is not None:

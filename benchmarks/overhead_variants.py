@@ -22,7 +22,7 @@ from reuse_algos.algorithms.prior_run_distillation import KL
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder, TrainingInstruments
 from reuse_algos.data.example_ids import TrackExamples
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, dataloader_of
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.harvest import harvest
 from reuse_algos.models import build_model
@@ -80,7 +80,7 @@ class Setting:
         return time.thread_time if self.cpu else time.perf_counter
 
     def network(self, seed: int = 0) -> Any:
-        """The network as a Composer model on the device, channels last."""
+        """Return the network as a Composer model on the device, channels last."""
         torch.manual_seed(seed)
         config = {"name": self.model, "autocast": self.autocast}
         model = build_model(config, num_classes=CLASSES, image_shape=(3, 32, 32))
@@ -88,7 +88,7 @@ class Setting:
 
     def loader(self, dataset: DeviceImages) -> DataLoader:
         """Whole batches, in an order of seed and epoch."""
-        return device_dataloader(dataset, self.batch, EpochSampler(len(dataset), seed=0), drop_last=True)
+        return dataloader_of(dataset, self.batch, EpochSampler(len(dataset), seed=0), drop_last=True)
 
 
 def _device() -> str:
@@ -155,7 +155,7 @@ class LoopTraining:
             self.step(inputs, labels)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Do nothing: there is nothing to end."""
 
 
 class OfImages(nn.Module):
@@ -196,7 +196,7 @@ def prepare(folder: Path, names: list[str], setting: Setting) -> DeviceImages:
 
 
 def build(name: str, folder: Path, dataset: DeviceImages, setting: Setting) -> ComposerTraining | LoopTraining:
-    """One variant, ready to train."""
+    """Return one variant, ready to train."""
     if name == "raw":
         return LoopTraining(dataset, setting, *_plain_step(setting))
     if name == "timm_1":
@@ -248,7 +248,7 @@ def _plain_step(setting: Setting) -> tuple[nn.Module, Step]:
 
 
 def _student_and_teacher(setting: Setting, folder: Path) -> tuple[OfImages, OfImages]:
-    """The peers' teacher is the prior run that teaches ``live_1``."""
+    """Return the peers' teacher: the prior run that teaches ``live_1``."""
     teacher = archived_model(RunArchive(folder / "archive").run("prior-0"), "last")
     return OfImages(setting.network()).train(), OfImages(
         teacher.to(device=_device(), memory_format=torch.channels_last)

@@ -42,7 +42,7 @@ CLAMP, SPREAD, ASCENT, ASCENT_RATE = 0.5, 0.1, 5, 0.05
 
 
 def moons(seed: int) -> tuple[Tensor, Tensor]:
-    """All periods: inputs float [N, 3], the last column the time from 0 to 0.9, and labels [N]."""
+    """Return all periods: inputs float [N, 3], the last column the time from 0 to 0.9, and labels [N]."""
     parts, labels = [], []
     for period in range(PERIODS):
         points, classes = make_moons(POINTS, noise=NOISE, random_state=1000 * seed + period)
@@ -55,7 +55,7 @@ def moons(seed: int) -> tuple[Tensor, Tensor]:
 
 
 def network(seed: int) -> nn.Module:
-    """An MLP of two hidden layers that is told the time."""
+    """Return an MLP of two hidden layers that is told the time."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(2 + 8, 50), nn.ReLU(), nn.Linear(50, 50), nn.ReLU(), nn.Linear(50, 2))
     return TimeConditioned(net, 8)
@@ -81,7 +81,7 @@ class Interpolated:
 
 
 def plain(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """The loss of a model as it is."""
+    """Return the loss of a model as it is."""
     return F.cross_entropy(model(x), y)
 
 

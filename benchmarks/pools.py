@@ -44,7 +44,7 @@ HIDDEN, RATE, FINE_RATE, BATCH = 32, 0.05, 0.01, 32
 
 
 def network(inputs: int, classes: int) -> nn.Module:
-    """An MLP of one hidden layer, drawn from the global generator."""
+    """Return an MLP of one hidden layer, drawn from the global generator."""
     return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, classes))
 
 
@@ -62,13 +62,13 @@ def train(model: nn.Module, x: Tensor, y: Tensor, steps: int, rate: float, gener
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of the rows that are right."""
+    """Return share of the rows that are right."""
     with torch.no_grad():
         return float((model(x).argmax(1) == y).double().mean())
 
 
 def one_seed(data: dict[str, Tensor], labelled: int, pool: int, seed: int) -> dict[str, Any]:
-    """All arms of one seed."""
+    """Return all arms of one seed."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     x, y, test = data["x"], data["y"], (data["x_test"], data["y_test"])

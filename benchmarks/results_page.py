@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from job_runner import ResultsFile
+from results_texts import beside, streams
 
 HERE = Path(__file__).parent
 PAGE = HERE / "RESULTS.md"
@@ -60,7 +61,7 @@ class Section:
 
 @functools.cache
 def benchmark(name: str) -> Any:
-    """The module of a benchmark, whatever else goes by its name."""
+    """Return the module of a benchmark, whatever else goes by its name."""
     spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", HERE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -70,7 +71,7 @@ def benchmark(name: str) -> Any:
 
 
 def summary(script: str, *arguments: str) -> Callable[[Path], str]:
-    """What ``script --summary`` prints of the file."""
+    """Return what ``script --summary`` prints of the file."""
 
     def printed(path: Path) -> str:
         text = io.StringIO()
@@ -81,6 +82,20 @@ def summary(script: str, *arguments: str) -> Callable[[Path], str]:
         return "\n".join(line.rstrip() for line in text.getvalue().strip("\n").splitlines())
 
     return printed
+
+
+def study(name: str, *arguments: str) -> Callable[[Path], str]:
+    """Return what prints a study's summary, counted in examples, and below it a line of simple methods."""
+    printed = summary(
+        "study", str(HERE / "studies" / f"{name}.yaml"), "--judge-by", "samples", "--no-advice", *arguments
+    )
+
+    def body(path: Path) -> str:
+        text = printed(path)
+        lines = ResultsFile(HERE / "results" / "text_lines.jsonl").records(name=name)
+        return f"{text}\n\n{beside(ResultsFile(path).records(), lines[-1])}" if lines else text
+
+    return body
 
 
 def step_ratios(path: Path) -> str:
@@ -95,7 +110,7 @@ def step_ratios(path: Path) -> str:
 
 
 def archive_costs(path: Path) -> str:
-    """A line for each ratio or difference, with its goal."""
+    """Return a line for each ratio or difference, with its goal."""
     lines = []
     for one in ResultsFile(path).records():
         if "ratio" in one:
@@ -111,7 +126,7 @@ def archive_costs(path: Path) -> str:
 
 
 def archive_scale(path: Path) -> str:
-    """The newest line of each measurement beside its goals; memory as a ratio to the fewest runs of the same call."""
+    """Return the newest line of each measurement beside its goals; memory as a ratio to the fewest runs."""
 
     def beside(one: Record) -> str:
         # Seconds of the processor are longer where many processes share its caches.
@@ -154,7 +169,7 @@ def archive_scale(path: Path) -> str:
 
 
 def torture(path: Path) -> str:
-    """The newest line of each case, and how many older ones found something."""
+    """Return the newest line of each case, and how many older ones found something."""
     records = [one for one in ResultsFile(path).records() if "case" in one]
     newest = {(one["row"], one["case"]): one for one in records}
     lines = [f"{'row':>3}  {'case':50} {'tries':>6} {'lost':>5} {'torn':>5} {'undetected':>10}"]
@@ -298,6 +313,38 @@ SECTIONS = (
         summary("overhead"),
     ),
     Section(
+        "Texts: a small BERT on 1,600 news texts",
+        "bbc_news.jsonl",
+        "Three archived runs teach, for the whole training or its first 35 %; short texts first, with its control.",
+        study("bbc_news"),
+    ),
+    Section(
+        "Texts: a character language model of city names",
+        "city_names.jsonl",
+        "Two archived runs of 8 epochs teach by their 16 largest logits at each character; lower is better.",
+        study("city_names"),
+    ),
+    Section(
+        "Segmentation: slices of a brain",
+        "mni152.jsonl",
+        "Two archived runs teach a small U-Net by their maps at a quarter of the size, per pixel or per channel.",
+        study("mni152"),
+    ),
+    Section("Segmentation: digits on a canvas", "digit_scenes.jsonl", "The same on 400 scenes.", study("digit_scenes")),
+    Section(
+        "Detection: boxes that are missing or off",
+        "digit_boxes.jsonl",
+        "30 % of the training boxes are missing and the others are off by 10 %. `MixTraining` by an archived detector, "
+        "the same with the boxes of other pictures (its control), and clean boxes (the bound).",
+        study("digit_boxes"),
+    ),
+    Section(
+        "Streams",
+        "stream_rows.jsonl",
+        "mosaicml-streaming; seconds are the processor's. The first two lines are of 100,000 samples.",
+        lambda path: streams(ResultsFile(path).records()),
+    ),
+    Section(
         "An unlabelled pool",
         "pools.jsonl",
         "A student on what archived scores chose of a pool, over K, with controls. Intervals are against labelled "
@@ -305,18 +352,32 @@ SECTIONS = (
         summary("pools"),
     ),
     Section(
+        "Clients without labels",
+        "federated.jsonl",
+        "Digits sorted by label over four clients, 40 labels at the server: accuracy after rounds of alternate and of "
+        "parallel training, with and without an archived teacher for the first round.",
+        summary("federated"),
+    ),
+    Section(
+        "Sequences on a cluster",
+        "cluster.jsonl",
+        "24 small runs by each launcher, and what a step costs beyond its own time, by the local launcher's. Goal: at "
+        "most 1.5 s on Ray.",
+        summary("cluster"),
+    ),
+    Section(
         "The period that comes next",
         "periods.jsonl",
-        "Moons that turn: told the time, fine-tuned, and with gradient interpolation. Measured a second time with version "
-        "0.2.0: the errors are those of version 0.1.0 to the last digit.",
+        "Moons that turn: told the time, fine-tuned, and with gradient interpolation. Measured twice, with version 0.1.0 "
+        "and 0.2.0: the errors are the same to the last digit.",
         summary("periods"),
     ),
     Section(
         "Retraining period after period, and a pool, as sequences",
         "sequences.jsonl",
         "Digits that turn by 12 degrees a period; 50 labelled digits with a pool of 1,387. By the shipped "
-        "sequences. The periods were trained a second time, with the logits of two epochs and with drift by each image's "
-        "newest logits: the counts of changed classes are of all images that two periods have in common.",
+        "sequences. The periods were trained a second time, with the logits of two epochs and with drift by "
+        "each image's newest logits: the counts of changed classes are of all images that two periods have in common.",
         summary("sequences"),
     ),
     Section(
@@ -329,8 +390,8 @@ SECTIONS = (
     Section(
         "Pictures and their names as one space",
         "pairs.jsonl",
-        "Glyphs of DejaVu Sans and their names; means over random splits, least and most in brackets. Archived encoders "
-        "are two runs with other tasks (the kind of a character, its direction of writing), by the product's own way.",
+        "Glyphs of DejaVu Sans and their names; means over random splits, least and most in brackets. Archived "
+        "encoders are two runs with other tasks (the kind of a character, its direction of writing), by the product's own way.",
         summary("pairs"),
     ),
     Section(
@@ -373,7 +434,7 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [HEAD, "```text\n" + "\n\n".join(benchmark("goals").goals()) + "\n```\n"]
     for section in SECTIONS:
         path = HERE / "results" / section.file

@@ -37,7 +37,7 @@ class StepClock(Callback):
         self._began: float | None = None
 
     def restart(self) -> None:
-        """The first step of an epoch has no predecessor in it."""
+        """Forget the last step: the first of an epoch has no predecessor in it."""
         self._began = None
 
     def tick(self) -> None:
@@ -73,7 +73,7 @@ class SteppedTraining(Protocol):
 
 
 def epoch_by_turns(trainings: Mapping[str, SteppedTraining], threads: int | None = None) -> dict[str, list[float]]:
-    """One more epoch of each, step by step in turn, in the order of the mapping.
+    """Return one more epoch of each, step by step in turn, in the order of the mapping.
 
     Args:
         trainings: by name; their epochs have equal numbers of batches.
@@ -111,7 +111,7 @@ def _epoch_with_baton(training: SteppedTraining, threads: int | None) -> None:
 def epochs_by_turns(
     trainings: Mapping[str, SteppedTraining], epochs: int, threads: int | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of the steps of several epochs by name; one epoch more is made first and does not count.
+    """Return seconds of the steps of several epochs by name; one epoch more is made first and does not count.
 
     Who comes after whom changes from epoch to epoch.
     """

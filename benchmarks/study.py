@@ -46,7 +46,7 @@ _WHERE_DATA_LIES = ("data.path", "data.root", "data.download")
 
 
 def record_of(found: StepState, archive_id: str, command: str) -> dict[str, Any]:
-    """A finished run as a line of the results file.
+    """Return a finished run as a line of the results file.
 
     Args:
         found: its step, finished.

@@ -33,7 +33,7 @@ class StudyFile:
         self._study = study
 
     def records(self) -> list[dict[str, Any]]:
-        """The study's lines, oldest first.
+        """Return the study's lines, oldest first.
 
         Raises:
             ResultsFileError: a step has several runs, or the file is damaged.

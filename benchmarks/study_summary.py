@@ -106,7 +106,7 @@ def _flops(one: dict[str, Any]) -> float | None:
 
 
 def _has_other_passes(recipe: dict[str, Any]) -> bool:
-    """Whether live teachers or replayed rows took passes that the line does not count."""
+    """Return whether live teachers or replayed rows took passes that the line does not count."""
     distilled = any(key.startswith("algorithms.prior_run_distillation.") for key in recipe)
     live = distilled and recipe.get("algorithms.prior_run_distillation.source") != "cached"
     return live or any(key.startswith("algorithms.adversarial_replay.") for key in recipe)

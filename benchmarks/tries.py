@@ -59,7 +59,7 @@ def attempt(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(records: Sequence[dict[str, Any]]) -> str:
-    """A line for each setting: duration, number of seeds, mean accuracy in %, what was tried; the best first."""
+    """Return a line for each setting: duration, number of seeds, mean accuracy in %, what was tried; the best first."""
     finals: dict[tuple[str, str], dict[int, float]] = {}
     for one in records:
         finals.setdefault((one["max_duration"], one["name"]), {})[one["seed"]] = one["final"]

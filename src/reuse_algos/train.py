@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if "=" in arguments.recipe:
             raise RecipeError(f"the recipe's file comes first, before {arguments.recipe!r}. See --help")
+        # On every rank: a fault then ends all of them, and none waits for another.
         recipe = load_recipe(recipe_path(arguments.recipe), arguments.overrides)
         check_world_size(recipe)
         _show(recipe, everything=arguments.check)

@@ -210,7 +210,7 @@ def test_claims_without_data_take_no_memory(archive: RunArchive, make_run: MakeR
     path = archive.root / f"runs/{run_id}/manifests/g000001.json"
     rewrite(path, lambda _: sealed(msgspec.json.encode(manifest)))
     with within(5), pytest.raises(ArchiveCorruptError, match=run_id):
-        archive.run(run_id).signal("logits").seen_counts()
+        archive.run(run_id).signal("logits").seen(0)
 
 
 def test_sparse_rows_of_too_many_classes_are_refused(archive: RunArchive) -> None:

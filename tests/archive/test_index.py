@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from reuse_algos.archive import RunArchive
+from reuse_algos.archive.asked import Asked
 from reuse_algos.archive.format.names import shard_runs
 from reuse_algos.archive.index.catalog import _shares
+from reuse_algos.archive.index.host import KnownShard, open_host
 from reuse_algos.archive.index.shards import decode_shard, encode_shard
 from reuse_algos.archive.index.update import update_index
 from reuse_algos.errors import ArchiveWarning
@@ -98,14 +100,24 @@ def test_a_lie_that_would_be_chosen_is_found_out(
 HIDING = [{"health": "diverged"}, {"finals": {MONITOR: 0.0}}, {"tags": {"n": "9"}}]
 
 
+@pytest.mark.parametrize("compared", [0, 100])
 @pytest.mark.parametrize("lie", HIDING)
 def test_a_shard_that_hides_a_run_is_found_out_by_a_host_that_knew_better(
-    archive: RunArchive, ids: list[str], lie: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    archive: RunArchive, ids: list[str], lie: dict[str, Any], compared: int, monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    other_host(monkeypatch, tmp_path_factory)
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", compared)
     assert len(RunArchive(archive.root).runs()) == len(ids)
+    (true,) = shards(archive)
     poisoned(archive, **lie)
     found = RunArchive(archive.root)
+    # Where the runs of the true one were compared, the false one is not believed; else the run is doubted.
+    monkeypatch.setattr("reuse_algos.archive.index.catalog.COMPARED", 0)
+    assert {run.id for run in found.runs()} == set(ids)
+    (false,) = {*shards(archive)} - {true}
+    with open_host(archive._store.location, archive.archive_id) as host:
+        assert (host.names(false)[0] == [], host.doubted()) == ((True, set()) if compared else (False, {ids[0]}))
     assert {run.id for run in found.runs()} == set(ids)
     assert [run.id for run in found.runs(tags={"n": 0})] == [ids[0]]
     assert [run.final_metric() for run in found.runs(order="best")] == sorted(VALUES, reverse=True)
@@ -190,6 +202,34 @@ def test_a_quick_verification_finds_a_run_that_is_hidden_and_this_host_believes_
     (problem,) = believed.verify(quick=True).problems
     assert f"something else of run {ids[0]}" in problem.what
     assert {run.id for run in RunArchive(believed.root).runs()} == set(ids)
+
+
+def test_a_line_of_a_shard_is_found_by_its_place() -> None:
+    ids = [f"run-{n}" for n in range(3000)]
+    lines = [f'["{run_id}",{"7" * (n % 50)}]'.encode() for n, run_id in enumerate(ids)]
+    shard = KnownShard(ids, b"\n".join(lines), [])
+    assert [shard.line(at) for at in range(3000)] == lines
+    # Where lengths are so uneven that it is not near its share of the text, it is looked for from the start.
+    lines[2990:] = [line + b" " * 100_000 for line in lines[2990:]]
+    shard = KnownShard(ids, b"\n".join(lines), [])
+    assert [shard.line(at) for at in (0, 1500, 2989, 2990, 2999)] == [lines[at] for at in (0, 1500, 2989, 2990, 2999)]
+    assert KnownShard(["run"], b'["no"]', []).line(0) == b""
+
+
+def test_lines_that_may_fit_are_found_in_the_text() -> None:
+    lines = [b'{"a":"1"}', b'{"b":"2"}', b'{"a":"1","b":"2"}', b"", b'{"a":"2","b":"3"}', b'{"a":"1","b":"4"}']
+    text = b"\n".join(lines)
+    wanted: list[tuple[dict[str, object], list[int]]] = [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"a": 1}, [0, 2, 5]),
+        ({"a": 1, "b": [2, 4]}, [2, 5]),
+        ({"b": [2, 3]}, [1, 2, 4]),
+        ({"b": 5}, []),
+    ]
+    for tags, places in wanted:
+        asked = Asked(None, tags, None, unfinished=False, unhealthy=False)
+        assert asked.likely(text) == [lines[at] for at in places]
+        assert asked.likely(b"") == []
 
 
 def test_each_run_of_each_shard_is_as_likely_to_be_compared() -> None:

@@ -426,7 +426,8 @@ def test_batches_of_other_shapes_and_transforms(tmp_path: Path) -> None:
                 return {"logits": self.module(batch["x"]).float()}
 
     def normalise(batch: dict[str, Any]) -> dict[str, Any]:
-        return {**batch, "x": PixelSpace(MEAN, STD).to_inputs(batch["x"])}
+        mean = torch.tensor(MEAN).view(2, 1, 1)
+        return {**batch, "x": PixelSpace(MEAN, STD).delta_to_inputs(batch["x"] - mean)}
 
     model = Model(linear().module, num_classes=2)
     spec = DataSpec(DataLoader(Images(), batch_size=16), microbatch_transforms=normalise)

@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from reuse_algos.data.images.augment import Augmentation
-from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, dataloader_of
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ExampleView
@@ -128,13 +128,13 @@ def test_dataloader_gives_whole_batches_and_draws_no_global_numbers():
     dataset = make()
     wanted = [ExampleView(position, 1) for position in (5, 3, 60, 2, 8)]
     before = torch.get_rng_state()
-    batches = list(device_dataloader(dataset, 2, wanted, drop_last=True))
+    batches = list(dataloader_of(dataset, 2, wanted, drop_last=True))
     assert torch.equal(torch.get_rng_state(), before)
     assert [len(labels) for _, labels in batches] == [2, 2]
     assert torch.equal(batches[1][0], dataset.__getitems__(wanted[2:4])[0])
-    by_list = list(device_dataloader(dataset, batch_sampler=[wanted[:3], wanted[3:]]))
+    by_list = list(dataloader_of(dataset, batch_sampler=[wanted[:3], wanted[3:]]))
     assert [len(labels) for _, labels in by_list] == [3, 2]
-    assert len(list(device_dataloader(dataset, 32))) == 3
+    assert len(list(dataloader_of(dataset, 32))) == 3
 
 
 @pytest.mark.parametrize("num_views", [0, 4])
@@ -144,7 +144,7 @@ def test_workers_make_the_same_bits_as_the_device(num_views):
     assert for_workers.image_shape == on_device.image_shape
     order = list(range(COUNT))[::-1]
     loaders = [
-        device_dataloader(on_device, 16, order),
+        dataloader_of(on_device, 16, order),
         DataLoader(for_workers, 7, sampler=order, num_workers=0),
         DataLoader(for_workers, 16, sampler=order, num_workers=2, persistent_workers=True, timeout=60),
     ]

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import load_datasets
-from reuse_algos.data.identity import identify, identity_of, match_keys, same_data
+from reuse_algos.data.examples.identity import identify, identity_of, match_keys, same_data
 from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
 from reuse_algos.errors import DataError
 

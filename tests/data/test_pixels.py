@@ -23,7 +23,6 @@ SPACE = PixelSpace((0.5, 0.25, 0.0), (0.25, 0.5, 1.0))
 def test_numbers_by_hand() -> None:
     pixels = torch.tensor([0.75, 0.5, 1.0]).view(1, 3, 1, 1)
     inputs = torch.tensor([1.0, 0.5, 1.0]).view(1, 3, 1, 1)
-    assert torch.equal(SPACE.to_inputs(pixels), inputs)
     assert torch.equal(SPACE.to_pixels(inputs), pixels)
     assert SPACE.delta_to_inputs(torch.full((1, 3, 1, 1), 0.125)).flatten().tolist() == [0.5, 0.25, 0.125]
     low, high = SPACE.bounds(inputs)
@@ -38,7 +37,7 @@ def test_type_and_memory_format_stay(dtype: torch.dtype) -> None:
     x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     delta = torch.full_like(x, 0.01, dtype=torch.float32)
-    for found in (SPACE.to_pixels(x), SPACE.to_inputs(x), SPACE.delta_to_inputs(x), SPACE.add(x, delta)):
+    for found in (SPACE.to_pixels(x), SPACE.delta_to_inputs(x), SPACE.add(x, delta)):
         assert found.dtype == dtype
         assert found.is_contiguous(memory_format=torch.channels_last)
     assert {limit.dtype for limit in SPACE.bounds(x)} == {dtype}
@@ -73,7 +72,7 @@ def test_bad_numbers(mean: Any, std: Any) -> None:
 
 @pytest.mark.parametrize("x", [torch.zeros(2, 4, 3, 3), torch.zeros(2, 3), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)])
 def test_other_images_are_refused(x: torch.Tensor) -> None:
-    for use in (SPACE.to_pixels, SPACE.to_inputs, SPACE.delta_to_inputs, SPACE.bounds):
+    for use in (SPACE.to_pixels, SPACE.delta_to_inputs, SPACE.bounds):
         with pytest.raises(DataError, match=r"has 3 channels .*, but these images are torch\..* of shape \(2, "):
             use(x)
 

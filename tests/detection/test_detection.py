@@ -15,7 +15,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.data.dense import BoxDataset, SceneConfig, load_boxes
 from reuse_algos.data.dense.boxes import careless_boxes
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import DataError, SignalNotFoundError, TaskError
+from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError, TaskError
 from reuse_algos.functional import mixed_targets
 from reuse_algos.harvest import harvest
 from reuse_algos.harvest.boxes import box_rows
@@ -193,6 +193,13 @@ def test_strong_views_are_added_with_their_weight(archive: Path, control: str | 
     assert use.harvest_seconds > 0
 
 
+def test_a_threshold_above_every_score_is_refused(archive: Path) -> None:
+    """Strong views would have no box left, and teach the detector to find nothing."""
+    highest = RunArchive(archive).run("prior").signal("boxes").dense(0)[0][..., 4].max()
+    with pytest.raises(PriorRunMismatchError, match=rf"no score of run prior.* its boxes is {float(highest):.2f}"):
+        _train(archive, "too-sure", algorithms={"mix_training": {"runs": "prior", "threshold": 1.0}})
+
+
 def test_a_detector_starts_from_an_archived_one(archive: Path) -> None:
     warm = {"prior_run_warm_start": {"runs": "prior"}}
     one = _train(archive, "warm", algorithms=warm, optimizer={"name": "sgd", "lr": 0.0}, max_duration="1ba")
@@ -207,9 +214,8 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         _train(tmp_path, "two", algorithms={"mix_training": {"runs": "bare"}})
     from toy import loader, trainer, viewed
 
-    mix = MixTraining(
-        archive, "prior", dataset=load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
-    )
+    info = load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
+    mix = MixTraining(archive, "prior", threshold=0.0, dataset=info)
     with pytest.raises(TaskError, match="MixTraining is for detectors"):
         trainer(loader(viewed(8)), algorithms=[mix], max_duration="1ba").fit()
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 2"):

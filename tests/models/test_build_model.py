@@ -7,7 +7,7 @@ import torchvision.models
 from composer.models import ComposerClassifier
 from omegaconf import OmegaConf
 
-from reuse_algos.data import DataConfig, device_dataloader, load_datasets
+from reuse_algos.data import DataConfig, dataloader_of, load_datasets
 from reuse_algos.errors import ModelError
 from reuse_algos.models import DigitsCNN, ModelConfig, build_model, model_names
 from reuse_algos.models import torchvision_models as ours
@@ -22,6 +22,7 @@ def shapes(model):
     [
         (ModelConfig("resnet_small", width=8), 20, (3, 16, 16)),
         ({"name": "resnet20"}, 100, [3, 32, 32]),
+        ({"name": "resnet_small", "width": 4, "depth": 26}, 10, (1, 8, 8)),
         ("digits_cnn", 10, (1, 8, 8)),
         ({"name": "digits_cnn", "autocast": "bfloat16"}, 10, (1, 8, 8)),
         ("resnet18", 5, (3, 32, 32)),
@@ -42,6 +43,15 @@ def test_a_model_is_rebuilt_from_its_reuse_config(config, num_classes, image_sha
         logits = model.eval()(batch)
         assert logits.shape == (2, num_classes)
         assert torch.equal(again.eval()(batch), logits)
+
+
+def test_a_depth_is_the_network_of_that_name():
+    assert shapes(build_model({"name": "resnet_small", "depth": 20}, 10, (3, 32, 32))) == shapes(
+        build_model("resnet20", 10, (3, 32, 32))
+    )
+    deep = build_model({"name": "resnet_small", "depth": 50}, 10, (3, 32, 32)).module
+    layers = [one for one in deep.modules() if isinstance(one, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert len(layers) == 50
 
 
 def test_autocast_is_torchs_around_the_network_with_float32_logits():
@@ -162,6 +172,9 @@ def test_weights_from_a_safetensors_file(tmp_path, whole_model):
         ("resnet20", 10, (32, 32), r"image_shape must be \(channels, height, width\)"),
         ("resnet20", 1, (3, 32, 32), "at least 2 classes"),
         ({"name": "resnet20", "width": 0}, 10, (3, 32, 32), "1 or more, not 0"),
+        ({"name": "resnet_small", "depth": 49}, 10, (3, 32, 32), r"model.depth: .* 6 n \+ 2 layers, .* not 49"),
+        ({"name": "resnet_small", "depth": 2}, 10, (3, 32, 32), "such as 8, 20 or 50, not 2"),
+        ({"name": "resnet20", "depth": 20}, 10, (3, 32, 32), "'resnet20' has a depth of its own"),
         ({"name": "resnet20", "weights": "DEFAULT"}, 10, (3, 32, 32), "no published weights"),
         ({"name": "resnet18", "width": 8}, 10, (3, 32, 32), "fixed width"),
         ("resnet18", 10, (1, 28, 28), "cannot take images of 1 x 28 x 28"),
@@ -202,12 +215,12 @@ def test_digits_cnn_learns_the_digits_within_seconds():
     order = torch.Generator().manual_seed(0)
     for _ in range(8):
         positions = torch.randperm(len(loaded.train), generator=order).tolist()  # type: ignore[arg-type]
-        for batch in device_dataloader(loaded.train, 64, positions, drop_last=True):  # type: ignore[arg-type]
+        for batch in dataloader_of(loaded.train, 64, positions, drop_last=True):  # type: ignore[arg-type]
             optimizer.zero_grad()
             model.loss(model(batch), batch).backward()
             optimizer.step()
             schedule.step()
-    images, labels = next(iter(device_dataloader(loaded.eval, 360)))  # type: ignore[arg-type]
+    images, labels = next(iter(dataloader_of(loaded.eval, 360)))  # type: ignore[arg-type]
     with torch.no_grad():
         accuracy = (model.eval()((images, labels)).argmax(1) == labels).float().mean()
     assert accuracy > 0.97

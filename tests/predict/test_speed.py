@@ -35,7 +35,7 @@ def test_all_reduce_terms_come_back_exactly() -> None:
     true = 1 / (0.001 * 256 / workers + 0.02 + 0.003 * workers)
     model = fit_speed(workers, true, batch=256)
     assert model.terms == pytest.approx((0.001, 0.02, 0.003))
-    assert model.seconds_for(100, 16) == pytest.approx(100 * (0.016 + 0.02 + 0.048))
+    assert 1 / model.steps_per_second(16) == pytest.approx(0.016 + 0.02 + 0.048)
     assert model.measured([1, 8, 16]).tolist() == [True, True, False]
 
 

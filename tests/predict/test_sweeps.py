@@ -9,10 +9,20 @@ import pytest
 from scipy import optimize
 
 from reuse_algos.errors import NotEnoughEvidenceError
-from reuse_algos.predict.sweeps.attack_strength import find_transition, regression_shrinkage
+from reuse_algos.predict.sweeps.attack_strength import find_transition
 from reuse_algos.predict.sweeps.batch_size import Trial, batch_sweep, effective_rate, noise_scale, regime
 
 DIGITS = {4: 375, 16: 136, 64: 79, 256: 56, 1024: 61}
+
+
+def regression_shrinkage(strength):
+    """The optimum ``theta = a theta0`` of adversarial linear regression, known in closed form (Xing et al. 2022).
+
+    ``y = x . theta0``, x ~ N(0, I), l2 attack of strength e in units of |theta0|, risk E (|y - x.theta| + e |theta|)^2.
+    """
+    e, c = np.asarray(strength, dtype=np.float64), math.sqrt(2 / math.pi)
+    between = (1 - e * c) / (1 - 2 * e * c + e**2)
+    return np.where(e <= c, 1.0, np.where(e >= 1 / c, 0.0, between))
 
 
 def trials(steps: dict[int, float], values=(0.01, 0.1, 1.0), worse: float = 1.001) -> list[Trial]:

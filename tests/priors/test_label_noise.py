@@ -10,7 +10,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import load_datasets
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, dataloader_of
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
@@ -45,7 +45,7 @@ def test_planted_label_noise_is_found(tmp_path: Path) -> None:
         torch.manual_seed(0)
         model = build_model({"name": "digits_cnn", "width": 4}, num_classes=10, image_shape=(1, 8, 8))
     trainer(
-        device_dataloader(data, batch_size=40, sampler=sampler),
+        dataloader_of(data, batch_size=40, sampler=sampler),
         model,
         callbacks=[recorder],
         max_duration="12ep",

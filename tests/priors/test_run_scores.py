@@ -23,7 +23,6 @@ from reuse_algos.priors.scores.run_scores import (
     ENSEMBLE_SCORES,
     SCORES,
     ScoreSpec,
-    prior_probabilities,
     prior_scores,
     recorded_info,
     score_uses,
@@ -111,9 +110,6 @@ def test_captured_losses_before_logits(made: Made) -> None:
     var = p.var(axis=0, ddof=1)
     close(score(run, "variance"), np.sqrt(var + var**2 / 3))
     close(score(run, "threshold"), p.mean(0) * (1 - p.mean(0)))
-    (history,) = prior_probabilities([run], INFO)
-    assert history.dtype == torch.float32
-    close(history, p)
 
 
 def test_logits_where_nothing_else_is(made: Made) -> None:
@@ -133,8 +129,6 @@ def test_logits_where_nothing_else_is(made: Made) -> None:
     correct = p.argmax(2) == y
     events = (correct[:-1] & ~correct[1:]).sum(0)
     close(score(run, "forgetting"), np.where(correct.any(0), events, 3))
-    (history,) = prior_probabilities([run], INFO)
-    close(history, p[:, rows, y])
 
 
 def test_answers_where_there_is_no_label_are_unknown(made: Made) -> None:
@@ -217,7 +211,7 @@ def test_a_history_is_not_mixed_from_captured_and_harvested(made: Made) -> None:
         *(put(f"logits.ep000{e}", 0, one, epoch=e, harvest=True) for e, one in enumerate(harvested, 1)),
     )
     p = np.stack([softmax(one) for one in harvested])[:, np.arange(N), LABELS]
-    close(prior_probabilities([run], INFO)[0], p)
+    close(score(run, "threshold"), p.mean(0) * (1 - p.mean(0)))
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -227,10 +221,8 @@ def test_chunks_change_nothing(made: Made, monkeypatch: pytest.MonkeyPatch, name
         *(put(signal, 0, LOSSES[0], harvest=True) for signal in ("grand", "grand_last_layer")),
     )
     whole = score(run, name)
-    history = prior_probabilities([run], INFO)[0]
     monkeypatch.setattr(module, "_CHUNK_BYTES", 8 * (C + 3) * 2)
     np.testing.assert_array_equal(score(run, name), whole)
-    assert torch.equal(prior_probabilities([run], INFO)[0], history)
 
 
 def test_what_was_read_and_what_it_cost(made: Made) -> None:
@@ -269,9 +261,8 @@ def test_examples_are_matched_by_key_and_unknown_ones_are_nan(made: Made) -> Non
         score(run, "loss", info)
     expected = [LOSSES[2, 5], np.nan, LOSSES[2, 0], np.nan, LOSSES[2, 1], np.nan]
     close(score(run, "loss", info, mismatch="allow"), expected)
-    (history,) = prior_probabilities([run], info, mismatch="allow")
-    assert history.shape == (3, 6)
-    close(history[2], np.exp(-np.array(expected)))
+    p = np.exp(-LOSSES[:3].double().numpy()).mean(0)[[5, 0, 0, 0, 1, 0]]
+    close(score(run, "threshold", info, mismatch="allow"), np.where(np.isnan(expected), np.nan, p * (1 - p)))
     other = made.run(put("logits", 0, logits_of(1)))
     found = score([run, other], "mutual_information", info, mismatch="allow")
     assert np.isnan(found).tolist() == [False, True, False, True, False, True]

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RobustEvaluation, RunRecorder
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, dataloader_of
 from reuse_algos.data.images.pixels import PixelSpace
 from toy import trainer
 
@@ -50,7 +50,7 @@ def linear(classes: int = 2) -> ComposerClassifier:
 
 def eval_loader(dataset: DeviceImages, batch_size: int = 16) -> DataLoader[tuple[Tensor, Tensor]]:
     """All of it in order, shared among the ranks."""
-    return device_dataloader(dataset, batch_size, sampler=dist.get_sampler(dataset))
+    return dataloader_of(dataset, batch_size, sampler=dist.get_sampler(dataset))
 
 
 def robust_history(folder: Path) -> dict[str, list[float]]:

@@ -36,6 +36,12 @@ def weights_name(name: str) -> str:
     return f"ep{int(alias[1]):04d}" if alias else name
 
 
+_HOW_TO_HAVE = {
+    "signals": " RunRecorder(signals=...) records signals while training, reuse-algos harvest afterwards.",
+    "weights": " RunRecorder(weights=...) keeps them.",
+}
+
+
 class PriorRun:
     """One generation of a committed run, read-only.
 
@@ -165,6 +171,7 @@ class PriorRun:
             ArchiveCorruptError: Their file is damaged.
         """
         newest = self._require("weights", weights_name(name))
+        # Only weights that were split up carry a slot.
         if newest.meta.get("slot") is None:
             return self.read(newest)
         # The header of one file is bounded, so a model of very many tensors lies in several.
@@ -189,8 +196,12 @@ class PriorRun:
         """
         if name not in self._signals:
             self._require("signals", name)
-            entries = [entry for entry in self._manifest.files if (entry.kind, entry.name) == ("signals", name)]
-            self._signals[name] = Signal(name, [self._segment(entry) for entry in entries], self._num_examples())
+            segments = [
+                Segment(path, entry.meta, self.read(entry), partial(tensor_parts, self._store, path, entry))
+                for entry in self._manifest.files
+                if (entry.kind, entry.name) == ("signals", name) and (path := self._path(entry))
+            ]
+            self._signals[name] = Signal(name, segments, self._num_examples())
         return self._signals[name]
 
     def keys(self) -> Tensor:
@@ -222,6 +233,7 @@ class PriorRun:
         tensors = self.read(self._require("dataset", "examples"))
         empty = torch.empty(0, dtype=torch.int64)
         rows_S, hashes_S = tensors.get("content_rows", empty), tensors.get("content_hashes", empty)
+        # The hash of the file shows damage, not that its writer kept to the rules.
         sound = all(one.dtype == torch.int64 and one.dim() == 1 for one in (rows_S, hashes_S))
         if not sound or len(rows_S) != len(hashes_S) or (rows_S < 0).any() or (rows_S >= self._num_examples()).any():
             raise ArchiveCorruptError(f"run {self.id} has no proper content hashes of its examples")
@@ -234,10 +246,6 @@ class PriorRun:
             ArchiveCorruptError: The file is damaged.
         """
         return open_tensors(self._store, self._path(entry), entry)
-
-    def _segment(self, entry: FileEntry) -> Segment:
-        path = self._path(entry)
-        return Segment(path, entry.meta, self.read(entry), partial(tensor_parts, self._store, path, entry))
 
     def _examples_column(self, column: str) -> Tensor | None:
         entry = self._require("dataset", "examples")
@@ -274,7 +282,10 @@ class PriorRun:
     def _require(self, kind: str, name: str) -> FileEntry:
         entry = self._newest(kind, name)
         if entry is None:
-            raise SignalNotFoundError(f"run {self.id} has no {kind} {name!r}.{nearest(name, self._names(kind))}")
+            known = self._names(kind)
+            what = kind if kind == "weights" else kind.removesuffix("s")
+            how = "" if known else f" It has no {kind} at all.{_HOW_TO_HAVE.get(kind, '')}"
+            raise SignalNotFoundError(f"run {self.id} has no {what} {name!r}.{nearest(name, known)}{how}")
         return entry
 
     def _path(self, entry: FileEntry) -> str:

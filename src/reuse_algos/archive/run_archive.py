@@ -9,12 +9,7 @@ import secrets
 from pathlib import Path
 
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.generations import (
-    list_generations,
-    read_identity,
-    read_latest,
-    read_manifest,
-)
+from reuse_algos.archive.format.generations import list_generations, read_identity, read_latest, read_manifest
 from reuse_algos.archive.format.labels import check_labels
 from reuse_algos.archive.format.manifest import Manifest
 from reuse_algos.archive.format.names import IDENTITY, is_safe_name
@@ -25,12 +20,7 @@ from reuse_algos.archive.run_writer import RunWriter, utc_now
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
-from reuse_algos.errors import (
-    ArchiveConflictError,
-    ArchiveError,
-    ArchiveNotFoundError,
-    RunNotFoundError,
-)
+from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveNotFoundError, RunNotFoundError
 
 
 class RunArchive(RunReader):
@@ -72,6 +62,7 @@ class RunArchive(RunReader):
 
     def _identity(self, create: bool) -> str:
         found = read_identity(self._store)
+        # Two processes may make the archive at once: one of them wins, and the other reads what it wrote.
         if found is None and create:
             record = ArchiveRecord(archive_id=secrets.token_hex(16), created_at=utc_now())
             try:
@@ -125,6 +116,7 @@ class RunArchive(RunReader):
             ArchiveConflictError: Another attempt resumed it at the same moment.
             ArchiveCorruptError: The run is damaged.
         """
+        # An id becomes part of a path, so only safe names are looked up.
         latest = read_latest(self._store, run_id) if is_safe_name(run_id) else None
         if latest is None:
             raise self._not_found(run_id)
@@ -132,11 +124,14 @@ class RunArchive(RunReader):
         usable = [g for g in list_generations(self._store, run_id) if generation is None or g <= generation]
         if not usable:
             raise RunNotFoundError(f"run {run_id} has no generation up to {generation} to resume from")
+        # The newest was read already, and may be a megabyte in a bucket.
         base = newest if usable[-1] == newest.generation else read_manifest(self._store, run_id, usable[-1])
         writer = RunWriter(
             self._store,
             self.archive_id,
             run_id,
+            # Of the newest generation and not of the base: two attempts with one number would write files of one
+            # name.
             attempt=newest.attempt + 1,
             run_name=base.run_name,
             created_at=base.created_at,

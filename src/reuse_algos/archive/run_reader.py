@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
 
 import msgspec
 
@@ -20,6 +21,8 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.upkeep import Upkeep
 from reuse_algos.errors import ArchiveError, ArchiveWarning, RunNotFoundError, nearest
+
+_CLOCKS_DIFFER = timedelta(minutes=10)  # so much between two machines is no reason to worry
 
 
 class RunReader(Upkeep):
@@ -118,6 +121,7 @@ class RunReader(Upkeep):
             WhereError: The filter cannot be read, or names a metric that no run has.
             ArchiveError: The archive could not be listed, or a run not be read for a reason other than damage.
         """
+        # Before the archive is listed, which may take seconds in a bucket.
         if order not in ("best", "latest", "first"):
             raise ArchiveError(f"order {order!r} is not known.{nearest(order, ('best', 'latest', 'first'))}")
         asked = Asked(where, tags, run_name, unfinished=unfinished, unhealthy=unhealthy)
@@ -143,6 +147,8 @@ class RunReader(Upkeep):
                     chosen.append(run)
             # Where damaged ones used up the spare ones, they are known now, and left out of the next shortlist.
             if believed and (limit is None or len(chosen) == limit or len(kept) <= limit):
+                if order == "latest":
+                    _warn_of_the_future(chosen)
                 return chosen
 
     def run(self, run_id: str) -> PriorRun:
@@ -154,6 +160,7 @@ class RunReader(Upkeep):
             ArchiveVersionError: It was written by a newer major version.
             ArchiveError: A run could not be read.
         """
+        # An id needs no listing; a name does.
         if is_safe_name(run_id) and (run := self._newest(run_id)):
             return run
         # Among all runs: a name that a diverged run has as well means two.
@@ -199,9 +206,10 @@ class RunReader(Upkeep):
         return Catalog(self._store, self.archive_id, self._unbelieved)
 
     def _opened(self, known: Known) -> tuple[PriorRun | None, bool]:
-        """A run of a selection, None if it is damaged; and whether it is what its summary says."""
+        """Return a run of a selection, None if it is damaged; and whether it is what its summary says."""
         summary = known.summary
         try:
+            # The catalog has just read this generation, because the index did not know the run.
             if known.latest is not None:
                 return PriorRun(self._store, known.latest.manifest(), known.latest.final), True
             with refusals_as_damage(self._store):
@@ -214,7 +222,7 @@ class RunReader(Upkeep):
         return run, run is not None
 
     def _newest(self, run_id: str, summary: RunSummary | None = None) -> PriorRun | None:
-        """The newest sound generation of a run; None if it does not exist, or is not what a summary of it says."""
+        """Return the newest sound generation of a run; None where it is not there, or not what a summary says."""
         found = find_sound(self._store, run_id, decode_manifest)
         if found is None:
             return None
@@ -229,6 +237,7 @@ class RunReader(Upkeep):
         return PriorRun(self._store, manifest, latest.final)
 
     def _warn(self, run_id: str, error: ArchiveError) -> None:
+        # One warning for each run: a selection in every epoch would repeat it.
         if run_id not in self._faults:
             self._faults[run_id] = str(error)
             what = "is not as it was committed" if isinstance(error, SteppedBackError) else "is left out"
@@ -238,3 +247,16 @@ class RunReader(Upkeep):
         found = self.summaries(unfinished=True, unhealthy=True)
         known = [name for run in found for name in (run.run_id, run.run_name)]
         return RunNotFoundError(f"there is no run {run_id!r} in {self.location}.{nearest(run_id, known)}")
+
+
+def _warn_of_the_future(runs: list[PriorRun]) -> None:
+    """Warn of a run that says it was started later than now: it is the latest one until that time has come."""
+    by_now = (datetime.now(timezone.utc) + _CLOCKS_DIFFER).isoformat(timespec="microseconds")
+    if ahead := [run for run in runs if run.manifest.created_at > by_now]:
+        warnings.warn(
+            f"run {ahead[0].id} says that it was started at {ahead[0].manifest.created_at}, which is in the future. "
+            "The order latest goes by such times, and a clock was wrong, this one's or its own. Select runs by tags, "
+            "by name, or by the order best.",
+            ArchiveWarning,
+            stacklevel=3,
+        )

@@ -99,12 +99,14 @@ class RunWriter:
                 f"cannot archive {kind!r} {name!r}: kinds are {', '.join(KINDS)}, and names have 1 to 128 of "
                 "A-Z a-z 0-9 . _ - and begin with a letter or digit"
             )
+        # Refuses types that cannot be archived before a byte is copied from a device.
         infos = describe(tensors)
         # Copied from a device once, as checks, hash and file all need the numbers.
         tensors = {key: tensor.detach().cpu() for key, tensor in tensors.items()}
         if kind == "signals" and (fault := check_signal(meta or {}, tensors)):
             raise ArchiveError(f"cannot archive the signal {name!r}: {fault}")
         if kind == "metrics":
+            # The last values stand in the manifest, so that a selection by metric opens no file.
             meta = {**final_meta(tensors), **(meta or {})}
         chunks = tensor_chunks(tensors)
         size, sha256 = hash_chunks(chunks)
@@ -147,6 +149,7 @@ class RunWriter:
             ArchiveError: The manifest names a file that is not there or is being deleted, or holds what JSON cannot, or
                 could not be written.
         """
+        # A put that must not replace anything makes this number the lock: of two committers one wins.
         generation = self._require_committer() + 1
         if any(entry.kind == PARTS for entry in manifest.files[-1:]):  # of a run that is resumed: they are made again
             files = [entry for entry in manifest.files if entry.kind != PARTS]
@@ -190,7 +193,7 @@ class RunWriter:
                 return decode_manifest(sealed, self.run_id, generation) if parted is None else manifest
 
     def _in_parts(self, manifest: Manifest) -> tuple[PartedManifest | None, Sequence[FileEntry]]:
-        """A manifest of many files in parts, None for any other, and the files that the last commit did not list."""
+        """Return a manifest of many files in parts (None for any other), and the files that are new in it."""
         if self._parts is None:
             if len(manifest.files) < PARTS_FROM or sum(e.kind in STABLE for e in manifest.files) < PARTS_FROM:
                 return None, manifest.files
@@ -211,16 +214,19 @@ class RunWriter:
         if not self._committed:
             raise ArchiveError(f"run {self.run_id} cannot be finished: this attempt has committed nothing")
         generations = list_generations(self._store, self.run_id)
+        # Reading one's own commits back is the only way to learn of a removal.
         if not generations:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
         if generations[-1] > generation:
             raise ArchiveConflictError(f"run {self.run_id} cannot be finished here: another attempt took over this run")
+        # The generation is named, so that a reader can tell a lost one from a run that went on.
         record = FinalRecord(run_id=self.run_id, generation=generation, status=status, ended_at=utc_now())
         path = final_path(self.run_id)
         try:
             self._store.put_if_absent(path, [seal(record, path)])
         except ArchiveConflictError:
             read_final(self._store, self.run_id)  # raises if it is not a sound record of this run
+        # Ended runs rarely change, so this is the moment to summarise them.
         update_index(self._store, self._archive_id)
 
     def _note_change(self, manifest: Manifest) -> None:
@@ -237,9 +243,9 @@ class RunWriter:
         return self._generation
 
     def _check_files(self, manifest: Manifest, files: Mapping[str, int], unsure: AbstractSet[str]) -> None:
-        """Make sure of the files that a manifest lists: of all that are new to it before the first commit, then of
-        those that this writer has not committed.
-        """
+        """Check the files that a manifest lists and that may not be there."""
+        # Before the first commit all of them, as those of a resumed run are old; later those that this writer has not
+        # committed.
         check_identity(self._store, self._archive_id, f"run {self.run_id} cannot be committed")
         if self._generation and self._store.size(manifest_path(self.run_id, self._generation)) is None:
             raise ArchiveConflictError(f"run {self.run_id} was removed from {self._store.location}; stop this process")
@@ -254,7 +260,7 @@ class RunWriter:
             raise ArchiveError(f"run {self.run_id} cannot be committed: {error}") from error
 
     def _is_mine(self, generation: int) -> bool:
-        """Whether this writer made a generation; raises with an explanation if another attempt did."""
+        """Return whether this writer made a generation; raise if another attempt did."""
         winner = read_manifest(self._store, self.run_id, generation)
         if winner.write_id.startswith(f"{self._token}-"):
             return True

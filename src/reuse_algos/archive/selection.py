@@ -70,6 +70,8 @@ class _Shortlist:
     def __init__(self, limit: int | None) -> None:
         self._most = None if limit is None else limit and limit + SPARE
         self._kept: list[Kept] = []
+        self.worst: Any = math.inf
+        """The first part of the key that a run must not exceed, where keys begin with a number."""
 
     @property
     def runs(self) -> list[Known]:
@@ -83,6 +85,8 @@ class _Shortlist:
         elif len(self._kept) < self._most or (self._kept and key < self._kept[-1][0]):
             bisect.insort(self._kept, Kept(key, known), key=lambda kept: kept.key)
             del self._kept[self._most :]
+            if len(self._kept) == self._most:
+                self.worst = self._kept[-1].key[0]
 
 
 def _best_first(store: Store, found: Iterable[Known], metric: str | None, limit: int | None, warn: Warn) -> list[Known]:
@@ -108,7 +112,9 @@ def _best_first(store: Store, found: Iterable[Known], metric: str | None, limit:
             if isfinite(value):
                 if (one := shortlists.get(name)) is None:
                     one = shortlists[name] = _Shortlist(limit)
-                one.offer((-value if mode == "max" else value, summary.run_id), known)
+                key = -value if mode == "max" else value
+                if key <= one.worst:  # most runs are none of the first, and a call for each takes its time
+                    one.offer((key, summary.run_id), known)
     if not kinds:
         return []
     if metric is not None:

@@ -118,7 +118,7 @@ class Where:
         return text
 
     def _is(self, kind: str, text: str) -> bool:
-        """Whether the next token is this one; then it is taken."""
+        """Take the next token if it is this one, and return whether it is."""
         found = self._tokens[self._at]
         if found[0] != kind or found[1].lower() != text:
             return False
@@ -143,6 +143,7 @@ class Where:
         return tests[0] if len(tests) == 1 else lambda run: all(test(run) for test in tests)
 
     def _one(self, depth: int) -> Test:
+        # A filter may come from a recipe that others wrote.
         if depth > MAX_DEPTH:
             self._refuse(f"more than {MAX_DEPTH} levels deep")
         if self._is("word", "not"):
@@ -187,6 +188,7 @@ class Where:
             return lambda run: "true" if run.finished else "false"
         if name in FIELDS:
             return lambda run: getattr(run, name)
+        # Whether a metric exists is known only when runs were asked.
         self._metrics.setdefault(name, False)
         return lambda run: self._metric(run, name)
 
@@ -194,6 +196,7 @@ class Where:
         self._known.update(run.finals)
         found = [name] if name in run.finals else [full for full in run.finals if full.endswith(f"/{name}")]
         found = found or [full for full in run.finals if full.rpartition("/")[2].lower().endswith(name.lower())]
+        # A metric of training counts only where evaluation has none of this name.
         found = meant(found)
         if len(found) > 1:
             raise WhereError(
@@ -207,7 +210,8 @@ class Where:
 
 
 def _holds(value: str | float | None, sign: str, wanted: str) -> bool:
-    """Whether a run's value is as wanted: as numbers where both are, else as texts."""
+    """Return whether a run's value is as wanted."""
+    # Compared as numbers where both are numbers, else as texts: tags are texts, also those that look like numbers.
     if value is None:
         return False
     left, right = _number(value), _number(wanted)

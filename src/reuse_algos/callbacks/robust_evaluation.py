@@ -22,7 +22,7 @@ from composer.utils.batch_helpers import batch_get, batch_set
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, dataloader_of
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.seeding import seeded_rng
@@ -307,16 +307,12 @@ def _batches(
     """Yield positions and batch, on the device and as the trainer's own evaluation would see it."""
     # A dataset that is random in evaluation is seeded by example, so that its images are the same ones every time.
     lists = [[ExampleView(position, 0) for position in part.tolist()] for part in parts if len(part)]
-    if isinstance(dataset, DeviceImages):
-        batches = device_dataloader(dataset, batch_sampler=lists)
-    else:
-        if not isinstance(dataset, WorkerImages | ViewedDataset):
-            keys_N = torch.arange(len(dataset))  # type: ignore[arg-type]
-            info = try_info(dataset) or DatasetInfo(type(dataset).__name__, keys_N)
-            dataset = ViewedDataset(dataset, ViewPolicy(_VIEW_SEED, 1), info)
-        generator = torch.Generator().manual_seed(0)  # a loader draws a seed even where it has no workers
-        batches = DataLoader(dataset, batch_sampler=lists, collate_fn=loader.collate_fn, generator=generator)
-    spec, source = evaluator.dataloader, iter(batches)
+    if not isinstance(dataset, DeviceImages | WorkerImages | ViewedDataset):
+        keys_N = torch.arange(len(dataset))  # type: ignore[arg-type]
+        info = try_info(dataset) or DatasetInfo(type(dataset).__name__, keys_N)
+        dataset = ViewedDataset(dataset, ViewPolicy(_VIEW_SEED, 1), info)
+    spec = evaluator.dataloader
+    source = iter(dataloader_of(dataset, batch_sampler=lists, collate_fn=loader.collate_fn))
     for one in lists:
         with seeded_rng(_VIEW_SEED):  # for collate functions and transforms of whole batches
             batch = state.device.batch_to_device(spec.batch_transforms(next(source)))

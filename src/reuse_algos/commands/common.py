@@ -199,6 +199,7 @@ def runs_named(args: argparse.Namespace, names: list[str]) -> list[str]:
         args: Of the command; its ``archive`` becomes None where it holds a run.
         names: What stands behind ARCHIVE.
     """
+    # argparse fills ARCHIVE first, so that a run's name lands there when the archive is named elsewhere.
     elsewhere = args.archive_option or (os.environ.get(ARCHIVE_VARIABLE) and not names_archive(args.archive or ""))
     if args.archive is not None and elsewhere:
         args.archive, names = None, [args.archive, *names]
@@ -231,6 +232,7 @@ def report_json(report: Any, *names: str, problems: str = "problems") -> dict[st
         names: Fields to take over.
         problems: The field that lists problems. Default: ``problems``.
     """
+    # Collections call theirs "skipped", because nothing need be wrong with what is left alone.
     listed = [{"run_id": one.run_id, "path": one.path, "what": one.what} for one in getattr(report, problems)]
     return {name: getattr(report, name) for name in ("ok", *names)} | {problems: listed}
 

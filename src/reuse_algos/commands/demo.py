@@ -41,4 +41,5 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo, and return its exit code."""
     from reuse_algos.demo import run_demo
 
+    # The number of seeds depends on --all, so the default is the demo's and not the parser's.
     return run_demo(args.folder, seeds=args.seeds, keep=args.keep, everything=args.everything)

@@ -97,6 +97,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
         shown["final"] = "" if row["final"] is None else f"{row['final']:.4f}"
         shown["cost_seconds"] = f"{row['cost_seconds']:.1f} s"
         if "changed" in row:
+            # drift_between refuses runs without a common example, so this divides by at least 1.
             shown["changed"] = f"{row['changed']} ({100 * row['changed'] / row['common']:.1f} %)"
         table.add_row(*("" if shown.get(name) is None else str(shown[name]) for name in columns))
     console().print(table)

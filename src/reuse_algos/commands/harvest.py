@@ -213,11 +213,13 @@ def run(args: argparse.Namespace) -> int:
     from reuse_algos.harvest import harvest
 
     archive = open_archive(args, read_only=False)
+    # Looked up once: a second run of that name, committed while this harvests, must not make it ambiguous.
     run_id = archive.run(args.run_id).id
     # The library's own defaults hold for what is not said.
     options: dict[str, Any] = {} if args.memory is None else {"memory_bytes": args.memory << 20}
     flags = {name: True for name in ("plain", "replace", "trust_data") if getattr(args, name)}
     options |= attack | _shards_of(args) | flags
+    # Processes that a launcher starts get the same arguments and --shard; they must not start others.
     if args.launcher is not None and args.shard is None:
         from reuse_algos.commands.harvest_parts import compute_parts
 

@@ -69,6 +69,7 @@ def compute_parts(
         SequenceError: A part failed (the end of its log is in the message), or cannot be started. Other parts stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    # None stands for this machine.
     found = find_launcher(launcher, folder) if isinstance(launcher, str) else launcher
     runs_on, halt = found or LocalLauncher(), Halt()
     parts = [PartJob(tuple(words), k, folder / f"part-{k:05d}.log", Resources(gpus=gpus)) for k in range(shards)]

@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_sequence(config)
     if args.dry_run:
         states = look_up_states(plan, open_for_reading(config.archive))
+        # Before anything is printed, as an error must leave stdout empty for --json.
         checked = check_data((f"{step.arm}/{step.name}", step.recipe) for step in plan.steps)
         if args.json:
             print_json({"name": config.name, "archive": config.archive, "steps": plan_records(states)})
@@ -115,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
     if left:
         print(f"{left} of {len(states)} steps are left; the same command goes on with them", file=progress, flush=True)
         return _LEFT
+    # Opened again: the jobs are other processes, and have committed since.
     report = sequence_report(config, states, RunArchive(config.archive, read_only=True))
     if args.json:
         print_json(report.to_dict())

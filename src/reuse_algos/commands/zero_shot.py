@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     archive = open_archive(args)
     images, texts = archive.run(args.images), archive.run(args.texts)
     prompts = read_prompts(args.prompts, texts)
+    # Read before the work, so that a typo is not found after it.
     explained, without = _keys("--explain", args.explain), _keys("--without", args.without)
     found = zero_shot(images, texts, prompts, k=args.k, power=args.power, without=without)
     classes = found.classes.tolist()

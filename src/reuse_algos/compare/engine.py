@@ -47,6 +47,7 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
         CompareError: The runs cannot answer the question, see :meth:`Question.check`.
     """
     groups = outcomes.groups
+    # Before the checks, which need to know the baseline.
     question = settled(question, outcomes)
     question.check(groups)
     baseline = groups[question.baseline]
@@ -58,6 +59,7 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
     )
     readings = {name: reader.read(groups[name]) for name in order}
     found = [_group(groups[name], baseline, readings, question, words) for name in order]
+    # Only at several budgets can a control be read at the technique's own budgets.
     if isinstance(reader, OverBudgets):
         found = _over_controls(found, groups, reader, question, words)
     # A front runs through the points of all groups, so it is drawn when all of them are read.
@@ -87,6 +89,7 @@ def compare(outcomes: Outcomes, question: Question) -> Comparison:
 
 def control_of(group: Runs) -> str | None:
     """Return what all runs of a group say they are a control of, or None."""
+    # A group whose runs disagree counts as a technique, and a note says so.
     found = {run.control_of for run in group}
     return found.pop() if len(found) == 1 else None
 

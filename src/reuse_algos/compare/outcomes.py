@@ -154,6 +154,7 @@ class Outcomes:
     def groups(self) -> dict[str, list[Outcome]]:
         """Runs by group, each sorted by what pairs them, seed and run id."""
         groups: dict[str, list[Outcome]] = {}
+        # One order for all groups, so that paired runs stand at the same place.
         for run in sorted(self.runs, key=lambda run: (run.pair or "", run.seed is None, run.seed or 0, run.run_id)):
             groups.setdefault(run.group, []).append(run)
         return groups

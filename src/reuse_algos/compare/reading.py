@@ -65,6 +65,7 @@ def choose_metric(runs: Sequence[PriorRun], metric: str | None) -> str:
     Raises:
         CompareError: No common monitor, or an unknown or ambiguous name.
     """
+    # Of all runs: a metric that one of them lacks is an error of its own, with its name.
     known = sorted({name for run in runs for name in run.metric_names})
     if metric is None:
         monitors = sorted({run.manifest.monitor or "" for run in runs})
@@ -165,6 +166,7 @@ def read_outcomes(archive: RunArchive, question: Question, tags: Mapping[str, An
     Raises:
         CompareError: No runs; an unknown metric or grouping key; a run without the metric.
     """
+    # Unfinished ones too, to say how many are left out: they may have died of what is compared.
     found = archive.runs(tags=tags, order="first", unfinished=True, unhealthy=True)
     groups: dict[str, list[PriorRun]] = {}
     without_key, reused = [], []

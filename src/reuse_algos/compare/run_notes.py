@@ -64,6 +64,7 @@ def differences(baseline: str, groups: Mapping[str, Sequence[Outcome]]) -> list[
         return []
     notes = []
     for fact, (meaning, get) in _FACTS.items():
+        # By their text: hardware and versions are lists and mappings, which a set cannot hold.
         sets = {name: {repr(get(run.manifest)) for run in group} for name, group in groups.items()}
         if len(set().union(*sets.values())) > 1:
             odd = sorted(name for name, values in sets.items() if values != sets[baseline] or len(values) > 1)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import LoadedData, build_dataset, load_datasets
+from reuse_algos.data.examples.identity import identify
 from reuse_algos.data.hashing import view_hash
-from reuse_algos.data.identity import identify
 from reuse_algos.data.images.augment import Augmentation
-from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, device_collate, device_dataloader
+from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages, dataloader_of, device_collate
 from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 
@@ -22,8 +22,8 @@ __all__ = [
     "ViewedDataset",
     "WorkerImages",
     "build_dataset",
+    "dataloader_of",
     "device_collate",
-    "device_dataloader",
     "identify",
     "infer_info",
     "key_of_path",

@@ -17,7 +17,7 @@ from composer.algorithms import SelectiveBackprop
 from composer.loggers import Logger
 from torch.utils.data import DataLoader, IterableDataset
 
-from reuse_algos.data.held_examples import HeldExamples
+from reuse_algos.data.examples.held_examples import HeldExamples
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.nested import tensors_at
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset, TensorDataset
 
-from reuse_algos.data.content import Content, content_of, files_of, sample_of
+from reuse_algos.data.examples.content import Content, content_of, files_of, sample_of
 from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.errors import DataError
 

@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import dataloader_of
 from reuse_algos.errors import ModelError, SignalNotFoundError
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model
@@ -63,18 +62,14 @@ def laziness_of_run(
     # archived_model freezes what it returns, and the tangent kernel is of the trained parameters.
     model: Any = archived_model(run, "last").requires_grad_(True)
     initial = trained_parameters(archived_model(run, "init").requires_grad_(True))
-    if isinstance(loaded.eval, DeviceImages):
-        batches: DataLoader = device_dataloader(loaded.eval, _BATCH_SIZE)
-    else:
-        if hasattr(loaded.eval, "collate_fn"):
-            raise ModelError(
-                f"laziness is read off classifiers, and run {run.id} has batches of its own making, as detectors do."
-            )
-        batches = DataLoader(loaded.eval, _BATCH_SIZE, generator=torch.Generator().manual_seed(0))
+    if hasattr(loaded.eval, "collate_fn"):
+        raise ModelError(
+            f"laziness is read off classifiers, and run {run.id} has batches of its own making, as detectors do."
+        )
     right = straight_right = count = 0
     found: dict[str, float] = {}
     with undisturbed(model):
-        for batch in batches:
+        for batch in dataloader_of(loaded.eval, _BATCH_SIZE):
             one = ExampleLosses(model, first_examples(batch, _BATCH_SIZE), memory_bytes)
             now = one.parameters
 

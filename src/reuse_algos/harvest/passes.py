@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from reuse_algos.archive import FileEntry, PriorRun, RunArchive, weights_name
 from reuse_algos.archive.signals.packed import BITS
 from reuse_algos.archive.signals.success import success_rates
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import dataloader_of
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy, declared_views
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest
@@ -106,9 +106,9 @@ def harvest(
     ``[N, D]`` for each view of the training, or with ``plain`` for the examples without augmentation: a later run that
     freezes everything else trains on them.
 
-    ``adversarial`` keeps, for every example in every view of the training, a perturbation of its pixels that makes the
-    archived model wrong about it (:mod:`reuse_algos.training.attacks`), with the shares of examples that it fools
-    before and after it was cut to a few bits.
+    ``adversarial`` keeps a perturbation of the pixels of every example in every view of the training, one that makes
+    the archived model wrong about it (:mod:`reuse_algos.training.attacks`). The shares of examples that are fooled,
+    before and after the perturbations were cut to a few bits, are kept as well.
 
     Args:
         archive: The archive or its path.
@@ -160,6 +160,7 @@ def harvest(
     for name in signals:
         if name not in HARVESTABLE:
             raise SignalNotFoundError(f"no signal {name!r} can be harvested.{nearest(name, HARVESTABLE)}")
+    # All arguments are checked before the archive is opened: a harvest may wait in a queue for hours.
     if ADVERSARIAL not in signals and (attack is not None or bits is not None):
         raise ValueError(f"attack and bits belong to the signal {ADVERSARIAL}; harvested are {', '.join(signals)}")
     if plain and ("features" not in signals or views is not None):
@@ -179,10 +180,12 @@ def harvest(
         )
     weights = weights_name(weights)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Every pass is prepared before the first one runs, so that what cannot be done is refused at once.
     work: list[_Pass] = []
     loaded: dict[bool, tuple[Dataset, ViewPolicy]] = {}
     for signal in dict.fromkeys(signals):
         once = views is None and (signal not in OF_VIEWS or (plain and signal == "features"))
+        # Signals of the same views share their data, which may take minutes to load.
         if once not in loaded:
             loaded[once] = (
                 plain_data(run, data, dataset, target, trust_data=trust_data)
@@ -249,6 +252,7 @@ class _Split:
 def _about(run: PriorRun, name: str, one: _Pass, view: int, precision: str | None) -> dict[str, Any]:
     """Return what tells the parts of one view from those of another harvest."""
     weights = one.store.weights
+    # By content: weights of one name may differ between two generations of a run.
     hashes = [file.sha256 for file in run.manifest.files if (file.kind, file.name) == ("weights", weights)]
     fingerprint = infer_info(one.train).fingerprint
     policy = declared_views(one.train)
@@ -319,13 +323,7 @@ def view_batches(
     count = len(dataset)  # type: ignore[arg-type]
     parts = (torch.arange(count) if positions is None else positions).split(batch_size)
     lists = [[ExampleView(position, view) for position in part.tolist()] for part in parts]
-    if isinstance(dataset, DeviceImages):
-        loader = device_dataloader(dataset, batch_sampler=lists)
-    else:
-        collate = getattr(dataset, "collate_fn", None)
-        generator = torch.Generator().manual_seed(0)
-        loader = DataLoader(dataset, batch_sampler=lists, collate_fn=collate, generator=generator)
-    for batch, part in zip(loader, parts, strict=True):
+    for batch, part in zip(dataloader_of(dataset, batch_sampler=lists), parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.datasets.load import DataConfig, LoadedData, load_datasets
-from reuse_algos.data.identity import same_data
+from reuse_algos.data.examples.identity import same_data
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ViewedDataset, ViewPolicy, declared_views, views_of
 from reuse_algos.errors import DataError, PriorRunMismatchError, nearest
@@ -34,7 +34,7 @@ _HARMLESS: dict[str, type | tuple[type, ...]] = {
     "labels": str,
 }
 _EMBEDDED = "digits"  # comes with scikit-learn: no path, no download
-_MAX_VIEWS = 10_000  # a harvest of more from somebody else's recipe would never end
+_MAX_VIEWS = 10_000  # a recipe that others wrote may name so many that a harvest never ends
 
 
 def viewed_data(

@@ -58,16 +58,6 @@ class EndForecast:
     linear_seconds: float
 
 
-def runs_needed(level: float) -> int:
-    """Return how many earlier forecasts an interval of this level needs.
-
-    Args:
-        level: Probability with which it is to cover, in (0, 1). 0.9 needs 9.
-    """
-    # Rounding makes 0.9 / (1 - 0.9) a little more than 9.
-    return math.ceil(level / (1 - level) - 1e-9)
-
-
 def conformal_factor(log_errors: Iterable[float], level: float = 0.9) -> float:
     """Return the factor by which a forecast may be off, either way, with a given probability.
 
@@ -77,7 +67,7 @@ def conformal_factor(log_errors: Iterable[float], level: float = 0.9) -> float:
 
     Returns:
         At least 1: the ``ceil((n + 1) level)``-th smallest absolute error, as a factor. NaN where n is below
-        :func:`runs_needed`.
+        ``level / (1 - level)``: level 0.9 needs 9 forecasts.
     """
     sizes = sorted(abs(error) for error in log_errors)
     # The + 1 is the run to come, which is one of n + 1 exchangeable ones.
@@ -102,6 +92,7 @@ def end_seconds(steps: ArrayLike, seconds: ArrayLike, end_step: float) -> float:
     steps_N, seconds_N = np.asarray(steps, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if len(steps_N) < 2:
         raise NotEnoughEvidenceError(f"the time of a step needs two points in time, got {len(steps_N)}")
+    # The median and not the mean: one evaluation or one pause must not slow the whole forecast.
     rates = np.diff(seconds_N) / np.diff(steps_N)
     later = rates[len(rates) // 2 :]
     return float(seconds_N[-1] + np.median(later) * (end_step - steps_N[-1]))

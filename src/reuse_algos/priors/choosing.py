@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.data.identity import Identity, match_keys, same_data
+from reuse_algos.data.examples.identity import Identity, match_keys, same_data
 from reuse_algos.data.info import DatasetInfo, plain_name
 from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, RunNotFoundError, nearest
 from reuse_algos.training.ranks import on_rank_zero

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from composer import DataSpec, Trainer
+from composer import Algorithm, Callback, DataSpec, Trainer
 from composer.utils import MissingConditionalImportError, dist, get_device, reproducibility
 from torch.utils.data import DataLoader
 
@@ -17,13 +18,14 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.datasets.load import DataConfig, LoadedData
 from reuse_algos.data.datasets.resampling import resampling_plan
 from reuse_algos.data.example_ids import TrackExamples
-from reuse_algos.data.images.device_loader import DeviceImages, device_dataloader
+from reuse_algos.data.images.device_loader import dataloader_of
 from reuse_algos.data.info import infer_info
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.building.progress_lines import ProgressLines
 from reuse_algos.recipe.building.recipe_data import load_recipe_data, pool_of, watchers
+from reuse_algos.recipe.building.resuming import resume_arguments
 from reuse_algos.recipe.building.wandb_logger import RecipeWandBLogger
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
@@ -60,12 +62,24 @@ _PASSED_ON = (
 _BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, MissingConditionalImportError)
 
 
-def build_trainer(recipe: Recipe) -> Trainer:
+def build_trainer(
+    recipe: Recipe,
+    *,
+    data: LoadedData | None = None,
+    algorithms: Sequence[Algorithm] = (),
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
     """Build everything that a recipe names.
 
     What is cheap and most often wrong comes first: all algorithms, callbacks and loggers are constructed before any
     data is read. The global generators are seeded right before the model is made, so its initial weights depend on the
     recipe's seed and nothing else.
+
+    Args:
+        recipe: The recipe.
+        data: What to train and evaluate on in place of what its data section names. Default: None.
+        algorithms: Further algorithms, behind the recipe's. Default: none.
+        callbacks: Further callbacks, behind the recipe's. Default: none.
 
     Raises:
         RecipeError: Constructors refuse their options (all of them are listed), or the batch size does not suit the
@@ -76,19 +90,22 @@ def build_trainer(recipe: Recipe) -> Trainer:
     check_world_size(recipe)
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
-    # What a constructor refuses is said before minutes of reading data.
-    algorithms, callbacks, loggers = (
+    # What a constructor refuses is reported before minutes of reading data.
+    own_algorithms, own_callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )
     scheduler = next((_built(one, faults) for one in recipe.components["scheduler"]), None)
     faults.raise_if_any()
 
     device = get_device(settings.device)
+    # The pool and the data are chosen on rank 0, and the others are told; the Trainer would set this up too late for
+    # that.
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
     pool = pool_of(settings.data, archive)
-    with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
-        data = load_recipe_data(settings.data, pool, _torch_device(device.name))
+    if data is None:
+        with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
+            data = load_recipe_data(settings.data, pool, _torch_device(device.name))
     # Here and not earlier: reading data may draw from the global generators.
     reproducibility.seed_all(settings.seed)
     model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
@@ -101,8 +118,10 @@ def build_trainer(recipe: Recipe) -> Trainer:
             eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
-            algorithms=[*algorithms, *watchers(settings.data, pool)],
+            # Watchers come when the recipe's own have chosen their prior runs, which these look at.
+            algorithms=[*own_algorithms, *watchers(settings.data, pool), *algorithms],
             callbacks=[
+                *own_callbacks,
                 *callbacks,
                 *_lines(settings),
                 TrackExamples(),
@@ -118,13 +137,11 @@ def build_trainer(recipe: Recipe) -> Trainer:
 
 
 def _open_archive(recipe: Recipe) -> RunArchive | str | None:
-    """Return the archive, or its location where the run is to be trained whether or not it can be reached.
-
-    That is so where only the recorder needs it, with a ``spool``. Algorithms that read it cannot go
-    without.
-    """
+    """Return the archive; where only the recorder needs it, and keeps a spool, its location."""
+    # Such a run is trained whether or not the archive can be reached. Algorithms that read it cannot go without.
     settings = recipe.settings
     recorder = settings.callbacks.get("run_recorder")
+    # With a spool the recorder keeps the run on this machine until the archive can be reached.
     tolerant = isinstance(recorder, dict) and recorder.get("spool") is not None
     reading = any(component.is_ours for component in recipe.components["algorithms"]) or settings.data.pseudo_labels
     if settings.archive is None or (tolerant and not reading):
@@ -186,19 +203,14 @@ def _counted(loader: DataLoader) -> DataLoader | DataSpec:
 def _loader(dataset: Any, batch_size: int, num_workers: int, sampler: Any, *, drop_last: bool) -> DataLoader:
     # Recipes give global sizes, so that a run on eight ranks is the same run.
     rank_batch_size = batch_size // dist.get_world_size()
-    if isinstance(dataset, DeviceImages):
-        return device_dataloader(dataset, rank_batch_size, sampler, drop_last)
-    return DataLoader(
+    return dataloader_of(
         dataset,
-        batch_size=rank_batch_size,
-        sampler=sampler,
-        drop_last=drop_last,
+        rank_batch_size,
+        sampler,
+        drop_last,
         num_workers=num_workers,
-        collate_fn=getattr(dataset, "collate_fn", None),
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        # A generator of its own: the loader draws a seed for its workers, which must not disturb the global one.
-        generator=torch.Generator().manual_seed(0),
     )
 
 
@@ -211,6 +223,7 @@ def _trainer_arguments(settings: Settings) -> dict[str, Any]:
     """Return what the Trainer takes from the recipe as it is."""
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     arguments["progress_bar"] = settings.progress_bar and not _lines(settings)
+    arguments |= resume_arguments(settings.save_folder, settings.run_name, autoresume=settings.autoresume)
     options = settings.compile
     # Composer compiles where it is given a mapping, also an empty one.
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None
@@ -229,6 +242,7 @@ def _built(component: Component, faults: Faults, **more: Any) -> Any:
         return component.build(**more)
     except _BUILD_ERRORS as error:
         faults.add(component.path, " ".join(str(error).split()) or type(error).__name__)
+        # The message of a constructor may not say where it arose; the log of a debug run does.
         log.debug("%s could not be built", component.path, exc_info=True)
         return None
 
@@ -265,12 +279,11 @@ def _our_arguments(component: Component, recipe: Recipe, archive: RunArchive | s
 
 
 def _wandb_options(options: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return W&B's name, group, tags and config, where the recipe gives none.
-
-    Runs that differ in nothing but the seed fall into one group, which W&B can average over.
-    """
+    """Return W&B's name, group, tags and config, where the recipe gives none."""
+    # Runs that differ in nothing but the seed fall into one group, which W&B can average over.
     settings = recipe.settings
     tags = [f"{key}:{value}"[:_WANDB_TAG_LENGTH] for key, value in settings.tags.items()]
+    # What the recipe says of these wins over what is derived from it.
     filled = {"name": settings.run_name, "group": group_of(recipe), "tags": tags, **options}
     filled["init_kwargs"] = {"config": recipe.record, **(options.get("init_kwargs") or {})}
     return filled

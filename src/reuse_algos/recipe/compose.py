@@ -90,6 +90,7 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
     if not isinstance(raw, dict):
         faults.add("", "a recipe must be a mapping of keys, such as max_duration: 40ep")
         faults.raise_if_any()
+    # Before presets and defaults, so that an override may name a preset or refer to a default.
     apply_overrides(raw, overrides, faults)
     _write_out_presets(raw.get("algorithms"), faults)
     # A derived name that cannot be resolved has its fault where it is made from.
@@ -110,9 +111,11 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
         named = isinstance(resolved.values[kind], dict) and fit_named(kind, section, kind, faults)
         components[kind] = [named] if named else []
     for kind, path in _COMPONENTS:
+        # The record shows options as they were written; a fitted option may be an object that JSON cannot hold.
         found, options = _fit_components(kind, path, getattr(settings, path), faults)
         components[path] = found
         setattr(settings, path, options)
+    # Only now is it known which classes the recipe names, and which of their constructors take an archive.
     if resolved.values["archive"] is None:
         _check_archive_unneeded(components, faults)
     faults.raise_if_any()
@@ -123,7 +126,8 @@ def _compose(raw: Any, overrides: Iterable[str], faults: Faults) -> Recipe:
 
 
 def _write_out_presets(algorithms: Any, faults: Faults) -> None:
-    """Put the values of ``preset: same_data`` in an algorithm's section in its place; what stands beside it wins."""
+    """Put the values of ``preset: same_data`` in its place."""
+    # What the recipe writes beside it wins over the preset.
     for name, section in algorithms.items() if isinstance(algorithms, dict) else ():
         if not isinstance(section, dict) or "preset" not in section:
             continue
@@ -164,6 +168,7 @@ def _fill_defaults(raw: dict[str, Any]) -> None:
 
 
 def _check_data(values: Any, faults: Faults) -> DataConfig:
+    # A section with faults is still built from what is right in it, to find the faults between fields as well.
     config = DataConfig(**fit_fields(values, DataConfig, "data", faults))
     try:
         config.check()
@@ -237,6 +242,7 @@ def _check_ours(options: dict[str, Any], path: str, faults: Faults) -> None:
             split_if_empty(runs)
         except ValueError as error:
             faults.add(join(path, "runs.if_empty"), str(error).removeprefix("runs: if_empty "))
+        # Checked against the method that will be called with it, so that the two cannot drift apart.
         query = {key: value for key, value in runs.items() if key != "if_empty"}
         fit_options(RunArchive.runs, query, join(path, "runs"), faults, reserved={"self"})
     if isinstance(signals := options.get("signals"), dict):
@@ -267,6 +273,7 @@ def _record(value: Any, shown: Any) -> Any:
     if isinstance(value, (list, tuple)):
         inner = shown if isinstance(shown, list) and len(shown) == len(value) else [None] * len(value)
         return [_record(child, other) for child, other in zip(value, inner, strict=True)]
+    # Numbers and truth values of the environment are shown: only texts are taken for secrets.
     return shown if isinstance(value, str) and isinstance(shown, str) else value
 
 

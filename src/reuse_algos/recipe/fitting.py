@@ -115,6 +115,7 @@ def fit_options(
         if key in reserved:
             faults.add(join(path, key), "is filled in from the recipe and cannot be set here")
         elif key in named:
+            # Without an annotation everything fits: other people's constructors need not have any.
             fitted[key] = fit(value, hints.get(key, Any), join(path, key), faults, BUILDERS)
         elif open_ended:
             fitted[key] = value
@@ -138,6 +139,7 @@ class _Scheduler:
     def __call__(self, section: Mapping[str, Any], path: str, faults: Faults) -> Any:
         before = len(faults)
         component = fit_named("scheduler", section, path, faults)
+        # An object of half of its options would be refused once more, for another reason.
         if component is None or len(faults) > before:
             return section
         try:

@@ -54,8 +54,10 @@ def group_of(recipe: Recipe) -> str:
     duration = settings.max_duration if isinstance(settings.max_duration, str) else f"{settings.max_duration}ep"
     said = tags.values() or (settings.data.name, settings.model.name)
     words = "-".join(word for word in dict.fromkeys(said) if word != duration)
+    # Sorted, since the order of keys in a YAML file changes nothing that is trained.
     content = json.dumps([tags, duration, trained_by(record | {"max_duration": duration})], sort_keys=True)
     end = f"{duration}-{hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]}"
+    # The words are shortened and not the digits, which are what tells two groups apart.
     words = words[: _GROUP_LENGTH - len(end) - 1]
     return f"{words}-{end}" if words else end
 

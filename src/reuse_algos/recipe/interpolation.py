@@ -53,8 +53,11 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
     # What cannot be resolved is noted with the values, and once is enough.
     quiet = Faults(faults.source)
     values = {str(key): _item(config, key, str(key), quiet if key in derived else faults) for key in config}
+    # The same recipe once more, with references to the environment escaped: these stay texts while all others are
+    # resolved.
     escaped = OmegaConf.create(_env_escaped(checked), flags={"allow_objects": True})
     shown = _plain(escaped, "", quiet)
+    # Whatever refers to the seed now holds this mark, so two recipes that differ in the seed alone look alike.
     escaped["seed"] = SEED
     return Resolved(values, shown, _plain(escaped, "", quiet))
 
@@ -82,7 +85,8 @@ def _checked(value: Any, path: str, faults: Faults) -> Any:
 
 
 def _resolvers(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the resolvers that OmegaConf will call for a text, as its own parser sees them: name and whole call."""
+    """Yield the resolvers that OmegaConf will call for a text: name and whole call."""
+    # By OmegaConf's own grammar: a regular expression would miss nested and escaped calls.
     waiting = [parse(text)]
     while waiting:
         node = waiting.pop()
@@ -118,6 +122,8 @@ def _item(config: DictConfig | ListConfig, key: Any, path: str, faults: Faults) 
     try:
         value = config[key]
         if isinstance(value, (DictConfig, ListConfig)):
+            # A reference to a whole section: its values are resolved where they stand, not where they are referred
+            # to.
             if OmegaConf.is_interpolation(config, key):
                 return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
             return _plain(value, path, faults)

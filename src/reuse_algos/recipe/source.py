@@ -108,6 +108,7 @@ class _Inspection:
         if node.tag not in _PLAIN_TAGS:
             self._refuse(path, f"the tag {node.tag.replace(_TAG, '!!')} is not allowed. Write plain values")
             return 0
+        # Nodes on the way down: to meet one of them again means an anchor inside itself.
         self._open.add(id(node))
         size = 1
         if isinstance(node, yaml.MappingNode):

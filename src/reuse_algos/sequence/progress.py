@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.compare.reading import choose_metric
 from reuse_algos.errors import ArchiveNotFoundError, RecipeError, SequenceError
@@ -58,7 +59,7 @@ class StepState:
         return self.run.final_metric(metric) if at_end is None else at_end
 
 
-def open_store_of(location: str) -> Any:
+def open_store_of(location: str) -> Store:
     """Return the store of an archive, to write to; it is made where there is none."""
     return open_store(location, create=True, read_only=False)
 
@@ -71,6 +72,7 @@ def open_for_reading(location: str) -> RunArchive | None:
     """
     try:
         store = open_store(location, create=False, read_only=True)
+        # A folder that a first run is about to fill: there is nothing to read yet.
         if store.size("archive.json") is None:
             return None
     except ArchiveNotFoundError:
@@ -112,6 +114,7 @@ def look_up_states(plan: Plan, archive: RunArchive | None) -> list[StepState]:
                 )
             faults += _changed_harvests(step, found[0], everything)
             states.append(trained_state(step, found[0]))
+        # Only where the sequence has no run of its own, which always counts first.
         elif step.title in held:
             states.append(StepState(step, "finished", held[step.title], held=True))
         elif _has_checkpoint(step):
@@ -225,6 +228,7 @@ def _changed_while_interrupted(step: PlannedStep) -> list[str]:
         return [f"{step.title} was interrupted, and its recipe cannot be read any more. Remove {step.folder}"]
     changed = differences(then, step.recipe.record)
     before, now = (str(record.get("archive")) for record in (then, step.recipe.record))
+    # The archive does not count among what is trained, but an interrupted run must be committed where it began.
     if _place(before) != _place(now):
         changed.append(f"archive was {before} and is now {now}, which has no record of what was trained")
     if not changed:

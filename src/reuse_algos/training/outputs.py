@@ -28,13 +28,23 @@ def unwrap_model(model: torch.nn.Module) -> torch.nn.Module:
             return model
 
 
+def plain_name(name: str) -> str:
+    """Return the name of a module or tensor as the model has it before ``torch.compile``."""
+    # Parts that were compiled one by one carry the prefix inside of the model.
+    return name.replace("_orig_mod.", "")
+
+
+def has_compiled_parts(model: torch.nn.Module) -> bool:
+    """Return whether parts of a model are compiled by themselves, so that hooks do not see their forward passes."""
+    return any("_orig_mod" in name.split(".") for name, _ in model.named_modules())
+
+
 def plain_state_dict(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Return the tensors of the user's model under its own names, without prefixes and auxiliary batch norms."""
     plain = unwrap_model(model)
     state = plain.state_dict()
     names = [name for name in without_auxiliary(plain, state) if isinstance(state[name], torch.Tensor)]
-    # Parts that were compiled one by one carry the prefix inside of the model.
-    return {name.replace("_orig_mod.", ""): state[name] for name in names}
+    return {plain_name(name): state[name] for name in names}
 
 
 def hidden_parameters(parameters: Mapping[str, torch.Tensor], kept: Mapping[str, torch.Tensor]) -> list[str]:

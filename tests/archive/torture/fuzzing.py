@@ -120,7 +120,7 @@ def questions(run: PriorRun) -> list[Callable[[], object]]:
             lambda signal=signal: signal().gather(torch.arange(3), torch.zeros(3, dtype=torch.int64)),
             lambda signal=signal: signal().gather(torch.arange(3), torch.ones(3, dtype=torch.int64)),
             lambda signal=signal: [signal().dense(slot) for slot in signal().slots],
-            lambda signal=signal: signal().seen_counts(),
+            lambda signal=signal: [signal().seen(slot) for slot in signal().slots],
             lambda signal=signal: signal().resident("cpu"),
         ]
     return asked

@@ -10,7 +10,7 @@ import torch
 
 from reuse_algos.algorithms.auto_reuse.decision import RunFacts
 from reuse_algos.archive import PriorRun, RunArchive
-from reuse_algos.data.identity import same_data
+from reuse_algos.data.examples.identity import same_data
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveWarning, PriorRunMismatchError, ReuseAlgosError, SignalNotFoundError
 from reuse_algos.priors.choosing import match_classes, match_examples

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, SignalNotFoundError
-from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.outputs import has_compiled_parts, unwrap_model
 from reuse_algos.training.parameters.head import find_head, head_module
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,9 @@ class Look(NamedTuple):
 class HarmWatch:
     """Judges what a batch shows now and then, and remembers how often in a row it was bad.
 
-    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss while that has not
-    fallen to half, the student answers more rows of the training batches rightly than its teachers do, or channels in
-    front of the head die.
+    The term harms where one of these shows at three looks in a row: its gradient opposes that of the model's own loss,
+    which has not fallen to half yet; the student answers more rows of the training batches rightly than its teachers
+    do; channels in front of the head die.
 
     Args:
         on: Whether there is a watch at all.
@@ -130,7 +130,7 @@ class Channels:
         self.end()
         plain = unwrap_model(model)
         # A hook would have a compiled model compiled again.
-        if any("_orig_mod" in name.split(".") for name, _ in model.named_modules()):
+        if has_compiled_parts(model):
             return
         try:
             _, head = head_module(plain, find_head(plain, num_classes))

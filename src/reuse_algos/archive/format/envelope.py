@@ -3,8 +3,8 @@
 A sealed file is ``{"sha256":"<64 hex digits>","content":<JSON object>}`` and a newline. It is ordinary JSON to every
 other tool, and each of its bytes is either fixed or covered by the hash, so that a change of any bit is noticed.
 
-The hash guards against damage, not against malice: whoever may write to an archive can seal what they like. Hence the
-bounds on size, depth and number of items, which hold before a parser sees the content.
+The hash guards against damage, not against malice: whoever may write to an archive can seal what they like. So size,
+depth and number of items are bounded before a parser sees the content.
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def unseal(data: bytes, record_type: type[RecordT], where: str) -> RecordT:
     if len(data) > MAX_SEALED_BYTES and not isinstance(data, Expanded):
         raise ArchiveCorruptError(f"{where} has {len(data)} bytes; at most {MAX_SEALED_BYTES} are read")
     content = data[_CONTENT_AT]
+    # Every byte is compared: the fixed ones with what they must be, the others through the hash.
     intact = (
         data.startswith(_HEAD)
         and data[_MIDDLE_AT] == _MIDDLE
@@ -152,7 +153,8 @@ def _refuse_newer(version: tuple[int, int], where: str, record_type: type[Record
 
 
 def _is_too_deep(content: bytes) -> bool:
-    """Whether JSON is nested more than MAX_DEPTH levels, by counting brackets outside strings."""
+    """Return whether JSON is nested more than MAX_DEPTH levels."""
+    # Brackets outside of strings are counted, since a parser could run out of stack.
     if content.count(b"[") + content.count(b"{") <= MAX_DEPTH:  # so are most records
         return False
     unescaped = content.replace(b"\\\\", b"").replace(b'\\"', b"")  # what quotes are left begin or end a string

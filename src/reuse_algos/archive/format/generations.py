@@ -143,6 +143,7 @@ def read_final(store: Store, run_id: str) -> FinalRecord | None:
     if data is None:
         return None
     record = unseal(data, FinalRecord, path)
+    # A sealed file of another run is sound in itself, and says nothing of this one.
     if record.run_id != run_id:
         raise ArchiveCorruptError(f"{store.location}/{path} is in the wrong place: it is of run {record.run_id!r}")
     return record

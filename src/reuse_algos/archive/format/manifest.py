@@ -138,7 +138,7 @@ def decode_manifest(data: bytes, run_id: str, generation: int) -> Manifest:
 
 
 def _plain(value: Any) -> Any:
-    """Free-form settings with every number that JSON lacks spelled as in YAML."""
+    """Return free-form settings with every number that JSON lacks spelled as in YAML."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -72,7 +72,7 @@ class _Entry(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _packed(tensors: Mapping[str, TensorInfo]) -> list[tuple[str, str, tuple[int, ...]]]:
-    """The metrics of a history, each for its six columns; empty where these are not the columns of histories."""
+    """Return each metric of a history for its six columns; nothing where these are not the columns of histories."""
     metrics = [(name, _COLUMNS, tensors[f"{name}/value"].shape) for name in metric_names(tensors)]
     # Only what reads back equal is written short.
     return metrics if _unpacked(metrics) == tensors else []
@@ -108,7 +108,7 @@ class _Ref(msgspec.Struct, array_like=True, frozen=True):
 
 
 def _file_bytes(count: int) -> int:
-    """Bytes of a safetensors file with one tensor ``json`` of so many bytes."""
+    """Return the bytes of a safetensors file with one tensor ``json`` of so many bytes."""
     header = len(f'{{"json":{{"dtype":"U8","shape":[{count}],"data_offsets":[0,{count}]}}}}')
     return 8 + -(-header // 8) * 8 + count
 
@@ -374,6 +374,7 @@ class _Reader:
             data = self._get(entry.path)
             if data is None:
                 raise ArchiveCorruptError(f"{self._where} refers to {entry.path}, which is missing")
+            # Parts are read before the manifest exists that a check of files starts from.
             if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
                 raise ArchiveCorruptError(f"{entry.path} is damaged: it is not what {self._where} says")
             content = data[len(data) - entry.tensors["json"].shape[0] :]

@@ -146,6 +146,7 @@ def open_tensors(store: Store, path: str, entry: FileEntry) -> dict[str, Tensor]
     with store.open(path, entry.bytes, entry.sha256) as file:
         slots = _checked_slots(file, os.fstat(file.fileno()).st_size, entry, where)
         if entry.bytes <= _SMALL_BYTES:
+            # Read and hashed in one go: to map such a file would cost more than it saves.
             memory = bytearray(entry.bytes)
             file.seek(0)
             _read_fully(file, memory, where)
@@ -208,6 +209,7 @@ def verify_file(store: Store, path: str, entry: FileEntry, progress: Callable[[i
         ArchiveError: It could not be read.
     """
     where = f"{store.location}/{path}"
+    # In parts: weights may be larger than memory.
     digest, size, head = hashlib.sha256(), 0, bytearray()
     for part in store.stream(path):
         digest.update(part)
@@ -266,7 +268,7 @@ def _check_digest(found: str, entry: FileEntry, where: str) -> None:
 
 
 def _checked_slots(file: BinaryIO | io.FileIO, size: int, entry: FileEntry, where: str) -> dict[str, _Slot]:
-    """Where each tensor is, after checking size and header against the manifest and against each other.
+    """Return where each tensor is, after checking size and header against the manifest and against each other.
 
     Args:
         file: The file, or a beginning of it that holds any header of a permitted length.

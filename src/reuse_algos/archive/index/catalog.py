@@ -51,6 +51,18 @@ class Known(NamedTuple):
     latest: Latest | None = None
 
 
+class Plan(NamedTuple):
+    """Which shards are read.
+
+    Attributes:
+        sizes: Of each, how many runs it is the first to know that were not compared yet.
+        overlap: Whether runs may be in several of them.
+    """
+
+    sizes: dict[str, int]
+    overlap: bool
+
+
 class Catalog:
     """What is known of the runs of an archive.
 
@@ -80,40 +92,44 @@ class Catalog:
                 if asked.fits(found.summary):
                     yield Known(*found)
             return
-        waiting = set(run_ids)
+        given: set[str] = set()
         for in_memory in (False, True):
             # The second time without the file.
             try:
                 with open_host(self._store.location, self._archive_id, in_memory=in_memory) as host:
-                    yield from self._through(host, run_ids, waiting, warn, asked)
+                    yield from self._through(host, run_ids, given, warn, asked)
                 return
             except sqlite3.Error:  # a damaged file: go on without it
                 if in_memory:
                     raise
 
     def _through(
-        self, host: HostIndex, run_ids: list[str], waiting: set[str], warn: Warn, asked: Asked
+        self, host: HostIndex, run_ids: list[str], given: set[str], warn: Warn, asked: Asked
     ) -> Iterator[Known]:
-        """Give the runs that are waiting, and take them off the set."""
-        for ids, lines in self._indexed(host, waiting, warn):
-            waiting.difference_update(ids)
-            # A line is looked through in a twentieth of the time that decoding it takes.
-            wanted = asked.likely(lines)
-            for start in range(0, len(wanted), _BATCH):
-                yield from map(Known, filter(asked.fits, _decoded(wanted[start : start + _BATCH])))
-            del ids, lines, wanted
+        """Give the runs that fit and were not given yet."""
+        listed = set(run_ids)
+        unknown: set[str] = set()
+        for lines, told in self._indexed(host, listed, unknown, warn, asked):
+            for start in range(0, len(lines), _BATCH):
+                for summary in filter(asked.fits, _decoded(lines[start : start + _BATCH])):
+                    # Looked up last: most of many runs do not fit.
+                    if (run_id := summary.run_id) in listed and run_id not in told and run_id not in given:
+                        given.add(run_id)
+                        yield Known(summary)
+            del lines
+        unknown -= given
         fresh: list[RunSummary] = []
         try:
             # In the order of the listing, as warnings are, and so that a store may read ahead.
-            unknown = [run_id for run_id in run_ids if run_id in waiting] if waiting else []
-            for found in scan(self._store, unknown, warn):
-                waiting.discard(found.summary.run_id)
-                if summary := self._lasting(found):
+            unread = [run_id for run_id in run_ids if run_id in unknown] if unknown else []
+            for found in scan(self._store, unread, warn):
+                if summary := _lasting(self._store, found):
                     fresh.append(summary)
                 if len(fresh) >= _BATCH:
                     host.keep(fresh)
                     fresh = []
                 if asked.fits(found.summary):
+                    given.add(found.summary.run_id)
                     yield Known(*found)
         finally:
             host.keep(fresh)
@@ -121,48 +137,72 @@ class Catalog:
     def lasting(self, run_ids: list[str]) -> Iterator[RunSummary]:
         """Read runs by themselves, and give the summaries of those that will not change any more."""
         for found in scan(self._store, run_ids, lambda run_id, error: None):
-            if summary := self._lasting(found):
+            if summary := _lasting(self._store, found):
                 yield summary
 
-    def _indexed(self, host: HostIndex, waiting: set[str], warn: Warn) -> Iterator[tuple[list[str], list[bytes]]]:
-        """Give summaries that need no reading, as JSON, some at a time, with the runs that they are of.
+    def _indexed(
+        self, host: HostIndex, listed: set[str], unknown: set[str], warn: Warn, asked: Asked
+    ) -> Iterator[tuple[list[bytes], set[str]]]:
+        """Give summaries that need no reading, as JSON, where the runs may fit; and runs that are not to be given so.
 
-        No run is given that does not wait.
+        In the end, the runs that have to be read are in ``unknown``.
         """
         paths = self.reconcile(host)
         host.forget(self._unbelieved)
+        own: set[str] = set()
         for ids, lines in host.own():
-            yield _those_in(waiting, ids, lines)
+            yield asked.likely(b"\n".join(lines)), set()
+            own.update(ids)
         budget = COMPARED if host.shards() else 10 * COMPARED
         if self._store.concurrency > 1:  # three requests for each
             budget = COMPARED // 25
-        plan = self._plan(host, paths, waiting)
-        if doubted := host.doubted():
-            waiting = waiting - doubted
-        for path, share in zip(plan, _shares(budget, list(plan.values())), strict=True):
+        plan, left = self._plan(host, paths, listed)
+        doubted = host.doubted()
+        # What the runs themselves said to this host comes before what a shard says of them.
+        told = own | doubted
+        believed: list[str] = []
+        for path, share in zip(plan.sizes, _shares(budget, list(plan.sizes.values())), strict=True):
             if (shard := self.shard(host, path)) is None:  # another process has found it to be false
                 continue
-            ids, lines = _those_in(waiting, shard.ids, shard.lines)
-            chosen = random.SystemRandom().sample(range(len(ids)), min(share, len(ids)))
-            true = self._as_they_say([ids[at] for at in chosen], warn)
-            host.keep(summary for summary, lasts in true.values() if lasts)
-            if _contradict([lines[at] for at in chosen], true):
+            if not self._agrees(host, path, shard, share, listed, told, warn):
                 host.keep_shard(path, None)
                 continue
-            yield ids, lines
-            if doubted:
-                waiting.difference_update(ids)
-            del shard, ids, lines  # two shards at a time would double what a selection takes
+            believed.append(path)
+            yield asked.likely(shard.text), told
+            if plan.overlap:
+                told.update(shard.ids)
+            del shard  # two shards at a time would double what a selection takes
+        if len(believed) < len(plan.sizes):
+            left = listed.difference(*(host.names(path)[0] for path in believed))
+        unknown |= left | (doubted & listed)
+        unknown -= own
 
-    def _plan(self, host: HostIndex, paths: set[str], waiting: set[str]) -> dict[str, int]:
-        """Return the shards to read, and how many of the waiting runs each one is the first to know.
+    def _agrees(
+        self, host: HostIndex, path: str, shard: KnownShard, share: int, listed: set[str], told: set[str], warn: Warn
+    ) -> bool:
+        """Return whether a shard says of some runs what they say themselves. The host remembers which they were."""
+        compared = host.compared(path)
+        if len(compared) != len(shard.ids):  # another process has replaced one of the two
+            compared = bytearray(len(shard.ids))
+        chosen = _to_compare(shard.ids, compared, share, listed, told)
+        true = self._as_they_say([shard.ids[at] for at in chosen], warn)
+        if _contradict([shard.line(at) for at in chosen], true):
+            return False
+        for at in chosen:
+            compared[at] = shard.ids[at] in true and true[shard.ids[at]][1]
+        host.keep_compared(path, compared)
+        return True
+
+    def _plan(self, host: HostIndex, paths: set[str], listed: set[str]) -> tuple[Plan, set[str]]:
+        """Return which shards to read, and the runs that none of them knows.
 
         The host keeps the shards that are new to it. Where two shards differ, the runs are doubted.
         """
-        unseen, shared = set(waiting), set[str]()
+        unseen, shared = set(listed), set[str]()
         new = paths - host.shards()
-        plan: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         replaced: set[str] = set()
+        overlap = False
         for path in sorted(paths, reverse=True):  # the largest first: it may say that others need not be read
             if path in replaced or (path in new and not self._fetch(host, path)):
                 continue
@@ -174,13 +214,15 @@ class Catalog:
                 continue
             replaced.update(replaces)
             if new:
-                shared.update(run_id for run_id in ids if run_id in waiting and run_id not in unseen)
+                shared.update(run_id for run_id in ids if run_id in listed and run_id not in unseen)
             before = len(unseen)
             unseen.difference_update(ids)
-            plan[path] = before - len(unseen)
+            gained = before - len(unseen)
+            overlap |= gained < len(ids)  # or some of them were removed, which costs a little time only
+            sizes[path] = max(0, gained - host.compared(path).count(1))
         if shared:
-            self._doubt_where_they_differ(host, plan, shared)
-        return plan
+            self._doubt_where_they_differ(host, sizes, shared)
+        return Plan(sizes, overlap), unseen
 
     def _doubt_where_they_differ(self, host: HostIndex, paths: Iterable[str], run_ids: set[str]) -> None:
         """Doubt the runs of which two shards say different things: one of the two is false."""
@@ -189,7 +231,7 @@ class Catalog:
         for path in paths:
             if (shard := self.shard(host, path)) is None:
                 continue
-            for run in _decoded(_those_in(run_ids, shard.ids, shard.lines)[1]):
+            for run in _decoded(shard.lines(run_ids)):
                 # Its hash, not the summary: a false shard may share all of its runs with a true one.
                 digest = hashlib.blake2b(encode_summary(run.lasting_part()), digest_size=16).digest()
                 if said.setdefault(run.run_id, digest) != digest:
@@ -230,44 +272,67 @@ class Catalog:
         return True
 
     def _is_contradicted(self, host: HostIndex, shard: Shard) -> bool:
-        """Return whether a new shard says something else of a run than the run itself did to this host.
+        """Return whether a new shard says something else of a run than the run itself has said to this host.
 
         Where it differs only from a shard that it replaces, one of the two is false: such runs are read by themselves.
         """
         says = {run.run_id: (run, True) for run in shard.runs}
         if any(_contradict(lines, says) for _, lines in host.own()):
             return True
+        for path in host.shards():
+            if any(compared := host.compared(path)) and (other := host.shard(path)):
+                sure = {
+                    run_id for run_id, is_sure in zip(other.ids, compared, strict=True) if is_sure and run_id in says
+                }
+                if sure and _contradict(other.lines(sure), says):
+                    return True
         for path in shard.replaces:
             if replaced := host.shard(path):
-                host.doubt(run_id for run_id, line in zip(*replaced[:2], strict=True) if _contradict([line], says))
+                lines = replaced.lines(says.keys())
+                host.doubt(run.run_id for run in _decoded(lines) if not says[run.run_id][0].says_the_same(run))
         return False
 
     def is_true(self, shard: KnownShard) -> bool:
         """Return whether all that a shard says is what the runs say that can be read. It reads each of them."""
-        return not _contradict(shard.lines, self._as_they_say(shard.ids, lambda run_id, error: None))
+        return not _contradict(shard.lines(), self._as_they_say(shard.ids, lambda run_id, error: None))
 
     def _as_they_say(self, run_ids: list[str], warn: Warn) -> dict[str, tuple[RunSummary, bool]]:
         """Return the summaries of runs by their own records, and of each whether it will not change any more."""
         found = scan(self._store, sorted(run_ids), warn)
         return {
-            one.summary.run_id: (one.summary, False) if (lasting := self._lasting(one)) is None else (lasting, True)
+            one.summary.run_id: (one.summary, False)
+            if (lasting := _lasting(self._store, one)) is None
+            else (lasting, True)
             for one in found
         }
 
-    def _lasting(self, found: Found) -> RunSummary | None:
-        """The summary of a run that will not change any more, with everything that it should say; None for others."""
-        summary = found.summary
-        if not summary.finished or found.latest.fault is not None:
+
+def _lasting(store: Store, found: Found) -> RunSummary | None:
+    """Return the summary of a run that will not change any more, with all that it should say; None for others."""
+    summary = found.summary
+    if not summary.finished or found.latest.fault is not None:
+        return None
+    # Manifests of older versions do not say the last values.
+    if None in summary.finals.values():
+        try:
+            run = PriorRun(store, found.latest.manifest(), found.latest.final)
+            finals = {name: run.final_metric(name) for name in summary.finals}
+        except DAMAGE:
             return None
-        # Manifests of older versions do not say the last values.
-        if None in summary.finals.values():
-            try:
-                run = PriorRun(self._store, found.latest.manifest(), found.latest.final)
-                finals = {name: run.final_metric(name) for name in summary.finals}
-            except DAMAGE:
-                return None
-            summary = msgspec.structs.replace(summary, finals={name: spelled(value) for name, value in finals.items()})
-        return summary if len(encode_summary(summary)) <= MAX_SUMMARY_BYTES else None
+        summary = msgspec.structs.replace(summary, finals={name: spelled(value) for name, value in finals.items()})
+    return summary if len(encode_summary(summary)) <= MAX_SUMMARY_BYTES else None
+
+
+def _to_compare(ids: list[str], compared: bytearray, share: int, listed: set[str], told: set[str]) -> list[int]:
+    """Choose runs of a shard of which only it speaks; return their places in it."""
+    # Nobody who writes a shard can foresee which runs are compared.
+    dice = random.SystemRandom()
+    # A few more than enough, as a look at all takes longer.
+    for places in (dice.sample(range(len(ids)), min(len(ids), 4 * share)), range(len(ids))):
+        chosen = [at for at in places if not compared[at] and ids[at] in listed and ids[at] not in told]
+        if len(chosen) >= share:
+            break
+    return dice.sample(chosen, min(share, len(chosen)))
 
 
 def _shares(budget: int, sizes: Sequence[int]) -> list[int]:
@@ -275,17 +340,9 @@ def _shares(budget: int, sizes: Sequence[int]) -> list[int]:
     ends = list(itertools.accumulate(sizes))
     shares = [0] * len(sizes)
     total = ends[-1] if ends else 0
-    # Nobody who writes a shard can foresee which runs are compared.
     for at in random.SystemRandom().sample(range(total), min(budget, total)):
         shares[bisect.bisect_right(ends, at)] += 1
     return shares
-
-
-def _those_in(waiting: set[str], ids: list[str], lines: list[bytes]) -> tuple[list[str], list[bytes]]:
-    if waiting.issuperset(ids):
-        return ids, lines
-    mask = list(map(waiting.__contains__, ids))
-    return list(itertools.compress(ids, mask)), list(itertools.compress(lines, mask))
 
 
 def _decoded(lines: list[bytes]) -> list[RunSummary]:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +22,20 @@ from reuse_algos.archive.stores.cache import cache_directory, prune_directory
 MAX_BYTES = 2 << 30
 """The most that the databases of all archives may take on this host; those used longest ago are deleted."""
 
-_VERSION = 4
+_VERSION = 5
 _SECONDS = 5.0  # to wait for another process
 _MAPPED_BYTES = 256 << 20
+_NEAR = 1 << 15
+_NEWLINE = ord("\n")
 _PART = 2000  # summaries in memory at once
 _TABLES = """
 CREATE TABLE shards (path TEXT PRIMARY KEY, ids TEXT, replaces TEXT, sha256 TEXT, lines BLOB) WITHOUT ROWID;
+CREATE TABLE compared (path TEXT PRIMARY KEY, places BLOB) WITHOUT ROWID;
 CREATE TABLE own (run_id TEXT PRIMARY KEY, summary BLOB, crc INTEGER) WITHOUT ROWID;
 CREATE TABLE doubted (run_id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE notes (path TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+_TABLE_NAMES = ("shards", "compared", "own", "doubted", "notes")
 
 
 class KnownShard(NamedTuple):
@@ -39,17 +43,35 @@ class KnownShard(NamedTuple):
 
     Attributes:
         ids: The runs that it knows; none of a shard that is not to be believed.
-        lines: The summary of each as JSON.
+        text: The summary of each as JSON, one in a line. It is split only where each line is needed.
         replaces: Paths of smaller shards that need not be read any more.
     """
 
     ids: list[str]
-    lines: list[bytes]
+    text: bytes
     replaces: list[str]
+
+    def line(self, at: int) -> bytes:
+        """Return one summary as JSON, given the place of its run in ``ids``; nothing if it is not there."""
+        head = f'["{self.ids[at]}",'.encode()
+        # Lines are about equally long, so it is near its share of the text.
+        for start in (max(0, len(self.text) * at // len(self.ids) - _NEAR), 0):
+            found = self.text.find(head, start)
+            if found == 0 or (found > 0 and self.text[found - 1] == _NEWLINE):
+                end = self.text.find(b"\n", found)
+                return self.text[found:] if end < 0 else self.text[found:end]
+        return b""
+
+    def lines(self, wanted: Container[str] | None = None) -> list[bytes]:
+        """Return the summaries of some runs as JSON. Default: of all."""
+        lines = self.text.split(b"\n") if self.ids else []
+        if wanted is None:
+            return lines
+        return [line for run_id, line in zip(self.ids, lines, strict=True) if run_id in wanted]
 
     def runs(self) -> list[RunSummary]:
         """Decode all summaries."""
-        return decode_summaries(self.lines)
+        return decode_summaries(self.lines())
 
 
 class HostIndex:
@@ -75,7 +97,7 @@ class HostIndex:
         ids, replaces, sha256, lines = row
         if not isinstance(lines, bytes) or sha256 != _hash_of(ids, lines, replaces):
             raise sqlite3.DatabaseError(f"the row of {path} is damaged")
-        return KnownShard(ids.split("\n"), lines.split(b"\n"), replaces.split("\n")) if ids else KnownShard([], [], [])
+        return KnownShard(ids.split("\n"), lines, replaces.split("\n")) if ids else KnownShard([], b"", [])
 
     def names(self, path: str) -> tuple[list[str], list[str]]:
         """Return the runs that a shard knows, and the shards that it replaces, without reading its summaries.
@@ -90,6 +112,24 @@ class HostIndex:
         """Return the paths of the shards that were fetched."""
         return {path for (path,) in self._database.execute("SELECT path FROM shards")}
 
+    def compared(self, path: str) -> bytearray:
+        """Return which runs of a shard were compared with their own records: for each of its ``ids`` 1 or 0.
+
+        Raises:
+            sqlite3.DatabaseError: It is not what was kept.
+        """
+        row = self._database.execute("SELECT places FROM compared WHERE path = ?", (path,)).fetchone()
+        if row is None:
+            return bytearray(len(self.names(path)[0]))
+        if not isinstance(row[0], bytes) or row[0].translate(None, b"\0\1"):
+            raise sqlite3.DatabaseError(f"what was compared of {path} is damaged")
+        return bytearray(row[0])
+
+    def keep_compared(self, path: str, places: bytearray) -> None:
+        """Remember which runs of a shard were compared, as :meth:`compared` says it."""
+        with self._database:
+            self._database.execute("INSERT OR REPLACE INTO compared VALUES (?, ?)", (path, bytes(places)))
+
     def keep_shard(self, path: str, shard: Shard | None) -> None:
         """Remember a shard; None for one that is not to be believed."""
         runs, replaces = (shard.runs, "\n".join(shard.replaces)) if shard is not None else ([], "")
@@ -97,11 +137,14 @@ class HostIndex:
         with self._database:
             row = (path, ids, replaces, _hash_of(ids, lines, replaces), lines)
             self._database.execute("INSERT OR REPLACE INTO shards VALUES (?, ?, ?, ?, ?)", row)
+            self._database.execute("DELETE FROM compared WHERE path = ?", (path,))
 
     def forget_shards(self, paths: Iterable[str]) -> None:
         """Forget shards, for example those that another one replaces."""
         with self._database:
-            self._database.executemany("DELETE FROM shards WHERE path = ?", [(path,) for path in paths])
+            rows = [(path,) for path in paths]
+            self._database.executemany("DELETE FROM shards WHERE path = ?", rows)
+            self._database.executemany("DELETE FROM compared WHERE path = ?", rows)
 
     def own(self) -> Iterator[tuple[list[str], list[bytes]]]:
         """Give the ended runs that this host has read by itself, some at a time: their ids and their summaries."""
@@ -153,7 +196,7 @@ class HostIndex:
     def clear(self) -> None:
         """Forget everything of this archive."""
         with self._database:
-            for table in ("shards", "own", "doubted", "notes"):
+            for table in _TABLE_NAMES:
                 self._database.execute(f"DELETE FROM {table}")
 
 
@@ -225,7 +268,7 @@ def _open(path: Path) -> sqlite3.Connection:
             elif version != _VERSION:
                 raise sqlite3.DatabaseError(f"{path} has version {version}")
         # Damage of a table shows here, while the file can still be made again.
-        for table in ("shards", "own", "doubted", "notes"):
+        for table in _TABLE_NAMES:
             database.execute(f"SELECT count(*) FROM (SELECT 1 FROM {table} LIMIT 1)").fetchone()
         os.utime(path)
     except BaseException:

@@ -118,7 +118,8 @@ def _pack(steps_ND: Tensor, bits: int) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _levels(bits: int, device: torch.device) -> Tensor:
-    """What each byte stands for, in units of the scale: float32 ``[256, 8 / bits]``. One look-up unpacks a byte."""
+    """Return what each byte stands for, in units of the scale: float32 ``[256, 8 / bits]``."""
+    # A table of all bytes: one look-up unpacks a byte, whatever the number of bits.
     with torch.inference_mode(False):
         place = torch.arange(8 // bits) * bits
         # In float64 and rounded once, so that levels are equal on every device.

@@ -138,7 +138,8 @@ def check_signal(
 
 
 def _check_unbacked(tensors: Mapping[str, Tensor]) -> str | None:
-    """A file without rows can claim rows of any size, and who looks up what is not there gets so many zeros."""
+    """Return what is wrong with the rows that a file without rows claims; None if nothing is."""
+    # They may be of any size, and who looks up what is not there gets so many zeros.
     if len(tensors["ids"]):
         return None
     for key, tensor in tensors.items():
@@ -177,7 +178,8 @@ def _check_packed(meta: Mapping[str, Scalar], tensors: Mapping[str, Tensor], par
 
 
 def _in_parts(key: str, tensors: Mapping[str, Tensor], parts: Parts | None) -> Iterable[Tensor]:
-    """A tensor in parts: a small one through its map, which is quicker, a large one past it."""
+    """Return a tensor in parts."""
+    # A small one comes through its map, which is quicker; a large one past it, as pages of a map stay in memory.
     if parts is not None and tensors[key].nbytes > _SMALL_BYTES:
         return parts(key)
     return tensors[key].split(_ROWS_PER_PART)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reuse_algos.archive.signals.joined import JoinedSlots
 from reuse_algos.archive.signals.resident import ResidentSignal
 from reuse_algos.archive.signals.rows import Encoding, RowFormat
 from reuse_algos.archive.signals.segments import Segment, check_signal, layout_of, unknown_encoding
@@ -64,10 +65,13 @@ class Signal:
             self._by_slot.setdefault(segment.slot, []).append(segment)
         self._first = segments[0]
         self.row_format: RowFormat = segments[0].row_format
+        self._joined = JoinedSlots(num_examples)
         self._whole_values: dict[int, Tensor] = {}  # of each dense slot that has one row for every example, in order
         for slot in self._by_slot if self.encoding == "dense" else ():
             whole = self._whole(slot)
-            if whole is not None and whole.tensors["values"].numel():  # index_select checks no position of nothing
+            if (
+                whole is not None and whole.tensors["values"].numel()
+            ):  # index_select does not check positions against an empty tensor
                 self._whole_values[slot] = whole.tensors["values"]
 
     @property
@@ -129,13 +133,6 @@ class Signal:
             seen[segment.tensors["ids"]] = True
         return seen
 
-    def seen_counts(self) -> Tensor:
-        """Return in how many slots each example has a row: int64 [N]."""
-        counts = torch.zeros(self.num_examples, dtype=torch.int64)
-        for slot in self.slots:
-            counts += self.seen(slot)
-        return counts
-
     def gather(self, positions_B: Tensor, slots_B: Tensor) -> tuple[Tensor, Tensor]:
         """Look up one row for each pair of position and slot.
 
@@ -153,9 +150,12 @@ class Signal:
         # The usual case is a batch shown in one view, which was recorded for every example. It takes microseconds, so
         # what is asked of torch besides the look-up itself would show.
         fits = positions_B.dim() == 1 and positions_B.shape == slots_B.shape
-        if fits and (values := self._whole_values.get(_only_slot(slots_B))) is not None:
-            try:
-                rows = values.index_select(0, positions_B)  # which checks the range of the positions by itself
+        slot = _only_slot(slots_B) if fits and self.encoding == "dense" else -1
+        if slot in self._by_slot:
+            try:  # index_select checks the range of the positions by itself
+                if (values := self._whole_values.get(slot)) is None:
+                    return self._joined.rows(slot, self._by_slot[slot]).gather(positions_B)
+                rows = values.index_select(0, positions_B)
             except IndexError:
                 _check_positions(self, positions_B, slots_B)
                 raise
@@ -187,6 +187,7 @@ class Signal:
         positions = torch.arange(self.num_examples)
         if self.encoding != "packed":
             return self.gather(positions, torch.full_like(positions, slot))
+        # Decoded in parts into the result: decoding all at once would need the memory twice.
         values = torch.empty(self.num_examples, *self.row_shape)
         seen = torch.empty(self.num_examples, dtype=torch.bool)
         for part in positions.split(max(1, _PART_NUMBERS // math.prod(self.row_shape))):
@@ -239,16 +240,17 @@ class Signal:
         return self._by_slot[slot]
 
     def _columns(self) -> dict[str, Tensor]:
-        """The tensors that hold rows, as in any of the segments."""
+        """Return the tensors that hold rows, as in any of the segments."""
         return {key: tensor for key, tensor in self._first.tensors.items() if key != "ids"}
 
     def _whole(self, slot: int) -> Segment | None:
-        """The segment that alone says what is in a slot: the latest one, if it has a row for every example."""
+        """Return the latest segment of a slot if it has a row for every example."""
+        # It then says alone what is in the slot, and earlier segments need not be asked.
         latest = self._by_slot.get(slot, [None])[-1]
         return latest if latest is not None and len(latest.tensors["ids"]) == self.num_examples else None
 
     def _gather_parts(self, positions_B: Tensor, slots_B: Tensor, slots: list[int]) -> tuple[dict[str, Tensor], Tensor]:
-        """Encoded rows from several segments, 0 where not seen; and which were seen."""
+        """Return encoded rows from several segments, 0 where not seen; and which were seen."""
         encoded = {key: like.new_zeros((len(positions_B), *like.shape[1:])) for key, like in self._columns().items()}
         seen_B = torch.zeros(len(positions_B), dtype=torch.bool)
         for slot in slots:
@@ -264,7 +266,7 @@ class Signal:
         return encoded, seen_B
 
     def _locate(self, slot: int, positions: Tensor) -> Iterator[tuple[Segment, Tensor, Tensor]]:
-        """Segments that hold rows for positions, with indices into ``positions`` and the rows; no position twice."""
+        """Yield segments that hold rows, with indices into ``positions`` and the rows; no position twice."""
         open_places = torch.arange(len(positions))
         # The latest first: where it has a row, an earlier one does not hold any more.
         for segment in reversed(self._by_slot.get(slot, [])):
@@ -277,7 +279,7 @@ class Signal:
 
 
 def _only_slot(slots_B: Tensor) -> int:
-    """The slot that all of a batch is in; -1 if there are several, or none, or they are not at hand."""
+    """Return the slot that all of a batch is in; -1 if there are several or none, or they are not at hand."""
     if not slots_B.is_cpu or slots_B.dtype is not torch.int64:
         return -1
     data = slots_B.numpy().tobytes()  # comparing bytes takes a third of the time of any reduction

@@ -39,6 +39,7 @@ def success_rates(slots: Iterable[Mapping[str, Scalar]]) -> dict[str, float | No
 
 
 def _total(metas: Iterable[Mapping[str, Any]], key: str) -> int | None:
+    # A meta comes from a file that somebody else may have written.
     counts = [meta.get(key) for meta in metas]
     known = [count for count in counts if isinstance(count, int) and not isinstance(count, bool)]
     return sum(known) if len(known) == len(counts) else None

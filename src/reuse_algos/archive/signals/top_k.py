@@ -30,6 +30,7 @@ def encode_top_k(logits_BC: Tensor, k: int) -> dict[str, Tensor]:
     """
     if logits_BC.ndim < 2 or not 1 <= k <= logits_BC.shape[1]:
         raise ValueError(f"cannot keep the {k} largest of logits of shape {tuple(logits_BC.shape)}")
+    # Half precision would lose the shares of rare classes in the sum.
     logits_BC = logits_BC.detach().float()
     values_BK, indices_BK = logits_BC.topk(k, dim=1)
     # Without the kept classes, as a difference of two near logsumexps would lose the digits.

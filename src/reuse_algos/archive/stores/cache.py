@@ -62,6 +62,7 @@ def open_cached(where: str, size: int, sha256: str, fetch: Callable[[], Iterable
         if sha256.startswith("0"):  # one file in 16: looking through the cache each time would cost more than it saves
             prune_directory(folder, max(_cache_bytes() - size, 0))
         with _one_at_a_time(path):
+            # A damaged transfer is fetched again; a damaged original fails every time.
             for _ in range(_FETCHES):
                 # Another process may have fetched it while this one waited for the lock.
                 if file := _open_sound(path, size, sha256):
@@ -141,6 +142,7 @@ def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[
             # That it is sound will be remembered, so a power cut must not leave it with its size and without its bytes.
             os.fsync(file.fileno())
             status = os.fstat(file.fileno())
+        # One step, so that no process ever opens half of a file.
         os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
@@ -179,7 +181,8 @@ def prune_directory(folder: Path, max_bytes: int) -> None:
 
 @contextlib.contextmanager
 def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes of this host from fetching the same file. Go without where the lock cannot be had."""
+    """Keep other processes of this host from fetching the same file."""
+    # Where the lock cannot be had, several fetch it, which costs time only.
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, NotImplementedError):  # filelock's Timeout is an OSError, too
             stack.enter_context(filelock.FileLock(f"{path}.lock", timeout=_LOCK_SECONDS))

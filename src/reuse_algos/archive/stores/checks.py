@@ -16,7 +16,7 @@ DAMAGE = (ArchiveCorruptError, ArchiveVersionError)
 
 @contextlib.contextmanager
 def reading(store: Store) -> Iterator[None]:
-    """A part of a store that cannot be read is damage, as long as the rest of it can be.
+    """Treat a part of a store that cannot be read as damage, as long as the rest of it can be.
 
     Raises:
         ArchiveCorruptError: The part is damaged, or cannot be read.
@@ -64,6 +64,7 @@ def check_sizes(store: Store, sizes: Mapping[str, int]) -> None:
         ArchiveCorruptError: One has another size.
         ArchiveError: One could not be asked for.
     """
+    # A remote store answers many requests at once; on a local disk threads only cost.
     threads = min(store.concurrency, len(sizes))
     with contextlib.ExitStack() as stack:
         if threads > 1:

@@ -116,8 +116,10 @@ class LocalStore(Store):
                 return []
 
     def walk(self, prefix: str) -> Iterator[StoredObject]:
+        # Through descriptors and not by os.walk: a link that somebody puts in the way is not followed.
         for name in self.list(prefix):
             path = f"{prefix}/{name}"
+            # An odd name is not the archive's, and might lead elsewhere.
             if not is_safe_name(name) and not is_temporary(name):
                 continue
             with self._errors(path, "list"):
@@ -145,7 +147,8 @@ class LocalStore(Store):
             self._prune(parents)
 
     def _prune(self, parents: list[str]) -> None:
-        """Remove a directory and those above it, as far as they are empty; a writer may have come first."""
+        """Remove a directory and those above it, as far as they are empty."""
+        # A writer that comes first keeps its directory: rmdir refuses one that is not empty.
         while parents:
             *above, name = parents
             # Whoever makes it again has to sync it again.
@@ -174,7 +177,8 @@ class LocalStore(Store):
     def _new_file(
         self, parents: list[str], in_directory: contextlib.ExitStack, in_file: contextlib.ExitStack
     ) -> tuple[int, str, int]:
-        """Descriptor of a directory, and name and descriptor of a new temporary file in it."""
+        """Return descriptors of a directory and of a new file in it, with the file's name between them."""
+        # A name of random digits: two writers never share one, and readers know it by its form.
         temporary = temporary_name()
         for tries_left in reversed(range(_MAKING_TRIES)):
             try:
@@ -207,7 +211,8 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _directory(self, parts: list[str], *, create: bool = False) -> Iterator[int]:
-        """Descriptor of a directory below the root, reached without following a symbolic link."""
+        """Open a directory below the root."""
+        # Part by part, so that no symbolic link on the way is followed.
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         try:
             descriptor = os.open(self.root, flags)
@@ -229,7 +234,7 @@ class LocalStore(Store):
         try:
             os.mkdir(name, dir_fd=parent)
         except FileExistsError:
-            # One that this process did not make may not be on disk yet.
+            # Another process made it, and may not have synced it yet.
             if path in self._durable:
                 return
         os.fsync(parent)

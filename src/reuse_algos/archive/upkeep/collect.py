@@ -216,6 +216,7 @@ def _delete_batch(store: Store, run_id: str, batch: set[str], min_age_seconds: f
     except BaseException:
         marker.withdraw()
         raise
+    # What was listed and is not garbage any more on the second look stays.
     doomed = [item for item in found.files if item.path in batch] + found.tidy
     for item in doomed:
         if watch.seconds() > TRUST_SECONDS:  # this process was stopped for long: its marker may be gone

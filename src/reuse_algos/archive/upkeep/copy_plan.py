@@ -60,13 +60,7 @@ class Planner:
         self._hashes: dict[str, tuple[int, str]] = {}
 
     def plan(self) -> Plan | None:
-        """The plan; None for what was never committed.
-
-        Raises:
-            ArchiveConflictError: The target has another run of this id.
-            ArchiveCorruptError: The run is damaged, here or there.
-            ArchiveVersionError: It was written in a newer major format.
-        """
+        """Return the plan; None for what was never committed."""
         run_id = self._run_id
         with reading(self._source):
             final = read_final(self._source, run_id)  # before the listing, which then cannot be the older of the two
@@ -119,7 +113,7 @@ class Planner:
         self._plan.held = {f"{run_prefix(self._run_id)}/{entry.path}" for entry in files}
 
     def _is_there(self, path: str, data: bytes) -> bool:
-        """Whether the target has a record of the source; raises if it has another one."""
+        """Return whether the target has a record of the source; raise if it has another one."""
         with reading(self._target):
             there = self._target.get(path, MAX_SEALED_BYTES)
         if there not in (None, data):

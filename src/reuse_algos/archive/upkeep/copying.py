@@ -22,12 +22,7 @@ from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_si
 from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
 from reuse_algos.archive.upkeep.problems import Problem
-from reuse_algos.errors import (
-    ArchiveConflictError,
-    ArchiveCorruptError,
-    ArchiveError,
-    RunNotFoundError,
-)
+from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, RunNotFoundError
 
 
 @dataclass
@@ -92,6 +87,7 @@ def copy_runs(
         with _reported(run_id, report):
             if plan := Planner(source, target, Plan(run_id, identity), recheck, known).plan():
                 plans.append(plan)
+    # Known before the first byte, for a bar that says how long it takes.
     total = sum(plan.bytes for plan in plans)
     done = 0
 
@@ -119,7 +115,7 @@ def copy_runs(
 
 
 def _forget(known: set[str], run_id: str) -> bool:
-    """Take what is of one run out of what is known; False if there is nothing."""
+    """Take what is of one run out of what is known, and return whether there was anything."""
     stale = {path for path in known if path.startswith(f"{run_prefix(run_id)}/")}
     known -= stale
     return bool(stale)
@@ -146,7 +142,8 @@ def _chosen(
 
 @contextlib.contextmanager
 def _reported(run_id: str, report: CopyReport) -> Iterator[None]:
-    """What concerns one run only does not stop the others."""
+    """Report what concerns one run, and go on."""
+    # One damaged run must not keep the others from being copied.
     try:
         yield
     except (*DAMAGE, ArchiveConflictError) as error:
@@ -193,11 +190,13 @@ def _carry_out(
             report.files += 1
             report.bytes += size
         else:
+            # Read back in full: a name that is there proves nothing of its content.
             for _ in _checked(target, path, size, sha256, advance):
                 pass
             report.there += 1
         known.add(path)
     if plan.pending:
+        # As a writer does before it commits, since a collection in the target does not know of the copy.
         lease.guard(plan.listed.keys(), lambda _: _check_sizes(target, plan))
         if plan.thinned > 1:
             _put_record(source, target, thinned_path(plan.run_id, plan.thinned), plan.run_id)
@@ -237,6 +236,8 @@ def _put(source: Store, target: Store, path: str, size: int, sha256: str, advanc
     """Copy a file, which appears in the target only if it is what it should be; False if another copy was first."""
     parts = _Parts(source, path, size, sha256, advance)
     try:
+        # The store makes the name visible only when all parts came, and _checked raises before the end of a wrong
+        # file.
         target.put_if_absent(path, parts)
     except ArchiveConflictError:
         parts.forget()
@@ -245,7 +246,7 @@ def _put(source: Store, target: Store, path: str, size: int, sha256: str, advanc
 
 
 def _checked(store: Store, path: str, size: int, sha256: str, advance: Callable[[int], None]) -> Iterator[bytes]:
-    """A file in parts; in place of the end of a wrong one an error is raised."""
+    """Yield a file in parts, and raise in place of the end of a wrong one."""
     digest, found = hashlib.sha256(), 0
     for part in store.stream(path):
         found += len(part)

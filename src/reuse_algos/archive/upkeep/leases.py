@@ -166,7 +166,8 @@ class Lease:
                 return watch
 
     def _is_safe(self, path: str) -> bool:
-        """Return whether a file needs no lease: it is young in the store too, or committed."""
+        """Return whether a file needs no lease."""
+        # What was put a moment ago is young in the store, too, and what is committed is listed by a manifest.
         if path not in self._safe:
             return False
         since = self._safe[path]

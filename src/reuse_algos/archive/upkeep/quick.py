@@ -57,6 +57,7 @@ def _look(store: Store, run_id: str, report: VerifyReport) -> RunSummary | None:
     report.runs += 1
     if latest.fault is not None:
         report.problems.append(Problem(run_id, manifest_path(run_id, latest.newest), str(latest.fault)))
+    # One listing instead of a request for each file.
     there = {item.path: item.size for item in store.walk(f"{run_prefix(run_id)}/data")}
     for entry in head.files:
         path = f"{run_prefix(run_id)}/{entry.path}"
@@ -80,6 +81,8 @@ def _check_index(store: Store, archive_id: str, summaries: dict[str, RunSummary]
             continue
         for said in shard.runs:
             summary = summaries.get(said.run_id)
+            # Readers do not trust these entries either: a note says that the run changed, or an old manifest lacks
+            # values.
             if summary is None or said.run_id in changed or None in summary.finals.values():
                 continue
             if not summary.says_the_same(said):

@@ -50,6 +50,7 @@ def thin_run(store: Store, run_id: str, objects: Iterable[StoredObject], *, dele
     newest, _ = latest
     old = [generation for generation in list_generations(store, run_id) if generation < newest.generation]
     sizes = {found.path: found for found in objects}
+    # A thinning that was interrupted has deleted some of them already.
     doomed = [sizes[path] for path in (manifest_path(run_id, generation) for generation in old) if path in sizes]
     if delete and doomed:
         # The others are what is left where the newest has lost a file.

@@ -61,6 +61,7 @@ def verify_archive(
         report = verify_quickly(store, found, run_ids, records)
     else:
         report = _verify_runs(store, run_ids, progress, records)
+    # First, as what is wrong with the archive itself explains much of what follows.
     report.problems[:0] = problems
     return report
 
@@ -142,7 +143,7 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
     try:
         with reading(store):
             first = first_generation(store, run_id)
-    except DAMAGE as error:  # what cannot be read is never taken for something that is not there
+    except DAMAGE as error:  # what cannot be read may be there all the same
         report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
     for generation in range(first, highest + 1):  # a gap is damage: reading it says so
         attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))

@@ -91,6 +91,7 @@ def show_answer(args: argparse.Namespace, questions: dict[str, Any]) -> int:
     if args.html is not None:
         drawn = Part("Drawn", charts=answer.charts)
         parts = [drawn, *(Part(title.capitalize(), tables={title: rows}) for title, rows in shown.items())]
+        # predict layers also works without one.
         source = args.archive or args.archive_option or "no archive"
         write_report(sheet_page(answer.headline, answer.lead, parts, source), args.html)
     if args.json:

@@ -38,6 +38,7 @@ def answer(args: argparse.Namespace) -> Answer:
 
     if args.model is None:
         raise UsageError("predict layers needs --model, a name that recipes know, such as resnet50")
+    # On the device "meta": shapes and counts need neither memory nor time, whatever the size of the model.
     model, inputs = _build({"name": args.model, "num_classes": args.classes, "image_shape": args.input}, args.batch)
     layers = layers_of(model, inputs)
     flops = sum(layer.flops for layer in layers)

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         out.width = max(out.width, narrowest(table, out))
         out.print(table)
     else:
+        # An empty list is often one that --all would fill, and this says so.
         others = (
             0
             if args.all

@@ -203,7 +203,7 @@ def class_names(info: DatasetInfo) -> list[str]:
 
 
 def _split_names(args: argparse.Namespace) -> None:
-    """Tell the archive from the runs: it is the first name if that is a folder, and --archive does not name it."""
+    """Tell the archive from the runs."""
     args.archive, args.runs = None, args.names
     # The first name is the archive where it is a folder, or where nothing else names one.
     if args.archive_option is None and (len(args.names) > 1 or Path(args.names[0]).is_dir()):

@@ -155,6 +155,7 @@ def _signal(prior: PriorRun, name: str) -> dict[str, Any]:
         metas = [signal.slot_meta(slot) for slot in signal.slots]
         facts |= success_rates(metas)
         seconds = [value for meta in metas if isinstance(value := meta.get("seconds"), float)]
+        # A sum over some of the slots would look like the cost of all.
         facts["harvest_seconds"] = sum(seconds) if len(seconds) == len(metas) else None
     return facts
 
@@ -256,7 +257,8 @@ def _signal_lines(signals: dict[str, Any]) -> list[str]:
 
 
 def _captured_lines(epochs: dict[str, int]) -> list[str]:
-    """Return when a signal was captured: what a model said in an early epoch is not what it says at the end."""
+    """Return when a signal was captured."""
+    # What a model said in an early epoch is not what it says at the end.
     if not epochs:
         return []
     if all(int(slot) == epoch for slot, epoch in epochs.items()):

@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     # Ids are taken as they are, since a damaged run cannot be looked up by name.
     there = set(source.run_ids()) if args.run_ids else set()
     run_ids = [name if name in there else source.run(name).id for name in args.run_ids] or None
+    # Before the target is made, so that a mistyped --tag leaves no empty archive behind.
     tags = tags_of(args)
     target = RunArchive(args.target, create=True)
     with progress_bar(args, "copy") as progress:

@@ -70,6 +70,7 @@ def age(text: str) -> float:
 
 def run(args: argparse.Namespace) -> int:
     """Collect garbage, and return 0 if every run could be judged, 1 if not."""
+    # A listing works with the right to read alone.
     archive = open_archive(args, read_only=not args.delete)
     with progress_bar(args, "gc", "items") as progress:
         report = archive.collect_garbage(

@@ -94,10 +94,12 @@ def _users(archive: RunArchive, run_ids: list[str]) -> dict[str, list[str]]:
 
 
 def _agreed(run_ids: list[str], location: str) -> bool:
+    # A script would wait for ever.
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on: say --yes to remove " + ", ".join(run_ids))
     names = "\n".join(f"  {printable(run_id)}" for run_id in run_ids)
     print(
         f"remove from {location}:\n{names}\nThis cannot be undone. Remove? [y/N] ", end="", file=sys.stderr, flush=True
     )
+    # Not input(), which would print the question on stdout, beside the JSON.
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -103,6 +103,7 @@ def _opened(args: argparse.Namespace) -> Callable[[Progress, Progress], VerifyRe
             raise
         return lambda progress, records: verify_archive(store, args.run_id, progress, records, quick=args.quick)
     run_id = args.run_id
+    # By id first: a run whose manifest is damaged cannot be opened by its name, and is what is asked about.
     if run_id is not None and run_id not in archive.run_ids(uncommitted=True):
         run_id = archive.run(run_id).id
     return lambda progress, records: archive.verify(run_id, progress, records, quick=args.quick)

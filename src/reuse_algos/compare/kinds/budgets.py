@@ -63,6 +63,7 @@ def label_of(runs: Runs) -> str:
 
 
 def _points_of(runs: Runs) -> list[list[Outcome]]:
+    # First by what the recipe says, then by steps: 10ep and 250ba may be the same budget.
     by_label: dict[str, list[Outcome]] = {}
     for run in runs:
         by_label.setdefault(run.budget, []).append(run)
@@ -170,6 +171,7 @@ class Member:
 
 
 def _geometric_mean(values: Sequence[float]) -> float:
+    # Equal costs are returned as they are: log and exp would change their last digit.
     return values[0] if len(set(values)) == 1 else float(np.exp(np.mean(np.log(values))))
 
 
@@ -251,6 +253,7 @@ class OverBudgets:
             group: Such as a technique.
             other: Such as its control.
         """
+        # Not paired: technique and control may have been trained with other seeds.
         ours, theirs = self.member(group), self.member(other)
         reached, first = self.crossing(ours, paired=False), self.crossing(theirs, paired=False)
         return {

@@ -82,6 +82,7 @@ def _budget_series(look: Look, group: Group, axis: Axis) -> Series:
 def _training_series(
     look: Look, group: Group, runs: Sequence[Outcome], axis: Axis, comparison: Comparison
 ) -> list[Series]:
+    # A mean over some of the runs would jump where one of them was not evaluated.
     steps = shared_steps(runs)
     rows = [np.searchsorted(o.curve.steps, steps) for o in runs]
     values_RK = np.stack([o.curve.values[row] for o, row in zip(runs, rows, strict=True)])

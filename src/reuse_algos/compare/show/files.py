@@ -26,6 +26,7 @@ def check_file(path: Path | None, kinds: tuple[str, ...] = PLOTS) -> None:
     what = "report" if kinds is PAGES else "plot"
     if path.suffix.lower().removeprefix(".") not in kinds:
         raise CompareError(f"a {what} cannot be written as {path.name!r}: end the name in .{', .'.join(kinds)}")
+    # No folder is made: a mistyped path would leave one behind.
     if not path.parent.is_dir():
         raise CompareError(f"the {what} cannot be written to {path}: there is no folder {path.parent}")
 

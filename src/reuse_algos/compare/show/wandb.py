@@ -59,6 +59,7 @@ def check_wandb() -> Any:
             f"the comparison cannot be sent to W&B: its package cannot be imported ({error}). "
             "Install it: pip install 'wandb>=0.18,<0.19'"
         ) from error
+    # wandb.init would return the run that is under way, and the comparison would be logged into it.
     if wandb.run is not None:
         raise CompareError(
             f"the W&B run {wandb.run.name!r} is under way in this process: end it with wandb.finish() before a "

@@ -41,6 +41,7 @@ def save_report(report: SavedReport, *, entity: str, project: str, run_id: str) 
 
     try:
         made = reports.Report(project, entity, report.title, "", _blocks(reports, report, entity, project, run_id))
+        # W&B knows reports by id, and would keep a second one of the same title.
         for known in wandb.Api().reports(f"{entity}/{project}"):
             if known.display_name == report.title:
                 made.id = known.id

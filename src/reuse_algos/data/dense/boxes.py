@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.content import rows_content
 from reuse_algos.data.dense.config import SceneConfig
 from reuse_algos.data.dense.scenes import SCENE_CLASSES, compose_scenes
+from reuse_algos.data.examples.content import rows_content
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError

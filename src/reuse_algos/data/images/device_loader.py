@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from reuse_algos.data.content import rows_content
+from reuse_algos.data.examples.content import rows_content
 from reuse_algos.data.images.augment import Augmentation, Normalisation
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
@@ -198,38 +198,29 @@ def device_collate(batch: Any) -> Any:
     return batch
 
 
-def device_dataloader(
-    images: DeviceImages,
+def dataloader_of(
+    dataset: Dataset[Any],
     batch_size: int = 1,
     sampler: Sampler[Any] | Iterable[Any] | None = None,
     drop_last: bool = False,
-    *,
-    batch_sampler: Sampler[list[Any]] | Iterable[list[Any]] | None = None,
-) -> DataLoader[tuple[Tensor, Tensor]]:
-    """Return a DataLoader over images on a device, without worker processes.
+    **options: Any,
+) -> DataLoader[Any]:
+    """Return a DataLoader with the dataset's own ``collate_fn``, if it has one, that leaves torch's generator alone.
 
     Args:
-        images: The data.
-        batch_size: Examples per batch (of this rank).
-        sampler: Yields positions or ``ExampleView``; in order if not given.
-        drop_last: Leave out a last batch that is not full.
-        batch_sampler: Yields lists of them; instead of the three before.
-
-    Returns:
-        A DataLoader of (float32 ``[B, C, H, W]``, int64 ``[B]``) on the device of ``images``.
+        dataset: Map-style. :class:`DeviceImages` make whole batches on their device, so they get no worker processes.
+        batch_size: Examples per batch (of this rank). Default: 1.
+        sampler: Yields positions or ``ExampleView``. Default: None, in order.
+        drop_last: Leave out a last batch that is not full. Default: False.
+        options: Further arguments of the DataLoader, such as ``batch_sampler`` instead of the three before.
     """
+    if isinstance(dataset, DeviceImages):
+        options |= {"collate_fn": device_collate, "num_workers": 0, "pin_memory": False, "persistent_workers": False}
+    else:
+        options.setdefault("collate_fn", getattr(dataset, "collate_fn", None))
     # The loader draws a seed for workers even where there are none; a generator of its own keeps torch's untouched.
-    generator = torch.Generator().manual_seed(0)
-    if batch_sampler is not None:
-        return DataLoader(images, batch_sampler=batch_sampler, collate_fn=device_collate, generator=generator)
-    return DataLoader(
-        images,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=drop_last,
-        collate_fn=device_collate,
-        generator=generator,
-    )
+    options["generator"] = torch.Generator().manual_seed(0)
+    return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, **options)
 
 
 def _as_nhwc(images: Tensor, layout: str) -> Tensor:

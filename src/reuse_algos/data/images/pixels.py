@@ -53,11 +53,6 @@ class PixelSpace:
         mean_C11, std_C11 = self._columns(inputs_BCHW)
         return inputs_BCHW * std_C11 + mean_C11
 
-    def to_inputs(self, pixels_BCHW: Tensor) -> Tensor:
-        """Return pixels as inputs: ``(p - mean) / std``."""
-        mean_C11, std_C11 = self._columns(pixels_BCHW)
-        return (pixels_BCHW - mean_C11) / std_C11
-
     def delta_to_inputs(self, delta_BCHW: Tensor) -> Tensor:
         """Return a difference of pixels as a difference of inputs: ``delta / std``."""
         return delta_BCHW / self._columns(delta_BCHW)[1]

@@ -13,7 +13,7 @@ import torch
 from composer.utils import dist
 from torch import Tensor
 
-from reuse_algos.data.content import Content, example_bytes, sample_of
+from reuse_algos.data.examples.content import Content, example_bytes, sample_of
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.streams.ids import ID, VIEW
 from reuse_algos.data.streams.streaming import STREAM_BITS, StreamIds

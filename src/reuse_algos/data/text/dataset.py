@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.content import Content
+from reuse_algos.data.examples.content import Content
 from reuse_algos.data.info import DatasetInfo, key_of_path
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.text.corpora import Corpus

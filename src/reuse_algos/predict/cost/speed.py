@@ -55,19 +55,6 @@ class SpeedModel:
         rows_NK = _rows(self.scheme, np.asarray(workers, float), np.asarray(servers, float), self.batch)
         return 1.0 / (rows_NK @ np.asarray(self.terms))
 
-    def seconds_for(self, steps: float, workers: ArrayLike, servers: ArrayLike = 1) -> NDArray[np.float64]:
-        """Return the seconds that a number of steps takes.
-
-        Args:
-            steps: Number of steps, such as :meth:`~reuse_algos.predict.loss_curve.LossCurve.steps_to` returns.
-            workers: Numbers of workers, at least 1.
-            servers: Numbers of parameter servers, at least 1. Default: 1.
-
-        Returns:
-            float64 of the shape to which the two broadcast.
-        """
-        return steps / self.steps_per_second(workers, servers)
-
     def measured(self, workers: ArrayLike) -> NDArray[np.bool_]:
         """Return whether these numbers of workers lie within what was measured; beyond it a speed is a prediction.
 

@@ -75,25 +75,6 @@ def find_transition(strength: ArrayLike, metric: ArrayLike, *, margin: float = 6
     return Transition(True, start, stop, float(levels[0]), float(levels[1]), advantage)
 
 
-def regression_shrinkage(strength: ArrayLike) -> NDArray[np.float64]:
-    """Return the optimum of adversarial linear regression, as a share of the true coefficients.
-
-    With ``y = x . theta0``, x ~ N(0, I), and an l2 attack of strength e, in units of |theta0|, the risk
-    ``E (|y - x . theta| + e |theta|)^2`` is least at ``theta = a theta0``. With ``c = sqrt(2 / pi)``: a = 1 for e up to
-    c, ``(1 - e c) / (1 - 2 e c + e^2)`` up to 1 / c, and 0 beyond. It is the known answer for :func:`find_transition`.
-
-    Args:
-        strength: e, at least 0, of any shape.
-
-    Returns:
-        a in [0, 1], float64 of the same shape.
-    """
-    e = np.asarray(strength, dtype=np.float64)
-    c = math.sqrt(2 / math.pi)
-    between = (1 - e * c) / (1 - 2 * e * c + e**2)
-    return np.where(e <= c, 1.0, np.where(e >= 1 / c, 0.0, between))
-
-
 def _breakpoints(x_N: NDArray, y_N: NDArray, different: NDArray) -> tuple[float, float]:
     """Return the two breakpoints with the least error: a grid over the strengths, then a local search."""
     middle = np.sort(np.concatenate([different, (different[1:] + different[:-1]) / 2]))[1:-1]

@@ -190,7 +190,7 @@ def threshold(probabilities_TN: Tensor) -> Tensor:
 
 
 def variation_ratio(probabilities_MNC: Tensor) -> Tensor:
-    """Share of an ensemble's members that do not vote for its most voted class: float64 ``[N]``, 0 to 1 - 1/C.
+    """Return the share of members that do not vote for the most voted class: float64 ``[N]``, 0 to 1 - 1/C.
 
     Freeman 1965; as the disagreement of runs and checkpoints: Chitta et al. 2019, "Training Data Subset Search with
     Ensemble Active Learning" (arXiv 1905.12737). NaN where fewer than two members know the example.

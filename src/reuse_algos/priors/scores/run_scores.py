@@ -176,30 +176,6 @@ def prior_scores(runs: Sequence[PriorRun], spec: ScoreSpec, info: DatasetInfo, *
     return formulas.mean_known(torch.stack(values))
 
 
-def prior_probabilities(runs: Sequence[PriorRun], info: DatasetInfo, *, mismatch: str = "refuse") -> list[Tensor]:
-    """Return the history of the true-class probability in each run, from which Active Bias starts.
-
-    The sources are those of the score ``variance``.
-
-    Args:
-        runs: The prior runs, at least one.
-        info: The current train data.
-        mismatch: As for :func:`prior_scores`.
-
-    Returns:
-        For each run float32 ``[T, N]`` on the CPU, T its presentations in order of time, NaN where unknown.
-
-    Raises:
-        SignalNotFoundError, PriorRunMismatchError, RunNotFoundError: As :func:`prior_scores`.
-    """
-    found = []
-    for run, rows in zip(runs, _match(runs, info, mismatch), strict=True):
-        plan = _Plan.of(run, ScoreSpec("threshold"))
-        history_TN = torch.cat([part_TB.float() for part_TB in plan.history()], dim=1)
-        found.append(history_TN if rows is None else _current(history_TN.T, rows).T)
-    return found
-
-
 def score_uses(runs: Sequence[PriorRun], spec: ScoreSpec, algorithm: str) -> list[PriorUse]:
     """Return what a score reads of each run: the signals, and the seconds of the harvests that filled them.
 

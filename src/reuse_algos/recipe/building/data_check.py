@@ -28,6 +28,7 @@ def check_data(recipes: Iterable[tuple[str, Recipe]]) -> list[str]:
     faults: list[str] = []
     for where, recipe in recipes:
         config = recipe.settings.data
+        # Steps of a sequence mostly share their data, and loading it takes seconds.
         key = json.dumps(dataclasses.asdict(config), sort_keys=True, default=str)
         if key in said or config.pseudo_labels is not None:
             continue

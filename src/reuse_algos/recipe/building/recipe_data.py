@@ -65,6 +65,7 @@ def pool_of(config: DataConfig, archive: RunArchive | str | None) -> Pool | None
     if asked is None:
         return None
     assert isinstance(archive, RunArchive)
+    # Chosen on one rank for all: a run that is committed meanwhile must not give two ranks two pools.
     [(run_id, generation)] = choose_runs(archive, asked.run)
     run = archive.open_run(run_id, generation)
     return Pool(run, asked, PoolUse(archive, run))
@@ -91,6 +92,7 @@ def load_recipe_data(config: DataConfig, pool: Pool | None, device: torch.device
     if pool is None:
         return load_datasets(config, device)
     # drop_last would refuse a pool that is smaller than a batch.
+    # Loaded twice: which images have labels is known only when all of them have been looked at.
     whole = load_datasets(replace(config, pseudo_labels=None, drop_last=False))
     chosen = choose_pairs(
         pool.run,

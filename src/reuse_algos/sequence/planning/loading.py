@@ -74,7 +74,8 @@ def load_sequence(path: str | Path, overrides: Iterable[str] = (), *, archive: s
 
 
 def _nest_all(raw: dict[str, Any]) -> None:
-    """Write ``optimizer.lr: 0.1`` as sections in every ``overrides`` and ``grid``, so that ``key=value`` finds it."""
+    """Write dotted keys such as ``optimizer.lr: 0.1`` as sections in every ``overrides`` and ``grid``."""
+    # Both ways of writing them mean the same, and key=value on the command line finds sections only.
     arms = raw.get("arms")
     holders: list[Any] = [raw, *_dicts(raw.get("steps"))]
     for arm in arms.values() if isinstance(arms, dict) else []:
@@ -92,7 +93,8 @@ def _dicts(value: Any) -> list[Any]:
 
 
 def _nested(section: dict[str, Any]) -> dict[str, Any]:
-    """Nest keys with dots, at the top of ``section`` only: a pattern further down may be a key itself."""
+    """Nest keys with dots at the top of a section."""
+    # At the top only: further down a key may itself have dots, such as the pattern of a parameter group.
     nested: dict[str, Any] = {}
     for path, value in section.items():
         *parents, last = str(path).split(".")
@@ -107,6 +109,7 @@ def _nested(section: dict[str, Any]) -> dict[str, Any]:
 
 def _fitted(values: dict[str, Any], faults: Faults) -> SequenceConfig:
     plain = {key: value for key, value in values.items() if key not in ("steps", "arms", "search", "sample")}
+    # Fields that the library fills in itself, such as where the file was read.
     unwritten = {f.name for f in dataclasses.fields(SequenceConfig) if not f.metadata.get("written", True)}
     for key in unwritten & plain.keys():
         faults.add(key, f"there is no such key.{nearest(key, _keys(SequenceConfig))}")
@@ -196,7 +199,8 @@ def _harvest(values: Any, path: str, faults: Faults) -> dict[str, HarvestConfig]
 
 
 def _check_harvest(signal: str, config: HarvestConfig, path: str, faults: Faults) -> None:
-    """Note settings of another signal, or out of range: before hours of training, not after them."""
+    """Note settings of another signal, and settings out of range."""
+    # A harvest comes after hours of training, so its faults are looked for before.
     others = {"attack": "adversarial", "bits": "adversarial", "top_k": "logits", "plain": "features"}
     for key, owner in others.items():
         if getattr(config, key) not in (None, False) and signal != owner:
@@ -251,5 +255,6 @@ def _check(config: SequenceConfig, faults: Faults) -> None:
     for arm in (halving.arms or []) if halving else []:
         if arm not in config.arms:
             faults.add("search.halving.arms", f"there is no arm {arm!r}.{nearest(arm, config.arms)}")
+    # The name that all shipped files give to the arm that reuses nothing.
     if config.baseline is None and "without" in config.arms:
         config.baseline = "without"

@@ -80,6 +80,7 @@ def plan_sequence(config: SequenceConfig) -> Plan:
     _check_search(config, arms, faults)
     for own in arms:
         _check_periods(own, faults)
+    # After the arms were checked each by itself, in the order in which their author wrote them.
     steps = other_arms_first(steps)
     for index, step in enumerate(steps):
         _check_prior_runs(config, steps[:index], step, faults)
@@ -109,6 +110,7 @@ def _planned_arm(config: SequenceConfig, name: str, arm: ArmConfig, faults: Faul
             if title in seen:
                 faults.add(place, f"{name} has two steps of the name {title!r}. Give each a name of its own")
                 continue
+            # Grids multiply: a few long lists make more steps than anybody meant.
             if position >= _MAX_STEPS:
                 faults.add(at, f"has more than {_MAX_STEPS} steps")
                 return
@@ -116,6 +118,7 @@ def _planned_arm(config: SequenceConfig, name: str, arm: ArmConfig, faults: Faul
             first = arm.first if position == 0 else None
             here = (join(at, "first"), first) if first is not None else (at, own)
             slot = Slot(name, title, position, point, here, (place, step), first is not None, rung)
+            # Counted although a faulty recipe gives no step: only the first step of an arm may be a special one.
             planned = planned_step(config, slot, faults)
             position += 1
             if planned is not None:
@@ -172,6 +175,7 @@ def _points(
 
 
 def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]], faults: Faults) -> None:
+    # Steps with faults are missing here, and would give faults that are not there.
     if config.search is None or len(faults):
         return
     key = config.search.key
@@ -190,7 +194,8 @@ def _check_search(config: SequenceConfig, arms: Sequence[Sequence[PlannedStep]],
 
 
 def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
-    """Refuse arms whose periods go back: a step would start from a run that has seen what it is judged by."""
+    """Note arms whose periods go back."""
+    # A step would start from a run that has seen what it is judged by.
     last: dict[tuple[str, str], PlannedStep] = {}
     for step in steps:
         rotated = step.recipe.settings.data.rotated
@@ -210,7 +215,8 @@ def _check_periods(steps: Sequence[PlannedStep], faults: Faults) -> None:
 
 
 def _check_prior_runs(config: SequenceConfig, before: Sequence[PlannedStep], step: PlannedStep, faults: Faults) -> None:
-    """Note steps that reuse runs of this sequence without one before them: nothing falls back to plain training."""
+    """Note steps that reuse runs of this sequence without one before them."""
+    # Nothing falls back to plain training: such a step would fail when its turn comes.
     for path, query in queries_of(step):
         if str(query.get("tags", {}).get("sequence")) != config.name or any(fits(query, other) for other in before):
             continue

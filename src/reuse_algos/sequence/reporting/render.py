@@ -60,6 +60,7 @@ def print_plan(states: Sequence[StepState], out: Console) -> None:
             record["fingerprint"],
         )
     out.print(table)
+    # A step that a search dropped has no run either, and never gets one.
     left = sum(found.run is None and found.state != "stopped" for found in states)
     harvests = sum(found.state == "to harvest" for found in states)
     more = f", and {harvests} to be harvested" if harvests else ""

@@ -115,7 +115,8 @@ def value_key(value: Any) -> str:
 
 
 def _runs_with(key: str, value: Any, runs: Sequence[Tried]) -> list[Tried]:
-    """Return the runs with a value, of its last rung only: those before had smaller budgets."""
+    """Return the runs with a value, of its last rung."""
+    # Those of rungs before had smaller budgets, and would pull the mean down.
     found = [run for run in runs if value_key(run.point[key]) == value_key(value)]
     return [run for run in found if run.rung == max(one.rung for one in found)]
 
@@ -142,6 +143,7 @@ def _agreement(key: str, arm: ArmSearch, baseline: ArmSearch, runs: Sequence[Tri
     # Runs pair where they differ in nothing but the value that is searched for.
     points = [[value_key({**run.point, key: None}) for run in side] for side in (ours, theirs)]
     paired = points[0] == points[1]
+    # Both sides are the baseline's runs, so that the arms' own difference in accuracy does not count.
     difference = difference_interval([run.final for run in ours], [run.final for run in theirs], paired=paired)
     if min(len(ours), len(theirs)) < MIN_RUNS:
         return Agreement(arm.arm, "not enough runs", difference)

@@ -70,6 +70,7 @@ def run_sequence(
         work.do(plan.needed(arms))
     finally:
         lease.release()
+    # Said only when all jobs have ended, as the lease protects what they write.
     if lease.is_lost:
         raise SequenceError(
             f"the lease of the sequence {plan.config.name} in {archive.location} was lost: another process has taken "
@@ -87,7 +88,8 @@ def _make_folder(folder: Path) -> None:
 
 
 def _threads(jobs: int) -> int | None:
-    """Return the threads of each of several jobs, so that together they use the machine's cores once."""
+    """Return the threads of each of several jobs."""
+    # Together they use the machine's cores once.
     # By default each process takes all cores, and several would only wait for each other.
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 

@@ -50,7 +50,9 @@ class Halt:
                 # Looks twice a second, since the time may be up or the lease lost.
                 status = launcher.wait(handle, min(_LOOK_SECONDS, max(0.0, self._until - monotonic())))
             if status is None:
+                # Ctrl-C reached the job, too: it may be writing its last checkpoint.
                 status = launcher.wait(handle, self._patience)
+        # Also after an error of the launcher: a job that nobody waits for must not go on.
         finally:
             launcher.cancel(handle)
         return _ENDED if status is None else status

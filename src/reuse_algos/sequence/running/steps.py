@@ -54,6 +54,7 @@ class StepWork:
         """
         if found.run is None:
             found = self._train(found.step)
+        # One job for each signal: what is harvested is committed, and a kill loses one signal at most.
         while found.run is not None and (missing := missing_harvests(found.run, found.step.harvests)):
             if self.halt.now:
                 break
@@ -85,6 +86,7 @@ class StepWork:
     def _harvest(self, step: PlannedStep, run: PriorRun, harvest: Harvest) -> PriorRun | None:
         """Return the run with one more signal; None where the time was up before its end."""
         _write_recipe(step)
+        # On one rank: a harvest splits its work by shards, not by ranks.
         status = self.halt.run(self.launcher, Job(step, 1, self.lease, run.id, harvest))
         if status and self.halt.now:
             return None

@@ -10,7 +10,7 @@ import torch
 from composer import State
 from torch.utils.data import DataLoader, IterableDataset
 
-from reuse_algos.data.content import sample_of
+from reuse_algos.data.examples.content import sample_of
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.nested import take_rows
 from reuse_algos.data.sampler import Examples

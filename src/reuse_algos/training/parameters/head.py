@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from reuse_algos.errors import ModelError
+from reuse_algos.training.outputs import has_compiled_parts, plain_name
 
 
 def find_head(model: nn.Module, num_classes: int) -> list[str]:
@@ -39,7 +40,7 @@ def find_head(model: nn.Module, num_classes: int) -> list[str]:
     if not found:
         return []
     module = model.get_submodule(found)
-    return [f"{found}.{name}".replace("_orig_mod.", "") for name, _ in module.named_parameters(recurse=False)]
+    return [plain_name(f"{found}.{name}") for name, _ in module.named_parameters(recurse=False)]
 
 
 class PassOfHead(NamedTuple):
@@ -69,7 +70,7 @@ def head_module(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Modul
     Raises:
         ModelError: They belong to several layers, or to none, or layers are compiled one by one.
     """
-    if any("_orig_mod" in name.split(".") for name, _ in model.named_modules()):
+    if has_compiled_parts(model):
         raise ModelError(
             f"a part of {type(model).__name__} is compiled by itself, and its forward pass cannot be entered halfway. "
             "Compile the whole model by the Trainer (compile_config)."

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS
-from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.outputs import plain_name, unwrap_model
 
 
 def common_tokens(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
@@ -60,7 +60,7 @@ def token_tensors(model: nn.Module) -> list[str]:
         if isinstance(layer, nn.Module):
             tensors.update(id(parameter) for parameter in layer.parameters())
     named = plain.named_parameters(remove_duplicate=False)
-    return [name.replace("_orig_mod.", "") for name, parameter in named if id(parameter) in tensors]
+    return [plain_name(name) for name, parameter in named if id(parameter) in tensors]
 
 
 def refuse_other_tokens(teacher: nn.Module, student: nn.Module, name: str) -> None:

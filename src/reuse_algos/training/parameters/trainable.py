@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from reuse_algos.errors import ModelError, nearest
-from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.outputs import plain_name, unwrap_model
 from reuse_algos.training.parameters.head import find_head
 from reuse_algos.training.parameters.parameter_groups import (
     add_groups,
@@ -34,7 +34,7 @@ def plain_parameters(model: nn.Module, *, tied: bool = False) -> dict[str, nn.Pa
         tied: List a parameter that has several names under each of them, not only under the first.
     """
     named = unwrap_model(model).named_parameters(remove_duplicate=not tied)
-    return {name.replace("_orig_mod.", ""): parameter for name, parameter in named}
+    return {plain_name(name): parameter for name, parameter in named}
 
 
 def matches(name: str, patterns: Iterable[str], head: Collection[str]) -> bool:
@@ -102,7 +102,7 @@ def norm_layers(model: nn.Module) -> dict[str, _NormBase]:
     """Return the normalisation layers with running statistics of the user's model, by their plain names."""
     named = unwrap_model(model).named_modules()
     return {
-        name.replace("_orig_mod.", ""): module
+        plain_name(name): module
         for name, module in named
         if isinstance(module, _NormBase) and module.running_mean is not None
     }
@@ -122,7 +122,7 @@ def refuse_torn_ties(model: nn.Module, names: Collection[str], what: str) -> Non
     owners: dict[int, dict[int, list[str]]] = {}
     for path, layer in unwrap_model(model).named_modules(remove_duplicate=False):
         for key, parameter in layer.named_parameters(recurse=False):
-            name = f"{path}.{key}".removeprefix(".").replace("_orig_mod.", "")
+            name = plain_name(f"{path}.{key}".removeprefix("."))
             owners.setdefault(id(parameter), {}).setdefault(id(layer), []).append(name)
     # One layer under two names is not two layers that share a parameter: either name stands for it.
     for by_layer in owners.values():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.identity import same_data
+from reuse_algos.data.examples.identity import same_data
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.choosing import match_classes

@@ -181,7 +181,8 @@ class ObjectClient:
         self.call(key, "delete", lambda: self._asker.delete(key))
 
     def _next(self, key: str, action: str, parts: Iterator[Any], end: Any) -> Any:
-        """The next of an iterator of obstore. Never tried twice: after an error it may end as if all had come."""
+        """Return the next part of an iterator of obstore."""
+        # Never tried twice: after an error the iterator may end as if all had come.
         part, fault = self.attempt(lambda: next(parts, end))
         if fault is not None:
             fault.stop(action, self.where(key))
@@ -193,7 +194,8 @@ class ObjectClient:
 
 
 def _interruptible(use: Callable[[], _Result]) -> _Result:
-    """Call, so that Ctrl-C works meanwhile: obstore never looks for signals while it waits, a thread's join does."""
+    """Call, so that Ctrl-C works meanwhile."""
+    # obstore never looks for signals while it waits; the join of a thread does.
     if threading.current_thread() is not threading.main_thread():
         return use()
     results: list[_Result] = []

@@ -74,12 +74,12 @@ def parse_address(location: str) -> Address:
 
 
 def configure(address: Address) -> dict[str, Any]:
-    """What the environment says of a store, for :func:`connect`: once, as a profile may run a program for it.
+    """Return what the environment says of a store, for :func:`connect`. Ask once: a profile may run a program.
 
     Raises:
         ArchivePermissionError: There are no credentials.
     """
-    # Without obstore that is said first, before credentials are looked for.
+    # A missing obstore is reported first, before credentials are looked for.
     _load(address)
     return _PROVIDERS[address.provider][1](address)
 
@@ -133,7 +133,7 @@ def _load(address: Address) -> Any:
 
 
 def obstore_error() -> type[Exception]:
-    """The base of obstore's own exceptions."""
+    """Return the base of obstore's own exceptions."""
     return importlib.import_module("obstore.exceptions").BaseError
 
 
@@ -165,7 +165,7 @@ def _s3(address: Address) -> dict[str, Any]:
 
 
 def _boto3_credentials(address: Address) -> Any:
-    """Credentials of a profile or a role, as boto3 finds them; None where there is no boto3."""
+    """Return the credentials of a profile or a role, as boto3 finds them; None where there is no boto3."""
     try:
         provider = importlib.import_module("obstore.auth.boto3").Boto3CredentialProvider
     except ImportError:

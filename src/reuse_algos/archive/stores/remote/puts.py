@@ -156,7 +156,7 @@ class ObjectWriter:
         return (result or {}).get("e_tag") or "", fault
 
     def _is_stored(self, key: str, content: Content, e_tag: str = "") -> bool | None:
-        """Whether the object is what it is to be; None if there is none.
+        """Return whether the object is what it is to be; None if there is none.
 
         The entity tag that S3 answers with is the MD5 of what it has stored, unless it encrypts. Where it is not, all
         is read back.
@@ -191,7 +191,7 @@ class ObjectWriter:
                 self._is_conditional = True
 
     def _is_refused(self) -> bool:
-        """Whether the store refuses to put the probe; False if it is there now."""
+        """Return whether the store refuses to put the probe; False if it is there now."""
         began, attempt = time.monotonic(), 0
         while True:
             attempt += 1
@@ -209,7 +209,9 @@ class ObjectWriter:
 
 
 class _Source:
-    """Chunks on their way into parts: no copy of the whole is made, and what went by is known at the end."""
+    """Chunks on their way into parts."""
+
+    # No copy of the whole is made, so what went by is hashed on its way.
 
     def __init__(self, chunks: Iterable[Chunk]) -> None:
         self._chunks = chunks

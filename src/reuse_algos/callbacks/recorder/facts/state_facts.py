@@ -11,11 +11,11 @@ from composer.algorithms import EMA
 
 from reuse_algos.algorithms.base import ReusingAlgorithm
 from reuse_algos.archive import DatasetRecord, header_parts
-from reuse_algos.data.identity import identity_of
+from reuse_algos.data.examples.identity import identity_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import ModelError
-from reuse_algos.training.outputs import hidden_parameters, plain_state_dict, unwrap_model
+from reuse_algos.training.outputs import hidden_parameters, plain_name, plain_state_dict, unwrap_model
 from reuse_algos.training.parameters.batch_norm import without_auxiliary
 
 
@@ -115,7 +115,7 @@ def check_weights(state: State) -> None:
     weights, plain = plain_state_dict(model), unwrap_model(model)
     header_parts(weights)
     parameters = dict(plain.named_parameters())
-    named = {name.replace("_orig_mod.", ""): parameters[name] for name in without_auxiliary(plain, parameters)}
+    named = {plain_name(name): parameters[name] for name in without_auxiliary(plain, parameters)}
     if hidden := hidden_parameters(named, weights):
         raise ModelError(
             f"RunRecorder weights: the state dict of {type(plain).__name__} leaves out {len(hidden)} of its "

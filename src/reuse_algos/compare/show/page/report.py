@@ -47,6 +47,8 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     if comparison.method == "ends":
         # Without a target and costs there is neither a curve nor a speed-up to draw.
         raise CompareError("a comparison of ends has no page: compare over training or over budgets")
+    # A page of thousands of runs takes a browser minutes: the runs that are shown are a sample, the numbers are of
+    # all.
     comparison = sampled(comparison)
     listed = {run.run_id for group in comparison.groups for run in group.runs}
     manifests = {run.run_id: run.manifest for run in outcomes.runs if run.manifest is not None and run.run_id in listed}

@@ -177,7 +177,8 @@ def _series(s: Series, x_scale: Scale, y_scale: Scale, numbers: Numbers, path: t
 
 
 def _picked(length: int, *, all_of_them: bool) -> list[int]:
-    """Return positions that can be pointed at: all, or evenly spread ones with the last."""
+    """Return the positions that can be pointed at."""
+    # All of them, or evenly spread ones with the last: each is an element of the page.
     if all_of_them or length <= _MOST_MARKS:
         return list(range(length))
     # Hundreds of marks would slow the page down and could not be told apart.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from reuse_algos.data.content import SAMPLE, content_of
+from reuse_algos.data.examples.content import SAMPLE, content_of
 from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
 from reuse_algos.errors import DataError
 

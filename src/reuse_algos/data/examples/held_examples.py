@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Sized
 from typing import Any, NamedTuple
 
-from reuse_algos.data.content import example_bytes
+from reuse_algos.data.examples.content import example_bytes
 from reuse_algos.data.info import label_of
 from reuse_algos.data.seeding import seeded_rng, undisturbed
 from reuse_algos.data.views import ExampleView, declared_views

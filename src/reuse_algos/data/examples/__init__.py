@@ -1,0 +1,1 @@
+"""What an example is known by: its key, its content, and whether both stay while training goes on."""
