@@ -368,8 +368,8 @@ SECTIONS = (
     Section(
         "The period that comes next",
         "periods.jsonl",
-        "Moons that turn: told the time, fine-tuned, and with gradient interpolation. Measured twice, with version 0.1.0 "
-        "and 0.2.0: the errors are the same to the last digit.",
+        "Moons that turn: told the time, fine-tuned, and with gradient interpolation. Measured twice, with version "
+        "0.1.0 and 0.2.0: the errors are the same to the last digit.",
         summary("periods"),
     ),
     Section(
@@ -391,7 +391,8 @@ SECTIONS = (
         "Pictures and their names as one space",
         "pairs.jsonl",
         "Glyphs of DejaVu Sans and their names; means over random splits, least and most in brackets. Archived "
-        "encoders are two runs with other tasks (the kind of a character, its direction of writing), by the product's own way.",
+        "encoders are two runs with other tasks (the kind of a character, its direction of writing), by the library's own "
+        "commands.",
         summary("pairs"),
     ),
     Section(
