@@ -376,8 +376,7 @@ SECTIONS = (
         "Retraining period after period, and a pool, as sequences",
         "sequences.jsonl",
         "Digits that turn by 12 degrees a period; 50 labelled digits with a pool of 1,387. By the shipped "
-        "sequences. The periods were trained a second time, with the logits of two epochs and with drift by "
-        "each image's newest logits: the counts of changed classes are of all images that two periods have in common.",
+        "sequences; that of periods has kept the logits of two epochs since, so that all common images can change.",
         summary("sequences"),
     ),
     Section(
@@ -391,8 +390,8 @@ SECTIONS = (
         "Pictures and their names as one space",
         "pairs.jsonl",
         "Glyphs of DejaVu Sans and their names; means over random splits, least and most in brackets. Archived "
-        "encoders are two runs with other tasks (the kind of a character, its direction of writing), by the library's own "
-        "commands.",
+        "encoders are two runs with other tasks (the kind of a character, its direction of writing), by the "
+        "library's commands.",
         summary("pairs"),
     ),
     Section(
