@@ -85,7 +85,7 @@ def summary(script: str, *arguments: str) -> Callable[[Path], str]:
 
 
 def study(name: str, *arguments: str) -> Callable[[Path], str]:
-    """Return what ``study.py --summary`` prints of the file, counted in examples; below it a line of simple methods."""
+    """Return what prints a study's summary, counted in examples, and below it a line of simple methods."""
     printed = summary(
         "study", str(HERE / "studies" / f"{name}.yaml"), "--judge-by", "samples", "--no-advice", *arguments
     )

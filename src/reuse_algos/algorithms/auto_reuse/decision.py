@@ -95,7 +95,8 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
         ("same_data", [run for run in same if run.same_model], "the same model on the same data"),
         ("other_architecture", [run for run in same if not run.same_model], "another model on the same data"),
     ):
-        teachers = _best([run for run in fitting if run.can_teach])
+        # The best by their own last metric; those without a metric come last.
+        teachers = sorted((run for run in fitting if run.can_teach), key=_score, reverse=True)[:_MOST_TEACHERS]
         if teachers and situation not in situations:
             return _nothing(
                 f"{_prior_runs(fitting)} of {words}, and could teach. The preset for that has not been shown to "
@@ -141,11 +142,6 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
 
 def _prior_runs(runs: Sequence[RunFacts]) -> str:
     return "1 prior run is" if len(runs) == 1 else f"{len(runs)} prior runs are"
-
-
-def _best(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """Return the best runs by their own last metric, at most three; those without a metric come last."""
-    return sorted(runs, key=_score, reverse=True)[:_MOST_TEACHERS]
 
 
 def _score(run: RunFacts) -> float:

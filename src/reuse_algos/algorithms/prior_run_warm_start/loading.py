@@ -88,6 +88,7 @@ def load_weights(
         SignalNotFoundError: A run has no such weights.
     """
     fresh = plain_state_dict(state.model)
+    # Parameters must be finite; a buffer may be a mask of infinities.
     trained = {*plain_parameters(state.model, tied=True)}
     # A ComposerModel's prefix may be missing on either side.
     trained |= {name.removeprefix("module.") for name in trained} | {f"module.{name}" for name in trained}
@@ -121,6 +122,7 @@ def load_weights(
     for name in values.keys() & parameters.keys():
         rows = plan.rows_of(name)
         taken += parameters[name].numel() * (1.0 if rows is None else len(rows[0]) / len(parameters[name]))
+    # Training from random numbers would pass for a warm start.
     if not taken:
         raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
     total = sum(parameter.numel() for parameter in parameters.values())

@@ -22,12 +22,7 @@ from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_si
 from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
 from reuse_algos.archive.upkeep.problems import Problem
-from reuse_algos.errors import (
-    ArchiveConflictError,
-    ArchiveCorruptError,
-    ArchiveError,
-    RunNotFoundError,
-)
+from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, RunNotFoundError
 
 
 @dataclass

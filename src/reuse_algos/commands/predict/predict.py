@@ -6,13 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.commands.common import (
-    Subparsers,
-    UsageError,
-    add_command,
-    open_archive,
-    positive,
-)
+from reuse_algos.commands.common import Subparsers, UsageError, add_command, open_archive, positive
 from reuse_algos.commands.predict import layers
 from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
 from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart

@@ -77,7 +77,11 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         Text(""),
     ]
     if over_budgets:
-        said = [line for group in comparison.groups for line in (group.sentence, *_of_controls(group))]
+        said = [
+            line
+            for group in comparison.groups
+            for line in (group.sentence, *(over.sentence for over in group.over_controls))
+        ]
         parts += [*(Text(f"- {line}") for line in said), Text("")]
         parts += [_speedups_table(comparison)] if len(comparison.groups) > 1 else []
         parts += [_points_table(comparison), Text(_how_over_budgets(comparison), style="dim")]
@@ -110,10 +114,6 @@ def _how_over_budgets(comparison: Comparison) -> str:
         "Costs where the mean curve over the budgets reaches the target; each run counts with its last value only. All "
         f"costs: training + set-up + used harvests, in seconds. {shared} divided by {comparison.later_runs} later runs."
     )
-
-
-def _of_controls(group: Group) -> list[str]:
-    return [over.sentence for over in group.over_controls]
 
 
 def _groups_table(comparison: Comparison) -> Table:

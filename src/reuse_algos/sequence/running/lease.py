@@ -21,8 +21,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any, Protocol
 
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, SequenceError
 from reuse_algos.sequence.progress import open_store_of
 
@@ -32,21 +32,6 @@ POLL_SECONDS = 0.25
 _GRACE_SECONDS = 1.0  # in which the local jobs of a killed sequence notice that its pipe is closed
 _MAX_BYTES = 4096
 _NAME = re.compile(r"[1-9][0-9]{0,15}\.json", re.ASCII)
-
-
-class _Store(Protocol):
-    """What a lease needs of a store."""
-
-    @property
-    def location(self) -> str: ...
-
-    def get(self, path: str, max_bytes: int) -> bytes | None: ...
-
-    def list(self, prefix: str) -> list[str]: ...
-
-    def put_if_absent(self, path: str, chunks: Any) -> None: ...
-
-    def delete(self, path: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ class SequenceLease:
     def __init__(self, archive: str, sequence: str, *, local: bool, lost: Callable[[], None]) -> None:
         self.key = LeaseKey(archive, sequence, secrets.token_hex(8))
         self.is_lost = False
-        self._store: _Store = open_store_of(archive)
+        self._store = open_store_of(archive)
         self._local, self._lost = local, lost
         self._number = 0
         self._done = threading.Event()
@@ -170,7 +155,7 @@ class SequenceLease:
         path = f"{_folder(self.key.sequence)}/{number}.json"
         self._store.put_if_absent(path, [json.dumps(record).encode()])
         before, self._number = self._number, number
-        if getattr(self._store, "can_delete", True):
+        if self._store.can_delete:
             for old in {before, number - 1} - {0}:
                 with contextlib.suppress(ArchiveError):  # it does no harm
                     self._store.delete(f"{_folder(self.key.sequence)}/{old}.json")
@@ -178,7 +163,7 @@ class SequenceLease:
 
 def outlast(key: LeaseKey) -> None:
     """Return once the lease is not held any more, or was not renewed for half of its term."""
-    store: Any = None
+    store: Store | None = None
     seen, since = 0, monotonic()
     while True:
         try:
@@ -199,7 +184,7 @@ def _folder(sequence: str) -> str:
     return f"sequences/{sequence}"
 
 
-def _newest(store: _Store, sequence: str) -> _Found:
+def _newest(store: Store, sequence: str) -> _Found:
     """Return the newest lease.
 
     Raises:

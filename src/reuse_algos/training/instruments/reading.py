@@ -130,19 +130,13 @@ def _lazy_readings(examples: ExampleLosses, step: Step, memory_bytes: int) -> di
     def logits(outputs: Any) -> Tensor:
         return logits_of(outputs, step.output_key)
 
-    targets_N = step.targets_N
     if in_lists(step.batch):
         raise ModelError(
             "laziness is read off classifiers, and these are the batches of a detector. Leave 'laziness' out of sets."
         )
     with torch.no_grad():
         now_NC = logits(examples.outputs(step.before))
-    if now_NC.dim() != 2 or targets_N is None or targets_N.shape != now_NC.shape[:1] or targets_N.is_floating_point():
-        seen = "no targets" if targets_N is None else f"{targets_N.dtype} targets {tuple(targets_N.shape)}"
-        raise ModelError(
-            f"laziness is read off classifiers with logits [N, C] and classes [N]; seen were logits "
-            f"{tuple(now_NC.shape)} and {seen}. Leave 'laziness' out of sets, or set target_key and output_key."
-        )
+    targets_N = laziness.check_classes(now_NC, step.targets_N)
 
     def kernel(parameters: Mapping[str, Tensor]) -> Tensor:
         return laziness.tangent_kernel(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Numbers that are in float64 at once: 128 KiB, little beside any bound on memory. Larger ones are no faster.
+# Numbers that are in float64 at once: 128 KiB, little beside any bound on memory. Larger pieces were no faster.
 _PIECE = 1 << 14
 
 DECADES = tuple(range(-8, 1))
