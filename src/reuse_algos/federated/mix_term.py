@@ -56,8 +56,9 @@ class MixTerm(Algorithm):
         order_B = torch.from_numpy(self._generator.permutation(len(images))).to(images.device)
         share = float(self._generator.beta(self.alpha, self.alpha))
         mixed = mix_images(images, order_B, share)
-        outputs = state.model.forward((mixed, labels))
-        own, other = (state.model.loss(outputs, (mixed, target)) for target in (labels, labels[order_B]))
+        model: Any = state.model
+        outputs = model((mixed, labels))
+        own, other = (model.loss(outputs, (mixed, target)) for target in (labels, labels[order_B]))
         state.loss = state.loss + self.weight * (share * own + (1 - share) * other)
 
     def state_dict(self) -> dict[str, Any]:
