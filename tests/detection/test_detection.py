@@ -108,6 +108,16 @@ def test_careless_boxes_lose_what_they_are_told_to() -> None:
     assert all(torch.equal(one, two) for one, two in zip(clean._boxes, held._boxes, strict=True)), "evaluation is clean"
 
 
+def test_digits_of_one_class_have_the_same_boxes() -> None:
+    settings = {"train": 6, "eval": 4, "size": 32, "drop": 0.4, "jitter": 0.1}
+    (many, _), (one, held) = (
+        load_boxes("digit_boxes", SceneConfig(**settings, one_class=own)) for own in (False, True)
+    )
+    assert one.info.class_names == ("background", "digit")
+    assert all(torch.equal(first, second) for first, second in zip(many._boxes, one._boxes, strict=True))
+    assert {int(label) for part in (one, held) for labels in part._labels for label in labels} == {1}
+
+
 def test_boxes_without_an_area_are_refused() -> None:
     info = DatasetInfo("boxes", torch.arange(1))
     images = torch.zeros(1, 8, 8, dtype=torch.uint8)
