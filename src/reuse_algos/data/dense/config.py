@@ -25,8 +25,8 @@ class SceneConfig:
             and below 1. Default: 0.
         jitter: Of ``digit_boxes``: deviation of each side of a training box, in parts of its size, at least 0. Default:
             0.
-        one_class: Of ``digit_boxes``: every digit has the same class, so that digits are found and not told apart, which
-            takes a small detector many more steps. Default: False.
+        one_class: Of ``digit_boxes``: every digit has the same class, so that digits are found and not told apart. To
+            tell them apart takes a small detector many more steps. Default: False.
 
     Raises:
         ValueError: A number is out of its range.
