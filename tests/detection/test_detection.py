@@ -218,6 +218,17 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         MixTraining(archive, "prior", threshold=2)
 
 
+def test_a_new_detector_finds_boxes_with_an_area() -> None:
+    """Its distances go through a ReLU: from around 0 they can all die, and every box is a point for ever."""
+    torch.manual_seed(0)
+    model = build_model({"name": "tiny_fcos", "width": 16}, 2, (1, 64, 64)).eval()
+    with torch.no_grad():
+        features = model.module.backbone(torch.rand(1, 1, 64, 64))
+        distances, _ = model.module.head.regression_head([features])
+    assert float(distances.min()) > 0.5
+    assert float(distances.mean()) == pytest.approx(1.0, abs=0.2), "16 pixels wide and high, about a digit"
+
+
 def test_detectors_are_rebuilt_from_their_record() -> None:
     model = build_model({"name": "tiny_fcos", "width": 16}, 11, (1, 64, 64))
     again = build_model(model.reuse_config)
