@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import threading
 import time
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +24,13 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
 from reuse_algos.remote_job import Meeting, Outcome, RemoteJob, launch_arguments
 from reuse_algos.sequence import run_sequence
-from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher, ray_tasks
+from reuse_algos.sequence.launchers import RayLauncher, SlurmLauncher, ray_tasks, slurm
 from reuse_algos.sequence.launchers.base import Job
 from reuse_algos.sequence.running.halt import Halt
 from reuse_algos.sequence.running.job import main
 from reuse_algos.sequence.running.lease import LeaseKey
 from reuse_algos.sequence.running.steps import _write_recipe
+from slurm_site import SlurmSite
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from cluster import agent_ports, ray_nodes
@@ -235,6 +239,103 @@ def test_submitit_runs_a_job_and_brings_its_output(tmp_path: Path) -> None:
         launcher.submit(job(tmp_path, "pass", ranks=2, nodes=2))
 
 
+BARRIER = (
+    "import os, pathlib, select; here = pathlib.Path({here!r}); (here / '{name}.pid').write_text(str(os.getpid()))\n"
+    "while not (here / 'go').exists():\n"
+    "    if select.select([0], [], [], 0.02)[0]: os._exit(1)\n"  # whoever started it is gone
+    "print('{name} done')"
+)
+
+
+def submitted_together(launcher: SlurmLauncher, jobs: list[Job], monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The handles of jobs that threads of their own submit at the same time, as those of a sequence do."""
+    monkeypatch.setattr(slurm, "_GATHER_SECONDS", 2.0)  # for machines with much else to do
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return list(pool.map(launcher.submit, jobs))
+
+
+def lingering(here: Path, name: str, **resources: int) -> Job:
+    """A job of its own log that waits for the file ``go``."""
+    made = job(here, BARRIER.format(here=str(here), name=name), **resources)
+    step = replace(made.step, name=name, folder=here / name)
+    _write_recipe(step)
+    return replace(made, step=step)
+
+
+def begun(here: Path, name: str, unlike: int | None = None) -> int:
+    """The number of the job's process once it runs, which is another one after it was started again."""
+    path = here / f"{name}.pid"
+    return int(wait_for(lambda: path.exists() and path.read_text() not in ("", str(unlike)) and path.read_text()))
+
+
+def test_jobs_that_are_ready_together_are_one_array_of_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    site = SlurmSite(tmp_path / "site", monkeypatch)
+    launcher = SlurmLauncher(tmp_path / "slurm", hours=2.0, parameters={"slurm_partition": "gpu"})
+    handles = submitted_together(launcher, [lingering(tmp_path, name, cpus=3) for name in ("a", "b", "c")], monkeypatch)
+    assert sorted(handle[0].job_id for handle in handles) == ["1_0", "1_1", "1_2"]
+    assert site.calls == ["submitted"]
+    flags = {line.removeprefix("#SBATCH --") for line in site.script if line.startswith("#SBATCH")}
+    assert {"array=0-2%3", "cpus-per-task=3", "time=120", "nodes=1", "ntasks-per-node=1", "partition=gpu"} <= flags
+    assert any(flag.startswith("signal=USR2@") for flag in flags), "so that a task is told before its time is up"
+    assert any(flag.startswith("job-name=without-") and flag.endswith("+2") for flag in flags)
+
+    numbers = {name: begun(tmp_path, name) for name in ("a", "b", "c")}
+    launcher.cancel(handles[1])
+    wait_for(lambda: is_gone(numbers["b"]))
+    assert site.calls[1:] == [f"scancel {handles[1][0].job_id}"]
+    assert [launcher.wait(handles[0], 0.1), launcher.wait(handles[2], 0.1)] == [None, None], "the others still run"
+    assert not is_gone(numbers["a"])
+    (tmp_path / "go").touch()
+    assert [wait_for(lambda one=one: launcher.wait(one, 1.0) == 0) for one in (handles[0], handles[2])] == [True, True]
+    assert [(tmp_path / name / "log.txt").read_text() for name in ("a", "c")] == ["a done\n", "c done\n"]
+
+
+def test_a_task_of_an_array_that_slurm_preempts_is_queued_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    site = SlurmSite(tmp_path / "site", monkeypatch)
+    launcher = SlurmLauncher(tmp_path / "slurm")
+    handles = submitted_together(launcher, [lingering(tmp_path, name) for name in ("a", "b")], monkeypatch)
+    first, other = begun(tmp_path, "a"), begun(tmp_path, "b")
+    # Slurm signals the task's process, which is the parent of the job's.
+    os.kill(parent(first), signal.SIGUSR2)
+    wait_for(lambda: is_gone(first))
+    begun(tmp_path, "a", unlike=first)
+    assert not is_gone(other), "the array's other task goes on"
+    assert site.calls == ["submitted", f"scontrol requeue {handles[0][0].job_id}"]
+    (tmp_path / "go").touch()
+    assert all(wait_for(lambda one=one: launcher.wait(one, 1.0) == 0) for one in handles)
+    assert (tmp_path / "a" / "log.txt").read_text() == "a done\n"
+
+
+def test_jobs_of_other_resources_are_arrays_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    site = SlurmSite(tmp_path / "site", monkeypatch)
+    (tmp_path / "go").touch()
+    launcher = SlurmLauncher(tmp_path / "slurm")
+    handles = submitted_together(launcher, [lingering(tmp_path, "a"), lingering(tmp_path, "b", cpus=2)], monkeypatch)
+    assert sorted(handle[0].job_id for handle in handles) == ["1", "2"]
+    assert all(wait_for(lambda one=one: launcher.wait(one, 1.0) == 0) for one in handles)
+    assert site.calls == ["submitted", "submitted"]
+
+
+def test_a_submission_that_slurm_refuses_is_told_to_each_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    site = SlurmSite(tmp_path / "site", monkeypatch)
+    (site.folder / "sbatch").write_text("#!/bin/bash\necho 'invalid partition specified' >&2; exit 1\n")
+    launcher = SlurmLauncher(tmp_path / "slurm")
+    for name in ("a", "b"):
+        with pytest.raises(SequenceError, match=r"without/. could not be submitted to Slurm: .*invalid partition"):
+            launcher.submit(lingering(tmp_path, name))
+
+
+def parent(process: int) -> int:
+    """The process that started a process."""
+    return int(Path(f"/proc/{process}/stat").read_text().split(") ")[1].split()[1])
+
+
 @pytest.mark.slow
 def test_submitit_trains_what_the_local_launcher_trains(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
@@ -248,6 +349,44 @@ def test_submitit_trains_what_the_local_launcher_trains(tmp_path: Path) -> None:
     assert table(found) == table(expected)
     assert trainings(plan.config.archive) == ["tiny-without-seed-1", "tiny-without-seed-2"]
     assert "archived run" in (found[0].step.folder / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_step_that_slurm_preempts_goes_on_from_its_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    here, there = tmp_path / "here", tmp_path / "there"
+    changes = {"max_duration": "60ep", "eval_interval": "30ep", "save_interval": "5ba"}
+    plans = []
+    for folder in (here, there):
+        folder.mkdir()
+        plans.append(planned(folder, arms={"without": {"overrides": changes}}))
+    expected = run_sequence(plans[0], launcher=Here(), say=lambda line: None)
+    site = SlurmSite(tmp_path / "site", monkeypatch)
+    found: list[Any] = []
+    launcher = SlurmLauncher(there / "slurm")
+    work = threading.Thread(
+        target=lambda: found.extend(run_sequence(plans[1], launcher=launcher, jobs=2, say=lambda line: None))
+    )
+    work.start()
+    wait_for(lambda: (there / "work/without/seed-1/checkpoints/latest-rank0.pt").exists())
+    (training,) = processes_of(str(there / "work/without/seed-1"))
+    os.kill(parent(training), signal.SIGUSR2)
+    work.join()
+    assert len([call for call in site.calls if call.startswith("scontrol requeue")]) == 1
+    assert table(found) == table(expected)
+    assert trainings(plans[1].config.archive) == ["tiny-without-seed-1", "tiny-without-seed-2"], "none began again"
+
+
+def processes_of(word: str) -> list[int]:
+    """The processes whose arguments have a word in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.slow
@@ -374,3 +513,17 @@ def test_ray_trains_everything_once_though_a_node_is_removed(cluster: Any, tmp_p
     names = trainings(plan.config.archive)
     assert len(names) == len(set(names)) == 4
     assert len(cluster.worker_nodes) == before - 1
+
+
+@pytest.mark.slow
+def test_ray_trains_a_step_on_two_nodes(cluster: Any, tmp_path: Path) -> None:
+    """The nodes share the step's folder, as those of a cluster do."""
+    plan = planned(tmp_path, arms={"without": {"overrides": {"resources": {"nodes": 2}}}}, grid={"seed": [1]}, ranks=2)
+    while len(cluster.worker_nodes) < 2:
+        cluster.add_node(num_cpus=1, **agent_ports())
+    (found,) = run_sequence(plan, launcher=RayLauncher(), say=lambda line: None)
+    assert found.run is not None
+    assert found.run.manifest.progress.batch == 6
+    assert found.run.manifest.environment is not None
+    assert found.run.manifest.environment.hardware["world_size"] == 2
+    assert trainings(plan.config.archive) == ["tiny-without-seed-1"]

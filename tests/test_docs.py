@@ -31,7 +31,7 @@ import yaml
 from composer.cli.launcher import get_free_tcp_port
 
 from forked_python import forked_python
-from reuse_algos import cli, errors, train
+from reuse_algos import algorithms, callbacks, cli, errors, train
 from reuse_algos.recipe.shipped import shipped_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -43,6 +43,7 @@ _SHORT = ("data.train_examples=60", "max_duration=1ep", "callbacks.run_recorder.
 _FENCE = re.compile(r"^```(bash|python|yaml)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 _OF_THE_USER = ("mine.yaml", "pool.yaml", "RECIPE.yaml")  # files that a reader writes
 _NOT_RUN = ("needs ", "takes ", "starts ")
+_PACKAGES = {"hugging_face.md": "transformers"}  # of an extra, which a page cannot run without
 
 
 def _blocks(page: Path) -> list[tuple[str, str]]:
@@ -87,7 +88,7 @@ def _run(words: list[str], comment: str, monkeypatch: pytest.MonkeyPatch) -> Non
         name, _, value = words[1].partition("=")
         monkeypatch.setenv(name, value)
         return
-    if program in ("pip", "make", "wandb"):
+    if program in ("pip", "make", "wandb", "flower-superlink", "flower-supernode", "flwr"):
         assert comment.startswith(_NOT_RUN), f"{' '.join(words)}: not run here, and the page does not say why"
         return
     if program == "composer" and "--world_size" in words:
@@ -142,6 +143,8 @@ def _execute_python(code: str, name: str, scope: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))
 def test_the_page_runs(page: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if package := _PACKAGES.get(page.name):
+        pytest.importorskip(package)
     scope: dict[str, Any] = {"__name__": page.stem}
     for language, text in _blocks(page):
         if language == "python":
@@ -183,6 +186,12 @@ def test_each_error_has_an_entry() -> None:
         for base in getattr(errors, name).__bases__:
             if base.__module__ == "builtins" and base not in (Exception, UserWarning):
                 assert f"`{base.__name__}`" in text, f"{name} is also a {base.__name__}"
+
+
+def test_the_page_of_techniques_has_all_of_them() -> None:
+    text = (DOCS / "guides" / "techniques.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
+    assert rows == {*algorithms.__all__, *callbacks.__all__} - {"ReusingAlgorithm"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS)))

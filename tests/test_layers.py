@@ -30,6 +30,7 @@ ORDER = (
     "train",
     "compare",
     "sequence",
+    "federated",
     "demo",
     "commands",
     "cli",

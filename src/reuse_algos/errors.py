@@ -21,6 +21,7 @@ __all__ = [
     "CompareError",
     "DataError",
     "ExampleIdError",
+    "FederatedError",
     "HarmWarning",
     "ModelError",
     "NoEffectWarning",
@@ -111,6 +112,10 @@ class NotEnoughEvidenceError(ReuseAlgosError, ValueError):
 
 class SequenceError(ReuseAlgosError, RuntimeError):
     """A sequence of runs cannot go on: a step failed, or what was trained is not what the file now says."""
+
+
+class FederatedError(ReuseAlgosError, RuntimeError):
+    """A run over clients cannot go on: Flower is missing, a node is not set up, or no client answered."""
 
 
 class ArchiveWarning(UserWarning):

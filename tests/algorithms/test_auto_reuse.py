@@ -28,13 +28,19 @@ OTHER = replace(RUN, same_data=False, common=0)
 TABLE: list[tuple[str, list[RunFacts] | None, str, tuple[str, ...], str]] = [
     ("unknown examples", None, "nothing", (), "the train examples cannot be told apart"),
     ("empty", [], "nothing", (), "the archive has no finished run"),
-    ("same", [RUN], "same_data", ("a",), "1 prior runs are of the same model on the same data"),
+    (
+        "same",
+        [RUN],
+        "same_data",
+        ("a",),
+        "1 prior run is of the same model on the same data; PriorRunDistillation learns from a",
+    ),
     (
         "the best three teach",
         [replace(RUN, id=name, score=score) for name, score in zip("abcde", (0.1, 0.5, None, 0.4, 0.3), strict=True)],
         "same_data",
         ("b", "d", "e"),
-        "5 prior runs",
+        "5 prior runs are of the same model on the same data; PriorRunDistillation learns from b, d, e",
     ),
     (
         "the same model comes before another",
@@ -45,14 +51,14 @@ TABLE: list[tuple[str, list[RunFacts] | None, str, tuple[str, ...], str]] = [
     ),
     ("another model", [replace(RUN, same_model=False)], "other_architecture", ("a",), "another model on the same data"),
     ("nothing kept", [replace(RUN, can_teach=False)], "nothing", (), "none has logits or weights to learn from"),
-    ("grown", [PART], "grown_data", ("a",), "run a knows 50% of the data, which have grown since"),
+    ("grown", [PART], "grown_data", ("a",), "which have grown since; PriorRunWarmStart starts from its weights"),
     ("most of it", [PART, replace(PART, id="b", num_examples=48, common=48)], "grown_data", ("b",), "knows 75%"),
     ("same before grown", [PART, replace(RUN, id="b")], "same_data", ("b",), "the same data"),
     ("grown without weights", [replace(PART, has_weights=False)], "nothing", (), "none has weights of this model"),
     ("grown, another model", [replace(PART, same_model=False)], "nothing", (), "none has weights of this model"),
     ("half of it is gone", [replace(PART, common=20)], "nothing", (), "20 of its 32 examples"),
     ("other data", [OTHER], "nothing", (), "no prior run is on these data"),
-    ("classes", [replace(RUN, same_classes=False)], "nothing", (), "the classes have changed: none of 1 prior runs"),
+    ("classes", [replace(RUN, same_classes=False)], "nothing", (), "the classes have changed: no prior run of 1"),
 ]
 
 
@@ -129,8 +135,8 @@ def test_same_data_as_the_preset_by_hand(tmp_path: Path, capsys: pytest.CaptureF
     assert reuse.decision is not None
     assert (reuse.decision.situation, reuse.decision.runs) == ("same_data", (run_id,))
     assert isinstance(reuse.chosen, PriorRunDistillation)
-    assert "AutoReuse same_data: 1 prior runs are of the same model on the same data" in capsys.readouterr().err
-    assert manifest.decisions["auto_reuse"].startswith("same_data: 1 prior runs")
+    assert "AutoReuse same_data: 1 prior run is of the same model on the same data" in capsys.readouterr().err
+    assert manifest.decisions["auto_reuse"].startswith("same_data: 1 prior run is")
     assert [use.run_id for use in manifest.prior_runs] == [run_id]
     by_hand = PriorRunDistillation(tmp_path, run_id, **preset("same_data")["prior_run_distillation"])
     other, _ = _fit(by_hand, tmp_path, name="by-hand")
@@ -175,7 +181,7 @@ def test_what_was_not_shown_to_help_is_left_alone(tmp_path: Path, model: Any, da
 
 def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Batches that are transformed are not the archived views: training is plain from its first step on."""
-    record_run(tmp_path)
+    run_id = record_run(tmp_path)
 
     def data() -> DataSpec:
         return DataSpec(epoch_loader(_data()), batch_transforms=lambda batch: (batch[0].abs(), batch[1]))
@@ -187,7 +193,8 @@ def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest
         weights.append(model.state_dict())
     said = capsys.readouterr().err
     assert (
-        "AutoReuse nothing: same_data: 1 prior runs are of the same model on the same data, but it does not fit" in said
+        f"AutoReuse nothing: same_data: 1 prior run is of the same model on the same data; PriorRunDistillation learns "
+        f"from {run_id}, but it does not fit" in said
     )
     assert _same(*weights)
 
@@ -195,7 +202,7 @@ def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest
 def test_a_dry_run_only_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record_run(tmp_path)
     model, manifest = _fit(AutoReuse(tmp_path, dry_run=True, unproven=True), tmp_path)
-    assert "AutoReuse would do same_data: 1 prior runs" in capsys.readouterr().err
+    assert "AutoReuse would do same_data: 1 prior run is" in capsys.readouterr().err
     assert manifest.decisions["auto_reuse"].startswith("would do same_data")
     assert manifest.prior_runs == []
     assert _same(model.state_dict(), _plain(tmp_path))

@@ -88,7 +88,12 @@ LAYOUTS = {
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_gather_is_the_oracle(archive: RunArchive, layout: str, device: str) -> None:
+@pytest.mark.parametrize("copied_bytes", [1 << 20, 0])
+def test_gather_is_the_oracle(
+    archive: RunArchive, layout: str, device: str, copied_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slots of several files are copied into memory as far as they fit, and read from their files beyond."""
+    monkeypatch.setattr("reuse_algos.archive.signals.joined._COPIED_BYTES", copied_bytes)
     segments = LAYOUTS[layout]
     signal, rows = archived(archive, segments), oracle(segments)
     resident = signal.resident(device)
@@ -98,7 +103,7 @@ def test_gather_is_the_oracle(archive: RunArchive, layout: str, device: str) -> 
     for size in (0, 1, 7, 40):
         positions_B = torch.randint(N, (size,), generator=generator)
         drawn_B = torch.tensor(slots)[torch.randint(len(slots), (size,), generator=generator)]
-        for slots_B in (drawn_B, torch.full((size,), signal.slots[0])):
+        for slots_B in (drawn_B, *(torch.full((size,), slot) for slot in signal.slots)):
             expected, expected_seen = expect(rows, positions_B.tolist(), slots_B.tolist(), like)
             for source in (signal, resident):
                 found, seen = source.gather(positions_B, slots_B)
@@ -190,13 +195,17 @@ def test_what_is_not_there_is_named(archive: RunArchive) -> None:
     for use in (signal.seen, signal.dense, signal.slot_meta, lambda slot: signal.resident("cpu", [slot])):
         with pytest.raises(SignalNotFoundError, match="no slot 1; it has 0, 2, 7"):
             use(1)
-    with pytest.raises(SignalNotFoundError, match=r"no signals 'logit'\. Did you mean 'logits'"):
-        archive.runs(unfinished=True)[0].signal("logit")
+    run = archive.runs(unfinished=True)[0]
+    with pytest.raises(SignalNotFoundError, match=r"no signal 'logit'\. Did you mean 'logits'"):
+        run.signal("logit")
+    with pytest.raises(SignalNotFoundError, match=r"It has no weights at all\. RunRecorder\(weights"):
+        run.weights("last")
 
 
 @pytest.mark.parametrize("position", [-1, N, 2**40])
-def test_positions_beyond_the_data_are_refused(archive: RunArchive, position: int) -> None:
-    signal = archived(archive, LAYOUTS["one full slot"])
+@pytest.mark.parametrize("layout", ["one full slot", "two ranks"])
+def test_positions_beyond_the_data_are_refused(archive: RunArchive, layout: str, position: int) -> None:
+    signal = archived(archive, LAYOUTS[layout])
     with pytest.raises(ExampleIdError, match="has positions 0 to 11"):
         signal.gather(torch.tensor([0, position]), torch.tensor([0, 0]))
     if position > 0:

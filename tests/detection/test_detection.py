@@ -15,7 +15,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.data.dense import BoxDataset, SceneConfig, load_boxes
 from reuse_algos.data.dense.boxes import careless_boxes
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import DataError, SignalNotFoundError, TaskError
+from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError, TaskError
 from reuse_algos.functional import mixed_targets
 from reuse_algos.harvest import harvest
 from reuse_algos.harvest.boxes import box_rows
@@ -146,6 +146,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_detector_is_read_while_it_trains_as_without(archive: Path, tmp_path: Path) -> None:
+    """Bit for bit the training of the run without instruments, whose readings are those of its first two scenes."""
+    reading = {"training_instruments": {"sets": ["economy", "stopping"], "every": "1ba", "examples": 2}}
+    trained = _train(tmp_path, "read", callbacks={"run_recorder": {}, **reading}, device_train_microbatch_size=2)
+    plain = _train(tmp_path, "plain", device_train_microbatch_size=2)
+    theirs = plain.state.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in trained.state.model.state_dict().items())
+    run = RunArchive(tmp_path).run("read")
+    assert run.metric("instruments/alpha").step.tolist() == [1, 2]
+    assert run.metric("instruments/batch_size").value.tolist() == [4, 4]
+    assert all(-1 <= value < 1 for value in run.metric("instruments/alpha").value)
+    assert run.metric("instruments/distance").value[1] > 0
+
+
 def test_harvested_boxes_are_what_the_archived_detector_finds(archive: Path) -> None:
     from reuse_algos.priors.model import archived_model
 
@@ -179,6 +193,13 @@ def test_strong_views_are_added_with_their_weight(archive: Path, control: str | 
     assert use.harvest_seconds > 0
 
 
+def test_a_threshold_above_every_score_is_refused(archive: Path) -> None:
+    """Strong views would have no box left, and teach the detector to find nothing."""
+    highest = RunArchive(archive).run("prior").signal("boxes").dense(0)[0][..., 4].max()
+    with pytest.raises(PriorRunMismatchError, match=rf"no score of run prior.* its boxes is {float(highest):.2f}"):
+        _train(archive, "too-sure", algorithms={"mix_training": {"runs": "prior", "threshold": 1.0}})
+
+
 def test_a_detector_starts_from_an_archived_one(archive: Path) -> None:
     warm = {"prior_run_warm_start": {"runs": "prior"}}
     one = _train(archive, "warm", algorithms=warm, optimizer={"name": "sgd", "lr": 0.0}, max_duration="1ba")
@@ -193,9 +214,8 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         _train(tmp_path, "two", algorithms={"mix_training": {"runs": "bare"}})
     from toy import loader, trainer, viewed
 
-    mix = MixTraining(
-        archive, "prior", dataset=load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
-    )
+    info = load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
+    mix = MixTraining(archive, "prior", threshold=0.0, dataset=info)
     with pytest.raises(TaskError, match="MixTraining is for detectors"):
         trainer(loader(viewed(8)), algorithms=[mix], max_duration="1ba").fit()
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -174,31 +175,48 @@ def test_padding_gets_no_gradient_and_an_ignored_batch_gives_nothing(learn: str)
     assert float(kl_term(ignored.logits_BCX, theirs.logits_BCX.softmax(1), 1.0, counted_BX=ignored.counted_BX)) == 0
 
 
-def test_a_users_own_script_gains_distillation_by_two_lines(tmp_path: Path) -> None:
-    """What README shows: a Hugging Face model, its Trainer, and the two lines."""
-    from composer import Trainer
-
-    fit("sentences", seed=1, callbacks=[RunRecorder(tmp_path, run_name="teacher")])
-    model, train_dataloader = hugging_face("sentences", 2), sentences("sentences")
-
-    from reuse_algos import PriorRunDistillation, RunRecorder as Recorder  # noqa: I001
-
-    one = Trainer(
-        model=model,
-        train_dataloader=train_dataloader,
-        optimizers=torch.optim.AdamW(model.parameters(), lr=1e-3),
-        max_duration="2ep",
-        device="cpu",
-        progress_bar=False,
-        algorithms=[PriorRunDistillation(tmp_path, "teacher", when={})],  # the first line
-        callbacks=[Recorder(tmp_path, run_name="student")],  # the second line
-    )
-    one.fit()
-    student = RunArchive(tmp_path).run("student")
+def test_a_users_own_script_gains_distillation_by_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page of the documentation is executed: what it adds to a script are two lines, and they teach."""
+    page = (Path(__file__).parents[2] / "docs" / "guides" / "hugging_face.md").read_text()
+    snippets = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert [line.count("# +") for line in snippets[-1].splitlines() if "# +" in line] == [1, 1]
+    monkeypatch.chdir(tmp_path)
+    logged: dict[str, float] = {}
+    monkeypatch.setattr("composer.loggers.Logger.log_metrics", lambda self, metrics, step=None: logged.update(metrics))
+    scope: dict[str, Any] = {}
+    for snippet in snippets:
+        exec(compile(snippet, "hugging_face.md", "exec"), scope)
+    archive = RunArchive(tmp_path / "archive")
+    student = archive.run("student")
     assert student.finished
     (use,) = student.manifest.prior_runs
     assert use.algorithm == "prior_run_distillation"
-    assert use.run_id == RunArchive(tmp_path).run("teacher").id
+    assert use.run_id == archive.run("teacher").id
+    assert float(logged["reuse/distillation/loss"]) > 0
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_classes_last_are_the_transposed_call_bit_by_bit(shift: bool) -> None:
+    """As Hugging Face lays tokens out, and as torch's cross entropy wants them: the same bits, the same gradient."""
+    from reuse_algos.functional import kl_term, mse_term
+
+    student, teacher, labels = rows("language")
+    last, first = Task("token", V, -1, shift=shift), Task("token", V, 1, shift=shift)
+    for term in (
+        lambda own, other, counted: kl_term(own, (other / 2).softmax(1), 2.0, counted_BX=counted),
+        lambda own, other, counted: mse_term(own, other, counted_BX=counted),
+    ):
+        found = []
+        for task, turned in ((last, False), (first, True)):
+            own, other = (z.transpose(1, 2).contiguous() if turned else z.clone() for z in (student, teacher))
+            own.requires_grad_()
+            laid = task.rows(own, labels)
+            value = term(laid.logits_BCX, task.rows(other).logits_BCX, laid.counted_BX)
+            (gradient,) = torch.autograd.grad(value, own)
+            found.append((value, gradient.transpose(1, 2) if turned else gradient))
+        assert float(found[0][0]) > 0
+        assert torch.equal(found[0][0], found[1][0])
+        assert torch.equal(found[0][1], found[1][1])
 
 
 def test_another_vocabulary_is_refused_live(tmp_path: Path) -> None:

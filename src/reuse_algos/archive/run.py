@@ -36,6 +36,12 @@ def weights_name(name: str) -> str:
     return f"ep{int(alias[1]):04d}" if alias else name
 
 
+_HOW_TO_HAVE = {
+    "signals": " RunRecorder(signals=...) records signals while training, reuse-algos harvest afterwards.",
+    "weights": " RunRecorder(weights=...) keeps them.",
+}
+
+
 class PriorRun:
     """One generation of a committed run, read-only.
 
@@ -276,7 +282,10 @@ class PriorRun:
     def _require(self, kind: str, name: str) -> FileEntry:
         entry = self._newest(kind, name)
         if entry is None:
-            raise SignalNotFoundError(f"run {self.id} has no {kind} {name!r}.{nearest(name, self._names(kind))}")
+            known = self._names(kind)
+            what = kind if kind == "weights" else kind.removesuffix("s")
+            how = "" if known else f" It has no {kind} at all.{_HOW_TO_HAVE.get(kind, '')}"
+            raise SignalNotFoundError(f"run {self.id} has no {what} {name!r}.{nearest(name, known)}{how}")
         return entry
 
     def _path(self, entry: FileEntry) -> str:

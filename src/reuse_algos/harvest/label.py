@@ -144,7 +144,7 @@ def label_pool(
     info = unlabelled(infer_info(loaded.train))
     refuse_shared(info, infer_info(loaded.eval))
     for teacher in teachers:
-        _check_teacher(teacher, loaded, plain, config.trust_data)
+        check_teacher(teacher, loaded, plain, trust_data=config.trust_data)
     settings = dict(recipe or {"data": _plain(pool), "label": _plain(config)})
     work = _Work(archive, config, loaded.train, teachers, target)
     data = dataset_record(info, declared_views(loaded.train))
@@ -251,22 +251,80 @@ class _Work:
 
     def _scores(self, positions_B: Tensor) -> Tensor:
         """Return the teachers' logits of some images, float32 ``[B, C]`` on the CPU."""
+        asked = self.config
         if not self._forwards:
-            self._forwards = [self._forward(run) for run in self.teachers]
-        parts = []
-        for batch, _ in view_batches(self.dataset, 0, self.config.batch_size, positions_B):
-            each = [forward("logits", batch, None) for forward in self._forwards]
-            # Probabilities are averaged and not logits, whose scales differ between teachers.
-            parts.append(each[0] if len(each) == 1 else torch.stack(each).softmax(-1).mean(0).log())
-        return torch.cat(parts)
-
-    def _forward(self, run: PriorRun) -> ArchivedForward:
-        module = archived_model(run, self.config.weights).to(self.device)
-        precision = self.config.precision or (run.manifest.recipe or {}).get("precision")
-        return ArchivedForward(module, self.device, precision, 0, None, GRADIENT_BYTES, task_of(run.manifest))
+            self._forwards = [
+                teacher_forward(run, self.device, asked.weights, asked.precision) for run in self.teachers
+            ]
+        return mean_logits(self._forwards, self.dataset, positions_B, asked.batch_size)
 
 
-def _check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig, trust_data: bool) -> None:
+def mean_logits(
+    forwards: Sequence[ArchivedForward], dataset: Dataset, positions_B: Tensor, batch_size: int = 512
+) -> Tensor:
+    """Return the logits of one model, or the logarithm of the mean probability of several.
+
+    Args:
+        forwards: The models, at least one.
+        dataset: The images; the first view of each is looked at.
+        positions_B: int64: which of them, in order.
+        batch_size: Images of a forward pass. Default: 512.
+
+    Returns:
+        float32 ``[B, C]`` on the CPU.
+    """
+    parts = []
+    for batch, _ in view_batches(dataset, 0, batch_size, positions_B):
+        each = [forward("logits", batch, None) for forward in forwards]
+        # Probabilities are averaged and not logits, whose scales differ between teachers.
+        parts.append(each[0] if len(each) == 1 else torch.stack(each).softmax(-1).mean(0).log())
+    return torch.cat(parts)
+
+
+def teacher_forward(
+    run: PriorRun, device: torch.device, weights: str = "last", precision: str | None = None
+) -> ArchivedForward:
+    """Return what looks at images with an archived model.
+
+    Args:
+        run: The teacher.
+        device: Where to compute.
+        weights: Name of its archived weights. Default: ``last``.
+        precision: Composer's name of it. Default: None, that of the teacher's recipe.
+
+    Raises:
+        ModelError, PriorRunMismatchError: The model cannot be built, see
+            :func:`~reuse_algos.priors.model.archived_model`.
+    """
+    module = archived_model(run, weights).to(device)
+    precision = precision or (run.manifest.recipe or {}).get("precision")
+    return ArchivedForward(module, device, precision, 0, None, GRADIENT_BYTES, task_of(run.manifest))
+
+
+def same_pixels(loaded: LoadedData, mean: Sequence[float], std: Sequence[float]) -> bool:
+    """Return whether images are brought to the same scale as others, as far as chance among samples lets it be known.
+
+    Args:
+        loaded: The images.
+        mean: What is subtracted from the others, per channel.
+        std: What they are divided by.
+    """
+    numbers = zip((*loaded.mean, *loaded.std), (*mean, *std), (*loaded.std, *loaded.std), strict=True)
+    return all(abs(theirs - ours) <= _NORMALISATION * deviation for theirs, ours, deviation in numbers)
+
+
+def check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig, *, trust_data: bool = False) -> None:
+    """Check that an archived model can label these images.
+
+    Args:
+        run: The teacher.
+        loaded: The images, as they are loaded.
+        pool: The section that they were loaded by.
+        trust_data: Open the files that the teacher's recipe names, to compare its pixels. Default: False.
+
+    Raises:
+        PriorRunMismatchError: The run has not ended, or has other classes, image shapes or pixels than these.
+    """
     if not run.finished or run.health != "ok":
         raise PriorRunMismatchError(f"run {run.id} cannot teach: it has not ended, or is {run.health}.")
     match_classes(run, loaded.num_classes, loaded.class_names)
@@ -284,8 +342,7 @@ def _check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig, trust_da
         return  # the same source has the same statistics; without a recipe they are not known
     where = {} if recorded["name"] != pool.name else {"root": pool.root}
     own = load_run_data(run, where, trust_data=trust_data)
-    numbers = zip((*own.mean, *own.std), (*loaded.mean, *loaded.std), (*own.std, *own.std), strict=True)
-    if any(abs(theirs - ours) > _NORMALISATION * deviation for theirs, ours, deviation in numbers):
+    if not same_pixels(own, loaded.mean, loaded.std):
         raise PriorRunMismatchError(
             f"run {run.id} was trained on pixels of mean {own.mean} and deviation {own.std}, those of the pool have "
             f"{loaded.mean} and {loaded.std}, so the teacher would see other inputs than it learned from. Put labelled "

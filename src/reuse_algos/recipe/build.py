@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from composer import DataSpec, Trainer
+from composer import Algorithm, Callback, DataSpec, Trainer
 from composer.utils import MissingConditionalImportError, dist, get_device, reproducibility
 from torch.utils.data import DataLoader
 
@@ -24,6 +25,7 @@ from reuse_algos.errors import RecipeError, ReuseAlgosError
 from reuse_algos.models import build_model
 from reuse_algos.recipe.building.progress_lines import ProgressLines
 from reuse_algos.recipe.building.recipe_data import load_recipe_data, pool_of, watchers
+from reuse_algos.recipe.building.resuming import resume_arguments
 from reuse_algos.recipe.building.wandb_logger import RecipeWandBLogger
 from reuse_algos.recipe.compose import Recipe
 from reuse_algos.recipe.fitting import Component
@@ -60,12 +62,24 @@ _PASSED_ON = (
 _BUILD_ERRORS = (ValueError, TypeError, OSError, ImportError, MissingConditionalImportError)
 
 
-def build_trainer(recipe: Recipe) -> Trainer:
+def build_trainer(
+    recipe: Recipe,
+    *,
+    data: LoadedData | None = None,
+    algorithms: Sequence[Algorithm] = (),
+    callbacks: Sequence[Callback] = (),
+) -> Trainer:
     """Build everything that a recipe names.
 
     What is cheap and most often wrong comes first: all algorithms, callbacks and loggers are constructed before any
     data is read. The global generators are seeded right before the model is made, so its initial weights depend on the
     recipe's seed and nothing else.
+
+    Args:
+        recipe: The recipe.
+        data: What to train and evaluate on in place of what its data section names. Default: None.
+        algorithms: Further algorithms, behind the recipe's. Default: none.
+        callbacks: Further callbacks, behind the recipe's. Default: none.
 
     Raises:
         RecipeError: Constructors refuse their options (all of them are listed), or the batch size does not suit the
@@ -77,7 +91,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
     # What a constructor refuses is reported before minutes of reading data.
-    algorithms, callbacks, loggers = (
+    own_algorithms, own_callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )
     scheduler = next((_built(one, faults) for one in recipe.components["scheduler"]), None)
@@ -89,8 +103,9 @@ def build_trainer(recipe: Recipe) -> Trainer:
     if dist.get_world_size() > 1:
         dist.initialize_dist(device, settings.dist_timeout)
     pool = pool_of(settings.data, archive)
-    with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
-        data = load_recipe_data(settings.data, pool, _torch_device(device.name))
+    if data is None:
+        with dist.run_local_rank_zero_first():  # one rank of a node downloads and decodes, the others find it done
+            data = load_recipe_data(settings.data, pool, _torch_device(device.name))
     # Here and not earlier: reading data may draw from the global generators.
     reproducibility.seed_all(settings.seed)
     model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
@@ -103,9 +118,10 @@ def build_trainer(recipe: Recipe) -> Trainer:
             eval_dataloader=_counted(eval_loader(data, settings.data)),
             optimizers=optimizer,
             schedulers=scheduler,
-            # Last, when the others have chosen their prior runs, which these look at.
-            algorithms=[*algorithms, *watchers(settings.data, pool)],
+            # Watchers come when the recipe's own have chosen their prior runs, which these look at.
+            algorithms=[*own_algorithms, *watchers(settings.data, pool), *algorithms],
             callbacks=[
+                *own_callbacks,
                 *callbacks,
                 *_lines(settings),
                 TrackExamples(),
@@ -207,6 +223,7 @@ def _trainer_arguments(settings: Settings) -> dict[str, Any]:
     """Return what the Trainer takes from the recipe as it is."""
     arguments = {key: getattr(settings, key) for key in _PASSED_ON}
     arguments["progress_bar"] = settings.progress_bar and not _lines(settings)
+    arguments |= resume_arguments(settings.save_folder, settings.run_name, autoresume=settings.autoresume)
     options = settings.compile
     # Composer compiles where it is given a mapping, also an empty one.
     arguments["compile_config"] = (options if isinstance(options, dict) else {}) if options is not False else None

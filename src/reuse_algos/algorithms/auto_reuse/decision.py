@@ -86,7 +86,7 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
     alike = [run for run in runs if run.same_classes]
     if not alike:
         return _nothing(
-            f"the classes have changed: none of {len(runs)} prior runs has this run's, and no preset has been shown to "
+            f"the classes have changed: no prior run of {len(runs)} has this run's, and no preset has been shown to "
             "help there (PriorRunWarmStart with head: match, and PriorRunDistillation with mismatch: allow, can be "
             "tried by hand)"
         )
@@ -99,14 +99,16 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
         teachers = sorted((run for run in fitting if run.can_teach), key=_score, reverse=True)[:_MOST_TEACHERS]
         if teachers and situation not in situations:
             return _nothing(
-                f"{len(fitting)} prior runs are of {words}, and could teach. The preset for that has not been shown to "
+                f"{_prior_runs(fitting)} of {words}, and could teach. The preset for that has not been shown to "
                 "help: try unproven: true, or PriorRunDistillation by hand"
             )
         if teachers:
-            return Decision(situation, tuple(run.id for run in teachers), f"{len(fitting)} prior runs are of {words}")
+            ids = tuple(run.id for run in teachers)
+            does = f"PriorRunDistillation learns from {', '.join(ids)}"
+            return Decision(situation, ids, f"{_prior_runs(fitting)} of {words}; {does}")
     if same:
         return _nothing(
-            f"{len(same)} prior runs are on the same data, and none has logits or weights to learn from (record runs "
+            f"{_prior_runs(same)} on the same data, and none has logits or weights to learn from (record runs "
             "with weights: [last], or harvest their logits)"
         )
     return _grown(alike, num_examples)
@@ -128,12 +130,18 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
     starts = [run for run in parts if run.same_model and run.has_weights]
     if not starts:
         return _nothing(
-            f"{len(parts)} prior runs are on a part of these data, and none has weights of this model; no preset has "
+            f"{_prior_runs(parts)} on a part of these data, and none has weights of this model; no preset has "
             "been shown to help without them"
         )
     start = max(starts, key=lambda run: (run.common, _score(run)))
     share = start.common / num_examples
-    return Decision("grown_data", (start.id,), f"run {start.id} knows {share:.0%} of the data, which have grown since")
+    does = "PriorRunWarmStart starts from its weights"
+    reason = f"run {start.id} knows {share:.0%} of the data, which have grown since; {does}"
+    return Decision("grown_data", (start.id,), reason)
+
+
+def _prior_runs(runs: Sequence[RunFacts]) -> str:
+    return "1 prior run is" if len(runs) == 1 else f"{len(runs)} prior runs are"
 
 
 def _score(run: RunFacts) -> float:

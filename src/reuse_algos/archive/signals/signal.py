@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from reuse_algos.archive.signals.joined import JoinedSlots
 from reuse_algos.archive.signals.resident import ResidentSignal
 from reuse_algos.archive.signals.rows import Encoding, RowFormat
 from reuse_algos.archive.signals.segments import Segment, check_signal, layout_of, unknown_encoding
@@ -64,6 +65,7 @@ class Signal:
             self._by_slot.setdefault(segment.slot, []).append(segment)
         self._first = segments[0]
         self.row_format: RowFormat = segments[0].row_format
+        self._joined = JoinedSlots(num_examples)
         self._whole_values: dict[int, Tensor] = {}  # of each dense slot that has one row for every example, in order
         for slot in self._by_slot if self.encoding == "dense" else ():
             whole = self._whole(slot)
@@ -148,9 +150,12 @@ class Signal:
         # The usual case is a batch shown in one view, which was recorded for every example. It takes microseconds, so
         # what is asked of torch besides the look-up itself would show.
         fits = positions_B.dim() == 1 and positions_B.shape == slots_B.shape
-        if fits and (values := self._whole_values.get(_only_slot(slots_B))) is not None:
-            try:
-                rows = values.index_select(0, positions_B)  # which checks the range of the positions by itself
+        slot = _only_slot(slots_B) if fits and self.encoding == "dense" else -1
+        if slot in self._by_slot:
+            try:  # index_select checks the range of the positions by itself
+                if (values := self._whole_values.get(slot)) is None:
+                    return self._joined.rows(slot, self._by_slot[slot]).gather(positions_B)
+                rows = values.index_select(0, positions_B)
             except IndexError:
                 _check_positions(self, positions_B, slots_B)
                 raise

@@ -90,7 +90,7 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     from matplotlib.figure import Figure
 
     from reuse_algos.compare.show.figures import plain_text
-    from reuse_algos.training.instruments.moments import DECADES
+    from reuse_algos.training.instruments.single.blocks import DECADES
 
     names = [name for name in dict.fromkeys(name for one in runs.values() for name in one) if _HISTOGRAM not in name]
     first = next(iter(runs.values()))

@@ -4,22 +4,45 @@ from __future__ import annotations
 
 import shutil
 import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 from reuse_algos.errors import SequenceError
-from reuse_algos.remote_job import RequeuedJob
+from reuse_algos.remote_job import RemoteJob, RequeuedJob
 from reuse_algos.sequence.launchers.base import Work
 from reuse_algos.sequence.launchers.remote import note_outcome
 
 _LOOK_SECONDS = 0.2
+# In which steps that become ready together are gathered: the threads of a sequence submit them within milliseconds of
+# each other. It is nothing beside the seconds that Slurm itself takes to look at its queue.
+_GATHER_SECONDS = 0.5
+
+
+@dataclass
+class _Gathered:
+    """A job that waits for others to be submitted with.
+
+    Attributes:
+        job: The job.
+        sent: What its node does.
+        submitted: To be submitit's job.
+    """
+
+    job: Work
+    sent: RemoteJob
+    submitted: Future[Any] = field(default_factory=Future)
 
 
 class SlurmLauncher:
-    """Submits each job to Slurm; a job that is preempted or runs out of time is put into the queue again.
+    """Submits jobs to Slurm; a job that is preempted or runs out of time is put into the queue again.
 
     It then goes on from its checkpoint, by the recipe's ``autoresume``. The folder must be shared with the nodes.
+    Jobs that are submitted at the same time, and ask for the same resources, are one array of Slurm. Each of its tasks
+    is waited for, cancelled and put into the queue again by itself.
 
     Args:
         folder: Where submitit keeps its files.
@@ -50,12 +73,13 @@ class SlurmLauncher:
         self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
         self._settings = {"timeout_min": max(1, round(60 * hours)), **(parameters or {})}
         self._lock = threading.Lock()  # an executor's parameters are those of its next job
+        self._gathered: list[_Gathered] = []
 
     def submit(self, job: Work) -> tuple[Any, Work]:
-        """Put the job into the queue.
+        """Put the job into the queue, as a task of an array where others are submitted at the same time.
 
         Raises:
-            SequenceError: The step asks for several nodes.
+            SequenceError: The step asks for several nodes, or Slurm does not take the job.
         """
         sent = job.remote()
         if sent.nodes > 1:
@@ -63,13 +87,40 @@ class SlurmLauncher:
                 f"{job.title} asks for {sent.nodes} nodes, and a step runs on one node of a Slurm site. Set "
                 "nodes: 1, or use --launcher ray on nodes that Slurm has given you"
             )
-        wanted = job.resources
+        one = _Gathered(job, sent)
         with self._lock:
+            self._gathered.append(one)
+            is_first = len(self._gathered) == 1
+        if is_first:
+            sleep(_GATHER_SECONDS)
+            with self._lock:
+                gathered, self._gathered = self._gathered, []
+                # All tasks of an array are given the same resources.
+                for wanted in dict.fromkeys(other.job.resources for other in gathered):
+                    self._submit_array([other for other in gathered if other.job.resources == wanted])
+        return one.submitted.result(), job
+
+    def _submit_array(self, gathered: Sequence[_Gathered]) -> None:
+        """Submit jobs that ask for the same resources; submitit makes an array of several."""
+        wanted, title = gathered[0].job.resources, gathered[0].job.title
+        name = title.replace("/", "-") + (f"+{len(gathered) - 1}" if len(gathered) > 1 else "")
+        try:
             self._executor.update_parameters(
-                name=job.title.replace("/", "-"), nodes=1, tasks_per_node=1, cpus_per_task=wanted.cpus,
-                gpus_per_node=wanted.gpus, **self._settings,
+                name=name, nodes=1, tasks_per_node=1, cpus_per_task=wanted.cpus, gpus_per_node=wanted.gpus,
+                **self._settings,
             )  # fmt: skip
-            return self._executor.submit(RequeuedJob(sent)), job
+            with self._executor.batch():
+                submitted = [self._executor.submit(RequeuedJob(one.sent)) for one in gathered]
+        except Exception as error:  # whatever it is, no thread may wait for a job that is not there
+            for one in gathered:
+                refused = SequenceError(
+                    f"{one.job.title} could not be submitted to Slurm: {type(error).__name__}: {error}"
+                )
+                refused.__cause__ = error
+                one.submitted.set_exception(refused)
+            return
+        for one, task in zip(gathered, submitted, strict=True):
+            one.submitted.set_result(task)
 
     def wait(self, handle: tuple[Any, Work], timeout: float) -> int | None:
         """Return the exit status, or None if the job still runs, or waits, after ``timeout`` seconds.

@@ -24,7 +24,6 @@ from reuse_algos.recipe.compose import load_recipe
 from reuse_algos.remote_job import LEFT_BEHIND, end_with_pipe
 from reuse_algos.sequence.planning.harvests import attack_of
 from reuse_algos.sequence.planning.schema import HarvestConfig
-from reuse_algos.sequence.progress import CHECKPOINTS
 from reuse_algos.sequence.running.lease import LeaseKey, outlast
 
 _NOT_STARTED = 2
@@ -84,8 +83,6 @@ def main(arguments: Sequence[str] | None = None, ends: Callable[[int], object] =
         return _NOT_STARTED
     _in_background(lambda: outlast(key), ends)
     if "signal" not in asked:
-        # Composer's autoresume writes a file there on each node, and only the first node would make the folder.
-        (Path(asked["recipe"]).parent / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         return train.main([asked["recipe"]])
     try:
         harvest_run(**{**asked, "config": HarvestConfig(**asked["config"])})

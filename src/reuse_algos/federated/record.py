@@ -1,0 +1,163 @@
+"""The record of a federated run: the model of each round, and what the rounds took together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+from torch import Tensor
+
+from reuse_algos.archive import (
+    CostRecord,
+    Manifest,
+    MetricHistory,
+    PriorRun,
+    PriorUse,
+    Progress,
+    RunArchive,
+    RunWriter,
+    history_tensors,
+)
+from reuse_algos.errors import ArchiveConflictError
+from reuse_algos.federated.settings import FederatedConfig
+
+_ROUND = "round-{}"  # name of a round's weights
+
+
+@dataclass
+class Sums:
+    """What all parts took together, round by round.
+
+    Attributes:
+        train_seconds: Of training, and of averaging.
+        label_seconds: Of labelling images.
+        eval_seconds: Of evaluating the models of the rounds.
+        batches: Steps.
+        samples: Examples that went through a model in training.
+    """
+
+    train_seconds: float = 0.0
+    label_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    batches: int = 0
+    samples: int = 0
+
+
+class RoundRecord:
+    """Writes a federated run, or goes on with one that has not ended and was made from the same file.
+
+    Args:
+        archive: The archive.
+        config: The federated run.
+        described: What the manifest says of recipe, data, model and task.
+        examples: What the archive keeps of the examples.
+        teachers: Ids of the runs that label the first round's images.
+
+    Attributes:
+        rounds: Rounds that are recorded.
+        sums: What these took.
+
+    Raises:
+        ArchiveConflictError: The archive has a run of this name that has ended, or was made from another file.
+    """
+
+    def __init__(
+        self,
+        archive: RunArchive,
+        config: FederatedConfig,
+        described: Manifest,
+        examples: Mapping[str, Tensor],
+        teachers: Sequence[str],
+    ) -> None:
+        self.rounds, self.sums = 0, Sums()
+        self._config, self._rows = config, dict[str, list[tuple[float, ...]]]()
+        settings = {**(described.recipe or {}), "federated": _plain(asdict(config))}
+        there = self._same_run(archive, settings)
+        if there is not None:
+            self._writer, self._manifest = archive.resume_run(there.id)
+            self._take_back(archive.open_run(there.id, self._manifest.generation))
+            return
+        self._writer: RunWriter = archive.start_run(config.run_name)
+        self._manifest = msgspec.structs.replace(
+            described,
+            recipe=settings,
+            tags=config.tags,
+            prior_runs=[PriorUse(run_id=one, algorithm="federated", weights=["last"]) for one in teachers],
+            health="empty",
+            files=[self._writer.put("dataset", "examples", examples)],
+        )
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run."""
+        return self._writer.run_id
+
+    def weights(self, archive: RunArchive) -> dict[str, Tensor]:
+        """Return the model of the newest round that is recorded."""
+        run = archive.open_run(self.run_id, self._manifest.generation)
+        return {name: value.clone() for name, value in run.weights(_ROUND.format(self.rounds)).items()}
+
+    def commit(self, round_number: int, weights: Mapping[str, Tensor], values: Mapping[str, float]) -> None:
+        """Record a round; the last one ends the run.
+
+        Args:
+            round_number: From 1.
+            weights: The model of the round.
+            values: Metrics of the round by full name.
+        """
+        sums, epoch = self.sums, round_number * self._config.clients.epochs
+        for name, value in values.items():
+            row = (sums.batches, sums.samples, epoch, sums.train_seconds, sums.eval_seconds, value)
+            self._rows.setdefault(name, []).append(row)
+        columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
+        histories = {name: MetricHistory(*parts) for name, parts in columns.items()}
+        is_last = round_number == self._config.rounds
+        files = [one for one in self._manifest.files if one.kind != "metrics"]
+        for name in [_ROUND.format(round_number), *(["last"] if is_last else [])]:
+            files.append(self._writer.put("weights", name, weights))
+        files.append(self._writer.put("metrics", "history", history_tensors(histories)))
+        finite = all(bool(value.isfinite().all()) for value in weights.values())
+        self._manifest = self._writer.commit(
+            msgspec.structs.replace(
+                self._manifest,
+                progress=Progress(epoch=epoch, batch=sums.batches, sample=sums.samples),
+                cost=CostRecord(
+                    train_seconds=sums.train_seconds, setup_seconds=sums.label_seconds, eval_seconds=sums.eval_seconds
+                ),
+                monitor=next((name for name in values if name.startswith("metrics/eval/")), None),
+                health="ok" if finite else "diverged",
+                files=files,
+            )
+        )
+        self.rounds = round_number
+        if is_last:
+            self._writer.finish()
+
+    def _same_run(self, archive: RunArchive, settings: Mapping[str, Any]) -> PriorRun | None:
+        """Return the run to go on with, or None where there is none of this name."""
+        name = self._config.run_name
+        there = archive.runs(run_name=name, unfinished=True, unhealthy=True)
+        for run in there:
+            if run.finished or run.manifest.recipe != _plain(settings):
+                raise ArchiveConflictError(
+                    f"{archive.location} has a run named {name!r} already ({run.id}"
+                    f"{'' if run.finished else ', unfinished and made from other settings'}). Choose another run_name, "
+                    f"or remove it: reuse-algos rm {archive.location} {run.id}"
+                )
+        return there[0] if there else None
+
+    def _take_back(self, run: PriorRun) -> None:
+        manifest = run.manifest
+        self.rounds = manifest.progress.epoch // self._config.clients.epochs
+        for name in run.metric_names:
+            self._rows[name] = list(zip(*(column.tolist() for column in run.metric(name)), strict=True))
+        cost, progress = manifest.cost, manifest.progress
+        self.sums = Sums(cost.train_seconds, cost.setup_seconds, cost.eval_seconds, progress.batch, progress.sample)
+
+
+def _plain(settings: Any) -> Any:
+    """Return settings as a manifest gives them back."""
+    return msgspec.json.decode(msgspec.json.encode(settings, enc_hook=str))
