@@ -53,6 +53,7 @@ class MixTerm(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Add the loss of mixed images to the loss."""
         images, labels = _image_batch(state.batch)
+        # From a generator of its own: the term must not change what else is drawn.
         order_B = torch.from_numpy(self._generator.permutation(len(images))).to(images.device)
         share = float(self._generator.beta(self.alpha, self.alpha))
         mixed = mix_images(images, order_B, share)
@@ -67,6 +68,7 @@ class MixTerm(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Take the state of the generator back."""
+        # Without it a round that is gone on with would mix other pairs.
         self._generator.bit_generator.state = state["generator"]
 
 
