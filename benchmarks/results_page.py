@@ -380,7 +380,7 @@ SECTIONS = (
         summary("sequences"),
     ),
     Section(
-        "Three depths predict a fourth, and one process two",
+        "Four depths predict a fifth, and one process two",
         "layers.jsonl",
         "ResNets on digits at a constant rate; loss at the end, seconds of a step, throughput. The machine did other "
         "work as well, so seconds tell little.",
