@@ -88,15 +88,17 @@ class ExampleLosses:
         batch: As :func:`~reuse_algos.training.instruments.single.batches.first_examples` returns it, on the model's
             device.
         memory_bytes: Bound on the gradients that are held at once (one example's are held in any case). The
-            activations of the chunk come on top.
+            activations come on top.
+        together: How many examples go through the model together at most, which bounds the activations. Default: as
+            many as gradients are held.
 
     Attributes:
         num_examples: N.
         parameters: The trained parameters as they are now, copies in at least float32.
     """
 
-    def __init__(self, model: Any, batch: Any, memory_bytes: int) -> None:
-        self.model, self.batch, self.memory_bytes = model, ExampleBatch(batch), memory_bytes
+    def __init__(self, model: Any, batch: Any, memory_bytes: int, together: int | None = None) -> None:
+        self.model, self.batch, self.memory_bytes, self.together = model, ExampleBatch(batch), memory_bytes, together
         self.parameters = trained_parameters(model)
         if not self.parameters:
             raise ModelError("instruments need trained parameters, and every parameter of this model is frozen")
@@ -296,7 +298,7 @@ class ExampleLosses:
 
             return grad_and_value(loss, argnums=(0, 1), has_aux=True)(dense, taps)
 
-        (found, by_taps), (losses_b, rows) = at_once(gradients, self.batch.rows(some))
+        (found, by_taps), (losses_b, rows) = at_once(gradients, self.batch.rows(some), self.together)
         used = {}
         for name in tables:
             rows_bK = torch.cat([one.flatten(1) for one in rows[name]], dim=1)
@@ -323,7 +325,9 @@ class ExampleLosses:
         if self._vectorised:
             try:
                 return at_once(
-                    lambda *rows: function(self.batch.with_rows(row[None] for row in rows)), self.batch.rows(some)
+                    lambda *rows: function(self.batch.with_rows(row[None] for row in rows)),
+                    self.batch.rows(some),
+                    self.together,
                 )
             # Also a RuntimeError, and not one that single examples should hide: the bound on memory is too high.
             except torch.OutOfMemoryError:
