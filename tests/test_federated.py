@@ -64,6 +64,21 @@ def federated(here: Path, **keys: Any) -> FederatedConfig:
     return load_federated(path)
 
 
+def run_here(config: FederatedConfig) -> str:
+    """The rounds without Flower, which only carries the messages; the id of the run."""
+    server = Server(config)
+    for number in range(server.record.rounds + 1, config.rounds + 1):
+        asked = {"teachers": server.teachers_of(number), "pixels": server.pixels}
+        server.combine(
+            number,
+            [
+                client_round(config, server.record.run_id, client, number, server.weights, **asked)
+                for client in range(config.clients.count)
+            ],
+        )
+    return server.record.run_id
+
+
 def recorded(config: FederatedConfig, run_id: str) -> PriorRun:
     return RunArchive(config.archive, read_only=True).run(run_id)
 
@@ -192,7 +207,6 @@ def central(config: FederatedConfig) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in made.state.model.state_dict().items()}
 
 
-@pytest.mark.usefixtures("flower")
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Path, momentum: float) -> None:
     """With momentum where the optimizer's state is kept between rounds; without it, there is none to keep."""
@@ -203,7 +217,7 @@ def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Pat
         keep_optimizer=momentum > 0,
         overrides={**SMALL, "optimizer": {"momentum": momentum}},
     )
-    run = recorded(config, run_federated(config))
+    run = recorded(config, run_here(config))
     assert_same(run.weights("last"), central(config))
     assert (run.manifest.progress.epoch, run.manifest.progress.batch) == (6, 36)
     assert [entry.name for entry in run.manifest.files if entry.kind == "weights"] == [
@@ -211,7 +225,7 @@ def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Pat
     ]  # fmt: skip
     if momentum:
         fresh = replace(config, run_name="fresh", keep_optimizer=False)
-        others = recorded(fresh, run_federated(fresh)).weights("last")
+        others = recorded(fresh, run_here(fresh)).weights("last")
         assert not all(torch.equal(others[name], value) for name, value in run.weights("last").items())
 
 
@@ -251,7 +265,6 @@ def test_a_killed_run_goes_on_bit_equal(tmp_path: Path, monkeypatch: pytest.Monk
         run_federated(killed)
 
 
-@pytest.mark.usefixtures("flower")
 def test_an_archived_teacher_labels_the_first_round_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taught = [f"archive={tmp_path / 'archive'}", "device=cpu", "max_duration=8ep", "progress_bar=false"]
     assert train.main(["digits/baseline", *taught, "data.train_examples=200", "model.width=4"]) == 0
@@ -269,7 +282,7 @@ def test_an_archived_teacher_labels_the_first_round_only(tmp_path: Path, monkeyp
 
     forwards = client_module._forwards
     monkeypatch.setattr(client_module, "_forwards", spied)
-    without, with_it = (recorded(config, run_federated(config)) for config in (plain, reuse))
+    without, with_it = (recorded(config, run_here(config)) for config in (plain, reuse))
     assert asked[4:] == [(3, [teacher.id]), (3, [teacher.id]), (4, []), (4, [])]
     assert without.metric("federated/chosen").value[0] == 0.0, "the first model is sure of nothing"
     assert with_it.metric("federated/chosen").value[0] > 0.3
@@ -334,6 +347,8 @@ def test_flower_s_own_apps_do_a_run(tmp_path: Path) -> None:
     assert run.manifest.progress.epoch == 2
     again = replace(config, run_name="again")
     assert_same(recorded(again, run_federated(again)).weights(), run.weights())
+    here = replace(config, run_name="here")
+    assert_same(recorded(here, run_here(here)).weights(), run.weights())
     with pytest.raises(FederatedError, match="does not say which client it is"):
         server_app(
             InProcessGrid(lambda message, node: client_app(message, context(node)), [1, 2]),

@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 import torch
 from composer import Callback, State
+from composer.models import ComposerClassifier
 
 from reuse_algos import cli, train
 from reuse_algos.archive import DatasetRecord, Manifest, RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data import DataConfig, infer_info, load_datasets
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
-from reuse_algos.errors import DataError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
+from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, RunNotFoundError, SignalNotFoundError
 from reuse_algos.harvest import Shards, harvest, load_run_data
-from toy import blobs, epoch_loader, mlp, record_run, trainer, viewed
+from toy import NUM_CLASSES, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
 def _harvest(archive: Path, run_id: str, **arguments: Any) -> Any:
@@ -43,6 +44,24 @@ def test_logits_are_those_of_the_archived_model(tmp_path: Path) -> None:
             values, seen = run.signal(signal).dense(view)
             assert bool(seen.all())
             assert torch.equal(values, expected.half())
+
+
+class _Deployed(ComposerClassifier):
+    """Gives probabilities as soon as it does not train."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp().module, num_classes=NUM_CLASSES)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        logits = super().forward(batch)
+        return logits if self.training else logits.softmax(1)
+
+
+@pytest.mark.parametrize("signal", ["logits", "el2n", "grand_last_layer"])
+def test_probabilities_of_a_model_that_learned_logits_are_not_harvested(tmp_path: Path, signal: str) -> None:
+    run_id = record_run(tmp_path)
+    with pytest.raises(ModelError, match="the archived model gives probabilities .* in evaluation mode"):
+        _harvest(tmp_path, run_id, model=_Deployed, signals=(signal,))
 
 
 def test_cost_is_recorded_and_the_record_stays_finished(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from reuse_algos.cli import main
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
-from reuse_algos.errors import DataError, ReuseAlgosError, TaskError
+from reuse_algos.errors import ArchiveWarning, DataError, ReuseAlgosError, TaskError
 from reuse_algos.harvest import harvest
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.tasks.recorded_task import task_of
@@ -289,6 +289,38 @@ def test_a_classifier_s_own_loss_function_gives_the_loss_of_each_example(tmp_pat
     with torch.no_grad():
         expected = F.cross_entropy(model.module(_X), targets, reduction="none", **given)
     torch.testing.assert_close(RunArchive(tmp_path).run("run").signal("loss").dense(0)[0].float(), expected)
+
+
+class _Grows:
+    """Cross entropy with something that comes into it after the first batch."""
+
+    def __init__(self, more: str) -> None:
+        self.more, self.calls = more, 0
+
+    def __call__(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.more == "penalty":
+            return F.cross_entropy(outputs, labels) + 0.1 * (self.calls - 1) * outputs.square().mean()
+        if self.more == "smoothing":
+            return F.cross_entropy(outputs, labels, label_smoothing=0.1 * min(self.calls - 1, 1))
+        # Examples of a class that the first batch does not have weigh more.
+        weights = 1.0 + 2.0 * (labels == 3) * (self.more == "weights")
+        return (weights * F.cross_entropy(outputs, labels, reduction="none")).mean()
+
+
+@pytest.mark.parametrize("more", ["nothing", "penalty", "smoothing", "weights"])
+def test_a_loss_that_is_not_the_recorded_one_any_more_is_said(tmp_path: Path, more: str) -> None:
+    labels = torch.tensor([0, 1, 2, 0, 1, 2, 3, 3, 3, 0, 1, 2])
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}})
+    model = Net(linear(4), _Grows(more))
+    loader = DataLoader(TensorDataset(_X, labels), batch_size=6)
+    one = trainer(loader, model, lr=0.0, max_duration="2ep", callbacks=[recorder])  # type: ignore[arg-type]
+    if more == "nothing":
+        one.fit()
+    else:
+        with pytest.warns(ArchiveWarning, match="now the model's loss of a batch is") as caught:
+            one.fit()
+        assert sum("signals.loss" in str(warning.message) for warning in caught) == 1, "once for a run"
 
 
 def test_the_task_may_be_set_where_nothing_tells(tmp_path: Path) -> None:

@@ -167,6 +167,18 @@ def test_what_has_no_classes_is_refused_by_name(loss: Any, kind: str, targets: T
         one.fit()
 
 
+def test_probabilities_in_evaluation_are_refused() -> None:
+    """A loss of probabilities has hardly any slope, so that every attack would look weak."""
+
+    class Deployed(ComposerClassifier):
+        def forward(self, batch: Any) -> Tensor:
+            logits = super().forward(batch)
+            return logits if self.training else logits.softmax(1)
+
+    with pytest.raises(TaskError, match="the model gives probabilities in evaluation"):
+        train(RobustEvaluation(), model=Deployed(linear().module, num_classes=2), max_duration="1ep")
+
+
 def test_every_example_clean_is_the_trainer_s_own_accuracy_also_of_averaged_weights(tmp_path: Path) -> None:
     """EMA has put back the weights of training when an evaluation ends; attacked are those that were evaluated."""
     average = EMA(half_life="20ba", update_interval="1ba")

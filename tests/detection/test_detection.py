@@ -108,6 +108,16 @@ def test_careless_boxes_lose_what_they_are_told_to() -> None:
     assert all(torch.equal(one, two) for one, two in zip(clean._boxes, held._boxes, strict=True)), "evaluation is clean"
 
 
+def test_digits_of_one_class_have_the_same_boxes() -> None:
+    settings = {"train": 6, "eval": 4, "size": 32, "drop": 0.4, "jitter": 0.1}
+    (many, _), (one, held) = (
+        load_boxes("digit_boxes", SceneConfig(**settings, one_class=own)) for own in (False, True)
+    )
+    assert one.info.class_names == ("background", "digit")
+    assert all(torch.equal(first, second) for first, second in zip(many._boxes, one._boxes, strict=True))
+    assert {int(label) for part in (one, held) for labels in part._labels for label in labels} == {1}
+
+
 def test_boxes_without_an_area_are_refused() -> None:
     info = DatasetInfo("boxes", torch.arange(1))
     images = torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -220,6 +230,17 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         trainer(loader(viewed(8)), algorithms=[mix], max_duration="1ba").fit()
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 2"):
         MixTraining(archive, "prior", threshold=2)
+
+
+def test_a_new_detector_finds_boxes_with_an_area() -> None:
+    """Its distances go through a ReLU: from around 0 they can all die, and every box is a point for ever."""
+    torch.manual_seed(0)
+    model = build_model({"name": "tiny_fcos", "width": 16}, 2, (1, 64, 64)).eval()
+    with torch.no_grad():
+        features = model.module.backbone(torch.rand(1, 1, 64, 64))
+        distances, _ = model.module.head.regression_head([features])
+    assert float(distances.min()) > 0.5
+    assert float(distances.mean()) == pytest.approx(1.0, abs=0.2), "16 pixels wide and high, about a digit"
 
 
 def test_detectors_are_rebuilt_from_their_record() -> None:

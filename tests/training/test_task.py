@@ -253,6 +253,8 @@ def _near(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return 1 - F.cosine_similarity(outputs, F.one_hot(targets, outputs.shape[1]).float()).mean()
 
 
+_COSINES = F.normalize(_numbers(8, 6)) @ F.normalize(_numbers(5, 6)).T
+
 REFUSED: dict[str, tuple[torch.Tensor, torch.Tensor, Loss, str]] = {
     "probabilities": (
         _numbers(8, 5).softmax(1),
@@ -279,6 +281,30 @@ REFUSED: dict[str, tuple[torch.Tensor, torch.Tensor, Loss, str]] = {
         _classes(2, 8, 4).float(),
         F.binary_cross_entropy,
         "may be probabilities of labels",
+    ),
+    "cosines with a scale in the loss": (
+        _COSINES,
+        _classes(5, 8),
+        lambda o, t: F.cross_entropy(16 * o, t),
+        "about 16 ",
+    ),
+    "a margin of cosines": (
+        _COSINES,
+        _classes(5, 8),
+        lambda o, t: F.cross_entropy(32 * (o - 0.2 * F.one_hot(t, 5)), t),
+        "about 32 ",
+    ),
+    "a temperature in the loss": (
+        _numbers(8, 9),
+        _classes(9, 8),
+        lambda o, t: F.cross_entropy(o / 0.25, t, weight=torch.arange(1.0, 10.0)),
+        "about 4 ",
+    ),
+    "distances of pairs": (
+        1 + _numbers(24, 1).abs(),
+        _classes(2, 24, 1).float(),
+        lambda o, t: ((1 - t) * o.square() + t * F.relu(4 - o).square()).mean(),
+        "label 0 is the square of the output",
     ),
     "logarithms of counts": (
         _numbers(8, 1),

@@ -27,7 +27,7 @@ from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
-from reuse_algos.errors import DataError, NoEffectWarning, nearest
+from reuse_algos.errors import DataError, NoEffectWarning, TaskError, nearest
 from reuse_algos.sections import fit_section
 from reuse_algos.training.attacks import METHODS, Attack, ascend, pixel_size
 from reuse_algos.training.batch_keys import BatchKeys
@@ -35,6 +35,7 @@ from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
+from reuse_algos.training.tasks.eval_outputs import are_probabilities
 from reuse_algos.training.tasks.find_task import find_task
 from reuse_algos.training.tasks.task import Task
 
@@ -232,6 +233,7 @@ class RobustEvaluation(Callback):
             with torch.no_grad(), precision:
                 clean = answers(inputs_BCHW)
                 task = self._task_of(clean, batch, state) if task is None else task
+                _refuse_probabilities(task, clean)
                 labels_B = _labels(task, clean, targets_of(batch, self.keys.target))
 
                 def forward(inputs: Tensor, answers: Any = answers, task: Task = task) -> Tensor:
@@ -379,6 +381,16 @@ def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:
     if task.kind == "binary":
         return (rows.targets > 0.5).flatten().long()
     return rows.targets.argmax(1) if rows.targets.is_floating_point() else rows.targets
+
+
+def _refuse_probabilities(task: Task, outputs: Tensor) -> None:
+    """Refuse models that give probabilities in evaluation: attacks on the loss of those see hardly any slope."""
+    # A single number between 0 and 1 may be a logit.
+    if task.is_softmax and are_probabilities(task, outputs.float()):
+        raise TaskError(
+            "RobustEvaluation: the model gives probabilities in evaluation, as its outputs are at least 0 and sum to 1 "
+            "over the classes. Let it return logits, as in training."
+        )
 
 
 def _logits_of_classes(task: Task, outputs: Tensor) -> Tensor:

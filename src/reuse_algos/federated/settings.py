@@ -189,11 +189,13 @@ def part_recipe(config: FederatedConfig, epochs: int, changes: Mapping[str, Any]
     if not isinstance(values, dict) or values.get("label") is not None:
         raise RecipeError(f"{path} is not a recipe that trains. Name one with data, model and optimizer")
     merge_sections(values, config.overrides)
+    # After the overrides: a client's own data file is a fact of its machine.
     merge_sections(values, changes or {})
     # The server records the rounds; what a part does within one is its own.
     callbacks = {name: one for name, one in (values.get("callbacks") or {}).items() if name != "run_recorder"}
     values |= {
         "run_name": config.run_name,
+        # Without an algorithm that reuses, a part needs no access to the archive.
         "archive": config.archive if values.get("algorithms") else None,
         "callbacks": callbacks,
         "max_duration": f"{config.rounds * epochs}ep",

@@ -20,6 +20,7 @@ from reuse_algos.harvest.boxes import BOX_SIGNALS, box_rows
 from reuse_algos.priors.scores import formulas
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.head import find_head, head_module, pass_of_head
+from reuse_algos.training.tasks.eval_outputs import refuse_other_answers
 from reuse_algos.training.tasks.task import Task
 
 HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adversarial", *BOX_SIGNALS)
@@ -60,6 +61,7 @@ class ArchivedForward:
         self._memory_bytes = memory_bytes
         self._task = task
         self._head: nn.Module | None = None
+        self._looked = False
 
     def __call__(self, signal: str, batch: Any, labels_B: torch.Tensor | None) -> torch.Tensor:
         """Return rows of a signal for a batch: float32 on the CPU.
@@ -76,13 +78,14 @@ class ArchivedForward:
             DataError: There are no labels.
             TaskError: The score is not defined for the run's task, or the outputs are not of it.
             ModelError: The model has no logits ``[B, C]``, or no linear last layer, or its logits are not what its head
-                returned.
+                returned, or it gives logits in training and something else in evaluation.
         """
         batch = _to_device(batch, self._device)
         inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
         # Detectors take lists of images, and have no logits of an example.
         if signal in BOX_SIGNALS:
             return self._boxes(signal, batch)
+        self._look(batch)
         if signal == "logits":
             logits = self._logits(inputs)
             return (logits if self._task is None else self._task.rows(logits).logits_BCX).float().cpu()
@@ -128,6 +131,7 @@ class ArchivedForward:
                 module_inputs = given if isinstance(self._module, ComposerModel) else inputs_B
                 return logits_of(self._module(module_inputs), self._output_key)
 
+        self._look(batch)
         return inputs_B, self._required(signal, labels_B), forward
 
     def _required(self, signal: str, labels_B: torch.Tensor | None) -> torch.Tensor:
@@ -146,6 +150,18 @@ class ArchivedForward:
             name = type(self._module).__name__
             raise ModelError(f"{name} finds no boxes, scores and labels, so {signal} has no rows.")
         return box_rows(signal, found, batch[1])
+
+    def _look(self, batch: Any) -> None:
+        """Refuse, in the first batch, a model that says something else in evaluation than it learned to say."""
+        if self._looked or self._task is None:
+            return
+        self._looked = True
+
+        def answers() -> torch.Tensor:
+            given = copy.deepcopy(batch)  # a model may change the batch that it gets
+            return self._logits(given if isinstance(self._module, ComposerModel) else given[self._input_key])
+
+        refuse_other_answers(self._module, self._task, answers(), answers, "the archived model")
 
     def _logits(self, inputs: Any) -> torch.Tensor:
         with torch.no_grad(), get_precision_context(self._precision):

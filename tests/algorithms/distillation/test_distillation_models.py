@@ -20,7 +20,7 @@ from distilling import kl
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
-from reuse_algos.errors import PriorRunMismatchError, TaskError
+from reuse_algos.errors import ModelError, PriorRunMismatchError, TaskError
 from toy import trainer
 
 N = 16
@@ -152,6 +152,32 @@ def test_a_tuple_without_a_key_is_refused_before_the_first_step(tmp_path: Path) 
     with pytest.raises(TaskError, match="no logits .* in outputs of type tuple of 2; name their place by keys"):
         _fit(student, PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={}))
     assert torch.equal(student.heads[0].weight, before)  # type: ignore[arg-type]
+
+
+class _Deployed(_Model):
+    """Gives something else in evaluation than in training."""
+
+    def __init__(self, seed: int, then: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(seed, _plain)
+        self.then = then
+
+    def forward(self, batch: Any) -> Any:
+        outputs = super().forward(batch)
+        return outputs if self.training else {"logits": self.then(outputs["logits"])}
+
+
+def test_a_teacher_that_gives_probabilities_in_evaluation_is_refused(tmp_path: Path) -> None:
+    _fit(_Deployed(1, lambda z: z.softmax(1)), archive=tmp_path)
+    teach = PriorRunDistillation(tmp_path, "prior", source="live", loss="kl", when={})
+    with pytest.raises(ModelError, match="teacher .* gives probabilities .* in evaluation mode"):
+        _fit(_Deployed(5, lambda z: z.softmax(1)), teach)
+    # Logarithms of probabilities are logits of the same softmax.
+    teacher, student = _Deployed(1, lambda z: z.log_softmax(1)), _Deployed(5, lambda z: z.log_softmax(1))
+    teacher.load_state_dict(dict(RunArchive(tmp_path).run("prior").weights("last")))
+    _fit(student, teach, max_duration="1ba", lr=0.0)
+    with torch.no_grad():
+        expected = kl(student.net(X[:8]), [teacher.net(X[:8])])
+    assert teach.latest_metrics["reuse/distillation/loss"] == pytest.approx(expected, abs=1e-6)
 
 
 class _Output(OrderedDict):

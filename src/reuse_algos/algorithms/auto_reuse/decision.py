@@ -122,6 +122,7 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
         if run.common >= _LEAST_COMMON * run.num_examples and run.common < num_examples and run.common
     ]
     if not parts:
+        # Named, so that the user can look at the run that nearly fits.
         most = max(runs, key=lambda run: run.common)
         return _nothing(
             f"no prior run is on these data or a part of them; {most.id} has most in common, {most.common} of its "
@@ -133,6 +134,7 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
             f"{_prior_runs(parts)} on a part of these data, and none has weights of this model; no preset has "
             "been shown to help without them"
         )
+    # The most examples first: what a start has seen counts for more than how well it did on less.
     start = max(starts, key=lambda run: (run.common, _score(run)))
     share = start.common / num_examples
     does = "PriorRunWarmStart starts from its weights"

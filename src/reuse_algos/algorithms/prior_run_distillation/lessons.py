@@ -157,16 +157,16 @@ class Lessons:
         Raises:
             TaskError, PriorRunMismatchError: The term is not defined for the task, or the prior runs had another.
             DataError, PriorRunMismatchError: Cached logits are of other rows, or not what their model says.
+            ModelError: A live teacher says something else in evaluation than in training.
         """
         self.loss.check_task(microbatch.task)
         refuse_other_task(microbatch.task, self._runs)
-        if isinstance(self.teachers, LiveTeachers) and self.classes.here_M is None:
+        if isinstance(self.teachers, LiveTeachers):
+            found = self.teachers.check(state, microbatch.batch, microbatch.task)
             asked = teachers_to_ask(self._runs, self.source.weight_names, microbatch)
-            found = self.teachers.targets(state, microbatch.batch, None, list(asked)).logits
-            aligned = (
-                self._aligned(microbatch.task, i, one, microbatch.rows) for i, one in zip(asked, found, strict=True)
-            )
-            warn_of_surprises(asked.values(), list(aligned), microbatch)
+            if self.classes.here_M is None:
+                aligned = [self._aligned(microbatch.task, i, found[i], microbatch.rows) for i in asked]
+                warn_of_surprises(asked.values(), aligned, microbatch)
         check, cached, self._check = self._check, self.cached, None
         if check is None or cached is None or microbatch.examples is None:
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +17,9 @@ from composer.algorithms import LabelSmoothing
 
 from reuse_algos.callbacks.signals.capture import CaptureSettings
 from reuse_algos.callbacks.signals.kept_logits import check_logits
-from reuse_algos.errors import ModelError, TaskError
+from reuse_algos.errors import ArchiveWarning, ModelError, TaskError
 from reuse_algos.training.first_batch.task_reader import TaskReader
-from reuse_algos.training.interplay import example_losses, example_weights
+from reuse_algos.training.interplay import clean_rows, example_losses, example_weights, replayed_outputs
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
 from reuse_algos.training.tasks.example_losses import TaskLosses, unreduced_losses
@@ -44,6 +45,10 @@ class Measures:
         self.settings, self.reader = settings, reader
         self.about_loss, self.about_logits = "loss is not recorded", ""
         self._own: TaskLosses | None = None
+        # Of the microbatch whose loss is farthest from the mean of the recorded ones: how far, its loss, the mean. It
+        # stays on the device until an epoch ends.
+        self._worst_3: torch.Tensor | None = None
+        self._warned = False
 
     def check(self, state: State, batch: Any, num_examples: int) -> None:
         """Refuse, before the first step, what cannot be measured in this Trainer (first AFTER_LOSS).
@@ -82,9 +87,43 @@ class Measures:
             elif name == "loss":
                 own = self._own
                 found[name] = task.losses(rows) if own is None else self._own_losses(own, state.outputs, batch)
+                if own is not None:
+                    self._compare(state, found[name], rows)
             else:
                 found[name] = _OF_TASK[name](task, rows)
         return found
+
+    def end_epoch(self) -> None:
+        """Warn, once for a run, where losses of the epoch that ends were not those that the model gave."""
+        worst_3, self._worst_3 = self._worst_3, None
+        if worst_3 is None or self._warned:
+            return
+        off, given, mean = worst_3.tolist()
+        if off > _NEAR:
+            self._warned = True
+            warnings.warn(
+                "RunRecorder signals.loss: in the first batch the recorded losses were the model's own, and now the "
+                f"model's loss of a batch is {given:.6g} and the mean of the recorded ones {mean:.6g}: weights of "
+                "examples, or a term that begins later (a penalty, a smoothing, an auxiliary head), which the recorded "
+                "losses are without. Set signals.loss: {of: task} where the plain loss is what is wanted, or leave "
+                "loss out.",
+                ArchiveWarning,
+                stacklevel=2,
+            )
+
+    def _compare(self, state: State, losses_B: torch.Tensor, rows: Rows) -> None:
+        """Hold the mean of recorded losses against the model's loss of the microbatch; nothing waits for the device."""
+        # Other algorithms may weigh or replace rows from some batch on, which is not the model's loss.
+        if _is_changed(state) or clean_rows(state) is not None or replayed_outputs(state) is not None:
+            return
+        loss = total_of(state.loss).detach()
+        given, means = loss.float(), torch.stack(_means(losses_B, rows))
+        mean = means[(means - given).abs().nan_to_num(torch.inf).argmin()]
+        slack = max(1.0, torch.finfo(loss.dtype).eps / _NEAR)
+        off = ((mean - given).abs() / given.abs().clamp_min(1.0) / slack).nan_to_num(0.0, posinf=0.0)
+        found_3 = torch.stack([off, given, mean])
+        worst_3 = self._worst_3
+        self._worst_3 = found_3 if worst_3 is None else torch.where(found_3[0] > worst_3[0], found_3, worst_3)
 
     def _choose_loss(self, state: State, batch: Any, rows: Rows) -> None:
         """Find out how to get the model's own loss of each example, and hold it against the batch's loss."""
@@ -132,12 +171,17 @@ class Measures:
         """Return the mean over all counted targets, or over examples, whichever the model's loss is nearer to."""
         losses_B = self._own_losses(losses, state.outputs, batch)
         given = float(total_of(state.loss).detach())
-        counted_B = None if rows.counted_BX is None else by_row(rows.counted_BX).sum(1)
-        means = [float(losses_B.nanmean())]
-        if counted_B is not None:
-            kept_B = losses_B.where(counted_B > 0, torch.zeros_like(losses_B))
-            means.append(float((kept_B * counted_B).sum() / counted_B.sum().clamp_min(1)))
-        return min(means, key=lambda mean: abs(mean - given))
+        return min(map(float, _means(losses_B, rows)), key=lambda mean: abs(mean - given))
+
+
+def _means(losses_B: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
+    """Return the mean of losses over examples and, where targets are ignored, that over all counted targets."""
+    means = [losses_B.nanmean()]
+    if rows.counted_BX is not None:
+        counted_B = by_row(rows.counted_BX).sum(1)
+        kept_B = losses_B.where(counted_B > 0, torch.zeros_like(losses_B))
+        means.append((kept_B * counted_B).sum() / counted_B.sum().clamp_min(1))
+    return means
 
 
 def _is_changed(state: State) -> bool:

@@ -92,6 +92,7 @@ class SignalWatch:
         complete = complete_slots(capture, self._known)
         on_every_rank(lambda: record.put_signals(capture, complete))
         record.first_kept = capture.first_kept(epoch)
+        self.measures.end_epoch()
         capture.end_epoch()
 
     def end(self, state: State) -> None:

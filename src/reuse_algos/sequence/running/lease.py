@@ -91,6 +91,7 @@ class SequenceLease:
         """
         first = _newest(self._store, self.key.sequence)
         since, found = monotonic(), first
+        # Waiting for a dead one of this machine takes a second: nothing to tell.
         if first.token is not None and not _is_killed(first):
             say(f"another process ({first.host}, {first.pid}) has run this sequence: waiting to see if it still does")
         while found.token is not None:
@@ -115,6 +116,7 @@ class SequenceLease:
     def release(self) -> None:
         """Give the lease up. What it protected must have ended."""
         self._done.set()
+        # First, so that the thread does not renew what is given up here.
         self._thread.join()
         if not self.is_lost:
             with contextlib.suppress(ArchiveError):  # then it runs out
@@ -156,6 +158,7 @@ class SequenceLease:
         self._store.put_if_absent(path, [json.dumps(record).encode()])
         before, self._number = self._number, number
         if self._store.can_delete:
+            # Its own lease of before, and the one that it took over.
             for old in {before, number - 1} - {0}:
                 with contextlib.suppress(ArchiveError):  # it does no harm
                     self._store.delete(f"{_folder(self.key.sequence)}/{old}.json")
@@ -175,8 +178,10 @@ def outlast(key: LeaseKey) -> None:
             return
         if found is not None and found.number != seen:
             seen, since = found.number, monotonic()
+        # Half the term: the rest is for the jobs to end before anybody may take over.
         if monotonic() - since > TERM_SECONDS / 2:
             return
+        # Twice per renewal, so that no renewal is seen a whole period late.
         sleep(RENEW_SECONDS / 2)
 
 
@@ -207,6 +212,7 @@ def _newest(store: Store, sequence: str) -> _Found:
 
 def _is_killed(found: _Found) -> bool:
     """Return whether the holder ran on this machine and is gone, and all of its jobs with it."""
+    # A process of another machine cannot be asked for, and a job on a cluster may live on without its holder.
     if not found.local or found.host != socket.gethostname() or not isinstance(found.pid, int) or found.pid <= 0:
         return False
     try:

@@ -278,14 +278,60 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
         sure = rows.logits_BCX.softmax(1).amax(1)[places] > 0.9
         if float((raised | (lowered & sure)).float().mean()) < _MOST:
             return "the loss raises other classes than the targets'"
+        scale = _scale_in_loss(rows.logits_BCX.movedim(1, -1)[places], pull_BCX.movedim(1, -1)[places], truth[places])
+        if scale is not None:
+            return (
+                f"the loss multiplies the outputs by about {scale:.3g} before its softmax (a temperature, the scale of "
+                "a cosine), so they are not the logits that it learns from"
+            )
         return None
     towards = (truth > 0.5).float() - (truth < 0.5).float() if task.is_sigmoid else truth - rows.logits_BCX
     if float(sizes[counts & (pull_BCX * towards < 0)].sum()) < _NEARLY_ALL * total:
         return "the loss does not move the outputs to where the targets are"
+    no = counts & (truth == 0)
+    if task.is_sigmoid and _is_distance(rows.logits_BCX[no], pull_BCX[no]):
+        return "the loss of label 0 is the square of the output, so the outputs are distances or numbers and no logits"
     labels = bool(((truth == 0) | (truth == 1) | ~counts).all())
     if labels and bool(((rows.logits_BCX >= 0) & (rows.logits_BCX <= 1)).all()):
         return "all outputs lie between 0 and 1, so they may be probabilities of labels and no logits"
     return None
+
+
+_SCALED = 2.0  # label smoothing looks like a scale of up to 1.3
+_EXACT = 0.02  # of the norm: half precision keeps two or three digits
+_PLACES = 256  # enough, and few enough for large vocabularies
+
+
+def _scale_in_loss(logits_PC: torch.Tensor, pull_PC: torch.Tensor, truth_P: torch.Tensor) -> float | None:
+    """Return the factor between the outputs and the logits of the loss's softmax; None where it is about 1, or none.
+
+    A softmax raises the other classes in proportion to ``exp(s z)``, whatever weighs the rows: the logarithms of the
+    gradient lie on a line over the outputs, and its slope is s.
+    """
+    logits_PC, pull_PC, truth_P = logits_PC[:_PLACES], pull_PC[:_PLACES], truth_P[:_PLACES]
+    others_PC = (pull_PC > 0) & logits_PC.isfinite()
+    others_PC.scatter_(1, truth_P.unsqueeze(1), False)
+    number_P1 = others_PC.sum(1, keepdim=True)
+    x_PC, y_PC = (
+        torch.where(others_PC, values - torch.where(others_PC, values, 0.0).sum(1, keepdim=True) / number_P1, 0.0)
+        for values in (logits_PC, pull_PC.clamp_min(torch.finfo(torch.float32).tiny).log())
+    )
+    if int((number_P1 > 1).sum()) < _FEWEST_ROWS or not float(x_PC.norm()):
+        return None
+    scale = float((x_PC * y_PC).sum() / x_PC.square().sum())
+    exact = float((y_PC - scale * x_PC).norm()) <= _EXACT * float(y_PC.norm())
+    return scale if exact and not 1 / _SCALED <= scale <= _SCALED else None
+
+
+def _is_distance(outputs: torch.Tensor, pull: torch.Tensor) -> bool:
+    """Return whether the gradient of label 0 is in proportion to the outputs, as of squared distances of pairs."""
+    if len(outputs) < _FEWEST_ROWS or float(outputs.std()) <= 0.1 * float(outputs.abs().mean()):
+        return False
+    factor = (pull * outputs).sum() / outputs.square().sum()
+    return float((pull - factor * outputs).norm()) <= _EXACT * float(pull.norm())
+
+
+_FEWEST_ROWS = 3
 
 
 def _pulled(candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> list[Task]:

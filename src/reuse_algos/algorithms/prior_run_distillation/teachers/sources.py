@@ -28,6 +28,8 @@ from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.tokens import refuse_other_tokens
+from reuse_algos.training.tasks.eval_outputs import refuse_other_answers
+from reuse_algos.training.tasks.task import Task
 
 # Archived rows from which a teacher's scale is taken; its relative error is then about 1/30.
 _SAMPLED = 1024
@@ -126,6 +128,34 @@ class LiveTeachers:
                     again = functools.partial(module, self._inputs_of(index, batch))
                     self.flops_per_example[index] = forward_flops(again, state, f"teacher {self.names[index]}")
         return Targets(logits, None)
+
+    def check(self, state: State, batch: Any, task: Task) -> list[torch.Tensor]:
+        """Refuse teachers that say something else in evaluation than their loss was computed from (first AFTER_LOSS).
+
+        Args:
+            state: The trainer's.
+            batch: The first microbatch, as it was before the student saw it.
+            task: What is learned.
+
+        Returns:
+            The logits of all teachers for it.
+
+        Raises:
+            ModelError: A teacher gives probabilities, or numbers in other units, in evaluation mode.
+        """
+        logits = self.targets(state, batch, None, range(len(self.names))).logits
+
+        def again(index: int) -> torch.Tensor:
+            module = self._modules[index]
+            given = BatchGuard("a teacher").copy(batch)  # the first copy of a guard shares no tensor
+            inputs = given if isinstance(module, ComposerModel) else batch_get(given, self._input_key)
+            with get_precision_context(state.precision, state.precision_config):
+                return logits_of(module(inputs), self._output_key)
+
+        for index, said in enumerate(logits):
+            once_more = functools.partial(again, index)
+            refuse_other_answers(self._modules[index], task, said, once_more, f"teacher {self.names[index]}")
+        return logits
 
     def _inputs_of(self, index: int, batch: Any) -> Any:
         # Each teacher gets a copy of its own: some models take entries out of their batch.
