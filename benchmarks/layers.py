@@ -124,15 +124,17 @@ def _depth(run: History) -> int:
 def summarise(records: Sequence[dict[str, Any]]) -> None:
     """Print each record, predicted beside measured."""
     for one in records:
+        known, unseen = one.get("depths", [DEPTHS[:3], DEPTHS[3]])
+        what = f"ResNet-{', '.join(map(str, known))} predict {unseen}" if one["what"] == "depths" else one["what"]
         for name, found in one.items():
             if isinstance(found, dict) and "measured" in found:
                 numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
-                print(f"{one['what']}, {name}: {numbers}")
+                print(f"{what}, {name}: {numbers}")
         for number, quarter in enumerate(one.get("curve", []), start=1):
             numbers = ", ".join(f"{key} {value:.4g}" for key, value in quarter.items())
-            print(f"{one['what']}, mean loss in quarter {number}: {numbers}")
+            print(f"{what}, mean loss in quarter {number}: {numbers}")
         for size, (loss, seconds) in one.get("errors_when_left_out", {}).items():
-            print(f"{one['what']}, left out {size}: relative errors loss {loss:+.3g}, step time {seconds:+.3g}")
+            print(f"{what}, left out {size}: relative errors loss {loss:+.3g}, step time {seconds:+.3g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

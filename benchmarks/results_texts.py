@@ -1,12 +1,15 @@
-"""Sections of the page of results in words: texts beside simple methods, and streams beside their goals."""
+"""Sections of the page of results in words: texts, streams, and the archive, each beside its goals."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-__all__ = ["beside", "streams"]
+from job_runner import ResultsFile
+
+__all__ = ["archive_costs", "beside", "streams", "torture"]
 
 Record = dict[str, Any]
 
@@ -60,3 +63,33 @@ def streams(records: Sequence[Record]) -> str:
             f"{found['recorder_ms']:.2f} ms make it {own:.3f} times (goal 1.02)",
         ]
     )
+
+
+def archive_costs(path: Path) -> str:
+    """Return a line for each ratio or difference, with its goal."""
+    lines = []
+    for one in ResultsFile(path).records():
+        if "ratio" in one:
+            value = f"{one['ratio']:.3g} times, n = {one['n']}"
+            goal = "" if one["goal"] is None else f"; goal {one['goal']:g}: {'met' if one['met'] else 'NOT met'}"
+        elif "extra_mib" in one:
+            value = f"+{one['extra_mib']:.1f} MiB"
+            goal = f"; goal {one['goal_mib']:g}: {'met' if one['met'] else 'NOT met'}"
+        else:
+            continue
+        lines.append(f"{one['name']}: {value}{goal}")
+    return "\n".join(lines)
+
+
+def torture(path: Path) -> str:
+    """Return the newest line of each case, and how many older ones found something."""
+    records = [one for one in ResultsFile(path).records() if "case" in one]
+    newest = {(one["row"], one["case"]): one for one in records}
+    lines = [f"{'row':>3}  {'case':50} {'tries':>6} {'lost':>5} {'torn':>5} {'undetected':>10}"]
+    for (row, case), one in sorted(newest.items()):
+        lines.append(f"{row:3}  {case:50} {one['tries']:6} {one['lost']:5} {one['torn']:5} {one['undetected']:10}")
+    older = [one for one in records if one is not newest[one["row"], one["case"]]]
+    found = [one for one in older if one["lost"] or one["torn"] or one["undetected"]]
+    cases = ", ".join(f"row {one['row']}: {one['torn'] + one['lost'] + one['undetected']}" for one in found)
+    lines.append(f"Earlier lines of the file that found something, mended since: {cases or 'none'}.")
+    return "\n".join(lines)
