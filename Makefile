@@ -1,7 +1,8 @@
 # make demo   sets up .venv once, with what the demo needs and no test tools, and runs the main job on embedded data
 # make test   sets up .venv with the test tools as well, then runs the tests
 # make test-slow   the long tests, which `make test` leaves out
-# make test-cluster   the tests of sequences on Ray and Slurm, with their long trainings; installs Ray (70 MB) as well.
+# make test-cluster   the tests of sequences on Ray and Slurm and of runs on Flower, with their long trainings; installs
+#   Ray (70 MB) and Flower as well.
 #   `make test` leaves those of Ray out: a cluster takes seconds to start, and minutes on a machine that is busy
 # make docs   the same set-up, then builds the documentation into docs/_build/html
 # make resolve   checks that every extra resolves for Python 3.10, 3.11 and 3.12, without installing anything
@@ -37,8 +38,8 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal -m slow
 
 test-cluster: $(STAMP)
-	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[ray,slurm]"
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_cluster_launchers.py
+	$(BIN)/python -m pip install --disable-pip-version-check --editable ".[ray,slurm,federated]"
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_cluster_launchers.py tests/test_federated.py
 
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/trees docs docs/_build/html

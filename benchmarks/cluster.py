@@ -286,7 +286,7 @@ def summarise(out: ResultsFile) -> None:
         )
     for one in out.records(kind="overhead"):
         for name in sorted(key for key in one if key.endswith("_overhead")):
-            print(f"{one['launcher']} {name}: {one[name]:.2f} s a step")
+            print(f"{one['launcher']} {name}: {one[name]:.2f} s a step (load of the machine {one['load_average']:.0f})")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,8 +3,8 @@
     python benchmarks/federated.py                 # what is not in --out yet; about a minute for each run on one core
     python benchmarks/federated.py --summary
 
-Five clients have two shards each of 700 digits sorted by label, and none of their labels; the server has the labels of
-40 other ones. Ten rounds of two epochs. The arms:
+Four clients have two shards each of 700 digits sorted by label, and none of their labels; the server has the labels of
+40 other ones. Six rounds, of two epochs of a client and ten of the server. The arms:
 
 - ``alternate``: SemiFL. The server trains on the average of the clients.
 - ``parallel``: the server trains beside the clients, and is averaged with them.
@@ -31,25 +31,33 @@ from job_runner import ResultsFile, command_line, surroundings
 
 from reuse_algos import train
 from reuse_algos.archive import RunArchive
-from reuse_algos.compare.estimates.interval import mean_interval
+from reuse_algos.compare.estimates.interval import difference_interval, mean_interval
 from reuse_algos.federated import FederatedConfig, run_federated
 from reuse_algos.federated.settings import ClientsConfig, SelectionConfig, ServerConfig
 
 OUT = Path(__file__).parent / "results" / "federated.jsonl"
 SEEDS = (1, 2, 3)
-LABELLED, EXAMPLES, ROUNDS, CLIENTS = 40, 740, 10, 5
+LABELLED, EXAMPLES, ROUNDS, CLIENTS = 40, 740, 6, 4
+RATE, WIDTH = 0.05, 16
 ARMS = ("alternate", "parallel", "alternate+teacher", "parallel+teacher", "server", "labels")
+COMPARED = (
+    ("alternate", "server", ROUNDS),
+    ("alternate", "parallel", ROUNDS),
+    ("alternate+teacher", "alternate", 1),
+    ("alternate+teacher", "alternate", ROUNDS),
+)
 DATA = {"train_examples": EXAMPLES, "batch_size": 10, "augment": "crop"}
 
 
 def overrides(seed: int) -> dict[str, Any]:
     """Return what every part changes in the recipe."""
-    return {"seed": seed, "device": "cpu", "data": DATA, "optimizer": {"lr": 0.03}, "scheduler": None}
+    model = {"width": WIDTH}
+    return {"seed": seed, "device": "cpu", "data": DATA, "model": model, "optimizer": {"lr": RATE}, "scheduler": None}
 
 
 def config_of(arm: str, seed: int, folder: Path) -> FederatedConfig:
     """Return the federated run of an arm."""
-    server = ServerConfig(examples=0 if arm == "labels" else LABELLED, epochs=5, alternate="parallel" not in arm)
+    server = ServerConfig(examples=0 if arm == "labels" else LABELLED, epochs=10, alternate="parallel" not in arm)
     # Nothing is as sure as 1.0, so the clients of the arm "server" train on nothing.
     select = SelectionConfig(threshold=1.0 if arm == "server" else 0.95)
     return FederatedConfig(
@@ -70,7 +78,8 @@ def config_of(arm: str, seed: int, folder: Path) -> FederatedConfig:
 
 def train_teacher(seed: int, folder: Path) -> float:
     """Train the earlier run on the server's images, and return its accuracy."""
-    changes = ["run_name=teacher", f"seed={seed}", "device=cpu", "max_duration=60ep", "optimizer.lr=0.03"]
+    changes = ["run_name=teacher", f"seed={seed}", "device=cpu", "max_duration=60ep"]
+    changes += [f"optimizer.lr={RATE}", f"model.width={WIDTH}"]
     # Of 740 images the server's 40 are the beginning of the same order.
     data = [f"data.train_examples={LABELLED}", "data.batch_size=10", "data.augment=crop", "eval_interval=60ep"]
     status = train.main(["digits/baseline", f"archive={folder / 'archive'}", "progress_bar=false", *changes, *data])
@@ -96,16 +105,27 @@ def one(arm: str, seed: int) -> dict[str, Any]:
 
 
 def summarise(out: ResultsFile) -> None:
-    """Print the accuracy of each arm after each third of the rounds, with 95 % intervals."""
+    """Print the accuracy of each arm after some rounds, with 95 % intervals."""
     for arm in ARMS:
         runs = out.records(arm=arm)
         if not runs:
             continue
         words = []
-        for number in (1, 3, 5, ROUNDS):
+        for number in (1, 2, 4, ROUNDS):
             values = [run["accuracy"][number - 1] for run in runs]
             words.append(f"round {number}: {_with_interval(values)}")
         print(f"{arm} (n = {len(runs)}): " + "; ".join(words))
+    for arm, other, number in COMPARED:
+        own, theirs = (
+            {run["seed"]: run["accuracy"][number - 1] for run in out.records(arm=one)} for one in (arm, other)
+        )
+        seeds = sorted(own.keys() & theirs.keys())
+        if len(seeds) > 1:
+            found = difference_interval([own[seed] for seed in seeds], [theirs[seed] for seed in seeds], paired=True)
+            print(
+                f"{arm} over {other}, round {number}: {found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}] "
+                f"(paired, n = {len(seeds)})"
+            )
 
 
 def _with_interval(values: Sequence[float]) -> str:

@@ -119,7 +119,7 @@ def _search(records: Sequence[dict[str, Any]], goal: float) -> list[str]:
                 continue
             lines.append(f"{' '.join(overrides)}:" if overrides else f"{SEARCH}:")
             for share, words in (("steps", "steps"), ("cost_seconds", "seconds, all costs")):
-                # Steps are exact: searches that all took equally many are no copies of each other.
+                # Steps are exact: searches that all took equally many are not copies of each other.
                 exact = share == "steps"
                 found = mean_interval([report["arms"][place]["share"][share] for report in reports], exact=exact)
                 met = "met" if found.high <= goal else "MISSED" if found.low > goal else "not decided"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from job_runner import ResultsFile, command_line, surroundings
+from job_runner import ResultsFile, command_line, surroundings, without_places
 
 from reuse_algos import train
 from reuse_algos.archive import RunArchive
@@ -104,7 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(argv)
     torch.set_num_threads(options.threads)
     out = ResultsFile(options.out)
-    asked = {"recipe": options.recipe, "overrides": options.overrides}
+    # Where data lie on a machine says nothing about the result.
+    asked = {"recipe": options.recipe, "overrides": [without_places(word) for word in options.overrides]}
     done = {one["repetition"] for one in out.records(**asked)}
     for repetition in [] if options.summary else [k for k in range(options.repeat) if k not in done]:
         report = search(options.archive.resolve(), options.recipe, options.overrides, repetition)

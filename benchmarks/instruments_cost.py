@@ -64,7 +64,7 @@ class Watched(TrainingInstruments):
 
 
 class Rows(Dataset):
-    """Random examples of one kind: images with classes, or texts."""
+    """Random examples of one kind: images with classes, or texts of which about half are padded."""
 
     def __init__(self, model: str, count: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -73,6 +73,7 @@ class Rows(Dataset):
             self.inputs = torch.randn(count, 3, 32, 32, generator=generator)
         else:
             self.inputs = torch.randint(4, VOCABULARY, (count, TOKENS), generator=generator)
+            self.lengths = torch.randint(8, 2 * TOKENS, (count,), generator=generator).clamp_max(TOKENS)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -80,8 +81,10 @@ class Rows(Dataset):
     def __getitem__(self, row: int) -> Any:
         if self.inputs.dim() == 4:
             return self.inputs[row], self.labels[row]
-        ids = self.inputs[row]
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": self.labels[row]}
+        # As in real texts: most are shorter than the longest, and a model branches on whether one is padded.
+        length = int(self.lengths[row])
+        mask = (torch.arange(TOKENS) < length).long()
+        return {"input_ids": self.inputs[row] * mask, "attention_mask": mask, "labels": self.labels[row]}
 
 
 class Training:

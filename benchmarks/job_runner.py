@@ -53,7 +53,7 @@ def run_apart(script: str, job: dict[str, Any], label: str) -> dict[str, Any] | 
 class ResultsFile:
     """A file of JSON lines that only grows; every record is an object.
 
-    A last line that has no newline and is no whole record was torn by the end of its writer. It is left out when the
+    A last line that has no newline and is not a whole record was torn by the end of its writer. It is left out when the
     file is read, with a warning, and cut off by the next :meth:`append`.
 
     Args:
@@ -68,7 +68,7 @@ class ResultsFile:
         """Return all lines that have these values, oldest first.
 
         Raises:
-            ResultsFileError: a line other than a torn last one is no record.
+            ResultsFileError: a line other than a torn last one is not a record.
         """
         if not self.path.exists():
             return []

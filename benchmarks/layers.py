@@ -1,10 +1,11 @@
-"""How well do three depths predict a fourth, and one process two?
+"""How well do four depths predict a fifth, and one process two?
 
-Depths: ResNet-20, 32 and 44 at a constant rate predict the loss at the end and the step time of ResNet-56, which is
-trained as well. Processes: one process says how long an example takes, and the model of strong scaling predicts two
-(gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are given.
+Depths: ResNet-20, 32, 44 and 56 at a constant rate predict the loss curve, its end and the step time of ResNet-50,
+which is trained as well. Processes: one process says how long an example takes, and the model of strong scaling
+predicts two (gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are
+given.
 
-    python benchmarks/layers.py --archive ./layers-archive                # about two minutes on a quiet CPU core
+    python benchmarks/layers.py --archive ./layers-archive                # about three minutes on a quiet CPU core
     python benchmarks/layers.py --archive ./layers-archive --summary
 
 What the archive holds is not trained again. Seconds on a machine that is shared with other work tell little.
@@ -19,17 +20,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from job_runner import ResultsFile, command_line, surroundings
 
 from reuse_algos import train as reuse_train
 from reuse_algos.archive import RunArchive
-from reuse_algos.predict import History, histories, leave_one_size_out, predict_size, strong_scaling
+from reuse_algos.predict import History, LossCurve, histories, leave_one_size_out, predict_size, strong_scaling
 from reuse_algos.predict.evidence import sized_runs, steps_per_second
 from reuse_algos.recipe.shipped import shipped_recipe
 
 OUT = Path(__file__).parent / "results" / "layers.jsonl"
 DEPTHS = (20, 32, 44, 56)
+UNSEEN = 50
 BATCH = 50
 
 
@@ -40,7 +43,8 @@ def train(archive: Path, depth: int, epochs: int, processes: int, seed: int) -> 
         return
     words = [
         f"archive={archive}", f"run_name={name}", f"seed={seed}", f"max_duration={epochs}ep", "device=cpu",
-        f"model={{name: resnet{depth}}}", f"data.batch_size={BATCH}", "scheduler=null", "optimizer.lr=0.05",
+        f"model={{name: resnet_small, depth: {depth}, width: 8}}", f"data.batch_size={BATCH}", "scheduler=null",
+        "optimizer.lr=0.05",
         f"eval_interval={epochs}ep", "callbacks.run_recorder={weights: []}", "progress_bar=false",
         f"tags={{study: layers, depth: '{depth}', processes: '{processes}'}}",
     ]  # fmt: skip
@@ -57,14 +61,17 @@ def train(archive: Path, depth: int, epochs: int, processes: int, seed: int) -> 
 
 
 def depths_record(archive: RunArchive) -> dict[str, Any]:
-    """Return what three depths predict of the fourth, beside what it measured."""
+    """Return what four depths predict of the fifth, beside what it measured."""
     runs = histories(archive, tags={"study": "layers", "processes": "1"})
-    known = [run for run in runs if _depth(run) != DEPTHS[-1]]
-    sized, (last,) = sized_runs(known), sized_runs([run for run in runs if _depth(run) == DEPTHS[-1]][:1])
+    known = [run for run in runs if _depth(run) != UNSEEN]
+    unseen = next(run for run in runs if _depth(run) == UNSEEN)
+    sized, (last,) = sized_runs(known), sized_runs([unseen])
     made = predict_size(sized, last.flops, last.hardware)
     loss = float(made.curve.loss(last.end_step))
     return {
         "what": "depths",
+        "depths": [sorted(_depth(run) for run in known), UNSEEN],
+        "curve": curve_by_quarters(made.curve, unseen),
         "loss": {"predicted": loss, "measured": last.end_loss, "error": loss / last.end_loss - 1},
         "step_seconds": {
             "predicted": made.step_seconds,
@@ -73,6 +80,15 @@ def depths_record(archive: RunArchive) -> dict[str, Any]:
         },
         "errors_when_left_out": {size: list(errors) for size, errors in leave_one_size_out(sized).items()},
     }
+
+
+def curve_by_quarters(curve: LossCurve, run: History) -> list[dict[str, float]]:
+    """Return the mean loss in each quarter of a training, as predicted and as measured, and the relative error."""
+    found = []
+    for steps, losses in zip(np.array_split(run.steps, 4), np.array_split(run.losses(), 4), strict=True):
+        predicted, measured = float(np.mean(curve.loss(steps))), float(np.mean(losses))
+        found.append({"predicted": predicted, "measured": measured, "error": predicted / measured - 1})
+    return found
 
 
 def processes_record(archive: RunArchive, network: float, price: float) -> dict[str, Any]:
@@ -102,7 +118,7 @@ def processes_record(archive: RunArchive, network: float, price: float) -> dict[
 
 
 def _depth(run: History) -> int:
-    return int(str(run.recipe["model"]["name"]).removeprefix("resnet"))
+    return int(run.recipe["model"]["depth"])
 
 
 def summarise(records: Sequence[dict[str, Any]]) -> None:
@@ -112,6 +128,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> None:
             if isinstance(found, dict) and "measured" in found:
                 numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 print(f"{one['what']}, {name}: {numbers}")
+        for number, quarter in enumerate(one.get("curve", []), start=1):
+            numbers = ", ".join(f"{key} {value:.4g}" for key, value in quarter.items())
+            print(f"{one['what']}, mean loss in quarter {number}: {numbers}")
         for size, (loss, seconds) in one.get("errors_when_left_out", {}).items():
             print(f"{one['what']}, left out {size}: relative errors loss {loss:+.3g}, step time {seconds:+.3g}")
 
@@ -120,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train what is missing, then predict and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archive", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--network-gbits", type=float, default=10.0, help="of the link between the processes")
     parser.add_argument("--price-per-hour", type=float, default=1.0, help="of one process")
@@ -131,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = ResultsFile(options.out)
     if not options.summary:
         path = options.archive.resolve()
-        for depth, processes in [*((depth, 1) for depth in DEPTHS), (DEPTHS[0], 2)]:
+        for depth, processes in [*((depth, 1) for depth in (*DEPTHS, UNSEEN)), (DEPTHS[0], 2)]:
             train(path, depth, options.epochs, processes, options.seed)
         archive = RunArchive(path, read_only=True)
         found = [

@@ -36,7 +36,7 @@ from reuse_algos.harvest.laziness import laziness_of_run
 # Dataset -> widths, the one that is also started warm, images, batch, epochs.
 CASES: dict[str, tuple[tuple[int, ...], int, int, int, int]] = {
     "digits": ((2, 4, 8, 16), 4, 500, 20, 15),
-    "cifar100_small": ((4, 8, 16), 8, 2000, 50, 4),
+    "cifar100_small": ((4, 8, 16), 8, 2000, 50, 12),
 }
 SHRINK = {"warm": "{shrink: 1.0, perturb: 0.0}", "shrunk": "{shrink: 0.4, perturb: 0.1}"}
 RATE = 0.1

@@ -28,7 +28,7 @@ from typing import Any
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from job_runner import ResultsFile, surroundings
+from job_runner import ResultsFile, command_line, surroundings
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(1, arguments.seeds + 1):
             if seed not in done:
                 found = one_seed(seed)
-                results.append({"seed": seed, **found, **surroundings()})
+                results.append({"seed": seed, **found, **surroundings(), "command": command_line(__file__)})
                 print(f"seed {seed}: {found['errors']}", flush=True)
     print(summary(results.records()))
     return 0

@@ -33,7 +33,7 @@ from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, seq
 OUT = Path(__file__).parent / "results" / "sequence_cost.jsonl"
 BETWEEN_REPETITIONS = 100
 SHARES = ("steps", "flops", "train_seconds", "cost_seconds")
-EXACT = ("steps", "flops")  # counted and not measured: equal values are no sign of copies
+EXACT = ("steps", "flops")  # counted and not measured: equal values are not a sign of copies
 
 
 def measure(name: str, overrides: Sequence[str], repetition: int) -> dict[str, Any]:

@@ -50,6 +50,8 @@ KEYS = BatchKeys(ids="id", views="view", target="y")
 class Echo(ComposerModel):
     """Its logits are the digits of the sample's number. Beside them it does some work, whose result counts for nothing.
 
+    The work makes a step take as long as one of a small network: the overhead of nothing has no meaning.
+
     Args:
         width: Of the work's layers, which say how long a step takes.
     """

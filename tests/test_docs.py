@@ -88,7 +88,7 @@ def _run(words: list[str], comment: str, monkeypatch: pytest.MonkeyPatch) -> Non
         name, _, value = words[1].partition("=")
         monkeypatch.setenv(name, value)
         return
-    if program in ("pip", "make", "wandb"):
+    if program in ("pip", "make", "wandb", "flower-superlink", "flower-supernode", "flwr"):
         assert comment.startswith(_NOT_RUN), f"{' '.join(words)}: not run here, and the page does not say why"
         return
     if program == "composer" and "--world_size" in words:

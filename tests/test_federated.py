@@ -64,6 +64,21 @@ def federated(here: Path, **keys: Any) -> FederatedConfig:
     return load_federated(path)
 
 
+def run_here(config: FederatedConfig) -> str:
+    """The rounds without Flower, which only carries the messages; the id of the run."""
+    server = Server(config)
+    for number in range(server.record.rounds + 1, config.rounds + 1):
+        asked = {"teachers": server.teachers_of(number), "pixels": server.pixels}
+        server.combine(
+            number,
+            [
+                client_round(config, server.record.run_id, client, number, server.weights, **asked)
+                for client in range(config.clients.count)
+            ],
+        )
+    return server.record.run_id
+
+
 def recorded(config: FederatedConfig, run_id: str) -> PriorRun:
     return RunArchive(config.archive, read_only=True).run(run_id)
 
@@ -112,8 +127,12 @@ def test_what_cannot_be_averaged_is_refused(names: list[str], weights: list[floa
 # Sharing out
 
 
+def labels_of(count: int = 200, classes: int = 5) -> torch.Tensor:
+    return torch.arange(count) % classes
+
+
 def info(count: int = 200, classes: int = 5) -> DatasetInfo:
-    return DatasetInfo("made", torch.arange(count) * 7 + 3, torch.arange(count) % classes, None, "id")
+    return DatasetInfo("made", torch.arange(count) * 7 + 3, labels_of(count, classes), None, "id")
 
 
 @pytest.mark.parametrize("split", ["even", "labels"])
@@ -121,7 +140,7 @@ def test_every_example_has_one_place(tmp_path: Path, split: str) -> None:
     config = federated(tmp_path, server={"examples": 20}, clients={"count": 4, "split": split})
     parts = [server_positions(config, info()), *(client_positions(config, info(), number) for number in range(4))]
     assert torch.cat(parts).sort().values.tolist() == list(range(200))
-    assert info().labels[parts[0]].bincount().tolist() == [4] * 5, "the server has every class"
+    assert labels_of()[parts[0]].bincount().tolist() == [4] * 5, "the server has every class"
     assert [len(part) for part in parts[1:]] == [45] * 4
 
 
@@ -130,7 +149,7 @@ def test_label_sorted_clients_have_few_classes_and_even_ones_all(tmp_path: Path)
         config = federated(tmp_path, clients={"count": 5, "split": split, "shards": 2, "labels": "own"})
         for number in range(5):
             part = client_positions(config, info(1000, 10), number)
-            assert len(info(1000, 10).labels[part].unique()) == classes
+            assert len(labels_of(1000, 10)[part].unique()) == classes
     with pytest.raises(DataError, match="there is no client 5: clients.count is 5"):
         client_positions(config, info(), 5)
 
@@ -153,9 +172,10 @@ def test_the_mixed_term_is_the_loss_by_both_labels() -> None:
     images, order = torch.tensor([[1.0, 2.0], [3.0, 6.0]]), torch.tensor([1, 0])
     assert mix_images(images, order, 0.25).tolist() == [[2.5, 5.0], [1.5, 3.0]]
 
-    made = trainer(epoch_loader(blobs()), mlp(), algorithms=[MixTerm(0.75, weight=2.0, seed=3)])
+    loader = epoch_loader(blobs())
+    made = trainer(loader, mlp(), algorithms=[MixTerm(0.75, weight=2.0, seed=3)])
     state, twin = made.state, MixTerm(0.75, weight=2.0, seed=3)
-    batch = next(iter(state.train_dataloader))
+    batch = next(iter(loader))
     state.batch, state.loss = batch, torch.zeros(())
     twin.apply(Event.AFTER_LOSS, state, made.logger)
     generator = MixTerm(0.75, seed=3)._generator
@@ -187,7 +207,6 @@ def central(config: FederatedConfig) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in made.state.model.state_dict().items()}
 
 
-@pytest.mark.usefixtures("flower")
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Path, momentum: float) -> None:
     """With momentum where the optimizer's state is kept between rounds; without it, there is none to keep."""
@@ -198,7 +217,7 @@ def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Pat
         keep_optimizer=momentum > 0,
         overrides={**SMALL, "optimizer": {"momentum": momentum}},
     )
-    run = recorded(config, run_federated(config))
+    run = recorded(config, run_here(config))
     assert_same(run.weights("last"), central(config))
     assert (run.manifest.progress.epoch, run.manifest.progress.batch) == (6, 36)
     assert [entry.name for entry in run.manifest.files if entry.kind == "weights"] == [
@@ -206,7 +225,7 @@ def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Pat
     ]  # fmt: skip
     if momentum:
         fresh = replace(config, run_name="fresh", keep_optimizer=False)
-        others = recorded(fresh, run_federated(fresh)).weights("last")
+        others = recorded(fresh, run_here(fresh)).weights("last")
         assert not all(torch.equal(others[name], value) for name, value in run.weights("last").items())
 
 
@@ -246,7 +265,6 @@ def test_a_killed_run_goes_on_bit_equal(tmp_path: Path, monkeypatch: pytest.Monk
         run_federated(killed)
 
 
-@pytest.mark.usefixtures("flower")
 def test_an_archived_teacher_labels_the_first_round_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     taught = [f"archive={tmp_path / 'archive'}", "device=cpu", "max_duration=8ep", "progress_bar=false"]
     assert train.main(["digits/baseline", *taught, "data.train_examples=200", "model.width=4"]) == 0
@@ -264,7 +282,7 @@ def test_an_archived_teacher_labels_the_first_round_only(tmp_path: Path, monkeyp
 
     forwards = client_module._forwards
     monkeypatch.setattr(client_module, "_forwards", spied)
-    without, with_it = (recorded(config, run_federated(config)) for config in (plain, reuse))
+    without, with_it = (recorded(config, run_here(config)) for config in (plain, reuse))
     assert asked[4:] == [(3, [teacher.id]), (3, [teacher.id]), (4, []), (4, [])]
     assert without.metric("federated/chosen").value[0] == 0.0, "the first model is sure of nothing"
     assert with_it.metric("federated/chosen").value[0] > 0.3
@@ -313,8 +331,7 @@ def test_server_trains_after_the_clients_or_beside_them(tmp_path: Path, monkeypa
 @pytest.mark.usefixtures("flower")
 def test_flower_s_own_apps_do_a_run(tmp_path: Path) -> None:
     """What ``flwr run`` starts: the server's app over a grid that calls the clients' app."""
-    from flwr.app import Context, RecordDict
-
+    app = pytest.importorskip("flwr.app")
     from reuse_algos.federated.flower import client_app, server_app
     from reuse_algos.federated.in_process import InProcessGrid
 
@@ -322,7 +339,7 @@ def test_flower_s_own_apps_do_a_run(tmp_path: Path) -> None:
     file = {"file": str(tmp_path / "federated.yaml")}
 
     def context(node: int, **own: Any) -> Any:
-        return Context(run_id=1, node_id=node, node_config=own, state=RecordDict(), run_config=file)
+        return app.Context(run_id=1, node_id=node, node_config=own, state=app.RecordDict(), run_config=file)
 
     grid = InProcessGrid(lambda message, node: client_app(message, context(node, **{"partition-id": node - 1})), [1, 2])
     server_app(grid, context(0))
@@ -330,13 +347,29 @@ def test_flower_s_own_apps_do_a_run(tmp_path: Path) -> None:
     assert run.manifest.progress.epoch == 2
     again = replace(config, run_name="again")
     assert_same(recorded(again, run_federated(again)).weights(), run.weights())
+    here = replace(config, run_name="here")
+    assert_same(recorded(here, run_here(here)).weights(), run.weights())
     with pytest.raises(FederatedError, match="does not say which client it is"):
         server_app(
             InProcessGrid(lambda message, node: client_app(message, context(node)), [1, 2]),
             renamed(context(0), tmp_path),
         )
     with pytest.raises(FederatedError, match="names no file"):
-        server_app(grid, Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+        server_app(grid, app.Context(run_id=1, node_id=0, node_config={}, state=app.RecordDict(), run_config={}))
+
+
+def test_what_comes_with_the_library_can_be_run() -> None:
+    """The file, and the folder that ``flwr run`` is given."""
+    root = Path(__file__).parents[1]
+    config = load_federated("federated/digits", ["rounds=3"])
+    assert (config.rounds, config.clients.split, config.server.examples) == (3, "labels", 40)
+    assert part_recipe(config, config.clients.epochs).settings.max_duration == "6ep"
+    app = root / "docs/running/federated_app"
+    text = (app / "pyproject.toml").read_text()
+    imports = (app / "federated_app.py").read_text()
+    for name in ("server_app", "client_app"):
+        assert f'"federated_app:{name}"' in text
+        assert name in imports
 
 
 def renamed(context: Any, here: Path) -> Any:
@@ -349,22 +382,19 @@ def renamed(context: Any, here: Path) -> Any:
 
 @pytest.mark.usefixtures("flower")
 def test_clients_that_fail_are_named(tmp_path: Path) -> None:
-    from flwr.app import Context, Error, Message, RecordDict
-
+    app = pytest.importorskip("flwr.app")
     from reuse_algos.federated.flower import answer_message, run_rounds
     from reuse_algos.federated.in_process import InProcessGrid
 
     config = federated(tmp_path, rounds=1)
 
     def answer(message: Any, node: int) -> Any:
-        failed = Message(Error(code=7, reason="its disk is full"), reply_to=message)
+        failed = app.Message(app.Error(code=7, reason="its disk is full"), reply_to=message)
         return failed if node in broken else answer_message(config, message, context(node))
 
     def context(node: int) -> Any:
-
-        return Context(
-            run_id=1, node_id=node, node_config={"partition-id": node - 1}, state=RecordDict(), run_config={}
-        )
+        number = {"partition-id": node - 1}
+        return app.Context(run_id=1, node_id=node, node_config=number, state=app.RecordDict(), run_config={})
 
     broken = {1, 2}
     with pytest.raises(FederatedError, match="no client did round 1: node 1: its disk is full; node 2"):

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from composer.cli.launcher import get_free_tcp_port
 from composer.utils import dist
+from composer.utils.misc import get_free_tcp_port
 
 from forked_python import forked_python
 from reuse_algos.archive import PriorRun, RunArchive

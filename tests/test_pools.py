@@ -23,13 +23,7 @@ from reuse_algos.data import DataConfig, load_datasets
 from reuse_algos.data.datasets.pseudo import Chosen, PseudoLabels, chosen_info, shared_examples
 from reuse_algos.data.datasets.resampling import class_quotas, resampling_plan
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import (
-    ArchiveConflictError,
-    DataError,
-    PriorRunMismatchError,
-    RecipeError,
-    SignalNotFoundError,
-)
+from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError, RecipeError, SignalNotFoundError
 from reuse_algos.harvest import LabelConfig, label_pool
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.pseudo_labels import choose_pairs, select_pairs

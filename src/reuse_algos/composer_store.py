@@ -189,7 +189,7 @@ class ComposerStore(Store):
             try:
                 return use()
             except FileNotFoundError as error:
-                if action == "write" or _is_no_bucket(error):
+                if action == "write" or "NoSuchBucket" in f"{error} {error.__cause__}":
                     raise ArchiveError(f"cannot {action} {self._where(path)}: {_said(error)}") from error
                 return None
             except ObjectStoreTransientError as error:
@@ -199,7 +199,9 @@ class ComposerStore(Store):
                     ) from error
                 time.sleep(0.2 * 2**attempt)
             except Exception as error:  # each of Composer's object stores lets through what its library raises
-                kind = ArchivePermissionError if _is_permission(error) else ArchiveError
+                said = f"{type(error).__name__} {error}"
+                refused = isinstance(error, PermissionError) or any(word in said for word in _REFUSED)
+                kind = ArchivePermissionError if refused else ArchiveError
                 raise kind(f"cannot {action} {self._where(path)}: {_said(error)}") from error
         return None
 
@@ -212,14 +214,6 @@ class ComposerStore(Store):
 
 
 _REFUSED = ("AccessDenied", "Forbidden", "InvalidAccessKeyId", "NoCredentials", "PermissionDenied", "SignatureDoesNot")
-
-
-def _is_permission(error: Exception) -> bool:
-    return isinstance(error, PermissionError) or any(word in f"{type(error).__name__} {error}" for word in _REFUSED)
-
-
-def _is_no_bucket(error: Exception) -> bool:
-    return "NoSuchBucket" in f"{error} {error.__cause__}"
 
 
 def _said(error: Exception) -> str:

@@ -21,6 +21,7 @@ __all__ = [
     "CompareError",
     "DataError",
     "ExampleIdError",
+    "FederatedError",
     "HarmWarning",
     "ModelError",
     "NoEffectWarning",
@@ -139,11 +140,13 @@ def nearest(name: str, known: Iterable[str], *, limit: int = 3) -> str:
     Returns:
         `` Did you mean 'a' or 'b'?`` where something is near, else `` Known: a, b, c.``, else an empty string.
     """
+    # Sorted: sets come in another order in each process, and messages are compared and searched for.
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if close:
         return " Did you mean " + " or ".join(repr(c) for c in close) + "?"
     if names:
+        # An archive may have thousands of runs.
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         return f" Known: {shown}."
     return ""

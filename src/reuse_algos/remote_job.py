@@ -115,6 +115,8 @@ class RemoteJob:
         try:
             self._write_files(folder)
         except OSError as error:
+            # As an answer, not an exception: Ray and submitit wrap those, and the reason would be lost in their
+            # traces.
             return Outcome(None, f"{self.title} was not started on {os.uname().nodename}: {error}")
         command = [sys.executable, *launch_arguments(self.ranks, self.nodes, node, meeting), *self.arguments]
         with tempfile.TemporaryFile() as log:
@@ -125,7 +127,9 @@ class RemoteJob:
             try:
                 status = process.wait()
             finally:
+                # Also after a normal end: loader workers and other ranks may be left over.
                 _end_group(process)
+            # The end of it says why a job failed, and all of it would go through the driver's memory.
             log.seek(max(0, log.seek(0, os.SEEK_END) - _LOG_BYTES))
             return Outcome(status, log.read().decode(errors="replace"))
 

@@ -153,6 +153,7 @@ def fit(value: Any, hint: Any, path: str, faults: Faults, builders: _Builders = 
     sections = [member for member in members if _is_section(member)]
     named = {name: member for member in sections if (name := _name_of(member)) is not None}
     free_text = any(getattr(member, "beside_text", False) for member in sections)
+    # A bare name is short for a section of defaults; where text is allowed, only a known name is taken for one.
     if named and isinstance(value, str) and (value in named or not free_text):
         value = {"name": value}
     if sections and isinstance(value, Mapping):
@@ -194,6 +195,7 @@ def fit_fields(values: Any, cls: type, path: str, faults: Faults, builders: _Bui
         if key not in known:
             faults.add(join(path, key), f"there is no such key.{nearest(str(key), known)}")
         else:
+            # Only fields without a fault are built with: a wrong one would be reported twice, in other words.
             before = len(faults)
             suited = fit(value, hints.get(key, Any), join(path, key), faults, builders or {})
             if suited is not BROKEN and len(faults) == before:
@@ -319,6 +321,7 @@ def _fit_one(value: Any, hint: Any, path: str, faults: Faults, exact: bool, buil
     origin = typing.get_origin(hint) or hint
     arguments = typing.get_args(hint)
     if origin is typing.Literal:
+        # True equals 1 in Python, and a Literal of numbers must not take it.
         return value, any(value == choice and type(value) is type(choice) for choice in arguments)
     if origin is type(None):
         return value, value is None
@@ -328,6 +331,7 @@ def _fit_one(value: Any, hint: Any, path: str, faults: Faults, exact: bool, buil
         return _fit_scalar(value, origin if origin in (bool, int, float) else str, exact)
     if _is_a(origin, Enum):
         text = value.lower() if isinstance(value, str) else None
+        # By name or value, as Composer's own enums are written both ways.
         found = [member for member in origin if text in (member.name.lower(), str(member.value).lower())]
         return (found[0], True) if found else (value, False)
     if origin is tuple or origin in _LISTS:
@@ -360,6 +364,7 @@ def _fit_scalar(value: Any, kind: type, exact: bool) -> tuple[Any, bool]:
     if exact or isinstance(value, (Mapping, list)) or value is None:
         return value, False
     if kind is str:
+        # As YAML writes them, not as Python does.
         return (str(value).lower() if isinstance(value, bool) else str(value)), True
     if kind is int:
         if isinstance(value, float) and math.isfinite(value) and value == int(value):

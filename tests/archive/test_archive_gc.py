@@ -199,7 +199,7 @@ def test_a_run_that_cannot_be_judged_is_left_alone(archive: RunArchive, make_run
     age(archive.root)
     before = everything(archive.root)
     report = archive.collect_garbage(delete=True)
-    assert [problem.run_id for problem in report.skipped] == [run_id]
+    assert [problem.run_id for problem in report.problems] == [run_id]
     assert not report.ok
     assert everything(archive.root) == {path: data for path, data in before.items() if path not in garbage}
 
@@ -210,7 +210,7 @@ def test_a_run_of_a_newer_minor_version_is_left_alone(archive: RunArchive, make_
     run_id = make_run()
     add_garbage(archive, run_id)
     age(archive.root)
-    (problem,) = archive.collect_garbage(delete=True).skipped
+    (problem,) = archive.collect_garbage(delete=True).problems
     assert "format 1.3" in problem.what
 
 

@@ -158,7 +158,7 @@ def test_an_interrupted_removal_is_a_problem_that_verify_names(archive: RunArchi
     (problem,) = archive.verify().problems
     assert (problem.run_id, problem.path) == (run_id, marker.path)
     assert "remove it again" in problem.what
-    (skipped,) = archive.collect_garbage(delete=True, min_age_seconds=3600).skipped
+    (skipped,) = archive.collect_garbage(delete=True, min_age_seconds=3600).problems
     assert "remove it again" in skipped.what
     assert json.loads((archive.root / marker.path).read_bytes())["content"]["everything"] is True
     archive.remove_run(run_id)

@@ -299,3 +299,17 @@ def test_an_unreadable_file_here_is_raised_and_an_odd_one_is_damage(
     manifest.symlink_to("/etc/hostname")
     with pytest.warns(ArchiveWarning, match=first):
         assert [run.id for run in archive.runs()] == [second]
+
+
+def test_a_run_from_the_future_is_named_where_the_latest_are_asked_for(archive: RunArchive, make_run: MakeRun) -> None:
+    now = datetime.datetime.now(datetime.timezone.utc)
+    ids = [make_run(created_at=(now + datetime.timedelta(minutes=after)).isoformat()) for after in (-1, 5, 90)]
+    with pytest.warns(
+        ArchiveWarning, match=f"run {ids[2]} says that it was started at .*which is in the future"
+    ) as told:
+        assert [run.id for run in archive.runs(order="latest", limit=2)] == ids[:0:-1]
+    assert told[0].filename == __file__
+    # Where it is not the time that decides, or the run is not chosen, there is nothing to say.
+    assert len(archive.runs(order="first")) == len(archive.runs(order="best")) == 3
+    archive.remove_run(ids[2])
+    assert archive.runs(order="latest", limit=1)[0].id == ids[1]

@@ -166,7 +166,7 @@ def test_nothing_is_thinned_where_the_newest_generation_is_damaged(archive: RunA
     for path in files_below(archive.root).values():
         os.utime(path, (1, 1))
     report = archive.collect_garbage(delete=True, thin=True)
-    assert [problem.run_id for problem in report.skipped] == [writer.run_id]
+    assert [problem.run_id for problem in report.problems] == [writer.run_id]
     assert len(generation_names(archive, writer)) == 3
 
 

@@ -175,7 +175,7 @@ def test_once_an_epoch_is_the_first_batch_of_each(tmp_path: Path) -> None:
 
 def test_batches_that_are_dictionaries(tmp_path: Path) -> None:
     data = NumberedDataset(32, as_dict=True)
-    callback = TrainingInstruments(["economy", "laziness"], target_key="y")
+    callback = TrainingInstruments(["economy", "laziness"])  # finds the targets by their name
     train(callback, RunRecorder(tmp_path, run_name="run"), data=data, model=DictModel(mlp().module, num_classes=4))
     values = RunArchive(tmp_path).run("run").metric("instruments/linearised_accuracy").value
     assert len(values) == 2

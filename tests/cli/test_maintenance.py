@@ -106,7 +106,7 @@ def test_gc_reports_what_it_cannot_judge(archive: RunArchive, capsys: pytest.Cap
     assert (archive.root / garbage).exists()
     code, out, _ = call(capsys, "gc", archive.root, "--json")
     assert code == 1
-    assert json.loads(out)["skipped"][0]["run_id"] == run_id
+    assert json.loads(out)["problems"][0]["run_id"] == run_id
 
 
 def test_ages(archive: RunArchive, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,10 +15,11 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
 from reuse_algos.commands.show.instrument_panel import panel, readings_of_run
 from reuse_algos.compare import Question, compare, read_outcomes
+from reuse_algos.errors import ModelError
 from reuse_algos.harvest.laziness import laziness_of_run
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model
-from reuse_algos.recipe import build_trainer, load_recipe
+from reuse_algos.recipe import build_trainer, compose_recipe, load_recipe
 
 RECIPE = Path(__file__).parents[2] / "yamls" / "digits" / "instruments.yaml"
 
@@ -109,3 +110,36 @@ def test_laziness_afterwards(archive: RunArchive, capsys: pytest.CaptureFixture[
     with pytest.raises(LookupError, match=r"has no weights init, only last\. .*weights: \[init, last\]"):
         laziness_of_run(archive.run("digits-instruments-2"))
     assert main(["show", str(archive.root), "digits-instruments-1", "--lazy", "--instruments"]) == 2
+
+
+@pytest.mark.parametrize("learn", ["labels", "tokens"])
+def test_laziness_of_texts(tmp_path: Path, learn: str) -> None:
+    """Classes of texts lie under their name in the batch; a language model does not classify."""
+    pytest.importorskip("transformers")
+    for label, words in enumerate(("red green blue", "one two three")):
+        (folder := tmp_path / "texts" / str(label)).mkdir(parents=True)
+        for number, word in enumerate(words.split() * 4):
+            (folder / f"{number}.txt").write_text(f"{word} {words}")
+    text = {"max_tokens": 6, "vocabulary": 20, "learn": learn}
+    recipe = {
+        "run_name": "texts",
+        "archive": str(tmp_path / "archive"),
+        "data": {"name": "text_files", "root": str(tmp_path / "texts"), "batch_size": 8, "text": text},
+        "model": {"name": "tiny_bert" if learn == "labels" else "tiny_gpt", "width": 8, "depth": 1},
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "max_duration": "1ep",
+        "device": "cpu",
+        "progress_bar": False,
+        "callbacks": {"run_recorder": {"weights": ["init", "last"]}},
+    }
+    trainer = build_trainer(compose_recipe(recipe))
+    trainer.fit()
+    trainer.close()
+    run = RunArchive(tmp_path / "archive").run("texts")
+    if learn == "tokens":
+        with pytest.raises(ModelError, match="laziness is read off classifiers with logits"):
+            laziness_of_run(run, trust_data=True)
+        return
+    found = laziness_of_run(run, trust_data=True)
+    assert found["accuracy"] == pytest.approx(run.metric("metrics/eval/MulticlassAccuracy").value[-1], abs=1e-6)
+    assert 0 < found["relative_distance"] < 1

@@ -15,7 +15,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.data.dense import BoxDataset, SceneConfig, load_boxes
 from reuse_algos.data.dense.boxes import careless_boxes
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import DataError, SignalNotFoundError, TaskError
+from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError, TaskError
 from reuse_algos.functional import mixed_targets
 from reuse_algos.harvest import harvest
 from reuse_algos.harvest.boxes import box_rows
@@ -108,6 +108,16 @@ def test_careless_boxes_lose_what_they_are_told_to() -> None:
     assert all(torch.equal(one, two) for one, two in zip(clean._boxes, held._boxes, strict=True)), "evaluation is clean"
 
 
+def test_digits_of_one_class_have_the_same_boxes() -> None:
+    settings = {"train": 6, "eval": 4, "size": 32, "drop": 0.4, "jitter": 0.1}
+    (many, _), (one, held) = (
+        load_boxes("digit_boxes", SceneConfig(**settings, one_class=own)) for own in (False, True)
+    )
+    assert one.info.class_names == ("background", "digit")
+    assert all(torch.equal(first, second) for first, second in zip(many._boxes, one._boxes, strict=True))
+    assert {int(label) for part in (one, held) for labels in part._labels for label in labels} == {1}
+
+
 def test_boxes_without_an_area_are_refused() -> None:
     info = DatasetInfo("boxes", torch.arange(1))
     images = torch.zeros(1, 8, 8, dtype=torch.uint8)
@@ -146,6 +156,20 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_detector_is_read_while_it_trains_as_without(archive: Path, tmp_path: Path) -> None:
+    """Bit for bit the training of the run without instruments, whose readings are those of its first two scenes."""
+    reading = {"training_instruments": {"sets": ["economy", "stopping"], "every": "1ba", "examples": 2}}
+    trained = _train(tmp_path, "read", callbacks={"run_recorder": {}, **reading}, device_train_microbatch_size=2)
+    plain = _train(tmp_path, "plain", device_train_microbatch_size=2)
+    theirs = plain.state.model.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in trained.state.model.state_dict().items())
+    run = RunArchive(tmp_path).run("read")
+    assert run.metric("instruments/alpha").step.tolist() == [1, 2]
+    assert run.metric("instruments/batch_size").value.tolist() == [4, 4]
+    assert all(-1 <= value < 1 for value in run.metric("instruments/alpha").value)
+    assert run.metric("instruments/distance").value[1] > 0
+
+
 def test_harvested_boxes_are_what_the_archived_detector_finds(archive: Path) -> None:
     from reuse_algos.priors.model import archived_model
 
@@ -179,6 +203,13 @@ def test_strong_views_are_added_with_their_weight(archive: Path, control: str | 
     assert use.harvest_seconds > 0
 
 
+def test_a_threshold_above_every_score_is_refused(archive: Path) -> None:
+    """Strong views would have no box left, and teach the detector to find nothing."""
+    highest = RunArchive(archive).run("prior").signal("boxes").dense(0)[0][..., 4].max()
+    with pytest.raises(PriorRunMismatchError, match=rf"no score of run prior.* its boxes is {float(highest):.2f}"):
+        _train(archive, "too-sure", algorithms={"mix_training": {"runs": "prior", "threshold": 1.0}})
+
+
 def test_a_detector_starts_from_an_archived_one(archive: Path) -> None:
     warm = {"prior_run_warm_start": {"runs": "prior"}}
     one = _train(archive, "warm", algorithms=warm, optimizer={"name": "sgd", "lr": 0.0}, max_duration="1ba")
@@ -193,13 +224,23 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         _train(tmp_path, "two", algorithms={"mix_training": {"runs": "bare"}})
     from toy import loader, trainer, viewed
 
-    mix = MixTraining(
-        archive, "prior", dataset=load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
-    )
+    info = load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32))[0].info
+    mix = MixTraining(archive, "prior", threshold=0.0, dataset=info)
     with pytest.raises(TaskError, match="MixTraining is for detectors"):
         trainer(loader(viewed(8)), algorithms=[mix], max_duration="1ba").fit()
     with pytest.raises(ValueError, match="threshold must be from 0 to 1, got 2"):
         MixTraining(archive, "prior", threshold=2)
+
+
+def test_a_new_detector_finds_boxes_with_an_area() -> None:
+    """Its distances go through a ReLU: from around 0 they can all die, and every box is a point for ever."""
+    torch.manual_seed(0)
+    model = build_model({"name": "tiny_fcos", "width": 16}, 2, (1, 64, 64)).eval()
+    with torch.no_grad():
+        features = model.module.backbone(torch.rand(1, 1, 64, 64))
+        distances, _ = model.module.head.regression_head([features])
+    assert float(distances.min()) > 0.5
+    assert float(distances.mean()) == pytest.approx(1.0, abs=0.2), "16 pixels wide and high, about a digit"
 
 
 def test_detectors_are_rebuilt_from_their_record() -> None:

@@ -22,6 +22,7 @@ def shapes(model):
     [
         (ModelConfig("resnet_small", width=8), 20, (3, 16, 16)),
         ({"name": "resnet20"}, 100, [3, 32, 32]),
+        ({"name": "resnet_small", "width": 4, "depth": 26}, 10, (1, 8, 8)),
         ("digits_cnn", 10, (1, 8, 8)),
         ({"name": "digits_cnn", "autocast": "bfloat16"}, 10, (1, 8, 8)),
         ("resnet18", 5, (3, 32, 32)),
@@ -42,6 +43,15 @@ def test_a_model_is_rebuilt_from_its_reuse_config(config, num_classes, image_sha
         logits = model.eval()(batch)
         assert logits.shape == (2, num_classes)
         assert torch.equal(again.eval()(batch), logits)
+
+
+def test_a_depth_is_the_network_of_that_name():
+    assert shapes(build_model({"name": "resnet_small", "depth": 20}, 10, (3, 32, 32))) == shapes(
+        build_model("resnet20", 10, (3, 32, 32))
+    )
+    deep = build_model({"name": "resnet_small", "depth": 50}, 10, (3, 32, 32)).module
+    layers = [one for one in deep.modules() if isinstance(one, (torch.nn.Conv2d, torch.nn.Linear))]
+    assert len(layers) == 50
 
 
 def test_autocast_is_torchs_around_the_network_with_float32_logits():
@@ -162,6 +172,9 @@ def test_weights_from_a_safetensors_file(tmp_path, whole_model):
         ("resnet20", 10, (32, 32), r"image_shape must be \(channels, height, width\)"),
         ("resnet20", 1, (3, 32, 32), "at least 2 classes"),
         ({"name": "resnet20", "width": 0}, 10, (3, 32, 32), "1 or more, not 0"),
+        ({"name": "resnet_small", "depth": 49}, 10, (3, 32, 32), r"model.depth: .* 6 n \+ 2 layers, .* not 49"),
+        ({"name": "resnet_small", "depth": 2}, 10, (3, 32, 32), "such as 8, 20 or 50, not 2"),
+        ({"name": "resnet20", "depth": 20}, 10, (3, 32, 32), "'resnet20' has a depth of its own"),
         ({"name": "resnet20", "weights": "DEFAULT"}, 10, (3, 32, 32), "no published weights"),
         ({"name": "resnet18", "width": 8}, 10, (3, 32, 32), "fixed width"),
         ("resnet18", 10, (1, 28, 28), "cannot take images of 1 x 28 x 28"),

@@ -23,7 +23,6 @@ from reuse_algos.training.instruments.curvature import Curvature, information_cr
 from reuse_algos.training.instruments.diagnosis import diagnose
 from reuse_algos.training.instruments.examples import (
     ExampleLosses,
-    first_examples,
     flat,
     like_flat,
     trained_parameters,
@@ -31,6 +30,8 @@ from reuse_algos.training.instruments.examples import (
 )
 from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments, slopes_along
 from reuse_algos.training.instruments.reading import SETS, Step, read_step
+from reuse_algos.training.instruments.single.batches import first_examples
+from reuse_algos.training.instruments.single.blocks import Dense, Gradients, UsedRows
 from toy import DictModel, blobs, mlp
 
 MEMORY = 1 << 28
@@ -52,10 +53,15 @@ def digits_model() -> ComposerClassifier:
 def moments_of(rows_ND: Tensor, losses_N: Tensor | None = None, chunk: int = 100) -> GradientMoments:
     losses_N = torch.ones(len(rows_ND)) if losses_N is None else losses_N
 
-    def rows() -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(losses_N.split(chunk), rows_ND.split(chunk), strict=True)
+    def chunks() -> Iterator[Gradients]:
+        for losses_b, rows_bD in zip(losses_N.split(chunk), rows_ND.split(chunk), strict=True):
+            yield Gradients(losses_b, rows_bD.shape[1], [Dense(0, rows_bD)])
 
-    return gradient_moments(rows)
+    return gradient_moments(chunks)
+
+
+def rows_of(examples: ExampleLosses) -> Tensor:
+    return torch.cat([one.matrix() for one in examples.chunks(examples.parameters)])
 
 
 # Published numbers: digits[:64] / 16, Linear 64-32-10 with ReLU, seed 0 ---------------------------------------------
@@ -68,11 +74,11 @@ def test_economy_on_digits(memory: int) -> None:
         examples = ExampleLosses(model, batch, memory)
         assert examples.chunk == (64 if memory == MEMORY else 6)
         before = examples.parameters
-        found = gradient_moments(lambda: examples.rows(before))
+        found = gradient_moments(lambda: examples.chunks(before))
         step_D = -0.1 * found.mean_D
         length = float(step_D.norm())
         ends = [
-            gradient_moments(lambda at=at: examples.rows(at), [step_D / length])
+            gradient_moments(lambda at=at: examples.chunks(at), [step_D / length])
             for at in (before, like_flat(flat(before) + step_D.float(), before))
         ]
     tests = economy.gradient_tests(found)
@@ -107,11 +113,21 @@ def test_curvature_on_digits() -> None:
 
 
 class Branching(ComposerClassifier):
-    """Its forward pass branches on the data, which cannot be vectorised."""
+    """Its forward pass branches on the data."""
+
+    calls = 0
 
     def forward(self, batch: Any) -> Tensor:
+        self.calls += 1
         outputs = super().forward(batch)
         return outputs if bool(batch[0].sum() > 0) else 2 * outputs
+
+
+class Counting(ComposerClassifier):
+    """Its forward pass takes a number out of a tensor, which cannot be vectorised."""
+
+    def forward(self, batch: Any) -> Tensor:
+        return super().forward(batch) * (1 + int(batch[1][0].item() > 1))
 
 
 class TwoParts(ComposerClassifier):
@@ -137,10 +153,16 @@ def plain_gradients(model: Any, batch: Any, count: int) -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("kind", ["plain", "dictionary", "branching", "tuple"])
+@pytest.mark.parametrize("kind", ["plain", "dictionary", "branching", "counting", "tuple"])
 @pytest.mark.parametrize("memory", [MEMORY, 1], ids=["at once", "one by one"])
 def test_gradients_are_those_of_autograd(kind: str, memory: int) -> None:
-    classes = {"plain": ComposerClassifier, "dictionary": DictModel, "branching": Branching, "tuple": TwoParts}
+    classes = {
+        "plain": ComposerClassifier,
+        "dictionary": DictModel,
+        "branching": Branching,
+        "counting": Counting,
+        "tuple": TwoParts,
+    }
     net = mlp().module
     model = classes[kind](net, num_classes=4)
     x, y = blobs(12).tensors
@@ -148,9 +170,158 @@ def test_gradients_are_those_of_autograd(kind: str, memory: int) -> None:
     expected = plain_gradients(model, batch, 12)
     with undisturbed(model):
         examples = ExampleLosses(model, first_examples(batch, 12), memory)
-        rows_ND = torch.cat([rows for _, rows in examples.rows(examples.parameters)])
+        rows_ND = rows_of(examples)
     assert examples.chunk == (12 if memory == MEMORY else 1)
     torch.testing.assert_close(rows_ND, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_examples_that_branch_differently_go_through_in_groups() -> None:
+    model = Branching(mlp().module, num_classes=4)
+    x, y = blobs(12).tensors
+    assert 0 < int((x.sum(1) > 0).sum()) < 12
+    with undisturbed(model):
+        examples = ExampleLosses(model, (x, y), MEMORY)
+        assert examples.chunk == 12  # looks for tables with a pass of its own
+        model.calls = 0
+        rows_of(examples)
+        # All of them until they differ, then the two groups.
+        assert model.calls == 3
+        examples.slopes(examples.parameters, torch.ones(len(flat(examples.parameters))))
+        assert model.calls == 6
+
+
+class NoForwardMode(torch.autograd.Function):
+    """Squares, with a backward pass only."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.square()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+class BackwardOnly(ComposerClassifier):
+    """It has no forward mode."""
+
+    def forward(self, batch: Any) -> Tensor:
+        return NoForwardMode.apply(super().forward(batch))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", [ComposerClassifier, Branching, Counting, BackwardOnly])
+@pytest.mark.parametrize("memory", [MEMORY, 20_000], ids=["at once", "in chunks"])
+def test_slopes_are_those_of_the_gradients(kind: Any, memory: int) -> None:
+    model, batch = kind(mlp().module, num_classes=4), blobs(12).tensors
+    with undisturbed(model):
+        examples = ExampleLosses(model, batch, memory)
+        at = examples.parameters
+        direction_D = torch.randn(len(flat(at)), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        losses_N, slopes_N = examples.slopes(at, direction_D)
+        expected = slopes_along(lambda: examples.chunks(at), direction_D)
+    assert losses_N.dtype == slopes_N.dtype == torch.float64
+    torch.testing.assert_close(losses_N, expected[0], rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(slopes_N, expected[1], rtol=1e-4, atol=1e-5)
+
+
+class Words(ComposerClassifier):
+    """Looks words up, and may use their table elsewhere as well.
+
+    Args:
+        elsewhere: ``nowhere``, ``head``, or ``unseen`` by torch's own functions.
+        options: Of the table.
+    """
+
+    def __init__(self, elsewhere: str, **options: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            net = nn.ModuleDict({"table": nn.Embedding(40, 3, **options), "head": nn.Linear(3, 4)})
+        super().__init__(net, num_classes=4)
+        self.elsewhere = elsewhere
+
+    def forward(self, batch: Any) -> Tensor:
+        table: Any = self.module["table"]
+        words = table(batch[0]) + table(batch[0].flip(1)).square()
+        found = self.module["head"](words.sum(1))
+        if self.elsewhere == "head":
+            return found + (words.sum(1) @ table.weight.T)[:, :4]
+        return found + NoForwardMode.apply(table.weight).sum() if self.elsewhere == "unseen" else found
+
+
+@pytest.mark.parametrize(
+    ("elsewhere", "options", "few"),
+    [
+        ("nowhere", {}, True),
+        ("nowhere", {"padding_idx": 7}, True),
+        ("nowhere", {"scale_grad_by_freq": True}, False),
+        ("head", {}, False),
+        ("unseen", {}, False),
+    ],
+)
+def test_a_table_is_held_by_the_rows_that_are_used(elsewhere: str, options: dict[str, Any], few: bool) -> None:
+    """Words come twice in an example, two lookups share the table, and one word is padding."""
+    model = Words(elsewhere, **options)
+    words = torch.randint(5, 12, (6, 5), generator=torch.Generator().manual_seed(1))
+    batch = words, torch.tensor([0, 1, 2, 3, 0, 1])
+    expected_ND = plain_gradients(model, batch, 6)
+    with undisturbed(model):
+        examples = ExampleLosses(model, batch, 6 * 2 * 4 * 60)
+        (chunk, *more) = examples.chunks(examples.parameters)
+        found = gradient_moments(lambda: examples.chunks(examples.parameters))
+    assert any(isinstance(block, UsedRows) for block in chunk.blocks) == few
+    # 2 x 5 looked up vectors of 3 and a head of 16, instead of a table of 120 and the head.
+    assert examples.chunk == (6 if few else 2)
+    assert len(more) == (0 if few else 2)
+    rows_ND = torch.cat([one.matrix() for one in (chunk, *more)])
+    torch.testing.assert_close(rows_ND, expected_ND, rtol=1e-5, atol=1e-6)
+    dense = moments_of(rows_ND, found.losses_N)
+    for name in ("mean_D", "second_D", "squared_norms_N", "inner_N", "shares"):
+        torch.testing.assert_close(getattr(found, name), getattr(dense, name), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", ["tiny_fcos", "fasterrcnn_mobilenet_v3_large_320_fpn"])
+def test_gradients_of_detectors_are_those_of_autograd(name: str) -> None:
+    """In training mode, where they give losses, but with norms as in evaluation and the same draws for all passes."""
+    channels = 1 if name == "tiny_fcos" else 3
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = build_model(name, num_classes=4, image_shape=(channels, 64, 64))
+    images = [torch.randn(channels, 64, 64, generator=generator) for _ in range(3)]
+    boxes = [torch.tensor([[4.0, 4, 30, 30], [20, 10, 50, 60]])[:count] for count in (2, 1, 0)]
+    targets = [{"boxes": some, "labels": torch.ones(len(some), dtype=torch.int64)} for some in boxes]
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    random = torch.get_rng_state()
+    expected = []
+    for index in range(2):
+        with undisturbed(model, training=True):
+            torch.manual_seed(0)
+            losses = model.module(images[index : index + 1], targets[index : index + 1])
+            expected.append(flat(dict(enumerate(torch.autograd.grad(sum(losses.values()), list(model.parameters()))))))  # type: ignore[arg-type]
+    batch = first_examples((images, targets), 2)
+    with undisturbed(model, training=True):
+        examples = ExampleLosses(model, batch, MEMORY)
+        rows_ND = rows_of(examples)
+    torch.testing.assert_close(rows_ND, torch.stack(expected), rtol=1e-4, atol=1e-6)
+    at = examples.parameters
+    step = Step(model, batch, at, {key: value - 1e-3 for key, value in at.items()}, at, 0.1, 2)
+    if name == "tiny_fcos":
+        found = read_step(step, ["economy", "curvature", "stopping"], Curvature(probes=2, iterations=2), MEMORY)
+        assert all(math.isfinite(found[name]) for name in ("alpha", "norm_test", "trace", "early_stopping"))
+    else:
+        with pytest.raises(ModelError, match="Leave 'curvature' out of sets"):
+            read_step(step, ["curvature"], Curvature(probes=2, iterations=2), MEMORY)
+    with pytest.raises(ModelError, match="the batches of a detector. Leave 'laziness' out"):
+        read_step(step, ["laziness"], Curvature(), MEMORY)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training for module in model.modules())
 
 
 def of_a_task(task: str) -> tuple[Any, Any]:
@@ -181,7 +352,7 @@ def test_gradients_of_other_tasks_are_those_of_autograd(task: str) -> None:
     model, batch = of_a_task(task)
     with undisturbed(model):
         examples = ExampleLosses(model, batch, MEMORY)
-        rows = torch.cat([rows for _, rows in examples.rows(examples.parameters)])
+        rows = rows_of(examples)
     torch.testing.assert_close(rows, plain_gradients(model, batch, 4), rtol=1e-4, atol=1e-6)
     at = {name: value.detach().clone() for name, value in model.named_parameters()}
     after = {name: value - 0.01 for name, value in at.items()}
@@ -195,7 +366,7 @@ def test_frozen_parameters_are_left_out() -> None:
     model.module[0].requires_grad_(False)
     with undisturbed(model):
         examples = ExampleLosses(model, first_examples(blobs(8).tensors, 8), MEMORY)
-        rows = next(examples.rows(examples.parameters))[1]
+        rows = rows_of(examples)
     assert "module.0.weight" not in examples.parameters
     assert rows.shape == (8, sum(p.numel() for p in model.parameters() if p.requires_grad))
     model.requires_grad_(False)
@@ -208,7 +379,7 @@ def test_half_precision_weights_are_read_in_float32() -> None:
     x, y = blobs(8).tensors
     with undisturbed(model):
         half = ExampleLosses(model, (x.bfloat16(), y), MEMORY)
-        rows = next(half.rows(half.parameters))[1]
+        rows = rows_of(half)
     full = mlp()
     full.load_state_dict({name: value.to(full.state_dict()[name]) for name, value in model.state_dict().items()})
     expected = plain_gradients(full, (x.bfloat16().float(), y), 8)
@@ -219,7 +390,7 @@ def test_autocast_is_off_while_reading() -> None:
     model, batch = mlp(), blobs(8).tensors
     with torch.autocast("cpu", torch.bfloat16), undisturbed(model):
         examples = ExampleLosses(model, batch, MEMORY)
-        rows = next(examples.rows(examples.parameters))[1]
+        rows = rows_of(examples)
     torch.testing.assert_close(rows, plain_gradients(model, batch, 8), rtol=1e-5, atol=1e-7)
 
 
@@ -229,8 +400,8 @@ def test_batches_without_rows_are_refused() -> None:
     with pytest.raises(DataError, match="no tensors"):
         first_examples({"text": ["a", "b"]}, 2)
     boxes = [{"boxes": torch.zeros(3, 4), "labels": torch.zeros(3)} for _ in range(2)]
-    with pytest.raises(DataError, match="a list of mappings, one for each example, as detectors have it"):
-        first_examples(([torch.zeros(3, 8, 8)] * 2, boxes), 2)
+    with pytest.raises(DataError, match="the lists of the batch have 2, 3 entries"):
+        first_examples(([torch.zeros(3, 8, 8)] * 3, boxes), 2)
 
 
 def test_the_model_is_left_as_it_is() -> None:
@@ -393,7 +564,7 @@ def test_gradients_and_jacobians_stay_within_the_bound_on_memory() -> None:
             bound = int(share * whole)
             examples = ExampleLosses(model, batch, bound)
             assert examples.chunk == chunk
-            rows = partial(examples.rows, examples.parameters)
+            rows = partial(examples.chunks, examples.parameters)
             assert peak_bytes(partial(slopes_along, rows, flat_D)) < bound + 0.1 * whole
             # Sums, their squares, a row in float64 and what becomes of them.
             vectors = 7 * 8 * 17_668

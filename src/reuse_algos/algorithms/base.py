@@ -161,6 +161,7 @@ class ReusingAlgorithm(Algorithm, BatchEffects):
 
     def warn_if_idle(self, logger: Logger, why: str) -> None:
         """Warn that the algorithm was on and changed nothing (FIT_END)."""
+        # A technique that did nothing would otherwise count as one that does not help.
         if self.batches_applied == 0:
             warnings.warn(f"{type(self).__name__} had no effect: {why}", NoEffectWarning, stacklevel=2)
         logger.log_metrics({f"reuse/{snake_case(type(self).__name__)}/batches": self.batches_applied})

@@ -196,8 +196,12 @@ class PriorRun:
         """
         if name not in self._signals:
             self._require("signals", name)
-            entries = [entry for entry in self._manifest.files if (entry.kind, entry.name) == ("signals", name)]
-            self._signals[name] = Signal(name, [self._segment(entry) for entry in entries], self._num_examples())
+            segments = [
+                Segment(path, entry.meta, self.read(entry), partial(tensor_parts, self._store, path, entry))
+                for entry in self._manifest.files
+                if (entry.kind, entry.name) == ("signals", name) and (path := self._path(entry))
+            ]
+            self._signals[name] = Signal(name, segments, self._num_examples())
         return self._signals[name]
 
     def keys(self) -> Tensor:
@@ -242,10 +246,6 @@ class PriorRun:
             ArchiveCorruptError: The file is damaged.
         """
         return open_tensors(self._store, self._path(entry), entry)
-
-    def _segment(self, entry: FileEntry) -> Segment:
-        path = self._path(entry)
-        return Segment(path, entry.meta, self.read(entry), partial(tensor_parts, self._store, path, entry))
 
     def _examples_column(self, column: str) -> Tensor | None:
         entry = self._require("dataset", "examples")

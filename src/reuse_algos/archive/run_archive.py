@@ -9,12 +9,7 @@ import secrets
 from pathlib import Path
 
 from reuse_algos.archive.format.envelope import seal
-from reuse_algos.archive.format.generations import (
-    list_generations,
-    read_identity,
-    read_latest,
-    read_manifest,
-)
+from reuse_algos.archive.format.generations import list_generations, read_identity, read_latest, read_manifest
 from reuse_algos.archive.format.labels import check_labels
 from reuse_algos.archive.format.manifest import Manifest
 from reuse_algos.archive.format.names import IDENTITY, is_safe_name
@@ -25,12 +20,7 @@ from reuse_algos.archive.run_writer import RunWriter, utc_now
 from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.local import LocalStore
 from reuse_algos.archive.stores.opening import open_store
-from reuse_algos.errors import (
-    ArchiveConflictError,
-    ArchiveError,
-    ArchiveNotFoundError,
-    RunNotFoundError,
-)
+from reuse_algos.errors import ArchiveConflictError, ArchiveError, ArchiveNotFoundError, RunNotFoundError
 
 
 class RunArchive(RunReader):
@@ -126,7 +116,7 @@ class RunArchive(RunReader):
             ArchiveConflictError: Another attempt resumed it at the same moment.
             ArchiveCorruptError: The run is damaged.
         """
-        # An id becomes part of a path, so what is not a name is never looked up.
+        # An id becomes part of a path, so only safe names are looked up.
         latest = read_latest(self._store, run_id) if is_safe_name(run_id) else None
         if latest is None:
             raise self._not_found(run_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
 
 import msgspec
 
@@ -20,6 +21,8 @@ from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.upkeep import Upkeep
 from reuse_algos.errors import ArchiveError, ArchiveWarning, RunNotFoundError, nearest
+
+_CLOCKS_DIFFER = timedelta(minutes=10)  # so much between two machines is no reason to worry
 
 
 class RunReader(Upkeep):
@@ -144,6 +147,8 @@ class RunReader(Upkeep):
                     chosen.append(run)
             # Where damaged ones used up the spare ones, they are known now, and left out of the next shortlist.
             if believed and (limit is None or len(chosen) == limit or len(kept) <= limit):
+                if order == "latest":
+                    _warn_of_the_future(chosen)
                 return chosen
 
     def run(self, run_id: str) -> PriorRun:
@@ -242,3 +247,16 @@ class RunReader(Upkeep):
         found = self.summaries(unfinished=True, unhealthy=True)
         known = [name for run in found for name in (run.run_id, run.run_name)]
         return RunNotFoundError(f"there is no run {run_id!r} in {self.location}.{nearest(run_id, known)}")
+
+
+def _warn_of_the_future(runs: list[PriorRun]) -> None:
+    """Warn of a run that says it was started later than now: it is the latest one until that time has come."""
+    by_now = (datetime.now(timezone.utc) + _CLOCKS_DIFFER).isoformat(timespec="microseconds")
+    if ahead := [run for run in runs if run.manifest.created_at > by_now]:
+        warnings.warn(
+            f"run {ahead[0].id} says that it was started at {ahead[0].manifest.created_at}, which is in the future. "
+            "The order latest goes by such times, and a clock was wrong, this one's or its own. Select runs by tags, "
+            "by name, or by the order best.",
+            ArchiveWarning,
+            stacklevel=3,
+        )

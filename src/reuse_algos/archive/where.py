@@ -143,7 +143,7 @@ class Where:
         return tests[0] if len(tests) == 1 else lambda run: all(test(run) for test in tests)
 
     def _one(self, depth: int) -> Test:
-        # A filter may come from a recipe in somebody else's archive.
+        # A filter may come from a recipe that others wrote.
         if depth > MAX_DEPTH:
             self._refuse(f"more than {MAX_DEPTH} levels deep")
         if self._is("word", "not"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,12 +11,13 @@ import torch
 from composer import Callback, State, Time, TimeUnit
 from composer.loggers import Logger
 from composer.utils import dist
-from composer.utils.batch_helpers import batch_get
 
-from reuse_algos.errors import ModelError, nearest
+from reuse_algos.errors import ModelError, TaskError, nearest
+from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.instruments.curvature import Curvature
-from reuse_algos.training.instruments.examples import Parameters, first_examples, trained_parameters
+from reuse_algos.training.instruments.examples import Parameters, trained_parameters
 from reuse_algos.training.instruments.reading import SETS, Step, read_step
+from reuse_algos.training.instruments.single.batches import first_examples
 from reuse_algos.training.interplay import hides_inputs
 from reuse_algos.training.outputs import unwrap_model
 from reuse_algos.training.ranks import on_rank_zero
@@ -29,7 +31,8 @@ class TrainingInstruments(Callback):
 
     At the steps that ``every`` chooses, the first ``examples`` of rank 0's batch are looked at with the weights before
     and after the step: in full precision, in evaluation mode (running statistics of batch norm, no dropout), and
-    before algorithms such as MixUp change the batch. The readings go to the loggers as ``instruments/<name>`` and,
+    before algorithms such as MixUp change the batch. Detectors give losses in training mode only, so they are read in
+    it, with their norms and dropout as in evaluation. The readings go to the loggers as ``instruments/<name>`` and,
     through :class:`~reuse_algos.callbacks.RunRecorder`, into the archive, where ``reuse-algos show RUN --instruments``
     draws them and says what they mean. The mean gradient is the mean over examples; for tasks that average over tokens
     or pixels this is not the batch's own gradient where the examples differ in length.
@@ -49,15 +52,16 @@ class TrainingInstruments(Callback):
             example's gradient is held in any case. Default: 256.
         hessian: How closely curvature is looked at, fields of
             :class:`~reuse_algos.training.instruments.curvature.Curvature`. Default: 16 probes, 50 iterations.
-        target_key: Where the classes lie in a batch, for laziness. Default: 1.
+        target_key: Where the classes lie in a batch, for laziness. Default: 1, or what is called ``labels``, ``label``,
+            ``targets``, ``target`` or ``y`` in a mapping.
         output_key: Where the logits lie in the model's outputs, for laziness. Default: the tensor, or what is called
             ``logits``.
 
     Raises:
         ValueError: A setting is wrong, or ``stopping`` is asked for with another optimizer than SGD.
-        ModelError: The model cannot be read: its inputs are cached features, its weights are sharded, or laziness is
-            asked for and it does not classify.
-        DataError: The batch does not consist of one row for each example.
+        ModelError: The model cannot be read: its inputs are cached features, its weights are sharded, laziness is asked
+            for and it does not classify, or curvature and it has no second derivatives.
+        DataError: The batch has neither one row nor one entry of each list for each example.
     """
 
     def __init__(
@@ -179,8 +183,8 @@ class TrainingInstruments(Callback):
         initial = before if self._initial is None else _as(self._initial, before)
         targets = None
         if "laziness" in self.sets:
-            found = batch_get(batch, self.target_key)
-            targets = found if isinstance(found, torch.Tensor) else None
+            with contextlib.suppress(TaskError):  # the reading says what is missing
+                targets = targets_of(batch, self.target_key)
         samples = int(state.timestamp.sample) - int(state.previous_timestamp.sample if state.previous_timestamp else 0)
         step = Step(model, batch, before, after, initial, rate, samples, targets, self.output_key)
         return read_step(step, self.sets, self.hessian, self.memory_mib << 20)

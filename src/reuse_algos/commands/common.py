@@ -224,17 +224,15 @@ def open_archive(args: argparse.Namespace, *, read_only: bool = True) -> RunArch
     return archive
 
 
-def report_json(report: Any, *names: str, problems: str = "problems") -> dict[str, Any]:
+def report_json(report: Any, *names: str) -> dict[str, Any]:
     """Return an archive's report as JSON can hold it: ``ok``, some of its fields, and its problems.
 
     Args:
         report: Of a check, a copy or a collection.
         names: Fields to take over.
-        problems: The field that lists problems. Default: ``problems``.
     """
-    # Collections call theirs "skipped", because nothing need be wrong with what is left alone.
-    listed = [{"run_id": one.run_id, "path": one.path, "what": one.what} for one in getattr(report, problems)]
-    return {name: getattr(report, name) for name in ("ok", *names)} | {problems: listed}
+    problems = [{"run_id": one.run_id, "path": one.path, "what": one.what} for one in report.problems]
+    return {name: getattr(report, name) for name in ("ok", *names)} | {"problems": problems}
 
 
 def print_json(value: Any) -> None:

@@ -115,6 +115,7 @@ class Question:
             ("mode", self.mode, Mode),
             ("pairing", self.pairing, Pairing),
         ):
+            # Literal binds type checkers only, and these come from command lines and YAML files as well.
             if value is not None and value not in get_args(known):
                 raise CompareError(f"{name} must be one of {', '.join(get_args(known))}, not {value!r}")
 

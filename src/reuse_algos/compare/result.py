@@ -194,6 +194,7 @@ class Group:
     @property
     def largest_budget(self) -> str:
         """Label of the largest budget that is used."""
+        # At least one is used: a group always uses its budget with the most runs.
         return [point.budget for point in self.points if point.used][-1]
 
     @property
@@ -204,6 +205,7 @@ class Group:
     @property
     def flops_per_example(self) -> float | None:
         """What an example cost on average, in FLOPs; None where that is not known at every budget that is used."""
+        # The sum of all over the sum of all: a mean of ratios would weigh a short budget like a long one.
         pairs = [(point.costs.get("flops"), point.costs.get("samples")) for point in self.points if point.used]
         known = [(flops, samples) for flops, samples in pairs if flops is not None and samples is not None]
         return math.fsum(f for f, _ in known) / math.fsum(s for _, s in known) if len(known) == len(pairs) else None

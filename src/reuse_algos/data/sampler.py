@@ -104,6 +104,7 @@ class EpochSampler(DistributedSampler):
         ranks = self.num_replicas
         if self.drop_last:
             order = order[: len(order) // ranks * ranks]
+        # Filled up from the beginning: DDP would wait for ever for a rank with a batch less.
         elif len(order) % ranks:
             order = np.resize(order, -(-len(order) // ranks) * ranks)
         mine = order[self.rank :: ranks].tolist()
@@ -124,6 +125,7 @@ class EpochSampler(DistributedSampler):
 
 def _occurrences(order: np.ndarray) -> np.ndarray:
     """Return how many times each element came before: ``[4, 7, 4, 4]`` -> ``[0, 0, 1, 2]``."""
+    # Stable, so that equal elements keep their order and are counted in it.
     by_value = np.argsort(order, kind="stable")
     ordered = order[by_value]
     first = np.searchsorted(ordered, ordered, side="left")
@@ -207,6 +209,8 @@ class TrackedBatchSampler(DistributedSampler):
         for indices in self.batch_sampler:
             positions = [index.position if isinstance(index, ExampleView) else int(index) for index in indices]
             views = [index.view if isinstance(index, ExampleView) else view for index in indices]
+            # Recorded when it is handed out: workers fetch ahead, so batches are looked up by number and not as the
+            # last one.
             record.append(Examples(torch.tensor(positions), torch.tensor(views)))
             if not self._takes_views:
                 yield indices

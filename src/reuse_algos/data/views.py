@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from reuse_algos.data.examples.content import example_bytes
@@ -214,10 +213,6 @@ class ViewedDataset(Dataset[Any]):
             raise IndexError(f"Position {position} of a dataset of {len(self)} examples.")
         # Two salts: random augmentation of epoch 3 must not repeat view 3.
         number, salt = (epoch, _SALT_EPOCH) if view == UNKNOWN_VIEW else (view, _SALT_VIEW)
-        seed = view_hash(self.view_policy.seed, self.info.keys[position], _scalar(number), salt)
+        seed = view_hash(self.view_policy.seed, self.info.keys[position], torch.tensor(number), salt)
         with seeded_rng(int(seed)):
             return self.dataset[position]
-
-
-def _scalar(number: int | None) -> Tensor:
-    return torch.tensor(number, dtype=torch.int64)

@@ -52,6 +52,7 @@ def show_every_technique(folder: Path, archive_path: Path, *, seeds: int) -> int
             out.print(f"\n[bold]{method.replace('_', '-')}[/bold]: {why}")
             overrides = [_ROBUST]
             if method == "short":
+                # A short plain run is what distillation would be without a teacher.
                 overrides.append("tags.control_of=distilled")
             elif method == "adversarial_replay":
                 out.print(_attack_baseline(archive_path))
@@ -123,6 +124,7 @@ def _robustness(archive: RunArchive, groups: list[str]) -> Table:
         cells = []
         for metric in _ROBUST_METRICS.values() if runs else ():
             interval = mean_interval([run.final_metric(metric) for run in runs])
+            # One run has no interval.
             known = math.isfinite(interval.low)
             spread = f" [{interval.low:.4f}, {interval.high:.4f}]" if known else ""
             cells.append(f"{interval.estimate:.4f}{spread}".replace("[", r"\["))

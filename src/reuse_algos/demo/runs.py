@@ -44,6 +44,7 @@ def make_room(folder: Path, archive: Path, keep: bool) -> None:
         )
     if not folder.exists() or keep:
         return
+    # A folder is deleted only if it is known to be a demo's.
     if not (archive / "archive.json").is_file() and any(folder.iterdir()):
         raise ArchiveConflictError(f"{folder} is not empty and holds no earlier demo; name another folder (--folder)")
     shutil.rmtree(archive, ignore_errors=True)
@@ -93,6 +94,7 @@ class Ahead:
         self._out, self._runs, self._epochs = out, runs, epochs
         self._done, self._epochs_done = 0, 0
         self._began = time.perf_counter()
+        # In a file or a pipe a moving line would be thousands of them.
         self._status = out.status("") if out.is_terminal else None
         if self._status is not None:
             self._status.start()

@@ -87,6 +87,7 @@ def show_saving(folder: Path, archive: Path, *, seeds: int) -> int:
     out.print()
     out.print(_table(comparison))
     out.print()
+    # The first is the baseline, which is not compared with itself.
     for group in comparison.groups[1:]:
         out.print(_verdict(group, comparison.target))
     out.print(
@@ -152,6 +153,7 @@ def _table(comparison: Comparison) -> Table:
     for group in comparison.groups:
         for point in group.points:
             name = f"{group.name}{_role(group)}"
+            # Rich would take the bracket for a style.
             accuracy = format_interval(point.final, between=" ").replace("[", r"\[")
             table.add_row(name, f"{point.steps:.0f}", str(point.n), accuracy)
     return table

@@ -35,6 +35,7 @@ def average_states(states: Sequence[Mapping[str, Tensor]], weights: Sequence[flo
         raise ValueError(f"{len(states)} states need as many weights of at least 0 with a sum above 0, got {weights}")
     if any(state.keys() != states[0].keys() for state in states):
         raise ValueError("the states to average have different names")
+    # Parts of weight 0 are left out before the multiplication, as 0 times NaN is NaN.
     kept = [(state, weight) for state, weight in zip(states, weights, strict=True) if weight > 0]
     if len(kept) == 1:
         return dict(kept[0][0])
@@ -54,6 +55,7 @@ def average_states(states: Sequence[Mapping[str, Tensor]], weights: Sequence[flo
         elif name.endswith(_VARIANCE) and means in states[0]:
             centres = [state[means].double() for state, _ in kept]
             squares = [value.double() + centre**2 for value, centre in zip(values, centres, strict=True)]
+            # The difference of two near numbers may be a hair below 0, and batch norm takes its root.
             averaged[name] = (mean(squares) - mean(centres) ** 2).clamp(min=0).to(first.dtype)
         else:
             averaged[name] = mean(values).to(first.dtype)

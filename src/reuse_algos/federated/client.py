@@ -129,12 +129,14 @@ def client_round(
         return ClientRound(unchanged, len(positions_N), 0, labelled - began, 0.0)
     chosen = Chosen(positions_N[chosen_M], labels_M)
     section = recipe.settings.data
+    # A recipe's batch may be larger than what a small client is sure of, and drop_last would leave nothing.
     data = load_datasets(replace(section, batch_size=min(section.batch_size, len(chosen_M))), device, chosen)
     mixing = config.clients.labels == "none" and config.select.mix_weight > 0
     select, seeds = config.select, (recipe.settings.seed, client)
     mix = [MixTerm(select.mix_alpha, select.mix_weight, seeds)] if mixing else []
     part = Part(part_folder(config, run_id, f"client-{client}"), config.clients.epochs)
     trained = train_part(config, recipe, part, round_number, data, weights, mix)
+    # Counted for studies only: with labels: none, nothing above has looked at the true labels.
     correct = int((labels_M == truth_N[chosen_M]).sum())
     return ClientRound(trained, len(positions_N), correct, labelled - began, time.perf_counter() - labelled)
 

@@ -44,6 +44,7 @@ class Rounds(FedAvg):
     """
 
     def __init__(self, config: FederatedConfig, server: Server) -> None:
+        # At least one: a small share of few clients would round to none, and the round would never begin.
         count = max(1, round(config.clients.fraction * config.clients.count))
         super().__init__(min_train_nodes=count, min_evaluate_nodes=count, min_available_nodes=config.clients.count)
         self._config, self._server, self._count = config, server, count
@@ -55,6 +56,7 @@ class Rounds(FedAvg):
         """Return the messages that begin a round."""
         nodes = self._nodes(grid)
         number = self._first + server_round
+        # A generator of its own per round: a run that is gone on with draws what it would have drawn.
         drawn = random.Random(f"{self._server.seed} {number}").sample(nodes, self._count)
         mean, std = self._server.pixels
         asked = ConfigRecord(
@@ -97,6 +99,7 @@ class Rounds(FedAvg):
     def _nodes(self, grid: Grid) -> list[int]:
         """Return the ids of all nodes, once as many are connected as the run has clients."""
         count = self._config.clients.count
+        # Sorted, as Flower lists nodes in the order in which they happened to connect.
         while len(nodes := sorted(grid.get_node_ids())) < count:
             sleep(1)
         return nodes

@@ -53,11 +53,13 @@ class MixTerm(Algorithm):
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Add the loss of mixed images to the loss."""
         images, labels = _image_batch(state.batch)
+        # From a generator of its own: the term must not change what else is drawn.
         order_B = torch.from_numpy(self._generator.permutation(len(images))).to(images.device)
         share = float(self._generator.beta(self.alpha, self.alpha))
         mixed = mix_images(images, order_B, share)
-        outputs = state.model((mixed, labels))
-        own, other = (state.model.loss(outputs, (mixed, target)) for target in (labels, labels[order_B]))
+        model: Any = state.model
+        outputs = model((mixed, labels))
+        own, other = (model.loss(outputs, (mixed, target)) for target in (labels, labels[order_B]))
         state.loss = state.loss + self.weight * (share * own + (1 - share) * other)
 
     def state_dict(self) -> dict[str, Any]:
@@ -66,6 +68,7 @@ class MixTerm(Algorithm):
 
     def load_state_dict(self, state: dict[str, Any], strict: bool = False) -> None:
         """Take the state of the generator back."""
+        # Without it a round that is gone on with would mix other pairs.
         self._generator.bit_generator.state = state["generator"]
 
 

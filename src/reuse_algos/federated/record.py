@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
+import numpy as np
 from torch import Tensor
 
 from reuse_algos.archive import (
@@ -77,6 +78,7 @@ class RoundRecord:
         there = self._same_run(archive, settings)
         if there is not None:
             self._writer, self._manifest = archive.resume_run(there.id)
+            # The generation that the writer goes on from, even if another one was committed since.
             self._take_back(archive.open_run(there.id, self._manifest.generation))
             return
         self._writer: RunWriter = archive.start_run(config.run_name)
@@ -111,12 +113,15 @@ class RoundRecord:
         for name, value in values.items():
             row = (sums.batches, sums.samples, epoch, sums.train_seconds, sums.eval_seconds, value)
             self._rows.setdefault(name, []).append(row)
-        histories = {name: MetricHistory(*zip(*rows, strict=True)) for name, rows in self._rows.items()}
+        columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
+        histories = {name: MetricHistory(*parts) for name, parts in columns.items()}
         is_last = round_number == self._config.rounds
+        # The history has grown by a round and replaces the one before; the weights of earlier rounds stay.
         files = [one for one in self._manifest.files if one.kind != "metrics"]
         for name in [_ROUND.format(round_number), *(["last"] if is_last else [])]:
             files.append(self._writer.put("weights", name, weights))
         files.append(self._writer.put("metrics", "history", history_tensors(histories)))
+        # Integer buffers count as finite: batch norm counts its batches in one.
         finite = all(bool(value.isfinite().all()) for value in weights.values())
         self._manifest = self._writer.commit(
             msgspec.structs.replace(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from composer import ComposerModel
-from composer.utils import reproducibility
+from composer.utils import get_device, reproducibility
 from torch import Tensor
 
 from reuse_algos.archive import Manifest, RunArchive, TaskRecord
@@ -64,7 +64,7 @@ class Server:
             environment=environment(),
         )
         self.record = RoundRecord(archive, config, described, examples_of(info), self._teachers)
-        first = {name: value.clone() for name, value in self._model.state_dict().items()}
+        first = {name: value.cpu().clone() for name, value in self._model.state_dict().items()}
         self.weights = self.record.weights(archive) if self.record.rounds else first
 
     @property
@@ -113,7 +113,8 @@ class Server:
         settings, data = self._recipe.settings, self._data
         # As for a Trainer of this recipe: the initial weights depend on the seed and nothing else.
         reproducibility.seed_all(settings.seed)
-        return build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
+        model = build_model(settings.model, data.num_classes, data.image_shape, data.inputs)
+        return model.to(device_of(self._recipe))  # where its evaluation data are
 
     def _train(self, round_number: int, weights: Mapping[str, Tensor]) -> Trained:
         """Train on the labels that the server has."""
@@ -141,9 +142,10 @@ def evaluate(model: ComposerModel, weights: Mapping[str, Tensor], data: LoadedDa
     """
     model.load_state_dict(dict(weights))
     model.eval()
-    metrics = model.get_metrics(is_train=False)
+    device = get_device("gpu" if next(model.parameters()).is_cuda else "cpu")
+    metrics = {name: device.module_to_device(one) for name, one in model.get_metrics(is_train=False).items()}
     with torch.no_grad():
-        for batch in eval_loader(data, section):
+        for batch in map(device.batch_to_device, eval_loader(data, section)):
             outputs = model.eval_forward(batch)
             for metric in metrics.values():
                 model.update_metric(batch, outputs, metric)

@@ -141,14 +141,14 @@ def load_federated(path: str | Path, overrides: Iterable[str] = ()) -> Federated
     """Read the file of a federated run.
 
     Args:
-        path: The YAML file.
+        path: The YAML file, or the name of one that comes with the library, such as ``federated/digits``.
         overrides: ``dotted.key=value`` texts that change its values, such as ``clients.count=4``. Default: none.
 
     Raises:
         RecipeError: With all faults, one per line.
     """
     faults = Faults(str(path))
-    text = read_text(path, faults)
+    text = read_text(recipe_path(str(path)), faults)
     raw = None if text is None else parse_yaml(text, faults)
     if raw is not None and not isinstance(raw, dict):
         faults.add("", "a federated run must be a mapping of keys, such as run_name: federated-1")
@@ -189,11 +189,13 @@ def part_recipe(config: FederatedConfig, epochs: int, changes: Mapping[str, Any]
     if not isinstance(values, dict) or values.get("label") is not None:
         raise RecipeError(f"{path} is not a recipe that trains. Name one with data, model and optimizer")
     merge_sections(values, config.overrides)
+    # After the overrides: a client's own data file is a fact of its machine.
     merge_sections(values, changes or {})
     # The server records the rounds; what a part does within one is its own.
     callbacks = {name: one for name, one in (values.get("callbacks") or {}).items() if name != "run_recorder"}
     values |= {
         "run_name": config.run_name,
+        # Without an algorithm that reuses, a part needs no access to the archive.
         "archive": config.archive if values.get("algorithms") else None,
         "callbacks": callbacks,
         "max_duration": f"{config.rounds * epochs}ep",

@@ -49,6 +49,7 @@ def client_positions(config: FederatedConfig, info: DatasetInfo, client: int) ->
     everything = torch.arange(info.num_examples)
     if config.clients.split == "own":
         return everything
+    # What the server keeps is chosen by keys, so every client finds the same part without being told.
     rest_n = everything[~torch.isin(everything, server_positions(config, info))]
     assert info.labels is not None
     labels_n, keys_n = info.labels[rest_n], info.keys[rest_n]
@@ -64,6 +65,7 @@ def client_positions(config: FederatedConfig, info: DatasetInfo, client: int) ->
 
 def _of_shards(labels_n: Tensor, keys_n: Tensor, client: int, count: int, shards: int) -> Tensor:
     """Return every ``count``-th piece of the examples sorted by label, of ``count * shards`` (McMahan et al. 2017)."""
+    # One class for all: only the order by hash is wanted here, so that a piece is a random part of its label.
     by_hash = nested_order(keys_n, torch.zeros_like(labels_n), _SALT_SHARD)
     by_label = by_hash[labels_n[by_hash].argsort(stable=True)]
     pieces = by_label.tensor_split(count * shards)

@@ -63,6 +63,7 @@ class EndOfRound(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Note the epoch with which the round begins."""
+        # Not 0: a part goes on from its checkpoint, which counts the epochs of earlier rounds.
         self._first = int(state.timestamp.epoch)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
@@ -108,6 +109,7 @@ def train_part(
     trainer = build_trainer(recipe, data=data, algorithms=algorithms, callbacks=[EndOfRound(part.epochs)])
     try:
         trainer.state.evaluators = []  # the server evaluates the model of the round
+        # After the checkpoint was loaded, whose weights are those of the part's own last round.
         unwrap_model(trainer.state.model).load_state_dict(dict(weights))
         if not config.keep_optimizer:
             for optimizer in trainer.state.optimizers:
@@ -122,6 +124,7 @@ def train_part(
         now = trainer.state.timestamp
         return Trained(
             {name: one.detach().cpu().clone() for name, one in plain_state_dict(trainer.state.model).items()},
+            # By this the server weighs the part, as federated averaging does: not by how often it saw them.
             examples=count,
             batches=int(now.batch) - int(began.batch),
             samples=int(now.sample) - int(began.sample),

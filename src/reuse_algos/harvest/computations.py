@@ -82,6 +82,7 @@ class ArchivedForward:
         """
         batch = _to_device(batch, self._device)
         inputs = batch if isinstance(self._module, ComposerModel) else batch[self._input_key]
+        # Detectors take lists of images, and have no logits of an example.
         if signal in BOX_SIGNALS:
             return self._boxes(signal, batch)
         self._look(batch)

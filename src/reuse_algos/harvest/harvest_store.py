@@ -63,6 +63,7 @@ def _check_made(run: PriorRun, signal: str, meta: Mapping[str, Scalar], made: At
     wanted = {**made.meta(), "bits": made.bits}
     keys = ("attack_settings", "bits", "pixel_mean", "pixel_std")
     there, here = ([known.get(key) for key in keys] for known in (meta, wanted))
+    # Rows of two attacks in one signal would look like one.
     if there != here:
         shown = [f"{one[0]} in {one[1]} bits of pixels with mean {one[2]} and std {one[3]}" for one in (there, here)]
         raise PriorRunMismatchError(
@@ -102,6 +103,7 @@ class Attempt:
     @property
     def writer(self) -> RunWriter:
         """Writes files and commits them."""
+        # Resuming a run is a commit already, so it waits until there is something to write.
         if self._writer is None:
             self._writer, self.manifest = self._archive.resume_run(self.run.id)
         return self._writer

@@ -140,6 +140,7 @@ def label_pool(
     # The pool is seen once and whole, whatever the section says of training.
     plain = replace(pool, augment="none", pseudo_labels=None, resample="natural", drop_last=False)
     loaded = load_datasets(plain, target)
+    # The run must not tell students the true labels of the pool.
     info = unlabelled(infer_info(loaded.train))
     refuse_shared(info, infer_info(loaded.eval))
     for teacher in teachers:
@@ -196,6 +197,7 @@ class _Work:
         scores = [entry for entry in manifest.files if entry.kind == "signals"]
         return LabelResult(
             writer.run_id,
+            # Counted in the archive, which knows the blocks of earlier calls as well.
             rows=sum(entry.tensors["ids"].shape[0] for entry in scores),
             computed=computed,
             bytes=sum(entry.bytes for entry in scores),
@@ -236,6 +238,7 @@ class _Work:
         return writer.put("signals", "logits", {"ids": positions_B, **columns}, {**facts, **meta})
 
     def _with(self, manifest: Manifest, entry: FileEntry, seconds: float) -> Manifest:
+        # One record grows, so that a student pays for all calls and not for the last.
         before = sum(harvest.seconds for harvest in manifest.harvests)
         harvest = HarvestRecord(
             signal="logits",
@@ -328,6 +331,7 @@ def check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig, *, trust_
     if (task := task_of(run.manifest)) is not None:
         task.require("labelling a pool", ("multiclass",))
     shape = ((run.manifest.model and run.manifest.model.config) or {}).get("image_shape")
+    # Convolutions take other sizes without an error, and answer badly.
     if shape is not None and tuple(shape) != loaded.image_shape:
         raise PriorRunMismatchError(
             f"run {run.id} was trained on images of shape {tuple(shape)}, those of the pool are {loaded.image_shape}. "

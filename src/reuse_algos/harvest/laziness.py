@@ -13,11 +13,13 @@ from torch import Tensor
 
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.images.device_loader import dataloader_of
-from reuse_algos.errors import SignalNotFoundError
+from reuse_algos.errors import ModelError, SignalNotFoundError
 from reuse_algos.harvest.training_data import load_run_data
 from reuse_algos.priors.model import archived_model
+from reuse_algos.training.first_batch.task_reader import targets_of
 from reuse_algos.training.instruments import laziness
-from reuse_algos.training.instruments.examples import ExampleLosses, first_examples, trained_parameters, undisturbed
+from reuse_algos.training.instruments.examples import ExampleLosses, trained_parameters, undisturbed
+from reuse_algos.training.instruments.single.batches import first_examples
 from reuse_algos.training.outputs import logits_of
 
 _BATCH_SIZE = 256
@@ -49,6 +51,7 @@ def laziness_of_run(
         SignalNotFoundError: The run has no such weights.
         DataError: The run has no recipe, or its data cannot be loaded.
         PriorRunMismatchError: The data are not those of the run.
+        ModelError: The run does not classify.
     """
     if missing := sorted({"init", "last"} - set(run.weight_names)):
         raise SignalNotFoundError(
@@ -59,18 +62,24 @@ def laziness_of_run(
     # archived_model freezes what it returns, and the tangent kernel is of the trained parameters.
     model: Any = archived_model(run, "last").requires_grad_(True)
     initial = trained_parameters(archived_model(run, "init").requires_grad_(True))
+    if hasattr(loaded.eval, "collate_fn"):
+        raise ModelError(
+            f"laziness is read off classifiers, and run {run.id} has batches of its own making, as detectors do."
+        )
     right = straight_right = count = 0
     found: dict[str, float] = {}
     with undisturbed(model):
         for batch in dataloader_of(loaded.eval, _BATCH_SIZE):
             one = ExampleLosses(model, first_examples(batch, _BATCH_SIZE), memory_bytes)
-            now, targets_N = one.parameters, batch[1]
+            now = one.parameters
 
             def logits(values: Mapping[str, Tensor], one: ExampleLosses = one) -> Tensor:
                 return logits_of(one.outputs(values))
 
             with torch.no_grad():
-                right += int((logits(now).argmax(1) == targets_N).sum())
+                now_NC = logits(now)
+            targets_N = laziness.check_classes(now_NC, targets_of(batch))
+            right += int((now_NC.argmax(1) == targets_N).sum())
             straight_NC = laziness.linearised(logits, initial, now)
             straight_right += int((straight_NC.argmax(1) == targets_N).sum())
             count += len(targets_N)

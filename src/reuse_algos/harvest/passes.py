@@ -106,9 +106,9 @@ def harvest(
     ``[N, D]`` for each view of the training, or with ``plain`` for the examples without augmentation: a later run that
     freezes everything else trains on them.
 
-    ``adversarial`` keeps, for every example in every view of the training, a perturbation of its pixels that makes the
-    archived model wrong about it (:mod:`reuse_algos.training.attacks`), with the shares of examples that it fools
-    before and after it was cut to a few bits.
+    ``adversarial`` keeps a perturbation of the pixels of every example in every view of the training, one that makes
+    the archived model wrong about it (:mod:`reuse_algos.training.attacks`). The shares of examples that are fooled,
+    before and after the perturbations were cut to a few bits, are kept as well.
 
     Args:
         archive: The archive or its path.
@@ -160,6 +160,7 @@ def harvest(
     for name in signals:
         if name not in HARVESTABLE:
             raise SignalNotFoundError(f"no signal {name!r} can be harvested.{nearest(name, HARVESTABLE)}")
+    # All arguments are checked before the archive is opened: a harvest may wait in a queue for hours.
     if ADVERSARIAL not in signals and (attack is not None or bits is not None):
         raise ValueError(f"attack and bits belong to the signal {ADVERSARIAL}; harvested are {', '.join(signals)}")
     if plain and ("features" not in signals or views is not None):
@@ -179,10 +180,12 @@ def harvest(
         )
     weights = weights_name(weights)
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    # Every pass is prepared before the first one runs, so that what cannot be done is refused at once.
     work: list[_Pass] = []
     loaded: dict[bool, tuple[Dataset, ViewPolicy]] = {}
     for signal in dict.fromkeys(signals):
         once = views is None and (signal not in OF_VIEWS or (plain and signal == "features"))
+        # Signals of the same views share their data, which may take minutes to load.
         if once not in loaded:
             loaded[once] = (
                 plain_data(run, data, dataset, target, trust_data=trust_data)
@@ -249,6 +252,7 @@ class _Split:
 def _about(run: PriorRun, name: str, one: _Pass, view: int, precision: str | None) -> dict[str, Any]:
     """Return what tells the parts of one view from those of another harvest."""
     weights = one.store.weights
+    # By content: weights of one name may differ between two generations of a run.
     hashes = [file.sha256 for file in run.manifest.files if (file.kind, file.name) == ("weights", weights)]
     fingerprint = infer_info(one.train).fingerprint
     policy = declared_views(one.train)

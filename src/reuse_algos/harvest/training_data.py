@@ -34,7 +34,7 @@ _HARMLESS: dict[str, type | tuple[type, ...]] = {
     "labels": str,
 }
 _EMBEDDED = "digits"  # comes with scikit-learn: no path, no download
-_MAX_VIEWS = 10_000  # a harvest of more from somebody else's recipe would never end
+_MAX_VIEWS = 10_000  # a recipe that others wrote may name so many that a harvest never ends
 
 
 def viewed_data(

@@ -48,7 +48,7 @@ class ModelConfig:
             ``ssdlite320_mobilenet_v3_large`` and ``fasterrcnn_mobilenet_v3_large_320_fpn``.
         width: Channels of the first convolution of this library's own models, null is 16; of models for texts the size
             of the hidden vectors, null is 64.
-        depth: Layers of models for texts; null is 2.
+        depth: Layers of models for texts, null is 2; of ``resnet_small``, 6 n + 2 such as 50, null is 8.
         weights: Name of torchvision's pretrained weights, such as ``DEFAULT``; null starts from random numbers.
         weights_path: A ``.safetensors`` file with the weights to start from; null for none.
         new_head: Leave out of ``weights_path`` what differs from the model only in its number of rows: the last layer
@@ -150,14 +150,17 @@ def build_model(
         return _text_model(settings, num_classes, {**known, **(inputs or {})})
     if inputs:
         raise ModelError(f"Model {settings.name!r} reads images, and the data are texts. Take one of {TEXT_MODELS}.")
-    if settings.depth is not None:
-        raise ModelError(f"model.depth: is for models for texts, and {settings.name!r} has a depth of its own.")
+    if settings.depth is not None and settings.name != "resnet_small":
+        raise ModelError(
+            f"model.depth: is for models for texts and for resnet_small, and {settings.name!r} has a depth of its own."
+        )
     classes, shape = _check_task(settings.name, num_classes, image_shape)
     if settings.name in (*SEGMENTATION_MODELS, *DETECTION_MODELS):
         return _dense_model(settings, classes, shape)
     autocast = _autocast_dtype(settings.autocast)
     module, measures = _build_module(settings, classes, shape)
     _load_weights(module, settings)
+    # Plain values only: the archive keeps them as JSON, and a later run builds the model from them.
     reuse_config = {"name": settings.name, "num_classes": classes, "image_shape": list(shape), **measures}
     if settings.autocast is not None:
         reuse_config["autocast"] = settings.autocast
@@ -198,6 +201,7 @@ def _as_mapping(config: ModelConfig | Mapping[str, Any] | str) -> dict[str, Any]
 def _settings(given: dict[str, Any]) -> ModelConfig:
     known = [field.name for field in fields(ModelConfig)]
     unknown = [f"model.{key}: unknown setting.{nearest(key, known)}" for key in given if key not in known]
+    # All unknown settings at once, as a recipe reports its faults.
     if unknown:
         raise ModelError("\n".join(unknown))
     return ModelConfig(**given)
@@ -224,6 +228,13 @@ def _autocast_dtype(name: str | None) -> torch.dtype | None:
     return _AUTOCAST_DTYPES[name]
 
 
+def _blocks(depth: int) -> int:
+    blocks, rest = divmod(depth - 2, 6)
+    if rest or blocks < 1:
+        raise ModelError(f"model.depth: a small ResNet has 6 n + 2 layers, such as 8, 20 or 50, not {depth}.")
+    return blocks
+
+
 def _build_module(
     settings: ModelConfig, num_classes: int, image_shape: tuple[int, int, int]
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -247,7 +258,9 @@ def _build_module(
         if name == "digits_cnn":
             module: nn.Module = DigitsCNN(num_classes, in_channels=channels, width=width)
         else:
-            module = CifarResNet(_RESNET_BLOCKS[name], num_classes, in_channels=channels, width=width)
+            blocks = _RESNET_BLOCKS[name] if settings.depth is None else _blocks(settings.depth)
+            measures |= {} if settings.depth is None else {"depth": settings.depth}
+            module = CifarResNet(blocks, num_classes, in_channels=channels, width=width)
         return module if settings.time is None else TimeConditioned(module, settings.time), measures
     if name not in torchvision_model_names():
         raise ModelError(f"model.name: unknown model {name!r}.{nearest(str(name), model_names())}")
@@ -267,6 +280,7 @@ def _load_weights(module: nn.Module, settings: ModelConfig) -> None:
         state = safetensors.torch.load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"model.weights_path: {path} cannot be read as a safetensors file: {error}") from error
+    # Saved from the Composer model, which holds the network as "module".
     if state and all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): value for key, value in state.items()}
     if settings.new_head:

@@ -42,6 +42,7 @@ def relative_rows(features_BD: Tensor, anchors_AD: Tensor, k: int, power: float)
         ``[B, A]`` in the type of the features; rows without a positive cosine are 0.
     """
     cosines_BA = _unit(features_BD) @ anchors_AD.T
+    # Stable, unlike topk: of equal cosines the same ones are kept on every machine.
     order_BA = cosines_BA.sort(dim=1, descending=True, stable=True)
     # Clamped, as a power would turn or lose the sign of a negative cosine.
     values_Bk = order_BA.values[:, :k].clamp(min=0) ** power
@@ -137,6 +138,7 @@ class RelativeSpace:
             DataError: A key is not there.
         """
         gone_A = torch.isin(self._keys_A, keys.to(torch.int64).cpu())
+        # Before anything is removed: a call that fails leaves the space as it was.
         if int(gone_A.sum()) != len(keys.unique()):
             raise DataError(f"{len(keys.unique()) - int(gone_A.sum())} of {len(keys)} keys to remove are not anchors")
         assert self._images_AD is not None

@@ -109,6 +109,7 @@ def read_prompts(path: str | Path, texts: PriorRun) -> Prompts:
 
 def _from_npz(path: Path) -> tuple[list[str], Tensor]:
     try:
+        # No pickle: a file of features must not be able to run code.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             names, features = file["names"], file["features"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
@@ -145,6 +146,7 @@ def _from_text(path: Path, texts: PriorRun) -> tuple[list[str], Tensor, Tensor]:
         if missing:
             raise DataError(f"{path}, line {number}: run {texts.id} has no features of key {missing[0]}")
         own_ME = features_NE[[place[key] for key in own]]
+        # Of unit norm first, so that a long text does not outweigh the other wordings.
         rows.append(torch.nn.functional.normalize(own_ME, dim=1).mean(0))
         names.append(name.strip())
         used += own
@@ -179,6 +181,7 @@ def zero_shot(
     """
     space = RelativeSpace.of_runs(images, texts, k=k, power=power)
     paired = space.keys
+    # A text that stands for a class would decide for itself if it were an anchor as well.
     aside = torch.cat([prompts.keys, torch.tensor(list(without), dtype=torch.int64)])
     unknown = aside[~torch.isin(aside, torch.cat([paired, prompts.keys]))]
     if len(unknown):

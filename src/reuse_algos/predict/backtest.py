@@ -98,9 +98,11 @@ def summarise(tests: Iterable[Backtest]) -> list[BacktestSummary]:
     """
     groups: dict[float, list[Backtest]] = {}
     for test in tests:
+        # By the share that was asked for: what a run really showed by then differs from run to run.
         groups.setdefault(test.asked, []).append(test)
 
     def spread(group: list[Backtest], name: str) -> tuple[float, float]:
+        # Not the mean: one run that was forecast badly would decide it.
         middle, high = np.quantile([getattr(test, name) for test in group], [0.5, 0.9]).tolist()
         return middle, high
 

@@ -127,6 +127,7 @@ def trials_of(runs: Sequence[History], over: str, tune: str) -> list[Trial]:
     """
     trials = []
     for run in runs:
+        # A diverged run is a trial that reached nothing; one that still trains may reach the goal yet.
         if not run.finished and not run.diverged:
             continue
         if run.schedule == "decayed":

@@ -92,6 +92,7 @@ def end_seconds(steps: ArrayLike, seconds: ArrayLike, end_step: float) -> float:
     steps_N, seconds_N = np.asarray(steps, dtype=np.float64), np.asarray(seconds, dtype=np.float64)
     if len(steps_N) < 2:
         raise NotEnoughEvidenceError(f"the time of a step needs two points in time, got {len(steps_N)}")
+    # The median and not the mean: one evaluation or one pause must not slow the whole forecast.
     rates = np.diff(seconds_N) / np.diff(steps_N)
     later = rates[len(rates) // 2 :]
     return float(seconds_N[-1] + np.median(later) * (end_step - steps_N[-1]))

@@ -99,6 +99,7 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         SignalNotFoundError: The run has no such metric, or several.
     """
     said = run.manifest
+    # The training loss is logged at every step; a monitor once for each evaluation.
     name = (said.monitor or metric) if metric == "monitor" else metric or TRAIN_LOSS
     full = resolve_metric(name or TRAIN_LOSS, run.metric_names, f"run {run.id} has")
     rows = run.metric(full)

@@ -111,6 +111,7 @@ def predict_size(runs: Sequence[SizedRun], flops: float, hardware: str) -> SizeF
         # Least squares may give 0, whose logarithm is minus infinity.
         return _floored(_ridge(plain_NF, np.log(np.maximum(values, _LEAST)), at))
 
+    # On logarithms, as losses and times are powers of the size.
     scale = math.exp(_ridge(plain_NF, np.log([run.curve.scale for run in runs]), at))
     curve = LossCurve(
         regress([run.curve.b0 for run in runs]),

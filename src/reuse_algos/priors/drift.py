@@ -91,6 +91,7 @@ def drift_between(before: PriorRun, after: PriorRun) -> Drift:
     """
     model = after.manifest.model
     data = after.manifest.dataset
+    # Class 3 of both must be the same class, or the comparison means nothing.
     match_classes(before, model and model.num_classes, data and data.class_names)
     periods = training_period(before), training_period(after)
     if None not in periods and periods[0] >= periods[1]:  # type: ignore[operator]

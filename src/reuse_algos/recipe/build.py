@@ -90,7 +90,7 @@ def build_trainer(
     check_world_size(recipe)
     faults = Faults(recipe.source)
     archive = _open_archive(recipe)
-    # What a constructor refuses is said before minutes of reading data.
+    # What a constructor refuses is reported before minutes of reading data.
     own_algorithms, own_callbacks, loggers = (
         _components(section, recipe, archive, faults) for section in ("algorithms", "callbacks", "loggers")
     )

@@ -114,6 +114,7 @@ def check_settings(settings: Settings, faults: Faults) -> None:
         faults.add("seed", f"must be between 0 and {_MAX_SEED}, not {settings.seed}")
     for key in ("train_subset_num_batches", "eval_subset_num_batches", "save_num_checkpoints_to_keep"):
         value = getattr(settings, key)
+        # Composer's own word for "all" is -1.
         if value < 1 and value != -1:
             faults.add(key, f"must be 1 or more, or -1 for all, not {value}")
     size = settings.device_train_microbatch_size
@@ -141,6 +142,7 @@ def _check_pools(settings: Settings, faults: Faults) -> None:
             if getattr(holder, key.rpartition(".")[2]) is not None:
                 faults.add("archive", f"missing. {key} reads it. Write for example archive: ./archive")
     if settings.label is not None:
+        # false switches off an algorithm that the recipe inherits.
         if any(options is not False for options in settings.algorithms.values()):
             faults.add("algorithms", "a recipe with label trains nothing, so it has no algorithms")
         if settings.data.pseudo_labels is not None:
@@ -157,12 +159,14 @@ def _check_choice(key: str, value: str | None, choices: list[str] | tuple[str, .
 def _check_time(key: str, value: str | int, faults: Faults, *, may_be_share: bool) -> None:
     example = "1ep, 100ba or 0.5dur" if may_be_share else "40ep or 5000ba"
     try:
+        # A bare number counts epochs, as in Composer.
         time = Time.from_timestring(value) if isinstance(value, str) else Time(value, TimeUnit.EPOCH)
     except (ValueError, TypeError):
         faults.add(key, f"{value!r} is not a time. Write for example {example}")
         return
     units = {TimeUnit.EPOCH, TimeUnit.BATCH, TimeUnit.SAMPLE, TimeUnit.TOKEN, TimeUnit.ITERATION}
     if may_be_share:
+        # max_duration itself cannot be a share of max_duration.
         units.add(TimeUnit.DURATION)
     if time.unit not in units:
         faults.add(key, f"cannot be counted in {time.unit.value!r}. Write for example {example}")

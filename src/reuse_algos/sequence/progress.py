@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.archive.stores.opening import open_store
 from reuse_algos.compare.reading import choose_metric
 from reuse_algos.errors import ArchiveNotFoundError, RecipeError, SequenceError
@@ -58,7 +59,7 @@ class StepState:
         return self.run.final_metric(metric) if at_end is None else at_end
 
 
-def open_store_of(location: str) -> Any:
+def open_store_of(location: str) -> Store:
     """Return the store of an archive, to write to; it is made where there is none."""
     return open_store(location, create=True, read_only=False)
 

@@ -10,16 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from composer import State
-from composer.algorithms import (
-    AugMix,
-    ColOut,
-    CutMix,
-    CutOut,
-    MixUp,
-    ProgressiveResizing,
-    RandAugment,
-    SeqLengthWarmup,
-)
+from composer.algorithms import AugMix, ColOut, CutMix, CutOut, MixUp, ProgressiveResizing, RandAugment, SeqLengthWarmup
 
 ExampleLosses = Callable[[Any, Any], torch.Tensor]
 """(outputs, batch) -> the loss of each example, float ``[B]``, whose mean is the model's loss."""

@@ -22,10 +22,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewPolicy
-from reuse_algos.errors import (
-    NoEffectWarning,
-    PriorRunMismatchError,
-)
+from reuse_algos.errors import NoEffectWarning, PriorRunMismatchError
 from reuse_algos.harvest import harvest
 from toy import NUM_CLASSES, DictModel, blobs, checkpointed, epoch_loader, keyed, mlp, record_run, trainer, viewed
 

@@ -6,20 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from replaying import (
-    BATCH,
-    conv_net,
-    deltas,
-    fit,
-    perturbed,
-    positions_of,
-    replay,
-    series,
-)
-from reuse_algos.algorithms.adversarial_replay import (
-    choose_prior_runs,
-    replayed_rows,
-)
+from replaying import BATCH, conv_net, deltas, fit, perturbed, positions_of, replay, series
+from reuse_algos.algorithms.adversarial_replay import choose_prior_runs, replayed_rows
 from reuse_algos.archive import RunArchive
 
 ROWS = torch.arange(1, BATCH, 2)  # of fraction 0.5

@@ -30,10 +30,7 @@ from replaying import (
     series,
 )
 from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
-from reuse_algos.algorithms.adversarial_replay import (
-    fooling_rate,
-    turned_rows,
-)
+from reuse_algos.algorithms.adversarial_replay import fooling_rate, turned_rows
 from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums
 from reuse_algos.algorithms.history_curriculum import ActiveBias, DynamicPrune
 from reuse_algos.algorithms.prior_run_distillation import KL, Auto, Cached, Live

@@ -176,7 +176,7 @@ def _try(root: Path, name: str, tally: Tally) -> None:
 
     def collect() -> object:
         report = opened().collect_garbage()
-        return {problem.run_id for problem in report.skipped} <= {odd} and report.runs >= len(good)
+        return {problem.run_id for problem in report.problems} <= {odd} and report.runs >= len(good)
 
     attempt("gc", collect)
 

@@ -25,7 +25,7 @@ from reuse_algos.algorithms.adversarial_replay.checks import (
     refuse_uneven_ranks,
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
-from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRows, current_examples
+from reuse_algos.algorithms.adversarial_replay.replay.batch_rows import BatchRows
 from reuse_algos.algorithms.adversarial_replay.replay.row_replay import RowReplay
 from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.settings import Append, Replace, Replayable
@@ -121,7 +121,6 @@ class AdversarialReplay(ReusingAlgorithm):
         self._given_pixels = self.pixels
         self.perturbations: Perturbations | None = None
         self.replay = RowReplay(self.mode, self.keys, seed)
-        self._info: DatasetInfo | None = None
         self._looked_at_pixels = False
         self.written = WrittenBack.of(self.replayable, self.keys, auxiliary=self.mode.split_batch_norm)
         self._slots_used: dict[str, set[int]] = {}  # views looked up so far, by run id
@@ -196,7 +195,8 @@ class AdversarialReplay(ReusingAlgorithm):
         info = self.dataset or try_info(dataset)
         if info is None:
             raise ExampleIdError("the train examples cannot be told apart; describe them: dataset=DatasetInfo(...).")
-        self._info, self._looked_at_pixels = info, False
+        # With it, keys that come with the batch become positions.
+        self.ids.info, self._looked_at_pixels = info, False
         self.pixels = self._given_pixels or pixels_of(dataset)
         self.load_perturbations(state, info)
 
@@ -226,7 +226,7 @@ class AdversarialReplay(ReusingAlgorithm):
         self.replay.leave_batch()
         if not self.when.is_on(state):
             return
-        examples = current_examples(self.ids.batch, self.ids, self._info)
+        examples = self.ids.batch
         # Counted over the batches in which it is on: fractions of a row are carried over from one to the next.
         number = int(state.timestamp.batch) // self.when.every_n_batches
         rows_R, runs_R = replayed_rows(self.mode.fraction, len(examples.positions), number), None
@@ -261,7 +261,7 @@ class AdversarialReplay(ReusingAlgorithm):
         if not self._looked_at_pixels:
             refuse_other_pixels(clean_BCHW, self.pixels)  # once, as a GPU has to be waited for
             self._looked_at_pixels = True
-        shown = current_examples(self.ids.microbatch, self.ids, self._info)
+        shown = self.ids.microbatch
         shown = Examples(shown.positions[rows_R], shown.views[rows_R])
         delta_RCHW = self.perturbations.gather(shown.positions, shown.views, self.replay.rows.runs_here)
         if self.written is not None:

@@ -95,7 +95,8 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
         ("same_data", [run for run in same if run.same_model], "the same model on the same data"),
         ("other_architecture", [run for run in same if not run.same_model], "another model on the same data"),
     ):
-        teachers = _best([run for run in fitting if run.can_teach])
+        # The best by their own last metric; those without a metric come last.
+        teachers = sorted((run for run in fitting if run.can_teach), key=_score, reverse=True)[:_MOST_TEACHERS]
         if teachers and situation not in situations:
             return _nothing(
                 f"{_prior_runs(fitting)} of {words}, and could teach. The preset for that has not been shown to "
@@ -121,6 +122,7 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
         if run.common >= _LEAST_COMMON * run.num_examples and run.common < num_examples and run.common
     ]
     if not parts:
+        # Named, so that the user can look at the run that nearly fits.
         most = max(runs, key=lambda run: run.common)
         return _nothing(
             f"no prior run is on these data or a part of them; {most.id} has most in common, {most.common} of its "
@@ -132,6 +134,7 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
             f"{_prior_runs(parts)} on a part of these data, and none has weights of this model; no preset has "
             "been shown to help without them"
         )
+    # The most examples first: what a start has seen counts for more than how well it did on less.
     start = max(starts, key=lambda run: (run.common, _score(run)))
     share = start.common / num_examples
     does = "PriorRunWarmStart starts from its weights"
@@ -141,11 +144,6 @@ def _grown(runs: Sequence[RunFacts], num_examples: int) -> Decision:
 
 def _prior_runs(runs: Sequence[RunFacts]) -> str:
     return "1 prior run is" if len(runs) == 1 else f"{len(runs)} prior runs are"
-
-
-def _best(runs: Sequence[RunFacts]) -> list[RunFacts]:
-    """Return the best runs by their own last metric, at most three; those without a metric come last."""
-    return sorted(runs, key=_score, reverse=True)[:_MOST_TEACHERS]
 
 
 def _score(run: RunFacts) -> float:

@@ -45,6 +45,7 @@ def facts_of(
         if record is None:
             continue
         same = same_data(info, record.fingerprint, record.key_fingerprint)
+        # Counted, as to match examples one by one reads all keys of the run.
         matched += not same
         found.append(facts_of_run(run, model, info, look_for_common=matched <= _MOST_MATCHED))
     return found
@@ -67,6 +68,7 @@ def facts_of_run(run: PriorRun, model: torch.nn.Module, info: DatasetInfo, look_
     described = run.manifest.model
     theirs = {} if described is None else {name: tuple(one.shape) for name, one in described.parameters.items()}
     same_model, weights = theirs == shapes, "last" in run.weight_names
+    # A model without a recorded configuration can be built only where the current one is of its shapes.
     buildable = weights and (same_model or (described is not None and described.config is not None))
     return RunFacts(
         id=run.id,

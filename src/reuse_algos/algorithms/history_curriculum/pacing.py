@@ -1,9 +1,9 @@
 """Pacing functions: how much of the ordered data a curriculum may show at each step.
 
 Wu, Dyer, Neyshabur 2021, "When Do Curricula Work?" (arXiv 2012.03107): the six families of its section on pacing
-functions. With N examples, T steps, the share ``b`` of the data at the start and the share ``a`` of training until all
-data is in use, each is ``g(t) = N b + N (1 - b) f(t / (a T))`` with one of the f below, and never more than N (``step``
-there adds N at once, which comes to the same).
+functions. There are N examples and T steps; ``b`` is the share of the data at the start, and ``a`` the share of
+training until all data is in use. Each function is ``g(t) = N b + N (1 - b) f(t / (a T))`` with one of the f below, and
+at most N (``step`` in the paper adds N at once, which comes to the same).
 """
 
 from __future__ import annotations

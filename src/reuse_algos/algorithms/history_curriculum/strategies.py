@@ -230,9 +230,9 @@ class Prune(Subset):
 class DynamicPrune(Strategy):
     """Some easy examples are left out in turn, the others weigh more (Qin et al. 2024, "InfoBatch", arXiv 2303.04947).
 
-    Examples whose score is below the mean are easy. In each epoch a share of them is dropped at random and the losses
-    of the other easy ones are multiplied by 1 / (1 - share), so that the weighted sum over the epoch has the
-    expectation of the sum over all examples (equation 5 there).
+    Examples whose score is below the mean are easy. In each epoch a share of them is dropped at random, and the losses
+    of the other easy ones are multiplied by 1 / (1 - share). So the weighted sum over the epoch has the expectation of
+    the sum over all examples (equation 5 of the paper).
 
     With ``easy_share`` the easy ones are that share of the examples with the lowest scores. A larger share at a smaller
     rate leaves out as many with smaller weights, so with less noise in the gradient.

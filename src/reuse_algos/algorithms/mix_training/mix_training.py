@@ -47,7 +47,8 @@ class MixTraining(ReusingAlgorithm):
 
     Raises:
         ValueError: A setting is out of its range.
-        SignalNotFoundError, PriorRunMismatchError: At the start of training.
+        SignalNotFoundError, PriorRunMismatchError: At the start of training; also where no archived score is above the
+            threshold.
         TaskError: In the first batch: it is not a pair of lists, of images and of mappings with boxes.
 
     Logs ``reuse/mix_training/loss`` (the strong views'), ``/kept`` (share of the true boxes that are left) and
@@ -112,6 +113,7 @@ class MixTraining(ReusingAlgorithm):
                     f"{harvest_command(run, 'boxes,gt_scores')}."
                 )
             self._signals[name] = run.signal(name)
+        self._check_threshold(run.id)
         info = self.dataset or infer_info(state.dataloader.dataset)  # type: ignore[union-attr]
         rows = match_examples(run, info, self.mismatch)
         self._rows_N = torch.arange(info.num_examples) if rows is None else rows
@@ -119,6 +121,17 @@ class MixTraining(ReusingAlgorithm):
             order = np.random.default_rng([self.seed % 2**63, 1]).permutation(info.num_examples)
             self._rows_N = self._rows_N[torch.from_numpy(order)]
         self._keys_N = info.keys
+
+    def _check_threshold(self, run_id: str) -> None:
+        """Refuse a threshold above every archived score: strong views without a box would teach that there is none."""
+        boxes, scores = (signal.dense(signal.slots[0])[0] for signal in (self._signals[name] for name in _SIGNALS))
+        found, true = (float(part.max()) if part.numel() else 0.0 for part in (boxes[..., 4], scores))
+        if max(found, true) <= self.threshold:
+            raise PriorRunMismatchError(
+                f"MixTraining: threshold is {self.threshold}, and no score of run {run_id} is above it: the highest of "
+                f"its boxes is {found:.2f}, and at a true box {true:.2f}. No strong view would have a box. Set a lower "
+                "threshold, or take a better detector."
+            )
 
     def _add_strong_views(self, state: State) -> None:
         """Run the model on the strong views of the microbatch, and add their losses."""

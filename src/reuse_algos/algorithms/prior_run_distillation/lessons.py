@@ -37,7 +37,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import
 )
 from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers, LiveTeachers, Teachers
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.info import DatasetInfo, try_info
+from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
 from reuse_algos.data.trainer import weighs_by_tokens
 from reuse_algos.data.views import ViewPolicy
@@ -87,7 +87,6 @@ class Lessons:
         self.mismatch, self.seed = mismatch, seed
         self.strength, self.combination, self.classes = loss.plain, np.ones(0), KnownClasses()
         self._runs: Sequence[PriorRun] = ()
-        self._info: DatasetInfo | None = None
         self._share, self._looking, self._bounding = 1.0, False, False
         self.forget()
 
@@ -111,7 +110,7 @@ class Lessons:
         self,
         state: State,
         runs: Sequence[PriorRun],
-        dataset: DatasetInfo | None,
+        info: DatasetInfo | None,
         policy: ViewPolicy | None,
         no_ids: str | None,
         student: nn.Module | None,
@@ -121,7 +120,7 @@ class Lessons:
         Args:
             state: The trainer's.
             runs: The prior runs, at least one.
-            dataset: What the train data are. None: read off the loader's dataset.
+            info: The train data; None where nothing tells their examples apart.
             policy: The views of the train data.
             no_ids: Why the train examples cannot be followed; None where they can.
             student: An untouched copy of the model, for archived models of its architecture.
@@ -133,7 +132,6 @@ class Lessons:
         self._runs, names = runs, self.source.weight_names
         self.choice = choose_source(state, runs, self.source, policy, no_ids, self.mismatch)
         cached = self.choice.kind == "cached"
-        info = self._info = dataset or try_info(getattr(state.dataloader, "dataset", None))
         num_classes = getattr(unwrap_model(state.model), "num_classes", None) or (info and info.num_classes)
         self.classes = find_known_classes(runs, num_classes, info, self.mismatch)
         if info is None and cached:
@@ -172,7 +170,6 @@ class Lessons:
         check, cached, self._check = self._check, self.cached, None
         if check is None or cached is None or microbatch.examples is None:
             return
-        microbatch = microbatch._replace(examples=self._positions(microbatch.examples))
         self.report = on_every_rank(lambda: check.look(state, microbatch, cached, self.strength.temperature))[0]
         log.info("PriorRunDistillation: %s", self.report)
 
@@ -194,7 +191,7 @@ class Lessons:
         self.measured.begin_batch()
         cached, self._share = self.cached, 1.0
         if batch is not None and cached is not None and not cached.complete:
-            self._share = cached.share(state, self._positions(batch), self._chosen)
+            self._share = cached.share(state, batch, self._chosen)
 
     @property
     # A teacher of weight 0 is neither run nor looked up.
@@ -211,7 +208,6 @@ class Lessons:
         assert self.teachers is not None
         batch, examples, task, rows = microbatch
         student_BC, chosen = self.classes.of_student(rows.logits_BCX), self._chosen
-        examples = None if examples is None else self._positions(examples)
         with self.costs.stopwatch.running():
             found, seen_B = self.teachers.targets(state, batch, examples, chosen)
         logits = [self._aligned(task, index, one, rows) for index, one in zip(chosen, found, strict=True)]
@@ -266,12 +262,6 @@ class Lessons:
     def base_weight(self) -> float:
         """The weight b of the model's own loss in the running batch."""
         return self.loss.base(self.strength, self._share)
-
-    def _positions(self, examples: Examples) -> Examples:
-        """Return rows of the current data; ids that came with the batch are its keys."""
-        if self.keys.ids is None or self._info is None:
-            return examples
-        return examples._replace(positions=self._info.positions_of(examples.positions))
 
     def end_batch(self) -> dict[str, float]:
         """Return the metrics of the batch over all ranks; every rank must call this."""

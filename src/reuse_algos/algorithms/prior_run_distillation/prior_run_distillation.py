@@ -31,7 +31,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers.sources import Teach
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look, TeacherGoal
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
-from reuse_algos.data.info import DatasetInfo
+from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ExampleIdError, HarmWarning
 from reuse_algos.presets import preset
 from reuse_algos.priors.choosing import RunSelection
@@ -247,7 +247,9 @@ class PriorRunDistillation(ReusingAlgorithm):
         self._check(lambda: self.loss.check_ahead(state, self.when))
         if metric := self.when.stop_when_better:
             self._goal = TeacherGoal.of(self.prior_runs, None if metric is True else metric)
-        self.lessons.load(state, self.prior_runs, self.dataset, self.ids.view_policy, self._no_ids, self.student)
+        # With it, keys that come with the batch become positions.
+        info = self.ids.info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
+        self.lessons.load(state, self.prior_runs, info, self.ids.view_policy, self._no_ids, self.student)
         # A copy of the whole model, which nothing needs any more.
         self.student = None
 

@@ -49,6 +49,7 @@ class Totals(NamedTuple):
         """Return the norm of the weighed term's gradient over that of the weighed loss; None where not measured."""
         if self.own <= 0 or self.of_term <= 0 or base <= 0:
             return None
+        # The sums hold squares of norms over the same rows, so their number cancels.
         return weight * self.of_term**0.5 / (base * self.own**0.5)
 
     def metrics(self) -> dict[str, float]:
@@ -117,6 +118,7 @@ class Tally:
         squares = torch.zeros(3, device=term.device) if pulled is None else pulled.to(term.device) * len(seen) ** 2
         answers = torch.zeros(3, device=term.device) if judged is None else judged.to(term.device)
         parts = [term.detach() * rows, (agree * seen).sum(), compared.sum(), seen.sum(), rows, *squares, *answers]
+        # On the device, unread: a number asked for here would make the GPU wait at every microbatch.
         self._sums.append(torch.stack([part.float() for part in parts]))
 
     def read(self) -> Totals:

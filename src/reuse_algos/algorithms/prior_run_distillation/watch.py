@@ -60,9 +60,9 @@ class Look(NamedTuple):
 class HarmWatch:
     """Judges what a batch shows now and then, and remembers how often in a row it was bad.
 
-    The term harms where, at three looks in a row, its gradient opposes that of the model's own loss while that has not
-    fallen to half, the student answers more rows of the training batches rightly than its teachers do, or channels in
-    front of the head die.
+    The term harms where one of these shows at three looks in a row: its gradient opposes that of the model's own loss,
+    which has not fallen to half yet; the student answers more rows of the training batches rightly than its teachers
+    do; channels in front of the head die.
 
     Args:
         on: Whether there is a watch at all.

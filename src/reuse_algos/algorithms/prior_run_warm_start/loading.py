@@ -88,12 +88,13 @@ def load_weights(
         SignalNotFoundError: A run has no such weights.
     """
     fresh = plain_state_dict(state.model)
+    # Parameters must be finite; a buffer may be a mask of infinities.
     trained = {*plain_parameters(state.model, tied=True)}
     # A ComposerModel's prefix may be missing on either side.
     trained |= {name.removeprefix("module.") for name in trained} | {f"module.{name}" for name in trained}
     archived = under_our_names(read_sources(sources, trained), fresh)
     plan = _plan(state, sources, fresh, archived, info, change, head)
-    # Everything that does not fit is said at once: a user who renames layers must not learn of them one by one.
+    # Everything that does not fit is reported at once: a user who renames layers must not learn of them one by one.
     listed = misfits(archived, fresh, plan)
     # Where the head's rows are tokens, these matched already, and class names have nothing to add.
     by_token = not set(plan.by_token).isdisjoint(_head_names(state, info, change, head))
@@ -121,6 +122,7 @@ def load_weights(
     for name in values.keys() & parameters.keys():
         rows = plan.rows_of(name)
         taken += parameters[name].numel() * (1.0 if rows is None else len(rows[0]) / len(parameters[name]))
+    # Training from random numbers would pass for a warm start.
     if not taken:
         raise ModelError("head and reset leave no parameter to load from the prior run. Load some of them.")
     total = sum(parameter.numel() for parameter in parameters.values())

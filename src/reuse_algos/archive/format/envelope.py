@@ -3,8 +3,8 @@
 A sealed file is ``{"sha256":"<64 hex digits>","content":<JSON object>}`` and a newline. It is ordinary JSON to every
 other tool, and each of its bytes is either fixed or covered by the hash, so that a change of any bit is noticed.
 
-The hash guards against damage, not against malice: whoever may write to an archive can seal what they like. Hence the
-bounds on size, depth and number of items, which hold before a parser sees the content.
+The hash guards against damage, not against malice: whoever may write to an archive can seal what they like. So size,
+depth and number of items are bounded before a parser sees the content.
 """
 
 from __future__ import annotations

@@ -48,6 +48,7 @@ class MetricHistory(NamedTuple):
 
     def final(self) -> float:
         """Return the last value; NaN if there is none."""
+        # The last recorded one even if it is not finite: a run that diverged must not look better than it ended.
         return float(self.value[-1]) if len(self.value) else math.nan
 
     def best(self, mode: Mode) -> tuple[float, int]:
@@ -56,6 +57,7 @@ class MetricHistory(NamedTuple):
         if len(finite) == 0:
             return math.nan, -1
         values = self.value[finite]
+        # The first of equal values: what is asked next is when the best was reached.
         row = int(finite[values.argmax() if mode == "max" else values.argmin()])
         return float(self.value[row]), row
 
@@ -120,7 +122,9 @@ def spelled(value: float) -> float | str:
 def final_value(value: object) -> float | None:
     """Return the number that :func:`spelled` wrote; None for anything else."""
     if isinstance(value, str):
+        # Any other word is damage or a later format, and says nothing.
         return _NOT_FINITE.get(value)
+    # A bool is an int in Python, and JSON's true is not a metric.
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > _LARGEST:
         return None  # JSON may hold an integer of 400 digits, which is not a float
     return float(value)

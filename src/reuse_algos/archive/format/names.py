@@ -67,6 +67,7 @@ def run_prefix(run_id: str) -> str:
 
 def manifest_path(run_id: str, generation: int) -> str:
     """Return the path of the manifest of one generation."""
+    # Padded, so that names sort as generations do.
     return f"{run_prefix(run_id)}/manifests/g{generation:06d}.json"
 
 
@@ -83,11 +84,13 @@ def final_path(run_id: str) -> str:
 
 def lease_path(run_id: str, attempt: int, token: str, number: int) -> str:
     """Return the path of a writer's lease; ``token`` is 16 hex digits of that writer."""
+    # The attempt in the name lets a listing tell whose lease it is, without opening it.
     return f"{run_prefix(run_id)}/leases/{attempt}-{token}-{number}.json"
 
 
 def marker_path(run_id: str) -> str:
     """Return a new path for a marker that says what is being deleted."""
+    # A new name each time: two deletions at once each have a flag of their own to take away.
     return f"{run_prefix(run_id)}/gc/{secrets.token_hex(8)}.json"
 
 
@@ -104,6 +107,7 @@ def thinned_generation(path: str) -> int | None:
 
 def shard_path(runs: int, sha256: str) -> str:
     """Return the path of a shard of the index, which holds the summaries of so many runs."""
+    # Named by content: two processes that index the same runs put the same file, and either one serves.
     return f"{INDEX}/{runs:06d}-{sha256[:32]}.json"
 
 
@@ -126,6 +130,7 @@ def changed_run(path: str) -> str | None:
 
 def data_path(kind: str, name: str, attempt: int, sha256: str) -> str:
     """Return the path of a data file, relative to its run."""
+    # Content and attempt in the name: a resumed run that computes something else never meets an old file.
     return f"data/{kind}/{name}-{attempt}-{sha256[:16]}.safetensors"
 
 

@@ -106,6 +106,7 @@ class RunSummary(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     def lasting_part(self) -> RunSummary:
         """Return this summary without what a later harvest changes."""
+        # A later harvest commits again, which counts the generation up and gives a new date.
         return msgspec.structs.replace(self, generation=0, committed_at="")
 
 
@@ -156,6 +157,7 @@ def _finals(head: ManifestHead) -> dict[str, float | str | None]:
 
 def _values(names: Iterable[str], meta: Mapping[str, Scalar]) -> dict[str, float | str | None]:
     values = {name: final_of(meta, name) for name in metric_names(names)}
+    # Spelled again, as the summary itself is kept as JSON.
     return {name: None if value is None else spelled(value) for name, value in values.items()}
 
 

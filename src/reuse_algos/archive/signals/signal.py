@@ -69,7 +69,9 @@ class Signal:
         self._whole_values: dict[int, Tensor] = {}  # of each dense slot that has one row for every example, in order
         for slot in self._by_slot if self.encoding == "dense" else ():
             whole = self._whole(slot)
-            if whole is not None and whole.tensors["values"].numel():  # index_select checks no position of nothing
+            if (
+                whole is not None and whole.tensors["values"].numel()
+            ):  # index_select does not check positions against an empty tensor
                 self._whole_values[slot] = whole.tensors["values"]
 
     @property

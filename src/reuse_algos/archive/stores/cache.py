@@ -130,15 +130,15 @@ def _fetch(path: Path, size: int, sha256: str, parts: Iterable[bytes]) -> tuple[
             for part in parts:
                 length += len(part)
                 if length > size:
-                    return f"it has more than the {size} bytes that the manifest says", None
+                    return f"it has more than the {size} bytes that it should have", None
                 digest.update(part)
                 rest = memoryview(part)
                 while rest:
                     rest = rest[file.write(rest) :]
             if length != size:
-                return f"it has {length} bytes, the manifest says {size}", None
+                return f"it has {length} bytes and should have {size}", None
             if digest.hexdigest() != sha256:
-                return f"its sha256 is {digest.hexdigest()}, the manifest says {sha256}", None
+                return f"its sha256 is {digest.hexdigest()} and should be {sha256}", None
             # That it is sound will be remembered, so a power cut must not leave it with its size and without its bytes.
             os.fsync(file.fileno())
             status = os.fstat(file.fileno())

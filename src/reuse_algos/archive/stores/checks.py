@@ -49,7 +49,7 @@ def refusals_as_damage(store: Store) -> Iterator[None]:
 
 
 class MissingFileError(ArchiveCorruptError):
-    """A file that a manifest is to list is not there."""
+    """A file that should be there is missing."""
 
 
 def check_sizes(store: Store, sizes: Mapping[str, int]) -> None:
@@ -77,4 +77,4 @@ def check_sizes(store: Store, sizes: Mapping[str, int]) -> None:
             if there is None:
                 raise MissingFileError(f"{store.location}/{path} is not there")
             if there != size:
-                raise ArchiveCorruptError(f"{store.location}/{path} has {there} bytes, the manifest says {size}")
+                raise ArchiveCorruptError(f"{store.location}/{path} has {there} bytes and should have {size}")

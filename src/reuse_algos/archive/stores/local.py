@@ -234,7 +234,7 @@ class LocalStore(Store):
         try:
             os.mkdir(name, dir_fd=parent)
         except FileExistsError:
-            # One that this process did not make may not be on disk yet.
+            # Another process made it, and may not have synced it yet.
             if path in self._durable:
                 return
         os.fsync(parent)

@@ -34,7 +34,7 @@ from reuse_algos.archive.upkeep.leases import (
     put_at,
     read_markers,
 )
-from reuse_algos.archive.upkeep.problems import Problem
+from reuse_algos.archive.upkeep.problems import Problem, Report
 from reuse_algos.archive.upkeep.thinning import first_of, thin_run
 from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, ArchiveVersionError
 
@@ -42,7 +42,7 @@ BATCH = 10_000  # files that one marker names: it stays far below the largest fi
 
 
 @dataclass
-class GarbageReport:
+class GarbageReport(Report):
     """What was, or would be, collected.
 
     Attributes:
@@ -52,7 +52,7 @@ class GarbageReport:
         busy: Runs in which something is young. Nothing in them was deleted.
         unknown: Paths that do not belong to an archive. They were kept.
         shards: Number of shards that were added to the index.
-        skipped: Runs that are damaged, of a newer version, or not readable by this user. Nothing in them was deleted.
+        problems: Runs that are damaged, of a newer version, or not readable by this user. Nothing in them was deleted.
     """
 
     runs: int = 0
@@ -61,17 +61,11 @@ class GarbageReport:
     busy: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
     shards: int = 0
-    skipped: list[Problem] = field(default_factory=list)
 
     @property
     def bytes(self) -> int:
         """Size of what was collected."""
         return sum(size for _, size in self.collected)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every run could be judged."""
-        return not self.skipped
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ def collect_garbage(
                 _thin(store, run_id, delete, min_age_seconds, report)
             _collect_run(store, run_id, delete, min_age_seconds, report)
         except (*DAMAGE, ArchiveConflictError) as error:
-            report.skipped.append(Problem(run_id, run_prefix(run_id), str(error)))
+            report.problems.append(Problem(run_id, run_prefix(run_id), str(error)))
         if progress is not None:
             progress(number, len(run_ids))
     if delete and (archive_id := read_identity(store)) is not None:

@@ -75,6 +75,7 @@ class Planner:
         if first > 1:
             self._plan.thinned = first
         for generation in range(first, highest + 1):
+            # What an earlier call proved is not read again: a copy that follows a training asks again and again.
             if generation not in there or manifest_path(run_id, generation) not in self._known:
                 self._add(generation, generation in there)
         if self._plan.pending and (before := there & set(range(1, self._plan.pending[0]))):
@@ -102,6 +103,7 @@ class Planner:
             if not visible:
                 self._plan.listed[where] = entry.bytes
             if where not in self._known:
+                # Also for a visible generation: its file in the target may be damaged, which a copy reports.
                 self._plan.files[where] = (entry.bytes, entry.sha256)
                 if visible and not self._recheck:
                     self._plan.trusted.add(where)
@@ -116,6 +118,7 @@ class Planner:
         """Return whether the target has a record of the source; raise if it has another one."""
         with reading(self._target):
             there = self._target.get(path, MAX_SEALED_BYTES)
+        # Byte by byte: two runs of one id may differ in a single field, such as the time of a commit.
         if there not in (None, data):
             raise conflict_of(self._source, self._target, path, self._run_id)
         return there is not None
@@ -143,5 +146,6 @@ def _described(store: Store, path: str, run_id: str) -> str:
             f"one in {store.location}, committed {manifest.committed_at} by attempt {manifest.attempt} in the archive "
             f"{manifest.archive_id[:8]}"
         )
+    # The conflict is the news; a record that cannot be read must not hide it.
     except ArchiveError as error:
         return f"one in {store.location} that cannot be read ({error})"

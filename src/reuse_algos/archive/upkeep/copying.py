@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from reuse_algos.archive.asked import tags_match
 from reuse_algos.archive.format.envelope import MAX_SEALED_BYTES
@@ -21,17 +21,12 @@ from reuse_algos.archive.stores.base import Chunk, Store
 from reuse_algos.archive.stores.checks import DAMAGE, MissingFileError, check_sizes, reading
 from reuse_algos.archive.upkeep.copy_plan import Plan, Planner, conflict_of
 from reuse_algos.archive.upkeep.leases import Lease, Stopwatch
-from reuse_algos.archive.upkeep.problems import Problem
-from reuse_algos.errors import (
-    ArchiveConflictError,
-    ArchiveCorruptError,
-    ArchiveError,
-    RunNotFoundError,
-)
+from reuse_algos.archive.upkeep.problems import Problem, Report
+from reuse_algos.errors import ArchiveConflictError, ArchiveCorruptError, ArchiveError, RunNotFoundError
 
 
 @dataclass
-class CopyReport:
+class CopyReport(Report):
     """What was copied.
 
     Attributes:
@@ -39,19 +34,13 @@ class CopyReport:
         files: Data files copied.
         there: Data files that were there before.
         bytes: Bytes of data copied.
-        problems: One per run that could not be copied, in the order found.
+        problems: One per run that could not be copied.
     """
 
     runs: int = 0
     files: int = 0
     there: int = 0
     bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every run is now in the target."""
-        return not self.problems
 
 
 def copy_runs(

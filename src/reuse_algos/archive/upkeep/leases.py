@@ -78,6 +78,7 @@ class Lease:
 
     def __init__(self, store: Store, run_id: str, attempt: int, token: str) -> None:
         self._store, self._run_id, self._attempt, self._token = store, run_id, attempt, token
+        # A number of its own for each lease: put-if-absent never writes one path twice.
         self._numbers = itertools.count(1)
         self._held: list[str] = []
         self._unsure: str | None = None  # a lease whose put failed, and which may have become visible all the same
@@ -98,6 +99,7 @@ class Lease:
             try:
                 try:
                     self._put(path)
+                # Nobody else has this writer's token, so the lease that is in the way is its own.
                 except ArchiveConflictError:  # the put that seemed to fail did not: it is there, and as old as that
                     self._held.append(path)
                     path, self._unsure = self._new_path(), None
@@ -107,6 +109,7 @@ class Lease:
                 raise
             self._unsure = self._failed = None
             self._held.append(path)
+            # The new one first, then the old one goes: between the two a collection always sees one.
             self._drop(keep=1)
             self._alive = watch
 
@@ -160,6 +163,7 @@ class Lease:
             watch = Stopwatch()
             if not all(self._is_safe(path) for path in paths):
                 self.renew()
+            # Only now, with the flag raised: a deletion that looked before has its marker up, and is seen here.
             refuse_condemned(self._store, self._run_id, paths)
             check({path for path in paths if self._safe.get(path, watch) is not None})
             if watch.seconds() < TRUST_SECONDS:  # else this process was stopped on the way: all may have changed
@@ -187,6 +191,7 @@ class Lease:
             if self._store.can_delete:
                 with contextlib.suppress(ArchiveError):  # a collection removes it later
                     self._store.delete(self._held[0])
+            # Forgotten even where the deletion failed: it is out of date, and is not to be tried at every commit.
             self._held.pop(0)
 
 
@@ -275,6 +280,7 @@ def refuse_condemned(store: Store, run_id: str, paths: AbstractSet[str]) -> None
     while blocked := _blocked(store, run_id, paths):
         if watch.seconds() > WAIT_SECONDS:
             raise blocked
+        # Not refused at once: a collection holds its marker for seconds, and a long training would fail for that.
         time.sleep(POLL_SECONDS)
 
 

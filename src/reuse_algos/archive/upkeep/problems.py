@@ -23,22 +23,31 @@ class Problem:
 
 
 @dataclass
-class VerifyReport:
+class Report:
+    """What came of some work on an archive.
+
+    Attributes:
+        problems: What is damaged or was left alone, in the order found.
+    """
+
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether there was no problem."""
+        return not self.problems
+
+
+@dataclass
+class VerifyReport(Report):
     """What was checked, and what was found wrong.
 
     Attributes:
         runs: Number of runs.
         files: Number of data files.
         bytes: Their total size.
-        problems: One per damaged file, in the order found.
     """
 
     runs: int = 0
     files: int = 0
     bytes: int = 0
-    problems: list[Problem] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is wrong."""
-        return not self.problems

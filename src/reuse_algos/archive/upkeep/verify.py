@@ -112,6 +112,7 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
     def read(generation: int) -> None:
         for entry in read_manifest(store, run_id, generation).files:
             path = f"{run_prefix(run_id)}/{entry.path}"
+            # Generations share files: each is hashed once, so the entries must agree on what it is.
             known = files.setdefault((run_id, path), entry)
             if (entry.bytes, entry.sha256, entry.tensors) != (known.bytes, known.sha256, known.tensors):
                 raise ArchiveCorruptError(f"{manifest_path(run_id, generation)} contradicts another entry about {path}")
@@ -137,13 +138,14 @@ def _verify_records(store: Store, run_id: str, report: VerifyReport) -> dict[tup
             generations = list_generations(store, run_id)
     except DAMAGE as error:
         report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
+    # The record of the end names the last generation: if that one is missing, the listing cannot tell.
     highest = max([*generations, final.generation if final else 0])
     report.runs += highest > 0
     first = 1
     try:
         with reading(store):
             first = first_generation(store, run_id)
-    except DAMAGE as error:  # what cannot be read is never taken for something that is not there
+    except DAMAGE as error:  # what cannot be read may be there all the same
         report.problems.append(Problem(run_id, f"{run_prefix(run_id)}/manifests", str(error)))
     for generation in range(first, highest + 1):  # a gap is damage: reading it says so
         attempt(manifest_path(run_id, generation), lambda generation=generation: read(generation))

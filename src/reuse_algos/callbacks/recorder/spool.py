@@ -74,6 +74,7 @@ class Spool:
                 "several machines: set `spool` to a folder that all of them see"
             )
         self._start(lambda: None)
+        # Waited for here, so that an unreachable archive is known before hours of training.
         self._finish("the archive cannot be reached")
 
     def fetch(self, run_id: str) -> None:
@@ -180,6 +181,7 @@ class Spool:
         return self._target
 
     def _copy(self, source: RunArchive, target: RunArchive, run_id: str) -> None:
+        # Sizes are enough here: what was copied was hashed on its way by this process.
         report = source.copy_to(target, [run_id], recheck=False, known=self._known)
         for problem in report.problems:
             raise (ArchiveConflictError if problem.conflict else ArchiveError)(problem.what)

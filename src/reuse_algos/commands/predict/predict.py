@@ -6,13 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.commands.common import (
-    Subparsers,
-    UsageError,
-    add_command,
-    open_archive,
-    positive,
-)
+from reuse_algos.commands.common import Subparsers, UsageError, add_command, open_archive, positive
 from reuse_algos.commands.predict import layers
 from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
 from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart
@@ -151,6 +145,7 @@ def _size(args: argparse.Namespace) -> Answer:
     steps = [args.end_step * k / 100 for k in range(1, 101)]
     series = [line("predicted", steps, made.curve.loss(steps).tolist(), 1, dashed=True)]
     ends = [{"step": one.end_step, "loss": one.end_loss} for one in runs]
+    # The other sizes beside it show how far the prediction reaches out.
     drawn = chart("Predicted loss", "steps", "loss", [*series, points("ends of other sizes", ends, "step", "loss", 2)])
     headline = (
         f"A size of {args.flops:.4g} FLOPs is predicted to end at {loss:.4g} after {forecast['train_seconds']:.4g} s"
@@ -176,6 +171,7 @@ def _speed(args: argparse.Namespace) -> Answer:
         rows.append(
             {
                 "workers": count,
+                # "between": within the range of measured numbers of workers, where a fit is trusted more.
                 "kind": "measured" if seen else "between" if bool(model.measured(count)) else "predicted",
                 "steps_per_second": speed,
                 "examples_per_second": speed * model.batch,

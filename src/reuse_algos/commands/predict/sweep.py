@@ -79,9 +79,11 @@ def _batch_size(args: argparse.Namespace) -> Answer:
     found: dict[str, Any] = {"steps_to_result": rows, "regimes": regimes}
     try:
         found["noise_scale"] = asdict(noise_scale([p.batch for p in sweep.points], [p.steps for p in sweep.points]))
+    # The curve is worth showing without the fit.
     except NotEnoughEvidenceError as error:
         found["noise_scale"] = {"not_enough_evidence": str(error)}
     found["flags"] = [{"flag": flag} for flag in sweep.flags]
+    # Without a batch size that reached the goal there is nothing to scale from.
     known = [row for row in rows if math.isfinite(row["perfect"])]
     perfect = line("perfect scaling", [row["batch"] for row in known], [row["perfect"] for row in known], dashed=True)
     steps = points("steps to the goal", rows, "batch", "steps")

@@ -89,7 +89,8 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from reuse_algos.training.instruments.moments import DECADES
+    from reuse_algos.compare.show.figures import plain_text
+    from reuse_algos.training.instruments.single.blocks import DECADES
 
     names = [name for name in dict.fromkeys(name for one in runs.values() for name in one) if _HISTOGRAM not in name]
     first = next(iter(runs.values()))
@@ -119,14 +120,11 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
             grid, aspect="auto", origin="lower", cmap="Blues", extent=(steps[0], steps[-1] + 1, -0.5, len(grid) - 0.5)
         )
         axis.set_yticks(range(len(grid)), [name.removeprefix(_HISTOGRAM) for name in sizes], fontsize=5)
-        axis.set_title(f"sizes of gradients, {next(iter(runs))}".replace("$", r"\$"), fontsize="small")
+        axis.set_title(plain_text(f"sizes of gradients, {next(iter(runs))}"), fontsize="small")
     for axis in axes[count:]:
         axis.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
-    # matplotlib takes what stands between two dollar signs for a formula.
-    figure.legend(
-        handles, [label.replace("$", r"\$") for label in labels], loc="outside lower center", fontsize="small"
-    )
+    figure.legend(handles, list(map(plain_text, labels)), loc="outside lower center", fontsize="small")
     return figure
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from reuse_algos.compare.show.figures import plain_text
 from reuse_algos.errors import DataError
 
 if TYPE_CHECKING:
@@ -43,8 +44,10 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
     figure = Figure(figsize=(10.0, max(4.0, 0.16 * len(names) + 1.5)), layout="constrained")
     left, right = figure.subplots(1, 2)
     known_N = np.isfinite(values_N)
-    log = _is_skewed(values_N[known_N])
-    left.hist(values_N[known_N], bins=_bins(values_N[known_N], log), color="C0")
+    shown = values_N[known_N]
+    # Where the largest score is far off, a linear axis would show one bar.
+    log = bool((shown > 0).all() and shown.max() > _SKEWED * np.median(shown))
+    left.hist(shown, bins=np.geomspace(shown.min(), shown.max(), 51) if log else 50, color="C0")
     left.axvline(float(np.median(values_N[known_N])), color="black", ls="--", lw=1.0, label="median")
     left.set_xlabel("score, logarithmic" if log else "score")
     left.set_ylabel("examples")
@@ -54,7 +57,7 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
     places = np.arange(len(rows))
     right.hlines(places, quartiles[:, 0], quartiles[:, 2], color="C0", lw=4, alpha=0.5)
     right.plot(quartiles[:, 1], places, "o", color="C0", ms=4)
-    right.set_yticks(places, [_plain(names[row]) for row in rows], fontsize=7)
+    right.set_yticks(places, [plain_text(names[row]) for row in rows], fontsize=7)
     right.invert_yaxis()
     right.set_xlabel("score: quartiles and median of each class")
     if log:
@@ -62,17 +65,8 @@ def histogram(values_N: NDArray[np.float64], labels_N: NDArray[np.int64], names:
         left.set_xscale("log")
         right.set_xscale("log")
     right.grid(alpha=0.25)
-    figure.suptitle(_plain(title), fontsize="medium")
+    figure.suptitle(plain_text(title), fontsize="medium")
     return figure
-
-
-def _is_skewed(values: NDArray[np.float64]) -> bool:
-    """Return whether scores are positive and their largest is so far off that a linear axis would show one bar."""
-    return bool((values > 0).all() and values.max() > _SKEWED * np.median(values))
-
-
-def _bins(values: NDArray[np.float64], log: bool) -> Any:
-    return np.geomspace(values.min(), values.max(), 51) if log else 50
 
 
 def ends_of_classes(
@@ -149,8 +143,10 @@ def contact_sheet(
     axes.imshow(canvas, interpolation="nearest")
     for x, y, text in notes:
         look = {"facecolor": "black", "alpha": 0.6, "pad": 0.5, "linewidth": 0}
-        axes.text(x, y, _plain(text), fontsize=5, color="#ff9d8a", va="bottom", clip_on=True, bbox=look)
-    axes.set_yticks([(row + 0.5) * height for row in range(len(shown))], [_plain(names[n]) for n in shown], fontsize=7)
+        axes.text(x, y, plain_text(text), fontsize=5, color="#ff9d8a", va="bottom", clip_on=True, bbox=look)
+    axes.set_yticks(
+        [(row + 0.5) * height for row in range(len(shown))], [plain_text(names[n]) for n in shown], fontsize=7
+    )
     half = per_end * width
     axes.set_xticks([half / 2, half * 1.5 + middle], ["easiest (first: the easiest)", "hardest (last: the hardest)"])
     axes.tick_params(length=0, labelsize=7)
@@ -158,7 +154,7 @@ def contact_sheet(
         side.set_visible(False)
     cut = f"; the first {len(shown)} of {len(ends)} classes" if len(shown) < len(ends) else ""
     wrong = "; written on an image: what the model takes it for" if notes else ""
-    figure.suptitle(_plain(title + cut + wrong), fontsize="small")
+    figure.suptitle(plain_text(title + cut + wrong), fontsize="small")
     return figure
 
 
@@ -171,8 +167,3 @@ def _scaled(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
     # Whole numbers keep pixels sharp.
     factor = max(1, _SIDE // side)
     return image_HWC.repeat(factor, 0).repeat(factor, 1)
-
-
-def _plain(text: str) -> str:
-    """Return text that matplotlib shows as it is, without formulas between dollar signs."""
-    return text.replace("$", r"\$")

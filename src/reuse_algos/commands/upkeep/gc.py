@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.json:
         collected = [{"path": path, "bytes": size} for path, size in report.collected]
-        found = report_json(report, "runs", "kept", "bytes", "busy", "unknown", problems="skipped")
+        found = report_json(report, "runs", "kept", "bytes", "busy", "unknown")
         print_json({**found, "deleted": args.delete, "collected": collected})
         return 0 if report.ok else 1
     out = console()
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
         out.print(f"{'deleted' if args.delete else 'garbage'}: {path} ({readable_bytes(size)})", soft_wrap=True)
     for path in report.unknown:
         out.print(f"unknown, left alone: {path}", soft_wrap=True)
-    for problem in report.skipped:
+    for problem in report.problems:
         out.print(f"left alone: {problem.run_id}: {problem.what}", soft_wrap=True)
     said = "deleted" if args.delete else "would be deleted (with --delete)"
     out.print(f"{len(report.collected)} files, {readable_bytes(report.bytes)}, {said}", soft_wrap=True)

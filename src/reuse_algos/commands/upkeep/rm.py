@@ -94,7 +94,7 @@ def _users(archive: RunArchive, run_ids: list[str]) -> dict[str, list[str]]:
 
 
 def _agreed(run_ids: list[str], location: str) -> bool:
-    # A script must not wait for an answer that nobody gives, nor take silence for consent.
+    # A script would wait for ever.
     if not sys.stdin.isatty():
         raise UsageError("there is no terminal to ask on: say --yes to remove " + ", ".join(run_ids))
     names = "\n".join(f"  {printable(run_id)}" for run_id in run_ids)

@@ -102,7 +102,9 @@ class Case:
         if self.axis not in member.costs:
             lacking.append(f"What {member.name} costs in {AXIS_WORDS[self.axis]} is not known.")
         if not is_baseline:
-            lacking += [f"Of the baseline: {reason}" for reason in self._lacking_of_baseline()]
+            # A lower limit of its cost is enough to be cheaper than it, so only the number of seeds counts.
+            reached = crossing(self.baseline.curve, self.level, confidence=self.confidence)
+            lacking += [f"Of the baseline: {reason}" for reason in _too_few_seeds(self.baseline, reached)]
             if not lacking and not self.cheaper(self.baseline, member):
                 lacking.append(self._not_cheaper(member, found))
         return Candidate(
@@ -160,10 +162,6 @@ class Case:
         high = crossing(member.curve, self.level, confidence=self.confidence).high
         # Budgets are not interpolated here: the next one that was trained is sure.
         return None if high is None else member.labels[math.ceil(high - 1e-9)]
-
-    def _lacking_of_baseline(self) -> list[str]:
-        # A lower limit of its cost is enough to be cheaper than it, so only the number of seeds counts.
-        return _too_few_seeds(self.baseline, crossing(self.baseline.curve, self.level, confidence=self.confidence))
 
     def _lacking(self, member: Member, found: BudgetCrossing) -> list[str]:
         reasons = _too_few_seeds(member, found)

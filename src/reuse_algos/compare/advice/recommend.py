@@ -8,8 +8,8 @@ cost (:mod:`reuse_algos.compare.estimates.over_budgets`). A technique is only re
 * the target was measured: the mean curve reaches it within the group's budgets, and is surely at or beyond it at the
   largest. Nothing is extrapolated;
 * it is surely cheaper than the baseline: the lower limit of the speed-up is above 1. As the best of K techniques is
-  picked, each limit is taken at a confidence of 1 - (1 - confidence) / K (Bonferroni), so that with no technique being
-  of any use, one is recommended with a probability of at most (1 - confidence) / 2.
+  picked, each limit is taken at a confidence of 1 - (1 - confidence) / K (Bonferroni). Where no technique is of any
+  use, one is then recommended with a probability of at most (1 - confidence) / 2.
 
 Otherwise the answer is "not enough evidence", with the reason. Controls (tag ``control_of``) are never recommended.
 

@@ -81,6 +81,7 @@ class Series:
     def joined(self) -> list[tuple[float, float]]:
         """The points of its line."""
         counts = self.counts or [True] * len(self.x)
+        # Points that do not count are drawn beside the line, so that nothing is hidden.
         return [(x, y) for x, y, used in zip(self.x, self.y, counts, strict=True) if used and self.line]
 
 
@@ -161,10 +162,12 @@ def _technique(name: str, control: str, techniques: Sequence[str]) -> str | None
 def drawn_axes(comparison: Comparison) -> list[Axis]:
     """Return the axes to draw, that of the verdicts first; the shared cost only where it says something of its own."""
     if comparison.method != "budgets":
+        # Recorded without a clock, all runs cost 0 seconds, and that is not a cost.
         timed = all(run.to_target and run.to_target.train_seconds > 0 for g in comparison.groups for run in g.runs)
         return ["cost_seconds", "steps"] if timed else ["steps"]
     points = comparison.points
     shown: list[Axis] = [axis for axis in _SHOWN_FIRST if axis in comparison.shown_axes]
+    # An axis on which every cost is 0 would be one vertical line, and has no logarithm.
     known: list[Axis] = [axis for axis in shown if any((point.costs.get(axis) or 0.0) > 0.0 for point in points)]
     # Without harvests both costs are the same line.
     if all(point.costs.get("amortised_seconds") == point.costs.get("cost_seconds") for point in points):

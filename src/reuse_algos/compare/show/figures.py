@@ -81,9 +81,9 @@ def chart_figure(chart: Chart, title: str = "") -> Figure:
     if seen and not chart.log_y and max(seen) > min(seen):
         room = 0.06 * (max(seen) - min(seen))
         axes.set_ylim(min(seen) - room, max(seen) + room)
-    axes.set_xlabel(_plain(chart.x_title))
-    axes.set_ylabel(_plain(chart.y_title))
-    axes.set_title(_plain(title or chart.title), fontsize="medium")
+    axes.set_xlabel(plain_text(chart.x_title))
+    axes.set_ylabel(plain_text(chart.y_title))
+    axes.set_title(plain_text(title or chart.title), fontsize="medium")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="small")
     axes.grid(alpha=0.25)
@@ -94,7 +94,7 @@ def _draw(axes: Axes, series: Series) -> None:
     colour, dash = f"C{series.look.colour % 10}", "--" if series.look.control else "-"
     for run in series.runs:
         axes.plot(run["x"], run["y"], color=colour, lw=0.8, alpha=0.4)
-    label = _plain(series.name) if series.name else None
+    label = plain_text(series.name) if series.name else None
     if not series.line:
         axes.plot(series.x, series.y, "o", color=colour, mec="black", label=label, zorder=5)
     else:
@@ -108,7 +108,7 @@ def _draw(axes: Axes, series: Series) -> None:
         axes.errorbar(x[known], y[known], yerr=gaps, fmt="none", ecolor=colour, capsize=3, lw=1.0)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Return text that matplotlib shows as it is."""
     # It takes what stands between dollar signs for a formula, and hides labels that begin with an underscore.
     text = text.replace("$", r"\$")

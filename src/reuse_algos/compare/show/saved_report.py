@@ -94,21 +94,16 @@ def saved_report_of(dashboard: Dashboard, *, page: bool) -> SavedReport:
         Panel("line", "training loss over steps", "loss/train/total", x="Step", smoothing=0.9),
         Panel("bar", "seconds that a run cost, with set-up and harvests", "reuse/cost/total_seconds"),
     ]
+    said = [str(value) for name, value in dashboard.summary.items() if name.endswith("/sentence") and value]
     return SavedReport(
         title=f"reuse_algos: {short(metric)} by {config['group_by']}"[:TITLE_LENGTH],
-        sentences=[*_sentences(dashboard), f"Target: {config['target']:.6g}, {config['target_source']}."],
+        sentences=[*said, f"Target: {config['target']:.6g}, {config['target_source']}."],
         sections=[
             Section("What the comparison found", "comparison", [], list(_of_the_comparison(dashboard, page))),
             Section("The training runs", "training", _groups(config["group_by"]), training),
         ],
         archive_id=config["archive_id"],
     )
-
-
-def _sentences(dashboard: Dashboard) -> Iterator[str]:
-    for name, value in dashboard.summary.items():
-        if name.endswith("/sentence") and value:
-            yield str(value)
 
 
 def _of_the_comparison(dashboard: Dashboard, page: bool) -> Iterator[Panel]:

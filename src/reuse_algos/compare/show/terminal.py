@@ -77,7 +77,11 @@ def comparison_table(comparison: Comparison) -> RenderableType:
         Text(""),
     ]
     if over_budgets:
-        said = [line for group in comparison.groups for line in (group.sentence, *_of_controls(group))]
+        said = [
+            line
+            for group in comparison.groups
+            for line in (group.sentence, *(over.sentence for over in group.over_controls))
+        ]
         parts += [*(Text(f"- {line}") for line in said), Text("")]
         parts += [_speedups_table(comparison)] if len(comparison.groups) > 1 else []
         parts += [_points_table(comparison), Text(_how_over_budgets(comparison), style="dim")]
@@ -112,10 +116,6 @@ def _how_over_budgets(comparison: Comparison) -> str:
     )
 
 
-def _of_controls(group: Group) -> list[str]:
-    return [over.sentence for over in group.over_controls]
-
-
 def _groups_table(comparison: Comparison) -> Table:
     heads = [
         "n",
@@ -129,6 +129,7 @@ def _groups_table(comparison: Comparison) -> Table:
     table = new_table(
         (escape(comparison.group_by), False), *((h, True) for h in heads), ("verdict", False), padding=1, first=18
     )
+    # The final value stands over its interval, and both begin with the same digits.
     table.columns[2].justify = "left"
     for group in comparison.groups:
         differs, cost = group.final_difference, group.to_target
@@ -171,7 +172,9 @@ def _verdict(group: Group) -> Text:
 def _cost(cost: Interval | None, axis: Axis, bound: Bound, between: str = " ") -> str:
     if cost is None:
         return "?"
+    # A target that was not reached costs more than what was trained, not just as much.
     sign = {"": "", "<=": "<= ", ">=": "> ", "?": ""}[bound]
+    # Bare: "0 s" and "inf h" would look measured.
     low = "0" if cost.low == 0.0 else format_amount(axis, cost.low)
     high = "∞" if math.isinf(cost.high) else format_amount(axis, cost.high)
     return f"{sign}{format_amount(axis, cost.estimate)}{between}[{low}, {high}]"
@@ -249,6 +252,7 @@ def _ranking(found: Recommendation) -> Table:
     table = new_table((escape(found.group_by), False), *heads, first=26)
     for one in found.candidates:
         name = Text(one.name)
+        # Under the name: a column of its own would not fit.
         name.append(f"\n{one.standing}", style=_STANDING_STYLE.get(one.standing, ""))
         cells = [
             _cost(one.steps, "steps", one.bound, "\n"),
@@ -288,7 +292,9 @@ def runs_table(runs: Sequence[PriorRun], values: Sequence[float | None], metric:
         ("tags", False),
         padding=1,
     )
+    # Ids are copied from the screen, so a line break must not cut them.
     table.columns[0].no_wrap = table.columns[1].no_wrap = True
+    # Without it Rich takes the room from the one column that may wrap, down to a letter.
     table.columns[-1].min_width = _TAGS_WIDTH
     for run, value in zip(runs, values, strict=True):
         manifest = run.manifest
@@ -311,11 +317,13 @@ def narrowest(table: RenderableType, console: Console) -> int:
         table: Whose columns say what does not wrap.
         console: Where it is printed.
     """
+    # At any real width Rich reports no more than that width.
     return Measurement.get(console, console.options.update(width=_WIDE), table).minimum
 
 
 def run_state(run: PriorRun) -> str:
     """Return ``finished``, ``diverged``, ``empty``, or ``unfinished`` (still going, or died)."""
+    # Asked first: a run that goes on may be healthy so far.
     if not run.finished:
         return "unfinished"
     return "finished" if run.health == "ok" else run.health

@@ -68,6 +68,7 @@ def format_count(value: float) -> str:
     """Return steps, examples or FLOPs: ``750``, ``12,500``, ``1.25e+12``."""
     if not math.isfinite(value):
         return "?"
+    # Steps and examples in full, to be compared digit by digit; FLOPs would fill the column.
     return f"{value:,.0f}" if abs(value) < 1e7 else f"{value:.3g}"
 
 
@@ -93,6 +94,7 @@ def format_runs(number: float) -> str:
     """Return a limit of a number of runs: ``0.061``, ``1.46``, ``12.3``, ``1204``, ``∞``."""
     if math.isinf(number):
         return "∞"
+    # Three digits of 1204 would be written as 1.2e+03.
     return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
 
 
@@ -118,6 +120,7 @@ def format_speedup(speedup: Speedup | None, between: str = " ") -> str:
     if not speedup.known:
         return "not known"
     estimate = f"{BOUND_WORDS[speedup.bound]}{format_times(speedup.estimate)}\u00d7"
+    # Limits that exclude nothing are left out.
     if speedup.low == 0.0 and speedup.high == math.inf:
         return estimate
     return f"{estimate}{between}[{format_times(speedup.low)}, {format_times(speedup.high)}]"
@@ -142,6 +145,7 @@ def runs_words(number: Interval) -> str:
     limits = "" if math.isinf(number.low) else f" [{format_runs(number.low)}, {format_runs(number.high)}]"
     if math.isinf(number.estimate):
         return f"no number of runs{limits}"
+    # Less a hair: 3.0000000001 from rounding in the division is three runs, and not four.
     whole = math.ceil(number.estimate - 1e-9)
     return f"{whole} later run{'' if whole == 1 else 's'}{limits}"
 

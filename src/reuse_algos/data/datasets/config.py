@@ -136,6 +136,7 @@ class DataConfig:
             faults.append("data.rotated: goes with images in memory and augment: none, since one channel is the time.")
         if self.name == "npz" and self.path is None:
             faults.append("data.path: the npz dataset needs the path of its file.")
+        # All faults in one message: a recipe is mended in one go.
         faults += self._faults_of_kind()
         if faults:
             raise DataError("\n".join(faults))

@@ -13,13 +13,7 @@ from torch.utils.data import Dataset
 from reuse_algos.data.datasets.arrays import ImageArrays, Split, load_arrays, resize
 from reuse_algos.data.datasets.coarse_labels import CIFAR100_COARSE_NAMES, CIFAR100_FINE_NAMES, coarse_labels
 from reuse_algos.data.datasets.config import DataConfig
-from reuse_algos.data.datasets.files import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    decode_squares,
-    load_files,
-    train_transform,
-)
+from reuse_algos.data.datasets.files import IMAGENET_MEAN, IMAGENET_STD, decode_squares, load_files, train_transform
 from reuse_algos.data.datasets.pseudo import Chosen, chosen_info
 from reuse_algos.data.datasets.rotation import rotate_arrays
 from reuse_algos.data.datasets.subsets import select_classes, take_part
@@ -299,6 +293,7 @@ def _choose(info: DatasetInfo, num_classes: int, config: DataConfig) -> _Choice:
     assert info.labels is not None  # every loader gives labels
     labels = strata = info.labels
     class_names, positions = info.class_names, torch.arange(info.num_examples)
+    # Before classes are chosen, which may name superclasses.
     if config.labels == "coarse":
         if num_classes != len(CIFAR100_FINE_NAMES) or class_names not in (None, CIFAR100_FINE_NAMES):
             raise DataError(
@@ -334,5 +329,6 @@ def _held_on_device(config: DataConfig, device: torch.device, num_bytes: int) ->
         return config.device_resident
     if device.type != "cuda":  # without a GPU the device's memory is that of the images
         return True
+    # A share of what is free now: the model and its activations come later.
     free_bytes, _ = torch.cuda.mem_get_info(device)
     return num_bytes < _GPU_MEMORY_SHARE * free_bytes

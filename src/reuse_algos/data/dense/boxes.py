@@ -125,7 +125,9 @@ def load_boxes(name: str, scenes: SceneConfig | None, view_seed: int = 0) -> tup
     parts = []
     for held_out, count in ((False, wanted.train), (True, wanted.eval)):
         made = compose_scenes(count, size=wanted.size, most=wanted.most, seed=wanted.seed, held_out=held_out)
-        boxes, labels = made.boxes, made.labels
+        boxes, labels, classes = made.boxes, made.labels, SCENE_CLASSES
+        if wanted.one_class:
+            labels, classes = [one.clamp_max(1) for one in labels], ("background", "digit")
         if not held_out and (wanted.drop or wanted.jitter):
             boxes, labels = careless_boxes(
                 boxes, labels, wanted.size, drop=wanted.drop, jitter=wanted.jitter, seed=wanted.seed
@@ -133,6 +135,6 @@ def load_boxes(name: str, scenes: SceneConfig | None, view_seed: int = 0) -> tup
         # Keys of evaluation begin at 2^40: the two parts have none in common, however many scenes are asked for.
         keys = torch.arange(count) + (held_out << 40)
         content = rows_content(made.images, f"mean {_MEAN} std {_STD}")
-        info = DatasetInfo(name, keys, None, SCENE_CLASSES, "id", content)
+        info = DatasetInfo(name, keys, None, classes, "id", content)
         parts.append(BoxDataset(made.images, boxes, labels, info, view_seed))
     return parts[0], parts[1]

@@ -25,6 +25,8 @@ class SceneConfig:
             and below 1. Default: 0.
         jitter: Of ``digit_boxes``: deviation of each side of a training box, in parts of its size, at least 0. Default:
             0.
+        one_class: Of ``digit_boxes``: every digit has the same class, so that digits are found and not told apart. To
+            tell them apart takes a small detector many more steps. Default: False.
 
     Raises:
         ValueError: A number is out of its range.
@@ -37,6 +39,7 @@ class SceneConfig:
     seed: int = 0
     drop: float = 0.0
     jitter: float = 0.0
+    one_class: bool = False
 
     def __post_init__(self) -> None:
         for key, least in (("train", 1), ("eval", 1), ("size", 16), ("most", 1)):

@@ -71,8 +71,8 @@ def content_of(dataset: Any) -> Content | None:
     """Return how to read the raw content of a user's map-style dataset, or None where it differs from read to read.
 
     Looked for in this order: the tensors of a ``TensorDataset``, the parts of ``Subset`` and ``ConcatDataset``, files
-    that the dataset lists, its array ``.data``, rows of a Hugging Face dataset, and at last the examples themselves,
-    read with ``transform`` switched off on a copy and with seeded generators.
+    that the dataset lists, its array ``.data``, rows of a Hugging Face dataset, the examples themselves. These are read
+    with ``transform`` switched off on a copy and with seeded generators.
     """
     known = getattr(getattr(dataset, "info", None), "content", None)
     if isinstance(known, Content):

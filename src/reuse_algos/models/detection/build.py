@@ -137,4 +137,7 @@ def build_detection_model(
         nms_thresh=0.5,
         detections_per_img=_MOST_BOXES,
     )
+    # Distances to the sides of a box go through a ReLU. From a bias of 0 they may all be 0 after some steps, for good:
+    # their gradient is 0, too. In units of the anchor's side, 1 is a box of 16 pixels.
+    nn.init.ones_(network.head.regression_head.bbox_reg.bias)  # type: ignore[arg-type]
     return DetectionModel(network, num_classes, config)

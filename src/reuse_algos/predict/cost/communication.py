@@ -39,6 +39,7 @@ def exchange_seconds(
     """
     if scheme not in get_args(Exchange):
         raise ValueError(f"exchange must be one of {', '.join(get_args(Exchange))}, not {scheme!r}")
+    # ``not bandwidth > 0`` refuses NaN, which ``bandwidth <= 0`` would let pass.
     if workers < 1 or servers < 1 or num_bytes < 0 or not bandwidth > 0 or not 0 < percent <= 1:
         raise ValueError(
             "exchange needs workers and servers of at least 1, bytes of at least 0, a bandwidth above 0 and a percent "
@@ -47,6 +48,7 @@ def exchange_seconds(
     if workers == 1:
         return 0.0
     rounds = math.ceil(math.log2(workers))
+    # How often b bytes go over a link in turn. In a ring each worker sends one N-th of them 2 (N - 1) times.
     passes = {
         "one_to_all": 2.0 * (workers - 1),
         "tree": 2.0 * rounds,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from reuse_algos.data.nested import tensors_at
 from reuse_algos.errors import ModelError, NotEnoughEvidenceError
 
 Kind = Literal["convolution", "linear", "recurrent", "embedding", "norm", "activation", "pooling", "function", "other"]
@@ -219,7 +220,7 @@ def _kind(module: nn.Module) -> Kind:
 
 
 def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, data: set[int]) -> Layer:
-    read, written = _tensors(arguments), _tensors(outputs)
+    read, written = ([tensor for _, tensor in tensors_at(part)] for part in (arguments, outputs))
     own = list(module.parameters(recurse=False))
     parameters = float(sum(value.numel() * value.element_size() for value in own))
     moved = parameters + sum(value.numel() * value.element_size() for value in (*read, *written))
@@ -233,14 +234,3 @@ def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, data: set
         flops = 2.0 * written[0].numel() * module.in_features
     shape = tuple(written[0].shape) if written else ()
     return Layer(name, _kind(module), flops, float(moved), parameters, shape, any(id(value) in data for value in read))
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    """Return the tensors in nested tuples, lists and mappings, in order."""
-    if isinstance(value, Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, tuple | list):
-        return []
-    return [tensor for part in value for tensor in _tensors(part)]

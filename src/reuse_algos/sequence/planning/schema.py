@@ -192,6 +192,7 @@ class SequenceConfig:
     tags: dict[str, str] = field(default_factory=dict)
     ranks: int = 1
     grid: dict[str, Any] = field(default_factory=dict)
+    # One step by default, so that a grid alone is a sequence.
     steps: list[StepConfig] = field(default_factory=lambda: [StepConfig()])
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     baseline: str | None = None

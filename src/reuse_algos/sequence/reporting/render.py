@@ -144,6 +144,7 @@ def _costs(cost: Cost) -> list[str]:
 
 def _print_search(search: SearchResult, out: Console) -> None:
     table = _table(search.key, *(arm.arm for arm in search.arms), right=range(1, len(search.arms) + 1))
+    # Each value once: the arms need not have tried the same ones.
     for value in {value_key(c.value): c.value for arm in search.arms for c in arm.candidates}.values():
         table.add_row(str(value), *(_candidate(arm, value) for arm in search.arms))
     out.print(table)
@@ -163,6 +164,7 @@ def _candidate(arm: ArmSearch, value: Any) -> str:
     if found is None:
         return "-  "
     won = arm.winner is not None and value_key(arm.winner) == value_key(value)
+    # Without successive halving all are of one rung, and the word would tell nothing.
     halved = len({candidate.rung for candidate in arm.candidates}) > 1
     rung = f", rung {found.rung}" if halved else ""
     return f"{format_number(found.final.estimate)} (n={found.n}{rung}) {'*' if won else ' '}"

@@ -21,8 +21,8 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic, sleep
-from typing import Any, Protocol
 
+from reuse_algos.archive.stores.base import Store
 from reuse_algos.errors import ArchiveConflictError, ArchiveError, SequenceError
 from reuse_algos.sequence.progress import open_store_of
 
@@ -32,21 +32,6 @@ POLL_SECONDS = 0.25
 _GRACE_SECONDS = 1.0  # in which the local jobs of a killed sequence notice that its pipe is closed
 _MAX_BYTES = 4096
 _NAME = re.compile(r"[1-9][0-9]{0,15}\.json", re.ASCII)
-
-
-class _Store(Protocol):
-    """What a lease needs of a store."""
-
-    @property
-    def location(self) -> str: ...
-
-    def get(self, path: str, max_bytes: int) -> bytes | None: ...
-
-    def list(self, prefix: str) -> list[str]: ...
-
-    def put_if_absent(self, path: str, chunks: Any) -> None: ...
-
-    def delete(self, path: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -88,7 +73,7 @@ class SequenceLease:
     def __init__(self, archive: str, sequence: str, *, local: bool, lost: Callable[[], None]) -> None:
         self.key = LeaseKey(archive, sequence, secrets.token_hex(8))
         self.is_lost = False
-        self._store: _Store = open_store_of(archive)
+        self._store = open_store_of(archive)
         self._local, self._lost = local, lost
         self._number = 0
         self._done = threading.Event()
@@ -106,6 +91,7 @@ class SequenceLease:
         """
         first = _newest(self._store, self.key.sequence)
         since, found = monotonic(), first
+        # Waiting for a dead one of this machine takes a second: nothing to tell.
         if first.token is not None and not _is_killed(first):
             say(f"another process ({first.host}, {first.pid}) has run this sequence: waiting to see if it still does")
         while found.token is not None:
@@ -130,6 +116,7 @@ class SequenceLease:
     def release(self) -> None:
         """Give the lease up. What it protected must have ended."""
         self._done.set()
+        # First, so that the thread does not renew what is given up here.
         self._thread.join()
         if not self.is_lost:
             with contextlib.suppress(ArchiveError):  # then it runs out
@@ -170,7 +157,8 @@ class SequenceLease:
         path = f"{_folder(self.key.sequence)}/{number}.json"
         self._store.put_if_absent(path, [json.dumps(record).encode()])
         before, self._number = self._number, number
-        if getattr(self._store, "can_delete", True):
+        if self._store.can_delete:
+            # Its own lease of before, and the one that it took over.
             for old in {before, number - 1} - {0}:
                 with contextlib.suppress(ArchiveError):  # it does no harm
                     self._store.delete(f"{_folder(self.key.sequence)}/{old}.json")
@@ -178,7 +166,7 @@ class SequenceLease:
 
 def outlast(key: LeaseKey) -> None:
     """Return once the lease is not held any more, or was not renewed for half of its term."""
-    store: Any = None
+    store: Store | None = None
     seen, since = 0, monotonic()
     while True:
         try:
@@ -190,8 +178,10 @@ def outlast(key: LeaseKey) -> None:
             return
         if found is not None and found.number != seen:
             seen, since = found.number, monotonic()
+        # Half the term: the rest is for the jobs to end before anybody may take over.
         if monotonic() - since > TERM_SECONDS / 2:
             return
+        # Twice per renewal, so that no renewal is seen a whole period late.
         sleep(RENEW_SECONDS / 2)
 
 
@@ -199,7 +189,7 @@ def _folder(sequence: str) -> str:
     return f"sequences/{sequence}"
 
 
-def _newest(store: _Store, sequence: str) -> _Found:
+def _newest(store: Store, sequence: str) -> _Found:
     """Return the newest lease.
 
     Raises:
@@ -222,6 +212,7 @@ def _newest(store: _Store, sequence: str) -> _Found:
 
 def _is_killed(found: _Found) -> bool:
     """Return whether the holder ran on this machine and is gone, and all of its jobs with it."""
+    # A process of another machine cannot be asked for, and a job on a cluster may live on without its holder.
     if not found.local or found.host != socket.gethostname() or not isinstance(found.pid, int) or found.pid <= 0:
         return False
     try:

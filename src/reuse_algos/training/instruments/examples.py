@@ -11,15 +11,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property, partial
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, jacrev, vmap
+from torch.func import functional_call, grad, grad_and_value, jacrev, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_map
 
-from reuse_algos.errors import DataError, ModelError
+from reuse_algos.errors import ModelError
+from reuse_algos.training.instruments.moments import slopes_along
+from reuse_algos.training.instruments.single.batches import ExampleBatch, at_least_float
+from reuse_algos.training.instruments.single.blocks import Dense, Gradients, UsedRows
+from reuse_algos.training.instruments.single.branches import at_once
+from reuse_algos.training.instruments.single.lookups import Lookups, few_rows
 from reuse_algos.training.loss import total_of
 from reuse_algos.training.parameters.kept_state import kept_modes
 
@@ -28,8 +35,10 @@ log = logging.getLogger(__name__)
 Parameters = dict[str, Tensor]
 """Name -> value of each trained parameter."""
 
-# A chunk's gradients are held by parameter and, for a moment, side by side in one matrix as well.
+# A chunk's gradients are held, and for a moment some of them a second time while they are stacked or laid out.
 _COPIES = 2
+
+_DIFFERENT_IN_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 def flat(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -43,48 +52,15 @@ def like_flat(vector_D: Tensor, parameters: Mapping[str, Tensor]) -> Parameters:
     return {name: part.view_as(value) for (name, value), part in zip(parameters.items(), parts, strict=True)}
 
 
-def first_examples(batch: Any, count: int) -> Any:
-    """Return copies of the first examples of a batch.
+@contextmanager
+def undisturbed(model: nn.Module, *, training: bool = False) -> Iterator[None]:
+    """Switch every module to evaluation for the ``with`` block, without autocast, and put modes and generators back.
 
     Args:
-        batch: Tensors, or mappings, tuples and lists of them; each tensor has one row for each example.
-        count: How many examples at most.
-
-    Raises:
-        DataError: The batch has no tensors, they differ in their number of rows, or it is made of lists with an entry
-            for each example, as detectors have it.
+        model: The model.
+        training: Leave the model in training mode but for its norms and dropout, as detectors give their losses in
+            training mode only. Default: False.
     """
-    batch = _plain(batch)
-    # Images and boxes in lists may all be of one length by chance, which is then not the number of examples.
-    if isinstance(batch, list | tuple) and any(isinstance(one, list | tuple) and _of_mappings(one) for one in batch):
-        raise DataError(
-            "instruments read single examples as rows of tensors, but the batch has a list of mappings, one for each "
-            "example, as detectors have it. Take the callback out."
-        )
-    sizes = {len(leaf) for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.dim() > 0}
-    if len(sizes) != 1:
-        seen = "no tensors" if not sizes else f"tensors of {', '.join(map(str, sorted(sizes)))} rows"
-        raise DataError(
-            f"instruments read single examples, but the batch has {seen}. Expected is one row for each example in "
-            "every tensor of the batch: take the callback out, or give such batches."
-        )
-    return tree_map(lambda leaf: leaf[:count].clone() if isinstance(leaf, Tensor) and leaf.dim() > 0 else leaf, batch)
-
-
-def _of_mappings(part: Any) -> bool:
-    return len(part) > 0 and all(isinstance(one, Mapping) for one in part)
-
-
-def _plain(batch: Any) -> Any:
-    """Make dictionaries of all mappings: torch takes those of other libraries for single leaves."""
-    if isinstance(batch, Mapping):
-        return {key: _plain(value) for key, value in batch.items()}
-    return tree_map(lambda leaf: _plain(leaf) if isinstance(leaf, Mapping) else leaf, batch)
-
-
-@contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Switch every module to evaluation for the ``with`` block, without autocast, and put modes and generators back."""
     devices = {tensor.device for tensor in model.parameters() if tensor.device.type == "cuda"}
     kinds = {tensor.device.type for tensor in model.parameters()} or {"cpu"}
     with (
@@ -94,7 +70,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         torch.autocast(next(iter(kinds)), enabled=False),
         kept_modes(model),
     ):
-        model.eval()
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, _DIFFERENT_IN_TRAINING):
+                module.eval()
         yield
 
 
@@ -102,11 +81,12 @@ class ExampleLosses:
     """The losses of the examples of one batch as a function of the trained parameters.
 
     Call its methods inside :func:`undisturbed`. Where the model cannot be vectorised over examples (its forward pass
-    branches on its data), the examples go through it one at a time: slower, with the same numbers.
+    takes numbers out of tensors), the examples go through it one at a time: slower, with the same numbers.
 
     Args:
         model: The model; its ``forward(batch)`` and ``loss(outputs, batch)`` are used.
-        batch: As :func:`first_examples` returns it, on the model's device.
+        batch: As :func:`~reuse_algos.training.instruments.single.batches.first_examples` returns it, on the model's
+            device.
         memory_bytes: Bound on the gradients that are held at once (one example's are held in any case). The
             activations of the chunk come on top.
 
@@ -116,50 +96,82 @@ class ExampleLosses:
     """
 
     def __init__(self, model: Any, batch: Any, memory_bytes: int) -> None:
-        self.model = model
-        self.batch = tree_map(_at_least_float, batch)
+        self.model, self.batch, self.memory_bytes = model, ExampleBatch(batch), memory_bytes
         self.parameters = trained_parameters(model)
         if not self.parameters:
             raise ModelError("instruments need trained parameters, and every parameter of this model is frozen")
         self._fixed = {
-            name: _at_least_float(value.detach().clone())
+            name: at_least_float(value.detach().clone())
             for name, value in (*model.named_parameters(), *model.named_buffers())
             if name not in self.parameters
         }
-        leaves, self._tree = tree_flatten(self.batch)
-        self._rows = [isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves]
-        self._leaves = leaves
-        self.num_examples = len(next(leaf for leaf, is_row in zip(leaves, self._rows, strict=True) if is_row))
-        row_bytes = sum(value.nbytes for value in self.parameters.values())
-        self.chunk = max(1, min(self.num_examples, memory_bytes // (_COPIES * row_bytes)))
-        self._vectorised = True
+        self.num_examples = self.batch.count
+        self._vectorised = not self.batch.in_lists
+
+    @cached_property
+    def chunk(self) -> int:
+        """How many examples' gradients are held at once."""
+        numbers = {name: value.numel() for name, value in self.parameters.items()}
+        for name, shapes in self._tables.items():
+            numbers[name] = sum(shape.numel() for shape in shapes) * self.parameters[name].shape[1]
+        row_bytes = sum(count * self.parameters[name].element_size() for name, count in numbers.items())
+        return max(1, min(self.num_examples, self.memory_bytes // (_COPIES * row_bytes)))
 
     def outputs(self, parameters: Mapping[str, Tensor], batch: Any = None) -> Any:
         """Return the model's outputs for the whole batch, or for another one."""
         given = {**self._fixed, **parameters}
-        return functional_call(self.model, given, (self.batch if batch is None else batch,))
+        if self.batch.in_lists:
+            # Detectors draw the regions that they learn from. The same draws make losses comparable.
+            for generator in self._generators:
+                generator.manual_seed(0)
+        return functional_call(self.model, given, (self.batch.whole if batch is None else batch,))
 
     def mean_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the model's own loss of the batch, a scalar."""
-        return self._loss(parameters, self.batch)
+        return self._loss(self.batch.whole, parameters)
 
-    def rows(self, parameters: Mapping[str, Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield, chunk by chunk, the losses ``[b]`` and the gradients ``[b, D]`` of the examples.
+    def chunks(self, parameters: Mapping[str, Tensor]) -> Iterator[Gradients]:
+        """Yield the losses and gradients of the examples, chunk by chunk.
 
         Args:
             parameters: The trained parameters at which they are taken.
         """
         for start in range(0, self.num_examples, self.chunk):
-            stop = min(start + self.chunk, self.num_examples)
-            losses_b, gradients = self._chunk(dict(parameters), start, stop)
-            matrix_bD = torch.cat([value.flatten(1) for value in gradients.values()], dim=1)
-            # What this frame holds while it waits would be there beside the next chunk.
-            del gradients
-            yield losses_b, matrix_bD
-            del losses_b, matrix_bD
+            yield self._chunk(dict(parameters), slice(start, min(start + self.chunk, self.num_examples)))
+
+    def slopes(self, parameters: Mapping[str, Tensor], direction_D: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the losses ``[N]`` and their slopes along a direction ``[N]``, in float64.
+
+        One pass in forward mode, which needs no gradients of single examples. A model that has no forward mode gives
+        its gradients instead.
+
+        Args:
+            parameters: The trained parameters at which they are taken.
+            direction_D: Where to.
+        """
+        direction = {name: part.to(parameters[name]) for name, part in like_flat(direction_D, parameters).items()}
+
+        def slope(batch: Any) -> tuple[Tensor, Tensor]:
+            return jvp(partial(self._loss, batch), (dict(parameters),), (direction,))  # type: ignore[return-value]
+
+        spans, vectorised = range(0, self.num_examples, self.chunk), self._vectorised
+        try:
+            parts = [self._over_examples(slope, slice(start, start + self.chunk)) for start in spans]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._vectorised = vectorised  # forward mode is what failed
+            log.info("Instruments take slopes from gradients, which is slower: %s", error)
+            return slopes_along(lambda: self.chunks(parameters), direction_D)
+        losses, slopes = zip(*parts, strict=True)
+        return torch.cat(losses).detach().double(), torch.cat(slopes).detach().double()
 
     def hessian_product(self, parameters: Mapping[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        """Return the function ``v [D] -> H v [D]``, with H the Hessian of the mean loss at these parameters."""
+        """Return the function ``v [D] -> H v [D]``, with H the Hessian of the mean loss at these parameters.
+
+        Raises:
+            ModelError: The model has an operation without a second derivative; the function raises it.
+        """
         leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
         # The graph of the gradient is built once and serves every product.
         with torch.enable_grad():
@@ -173,13 +185,21 @@ class ExampleLosses:
             used = [(g, part) for g, part in zip(gradient, parts, strict=True) if g.requires_grad]
             if not used:
                 return torch.zeros_like(vector_D)
-            products = torch.autograd.grad(
-                [g for g, _ in used],
-                list(leaves.values()),
-                [part for _, part in used],
-                retain_graph=True,
-                materialize_grads=True,
-            )
+            try:
+                products = torch.autograd.grad(
+                    [g for g, _ in used],
+                    list(leaves.values()),
+                    [part for _, part in used],
+                    retain_graph=True,
+                    materialize_grads=True,
+                )
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                raise ModelError(
+                    f"curvature needs second derivatives, and the model has an operation without one: {error}. Leave "
+                    "'curvature' out of sets."
+                ) from error
             return torch.cat([value.reshape(-1) for value in products]).detach()
 
         return product
@@ -201,56 +221,132 @@ class ExampleLosses:
         """
         chosen = {name: parameters[name] for name in names}
 
-        def outputs(values: Parameters, *row: Tensor) -> Tensor:
-            batch = self._batch_of(one[None] for one in row)
-            return network(self.outputs({**parameters, **values}, batch))[0]
+        def derivatives(batch: Any) -> Parameters:
+            def outputs(values: Parameters) -> Tensor:
+                return network(self.outputs({**parameters, **values}, batch))[0]
 
-        # One output at a time (chunk_size): all at once would hold the activations once for each output.
-        derivatives = jacrev(outputs, chunk_size=1)
-        moving = [leaf[rows] for leaf, is_row in zip(self._leaves, self._rows, strict=True) if is_row]
-        parts = self._over_examples(derivatives, chosen, moving)
+            # One output at a time (chunk_size): all at once would hold the activations once for each output.
+            return jacrev(outputs, chunk_size=1)(chosen)  # type: ignore[return-value]
+
+        parts = self._over_examples(derivatives, rows)
         return torch.cat([part.flatten(2) for part in parts.values()], dim=2).detach()
 
-    def _loss(self, parameters: Mapping[str, Tensor], batch: Any) -> Tensor:
+    def _loss(self, batch: Any, parameters: Mapping[str, Tensor]) -> Tensor:
         outputs = self.outputs(parameters, batch)
         return total_of(self.model.loss(outputs, batch))
 
-    def _chunk(self, parameters: Parameters, start: int, stop: int) -> tuple[Tensor, Parameters]:
-        moving = [leaf[start:stop] for leaf, is_row in zip(self._leaves, self._rows, strict=True) if is_row]
+    # Chunks of gradients --------------------------------------------------------------------------------------------
 
-        def loss(values: Parameters, *row: Tensor) -> Tensor:
-            return self._loss(values, self._batch_of(one[None] for one in row))
+    @cached_property
+    def _tables(self) -> dict[str, list[torch.Size]]:
+        """Name -> shapes of the lookups, of tables of which an example uses few rows and nothing else."""
+        if not self._vectorised:
+            return {}
+        one, first = self.batch.one(0), slice(0, 1)
+        found = few_rows(lambda: self._loss(one, self.parameters), self.parameters)
+        if not found:
+            return {}
+        # Functions written in another language may use a table unseen, so the first example is done both ways.
+        whole = flat(grad(partial(self._loss, one))(self.parameters))
+        try:
+            tapped_D = self._with_tables(self.parameters, first, found).matrix()[0]
+        except RuntimeError:
+            return {}
+        scale = float(whole.abs().max())
+        return found if torch.allclose(tapped_D, whole, rtol=1e-3, atol=1e-5 * scale, equal_nan=True) else {}
 
-        gradients, losses_b = self._over_examples(grad_and_value(loss), parameters, moving)
-        return losses_b.detach(), gradients
+    def _chunk(self, parameters: Parameters, some: slice) -> Gradients:
+        if self._vectorised and self._tables:
+            try:
+                return self._with_tables(parameters, some, self._tables)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                self._one_at_a_time(error)
 
-    def _over_examples(self, function: Callable[..., Any], parameters: Parameters, moving: list[Tensor]) -> Any:
-        """Call a function of parameters and one example for each example, and stack what it returns."""
+        found, losses_b = self._over_examples(lambda batch: self._gradient(parameters, batch), some)
+        return self._laid_out(parameters, losses_b, found, {})
+
+    def _gradient(self, parameters: Parameters, batch: Any) -> tuple[Parameters, Tensor]:
+        """Return gradient and loss of one example."""
+        if self._vectorised:
+            return grad_and_value(partial(self._loss, batch))(parameters)
+        # Plain autograd knows operations that torch.func refuses, such as those of detectors written in C++.
+        leaves = {name: value.detach().requires_grad_() for name, value in parameters.items()}
+        with torch.enable_grad():
+            loss = self._loss(batch, leaves)
+            found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+        return dict(zip(leaves, found, strict=True)), loss.detach()
+
+    def _with_tables(self, parameters: Parameters, some: slice, tables: Mapping[str, list[torch.Size]]) -> Gradients:
+        """Return gradients by all parameters but some tables, and by what is looked up in those."""
+        dense = {name: value for name, value in parameters.items() if name not in tables}
+        constant = {name: parameters[name] for name in tables}
+        taps = {
+            name: [constant[name].new_zeros(*shape, constant[name].shape[1]) for shape in shapes]
+            for name, shapes in tables.items()
+        }
+
+        def gradients(*rows: Tensor) -> Any:
+            def loss(values: Parameters, added: Mapping[str, list[Tensor]]) -> tuple[Tensor, Any]:
+                with Lookups(constant, added) as seen:
+                    return self._loss(
+                        self.batch.with_rows(row[None] for row in rows), {**values, **constant}
+                    ), seen.rows
+
+            return grad_and_value(loss, argnums=(0, 1), has_aux=True)(dense, taps)
+
+        (found, by_taps), (losses_b, rows) = at_once(gradients, self.batch.rows(some))
+        used = {}
+        for name in tables:
+            rows_bK = torch.cat([one.flatten(1) for one in rows[name]], dim=1)
+            used[name] = rows_bK, torch.cat([one.flatten(1, -2) for one in by_taps[name]], dim=1)
+        return self._laid_out(parameters, losses_b, found, used)
+
+    def _laid_out(
+        self, parameters: Parameters, losses_b: Tensor, dense: Parameters, used: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Gradients:
+        """Return gradients in the order of the parameters."""
+        ends = list(accumulate(value.numel() for value in parameters.values()))
+        blocks: list[Dense | UsedRows] = []
+        for (name, value), end in zip(parameters.items(), ends, strict=True):
+            start = end - value.numel()
+            if name in used:
+                blocks.append(UsedRows.summed(start, len(value), *(one.detach() for one in used[name])))
+            else:
+                # Taken out of the mapping: a copy that the layout needs must not be held beside its original.
+                blocks.append(Dense(start, dense.pop(name).detach().flatten(1)))
+        return Gradients(losses_b.detach(), ends[-1], blocks)
+
+    def _over_examples(self, function: Callable[[Any], Any], some: slice) -> Any:
+        """Call a function of a batch for each example alone, and stack what it returns."""
         if self._vectorised:
             try:
-                return vmap(function, in_dims=(None, *[0] * len(moving)))(parameters, *moving)
+                return at_once(
+                    lambda *rows: function(self.batch.with_rows(row[None] for row in rows)), self.batch.rows(some)
+                )
             # Also a RuntimeError, and not one that single examples should hide: the bound on memory is too high.
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                self._vectorised = False
-                log.info("Instruments take the examples one at a time, which is slower: %s", error)
-        singles = [function(parameters, *row) for row in zip(*moving, strict=True)]
+                self._one_at_a_time(error)
+        singles = [function(self.batch.one(index)) for index in range(self.num_examples)[some]]
         return tree_map(lambda *parts: torch.stack(parts), *singles)
 
-    def _batch_of(self, rows: Iterator[Tensor]) -> Any:
-        """Put rows in the places of the batch's tensors."""
-        leaves = [next(rows) if is_row else leaf for leaf, is_row in zip(self._leaves, self._rows, strict=True)]
-        return tree_unflatten(leaves, self._tree)
+    def _one_at_a_time(self, reason: Exception) -> None:
+        self._vectorised = False
+        log.info("Instruments take the examples one at a time, which is slower: %s", reason)
+
+    @property
+    def _generators(self) -> list[torch.Generator]:
+        """The generators that the model draws from."""
+        device = next(iter(self.parameters.values())).device
+        own = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+        return [torch.default_generator, *own]
 
 
 def trained_parameters(model: nn.Module) -> Parameters:
     """Return copies of the parameters that require gradients, in at least float32."""
     return {
-        name: _at_least_float(value.detach()).clone() for name, value in model.named_parameters() if value.requires_grad
+        name: at_least_float(value.detach()).clone() for name, value in model.named_parameters() if value.requires_grad
     }
-
-
-def _at_least_float(value: Any) -> Any:
-    """Return half-precision tensors as float32 and anything else as it is."""
-    return value.float() if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16) else value

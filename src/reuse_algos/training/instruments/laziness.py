@@ -19,6 +19,30 @@ Jacobian = Callable[[Mapping[str, Tensor], list[str], slice], Tensor]
 """Parameters, names of some, a range of the examples -> derivatives ``[n, C, d]`` of the outputs by the named ones."""
 
 
+def check_classes(logits_NC: Tensor, targets_N: Tensor | None) -> Tensor:
+    """Return the classes of the examples, where they are classified.
+
+    Args:
+        logits_NC: What the model returns.
+        targets_N: What it should be, or None where that is not known.
+
+    Raises:
+        ModelError: These are not logits of classes and one class for each example.
+    """
+    if (
+        logits_NC.dim() != 2
+        or targets_N is None
+        or targets_N.shape != logits_NC.shape[:1]
+        or targets_N.is_floating_point()
+    ):
+        seen = "no targets" if targets_N is None else f"{targets_N.dtype} targets {tuple(targets_N.shape)}"
+        raise ModelError(
+            f"laziness is read off classifiers with logits [N, C] and classes [N]; seen were logits "
+            f"{tuple(logits_NC.shape)} and {seen}. Leave 'laziness' out of sets, or set target_key and output_key."
+        )
+    return targets_N
+
+
 def distance(initial: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> float:
     """Return ``|now - initial| / |initial|`` over all parameters together; at least 0.
 

@@ -17,7 +17,9 @@ from reuse_algos.errors import ModelError
 from reuse_algos.training.instruments import economy, laziness
 from reuse_algos.training.instruments.curvature import Curvature, information_criterion, largest_eigenvalue, trace
 from reuse_algos.training.instruments.examples import ExampleLosses, Parameters, flat, undisturbed
-from reuse_algos.training.instruments.moments import DECADES, GradientMoments, gradient_moments, slopes_along
+from reuse_algos.training.instruments.moments import GradientMoments, gradient_moments
+from reuse_algos.training.instruments.single.batches import in_lists
+from reuse_algos.training.instruments.single.blocks import DECADES
 from reuse_algos.training.outputs import logits_of
 
 SETS = ("economy", "curvature", "laziness", "stopping")
@@ -30,7 +32,8 @@ class Step:
 
     Attributes:
         model: The user's model, on its device.
-        batch: Examples of the step's batch, from :func:`~reuse_algos.training.instruments.examples.first_examples`.
+        batch: Examples of the step's batch, from
+            :func:`~reuse_algos.training.instruments.single.batches.first_examples`.
         before: The trained parameters before the step.
         after: The same names after it.
         initial: The same names at the start of training.
@@ -64,7 +67,7 @@ def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_byt
         ModelError: The model has no trained parameters, or laziness is asked for and its outputs are not classes.
     """
     readings: dict[str, float] = {}
-    with undisturbed(step.model):
+    with undisturbed(step.model, training=in_lists(step.batch)):
         examples = ExampleLosses(step.model, step.batch, memory_bytes)
         # A step is small beside the weights, and float32 would lose digits of the difference.
         change_D = flat(step.after).double() - flat(step.before).double()
@@ -72,7 +75,7 @@ def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_byt
         directions = [change_D / length] if length > 0 else []
         if {"economy", "curvature", "stopping"} & set(sets):
             whole = examples.chunk >= examples.num_examples
-            moments = gradient_moments(lambda: examples.rows(step.before), directions, whole=whole)
+            moments = gradient_moments(lambda: examples.chunks(step.before), directions, whole=whole)
             if "economy" in sets:
                 readings |= _economy(step, examples, moments, change_D)
             if "stopping" in sets:
@@ -90,7 +93,7 @@ def _economy(step: Step, examples: ExampleLosses, moments: GradientMoments, chan
     if length > 0:
         # The examples and their statistics are those of the step's start, so that both ends are of one function.
         direction_D = change_D / length
-        end = slopes_along(lambda: examples.rows(step.after), direction_D)
+        end = examples.slopes(step.after, direction_D)
         effective = economy.alpha(length, (moments.losses_N, moments.along_NP[:, 0]), end)
     edges = ["below", *(f"1e{power}" for power in DECADES)]
     return {
@@ -127,15 +130,13 @@ def _lazy_readings(examples: ExampleLosses, step: Step, memory_bytes: int) -> di
     def logits(outputs: Any) -> Tensor:
         return logits_of(outputs, step.output_key)
 
-    targets_N = step.targets_N
+    if in_lists(step.batch):
+        raise ModelError(
+            "laziness is read off classifiers, and these are the batches of a detector. Leave 'laziness' out of sets."
+        )
     with torch.no_grad():
         now_NC = logits(examples.outputs(step.before))
-    if now_NC.dim() != 2 or targets_N is None or targets_N.shape != now_NC.shape[:1] or targets_N.is_floating_point():
-        seen = "no targets" if targets_N is None else f"{targets_N.dtype} targets {tuple(targets_N.shape)}"
-        raise ModelError(
-            f"laziness is read off classifiers with logits [N, C] and classes [N]; seen were logits "
-            f"{tuple(now_NC.shape)} and {seen}. Leave 'laziness' out of sets, or set target_key and output_key."
-        )
+    targets_N = laziness.check_classes(now_NC, step.targets_N)
 
     def kernel(parameters: Mapping[str, Tensor]) -> Tensor:
         return laziness.tangent_kernel(

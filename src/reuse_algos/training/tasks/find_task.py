@@ -104,7 +104,7 @@ def find_task(
             )
     if len(pool) == 1 and evidence != "shapes and metrics":
         return replace(pool[0], evidence=evidence)
-    named = [task for task in pool if _named_by(metrics, task)]
+    named = [task for task in pool if any(name.startswith(_METRICS.get(task.kind, ())) for name in metrics)]
     if len(named) == 1:
         return replace(named[0], evidence="shapes and metrics")
     if len(pool) == 1:
@@ -290,7 +290,7 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
         return "the loss does not move the outputs to where the targets are"
     no = counts & (truth == 0)
     if task.is_sigmoid and _is_distance(rows.logits_BCX[no], pull_BCX[no]):
-        return "the loss of label 0 is the square of the output, so the outputs are distances or numbers and no logits"
+        return "the loss of label 0 is the square of the output, so the outputs are distances or numbers and not logits"
     labels = bool(((truth == 0) | (truth == 1) | ~counts).all())
     if labels and bool(((rows.logits_BCX >= 0) & (rows.logits_BCX <= 1)).all()):
         return "all outputs lie between 0 and 1, so they may be probabilities of labels and no logits"
@@ -337,13 +337,9 @@ _FEWEST_ROWS = 3
 def _pulled(candidates: list[Task], outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> list[Task]:
     """Return the readings that the gradient allows; of those, the ones with the fewest targets without a gradient."""
     fitting = [task for task in candidates if objection(task, outputs, targets, pull) is None]
-    idle = {task: _idle(task, outputs, targets, pull) for task in fitting}
+    # Targets that count though the loss has no gradient at them: those that the loss ignores, as a rule.
+    idle = {task: int(_still(task, targets, pull).sum()) for task in fitting}
     return [task for task in fitting if idle[task] == min(idle.values())]
-
-
-def _idle(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: torch.Tensor) -> int:
-    """Return how many targets count though the loss has no gradient at them: those that the loss ignores, as a rule."""
-    return int(_still(task, targets, pull).sum())
 
 
 def _still(task: Task, targets: torch.Tensor, pull: torch.Tensor) -> torch.Tensor:
@@ -389,10 +385,6 @@ _METRICS: dict[str, tuple[str, ...]] = {
     "token": ("Multiclass", "LanguageCrossEntropy", "Perplexity", "MaskedAccuracy"),
     "dense": ("Multiclass", "MIoU"),
 }
-
-
-def _named_by(metrics: Sequence[str], task: Task) -> bool:
-    return any(name.startswith(_METRICS.get(task.kind, ())) for name in metrics)
 
 
 def _described(outputs: torch.Tensor, targets: torch.Tensor | None, own_loss: float | None) -> str:

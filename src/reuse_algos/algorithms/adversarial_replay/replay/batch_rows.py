@@ -11,10 +11,6 @@ import torch
 from composer.utils import dist
 from torch import Tensor
 
-from reuse_algos.data.example_ids import ExampleIds
-from reuse_algos.data.info import DatasetInfo
-from reuse_algos.data.sampler import Examples
-
 
 def _mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) -> list[float]:
     """Return the mean of each number over all ranks; every rank must call this."""
@@ -24,21 +20,6 @@ def _mean_over_ranks(numbers: Sequence[int], device: torch.device, alike: bool) 
     totals = torch.tensor(numbers, dtype=torch.float64, device=device)
     dist.all_reduce(totals)
     return (totals / dist.get_world_size()).tolist()
-
-
-def current_examples(examples: Examples, ids: ExampleIds, info: DatasetInfo | None) -> Examples:
-    """Return the rows of the current data that these examples are.
-
-    Args:
-        examples: As the ids say: positions, or keys that came with the batch.
-        ids: Of the training.
-        info: The train data, needed for keys.
-    """
-    if ids.id_key is None:
-        return examples
-    assert info is not None
-    # Ids that come with the batch are keys, and go with data that have one view only.
-    return Examples(info.positions_of(examples.positions), torch.zeros_like(examples.views))
 
 
 class BatchRows:

@@ -88,12 +88,14 @@ def find_known_classes(
                 advice = "Or say mismatch: allow, to distil the classes of the same name."
                 raise PriorRunMismatchError(f"{error} {advice}") from error
             _refuse_contradiction(run, info, error)
+            # The first is reported: one run that differs makes all of them be matched by name.
             different = different or error
     if different is None:
         return KnownClasses()
     theirs = [list(run.manifest.dataset.class_names or ()) if run.manifest.dataset else [] for run in runs]
     if not all(names and len(set(names)) == len(names) for names in (ours, *theirs)):
         raise PriorRunMismatchError(f"{different} They cannot be matched by name: names are missing or not unique.")
+    # In the order of the student, whose columns the terms are computed in.
     common = [name for name in ours if all(name in names for names in theirs)]
     if len(common) < _FEWEST:
         raise PriorRunMismatchError(
@@ -108,5 +110,6 @@ def _refuse_contradiction(run: PriorRun, info: DatasetInfo | None, error: PriorR
     record = run.manifest.dataset
     if record is None or info is None or not same_data(info, record.fingerprint, record.key_fingerprint):
         return
+    # Not strict: classes may have been added at the end, which contradicts nothing.
     if any(a != b for a, b in zip(record.class_names or (), info.class_names or (), strict=False)):
         raise PriorRunMismatchError(f"{error} Examples and labels are the same, so the names contradict them.")

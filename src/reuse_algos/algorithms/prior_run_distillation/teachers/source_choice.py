@@ -1,4 +1,4 @@
-"""Whether cached logits are true for what this run sees, and what is said where they are not."""
+"""Whether cached logits are true for what this run sees, and the reason where they are not."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def configure(address: Address) -> dict[str, Any]:
     Raises:
         ArchivePermissionError: There are no credentials.
     """
-    # Without obstore that is said first, before credentials are looked for.
+    # A missing obstore is reported first, before credentials are looked for.
     _load(address)
     return _PROVIDERS[address.provider][1](address)
 

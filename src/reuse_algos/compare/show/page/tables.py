@@ -46,6 +46,7 @@ def _groups(looks: Sequence[Look], comparison: Comparison, numbers: Numbers) -> 
     counted: tuple[Axis, ...] = ("steps", "cost_seconds")
     for look in looks:
         group, path = comparison.groups[look.index], ("comparison", "groups", look.index)
+        # As on the terminal: a group that is not there in time costs more than this.
         mark = "" if group.target_bound == "" else "> "
         rows.append(
             [
