@@ -144,10 +144,11 @@ def _costs(records: Sequence[Record]) -> Iterator[str]:
         step = statistics.median(one["plain_steps"])
         reading = statistics.median(one["hooks"])
         inside, outside = reading / step, statistics.median(one["extra"]) / step
+        spread = f"({min(one['hooks']) / step:.2f} to {max(one['hooks']) / step:.2f})"
         ratio, length = 1 + inside / one["epoch"], math.ceil(inside / (GOAL - 1))
         yield (
             f"{one['model']}, batch {one['batch']}, {one['examples']} examples read: a step {step:.3f} s, a reading "
-            f"{reading:.3f} s = {inside:.2f} steps (epochs with and without, in turn: {outside:.2f}), "
+            f"{reading:.3f} s = {inside:.2f} steps {spread} (epochs with and without, in turn: {outside:.2f}), "
             f"{len(one['hooks'])} readings; an epoch of {one['epoch']} steps ({one['of']}): {ratio:.4f}, goal {GOAL}: "
             f"{'met' if ratio <= GOAL else 'NOT met'}; met from {length} steps on"
         )

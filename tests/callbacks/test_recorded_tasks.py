@@ -291,6 +291,24 @@ def test_a_classifier_s_own_loss_function_gives_the_loss_of_each_example(tmp_pat
     torch.testing.assert_close(RunArchive(tmp_path).run("run").signal("loss").dense(0)[0].float(), expected)
 
 
+class _Anything(Dataset):
+    """Gives some example, whichever it is asked for."""
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, index: int) -> Any:
+        index = int(torch.randint(0, N, ()))
+        return _X[index], torch.tensor(index % 4)
+
+
+def test_a_dataset_that_chooses_examples_itself_is_named(tmp_path: Path) -> None:
+    recorder = RunRecorder(tmp_path, run_name="run", signals={"loss": {}})
+    model = ComposerClassifier(linear(4), num_classes=4)
+    with pytest.warns(ArchiveWarning, match="targets are drawn at random whenever an example is read"):
+        trainer(DataLoader(_Anything(), batch_size=6), model, max_duration="1ep", callbacks=[recorder]).fit()
+
+
 class _Grows:
     """Cross entropy with something that comes into it after the first batch."""
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from composer.models import ComposerClassifier
 from torch import Tensor, nn
-from torch.func import functional_call, hessian
+from torch.func import debug_unwrap, functional_call, hessian
 from torch.profiler import ProfilerActivity, profile
 
 from reuse_algos.errors import DataError, ModelError
@@ -188,6 +188,29 @@ def test_examples_that_branch_differently_go_through_in_groups() -> None:
         assert model.calls == 3
         examples.slopes(examples.parameters, torch.ones(len(flat(examples.parameters))))
         assert model.calls == 6
+
+
+def test_no_more_examples_go_through_together_than_a_microbatch_has() -> None:
+    sizes: list[int] = []
+
+    class Watching(ComposerClassifier):
+        def forward(self, batch: Any) -> Tensor:
+            wrapped = torch._C._functorch.is_functorch_wrapped_tensor(batch[0])
+            with torch._C._DisableFuncTorch():
+                sizes.append(len(debug_unwrap(batch[0])) if wrapped else 0)
+            return super().forward(batch)
+
+    model = Watching(mlp().module, num_classes=4)
+    batch = blobs(12).tensors
+    with undisturbed(model):
+        whole, parts = ExampleLosses(model, batch, MEMORY), ExampleLosses(model, batch, MEMORY, together=5)
+        assert parts.chunk == 12  # gradients that are held
+        expected, at = rows_of(whole), parts.parameters
+        sizes.clear()
+        found = rows_of(parts)
+        parts.slopes(at, torch.ones(len(flat(at))))
+    assert sorted(sizes) == [2, 2, 5, 5, 5, 5]
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
 class NoForwardMode(torch.autograd.Function):

@@ -48,8 +48,8 @@ class TrainingInstruments(Callback):
             early-stopping criterion and CABS; for SGD. Default: ``("economy",)``.
         every: Steps to read at, as epochs (``1ep``: the first batch of each) or batches (``100ba``). Default: ``1ep``.
         examples: How many examples, from 2. Default: 64.
-        memory_mib: Bound in MiB on the gradients and Jacobians that are held at once; activations come on top, and one
-            example's gradient is held in any case. Default: 256.
+        memory_mib: Bound in MiB on the gradients and Jacobians that are held at once; the activations of a microbatch
+            come on top, and one example's gradient is held in any case. Default: 256.
         hessian: How closely curvature is looked at, fields of
             :class:`~reuse_algos.training.instruments.curvature.Curvature`. Default: 16 probes, 50 iterations.
         target_key: Where the classes lie in a batch, for laziness. Default: 1, or what is called ``labels``, ``label``,
@@ -186,7 +186,10 @@ class TrainingInstruments(Callback):
             with contextlib.suppress(TaskError):  # the reading says what is missing
                 targets = targets_of(batch, self.target_key)
         samples = int(state.timestamp.sample) - int(state.previous_timestamp.sample if state.previous_timestamp else 0)
-        step = Step(model, batch, before, after, initial, rate, samples, targets, self.output_key)
+        # A microbatch is what the device has room for.
+        together = state.device_train_microbatch_size
+        together = together if isinstance(together, int) else None
+        step = Step(model, batch, before, after, initial, rate, samples, targets, self.output_key, together)
         return read_step(step, self.sets, self.hessian, self.memory_mib << 20)
 
 

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
-from composer.models import ComposerClassifier
+from composer import DataSpec
+from composer.models import ComposerClassifier, ComposerModel
 from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from distilling import distil, fit, series, teacher
+from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import right_answers
 from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import surprise
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look
 from reuse_algos.archive import RunArchive
+from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import HarmWarning
 from reuse_algos.training.tasks.task import Rows, Task
-from toy import NUM_CLASSES, mlp, viewed
+from toy import NUM_CLASSES, mlp, trainer, viewed
 
 GOOD = Look(cosine=0.5, right=0.5, taught=0.9, dead=0.1)
 
@@ -195,3 +199,100 @@ def _labels(x: torch.Tensor) -> torch.Tensor:
     data = viewed()
     known = torch.stack([data[i][0] for i in range(64)])
     return torch.cdist(x, known).argmin(1) % NUM_CLASSES
+
+
+# What live teachers say of inputs that they were not trained on ------------------------------------------------------
+
+_PLACES, _TOKENS = 5, 7
+
+
+class _Texts(Dataset):
+    """Words that follow each other in one order; their numbers are given in the ``collate_fn``."""
+
+    def __len__(self) -> int:
+        return 28
+
+    def __getitem__(self, index: int) -> str:
+        return " ".join(str((index + place) % _TOKENS) for place in range(_PLACES))
+
+
+def _numbered(numbers: list[int]) -> Any:
+    def collate(rows: list[str]) -> dict[str, torch.Tensor]:
+        ids = torch.tensor([[numbers[int(word)] for word in row.split()] for row in rows])
+        return {"input_ids": ids, "labels": ids.clone()}
+
+    return collate
+
+
+class _Language(ComposerModel):
+    """Predicts the next token."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = nn.Sequential(nn.Embedding(_TOKENS, 8), nn.Linear(8, _TOKENS))
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.net(batch["input_ids"])
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return nn.functional.cross_entropy(outputs[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+@pytest.mark.parametrize("source", ["live", "cached"])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_teacher_of_other_tokens_is_named(tmp_path: Path, source: str, other: bool) -> None:
+    """The texts are the same and the vocabularies equally large, and yet the numbers are those of other words."""
+
+    def run(seed: int, shift: int, **arguments: Any) -> None:
+        collate = _numbered([(number * 3 + shift) % _TOKENS if shift else number for number in range(_TOKENS)])
+        loader = DataLoader(_Texts(), batch_size=14, collate_fn=collate)
+        trainer(loader, _Language(seed), **arguments).fit()  # type: ignore[arg-type]
+
+    recorder = RunRecorder(tmp_path, run_name="prior", signals={"logits": {"last_epochs": 1}})
+    run(1, 0, max_duration="20ep", lr=1.0, callbacks=[recorder])
+    teach = PriorRunDistillation(tmp_path, "prior", source=source, loss="kl", when={})
+    arguments: dict[str, Any] = {"max_duration": "1ba", "lr": 0.0, "algorithms": [teach]}
+    if other:
+        said = "where one who knows nothing has 1.946" if source == "live" else "are nearer as a rule"
+        with pytest.warns(HarmWarning, match=said):
+            run(5, 2, **arguments)
+    else:
+        run(5, 0, **arguments)
+
+
+class _Numbers(ComposerModel):
+    """Predicts one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(6, 1)
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return self.net(batch[0])
+
+    def loss(self, outputs: Any, batch: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return nn.functional.mse_loss(outputs, batch[1])
+
+
+@pytest.mark.parametrize("unit", [1.0, 30.0, -1.0])
+def test_a_teacher_of_numbers_that_gets_other_units_is_named(tmp_path: Path, unit: float) -> None:
+    x = torch.randn(32, 6, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, x @ torch.arange(1.0, 7.0)[:, None])
+
+    def run(scale: float, **arguments: Any) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            model = _Numbers()
+        loader = DataSpec(DataLoader(data, batch_size=32), batch_transforms=lambda batch: (batch[0] * scale, batch[1]))
+        trainer(loader, model, **arguments).fit()  # type: ignore[arg-type]
+
+    run(1.0, max_duration="30ep", callbacks=[RunRecorder(tmp_path, run_name="prior")])
+    teach = PriorRunDistillation(tmp_path, "prior", source="live", loss="mse", when={})
+    arguments: dict[str, Any] = {"max_duration": "1ba", "lr": 0.0, "algorithms": [teach]}
+    if unit == 1.0:
+        run(unit, **arguments)
+    else:
+        with pytest.warns(HarmWarning, match="It may get other inputs than it was trained on"):
+            run(unit, **arguments)

@@ -163,7 +163,7 @@ class Lessons:
         refuse_other_task(microbatch.task, self._runs)
         if isinstance(self.teachers, LiveTeachers):
             found = self.teachers.check(state, microbatch.batch, microbatch.task)
-            asked = teachers_to_ask(self._runs, self.source.weight_names, microbatch)
+            asked = teachers_to_ask(self._runs, self.source.weight_names)
             if self.classes.here_M is None:
                 aligned = [self._aligned(microbatch.task, i, found[i], microbatch.rows) for i in asked]
                 warn_of_surprises(asked.values(), aligned, microbatch)

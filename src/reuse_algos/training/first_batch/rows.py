@@ -153,6 +153,13 @@ def _check_targets(state: State, given: Any, some: Examples, keys: BatchKeys, wh
         return "rows not compared, as the batches have no targets and their views are not known"
     again = targets_of(read_rows(loader.dataset, some, epoch + 1, loader.collate_fn), keys.target)
     if again.shape == expected.shape and not torch.allclose(again.double(), expected.double(), equal_nan=True):
+        if expected.dim() == 1:  # masked tokens are drawn in every row, and say nothing of the index
+            warnings.warn(
+                f"{who}: targets are drawn at random whenever an example is read, so the rows are of one such draw. "
+                "Where the dataset chooses another example than the one it is asked for, they are of other examples.",
+                ArchiveWarning,
+                stacklevel=2,
+            )
         return f"{len(some.positions)} rows are of single examples; their targets are drawn at random"
     told = mixed_targets(targets, expected)
     for row in range(min(ROWS, len(some.positions))):

@@ -88,15 +88,17 @@ class ExampleLosses:
         batch: As :func:`~reuse_algos.training.instruments.single.batches.first_examples` returns it, on the model's
             device.
         memory_bytes: Bound on the gradients that are held at once (one example's are held in any case). The
-            activations of the chunk come on top.
+            activations come on top.
+        together: How many examples go through the model together at most, which bounds the activations. Default: as
+            many as gradients are held.
 
     Attributes:
         num_examples: N.
         parameters: The trained parameters as they are now, copies in at least float32.
     """
 
-    def __init__(self, model: Any, batch: Any, memory_bytes: int) -> None:
-        self.model, self.batch, self.memory_bytes = model, ExampleBatch(batch), memory_bytes
+    def __init__(self, model: Any, batch: Any, memory_bytes: int, together: int | None = None) -> None:
+        self.model, self.batch, self.memory_bytes, self.together = model, ExampleBatch(batch), memory_bytes, together
         self.parameters = trained_parameters(model)
         if not self.parameters:
             raise ModelError("instruments need trained parameters, and every parameter of this model is frozen")
@@ -122,7 +124,7 @@ class ExampleLosses:
         given = {**self._fixed, **parameters}
         if self.batch.in_lists:
             # Detectors draw the regions that they learn from. The same draws make losses comparable.
-            for generator in self._generators:
+            for generator in _generators_on(next(iter(self.parameters.values())).device):
                 generator.manual_seed(0)
         return functional_call(self.model, given, (self.batch.whole if batch is None else batch,))
 
@@ -265,7 +267,7 @@ class ExampleLosses:
                 self._one_at_a_time(error)
 
         found, losses_b = self._over_examples(lambda batch: self._gradient(parameters, batch), some)
-        return self._laid_out(parameters, losses_b, found, {})
+        return _laid_out(parameters, losses_b, found, {})
 
     def _gradient(self, parameters: Parameters, batch: Any) -> tuple[Parameters, Tensor]:
         """Return gradient and loss of one example."""
@@ -296,34 +298,21 @@ class ExampleLosses:
 
             return grad_and_value(loss, argnums=(0, 1), has_aux=True)(dense, taps)
 
-        (found, by_taps), (losses_b, rows) = at_once(gradients, self.batch.rows(some))
+        (found, by_taps), (losses_b, rows) = at_once(gradients, self.batch.rows(some), self.together)
         used = {}
         for name in tables:
             rows_bK = torch.cat([one.flatten(1) for one in rows[name]], dim=1)
             used[name] = rows_bK, torch.cat([one.flatten(1, -2) for one in by_taps[name]], dim=1)
-        return self._laid_out(parameters, losses_b, found, used)
-
-    def _laid_out(
-        self, parameters: Parameters, losses_b: Tensor, dense: Parameters, used: Mapping[str, tuple[Tensor, Tensor]]
-    ) -> Gradients:
-        """Return gradients in the order of the parameters."""
-        ends = list(accumulate(value.numel() for value in parameters.values()))
-        blocks: list[Dense | UsedRows] = []
-        for (name, value), end in zip(parameters.items(), ends, strict=True):
-            start = end - value.numel()
-            if name in used:
-                blocks.append(UsedRows.summed(start, len(value), *(one.detach() for one in used[name])))
-            else:
-                # Taken out of the mapping: a copy that the layout needs must not be held beside its original.
-                blocks.append(Dense(start, dense.pop(name).detach().flatten(1)))
-        return Gradients(losses_b.detach(), ends[-1], blocks)
+        return _laid_out(parameters, losses_b, found, used)
 
     def _over_examples(self, function: Callable[[Any], Any], some: slice) -> Any:
         """Call a function of a batch for each example alone, and stack what it returns."""
         if self._vectorised:
             try:
                 return at_once(
-                    lambda *rows: function(self.batch.with_rows(row[None] for row in rows)), self.batch.rows(some)
+                    lambda *rows: function(self.batch.with_rows(row[None] for row in rows)),
+                    self.batch.rows(some),
+                    self.together,
                 )
             # Also a RuntimeError, and not one that single examples should hide: the bound on memory is too high.
             except torch.OutOfMemoryError:
@@ -337,16 +326,31 @@ class ExampleLosses:
         self._vectorised = False
         log.info("Instruments take the examples one at a time, which is slower: %s", reason)
 
-    @property
-    def _generators(self) -> list[torch.Generator]:
-        """The generators that the model draws from."""
-        device = next(iter(self.parameters.values())).device
-        own = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
-        return [torch.default_generator, *own]
-
 
 def trained_parameters(model: nn.Module) -> Parameters:
     """Return copies of the parameters that require gradients, in at least float32."""
     return {
         name: at_least_float(value.detach()).clone() for name, value in model.named_parameters() if value.requires_grad
     }
+
+
+def _laid_out(
+    parameters: Parameters, losses_b: Tensor, dense: Parameters, used: Mapping[str, tuple[Tensor, Tensor]]
+) -> Gradients:
+    """Return gradients in the order of the parameters."""
+    ends = list(accumulate(value.numel() for value in parameters.values()))
+    blocks: list[Dense | UsedRows] = []
+    for (name, value), end in zip(parameters.items(), ends, strict=True):
+        start = end - value.numel()
+        if name in used:
+            blocks.append(UsedRows.summed(start, len(value), *(one.detach() for one in used[name])))
+        else:
+            # Taken out of the mapping: a copy that the layout needs must not be held beside its original.
+            blocks.append(Dense(start, dense.pop(name).detach().flatten(1)))
+    return Gradients(losses_b.detach(), ends[-1], blocks)
+
+
+def _generators_on(device: torch.device) -> list[torch.Generator]:
+    """Return the generators that a model on this device draws from."""
+    own = [torch.cuda.default_generators[device.index]] if device.type == "cuda" else []
+    return [torch.default_generator, *own]

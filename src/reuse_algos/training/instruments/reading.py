@@ -41,6 +41,7 @@ class Step:
         batch_size: Examples of the whole step, over all ranks.
         targets_N: Class of each example, for laziness. Default: unknown.
         output_key: Where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
+        together: How many examples go through the model together at most. Default: as the bound on memory allows.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class Step:
     batch_size: int
     targets_N: Tensor | None = None
     output_key: str | int | None = None
+    together: int | None = None
 
 
 def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_bytes: int) -> dict[str, float]:
@@ -68,7 +70,7 @@ def read_step(step: Step, sets: Collection[str], settings: Curvature, memory_byt
     """
     readings: dict[str, float] = {}
     with undisturbed(step.model, training=in_lists(step.batch)):
-        examples = ExampleLosses(step.model, step.batch, memory_bytes)
+        examples = ExampleLosses(step.model, step.batch, memory_bytes, step.together)
         # A step is small beside the weights, and float32 would lose digits of the difference.
         change_D = flat(step.after).double() - flat(step.before).double()
         length = float(change_D.norm())

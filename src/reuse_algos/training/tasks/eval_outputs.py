@@ -1,7 +1,7 @@
 """Whether a model says in evaluation what it says in training.
 
 Many models return logits while they train and something else afterwards: probabilities, the class they choose, numbers
-in the units of the data. Archived models run in evaluation mode, so what they say is then no logit of the task.
+in the units of the data. Archived models run in evaluation mode, so what they say is then not a logit of the task.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def refuse_other_answers(module: nn.Module, task: Task, said: Tensor, again: Cal
     if task.kind == "regression":
         what = _units(said.flatten(), trained.flatten())
     else:
-        what = None if are_probabilities(task, trained) else "probabilities (or the class it chooses) and no logits"
+        what = None if are_probabilities(task, trained) else "probabilities (or the class it chooses) and not logits"
     if what is not None:
         raise ModelError(
             f"{who} gives {what} in evaluation mode, and something else while it trains, which is what its loss was "

@@ -290,7 +290,7 @@ def objection(task: Task, outputs: torch.Tensor, targets: torch.Tensor, pull: to
         return "the loss does not move the outputs to where the targets are"
     no = counts & (truth == 0)
     if task.is_sigmoid and _is_distance(rows.logits_BCX[no], pull_BCX[no]):
-        return "the loss of label 0 is the square of the output, so the outputs are distances or numbers and no logits"
+        return "the loss of label 0 is the square of the output, so the outputs are distances or numbers and not logits"
     labels = bool(((truth == 0) | (truth == 1) | ~counts).all())
     if labels and bool(((rows.logits_BCX >= 0) & (rows.logits_BCX <= 1)).all()):
         return "all outputs lie between 0 and 1, so they may be probabilities of labels and no logits"

@@ -8,6 +8,7 @@ Shapes: B rows, C classes, R rows that are compared.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ from reuse_algos.algorithms.prior_run_distillation.loss.layout import (
 from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
 from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers
 from reuse_algos.archive import PriorRun
-from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.errors import HarmWarning, PriorRunMismatchError
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.views import age_of_slot
 from reuse_algos.training.batch_guard import BatchGuard
@@ -38,6 +39,9 @@ from reuse_algos.training.outputs import logits_of
 
 # Of the logits' norm: bfloat16 has three digits, and a deep model makes a few percent of their rounding.
 _MOST_OFF = 0.1
+
+# Logits of another input are as far from the model's as this, or farther: its own would be nearer than zeros are.
+_UNRELATED = 1.0
 
 # Share of equal answers that is enough where only the largest logits are archived.
 _FEWEST_ALIKE = 0.75
@@ -73,6 +77,14 @@ def _hold_rows(
     # Captured rows are those of earlier weights in training mode: they may differ, and only harvested ones may not.
     if any(age is not None for age in ages):
         oldest = max(age for age in ages if age is not None)
+        if off > _UNRELATED:
+            warnings.warn(
+                f"PriorRunDistillation: cached logits of the first batch: {found}. Even rows of earlier weights are "
+                "nearer as a rule: the archived model may get other inputs than it was trained on (another "
+                "normalisation, other tokens), so compare both runs' transforms and collate functions.",
+                HarmWarning,
+                stacklevel=2,
+            )
         return f"{found}; they were captured in training, {oldest} epochs before its end, so they may differ"
     # Of top_k the smaller logits are spread evenly, so their norm says little: then the answers are compared.
     if (off > _MOST_OFF) if kept is None else (alike < _FEWEST_ALIKE):

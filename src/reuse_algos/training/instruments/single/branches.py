@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 
-def at_once(function: Callable[..., Any], rows: Sequence[Tensor]) -> Any:
+def at_once(function: Callable[..., Any], rows: Sequence[Tensor], most: int | None = None) -> Any:
     """Return what a function gives for each example, stacked along a first dimension.
 
     The examples are vectorised over. Where the function asks a tensor for its truth, examples with different answers go
@@ -21,12 +21,13 @@ def at_once(function: Callable[..., Any], rows: Sequence[Tensor]) -> Any:
     Args:
         function: One row of each tensor -> tensors, or mappings and tuples of them.
         rows: Tensors of N rows.
+        most: How many examples go through the function together. Default: all.
 
     Raises:
         RuntimeError: The function does what cannot be vectorised, such as taking a number out of a tensor.
     """
     count = len(rows[0])
-    groups, filled = [torch.arange(count)], None
+    groups, filled = [*torch.arange(count).split(most or count)], None
     while groups:
         places = groups.pop()
         some = rows if len(places) == count else [row[places.to(row.device)] for row in rows]
