@@ -113,6 +113,17 @@ def test_help_is_fast_because_nothing_heavy_is_imported() -> None:
         assert f"\n    {command}" in done.stdout
 
 
+def test_commands_that_read_an_archive_do_not_import_the_trainer(tmp_path: Path) -> None:
+    RunArchive(tmp_path, create=True)
+    check = (
+        "import sys; from reuse_algos.cli import main; import reuse_algos.compare.show.page; "
+        f"code = main(['runs', {str(tmp_path)!r}]); heavy = {{'composer', 'transformers'}} & set(sys.modules); "
+        "sys.exit(f'imported {heavy}' if heavy or code else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "command", ["train", "runs", "show", "verify", "harvest", "scores", "compare", "recommend", "demo"]
 )

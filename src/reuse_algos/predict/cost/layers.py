@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from reuse_algos.data.nested import tensors_at
 from reuse_algos.errors import ModelError, NotEnoughEvidenceError
 
 Kind = Literal["convolution", "linear", "recurrent", "embedding", "norm", "activation", "pooling", "function", "other"]
@@ -220,6 +219,9 @@ def _kind(module: nn.Module) -> Kind:
 
 
 def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, data: set[int]) -> Layer:
+    # Composer comes with it, which takes seconds to import, and every command that compares imports this module.
+    from reuse_algos.data.nested import tensors_at
+
     read, written = ([tensor for _, tensor in tensors_at(part)] for part in (arguments, outputs))
     own = list(module.parameters(recurse=False))
     parameters = float(sum(value.numel() * value.element_size() for value in own))
