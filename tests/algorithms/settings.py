@@ -140,7 +140,7 @@ ROWS: dict[str, Row] = {
         {"source": "live", "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 0.5}},
         **_UNTAUGHT,
     ),
-    "auto reuse": Row(AutoReuse, {"unproven": True}),
+    "auto reuse": Row(AutoReuse, {}),
     "distillation, sample": Row(distil, {"source": "cached", "combine": "sample", "every_n_batches": 2}, **_UNTAUGHT),
     "distillation, mixup": Row(distil, {"source": "live", "combine": "mixup", "stop": "1ep"}, **_UNTAUGHT),
     "replay, append": Row(replay, {**_BOTH_RUNS, "start": "1ba"}, "images", **_WINDOW, ranks={"fraction": 1.0}),

@@ -73,11 +73,12 @@ def test_decisions(facts: list[RunFacts] | None, situation: str, runs: tuple[str
 
 
 def test_what_was_not_shown_to_help_is_not_chosen() -> None:
-    decision = decide([replace(RUN, same_model=False)], 64)
+    decision = decide([replace(RUN, same_model=False)], 64, {"same_data"})
     assert (decision.situation, decision.runs) == ("nothing", ())
     assert "could teach" in decision.reason
-    assert "unproven: true" in decision.reason
-    assert [decide([run], 64).situation for run in (RUN, PART)] == ["same_data", "grown_data"]
+    assert "PriorRunDistillation by hand" in decision.reason
+    kinds = [decide([run], 64).situation for run in (RUN, PART, replace(RUN, same_model=False))]
+    assert kinds == ["same_data", "grown_data", "other_architecture"], "what SHOWN names"
 
 
 def test_a_preset_is_a_copy() -> None:
@@ -145,7 +146,7 @@ def test_same_data_as_the_preset_by_hand(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_another_architecture_is_taught_by_outputs(tmp_path: Path) -> None:
     record_run(tmp_path)
-    reuse = AutoReuse(tmp_path, unproven=True)
+    reuse = AutoReuse(tmp_path)
     _fit(reuse, tmp_path, mlp(5, hidden=8))
     assert reuse.decision is not None
     assert reuse.decision.situation == "other_architecture"
@@ -187,7 +188,7 @@ def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest
         return DataSpec(epoch_loader(_data()), batch_transforms=lambda batch: (batch[0].abs(), batch[1]))
 
     weights = []
-    for algorithms in ([AutoReuse(tmp_path, unproven=True)], []):
+    for algorithms in ([AutoReuse(tmp_path)], []):
         model = mlp(5)
         trainer(data(), model, algorithms=algorithms, max_duration="1ep").fit()
         weights.append(model.state_dict())
@@ -201,7 +202,7 @@ def test_what_the_first_batch_refuses_is_not_done(tmp_path: Path, capsys: pytest
 
 def test_a_dry_run_only_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record_run(tmp_path)
-    model, manifest = _fit(AutoReuse(tmp_path, dry_run=True, unproven=True), tmp_path)
+    model, manifest = _fit(AutoReuse(tmp_path, dry_run=True), tmp_path)
     assert "AutoReuse would do same_data: 1 prior run is" in capsys.readouterr().err
     assert manifest.decisions["auto_reuse"].startswith("would do same_data")
     assert manifest.prior_runs == []
@@ -219,7 +220,7 @@ def test_a_resumed_run_keeps_its_decision(tmp_path: Path, situation: str) -> Non
         _fit(AutoReuse(home), home, data=_data(32), name="half")
 
     def one(folder: str, **settings: Any) -> Any:
-        reuse = AutoReuse(home, unproven=True)
+        reuse = AutoReuse(home)
         model = mlp(5)
         loader = epoch_loader(_data())
         folder = str(tmp_path / folder)

@@ -22,7 +22,7 @@ from reuse_algos.algorithms.prior_run_warm_start import PriorRunWarmStart
 from reuse_algos.archive import PriorUse, RunArchive
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ReuseAlgosError
-from reuse_algos.presets import PRESETS, SHOWN, preset
+from reuse_algos.presets import preset
 from reuse_algos.priors.model import untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_keys import BatchKeys
@@ -34,17 +34,15 @@ class AutoReuse(ReusingAlgorithm):
     """Look at the archive and at the first batch, and reuse earlier runs where a preset was shown to help.
 
     At the start of training the finished runs of the archive are held against this run's data, classes and model. A
-    run on a part of the data gives its weights (:class:`PriorRunWarmStart`). Runs of the same model on the same data
-    teach (:class:`PriorRunDistillation`); with ``unproven`` those of another model do, too. Where nothing fits, where
-    classes have changed, or where the first batch shows that what was chosen is not true for this run, training is
-    plain. The decision and its reason are printed and recorded.
+    run on a part of the data gives its weights (:class:`PriorRunWarmStart`). Runs on the same data teach
+    (:class:`PriorRunDistillation`), those of the same model before those of another. Where nothing fits, where classes
+    have changed, or where the first batch shows that what was chosen is not true for this run, training is plain. The
+    decision and its reason are printed and recorded.
 
     Args:
         archive: A :class:`~reuse_algos.archive.RunArchive` or its path; it is made where there is none.
         runs: A query that narrows the runs down, such as ``{"tags": {"study": "resnet"}}``. Default: all runs.
         dry_run: Only say what would be done. Default: False.
-        unproven: Also use presets that have not been shown to help, see
-            :data:`~reuse_algos.presets.SHOWN`. Default: False.
         keys: :class:`~reuse_algos.training.batch_keys.BatchKeys`: where inputs, targets, logits and ids lie. Default:
             pairs of inputs and targets.
         dataset: What the train data are. Default: read off the loader's dataset.
@@ -68,7 +66,6 @@ class AutoReuse(ReusingAlgorithm):
         *,
         runs: Mapping[str, Any] | None = None,
         dry_run: bool = False,
-        unproven: bool = False,
         keys: BatchKeys | Mapping[str, Any] | None = None,
         dataset: DatasetInfo | None = None,
         seed: int = 0,
@@ -77,7 +74,6 @@ class AutoReuse(ReusingAlgorithm):
         super().__init__(home, dict(runs or {}), seed=seed)
         self.query: dict[str, Any] = dict(self.runs)  # type: ignore[arg-type]
         self.dry_run, self.dataset = dry_run, dataset
-        self.situations = frozenset(PRESETS) if unproven else SHOWN
         self.keys: BatchKeys = fit_section(BatchKeys, keys or {}, "keys")
         self.decision: Decision | None = None
         self.chosen: PriorRunDistillation | PriorRunWarmStart | None = None
@@ -130,7 +126,7 @@ class AutoReuse(ReusingAlgorithm):
     def _decide(self, state: State) -> Decision:
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
         found = facts_of(self.archive, self.query, state.model, info)
-        return decide(found, 0 if info is None else info.num_examples, self.situations)
+        return decide(found, 0 if info is None else info.num_examples)
 
     def _build(self, decision: Decision) -> PriorRunDistillation | PriorRunWarmStart | None:
         """Return the algorithm that the preset of a situation names."""

@@ -100,7 +100,7 @@ def decide(runs: Sequence[RunFacts] | None, num_examples: int = 0, situations: C
         if teachers and situation not in situations:
             return _nothing(
                 f"{_prior_runs(fitting)} of {words}, and could teach. The preset for that has not been shown to "
-                "help: try unproven: true, or PriorRunDistillation by hand"
+                "help: try PriorRunDistillation by hand"
             )
         if teachers:
             ids = tuple(run.id for run in teachers)
