@@ -352,6 +352,13 @@ SECTIONS = (
         summary("sequences"),
     ),
     Section(
+        "Forecasts after a quarter, a half and three quarters of a run",
+        "forecasts.jsonl",
+        "Every run is forecast from its own first part and the other runs. Medians of relative errors: of the last "
+        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one.",
+        summary("forecasts", "--archive", "forecast-archive"),
+    ),
+    Section(
         "Four depths predict a fifth, and one process two",
         "layers.jsonl",
         "ResNets on digits at a constant rate. They learn the digits by heart, so in the second half the loss falls "

@@ -80,6 +80,9 @@ def worse_than_nothing(run: PriorRun, theirs: Tensor, microbatch: Microbatch) ->
     if task.kind == "regression":
         kept_BC = targets if counted is None else targets.masked_fill(~counted, math.nan)
         nothing = float((kept_BC - kept_BC.nanmean(0)).square().nanmean())
+    # The loss of a run that was taught itself has a further term, in other units.
+    if run.manifest.prior_runs:
+        return None
     try:
         ended = run.final_metric(_TRAIN_LOSS)
     except SignalNotFoundError:
@@ -122,9 +125,20 @@ def warn_of_surprises(runs: Iterable[PriorRun], logits: Sequence[Tensor], microb
         microbatch: The first one.
     """
     for run, theirs in zip(runs, logits, strict=True):
-        words = None
-        if _has_single_labels(microbatch) and archived_accuracy(run) is not None:
-            right = int(microbatch.task.correct(microbatch.rows._replace(logits_BCX=theirs)).sum())
-            words = surprise(run, right, len(theirs))
-        if words := words or worse_than_nothing(run, theirs, microbatch):
+        if words := odd_answers(run, theirs, microbatch):
             warnings.warn(f"PriorRunDistillation: {words}", HarmWarning, stacklevel=2)
+
+
+def odd_answers(run: PriorRun, theirs: Tensor, microbatch: Microbatch) -> str | None:
+    """Return what is odd about what a run's last weights answer, for a warning; None where nothing is.
+
+    Args:
+        run: The run.
+        theirs: Logits of its last weights for the microbatch, in the layout of the task.
+        microbatch: The first one.
+    """
+    words = None
+    if _has_single_labels(microbatch) and archived_accuracy(run) is not None:
+        right = int(microbatch.task.correct(microbatch.rows._replace(logits_BCX=theirs)).sum())
+        words = surprise(run, right, len(theirs))
+    return words or worse_than_nothing(run, theirs, microbatch)
