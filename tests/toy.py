@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Algorithm, Event, State, Trainer
+from composer import Algorithm, Callback, Event, Logger, State, Trainer
 from composer.models import ComposerClassifier
 from composer.utils import dist
 from torch import nn
@@ -21,6 +22,17 @@ from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 
 NUM_CLASSES = 4
 NUM_FEATURES = 6
+
+
+class EndsProcess(Callback):
+    """Ends this process after a batch without finishing anything, as a machine that is switched off."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if int(state.timestamp.batch) == self.batch:
+            os._exit(9)
 
 
 class NumberedDataset(Dataset):

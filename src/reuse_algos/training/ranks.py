@@ -1,4 +1,7 @@
-"""Doing something once for all ranks, or on every rank, so that an error reaches all of them instead of a time-out."""
+"""Doing something once for all ranks, or on every rank, so that an error reaches all of them instead of a time-out.
+
+And sums over ranks.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from composer.utils import dist
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -25,6 +29,20 @@ def on_rank_zero(work: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def sum_over_ranks(numbers: Tensor) -> Tensor:
+    """Add up a tensor over all ranks, in place; every rank must call this.
+
+    Args:
+        numbers: Of the same shape and dtype on every rank.
+
+    Returns:
+        The same tensor, for convenience.
+    """
+    if dist.get_world_size() > 1:
+        dist.all_reduce(numbers)
+    return numbers
 
 
 def on_every_rank(work: Callable[[], T]) -> list[T]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import warnings
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.errors import StaleReplayWarning
+from reuse_algos.training.ranks import sum_over_ranks
 from reuse_algos.training.tasks.task import mean_of_counted
 
 
@@ -142,10 +142,7 @@ class ReplaySums:
 
     def over_ranks(self, wanted: int) -> Tensor:
         """Return the sums of all ranks, and how many rows were to be replayed: float64 on the CPU."""
-        totals = torch.cat([self._sums.double(), self._sums.new_tensor([wanted]).double()])
-        if dist.get_world_size() > 1:
-            dist.all_reduce(totals)
-        return totals.cpu()
+        return sum_over_ranks(torch.cat([self._sums.double(), self._sums.new_tensor([wanted]).double()])).cpu()
 
     @staticmethod
     def read(totals: Tensor) -> dict[str, float]:

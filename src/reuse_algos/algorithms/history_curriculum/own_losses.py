@@ -13,6 +13,7 @@ import torch
 from composer.utils import dist
 
 from reuse_algos.errors import DataError
+from reuse_algos.training.ranks import sum_over_ranks
 
 
 class OwnLosses:
@@ -50,10 +51,7 @@ class OwnLosses:
         self._sums_2N.zero_()
 
     def _over_ranks(self) -> torch.Tensor:
-        sums_2N = self._sums_2N.clone()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(sums_2N)
-        return sums_2N
+        return sum_over_ranks(self._sums_2N.clone())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return everything so far, of all ranks; every rank must call this, as Composer's checkpoints do."""

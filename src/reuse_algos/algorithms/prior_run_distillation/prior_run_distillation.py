@@ -81,8 +81,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         RunNotFoundError, SignalNotFoundError, PriorRunMismatchError: At the start of training.
         TaskError: In the first batch: the term is not defined for the task, or none is found.
 
-    Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, whose
-    answer is the teachers'), ``/coverage``, ``/teacher_seconds``, ``/active``, what the watch sees, ``/weight``.
+    Logs ``reuse/distillation/loss`` (D), ``/agreement`` (share of rows, or of their counted positions or labels, with
+    the teachers' answer), ``/coverage``, ``/teacher_seconds``, ``/active``, ``/weight``, ``/temperature``, the watch.
 
     Example:
         .. code-block:: python

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import agreement
 from reuse_algos.algorithms.prior_run_distillation.loss.section import Weighing
+from reuse_algos.training.ranks import sum_over_ranks
 from reuse_algos.training.tasks.task import Task
 
 
@@ -123,8 +123,6 @@ class Tally:
 
     def read(self) -> Totals:
         """Return the sums over all ranks, and forget them; every rank must call this, after :meth:`add`."""
-        sums = torch.stack(self._sums).sum(0)
+        sums = sum_over_ranks(torch.stack(self._sums).sum(0))
         self.clear()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(sums)
         return Totals(*sums.tolist())

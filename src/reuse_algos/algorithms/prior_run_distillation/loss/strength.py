@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from composer.utils import dist
 from torch import Tensor
 
 from reuse_algos.errors import ModelError
 from reuse_algos.training.loss import pull_of
+from reuse_algos.training.ranks import sum_over_ranks
 from reuse_algos.training.tasks.task import Task
 
 # Added to a row's variance: a head that starts at zero has rows without any, and a gradient of 1 / 0.
@@ -179,8 +179,8 @@ class Measured:
         if not self._moments or not self.needs_deviation:
             return
         moments = torch.stack(self._moments).sum(0)
-        if across_ranks and dist.get_world_size() > 1:
-            dist.all_reduce(moments)
+        if across_ranks:
+            sum_over_ranks(moments)
         self._moments = []
         if float(moments[0].sum()):
             self.deviation = variance_of(moments) ** 0.5

@@ -10,7 +10,6 @@ import torch
 from composer import State, Time
 from composer.core import get_precision_context
 from composer.models import ComposerModel
-from composer.utils import dist
 from composer.utils.batch_helpers import batch_get
 from torch import nn
 
@@ -28,6 +27,7 @@ from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.interplay import example_weights
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.tokens import refuse_other_tokens
+from reuse_algos.training.ranks import sum_over_ranks
 from reuse_algos.training.tasks.eval_outputs import refuse_other_answers
 from reuse_algos.training.tasks.task import Task
 
@@ -98,7 +98,7 @@ class LiveTeachers:
         self.in_layout = [False] * len(self.names)
         self._counted: set[int] = set()
         self._guards = [BatchGuard(f"teacher {name}") for name in self.names]
-        self._input_key, self._output_key = keys.input, keys.output
+        self._keys = keys
         # In a plain list of a plain object: a sub-module of the student would be in its state dict, its optimizer and
         # its DDP buckets.
         self._modules: list[nn.Module] = []
@@ -120,7 +120,7 @@ class LiveTeachers:
         with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
             for index in chosen:
                 module = self._modules[index]
-                logits.append(logits_of(module(self._inputs_of(index, batch)), self._output_key))
+                logits.append(logits_of(module(self._inputs_of(index, batch)), self._keys.output))
                 self._guards[index].look()
                 # Once for each teacher: a count takes one more forward pass.
                 if index not in self._counted:
@@ -145,22 +145,15 @@ class LiveTeachers:
         """
         logits = self.targets(state, batch, None, range(len(self.names))).logits
 
-        def again(index: int) -> torch.Tensor:
-            module = self._modules[index]
-            given = BatchGuard("a teacher").copy(batch)  # the first copy of a guard shares no tensor
-            inputs = given if isinstance(module, ComposerModel) else batch_get(given, self._input_key)
-            with get_precision_context(state.precision, state.precision_config):
-                return logits_of(module(inputs), self._output_key)
-
         for index, said in enumerate(logits):
-            once_more = functools.partial(again, index)
-            refuse_other_answers(self._modules[index], task, said, once_more, f"teacher {self.names[index]}")
+            module = self._modules[index]
+            once_more = functools.partial(answers, module, batch, state, self._keys)
+            refuse_other_answers(module, task, said, once_more, f"teacher {self.names[index]}")
         return logits
 
     def _inputs_of(self, index: int, batch: Any) -> Any:
         # Each teacher gets a copy of its own: some models take entries out of their batch.
-        given = self._guards[index].copy(batch)
-        return given if isinstance(self._modules[index], ComposerModel) else batch_get(given, self._input_key)
+        return _inputs(self._modules[index], self._guards[index].copy(batch), self._keys)
 
 
 class CachedTeachers:
@@ -239,10 +232,7 @@ class CachedTeachers:
         assert seen_B is not None
         weights_B = example_weights(state, examples.positions)
         rows_B = torch.ones(seen_B.shape, device=seen_B.device) if weights_B is None else weights_B.to(seen_B.device)
-        counts = torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()
-        if dist.get_world_size() > 1:
-            dist.all_reduce(counts)
-        seen, rows = counts.tolist()
+        seen, rows = sum_over_ranks(torch.stack([rows_B[seen_B].sum(), rows_B.sum()]).float()).tolist()
         return seen / rows if rows else 1.0
 
     def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
@@ -261,6 +251,24 @@ class CachedTeachers:
             seen_B = here_B if seen_B is None else seen_B & here_B
         assert seen_B is not None
         return Targets(logits, seen_B.to(self._device, non_blocking=True))
+
+
+def answers(module: nn.Module, batch: Any, state: State, keys: BatchKeys) -> torch.Tensor:
+    """Return the logits of an archived model for a microbatch, which it cannot change, in the student's precision.
+
+    Args:
+        module: The model, on the trainer's device.
+        batch: The microbatch.
+        state: The trainer's.
+        keys: Where inputs (for a plain module) and logits lie.
+    """
+    given = BatchGuard("an archived model").copy(batch)  # the first copy of a guard shares no tensor
+    with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
+        return logits_of(module(_inputs(module, given, keys)), keys.output)
+
+
+def _inputs(module: nn.Module, batch: Any, keys: BatchKeys) -> Any:
+    return batch if isinstance(module, ComposerModel) else batch_get(batch, keys.input)
 
 
 def _names(runs: Sequence[PriorRun], weights: Sequence[str]) -> list[str]:
