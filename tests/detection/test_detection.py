@@ -219,6 +219,22 @@ def test_a_detector_starts_from_an_archived_one(archive: Path) -> None:
         assert torch.equal(parameter, old[name]), name
 
 
+def test_backbone_and_head_of_a_detector_are_named(archive: Path) -> None:
+    """A detector of ten digits starts from one of a single class: only what says which class is new, and trains."""
+    one_class = {"train": 8, "eval": 4, "size": 32, "one_class": True}
+    _train(archive, "one", data={"name": "digit_boxes", "batch_size": 4, "scenes": one_class})
+    classes = "head.classification_head.cls_logits.*"
+    start = {"runs": "one", "head": {"name": "reset", "pattern": classes}, "mismatch": "allow"}
+    start["trainable"] = {"freeze": "backbone"}
+    trained = _train(archive, "ten", algorithms={"prior_run_warm_start": start}, max_duration="1ba")
+    old = dict(RunArchive(archive).run("one").weights("last"))
+    moved = [name for name, one in trained.state.model.named_parameters() if not torch.equal(one, old[name])]
+    assert moved == [f"module.head.classification_head.cls_logits.{part}" for part in ("weight", "bias")]
+    start["head"] = "reset"
+    with pytest.raises(ModelError, match="no linear layer .* with 11 outputs.*head: {name: reset, pattern: 'fc"):
+        _train(archive, "unnamed", algorithms={"prior_run_warm_start": start})
+
+
 def test_a_detector_is_taught_by_backbone_and_head_of_an_archived_one(archive: Path) -> None:
     """The logged term is that of two detectors side by side, in units of the teacher's deviation in the first batch."""
     from reuse_algos.functional import feature_term
