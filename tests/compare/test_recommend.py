@@ -140,12 +140,19 @@ def test_the_preset_of_what_is_recommended_is_named(changes: dict, said: str | N
 def test_diagnoses_and_forecasts_of_runs_are_quoted() -> None:
     alpha = [(step, -0.999) for step in range(1, 9)]
     read = {"instruments/alpha": alpha, "forecast/50pct/end_loss_error": [(100, -0.04)]}
-    slow = [dataclasses.replace(run, readings=read if run.seed else {}) for run in QUICK]
+    # The end was 0.96 / 0.96 = 1, which is in the first interval and not in the second.
+    interval = {"forecast/50pct/end_loss": [(50, 0.96)], "forecast/50pct/end_loss_low": [(50, 0.9)]}
+    limits = {1: {**interval, "forecast/50pct/end_loss_high": [(50, 1.1)]}}
+    limits[2] = {**interval, "forecast/50pct/end_loss_high": [(50, 0.99)]}
+    slow = [
+        dataclasses.replace(run, readings={**read, **limits.get(run.seed, {})} if run.seed else {}) for run in QUICK
+    ]
     notes = recommend(BASELINE, slow).notes
     (said,) = [note for note in notes if "learning rate is too small" in note]
     assert said.startswith("quick, 8 of 12 runs: ")
     assert said.endswith("The median alpha of 8 readings is -0.999, at most -0.98.")
-    assert "quick: forecasts of the loss at the end were off by 4.0% after 50 % of a run (n = 8), as medians." in notes
+    held = "(n = 8; the end was in 4 of 8 intervals)"
+    assert f"quick: forecasts of the loss at the end were off by 4.0% after 50 % of a run {held}, as medians." in notes
 
 
 def test_a_target_below_the_smallest_budget() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -129,6 +130,25 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         model=said.model.name if said.model else "",
         recipe=said.recipe or {},
     )
+
+
+def planned_end(run: PriorRun) -> float | None:
+    """Return the step at which a run's recipe ends it; None where the recipe and the rows do not say.
+
+    Args:
+        run: Of an archive. It may still train, or have been stopped.
+    """
+    found = re.fullmatch(r"([1-9][0-9]*)(ep|ba|)", str((run.manifest.recipe or {}).get("max_duration")))
+    if found is None:
+        return None
+    if found[2] == "ba":
+        return float(found[1])
+    if TRAIN_LOSS not in run.metric_names:
+        return None
+    # This loss is archived at the end of each epoch, so drop_last and the number of ranks are in its steps already.
+    rows = run.metric(TRAIN_LOSS)
+    known = len(rows.step) and rows.epoch[-1] > 0
+    return float(found[1]) * float(rows.step[-1]) / float(rows.epoch[-1]) if known else None
 
 
 def histories(

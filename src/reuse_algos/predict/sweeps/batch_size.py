@@ -38,6 +38,7 @@ class Trial:
         metric: Validation metric at those steps.
         diverged: Whether the loss was not finite at some time: then the trial reached nothing.
         name: Of the run. Ties go to the name that sorts first. Default: empty.
+        momentum: Of SGD, where ``value`` is its learning rate, in [0, 1). Default: None, which is not known.
     """
 
     batch: int
@@ -46,6 +47,7 @@ class Trial:
     metric: Sequence[float]
     diverged: bool = False
     name: str = ""
+    momentum: float | None = None
 
     def steps_to(self, goal: float, mode: Literal["max", "min"] = "max") -> float:
         """Return the first step whose metric is strictly better than the goal; infinite if there is none.
@@ -73,6 +75,10 @@ class BatchPoint:
         num_reached: Number of trials that reached the goal.
         perfect: Steps under perfect scaling from the smallest batch size.
         flags: What stands against this point, in words.
+        linear: Best value of the smallest batch size, times the batch sizes' ratio: the linear rule. NaN where the
+            smallest batch size has no best value. Default: NaN.
+        square_root: That value times the root of the ratio: the square-root rule. Default: NaN.
+        effective: Effective learning rate of the best trial; None where its momentum is not known. Default: None.
     """
 
     batch: int
@@ -82,6 +88,9 @@ class BatchPoint:
     num_reached: int
     perfect: float
     flags: tuple[str, ...] = ()
+    linear: float = math.nan
+    square_root: float = math.nan
+    effective: float | None = None
 
 
 @dataclass(frozen=True)
@@ -225,7 +234,22 @@ def _point(
     if reached < 2:
         flags.append(f"{reached} of {len(trials)} trials reached the goal; two are needed")
     perfect = steps[0] if first is None else first.steps * first.batch / batch
-    return BatchPoint(batch, steps[0], best, len(trials), reached, perfect, tuple(flags))
+    # What the two rules of thumb say of the best value, from the smallest batch size on.
+    ratio = 1.0 if first is None else batch / first.batch
+    start = best if first is None else first.best
+    value = math.nan if start is None else start.value
+    return BatchPoint(
+        batch,
+        steps[0],
+        best,
+        len(trials),
+        reached,
+        perfect,
+        tuple(flags),
+        linear=value * ratio,
+        square_root=value * math.sqrt(ratio),
+        effective=None if best is None or best.momentum is None else effective_rate(best.value, best.momentum),
+    )
 
 
 def _gap(trial: Trial, step: float) -> float:
