@@ -278,8 +278,19 @@ def test_sweep_command_on_known_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [row["linear_rule"] for row in found["steps_to_result"]] == pytest.approx([0.1, 0.2, 0.4, 0.8])
     assert {round(row["effective_rate"], 9) for row in found["steps_to_result"]} == {1.0}
     assert found["noise_scale"]["noise"] > 0
+    # No run of 1 example reaches 0.95, so the rules start from 4; it is named in the terminal too.
+    for rate in (0.01, 0.1, 1.0):
+        recipe = {"optimizer": {"lr": rate, "momentum": 0.9}, "data": {"batch_size": 1}, "scheduler": None}
+        write(archive, "run", [1.0] * 40, every=1, accuracy=[0.5] * 40, batch=1, recipe=recipe)
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["perfect"] for row in found["steps_to_result"]] == [None, 30, 15, 7.5, 3.75]
+    assert [row["linear_rule"] for row in found["steps_to_result"]] == [None, *map(pytest.approx, (0.1, 0.2, 0.4, 0.8))]
+    assert {"batch": 1, "flag": "0 of 3 trials reached the goal; two are needed"} in found["flags"]
+    assert main(command[:-1]) == 0
+    assert "0 of 3 trials reached the goal" in capsys.readouterr().out
     assert main([*command[:3], "--goal", "1.5"]) == 2
-    assert "none of 12 runs reached" in capsys.readouterr().err
+    assert "none of 15 runs reached" in capsys.readouterr().err
     assert main([*command, "--over", "data.batch"]) == 2
     assert "Did you mean 'data.batch_size'" in capsys.readouterr().err
 
@@ -300,7 +311,11 @@ def test_sweep_of_any_value_counts_what_a_goal_takes(tmp_path: Path, capsys: pyt
     assert asked(*dollars) == pytest.approx([15, 10, 7, 6])
     assert asked() == pytest.approx([0.99] * 4)
     assert asked("--of", "steps") == [40] * 4
-    # Without --tune the three rates are averaged like seeds.
+    assert main([*command, *goal]) == 0
+    assert json.loads(capsys.readouterr().out)["flags"] == []
+    assert main(command) == 0
+    assert "also differ in optimizer.lr" in capsys.readouterr().out
+    # Without --tune the three rates are averaged like seeds, and it is said.
     assert asked("--goal", "0.95") == pytest.approx([30 + 5 / 3, 20 + 5 / 3, 14 + 5 / 3, 12 + 5 / 3])
     for words, said in (
         (command[:3], "needs --over"),

@@ -249,6 +249,22 @@ def attempts_of(
     return found
 
 
+def also_differs(runs: Sequence[History], known: Iterable[str | None]) -> list[str]:
+    """Return the paths at which recipes differ beside the known ones, seeds and names.
+
+    Args:
+        runs: Of a sweep.
+        known: Paths of what is swept and tuned; None is left out.
+    """
+    left = {*(path.removeprefix("recipe.") for path in known if path), "seed", "run_name", "archive", "save_folder"}
+    paths = {path for run in runs for path in _paths(run.recipe)} - left
+    return sorted(
+        path
+        for path in paths
+        if not path.startswith("tags.") and len({repr(recipe_value(run.recipe, path)) for run in runs}) > 1
+    )
+
+
 def points_over(runs: Sequence[History], over: str) -> list[tuple[float, float]]:
     """Return the value of a recipe and the last value of the metric, for each finished run.
 

@@ -206,7 +206,8 @@ def _speed(args: argparse.Namespace) -> Answer:
         found["steps_to_goal"] = {"metric": runs[0].metric, "goal": args.goal, "steps": steps, "kind": kind}
     # The fastest is not the cheapest; the table has both.
     best = max(rows, key=lambda row: row["steps_per_second"])
-    headline = f"{best['workers']} workers are the fastest of these: {best['steps_per_second']:.4g} steps per second"
+    words = "worker is" if best["workers"] == 1 else "workers are"
+    headline = f"{best['workers']} {words} the fastest of these: {best['steps_per_second']:.4g} steps per second"
     charts = [speed_chart(rows, "steps_per_second", "Speed over workers")]
     if steps is not None:
         headline += f", {best['seconds']:.4g} s for {steps:.4g} steps"

@@ -18,7 +18,7 @@ WHAT is one of:
   batch-size  least steps to --goal for each batch size, over the values of --tune (Shallue et al. 2019):
               perfect scaling, diminishing returns, maximal parallelism, or undecided; the noise scale;
               the best value beside what the linear and the square-root rule make of that of the smallest
-              batch size, and the effective rate lr / (1 - momentum) of SGD;
+              batch size that reached the goal, and the effective rate lr / (1 - momentum) of SGD;
               and what stands against the study (best value at the edge of the search, too few trials,
               evaluations too far apart). A regime beside such a batch size is not claimed.
   value       the last value of --metric over --over, the best over the values of --tune; with --goal,
@@ -74,11 +74,11 @@ def _batch_size(args: argparse.Namespace) -> Answer:
             "perfect": point.perfect,
             "best_value": point.best.value if point.best else None,
             "effective_rate": point.effective,
-            "linear_rule": point.linear,
-            "square_root_rule": point.square_root,
-            "best_run": point.best.name if point.best else None,
+            "linear_rule": point.linear if math.isfinite(point.linear) else None,
+            "square_root_rule": point.square_root if math.isfinite(point.square_root) else None,
             "reached": f"{point.num_reached} of {point.num_trials}",
-            "flags": "; ".join(point.flags),
+            # Last, as a long name leaves no room for what follows.
+            "best_run": point.best.name if point.best else None,
         }
         for point in sweep.points
     ]
@@ -94,7 +94,8 @@ def _batch_size(args: argparse.Namespace) -> Answer:
     # The curve is worth showing without the fit.
     except NotEnoughEvidenceError as error:
         found["noise_scale"] = {"not_enough_evidence": str(error)}
-    found["flags"] = [{"flag": flag} for flag in sweep.flags]
+    own = [{"batch": point.batch, "flag": flag} for point in sweep.points for flag in point.flags]
+    found["flags"] = [*({"batch": None, "flag": flag} for flag in sweep.flags), *own]
     # Without a batch size that reached the goal there is nothing to scale from.
     known = [row for row in rows if math.isfinite(row["perfect"])]
     perfect = line("perfect scaling", [row["batch"] for row in known], [row["perfect"] for row in known], dashed=True)
@@ -108,7 +109,7 @@ def _batch_size(args: argparse.Namespace) -> Answer:
 
 def _value(args: argparse.Namespace) -> Answer:
     from reuse_algos.predict import best_values
-    from reuse_algos.predict.evidence import attempts_of
+    from reuse_algos.predict.evidence import also_differs, attempts_of
 
     if args.over is None:
         raise UsageError("sweep value needs --over, a number in the recipes such as model.width")
@@ -133,7 +134,12 @@ def _value(args: argparse.Namespace) -> Answer:
     # Costs fall by factors; metrics may be 0 or below.
     log = outcome != "metric" and all(one.at > 0 and one.outcome > 0 for one in known)
     drawn = chart(f"{what} over {args.over}", args.over, what, series, log=log)
-    return Answer(headline, lead, {"best_values": rows}, [drawn])
+    others = also_differs(runs, (args.over, args.tune))
+    told = [
+        {"flag": f"the runs also differ in {path}, and are averaged over it: --tune it, or select (--tag)"}
+        for path in others
+    ]
+    return Answer(headline, lead, {"best_values": rows, "flags": told}, [drawn])
 
 
 def _strength(args: argparse.Namespace) -> Answer:

@@ -73,10 +73,10 @@ class BatchPoint:
         best: The trial that needed them; None if none reached the goal.
         num_trials: Number of trials.
         num_reached: Number of trials that reached the goal.
-        perfect: Steps under perfect scaling from the smallest batch size.
+        perfect: Steps under perfect scaling from the smallest batch size that reached the goal; infinite before it.
         flags: What stands against this point, in words.
-        linear: Best value of the smallest batch size, times the batch sizes' ratio: the linear rule. NaN where the
-            smallest batch size has no best value. Default: NaN.
+        linear: Best value of that batch size, times the ratio of the two sizes: the linear rule. NaN before it.
+            Default: NaN.
         square_root: That value times the root of the ratio: the square-root rule. Default: NaN.
         effective: Effective learning rate of the best trial; None where its momentum is not known. Default: None.
     """
@@ -183,7 +183,8 @@ def batch_sweep(
         )
     points: list[BatchPoint] = []
     for batch in sorted(sizes):
-        first = points[0] if points else None
+        # The smallest batch size may need more steps than any of its trials had.
+        first = next((point for point in points if point.best is not None), None)
         points.append(_point(batch, sizes[batch], goal, mode, first))
     if all(point.best is None for point in points):
         raise NotEnoughEvidenceError(f"none of {sum(map(len, sizes.values()))} runs reached the goal {goal:g}")
@@ -234,7 +235,7 @@ def _point(
     if reached < 2:
         flags.append(f"{reached} of {len(trials)} trials reached the goal; two are needed")
     perfect = steps[0] if first is None else first.steps * first.batch / batch
-    # What the two rules of thumb say of the best value, from the smallest batch size on.
+    # What the two rules of thumb make of the best value there.
     ratio = 1.0 if first is None else batch / first.batch
     start = best if first is None else first.best
     value = math.nan if start is None else start.value
