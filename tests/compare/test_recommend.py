@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +118,8 @@ def test_a_budget_that_was_not_trained_is_forecast_with_its_cost() -> None:
     assert abs(made.error) < 1e-6
     assert "Next, train quick for about 16" in found.sentence
     assert "which no run has shown" in found.sentence
+    dear = recommend(plain, quick, target=target, price_per_hour=36).sentence
+    assert re.search(r"steps at a cost of \S+.* \(from \S+.* to \S+.*\), \$1\.[56]\d: it is predicted", dear)
     of_loss = [dataclasses.replace(run, final=1 - run.final) for run in (*plain, *quick)]
     asked = recommend_runs(of_loss, target=1 - target, metric="loss", mode="min")
     assert "Next, train quick for about 16" in asked.sentence
