@@ -196,6 +196,9 @@ def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["loss-curve", "--level", "1.5"], "between 0 and 1"),
         (["loss-curve", "--run", one, "--budgets"], "give one of them"),
         (["speed", "--price-per-hour", "-1"], "not a number above 0"),
+        (["speed", "--run", one], "speed does not read --run, which is for loss-curve"),
+        (["size", "--steps", "9"], "does not read --steps, which is for speed, layers"),
+        (["loss-curve", "--metric", "loss/train"], "Did you mean 'loss/train/total'?"),
         (["layers", "--model", "resnet20", "--exchange", "rings"], "Did you mean 'ring'"),
         (["layers", "--model", "resnet20", "--percent", "2"], "a share in (0, 1]"),
         (["layers", "--model", "resnet20", "--peak-gflops", "0"], "not a number above 0"),
@@ -323,6 +326,7 @@ def test_sweep_of_any_value_counts_what_a_goal_takes(tmp_path: Path, capsys: pyt
         ([*command, "--of", "dollars"], "go together"),
         ([*command, "--goal", "1.5"], "no run at any of 4 values reached"),
         ([*command[:4], "data.size"], "no 'data.size'"),
+        (["sweep", "strength", *command[2:], "--goal", "1"], "strength does not read --goal"),
     ):
         assert main(words) == 2
         assert said in capsys.readouterr().err

@@ -184,3 +184,14 @@ def test_a_line_is_no_transition() -> None:
     assert shown <= 2
     with pytest.raises(NotEnoughEvidenceError, match="at least 7"):
         find_transition([1, 2, 3], [3, 2, 1])
+
+
+def test_a_plateau_of_one_strength_is_not_shown() -> None:
+    strength = [0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3]
+    accuracy = [0.961, 0.967, 0.956, 0.95, 0.956, 0.956, 0.914, 0.836, 0.378]
+    # Only the last strength lies beyond the slope, so nothing shows that the fall has ended there.
+    assert not find_transition(strength, accuracy).after < 0.6
+    found = find_transition([*strength, 0.4, 0.5], [*accuracy, 0.38, 0.379])
+    assert found.shown
+    assert found.stop <= 0.3 + 1e-6
+    assert found.after == pytest.approx(0.379, abs=0.01)

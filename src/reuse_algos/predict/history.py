@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.format.metrics import resolve_metric
-from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError
+from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError, nearest
 
 TRAIN_LOSS = "loss/train/total"
 
@@ -182,8 +182,10 @@ def histories(
             if any(name.endswith(f"/{metric}") for name in run.metric_names):
                 raise  # several metrics end so, and the message lists them
     if not found:
+        names = sorted({name for run in runs for name in run.metric_names})
         raise NotEnoughEvidenceError(
-            f"none of {len(runs)} runs in {archive.location} has the metric {metric or TRAIN_LOSS!r}"
+            f"none of {len(runs)} runs in {archive.location} has the metric {metric or TRAIN_LOSS!r}."
+            + (nearest(metric or TRAIN_LOSS, names) if names else "")
         )
     return found
 

@@ -10,6 +10,9 @@ from reuse_algos.commands.common import UsageError, above_zero, open_archive, po
 from reuse_algos.commands.predict.answers import Answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
+OPTIONS = ("model", "device", "peak_gflops", "bandwidth_gbs", "percent")
+"""What only ``predict layers`` reads, of that which has no default."""
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``predict layers``."""

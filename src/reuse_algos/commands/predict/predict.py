@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from reuse_algos.commands.common import Subparsers, UsageError, above_zero, add_command, open_archive, positive
 from reuse_algos.commands.predict import layers
-from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
+from reuse_algos.commands.predict.answers import Answer, add_options, check_read, histories_of, show_answer
 from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart
 
 if TYPE_CHECKING:
@@ -48,11 +48,11 @@ def add_parser(subparsers: Subparsers) -> None:
     add_options(parser, tuple(_QUESTIONS), "the training loss", None)
     parser.add_argument("--run", metavar="RUN", dest="run_id", help="loss-curve: id or name of the run to forecast")
     parser.add_argument("--end-step", type=above_zero, metavar="N", help="last step (--run: as its recipe says)")
-    parser.add_argument("--level", type=above_zero, default=0.9, help="probability of intervals (default: 0.9)")
+    parser.add_argument("--level", type=above_zero, help="probability of intervals (default: 0.9)")
     parser.add_argument("--budgets", action="store_true", help="loss-curve: fit the ends of runs over their steps")
     parser.add_argument("--flops", type=above_zero, metavar="X", help="size: FLOPs of a forward pass of one example")
     parser.add_argument("--hardware", metavar="NAME", help="size: hardware (default: that of the runs)")
-    parser.add_argument("--workers", type=positive, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
+    parser.add_argument("--workers", type=positive, nargs="+", help="default: 1 2 4 8")
     parser.add_argument("--steps", type=above_zero, metavar="N", help="steps of the whole run, for times and costs")
     parser.add_argument("--goal", type=float, metavar="X", help="speed: value of --metric to reach")
     parser.add_argument("--price-per-hour", type=above_zero, metavar="X", help="price of an hour of one worker")
@@ -62,6 +62,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
+    check_read(args, _READS)
+    args.level, args.workers = args.level or 0.9, args.workers or [1, 2, 4, 8]
     if args.level >= 1:
         raise UsageError(f"--level must be a probability between 0 and 1, not {args.level:g}")
     return show_answer(args, _QUESTIONS)
@@ -214,5 +216,12 @@ def _speed(args: argparse.Namespace) -> Answer:
         charts.append(speed_chart(rows, "seconds", "Time over workers"))
     return Answer(headline, "How many workers are worth paying for?", found, charts)
 
+
+_READS = {
+    "loss-curve": ("run_id", "end_step", "level", "budgets"),
+    "size": ("flops", "end_step", "hardware"),
+    "speed": ("workers", "steps", "goal", "price_per_hour"),
+    "layers": ("workers", "steps", "price_per_hour", *layers.OPTIONS),
+}
 
 _QUESTIONS = {"loss-curve": _loss_curve, "size": _size, "speed": _speed, "layers": layers.answer}

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from reuse_algos.commands.common import Subparsers, UsageError, above_zero, add_command
-from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
+from reuse_algos.commands.predict.answers import Answer, add_options, check_read, histories_of, show_answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
 _OUTCOMES = ("metric", "steps", "seconds", "dollars")
@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos sweep batch-size ./archive --goal 0.95 --metric MulticlassAccuracy --tag study=batch-size
         reuse-algos sweep value ./archive --over model.width --tune optimizer.lr
         reuse-algos sweep value ./archive --over data.batch_size --goal 0.95 --of dollars --price-per-hour 2.5
-        reuse-algos sweep strength ./archive --over algorithms.adversarial_training.epsilon --metric RobustAccuracy
+        reuse-algos sweep strength ./archive --over algorithms.adversarial_training.epsilon --metric PGDAccuracy
         """,
     )
     add_options(parser, tuple(_QUESTIONS), "the runs' monitor", "monitor")
@@ -53,6 +53,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
+    check_read(args, _READS)
     return show_answer(args, _QUESTIONS)
 
 
@@ -148,7 +149,8 @@ def _strength(args: argparse.Namespace) -> Answer:
 
     if args.over is None:
         raise UsageError("sweep strength needs --over, such as algorithms.adversarial_training.epsilon")
-    rows = [{"value": value, "metric": metric} for value, metric in sorted(points_over(histories_of(args), args.over))]
+    runs = histories_of(args)
+    rows = [{"value": value, "metric": metric} for value, metric in sorted(points_over(runs, args.over))]
     shape = find_transition([row["value"] for row in rows], [row["metric"] for row in rows])
     answer = "a transition is shown" if shape.shown else "no transition shown"
     series = [points("runs", rows, "value", "metric")]
@@ -157,7 +159,15 @@ def _strength(args: argparse.Namespace) -> Answer:
         series.append(line("plateaus", ends, [shape.before, shape.before, shape.after, shape.after]))
     lead = f"Does the metric change at once over {args.over}, or little by little?"
     found = {"transition": {"answer": answer, **asdict(shape)}, "points": rows}
-    return Answer(answer.capitalize(), lead, found, [chart("Metric over the strength", args.over, "metric", series)])
+    return Answer(
+        answer.capitalize(), lead, found, [chart("Metric over the strength", args.over, runs[0].metric, series)]
+    )
 
+
+_READS = {
+    "batch-size": ("goal", "over", "tune"),
+    "value": ("goal", "over", "tune", "of", "price_per_hour"),
+    "strength": ("over",),
+}
 
 _QUESTIONS = {"batch-size": _batch_size, "value": _value, "strength": _strength}
