@@ -200,6 +200,8 @@ def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
         (["size", "--steps", "9"], "does not read --steps, which is for speed, layers"),
         (["loss-curve", "--metric", "loss/train"], "Did you mean 'loss/train/total'?"),
         (["layers", "--model", "resnet20", "--exchange", "rings"], "Did you mean 'ring'"),
+        (["layers", "--model", "resnet20", "--batch", "2", "--workers", "4"], "4 workers cannot share a --batch of 2"),
+        (["layers", "--model", "resnet20", "--device", "k80", "--peak-gflops", "9"], "stands for both"),
         (["layers", "--model", "resnet20", "--percent", "2"], "a share in (0, 1]"),
         (["layers", "--model", "resnet20", "--peak-gflops", "0"], "not a number above 0"),
     ):

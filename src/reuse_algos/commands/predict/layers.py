@@ -10,6 +10,9 @@ from reuse_algos.commands.common import UsageError, above_zero, open_archive, po
 from reuse_algos.commands.predict.answers import Answer
 from reuse_algos.commands.predict.charts import chart, line, points
 
+WORKERS = (1, 2, 4, 8)
+"""Numbers of workers where none are given."""
+
 OPTIONS = ("model", "device", "peak_gflops", "bandwidth_gbs", "percent")
 """What only ``predict layers`` reads, of that which has no default."""
 
@@ -45,6 +48,12 @@ def answer(args: argparse.Namespace) -> Answer:
         raise UsageError(
             f"unknown --exchange {args.exchange!r}.{nearest(args.exchange, get_args(Exchange))} It is one of "
             f"{', '.join(get_args(Exchange))}."
+        )
+    if args.device is not None and (args.peak_gflops is not None or args.bandwidth_gbs is not None):
+        raise UsageError("predict layers: --device stands for both --peak-gflops and --bandwidth-gbs; leave these out")
+    if args.workers and max(args.workers) > args.batch:
+        raise UsageError(
+            f"{max(args.workers)} workers cannot share a --batch of {args.batch}: some would have no example"
         )
     if args.percent is not None and args.percent > 1:
         raise UsageError(f"--percent is a share in (0, 1], such as 0.62, not {args.percent:g}")
@@ -94,7 +103,7 @@ def answer(args: argparse.Namespace) -> Answer:
             float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
             args.network_gbits * 1e9 / 8,
             # A worker without an example would have nothing to compute.
-            workers=[count for count in args.workers if count <= args.batch],
+            workers=args.workers or [count for count in WORKERS if count <= args.batch],
             scheme=args.exchange,
             servers=args.servers,
             price_per_hour=args.price_per_hour,

@@ -52,7 +52,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--budgets", action="store_true", help="loss-curve: fit the ends of runs over their steps")
     parser.add_argument("--flops", type=above_zero, metavar="X", help="size: FLOPs of a forward pass of one example")
     parser.add_argument("--hardware", metavar="NAME", help="size: hardware (default: that of the runs)")
-    parser.add_argument("--workers", type=positive, nargs="+", help="default: 1 2 4 8")
+    parser.add_argument("--workers", type=positive, nargs="+", metavar="N", help="default: 1 2 4 8")
     parser.add_argument("--steps", type=above_zero, metavar="N", help="steps of the whole run, for times and costs")
     parser.add_argument("--goal", type=float, metavar="X", help="speed: value of --metric to reach")
     parser.add_argument("--price-per-hour", type=above_zero, metavar="X", help="price of an hour of one worker")
@@ -63,7 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
     check_read(args, _READS)
-    args.level, args.workers = args.level or 0.9, args.workers or [1, 2, 4, 8]
+    args.level = args.level or 0.9
     if args.level >= 1:
         raise UsageError(f"--level must be a probability between 0 and 1, not {args.level:g}")
     return show_answer(args, _QUESTIONS)
@@ -183,7 +183,7 @@ def _speed(args: argparse.Namespace) -> Answer:
     for one in runs:
         measured.setdefault(one.workers, []).append(steps_per_second(one))
     rows: list[dict[str, Any]] = []
-    for count in args.workers:
+    for count in args.workers or layers.WORKERS:
         speed = float(model.steps_per_second(count))
         seen = sum(measured[count]) / len(measured[count]) if count in measured else None
         seconds = None if steps is None else steps / speed
