@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from compare.synthetic_runs import write_run
 from made_sequences import Here, sequence
@@ -19,6 +21,7 @@ from reuse_algos.sequence.planning.halving import rung_duration, rungs_of, survi
 from reuse_algos.sequence.planning.loading import load_sequence
 from reuse_algos.sequence.planning.sampling import sampled_points
 from reuse_algos.sequence.planning.schema import HalvingConfig, SampleConfig
+from reuse_algos.sequence.reporting.render import print_plan
 
 RATES = [0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0]
 
@@ -180,6 +183,13 @@ def test_a_search_in_which_everything_diverges_has_no_winner(tmp_path: Path) -> 
     assert report.search is not None
     assert report.search.arms[0].winner is None
     assert math.isnan(report.arms[0].best)
+
+
+def test_the_plan_says_that_later_rungs_are_not_all_trained(tmp_path: Path) -> None:
+    out = Console(file=io.StringIO(), width=200)
+    print_plan(look_up_states(planned(tmp_path), RunArchive(tmp_path / "made", create=True)), out)
+    said = out.file.getvalue().splitlines()[-1]  # type: ignore[attr-defined]  # a StringIO
+    assert said.startswith("32 of 32 steps are still to be trained; 16 of them are of later rungs")
 
 
 def test_rungs_by_hand() -> None:

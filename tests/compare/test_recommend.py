@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +118,8 @@ def test_a_budget_that_was_not_trained_is_forecast_with_its_cost() -> None:
     assert abs(made.error) < 1e-6
     assert "Next, train quick for about 16" in found.sentence
     assert "which no run has shown" in found.sentence
+    dear = recommend(plain, quick, target=target, price_per_hour=36).sentence
+    assert re.search(r"steps at a cost of \S+.* \(from \S+.* to \S+.*\), \$1\.[56]\d: it is predicted", dear)
     of_loss = [dataclasses.replace(run, final=1 - run.final) for run in (*plain, *quick)]
     asked = recommend_runs(of_loss, target=1 - target, metric="loss", mode="min")
     assert "Next, train quick for about 16" in asked.sentence
@@ -140,12 +143,19 @@ def test_the_preset_of_what_is_recommended_is_named(changes: dict, said: str | N
 def test_diagnoses_and_forecasts_of_runs_are_quoted() -> None:
     alpha = [(step, -0.999) for step in range(1, 9)]
     read = {"instruments/alpha": alpha, "forecast/50pct/end_loss_error": [(100, -0.04)]}
-    slow = [dataclasses.replace(run, readings=read if run.seed else {}) for run in QUICK]
+    # The end was 0.96 / 0.96 = 1, which is in the first interval and not in the second.
+    interval = {"forecast/50pct/end_loss": [(50, 0.96)], "forecast/50pct/end_loss_low": [(50, 0.9)]}
+    limits = {1: {**interval, "forecast/50pct/end_loss_high": [(50, 1.1)]}}
+    limits[2] = {**interval, "forecast/50pct/end_loss_high": [(50, 0.99)]}
+    slow = [
+        dataclasses.replace(run, readings={**read, **limits.get(run.seed, {})} if run.seed else {}) for run in QUICK
+    ]
     notes = recommend(BASELINE, slow).notes
     (said,) = [note for note in notes if "learning rate is too small" in note]
     assert said.startswith("quick, 8 of 12 runs: ")
     assert said.endswith("The median alpha of 8 readings is -0.999, at most -0.98.")
-    assert "quick: forecasts of the loss at the end were off by 4.0% after 50 % of a run (n = 8), as medians." in notes
+    held = "(n = 8; the end was in 4 of 8 intervals)"
+    assert f"quick: forecasts of the loss at the end were off by 4.0% after 50 % of a run {held}, as medians." in notes
 
 
 def test_a_target_below_the_smallest_budget() -> None:

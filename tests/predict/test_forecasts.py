@@ -48,6 +48,7 @@ def write(
     hardware: str = "cpu",
     flops: int = 1000,
     batch: int = 8,
+    finish: bool = True,
     **fields: Any,
 ) -> str:
     steps = every * torch.arange(1, len(losses) + 1)
@@ -79,7 +80,8 @@ def write(
             **fields,
         )
     )
-    writer.finish()
+    if finish:
+        writer.finish()
     return writer.run_id
 
 
@@ -156,7 +158,7 @@ def test_decayed_runs_are_forecast_by_their_shape_only(tmp_path: Path) -> None:
         forecast_run(runs[0], 300)
     with pytest.raises(NotEnoughEvidenceError, match="learning rate of run"):
         sized_runs(runs)
-    with pytest.raises(NotEnoughEvidenceError, match="at least 5 points"):
+    with pytest.raises(NotEnoughEvidenceError, match="at least 5 lengths"):
         budget_curve(runs)
 
 
@@ -187,7 +189,40 @@ def test_bad_archives_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["predict", "loss-curve", str(alone.root), "--run", one, "--end-step", "20"]) == 2
     assert "before the end" in capsys.readouterr().err
     assert main(["predict", "loss-curve", str(alone.root), "--run", one]) == 2
-    assert "--end-step" in capsys.readouterr().err
+    assert "does not say at which step" in capsys.readouterr().err
+    assert main(["predict", "loss-curve", str(alone.root), "--budgets"]) == 2
+    assert "at least 5 lengths, got 1 (40 steps)" in capsys.readouterr().err
+    for words, said in (
+        (["loss-curve", "--level", "1.5"], "between 0 and 1"),
+        (["loss-curve", "--run", one, "--budgets"], "give one of them"),
+        (["speed", "--price-per-hour", "-1"], "not a number above 0"),
+        (["speed", "--run", one], "speed does not read --run, which is for loss-curve"),
+        (["size", "--steps", "9"], "does not read --steps, which is for speed, layers"),
+        (["loss-curve", "--metric", "loss/train"], "Did you mean 'loss/train/total'?"),
+        (["layers", "--model", "resnet20", "--exchange", "rings"], "Did you mean 'ring'"),
+        (["layers", "--model", "resnet20", "--batch", "2", "--workers", "4"], "4 workers cannot share a --batch of 2"),
+        (["layers", "--model", "resnet20", "--device", "k80", "--peak-gflops", "9"], "stands for both"),
+        (["layers", "--model", "resnet20", "--percent", "2"], "a share in (0, 1]"),
+        (["layers", "--model", "resnet20", "--peak-gflops", "0"], "not a number above 0"),
+    ):
+        assert main(["predict", words[0], str(alone.root), *words[1:]]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_is_forecast_to_the_end_that_its_recipe_names(
+    thirty: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive = RunArchive(tmp_path / "archive", create=True)
+    losses = [1 / (0.01 * step + 1) for step in range(10, 70, 10)]
+    for name, duration in (("epochs", "20ep"), ("batches", "200ba"), ("ended", "6ep")):
+        recipe = {"optimizer": {"lr": 0.1}, "scheduler": None, "max_duration": duration}
+        write(archive, name, losses, recipe=recipe, finish=name == "ended")
+    for name in ("epochs", "batches"):
+        assert main(["predict", "loss-curve", str(archive.root), "--run", name, "--json"]) == 0
+        made = json.loads(capsys.readouterr().out)["forecast"]
+        assert (made["end_step"], made["value"]) == (200, pytest.approx(1 / 3, rel=1e-3))
+    assert main(["predict", "loss-curve", str(archive.root), "--run", "ended"]) == 2
+    assert "ended at step 60" in capsys.readouterr().err
 
 
 def test_mixed_runs_are_refused(tmp_path: Path) -> None:
@@ -204,13 +239,27 @@ def test_mixed_runs_are_refused(tmp_path: Path) -> None:
 def test_speed_command_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = RunArchive(tmp_path / "archive", create=True)
     for workers in (1, 2):
-        write(archive, "run", [1, 0.9, 0.8], workers=workers, step_seconds=0.8 / workers + 0.1)
+        losses = [1 / (0.01 * step + 1) for step in range(10, 70, 10)]
+        write(archive, "run", losses, workers=workers, step_seconds=0.8 / workers + 0.1)
     command = ["predict", "speed", str(archive.root), "--workers", "1", "2", "4", "--steps", "3600"]
     assert main([*command, "--price-per-hour", "2", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["speed"]
     assert [row["kind"] for row in rows] == ["measured", "measured", "predicted"]
     assert [row["error"] for row in rows[:2]] == pytest.approx([0, 0], abs=1e-9)
     assert rows[0]["cost"] == pytest.approx(0.9 * 2)
+    # Strictly below 0.7 at the row of step 50; below 0.5, which no run reached, the curve is at step 100.
+    for goal, steps, kind in (("0.7", 50, "measured"), ("0.5", 100, "predicted")):
+        assert main([*command[:-2], "--goal", goal, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["steps_to_goal"]["steps"], found["steps_to_goal"]["kind"]) == (
+            pytest.approx(steps, rel=1e-3),
+            kind,
+        )
+        assert found["speed"][0]["seconds"] == pytest.approx(0.9 * steps, rel=1e-3)
+    assert main([*command, "--goal", "0.85"]) == 2
+    assert "give one of them" in capsys.readouterr().err
+    assert main([*command[:-2], "--goal", "-1"]) == 2
+    assert "level off before -1" in capsys.readouterr().err
 
 
 def study(archive: RunArchive, scheduler: Any = None) -> None:
@@ -218,7 +267,8 @@ def study(archive: RunArchive, scheduler: Any = None) -> None:
         for rate, more in ((0.01, 3), (0.1, 0), (1.0, 2)):
             reach = needed + more
             accuracy = [0.5] * (reach - 1) + [0.99] * (40 - reach + 1)
-            recipe = {"optimizer": {"lr": rate}, "data": {"batch_size": batch}, "scheduler": scheduler}
+            optimizer = {"lr": rate, "momentum": 0.9}
+            recipe = {"optimizer": optimizer, "data": {"batch_size": batch}, "scheduler": scheduler}
             write(archive, "run", [1.0] * 40, every=1, accuracy=accuracy, batch=batch, recipe=recipe)
 
 
@@ -230,11 +280,58 @@ def test_sweep_command_on_known_steps(tmp_path: Path, capsys: pytest.CaptureFixt
     found = json.loads(capsys.readouterr().out)
     assert {row["batch"]: row["steps"] for row in found["steps_to_result"]} == {4: 30, 8: 20, 16: 14, 32: 12}
     assert {row["best_value"] for row in found["steps_to_result"]} == {0.1}
+    assert [row["linear_rule"] for row in found["steps_to_result"]] == pytest.approx([0.1, 0.2, 0.4, 0.8])
+    assert {round(row["effective_rate"], 9) for row in found["steps_to_result"]} == {1.0}
     assert found["noise_scale"]["noise"] > 0
+    # No run of 1 example reaches 0.95, so the rules start from 4; it is named in the terminal too.
+    for rate in (0.01, 0.1, 1.0):
+        recipe = {"optimizer": {"lr": rate, "momentum": 0.9}, "data": {"batch_size": 1}, "scheduler": None}
+        write(archive, "run", [1.0] * 40, every=1, accuracy=[0.5] * 40, batch=1, recipe=recipe)
+    assert main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["perfect"] for row in found["steps_to_result"]] == [None, 30, 15, 7.5, 3.75]
+    assert [row["linear_rule"] for row in found["steps_to_result"]] == [None, *map(pytest.approx, (0.1, 0.2, 0.4, 0.8))]
+    assert {"batch": 1, "flag": "0 of 3 trials reached the goal; two are needed"} in found["flags"]
+    assert main(command[:-1]) == 0
+    assert "0 of 3 trials reached the goal" in capsys.readouterr().out
     assert main([*command[:3], "--goal", "1.5"]) == 2
-    assert "none of 12 runs reached" in capsys.readouterr().err
+    assert "none of 15 runs reached" in capsys.readouterr().err
     assert main([*command, "--over", "data.batch"]) == 2
     assert "Did you mean 'data.batch_size'" in capsys.readouterr().err
+
+
+def test_sweep_of_any_value_counts_what_a_goal_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = RunArchive(tmp_path / "archive", create=True)
+    study(archive)
+    command = ["sweep", "value", str(archive.root), "--over", "data.batch_size", "--json"]
+
+    def asked(*words: str) -> list[Any]:
+        assert main([*command, *words]) == 0
+        return [row["outcome"] for row in json.loads(capsys.readouterr().out)["best_values"]]
+
+    goal = ["--tune", "optimizer.lr", "--goal", "0.95"]
+    assert asked(*goal) == [30, 20, 14, 12]
+    assert asked(*goal, "--of", "seconds") == [15, 10, 7, 6]
+    dollars = [*goal, "--of", "dollars", "--price-per-hour", "3600"]
+    assert asked(*dollars) == pytest.approx([15, 10, 7, 6])
+    assert asked() == pytest.approx([0.99] * 4)
+    assert asked("--of", "steps") == [40] * 4
+    assert main([*command, *goal]) == 0
+    assert json.loads(capsys.readouterr().out)["flags"] == []
+    assert main(command) == 0
+    assert "also differ in optimizer.lr" in capsys.readouterr().out
+    # Without --tune the three rates are averaged like seeds, and it is said.
+    assert asked("--goal", "0.95") == pytest.approx([30 + 5 / 3, 20 + 5 / 3, 14 + 5 / 3, 12 + 5 / 3])
+    for words, said in (
+        (command[:3], "needs --over"),
+        ([*command, "--goal", "0.95", "--of", "metric"], "name one with --of"),
+        ([*command, "--of", "dollars"], "go together"),
+        ([*command, "--goal", "1.5"], "no run at any of 4 values reached"),
+        ([*command[:4], "data.size"], "no 'data.size'"),
+        (["sweep", "strength", *command[2:], "--goal", "1"], "strength does not read --goal"),
+    ):
+        assert main(words) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_sweep_equals_a_group_by_of_pandas(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from scipy import optimize
 from reuse_algos.errors import NotEnoughEvidenceError
 from reuse_algos.predict.sweeps.attack_strength import find_transition
 from reuse_algos.predict.sweeps.batch_size import Trial, batch_sweep, effective_rate, noise_scale, regime
+from reuse_algos.predict.sweeps.best_values import Attempt, best_values
 
 DIGITS = {4: 375, 16: 136, 64: 79, 256: 56, 1024: 61}
 
@@ -42,6 +43,38 @@ def test_regimes_of_the_digits() -> None:
     assert [slope for slope, _, _ in sweep.slopes] == pytest.approx([-0.732, -0.392, -0.248, 0.062], abs=1e-3)
     assert sweep.regimes == [*["diminishing returns"] * 3, "maximal parallelism"]
     assert not sweep.flags
+
+
+def test_rules_start_from_the_smallest_batch_and_momentum_makes_the_rate_effective() -> None:
+    made = [
+        Trial(b, v, [9], [0.96 if v == best else 0.1], momentum=0.9)
+        for b, best in ((4, 0.1), (64, 1.0))
+        for v in (0.1, 1.0)
+    ]
+    small, large = batch_sweep(made, 0.95).points
+    # Goyal et al. 2017: k times the batch, k times the rate; Krizhevsky 2014: the root of k.
+    assert (small.linear, small.square_root, large.linear, large.square_root) == pytest.approx((0.1, 0.1, 1.6, 0.4))
+    assert (small.effective, large.effective) == pytest.approx((1.0, 10.0))
+    assert batch_sweep(trials(DIGITS), 0.95).points[0].effective is None
+
+
+def test_best_value_is_that_of_the_best_mean_over_seeds() -> None:
+    made = [Attempt(at, tuned, outcome) for at, tuned, outcome in (
+        (1, 0.1, 0.5), (1, 0.1, 0.7), (1, 0.2, 0.9), (1, 0.2, math.nan), (1, 0.05, 0.1), (2, 0.1, 0.8), (2, 0.2, 0.4),
+    )]  # fmt: skip
+    first, second = best_values(made, "max")
+    # One seed of 0.2 diverged, so its 0.9 does not count.
+    assert (first.tuned, first.outcome, first.num_runs, first.num_tried, first.flags) == (0.1, 0.6, 2, 3, ())
+    assert first.spread == pytest.approx(math.sqrt(0.02))
+    assert (second.tuned, second.outcome) == (0.1, 0.8)
+    assert "lower edge" in second.flags[0]
+    assert [one.tuned for one in best_values(made, "min")] == [0.05, 0.2]
+    for refused, said in (
+        (made[:3], "two or more values"),
+        ([Attempt(1, None, math.inf), Attempt(2, None, math.nan)], "reached"),
+    ):
+        with pytest.raises(NotEnoughEvidenceError, match=said):
+            best_values(refused, "min")
 
 
 def test_flags_forbid_a_claim() -> None:
@@ -151,3 +184,14 @@ def test_a_line_is_no_transition() -> None:
     assert shown <= 2
     with pytest.raises(NotEnoughEvidenceError, match="at least 7"):
         find_transition([1, 2, 3], [3, 2, 1])
+
+
+def test_a_plateau_of_one_strength_is_not_shown() -> None:
+    strength = [0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.3]
+    accuracy = [0.961, 0.967, 0.956, 0.95, 0.956, 0.956, 0.914, 0.836, 0.378]
+    # Only the last strength lies beyond the slope, so nothing shows that the fall has ended there.
+    assert not find_transition(strength, accuracy).after < 0.6
+    found = find_transition([*strength, 0.4, 0.5], [*accuracy, 0.38, 0.379])
+    assert found.shown
+    assert found.stop <= 0.3 + 1e-6
+    assert found.after == pytest.approx(0.379, abs=0.01)

@@ -79,15 +79,29 @@ def forecast_notes(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
     notes = []
     for group, runs in groups.items():
         errors: dict[str, list[float]] = {}
+        held: dict[str, list[bool]] = {}
         for run in runs:
             for name, rows in run.readings.items():
                 if (share := _ERROR.fullmatch(name)) and rows and math.isfinite(rows[-1][1]):
                     # Signs cancel in a median; how far off is what counts.
                     errors.setdefault(share[1], []).append(abs(rows[-1][1]))
+                    held.setdefault(share[1], []).extend(_held(run, name))
         said = [
-            f"{statistics.median(found):.1%} after {share} % of a run (n = {len(found)})"
+            f"{statistics.median(found):.1%} after {share} % of a run (n = {len(found)}"
+            + (f"; the end was in {sum(held[share])} of {len(held[share])} intervals)" if held[share] else ")")
             for share, found in errors.items()
         ]
         if said:
             notes.append(f"{group}: forecasts of the loss at the end were off by {', '.join(said)}, as medians.")
     return notes
+
+
+def _held(run: Outcome, error: str) -> list[bool]:
+    """Return whether the interval of a forecast held the end; empty where it had none."""
+    name = error.removesuffix("_error")
+    value, low, high = (run.readings.get(name + part) for part in ("", "_low", "_high"))
+    if not (value and low and high):
+        return []
+    # The forecast is off by this factor, so this was the end.
+    end = value[-1][1] / (1 + run.readings[error][-1][1])
+    return [low[-1][1] <= end <= high[-1][1]]

@@ -9,13 +9,16 @@ from reuse_algos.predict.history import History, histories, history_of
 from reuse_algos.predict.loss_curve import LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun, leave_one_size_out, predict_size
 from reuse_algos.predict.sweeps.attack_strength import Transition, find_transition
-from reuse_algos.predict.sweeps.batch_size import BatchSweep, Trial, batch_sweep, noise_scale
+from reuse_algos.predict.sweeps.batch_size import BatchSweep, Trial, batch_sweep, effective_rate, noise_scale
+from reuse_algos.predict.sweeps.best_values import Attempt, BestValue, best_values
 
 __all__ = [
     "DEVICES",
+    "Attempt",
     "Backtest",
     "BacktestSummary",
     "BatchSweep",
+    "BestValue",
     "Device",
     "EndForecast",
     "History",
@@ -27,6 +30,8 @@ __all__ = [
     "Trial",
     "backtest",
     "batch_sweep",
+    "best_values",
+    "effective_rate",
     "exchange_seconds",
     "find_transition",
     "fit_loss_curve",

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from reuse_algos.errors import NotEnoughEvidenceError, nearest
 from reuse_algos.predict.cost.speed import SpeedModel, fit_speed
 from reuse_algos.predict.history import History, recipe_value
-from reuse_algos.predict.loss_curve import LossCurve, fit_loss_curve
+from reuse_algos.predict.loss_curve import MIN_POINTS, LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun
 from reuse_algos.predict.sweeps.batch_size import Trial
+from reuse_algos.predict.sweeps.best_values import Attempt
+
+Outcome = Literal["metric", "steps", "seconds", "dollars"]
+
+_DECAYS = (
+    "the learning rate of run {} decays towards its own end, so its steps to a goal say little. Use constant rates, or "
+    "one run for each budget."
+)
 
 
 def finished(runs: Iterable[History]) -> list[History]:
@@ -54,6 +62,12 @@ def budget_curve(runs: Sequence[History]) -> LossCurve:
     """
     kept = finished(runs)
     _same(kept, lambda run: run.model, "models")
+    budgets = sorted({run.end_step for run in kept})
+    if len(budgets) < MIN_POINTS:
+        raise NotEnoughEvidenceError(
+            f"the curve over budgets needs finished runs of at least {MIN_POINTS} lengths, got {len(budgets)} "
+            f"({', '.join(f'{steps:g}' for steps in budgets)} steps). Train with other values of max_duration."
+        )
     return fit_loss_curve([run.end_step for run in kept], [float(run.losses()[-1]) for run in kept])
 
 
@@ -113,6 +127,38 @@ def speed_of(runs: Sequence[History]) -> SpeedModel:
     return fit_speed([run.workers for run in kept], speeds, batch=float(np.mean(batches)))
 
 
+def steps_to_goal(runs: Sequence[History], goal: float) -> tuple[float, bool]:
+    """Return after how many steps runs pass a goal, and whether all of them did so while they trained.
+
+    Where one of them did not, the number comes from the loss curves that are fitted to the runs.
+
+    Args:
+        runs: Of one kind, with the metric of the goal.
+        goal: Value of the metric; a run has passed it where it is strictly better.
+
+    Returns:
+        The median over the runs, and whether it was measured.
+
+    Raises:
+        NotEnoughEvidenceError: A run did not get there, and its rate decays or its curve levels off before the goal.
+    """
+    kept = finished(runs)
+    level = goal if kept[0].mode == "min" else 1.0 - goal
+    passed = [run.steps[run.losses() < level] for run in kept]
+    if all(map(len, passed)):
+        return float(np.median([steps[0] for steps in passed])), True
+    for run in kept:
+        if run.schedule == "decayed":
+            raise NotEnoughEvidenceError(
+                f"not all of {len(kept)} runs got past {goal:g}, and the learning rate of run {run.run_id} decays, so "
+                "that no curve says when it would"
+            )
+    steps = float(np.median([fit_loss_curve(run.steps, run.losses()).steps_to(level) for run in kept]))
+    if not math.isfinite(steps):
+        raise NotEnoughEvidenceError(f"the curves of {len(kept)} runs level off before {goal:g}")
+    return steps, False
+
+
 def trials_of(runs: Sequence[History], over: str, tune: str) -> list[Trial]:
     """Return the trials of a sweep over the batch size.
 
@@ -131,10 +177,7 @@ def trials_of(runs: Sequence[History], over: str, tune: str) -> list[Trial]:
         if not run.finished and not run.diverged:
             continue
         if run.schedule == "decayed":
-            raise NotEnoughEvidenceError(
-                f"the learning rate of run {run.run_id} decays towards its own end, so its steps to a goal say "
-                "little. Use constant rates, or one run for each budget."
-            )
+            raise NotEnoughEvidenceError(_DECAYS.format(run.run_id))
         # What the recipe says is held against what was trained.
         batch = _number(run, over)
         # Without drop_last the last batch of each epoch is shorter, so the mean is below what the recipe says.
@@ -144,9 +187,82 @@ def trials_of(runs: Sequence[History], over: str, tune: str) -> list[Trial]:
                 "of the global batch size."
             )
         trials.append(
-            Trial(round(batch), _number(run, tune), run.steps.tolist(), run.values.tolist(), run.diverged, run.run_id)
+            Trial(
+                round(batch),
+                _number(run, tune),
+                run.steps.tolist(),
+                run.values.tolist(),
+                run.diverged,
+                run.run_id,
+                # Other optimizers have no momentum of this kind, and other settings are not its rate.
+                _number(run, "optimizer.momentum") if _is_momentum_rate(run, tune) else None,
+            )
         )
     return trials
+
+
+def _is_momentum_rate(run: History, tune: str) -> bool:
+    found = recipe_value(run.recipe, "optimizer.momentum")
+    return tune.removeprefix("recipe.") == "optimizer.lr" and found is not None
+
+
+def attempts_of(
+    runs: Sequence[History],
+    over: str,
+    tune: str | None = None,
+    *,
+    outcome: Outcome = "metric",
+    goal: float | None = None,
+    price_per_hour: float = 0.0,
+) -> list[Attempt]:
+    """Return what each run of a sweep over any setting came to.
+
+    Args:
+        runs: With their whole metric. A run that diverged came to nothing.
+        over: Path of a number in the recipes, such as ``data.batch_size``.
+        tune: Path of a tuned number. Default: None, nothing is tuned.
+        outcome: ``metric``, its last value; or ``steps``, ``seconds`` or ``dollars`` of training. Default: ``metric``.
+        goal: Value of the metric that ends the count of steps, seconds or dollars: those to the first row that is
+            strictly better. Default: None, those of the whole run.
+        price_per_hour: Dollars for an hour of one worker. Default: 0.0.
+
+    Raises:
+        NotEnoughEvidenceError: A recipe lacks one of the values; or there is a goal, and a learning rate decays.
+    """
+    found = []
+    for run in runs:
+        if goal is not None and run.schedule == "decayed":
+            raise NotEnoughEvidenceError(_DECAYS.format(run.run_id))
+        at, tuned = _number(run, over), None if tune is None else _number(run, tune)
+        steps, seconds = run.end_step, run.train_seconds
+        if goal is not None:
+            sign = 1.0 if run.mode == "max" else -1.0
+            rows = np.flatnonzero(sign * run.values > sign * goal)
+            steps, seconds = (run.steps[rows[0]], run.seconds[rows[0]]) if len(rows) else (math.inf, math.inf)
+        value = {
+            "metric": run.values[-1] if len(run.values) else math.nan,
+            "steps": steps,
+            "seconds": seconds,
+            "dollars": seconds / 3600 * run.workers * price_per_hour,
+        }[outcome]
+        found.append(Attempt(at, tuned, math.nan if run.diverged else float(value)))
+    return found
+
+
+def also_differs(runs: Sequence[History], known: Iterable[str | None]) -> list[str]:
+    """Return the paths at which recipes differ beside the known ones, seeds and names.
+
+    Args:
+        runs: Of a sweep.
+        known: Paths of what is swept and tuned; None is left out.
+    """
+    left = {*(path.removeprefix("recipe.") for path in known if path), "seed", "run_name", "archive", "save_folder"}
+    paths = {path for run in runs for path in _paths(run.recipe)} - left
+    return sorted(
+        path
+        for path in paths
+        if not path.startswith("tags.") and len({repr(recipe_value(run.recipe, path)) for run in runs}) > 1
+    )
 
 
 def points_over(runs: Sequence[History], over: str) -> list[tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.archive.format.metrics import resolve_metric
-from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError
+from reuse_algos.errors import NotEnoughEvidenceError, SignalNotFoundError, nearest
 
 TRAIN_LOSS = "loss/train/total"
 
@@ -131,6 +132,25 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
     )
 
 
+def planned_end(run: PriorRun) -> float | None:
+    """Return the step at which a run's recipe ends it; None where the recipe and the rows do not say.
+
+    Args:
+        run: Of an archive. It may still train, or have been stopped.
+    """
+    found = re.fullmatch(r"([1-9][0-9]*)(ep|ba|)", str((run.manifest.recipe or {}).get("max_duration")))
+    if found is None:
+        return None
+    if found[2] == "ba":
+        return float(found[1])
+    if TRAIN_LOSS not in run.metric_names:
+        return None
+    # This loss is archived at the end of each epoch, so drop_last and the number of ranks are in its steps already.
+    rows = run.metric(TRAIN_LOSS)
+    known = len(rows.step) and rows.epoch[-1] > 0
+    return float(found[1]) * float(rows.step[-1]) / float(rows.epoch[-1]) if known else None
+
+
 def histories(
     archive: RunArchive,
     metric: str | None = None,
@@ -162,8 +182,10 @@ def histories(
             if any(name.endswith(f"/{metric}") for name in run.metric_names):
                 raise  # several metrics end so, and the message lists them
     if not found:
+        names = sorted({name for run in runs for name in run.metric_names})
         raise NotEnoughEvidenceError(
-            f"none of {len(runs)} runs in {archive.location} has the metric {metric or TRAIN_LOSS!r}"
+            f"none of {len(runs)} runs in {archive.location} has the metric {metric or TRAIN_LOSS!r}."
+            + (nearest(metric or TRAIN_LOSS, names) if names else "")
         )
     return found
 

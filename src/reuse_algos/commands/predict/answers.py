@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.commands.common import add_archive, add_json, add_tags, console, open_archive, print_json, tags_of
+from reuse_algos.commands.common import (
+    UsageError,
+    add_archive,
+    add_json,
+    add_tags,
+    console,
+    open_archive,
+    print_json,
+    tags_of,
+)
 
 if TYPE_CHECKING:
     from reuse_algos.compare.show.drawing import Chart
@@ -61,6 +70,24 @@ def histories_of(args: argparse.Namespace) -> list[History]:
     from reuse_algos.predict import histories
 
     return histories(open_archive(args), args.metric, tags=tags_of(args))
+
+
+def check_read(args: argparse.Namespace, reads: Mapping[str, Sequence[str]]) -> None:
+    """Check that the question reads each option that was given.
+
+    Args:
+        args: Of the command. An option that was not given is None, or False.
+        reads: Question -> names of the options that it reads.
+
+    Raises:
+        UsageError: It does not, and the option would change nothing.
+    """
+    others = {name for names in reads.values() for name in names} - set(reads[args.what])
+    if given := sorted(name for name in others if getattr(args, name) not in (None, False)):
+        # The id of a run has another name in the code than on the command line.
+        option = "--" + given[0].removesuffix("_id").replace("_", "-")
+        meant = ", ".join(what for what, names in reads.items() if given[0] in names)
+        raise UsageError(f"{args.what} does not read {option}, which is for {meant}")
 
 
 def show_answer(args: argparse.Namespace, questions: dict[str, Any]) -> int:

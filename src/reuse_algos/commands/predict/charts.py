@@ -105,17 +105,24 @@ def backtest_chart(found: Mapping[str, Any]) -> Chart:
     )
 
 
-def speed_chart(rows: Sequence[Row]) -> Chart:
-    """Return steps per second over workers: measured, fitted within what was measured, and predicted beyond it."""
+def speed_chart(rows: Sequence[Row], name: str, title: str) -> Chart:
+    """Return a column over workers: measured, fitted within what was measured, and predicted beyond it.
+
+    Args:
+        rows: One for each number of workers, ascending.
+        name: Of the column, such as ``steps_per_second``.
+        title: Of the chart.
+    """
+    rows = sorted(rows, key=lambda row: row["workers"])
     inside = [row for row in rows if row["kind"] != "predicted"]
-    name = "steps_per_second"
+    measured = [{**row, "measured": row.get(f"measured_{name}")} for row in rows]
     return chart(
-        "Speed over workers",
+        title,
         "workers",
-        "steps per second",
+        name.replace("_", " "),
         [
             line("predicted", [row["workers"] for row in rows], [row[name] for row in rows], 1, dashed=True),
             line("within what was measured", [row["workers"] for row in inside], [row[name] for row in inside], 1),
-            points("measured", rows, "workers", f"measured_{name}", 2),
+            points("measured", measured, "workers", "measured", 2),
         ],
     )

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
-from reuse_algos.commands.common import UsageError, open_archive, positive, tags_of
+from reuse_algos.commands.common import UsageError, above_zero, open_archive, positive, tags_of
 from reuse_algos.commands.predict.answers import Answer
 from reuse_algos.commands.predict.charts import chart, line, points
+
+WORKERS = (1, 2, 4, 8)
+"""Numbers of workers where none are given."""
+
+OPTIONS = ("model", "device", "peak_gflops", "bandwidth_gbs", "percent")
+"""What only ``predict layers`` reads, of that which has no default."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +25,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--input", type=positive, nargs=3, metavar=("C", "H", "W"), default=[3, 224, 224])
     layers.add_argument("--batch", type=positive, default=1, metavar="B", help="global batch (default: 1)")
     layers.add_argument("--device", metavar="NAME", help="k80, k40 or titan_x, in place of the next two")
-    layers.add_argument("--peak-gflops", type=float, metavar="X", help="peak of the device, in GFLOP/s")
-    layers.add_argument("--bandwidth-gbs", type=float, metavar="X", help="memory bandwidth, in GB/s")
-    layers.add_argument("--percent", type=float, metavar="X", help="share of the peaks that is reached, in (0, 1]")
-    layers.add_argument("--network-gbits", type=float, metavar="X", default=10.0, help="links (default: 10 Gbit/s)")
+    layers.add_argument("--peak-gflops", type=above_zero, metavar="X", help="peak of the device, in GFLOP/s")
+    layers.add_argument("--bandwidth-gbs", type=above_zero, metavar="X", help="memory bandwidth, in GB/s")
+    layers.add_argument("--percent", type=above_zero, metavar="X", help="share of the peaks that is reached, in (0, 1]")
+    layers.add_argument("--network-gbits", type=above_zero, metavar="X", default=10.0, help="links (default: 10)")
     layers.add_argument("--exchange", default="ring", help="tree, ring, butterfly, one_to_all or parameter_servers")
     layers.add_argument("--servers", type=positive, default=1, help="parameter servers (default: 1)")
 
@@ -34,8 +40,23 @@ def answer(args: argparse.Namespace) -> Answer:
         UsageError: No model, an unknown device, or half of one.
         NotEnoughEvidenceError: The runs do not calibrate the share of the peaks.
     """
+    from reuse_algos.errors import nearest
     from reuse_algos.predict import layers_of, shares, step_seconds, strong_scaling
+    from reuse_algos.predict.cost.communication import Exchange
 
+    if args.exchange not in get_args(Exchange):
+        raise UsageError(
+            f"unknown --exchange {args.exchange!r}.{nearest(args.exchange, get_args(Exchange))} It is one of "
+            f"{', '.join(get_args(Exchange))}."
+        )
+    if args.device is not None and (args.peak_gflops is not None or args.bandwidth_gbs is not None):
+        raise UsageError("predict layers: --device stands for both --peak-gflops and --bandwidth-gbs; leave these out")
+    if args.workers and max(args.workers) > args.batch:
+        raise UsageError(
+            f"{max(args.workers)} workers cannot share a --batch of {args.batch}: some would have no example"
+        )
+    if args.percent is not None and args.percent > 1:
+        raise UsageError(f"--percent is a share in (0, 1], such as 0.62, not {args.percent:g}")
     if args.model is None:
         raise UsageError("predict layers needs --model, a name that recipes know, such as resnet50")
     # On the device "meta": shapes and counts need neither memory nor time, whatever the size of the model.
@@ -82,7 +103,7 @@ def answer(args: argparse.Namespace) -> Answer:
             float(sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)),
             args.network_gbits * 1e9 / 8,
             # A worker without an example would have nothing to compute.
-            workers=[count for count in args.workers if count <= args.batch],
+            workers=args.workers or [count for count in WORKERS if count <= args.batch],
             scheme=args.exchange,
             servers=args.servers,
             price_per_hour=args.price_per_hour,

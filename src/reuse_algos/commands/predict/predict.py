@@ -6,9 +6,9 @@ import argparse
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from reuse_algos.commands.common import Subparsers, UsageError, add_command, open_archive, positive
+from reuse_algos.commands.common import Subparsers, UsageError, above_zero, add_command, open_archive, positive
 from reuse_algos.commands.predict import layers
-from reuse_algos.commands.predict.answers import Answer, add_options, histories_of, show_answer
+from reuse_algos.commands.predict.answers import Answer, add_options, check_read, histories_of, show_answer
 from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ WHAT is one of:
               forecast from its own first 25, 50 and 75 %, beside two baselines (the last value, and
               the linear time). --budgets fits the ends of runs over their numbers of steps instead.
   size        loss and step time of a model size that was not trained, from runs of other sizes
-  speed       steps per second, time and cost over workers (all-reduce), from runs on several
+  speed       steps per second over workers (all-reduce), from runs on several; with --steps or a --goal
+              the time and the cost as well
   layers      FLOPs and bytes of each layer, predicted time of a step, and strong scaling (PALEO);
               with ARCHIVE the share of the peaks is calibrated on its one-worker runs
 
@@ -40,30 +41,37 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos predict loss-curve ./archive --run my-run --end-step 4000 --plot curve.png
         reuse-algos predict size ./archive --flops 2.3e8 --end-step 4000
         reuse-algos predict speed ./archive --workers 1 2 4 8 --steps 4000 --price-per-hour 2.5 --html speed.html
+        reuse-algos predict speed ./archive --metric MulticlassAccuracy --goal 0.95 --price-per-hour 2.5
         reuse-algos predict layers --model resnet50 --input 3 224 224 --batch 64 --device k80
         """,
     )
     add_options(parser, tuple(_QUESTIONS), "the training loss", None)
     parser.add_argument("--run", metavar="RUN", dest="run_id", help="loss-curve: id or name of the run to forecast")
-    parser.add_argument("--end-step", type=float, metavar="N", help="step at which the run ends")
-    parser.add_argument("--level", type=float, default=0.9, help="probability of intervals (default: 0.9)")
+    parser.add_argument("--end-step", type=above_zero, metavar="N", help="last step (--run: as its recipe says)")
+    parser.add_argument("--level", type=above_zero, help="probability of intervals (default: 0.9)")
     parser.add_argument("--budgets", action="store_true", help="loss-curve: fit the ends of runs over their steps")
-    parser.add_argument("--flops", type=float, metavar="X", help="size: FLOPs of a forward pass of one example")
+    parser.add_argument("--flops", type=above_zero, metavar="X", help="size: FLOPs of a forward pass of one example")
     parser.add_argument("--hardware", metavar="NAME", help="size: hardware (default: that of the runs)")
-    parser.add_argument("--workers", type=positive, nargs="+", default=[1, 2, 4, 8], help="default: 1 2 4 8")
-    parser.add_argument("--steps", type=float, metavar="N", help="steps of the whole run, for times and costs")
-    parser.add_argument("--price-per-hour", type=float, metavar="X", help="price of an hour of one worker")
+    parser.add_argument("--workers", type=positive, nargs="+", metavar="N", help="default: 1 2 4 8")
+    parser.add_argument("--steps", type=above_zero, metavar="N", help="steps of the whole run, for times and costs")
+    parser.add_argument("--goal", type=float, metavar="X", help="speed: value of --metric to reach")
+    parser.add_argument("--price-per-hour", type=above_zero, metavar="X", help="price of an hour of one worker")
     layers.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer the question; 0, unless the runs are refused."""
+    check_read(args, _READS)
+    args.level = args.level or 0.9
+    if args.level >= 1:
+        raise UsageError(f"--level must be a probability between 0 and 1, not {args.level:g}")
     return show_answer(args, _QUESTIONS)
 
 
 def _loss_curve(args: argparse.Namespace) -> Answer:
     from reuse_algos.predict import backtest, forecast_run, history_of, summarise
+    from reuse_algos.predict.history import planned_end
 
     if args.run_id is None:
         if args.budgets:
@@ -79,15 +87,24 @@ def _loss_curve(args: argparse.Namespace) -> Answer:
         headline = f"Forecasts of the end are off by {errors} (medians of relative errors)"
         lead = "How far off is a forecast of each finished run from its own first part and the other runs?"
         return Answer(headline, lead, found, [backtest_chart(found)], ["forecasts"])
-    if args.end_step is None:
-        raise UsageError("predict loss-curve --run needs --end-step, the step at which the run is to end")
-    run = history_of(open_archive(args).run(args.run_id), args.metric)
-    made = asdict(forecast_run(run, args.end_step, histories_of(args), level=args.level))
+    if args.budgets:
+        raise UsageError("predict loss-curve: --run is about one run and --budgets about all; give one of them")
+    archived = open_archive(args).run(args.run_id)
+    run = history_of(archived, args.metric)
+    end_step = args.end_step or planned_end(archived)
+    if end_step is None:
+        raise UsageError(f"the recipe of {run.run_id} does not say at which step it ends: give --end-step")
+    if run.finished and args.end_step is None:
+        raise UsageError(
+            f"run {run.run_id} ended at step {run.end_step:g}. Give --end-step for a longer run; without --run each "
+            "finished run is forecast from its first parts."
+        )
+    made = asdict(forecast_run(run, end_step, histories_of(args), level=args.level))
     rows = [{"step": a, "loss": b} for a, b in zip(run.steps.tolist(), run.losses().tolist(), strict=True)]
     # NaN is not equal to itself: then no interval is known.
     limits = f" [{made['low']:.4g}, {made['high']:.4g}]" if made["low"] == made["low"] else ""
     headline = f"{run.name} is predicted to end at {made['value']:.4g}{limits} after {made['seconds']:.4g} s"
-    lead = f"Where does {run.metric} of {run.run_id} end at step {args.end_step:g}?"
+    lead = f"Where does {run.metric} of {run.run_id} end at step {end_step:g}?"
     return Answer(headline, lead, {"forecast": made, "rows": rows}, [curve_chart(made, rows)], ["rows"])
 
 
@@ -155,18 +172,21 @@ def _size(args: argparse.Namespace) -> Answer:
 
 
 def _speed(args: argparse.Namespace) -> Answer:
-    from reuse_algos.predict.evidence import finished, speed_of, steps_per_second
+    from reuse_algos.predict.evidence import finished, speed_of, steps_per_second, steps_to_goal
 
+    if args.steps is not None and args.goal is not None:
+        raise UsageError("predict speed: --steps says how long a run is, and --goal finds it out; give one of them")
     runs = finished(histories_of(args))
     model = speed_of(runs)
+    steps, measured_steps = (args.steps, None) if args.goal is None else steps_to_goal(runs, args.goal)
     measured: dict[int, list[float]] = {}
     for one in runs:
         measured.setdefault(one.workers, []).append(steps_per_second(one))
     rows: list[dict[str, Any]] = []
-    for count in args.workers:
+    for count in args.workers or layers.WORKERS:
         speed = float(model.steps_per_second(count))
         seen = sum(measured[count]) / len(measured[count]) if count in measured else None
-        seconds = None if args.steps is None else args.steps / speed
+        seconds = None if steps is None else steps / speed
         price = args.price_per_hour
         rows.append(
             {
@@ -181,11 +201,27 @@ def _speed(args: argparse.Namespace) -> Answer:
                 "cost": None if seconds is None or price is None else seconds / 3600 * count * price,
             }
         )
-    found = {"speed": rows, "fit": {"scheme": model.scheme, "terms": list(model.terms), "error": model.error}}
+    fit = {"scheme": model.scheme, "terms": list(model.terms), "error": model.error}
+    found: dict[str, Any] = {"speed": rows, "fit": fit}
+    if args.goal is not None:
+        kind = "measured" if measured_steps else "predicted"
+        found["steps_to_goal"] = {"metric": runs[0].metric, "goal": args.goal, "steps": steps, "kind": kind}
     # The fastest is not the cheapest; the table has both.
     best = max(rows, key=lambda row: row["steps_per_second"])
-    headline = f"{best['workers']} workers are the fastest of these: {best['steps_per_second']:.4g} steps per second"
-    return Answer(headline, "How many workers are worth paying for?", found, [speed_chart(rows)])
+    words = "worker is" if best["workers"] == 1 else "workers are"
+    headline = f"{best['workers']} {words} the fastest of these: {best['steps_per_second']:.4g} steps per second"
+    charts = [speed_chart(rows, "steps_per_second", "Speed over workers")]
+    if steps is not None:
+        headline += f", {best['seconds']:.4g} s for {steps:.4g} steps"
+        charts.append(speed_chart(rows, "seconds", "Time over workers"))
+    return Answer(headline, "How many workers are worth paying for?", found, charts)
 
+
+_READS = {
+    "loss-curve": ("run_id", "end_step", "level", "budgets"),
+    "size": ("flops", "end_step", "hardware"),
+    "speed": ("workers", "steps", "goal", "price_per_hour"),
+    "layers": ("workers", "steps", "price_per_hour", *layers.OPTIONS),
+}
 
 _QUESTIONS = {"loss-curve": _loss_curve, "size": _size, "speed": _speed, "layers": layers.answer}

@@ -157,7 +157,7 @@ def recommend(outcomes: Outcomes, question: Question) -> Recommendation:
         sentence=_sentence(good[0] if good else None, first, axis, f"{short(outcomes.metric)} {target:.6g}")
         + (f" In a recipe: preset: {chosen}." if chosen else "")
         + (f" Not clearly dearer: {', '.join(alike)}." if alike else "")
-        + _next_run([*good, first, *rest], axis),
+        + _next_run([*good, first, *rest], axis, question.costs.price_per_hour),
         candidates=[*good, first, *rest],
         notes=[
             *extra,
@@ -198,7 +198,7 @@ def _sentence(choice: Candidate | None, baseline: Candidate, axis: Axis, goal: s
     )
 
 
-def _next_run(candidates: Sequence[Candidate], axis: Axis) -> str:
+def _next_run(candidates: Sequence[Candidate], axis: Axis, price_per_hour: float | None) -> str:
     """Return which budget to train next, where nothing that was trained reaches the target."""
     known = [(one.forecast.steps.estimate, one.name, one.forecast) for one in candidates if one.forecast is not None]
     if not known or any(one.bound != ">=" for one in candidates):
@@ -206,7 +206,15 @@ def _next_run(candidates: Sequence[Candidate], axis: Axis) -> str:
     _, name, found = min(known, key=lambda one: one[:2])
     steps, cost = found.steps, found.cost
     limits = f"from {steps.low:.0f}" + (f" to {steps.high:.0f}" if math.isfinite(steps.high) else ", no upper limit")
-    dear = "" if cost is None or axis == "steps" else f", {format_amount(axis, cost.estimate)} of {AXIS_WORDS[axis]}"
+    dear = ""
+    if cost is not None and axis != "steps":
+        amounts = [format_amount(axis, one) for one in (cost.estimate, cost.low, cost.high) if math.isfinite(one)]
+        dear = f" at a cost of {amounts[0]}" + (f" (from {' to '.join(amounts[1:])})" if len(amounts) == 3 else "")
+        # Samples and FLOPs have no price, and dollars are one already.
+        if price_per_hour is not None and axis.endswith("seconds"):
+            dear += f", {format_amount('dollars', cost.estimate / 3600 * price_per_hour)}"
+        if not axis.endswith("seconds") and axis != "dollars":
+            dear += f" {AXIS_WORDS[axis]}"
     return (
         f" Next, train {name} for about {steps.estimate:.0f} steps{dear}: it is predicted to get there, which no run "
         f"has shown ({limits}; its smaller budgets predict the loss at its largest one with an error of "

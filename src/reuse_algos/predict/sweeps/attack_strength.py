@@ -44,8 +44,8 @@ class Transition:
 def find_transition(strength: ArrayLike, metric: ArrayLike, *, margin: float = 6.0) -> Transition:
     """Fit plateau, line, plateau with two breakpoints, and compare it with a straight line by AICc.
 
-    ``AICc = N ln(RSS / N) + 2 k + 2 k (k + 1) / (N - k - 1)`` with k parameters, of which one is the variance. "No
-    transition shown" is an answer, not an error.
+    ``AICc = N ln(RSS / N) + 2 k + 2 k (k + 1) / (N - k - 1)`` with k parameters, of which one is the variance. Each
+    plateau holds at least two strengths. "No transition shown" is an answer, not an error.
 
     Args:
         strength: ``[N]``, such as epsilon of the attack.
@@ -77,14 +77,17 @@ def find_transition(strength: ArrayLike, metric: ArrayLike, *, margin: float = 6
 
 def _breakpoints(x_N: NDArray, y_N: NDArray, different: NDArray) -> tuple[float, float]:
     """Return the two breakpoints with the least error: a grid over the strengths, then a local search."""
-    middle = np.sort(np.concatenate([different, (different[1:] + different[:-1]) / 2]))[1:-1]
+    # A plateau of one strength is no evidence of a plateau: each has at least two.
+    first, last = different[1], different[-2]
+    middle = np.sort(np.concatenate([different, (different[1:] + different[:-1]) / 2]))
+    middle = middle[(middle >= first) & (middle <= last)]
     # All pairs: the error has many local minima over two breakpoints.
     pairs = list(itertools.combinations(middle.tolist(), 2))
     start, stop = min(pairs, key=lambda pair: _levels(x_N, y_N, *pair)[1])
     gap = float(np.diff(different).min())
 
     def error(at: NDArray) -> float:
-        if not different[0] <= at[0] < at[1] <= different[-1]:
+        if not first <= at[0] < at[1] <= last:
             return math.inf
         return _levels(x_N, y_N, float(at[0]), float(at[1]))[1]
 

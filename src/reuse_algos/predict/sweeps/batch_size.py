@@ -38,6 +38,7 @@ class Trial:
         metric: Validation metric at those steps.
         diverged: Whether the loss was not finite at some time: then the trial reached nothing.
         name: Of the run. Ties go to the name that sorts first. Default: empty.
+        momentum: Of SGD, where ``value`` is its learning rate, in [0, 1). Default: None, which is not known.
     """
 
     batch: int
@@ -46,6 +47,7 @@ class Trial:
     metric: Sequence[float]
     diverged: bool = False
     name: str = ""
+    momentum: float | None = None
 
     def steps_to(self, goal: float, mode: Literal["max", "min"] = "max") -> float:
         """Return the first step whose metric is strictly better than the goal; infinite if there is none.
@@ -71,8 +73,12 @@ class BatchPoint:
         best: The trial that needed them; None if none reached the goal.
         num_trials: Number of trials.
         num_reached: Number of trials that reached the goal.
-        perfect: Steps under perfect scaling from the smallest batch size.
+        perfect: Steps under perfect scaling from the smallest batch size that reached the goal; infinite before it.
         flags: What stands against this point, in words.
+        linear: Best value of that batch size, times the ratio of the two sizes: the linear rule. NaN before it.
+            Default: NaN.
+        square_root: That value times the root of the ratio: the square-root rule. Default: NaN.
+        effective: Effective learning rate of the best trial; None where its momentum is not known. Default: None.
     """
 
     batch: int
@@ -82,6 +88,9 @@ class BatchPoint:
     num_reached: int
     perfect: float
     flags: tuple[str, ...] = ()
+    linear: float = math.nan
+    square_root: float = math.nan
+    effective: float | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +183,8 @@ def batch_sweep(
         )
     points: list[BatchPoint] = []
     for batch in sorted(sizes):
-        first = points[0] if points else None
+        # The smallest batch size may need more steps than any of its trials had.
+        first = next((point for point in points if point.best is not None), None)
         points.append(_point(batch, sizes[batch], goal, mode, first))
     if all(point.best is None for point in points):
         raise NotEnoughEvidenceError(f"none of {sum(map(len, sizes.values()))} runs reached the goal {goal:g}")
@@ -225,7 +235,22 @@ def _point(
     if reached < 2:
         flags.append(f"{reached} of {len(trials)} trials reached the goal; two are needed")
     perfect = steps[0] if first is None else first.steps * first.batch / batch
-    return BatchPoint(batch, steps[0], best, len(trials), reached, perfect, tuple(flags))
+    # What the two rules of thumb make of the best value there.
+    ratio = 1.0 if first is None else batch / first.batch
+    start = best if first is None else first.best
+    value = math.nan if start is None else start.value
+    return BatchPoint(
+        batch,
+        steps[0],
+        best,
+        len(trials),
+        reached,
+        perfect,
+        tuple(flags),
+        linear=value * ratio,
+        square_root=value * math.sqrt(ratio),
+        effective=None if best is None or best.momentum is None else effective_rate(best.value, best.momentum),
+    )
 
 
 def _gap(trial: Trial, step: float) -> float:

@@ -61,9 +61,13 @@ def print_plan(states: Sequence[StepState], out: Console) -> None:
         )
     out.print(table)
     # A step that a search dropped has no run either, and never gets one.
-    left = sum(found.run is None and found.state != "stopped" for found in states)
+    waiting = [found.step for found in states if found.run is None and found.state != "stopped"]
+    left, later = len(waiting), sum((step.rung or 1) > 1 for step in waiting)
     harvests = sum(found.state == "to harvest" for found in states)
     more = f", and {harvests} to be harvested" if harvests else ""
+    if later:
+        # Until the rung before has ended, nobody knows which of them these are.
+        more += f"; {later} of them are of later rungs, and halving trains only the best of these"
     out.print(f"{left} of {len(states)} steps are still to be trained{more}", soft_wrap=True)
 
 
