@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -261,3 +262,21 @@ def test_prompts_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, wor
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(DataError, match=words):
         read_prompts(tmp_path / "p.txt", texts)
+
+
+def test_damage_to_any_file_of_a_run_with_features_is_found(tmp_path: Path) -> None:
+    archive, images, _ = labelled_runs(tmp_path)
+    assert archive.verify().ok
+    files = [file for file in sorted((tmp_path / "archive/runs" / images.id).rglob("*")) if file.is_file()]
+    assert any("features" in file.name for file in files)
+    for file in files:
+        whole = file.read_bytes()
+        if not whole:
+            continue
+        place = len(whole) - 1 - len(whole) // 3
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged manifest warns as well
+            assert any(images.id in str(problem) for problem in archive.verify().problems), file
+        file.write_bytes(whole)
+    assert archive.verify().ok
