@@ -364,6 +364,7 @@ def test_the_command_labels_and_says_what_it_did(
     for wrong, words in ((["--device", "cuda:99"], "cannot be used here"), (["--precision", "amp_fb16"], "'amp_bf16'")):
         assert main([*command[:-1], "wrong", *wrong]) == 2
         assert words in capsys.readouterr().err
+        assert not list((store / "runs").glob("wrong*"))
     (tmp_path / "none.yaml").write_text("model: {name: digits_cnn}\n")
     assert main(["label", str(store), "teacher-1", "--data", str(tmp_path / "none.yaml"), "--name", "x"]) == 2
     assert "data: missing" in capsys.readouterr().err

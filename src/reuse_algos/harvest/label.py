@@ -182,6 +182,10 @@ class _Work:
 
     def do(self, name: str, fresh: Manifest, examples: dict[str, Tensor]) -> LabelResult:
         """Score what has no scores yet, block by block, and end the run."""
+        # Before the run is opened: a teacher that cannot be computed must not leave half a run behind.
+        self._forwards = [
+            teacher_forward(run, self.device, self.config.weights, self.config.precision) for run in self.teachers
+        ]
         writer, manifest, done_N = self._open(name, fresh, examples)
         computed = 0
         # Committed block by block, so that an interrupted call goes on from the last one.
@@ -252,12 +256,7 @@ class _Work:
 
     def _scores(self, positions_B: Tensor) -> Tensor:
         """Return the teachers' logits of some images, float32 ``[B, C]`` on the CPU."""
-        asked = self.config
-        if not self._forwards:
-            self._forwards = [
-                teacher_forward(run, self.device, asked.weights, asked.precision) for run in self.teachers
-            ]
-        return mean_logits(self._forwards, self.dataset, positions_B, asked.batch_size)
+        return mean_logits(self._forwards, self.dataset, positions_B, self.config.batch_size)
 
 
 def mean_logits(
