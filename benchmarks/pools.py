@@ -31,7 +31,7 @@ from typing import Any
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from job_runner import ResultsFile, command_line, surroundings
+from job_runner import ResultsFile, command_line, seeds_parser, surroundings
 from torch import Tensor, nn
 
 from reuse_algos.data import DataConfig, load_datasets
@@ -148,13 +148,10 @@ def summary(records: list[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the seeds that are missing, or print the summary; 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = seeds_parser(__doc__, OUT)
     parser.add_argument("--data", choices=("digits", "npz"), default="digits")
     parser.add_argument("--path", help="the .npz file")
     parser.add_argument("--name", help="what the data are called in the results (default: as --data)")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--summary", action="store_true")
     arguments = parser.parse_args(argv)
     results = ResultsFile(arguments.out)
     if not arguments.summary:
