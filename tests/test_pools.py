@@ -27,7 +27,7 @@ from reuse_algos.data.datasets.pseudo import Chosen, PseudoLabels, chosen_info, 
 from reuse_algos.data.datasets.resampling import class_quotas, resampling_plan
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError, RecipeError, SignalNotFoundError
-from reuse_algos.harvest import LabelConfig, label_pool
+from reuse_algos.harvest import LabelConfig, harvest, label_pool
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.pseudo_labels import choose_pairs, select_pairs
 from reuse_algos.recipe import build_trainer, load_recipe
@@ -225,6 +225,12 @@ def test_a_student_sees_the_chosen_images_under_the_teachers_labels(store: Path)
     assert len(data.info.keys.unique()) == len(data.info.keys)
     first = [chosen.positions.tolist().index(p) for p in chosen.positions.unique().tolist()]
     assert torch.equal(data.info.keys[first], info.keys[chosen.positions[first]])
+
+
+def test_a_run_on_the_rest_is_harvested_by_its_recipe(store: Path) -> None:
+    run = train_digits(store, "on-the-rest", "data.train_examples=1400", "data.train_rest=true", "scheduler=null")
+    (done,) = harvest(store, run.id, signals=("el2n",), device="cpu", progress=False)
+    assert done.rows == len(run.keys()) == 37
 
 
 def test_keys_of_repeated_images_do_not_depend_on_the_others() -> None:
