@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import os
@@ -170,6 +171,20 @@ def surroundings() -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def seeds_parser(description: str | None, out: Path) -> argparse.ArgumentParser:
+    """Return the options of a benchmark that measures ten seeds and prints a summary.
+
+    Args:
+        description: The benchmark's docstring.
+        out: Its raw file, the default of ``--out``.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=out)
+    parser.add_argument("--summary", action="store_true")
+    return parser
 
 
 def command_line(script: str) -> str:

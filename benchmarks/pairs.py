@@ -38,12 +38,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
-from glyphs import picture
 from job_runner import ResultsFile, command_line, surroundings
-from matplotlib.font_manager import get_font
 from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_union
@@ -51,6 +48,7 @@ from torch import Tensor
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main as main_of_library
+from reuse_algos.data.glyphs import glyphs
 from reuse_algos.data.info import key_of_path
 from reuse_algos.harvest import harvest
 from reuse_algos.pairs import RelativeSpace, read_prompts
@@ -72,20 +70,6 @@ NAMES = {
     "max_duration": "5ep",
 }
 SETTINGS = ((800, 8.0), (200, 8.0), (200, 1.0), (0, 1.0))  # k and power; 0: all anchors
-
-
-def glyphs() -> tuple[np.ndarray, list[int], list[str]]:
-    """Return pictures uint8 ``[N, 28, 28]``, the characters' numbers and their names."""
-    font = get_font(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"))
-    font.set_size(18, 72)
-    images, codes, names = [], [], []
-    for code in sorted(font.get_charmap()):
-        name = unicodedata.name(chr(code), "")
-        if name and (image := picture(font, code)) is not None:
-            images.append(image)
-            codes.append(code)
-            names.append(name)
-    return np.stack(images), codes, names
 
 
 def encoded(known: np.ndarray, images: np.ndarray, names: list[str], prompts: list[str]) -> tuple[Tensor, ...]:
@@ -208,7 +192,9 @@ def train(folder: str, name: str, seed: int, data: dict[str, Any], recipe: dict[
 
 def measure(encoders: str, seed: int) -> dict[str, Any]:
     """Return all accuracies and seconds for one way of setting pictures aside."""
-    images, codes, names = glyphs()
+    known_glyphs = glyphs()
+    images = np.stack([glyph.picture for glyph in known_glyphs])
+    codes, names = [glyph.code for glyph in known_glyphs], [glyph.name for glyph in known_glyphs]
     first = [name.split()[0] for name in names]
     prompts = [word for word, _ in Counter(first).most_common(CLASSES)]
     labels = torch.tensor([prompts.index(word) if word in prompts else -1 for word in first])

@@ -16,7 +16,6 @@ Every seed is one JSON line in ``--out``: all errors, seconds of each arm, versi
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from job_runner import ResultsFile, command_line, surroundings
+from job_runner import ResultsFile, command_line, seeds_parser, surroundings
 from sklearn.datasets import make_moons
 from torch import Tensor, nn
 
@@ -133,11 +132,7 @@ def summary(records: Sequence[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the seeds that are missing, or print the summary; 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--summary", action="store_true")
-    arguments = parser.parse_args(argv)
+    arguments = seeds_parser(__doc__, OUT).parse_args(argv)
     results = ResultsFile(arguments.out)
     if not arguments.summary:
         torch.set_num_threads(1)

@@ -4,7 +4,8 @@ A teacher (an MLP) is trained on a few labelled images and scores a pool. For ea
 on the K best images per class (reuse_algos.priors.pseudo_labels) and fine-tuned on the labelled ones. Controls; each
 seed has a labelled part, pool, initial weights and batches of its own:
 
-- labelled: the teacher itself; labelled-summed: labelled images only, for the steps of teacher, student, fine-tuning;
+- labelled: the teacher itself; labelled, equal steps: labelled images only, for the steps of student and fine-tuning;
+- labelled, summed steps: the same, for those of the teacher as well;
 - shuffled: the teacher's scores belong to other images; no fine-tuning: the student before it (field ``student``);
 - three-classes: each image proposes three classes; all-labels: the pool's true labels, too, for the summed steps.
 
@@ -30,7 +31,7 @@ from typing import Any
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from job_runner import ResultsFile, surroundings
+from job_runner import ResultsFile, command_line, seeds_parser, surroundings
 from torch import Tensor, nn
 
 from reuse_algos.data import DataConfig, load_datasets
@@ -100,6 +101,9 @@ def one_seed(data: dict[str, Tensor], labelled: int, pool: int, seed: int) -> di
     found["three_classes"] = student(scores, BEST, per_image=3)
     both = torch.cat([few, rest])
     found["all_labels"] = accuracy(train(network(inputs, classes), x[both], y[both], summed, RATE, generator), *test)
+    # Last, so that the arms above draw what they drew before this one was added.
+    equal = summed - STEPS["teacher"]
+    found["labelled_equal"] = accuracy(train(network(inputs, classes), x[few], y[few], equal, RATE, generator), *test)
     return found
 
 
@@ -121,7 +125,9 @@ def summary(records: list[dict[str, Any]]) -> str:
     for name in sorted({record["data"] for record in records}):
         runs = [record["found"] for record in records if record["data"] == name]
         base = [run["labelled_summed"] for run in runs]
-        rows = [("labelled", [run["labelled"] for run in runs], ""), ("labelled, summed steps", base, "")]
+        rows = [("labelled", [run["labelled"] for run in runs], "")]
+        rows.append(("labelled, equal steps", [run["labelled_equal"] for run in runs], ""))
+        rows.append(("labelled, summed steps", base, ""))
         for ratio in RATIOS:
             own = [run["students"][str(ratio)] for run in runs]
             right = statistics.fmean(one["labels"] for one in own)
@@ -142,13 +148,10 @@ def summary(records: list[dict[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the seeds that are missing, or print the summary; 0."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = seeds_parser(__doc__, OUT)
     parser.add_argument("--data", choices=("digits", "npz"), default="digits")
     parser.add_argument("--path", help="the .npz file")
     parser.add_argument("--name", help="what the data are called in the results (default: as --data)")
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--summary", action="store_true")
     arguments = parser.parse_args(argv)
     results = ResultsFile(arguments.out)
     if not arguments.summary:
@@ -159,9 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(1, arguments.seeds + 1):
             if (name, seed) not in done:
                 found = one_seed(data, labelled, pool, seed)
-                results.append(
-                    {"data": name, "seed": seed, "labelled": labelled, "pool": pool, "found": found, **surroundings()}
-                )
+                made = {"data": name, "seed": seed, "labelled": labelled, "pool": pool, "found": found}
+                results.append({**made, **surroundings(), "command": command_line(__file__)})
                 print(f"{name} seed {seed}: labelled {found['labelled']:.3f}", flush=True)
     print(summary(results.records()))
     return 0

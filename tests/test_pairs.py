@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_of_equal_cosines_the_earlier_anchor_is_kept() -> None:
     assert rows.tolist() == [[1, 0, 0], [0, 0, 0]], "and a row without a positive cosine is 0"
 
 
-def features_run(archive: RunArchive, name: str, keys: Tensor, rows: Tensor) -> PriorRun:
+def features_run(archive: RunArchive, name: str, keys: Tensor, rows: Tensor, kind: str | None = None) -> PriorRun:
     """A run with archived features of its examples."""
     meta = {"epoch": 0, "source": "harvest", "encoding": "dense", "slot": 0, "view": 0}
     values = {"ids": torch.arange(len(keys)), "values": rows}
@@ -117,7 +118,7 @@ def features_run(archive: RunArchive, name: str, keys: Tensor, rows: Tensor) -> 
         write_run(
             archive, name, 0, [0.5],
             put=[("dataset", "examples", {"keys": keys}), ("signals", "features", values, meta)],
-            dataset=DatasetRecord(name=name, num_examples=len(keys), fingerprint="f" * 64),
+            dataset=DatasetRecord(name=name, num_examples=len(keys), fingerprint="f" * 64, key_kind=kind),
         )
     )  # fmt: skip
 
@@ -135,7 +136,11 @@ def test_archived_features_are_matched_by_key(tmp_path: Path) -> None:
     strange = features_run(archive, "strange", -1 - keys, texts)
     with pytest.raises(DataError, match="no key in common"):
         RelativeSpace.of_runs(image_run, strange)
-    with pytest.raises(LookupError, match="features"):
+    # Seventh of one dataset and seventh of another are a pair by accident.
+    for kind, wrong in (("position", keys), (None, torch.arange(60))):
+        with pytest.raises(DataError, match="by their positions only"):
+            RelativeSpace.of_runs(image_run, features_run(archive, "by-position", wrong, texts, kind))
+    with pytest.raises(LookupError, match="reuse-algos harvest ARCHIVE plain"):
         RelativeSpace.of_runs(archive.run(write_run(archive, "plain", 0, [0.5])), text_run)
 
 
@@ -153,7 +158,7 @@ def test_wrong_input_is_refused() -> None:
         space.add(keys[:2] + 1000, images[:1], texts[:1])
     with pytest.raises(DataError, match="1 of 1 keys to remove are not anchors"):
         space.remove(torch.tensor([-5]))
-    with pytest.raises(ValueError, match="k from 1 and a power above 0"):
+    with pytest.raises(ValueError, match="k from 1 and a finite power above 0"):
         RelativeSpace(0)
 
 
@@ -215,9 +220,18 @@ def test_images_without_a_text_are_classified_by_the_prompts(
     assert "k=301 is larger than the 300 anchors" in capsys.readouterr().err
     assert main([*command, "--k", "50", "--without", "123456789"]) == 2
     assert "none of the 300 pairs" in capsys.readouterr().err
+    for wrong, words in (
+        (["--without", str(1 << 63)], "whole number of 64 bits"),
+        (["--explain", str(-(1 << 70))], "whole number of 64 bits"),
+        (["--explain", "1,,2"], "keys with commas between"),
+        (["--power", "inf"], "finite number above 0"),
+        (["--texts", images.id], "not with itself"),
+    ):
+        assert main([*command, *wrong]) == 2
+        assert words in capsys.readouterr().err
 
 
-def test_prompts_may_come_with_features_of_their_own(tmp_path: Path) -> None:
+def test_prompts_may_come_with_features_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, images, texts = labelled_runs(tmp_path)
     file, by_key = tmp_path / "prompts.npz", tmp_path / "classes.txt"
     rows = pairs(5, seed=7)[2]
@@ -225,6 +239,15 @@ def test_prompts_may_come_with_features_of_their_own(tmp_path: Path) -> None:
     by_key.write_text("".join(f"class-{number}\t{-1 - number}\n" for number in range(CLASSES)))
     one, other = (zero_shot(images, texts, read_prompts(path, texts), k=50) for path in (file, by_key))
     torch.testing.assert_close(one.scores, other.scores, rtol=0, atol=1e-6)
+    np.savez(file, names=["a", "b"], features=np.array([[1.0, np.nan], [1.0, 2.0]]))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        read_prompts(file, texts)
+    # A prompt of zeros fits no image.
+    np.savez(file, names=["a", "b"], features=np.zeros((2, rows.shape[1]), np.float32))
+    archive = str(tmp_path / "archive")
+    command = ["zero-shot", archive, "--images", images.id, "--texts", texts.id, "--prompts", str(file), "--k", "50"]
+    assert main(command) == 0
+    assert "fits no class: 60" in capsys.readouterr().out
     np.savez(file, names=["a", "b"], features=rows[:2, :3].numpy())
     with pytest.raises(DataError, match="the prompts have 3 features"):
         zero_shot(images, texts, read_prompts(file, texts), k=50)
@@ -239,3 +262,21 @@ def test_prompts_that_cannot_be_meant_are_refused(tmp_path: Path, text: str, wor
     (tmp_path / "p.txt").write_text(text)
     with pytest.raises(DataError, match=words):
         read_prompts(tmp_path / "p.txt", texts)
+
+
+def test_damage_to_any_file_of_a_run_with_features_is_found(tmp_path: Path) -> None:
+    archive, images, _ = labelled_runs(tmp_path)
+    assert archive.verify().ok
+    files = [file for file in sorted((tmp_path / "archive/runs" / images.id).rglob("*")) if file.is_file()]
+    assert any("features" in file.name for file in files)
+    for file in files:
+        whole = file.read_bytes()
+        if not whole:
+            continue
+        place = len(whole) - 1 - len(whole) // 3
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged manifest warns as well
+            assert any(images.id in str(problem) for problem in archive.verify().problems), file
+        file.write_bytes(whole)
+    assert archive.verify().ok

@@ -278,6 +278,8 @@ def run_with_logits(
     classes: list[int],
     labels: list[int],
     again: dict[int, int] | None = None,
+    content: list[int] | None = None,
+    **facts: Any,
 ) -> PriorRun:
     """A run whose archived logits take each example for a class, and ``again`` for another one an epoch later."""
 
@@ -287,6 +289,8 @@ def run_with_logits(
         return "signals", "logits", {"ids": torch.tensor(ids), "values": logits}, meta
 
     examples = {"keys": torch.tensor(keys), "labels": torch.tensor(labels)}
+    if content:
+        examples |= {"content_rows": torch.arange(len(keys)), "content_hashes": torch.tensor(content)}
     columns = [signal(0, list(range(len(keys))), classes)]
     if again:
         columns.append(signal(1, list(again), list(again.values())))
@@ -294,7 +298,9 @@ def run_with_logits(
         write_run(
             archive, name, 0, [0.5],
             put=[("dataset", "examples", examples), *columns],
-            dataset=DatasetRecord(name=name, num_examples=len(keys), fingerprint="f" * 64, labels_known=True),
+            dataset=DatasetRecord(
+                name=name, num_examples=len(keys), labels_known=True, **{"fingerprint": "f" * 64, **facts}
+            ),
         )
     )  # fmt: skip
 
@@ -317,6 +323,23 @@ def test_drift_counts_who_changed_their_mind(tmp_path: Path, capsys: pytest.Capt
     assert "2 (66.7 %)" in capsys.readouterr().out
     assert main(["drift", str(tmp_path / "archive"), "--runs", "january-0"]) == 2
     assert "at least two runs" in capsys.readouterr().err
+
+
+def test_drift_never_takes_a_position_for_an_example(tmp_path: Path) -> None:
+    archive = RunArchive(tmp_path / "archive", create=True)
+
+    def month(name: str, fingerprint: str, classes: list[int], content: list[int] | None = None) -> PriorRun:
+        facts = {"fingerprint": fingerprint * 64, "key_kind": "position"}
+        return run_with_logits(archive, name, [0, 1, 2], classes, [0, 0, 0], content=content, **facts)
+
+    plain, other = month("plain", "a", [0, 1, 2]), month("other", "b", [0, 1, 2])
+    with pytest.raises(PriorRunMismatchError, match="known by their positions only"):
+        drift_between(plain, other)
+    assert drift_between(plain, month("same-data", "a", [0, 1, 3])).changed.tolist() == [2]
+    # The second month begins with the first one's third example, and ends with its first.
+    january, february = month("january", "a", [0, 1, 2], [50, 60, 70]), month("february", "b", [2, 3, 1], [70, 90, 50])
+    found = drift_between(january, february)
+    assert (found.keys.tolist(), found.before.tolist(), found.after.tolist()) == ([0, 2], [2, 0], [2, 1])
 
 
 def test_a_net_that_takes_no_time_is_wrapped_for_vectors() -> None:

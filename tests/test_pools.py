@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from forked_python import launch
@@ -24,11 +27,12 @@ from reuse_algos.data.datasets.pseudo import Chosen, PseudoLabels, chosen_info, 
 from reuse_algos.data.datasets.resampling import class_quotas, resampling_plan
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError, RecipeError, SignalNotFoundError
-from reuse_algos.harvest import LabelConfig, label_pool
+from reuse_algos.harvest import LabelConfig, harvest, label_pool
 from reuse_algos.priors.model import archived_model
 from reuse_algos.priors.pseudo_labels import choose_pairs, select_pairs
 from reuse_algos.recipe import build_trainer, load_recipe
-from reuse_algos.sequence import load_sequence, plan_sequence, run_sequence, sequence_report
+from reuse_algos.sequence import load_sequence, plan_sequence, print_report, run_sequence, sequence_report
+from reuse_algos.sequence.reporting.render import plan_records
 
 ROOT = Path(__file__).parents[1]
 POOL = DataConfig(name="digits", train_examples=50, train_rest=True)
@@ -223,6 +227,12 @@ def test_a_student_sees_the_chosen_images_under_the_teachers_labels(store: Path)
     assert torch.equal(data.info.keys[first], info.keys[chosen.positions[first]])
 
 
+def test_a_run_on_the_rest_is_harvested_by_its_recipe(store: Path) -> None:
+    run = train_digits(store, "on-the-rest", "data.train_examples=1400", "data.train_rest=true", "scheduler=null")
+    (done,) = harvest(store, run.id, signals=("el2n",), device="cpu", progress=False)
+    assert done.rows == len(run.keys()) == 37
+
+
 def test_keys_of_repeated_images_do_not_depend_on_the_others() -> None:
     pool = DatasetInfo("pool", torch.tensor([7, 8, 9]))
     few = chosen_info(pool, Chosen(torch.tensor([1, 1]), torch.tensor([0, 2])))
@@ -325,7 +335,7 @@ def test_other_pixels_other_classes_and_no_teacher_are_refused(store: Path, tmp_
 def test_a_student_of_another_pool_is_refused(store: Path) -> None:
     loaded = load_datasets(DataConfig(name="digits", train_examples=60, train_rest=True))
     infos = [getattr(part, "info") for part in (loaded.train, loaded.eval)]  # noqa: B009
-    with pytest.raises(PriorRunMismatchError, match="Choose a run on the same data"):
+    with pytest.raises(PriorRunMismatchError, match=r"labelled another pool than the 1377 .*'train_examples': 50"):
         choose_pairs(RunArchive(store).run("pool-1"), *infos, PseudoLabels("pool-1", 5), num_classes=10)
 
 
@@ -357,6 +367,10 @@ def test_the_command_labels_and_says_what_it_did(
     assert (told["rows"], told["computed"], len(told["teachers"])) == (137, 137, 2)
     assert main(command) == 2
     assert "has a run named 'by-command' already" in capsys.readouterr().err
+    for wrong, words in ((["--device", "cuda:99"], "cannot be used here"), (["--precision", "amp_fb16"], "'amp_bf16'")):
+        assert main([*command[:-1], "wrong", *wrong]) == 2
+        assert words in capsys.readouterr().err
+        assert not list((store / "runs").glob("wrong*"))
     (tmp_path / "none.yaml").write_text("model: {name: digits_cnn}\n")
     assert main(["label", str(store), "teacher-1", "--data", str(tmp_path / "none.yaml"), "--name", "x"]) == 2
     assert "data: missing" in capsys.readouterr().err
@@ -384,6 +398,10 @@ def test_a_sequence_trains_teacher_pool_and_student_in_order_and_counts_all(tmp_
     assert pool.final.estimate == pool.steps[3].final == pool.best
     assert any("not judged by teacher_seed-1, pool_seed-1, student_seed-1" in note for note in report.notes)
     ids = {step.name: step.run_id for step in pool.steps}
+    assert [record["max_duration"] for record in plan_records(states)][1:] == ["4ba", None, "4ba", "4ba"]
+    shown = io.StringIO()
+    print_report(report, Console(file=shown, width=200))
+    assert re.search(r"pool/pool_seed-1 \(empty\) +- +- +0 +0 ", shown.getvalue())
     assert pool.steps[2].prior_runs == [ids["pool_seed-1"]]
     assert pool.steps[3].prior_runs == [ids["student_seed-1"]]
 

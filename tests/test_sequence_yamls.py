@@ -23,6 +23,7 @@ def test_all_are_there() -> None:
         "five_seeds",
         "growing_data",
         "learning_rate_search",
+        "pairs",
         "periods",
         "pool",
         "rate_halving",

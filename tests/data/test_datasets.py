@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import struct
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import LoadedData, load_datasets
 from reuse_algos.data.images import device_loader
 from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
+from reuse_algos.data.text.config import TextConfig
 from reuse_algos.errors import DataError
 
 UNPACK = Path(__file__).resolve().parents[3] / "shared" / "data" / "unpack_cifar100.py"
@@ -55,6 +57,25 @@ def test_digits_are_the_default_and_split_by_class():
     assert torch.equal(target[loaded.info.keys], loaded.info.labels)
     share = torch.bincount(loaded.eval_info.labels) / torch.bincount(target)
     assert (share - 0.2).abs().max() < 0.005
+
+
+def test_pictures_and_names_of_characters_are_pairs() -> None:
+    pictures, names = load(name="glyphs"), load(name="glyph_names", text=TextConfig(max_tokens=12, vocabulary=1024))
+    keys, text_keys = (torch.cat([one.info.keys, one.eval_info.keys]) for one in (pictures, names))
+    assert torch.equal(keys.sort().values, text_keys.sort().values)
+    assert (len(keys), pictures.image_shape, len(pictures.eval_info.keys)) == (3232, (1, 28, 28), 323)
+    for loaded, kind in ((pictures, "Greek"), (names, "small")):
+        labels, classes = loaded.info.labels, loaded.class_names
+        assert labels is not None
+        assert classes is not None
+        for key, label in zip(loaded.info.keys.tolist(), labels.tolist(), strict=True):
+            name, character = unicodedata.name(chr(key)), chr(key)
+            true = name.startswith("GREEK") if kind == "Greek" else unicodedata.category(character) == "Ll"
+            assert (classes[label] == kind) == true, name
+    # A vertical bar of boxes is a bright column in the middle of a dark picture.
+    column = pictures.train.__getitems__([pictures.info.keys.tolist().index(0x2503)])[0][0, 0]  # type: ignore[attr-defined]
+    assert column.max(0).values.argmax() in range(12, 16)
+    assert (column > column.min()).any(0).sum() <= 5
 
 
 def test_digit_images_are_normalised():

@@ -53,6 +53,8 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "text/bbc_news/distilled_first35",
         "text/bbc_news/curriculum_length",
         "text/bbc_news/curriculum_loss",
+        "glyphs/baseline",
+        "text/glyph_names/baseline",
         "text/city_names/baseline",
         "text/city_names/distilled",
         "segmentation/digit_scenes/baseline",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import Any
 
 from reuse_algos.commands.common import (
@@ -49,10 +50,14 @@ def run(args: argparse.Namespace) -> int:
     """Classify; 0."""
     from reuse_algos.pairs import read_prompts, zero_shot
 
-    if not args.power > 0:
-        raise UsageError(f"--power must be above 0, not {args.power}")
+    if not 0 < args.power < math.inf:
+        raise UsageError(f"--power must be a finite number above 0, not {args.power}")
     archive = open_archive(args)
     images, texts = archive.run(args.images), archive.run(args.texts)
+    if images.id == texts.id:
+        raise UsageError(
+            f"--images and --texts both name run {images.id}: an image is paired with its text, not with itself"
+        )
     prompts = read_prompts(args.prompts, texts)
     # Read before the work, so that a typo is not found after it.
     explained, without = _keys("--explain", args.explain), _keys("--without", args.without)
@@ -86,6 +91,8 @@ def _show(found: Any, counts: dict[str, int], reasons: dict[int, list[dict[str, 
     out.print(f"{len(found.keys)} images by {len(found.space.keys)} pairs{right}")
     for name, count in counts.items():
         out.print(f"  {name}: {count}")
+    if fits_none := int((found.classes < 0).sum()):
+        out.print(f"  fits no class: {fits_none}")
     for key, reason in reasons.items():
         number = int(found.classes[found.keys == key][0])
         name = found.prompts.names[number] if number >= 0 else "none"
@@ -95,6 +102,10 @@ def _show(found: Any, counts: dict[str, int], reasons: dict[int, list[dict[str, 
 
 def _keys(option: str, text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")] if text else []
+        keys = [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise UsageError(f"{option} needs keys with commas between, not {text!r}") from None
+    # Keys are int64, and torch cannot hold others.
+    if wrong := [key for key in keys if not -(1 << 63) <= key < 1 << 63]:
+        raise UsageError(f"{option}: {wrong[0]} is not a key, which is a whole number of 64 bits")
+    return keys

@@ -15,7 +15,7 @@ from composer.models import ComposerModel
 from composer.utils import batch_get, batch_set
 from torch import nn
 
-from reuse_algos.errors import DataError, ModelError
+from reuse_algos.errors import DataError, ModelError, nearest
 from reuse_algos.harvest.boxes import BOX_SIGNALS, box_rows
 from reuse_algos.priors.scores import formulas
 from reuse_algos.training.outputs import logits_of
@@ -24,6 +24,21 @@ from reuse_algos.training.tasks.eval_outputs import refuse_other_answers
 from reuse_algos.training.tasks.task import Task
 
 HARVESTABLE = ("logits", "el2n", "grand", "grand_last_layer", "features", "adversarial", *BOX_SIGNALS)
+
+
+def compute_device(asked: str | torch.device | None) -> torch.device:
+    """Return the device that was asked for, or a GPU where there is one and else the CPU.
+
+    Raises:
+        ModelError: There is no such device here.
+    """
+    try:
+        device = torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # Only a tensor on it shows that the device is there.
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {str(asked)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device
 
 
 def gradient_rows(module: nn.Module, memory_bytes: int) -> int:
@@ -43,6 +58,9 @@ class ArchivedForward:
         memory_bytes: Bound on the per-example gradients of ``grand``.
         task: What the run learned, as recorded; it says which dimension of the outputs holds the classes. Default:
             None, for runs whose record has none, and outputs are kept as they are.
+
+    Raises:
+        ModelError: Composer does not know the precision.
     """
 
     def __init__(
@@ -56,6 +74,9 @@ class ArchivedForward:
         task: Task | None = None,
     ) -> None:
         self._module, self._device = module, device
+        names = [one.value for one in Precision]
+        if (precision or "fp32") not in names:
+            raise ModelError(f"unknown precision {precision!r}.{nearest(str(precision), names)}")
         self._precision = Precision(precision or "fp32")
         self._input_key, self._output_key = input_key, output_key
         self._memory_bytes = memory_bytes

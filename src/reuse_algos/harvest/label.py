@@ -34,7 +34,7 @@ from reuse_algos.data.info import infer_info
 from reuse_algos.data.text.config import TEXT_NAMES
 from reuse_algos.data.views import declared_views
 from reuse_algos.errors import ArchiveConflictError, DataError, PriorRunMismatchError
-from reuse_algos.harvest.computations import ArchivedForward
+from reuse_algos.harvest.computations import ArchivedForward, compute_device
 from reuse_algos.harvest.harvest_store import encode_rows
 from reuse_algos.harvest.passes import view_batches
 from reuse_algos.harvest.training_data import load_run_data
@@ -131,9 +131,10 @@ def label_pool(
         RunNotFoundError, SignalNotFoundError: There are no such teachers or weights.
         PriorRunMismatchError: A teacher has not ended or has other classes, image shapes or pixels than the pool.
         DataError: The pool cannot be loaded, or shares images with its evaluation data.
+        ModelError: There is no such device or precision, or a teacher's model cannot be built.
     """
     archive = open_archive(archive)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = compute_device(device)
     teachers = select_runs(archive, config.runs)
     if pool.name in TEXT_NAMES:
         raise DataError(f"data.name: {pool.name!r} is a dataset of texts, and pools are of images.")
@@ -181,6 +182,10 @@ class _Work:
 
     def do(self, name: str, fresh: Manifest, examples: dict[str, Tensor]) -> LabelResult:
         """Score what has no scores yet, block by block, and end the run."""
+        # Before the run is opened: a teacher that cannot be computed must not leave half a run behind.
+        self._forwards = [
+            teacher_forward(run, self.device, self.config.weights, self.config.precision) for run in self.teachers
+        ]
         writer, manifest, done_N = self._open(name, fresh, examples)
         computed = 0
         # Committed block by block, so that an interrupted call goes on from the last one.
@@ -251,12 +256,7 @@ class _Work:
 
     def _scores(self, positions_B: Tensor) -> Tensor:
         """Return the teachers' logits of some images, float32 ``[B, C]`` on the CPU."""
-        asked = self.config
-        if not self._forwards:
-            self._forwards = [
-                teacher_forward(run, self.device, asked.weights, asked.precision) for run in self.teachers
-            ]
-        return mean_logits(self._forwards, self.dataset, positions_B, asked.batch_size)
+        return mean_logits(self._forwards, self.dataset, positions_B, self.config.batch_size)
 
 
 def mean_logits(

@@ -21,7 +21,7 @@ from reuse_algos.data.info import infer_info
 from reuse_algos.data.views import ExampleView, ViewPolicy, declared_views
 from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, nearest
 from reuse_algos.harvest.adversarial import ADVERSARIAL, AttackSettings, attack_settings, attack_view
-from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, gradient_rows
+from reuse_algos.harvest.computations import HARVESTABLE, ArchivedForward, compute_device, gradient_rows
 from reuse_algos.harvest.harvest_store import Attempt, Encoded, SignalStore, complete_views, encode_rows
 from reuse_algos.harvest.shards import Shards
 from reuse_algos.harvest.training_data import plain_data, viewed_data
@@ -179,7 +179,7 @@ def harvest(
             "resume it."
         )
     weights = weights_name(weights)
-    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    target = compute_device(device)
     # Every pass is prepared before the first one runs, so that what cannot be done is refused at once.
     work: list[_Pass] = []
     loaded: dict[bool, tuple[Dataset, ViewPolicy]] = {}

@@ -30,10 +30,11 @@ _HARMLESS: dict[str, type | tuple[type, ...]] = {
     "drop_last": bool,
     "train_fraction": (float, int),
     "train_examples": int,
+    "train_rest": bool,
     "classes": list,
     "labels": str,
 }
-_EMBEDDED = "digits"  # comes with scikit-learn: no path, no download
+_EMBEDDED = ("digits", "glyphs")  # come with packages: no path, no download
 _MAX_VIEWS = 10_000  # a recipe that others wrote may name so many that a harvest never ends
 
 
@@ -172,8 +173,8 @@ def _config(run: PriorRun, changes: Mapping[str, Any] | None, trust_data: bool) 
 def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a recipe's data section that may be taken from anybody."""
     kept = {key: section[key] for key in _HARMLESS if section.get(key) is not None}
-    name, side = section.get("name", _EMBEDDED), section.get("image_size")
-    wanting = [] if name == _EMBEDDED or "name" in given else [f"name={name}"]
+    name, side = section.get("name", _EMBEDDED[0]), section.get("image_size")
+    wanting = [] if name in _EMBEDDED or "name" in given else [f"name={name}"]
     # A side of 3,000 pixels makes 37 GB of the digits.
     wanting += [f"image_size={side}"] if side is not None and "image_size" not in given else []
     if wanting:
@@ -192,7 +193,7 @@ def _harmless(run: PriorRun, section: Mapping[str, Any], given: Mapping[str, Any
             f"the recipe of run {run.id} asks for {kept['num_views']} views of each example; more than {_MAX_VIEWS} "
             "are harvested only if you give their number (--data num_views=N)"
         )
-    return {"name": _EMBEDDED, **kept}
+    return {"name": name, **kept}
 
 
 def _checked_views(run: PriorRun, dataset: Dataset, views: int | None) -> tuple[Dataset, ViewPolicy]:

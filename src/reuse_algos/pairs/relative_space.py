@@ -8,13 +8,15 @@ Legend: A anchors (known pairs), B images, T texts, D and E sizes of the image a
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.errors import DataError
+from reuse_algos.data.examples.identity import Identity
+from reuse_algos.errors import DataError, SignalNotFoundError
 
 
 class Decision(NamedTuple):
@@ -61,8 +63,8 @@ class RelativeSpace:
     """
 
     def __init__(self, k: int = 800, power: float = 8.0) -> None:
-        if k < 1 or not power > 0:
-            raise ValueError(f"RelativeSpace needs k from 1 and a power above 0, got {k} and {power}")
+        if k < 1 or not 0 < power < math.inf:
+            raise ValueError(f"RelativeSpace needs k from 1 and a finite power above 0, got {k} and {power}")
         self.k, self.power = k, power
         self._keys_A = torch.zeros(0, dtype=torch.int64)
         self._images_AD: Tensor | None = None
@@ -80,9 +82,18 @@ class RelativeSpace:
 
         Raises:
             SignalNotFoundError: A run has no features, or no keys.
-            DataError: The runs have no key in common.
+            DataError: The runs have no key in common, or the keys of one are only positions.
         """
         (image_keys_N, image_rows_ND), (text_keys_N, text_rows_NE) = map(archived_features, (images, texts))
+        for run in (images, texts):
+            record = run.manifest.dataset
+            # Example 7 of one dataset and example 7 of another would be a pair by accident.
+            if Identity(run.keys(), record and record.key_kind, *run.content()).positional:
+                raise DataError(
+                    f"run {run.id} knows its examples by their positions only, which pair them with any others. Give "
+                    "both datasets the keys of the pairs: keys_train in an .npz file, or in Python dataset.info = "
+                    "reuse_algos.data.identify(dataset, key=...), and record the runs again."
+                )
         places = {int(key): place for place, key in enumerate(text_keys_N.tolist())}
         common = [(place, places[key]) for place, key in enumerate(image_keys_N.tolist()) if key in places]
         if not common:
@@ -186,6 +197,11 @@ def archived_features(run: PriorRun) -> tuple[Tensor, Tensor]:
     Raises:
         SignalNotFoundError: The run has no features, or no keys.
     """
+    if "features" not in run.signal_names:
+        raise SignalNotFoundError(
+            f"run {run.id} has no archived features. Harvest them: reuse-algos harvest ARCHIVE {run.id} --signals "
+            "features --plain"
+        )
     signal = run.signal("features")
     values_ND, seen_N = signal.dense(signal.slots[0])
     return run.keys()[seen_N], values_ND[seen_N].flatten(1).float()

@@ -119,6 +119,8 @@ def _from_npz(path: Path) -> tuple[list[str], Tensor]:
             f"{path}: names must be strings [T] and features floats [T, E], not {names.dtype} {names.shape} and "
             f"{features.dtype} {features.shape}"
         )
+    if not np.isfinite(features).all():
+        raise DataError(f"{path}: features hold NaN or infinite numbers, which fit no image")
     if len(names) != len(features):
         raise DataError(f"{path}: {len(names)} names come with {len(features)} rows of features")
     return [str(name) for name in names], torch.from_numpy(features).float()
@@ -176,8 +178,8 @@ def zero_shot(
 
     Raises:
         SignalNotFoundError: A run has no features.
-        DataError: The runs have no key in common, k is larger than the anchors, the prompts' features are of another
-            size, or every image has a text.
+        DataError: The runs have no key in common or only positions, k is larger than the anchors, the prompts' features
+            are of another size, or every image has a text.
     """
     space = RelativeSpace.of_runs(images, texts, k=k, power=power)
     paired = space.keys
@@ -213,4 +215,7 @@ def _labels_of(run: PriorRun, keys_N: Tensor, prompts: Prompts) -> Tensor:
     table = torch.tensor([numbers.get(name, -1) for name in record.class_names], dtype=torch.int64)
     order = run.keys().argsort()
     place_N = order[torch.searchsorted(run.keys()[order], keys_N)]
-    return table[labels[place_N]]
+    numbers_N = labels[place_N]
+    # Archives are not trusted: a label below 0 would read the last class.
+    known_N = (numbers_N >= 0) & (numbers_N < len(table))
+    return torch.where(known_N, table[numbers_N.clamp(0, len(table) - 1)], -1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive import PriorRun
+from reuse_algos.data.examples.identity import Identity
 from reuse_algos.errors import PriorRunMismatchError
 from reuse_algos.priors.choosing import match_classes
 from reuse_algos.priors.presentations import PresentationReader, latest_first
@@ -54,14 +55,14 @@ def training_period(run: PriorRun) -> int | None:
     return period if isinstance(period, int) else None
 
 
-def predicted_classes(run: PriorRun) -> tuple[Tensor, Tensor, Tensor]:
-    """Return keys, classes and labels (-1 where unknown) of the examples that a run has logits of, all int64 ``[N]``.
+def predicted_classes(run: PriorRun) -> tuple[Tensor, Tensor]:
+    """Return the class that a run takes each of its examples for, int64 ``[N]``, and whether it has logits of it.
 
     The logits of each example are the newest that are archived of it, of the first view: a run that ends within an
     epoch has those of the epoch before for the examples that it did not come to again.
 
     Raises:
-        SignalNotFoundError: The run has no logits, or no keys.
+        SignalNotFoundError: The run has no logits.
     """
     run.signal("logits")  # says what there is instead
     moments = latest_first(PresentationReader(run).presentations("logits"))
@@ -73,9 +74,32 @@ def predicted_classes(run: PriorRun) -> tuple[Tensor, Tensor, Tensor]:
         logits, also_N = run.signal(moment.signal).dense(moment.slots[0])
         classes_N = torch.where(seen_N, classes_N, logits.argmax(1))
         seen_N = seen_N | also_N
-    labels = run.labels()
-    keys = run.keys()[seen_N]
-    return keys, classes_N[seen_N], torch.full_like(keys, -1) if labels is None else labels[seen_N]
+    return classes_N, seen_N
+
+
+def _marks(before: PriorRun, after: PriorRun) -> tuple[Tensor, Tensor]:
+    """Return what tells the examples of two runs apart, int64 each: keys, or content where keys are positions.
+
+    Raises:
+        PriorRunMismatchError: Keys are positions of different data, and the content is not known.
+    """
+    records = before.manifest.dataset, after.manifest.dataset
+    sides = [
+        Identity(run.keys(), record and record.key_kind, *run.content())
+        for run, record in zip((before, after), records, strict=True)
+    ]
+    fingerprints = {record and record.fingerprint for record in records}
+    # On the same data a position is the same example.
+    if (fingerprints != {None} and len(fingerprints) == 1) or not any(side.positional for side in sides):
+        return sides[0].keys, sides[1].keys
+    if not all(side.whole for side in sides):
+        raise PriorRunMismatchError(
+            f"runs {before.id} and {after.id} were trained on different data whose examples are known by their "
+            "positions only, so it is not known which are the same. Give them keys (keys_train in an .npz file, or "
+            "reuse_algos.data.identify(dataset, key=...)) and record the runs again."
+        )
+    first, second = (torch.empty_like(side.hashes).scatter_(0, side.rows, side.hashes) for side in sides)
+    return first, second
 
 
 def drift_between(before: PriorRun, after: PriorRun) -> Drift:
@@ -87,7 +111,8 @@ def drift_between(before: PriorRun, after: PriorRun) -> Drift:
 
     Raises:
         SignalNotFoundError: A run has no logits.
-        PriorRunMismatchError: The runs have other classes, their periods are out of order, or no example is common.
+        PriorRunMismatchError: The runs have other classes, their periods are out of order, no example is common, or
+            examples are known by positions only.
     """
     model = after.manifest.model
     data = after.manifest.dataset
@@ -99,11 +124,15 @@ def drift_between(before: PriorRun, after: PriorRun) -> Drift:
             f"periods are out of order: run {before.id} is of period {periods[0]}, run {after.id} of {periods[1]}. "
             "Name the runs in the order of their periods."
         )
-    (keys_P, before_P, _), (keys_N, after_N, labels_N) = predicted_classes(before), predicted_classes(after)
-    order_P = keys_P.argsort()
-    # searchsorted answers P for a key behind the last one, which would read outside.
-    place_N = torch.searchsorted(keys_P[order_P], keys_N).clamp_(max=max(len(keys_P) - 1, 0))
-    both_N = keys_P[order_P][place_N] == keys_N if len(keys_P) else torch.zeros_like(keys_N, dtype=torch.bool)
+    (before_P, seen_P), (after_N, seen_N) = predicted_classes(before), predicted_classes(after)
+    marks_P, marks_N = _marks(before, after)
+    labels, keys_N = after.labels(), after.keys()[seen_N]
+    labels_N = torch.full_like(keys_N, -1) if labels is None else labels[seen_N]
+    marks_P, before_P, marks_N, after_N = marks_P[seen_P], before_P[seen_P], marks_N[seen_N], after_N[seen_N]
+    order_P = marks_P.argsort(stable=True)
+    # searchsorted answers P for a mark behind the last one, which would read outside.
+    place_N = torch.searchsorted(marks_P[order_P], marks_N).clamp_(max=max(len(marks_P) - 1, 0))
+    both_N = marks_P[order_P][place_N] == marks_N if len(marks_P) else torch.zeros_like(marks_N, dtype=torch.bool)
     if not bool(both_N.any()):
         raise PriorRunMismatchError(
             f"runs {before.id} and {after.id} have no scored example in common, so their answers cannot be compared. "

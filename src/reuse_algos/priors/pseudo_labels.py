@@ -64,7 +64,15 @@ def choose_pairs(
     refuse_shared(pool, held_out)
     match_classes(run, num_classes, pool.class_names)
     # The pool's run was recorded without labels, and its fingerprint is one without them.
-    match_examples(run, unlabelled(pool), "refuse")
+    try:
+        match_examples(run, unlabelled(pool), "refuse")
+    except PriorRunMismatchError as error:
+        # Its advice is for prior runs that trained; a pool that differs can only be described as it was.
+        there = (run.manifest.recipe or {}).get("data")
+        raise PriorRunMismatchError(
+            f"data.pseudo_labels: run {run.id} labelled another pool than the {pool.num_examples} images that this "
+            f"data section describes. It was labelled with data: {there}. Describe the same pool, or label this one."
+        ) from error
     signal = run.signal("logits")
     if not bool(signal.seen(0).all()):
         raise PriorRunMismatchError(f"run {run.id} has scores for only some images of its pool. Label it again.")

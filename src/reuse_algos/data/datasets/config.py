@@ -14,7 +14,7 @@ from reuse_algos.data.text.config import TEXT_NAMES, TextConfig
 from reuse_algos.errors import DataError, nearest
 from reuse_algos.sections import fit_section
 
-_LABELLED_IMAGES = ("digits", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
+_LABELLED_IMAGES = ("digits", "glyphs", "cifar10", "cifar100", "fashion_mnist", "caltech101", "image_folder", "npz")
 DATASET_NAMES = (*_LABELLED_IMAGES, *TEXT_NAMES, *DENSE_NAMES, *DETECTION_NAMES)
 _OF_IMAGES = ("augment", "num_views", "device_resident", "labels", "image_size", "pseudo_labels", "resample", "rotated")
 
@@ -24,10 +24,11 @@ class DataConfig:
     """Which data, how much of it, and how it is shown.
 
     Attributes:
-        name: ``digits`` (1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn), ``cifar10``,
-            ``cifar100``, ``fashion_mnist``, ``caltech101``, ``image_folder`` (``root/train/<class>/*`` and
-            ``root/val/<class>/*``) or ``npz`` (one file in the layout of Keras). Texts: ``bbc_news``, ``fortunes``,
-            ``city_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`. A class for each pixel:
+        name: ``digits`` (1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn), ``glyphs``
+            (3,232 characters of a font of matplotlib by script, 28 x 28 pixels), ``cifar10``, ``cifar100``,
+            ``fashion_mnist``, ``caltech101``, ``image_folder`` (``root/train/<class>/*`` and ``root/val/<class>/*``)
+            or ``npz`` (one file in the layout of Keras). Texts: ``bbc_news``, ``fortunes``, ``city_names``,
+            ``glyph_names`` and ``text_files``, see :func:`~reuse_algos.data.text.load_corpus`. A class for each pixel:
             ``digit_scenes``, ``mni152`` and ``dense_npz``, see :func:`~reuse_algos.data.dense.load_dense`. Boxes:
             ``digit_boxes``.
         root: Folder that holds the dataset, as torchvision lays it out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-TEXT_NAMES = ("bbc_news", "fortunes", "city_names", "text_files")
+TEXT_NAMES = ("bbc_news", "fortunes", "city_names", "glyph_names", "text_files")
 """Datasets of texts, by name."""
 
 

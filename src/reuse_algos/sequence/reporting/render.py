@@ -32,7 +32,8 @@ def plan_records(states: Sequence[StepState]) -> list[dict[str, Any]]:
             "state": found.state,
             "run_id": None if found.run is None else found.run.id,
             "point": found.step.point,
-            "max_duration": found.step.recipe.settings.max_duration,
+            # A step that labels a pool trains nothing, whatever its recipe says of durations.
+            "max_duration": None if found.step.recipe.settings.label else found.step.recipe.settings.max_duration,
             "algorithms": list(found.step.recipe.settings.algorithms),
             "harvests": [harvest.name for harvest in found.step.harvests],
             "folder": str(found.step.folder),
@@ -54,7 +55,7 @@ def print_plan(states: Sequence[StepState], out: Console) -> None:
         table.add_row(
             f"{record['arm']}/{record['step']}",
             record["state"],
-            str(record["max_duration"]),
+            str(record["max_duration"] or "-"),
             ", ".join(record["algorithms"]) or "-",
             ", ".join(record["harvests"]) or "-",
             record["fingerprint"],
@@ -84,9 +85,9 @@ def print_report(report: SequenceReport, out: Console) -> None:
     for arm in report.arms:
         for step in arm.steps:
             name = f"{arm.name}/{step.name}" + ("" if step.health == "ok" else f" ({step.health})")
-            steps.add_row(
-                name, format_number(step.final), format_number(step.best), *_costs(step.cost), str(len(step.prior_runs))
-            )
+            # A step that trained nothing, such as a pool's, has no metric, which is not a metric that is NaN.
+            metrics = ("-" if step.health == "empty" else format_number(one) for one in (step.final, step.best))
+            steps.add_row(name, *metrics, *_costs(step.cost), str(len(step.prior_runs)))
         steps.add_row()
     out.print(steps)
     percent = f"{100 * CONFIDENCE:g} %"
