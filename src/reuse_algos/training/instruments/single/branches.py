@@ -66,12 +66,11 @@ class _OneBranch(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.Tensor.__bool__ and torch._C._functorch.is_functorch_wrapped_tensor(args[0]):
-            # Outside of the transforms, which would wrap the values again. They decide a branch and go nowhere else.
-            with torch._C._DisableFuncTorch():
-                answers = debug_unwrap(args[0]).flatten().tolist()
+        if func is torch.Tensor.__bool__ and (values := debug_unwrap(args[0])) is not args[0]:
+            # One by one: the transforms wrap what is computed here, and tolist() does not read wrapped tensors.
+            answers = [bool(answer) for answer in values.flatten()]
             if len(answers) in (1, self.count):
-                if len(set(map(bool, answers))) > 1:
-                    raise _BranchesDifferError([bool(answer) for answer in answers])
-                return bool(answers[0])
+                if len(set(answers)) > 1:
+                    raise _BranchesDifferError(answers)
+                return answers[0]
         return func(*args, **(kwargs or {}))
