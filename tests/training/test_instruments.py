@@ -667,7 +667,8 @@ def series(**values: list[float]) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.parametrize(
     ("readings", "expected", "evidence"),
     [
-        (series(alpha=[-0.99] * 6), "rate_too_small", "The median alpha of 6 readings is -0.99, at most -0.98."),
+        (series(alpha=[-0.99] * 5 + [-3.0]), "rate_too_small",
+         "The median distance of alpha from -1 of 6 readings is 0.01, at most 0.02."),
         (series(alpha=[0.7, 0.9, math.nan, 0.8, 1.0, 0.6]), "rate_too_large",
          "The median alpha of 5 readings is 0.8, at least 0.5."),
         (series(gradient_norm=[1.0, math.inf]), "diverged", "The gradient norm is not a finite number at step 10."),
@@ -696,6 +697,7 @@ def test_nothing_is_said_of_healthy_or_short_runs() -> None:
     )  # fmt: skip
     assert diagnose(healthy) == []
     assert diagnose(series(alpha=[-1.0] * 4, noise_scale=[math.inf] * 4, batch_size=[8.0])) == []
+    assert diagnose(series(alpha=[-2.7, -0.6, -1.6, -3.4, -0.7])) == [], "momentum carries some steps uphill"
     assert diagnose({}) == []
     assert diagnose(series(early_stopping=[-1.0] * 9 + [1.0])) == [], "a run that stopped in time"
 
