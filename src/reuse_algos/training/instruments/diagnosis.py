@@ -11,11 +11,11 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 """Name of a reading -> (step, value) in the order of steps."""
 
 # The distance is taken on both sides of -1: with momentum, steps of a good rate often go uphill on their own batch and
-# end far below -1. In benchmarks/instruments.py useless small rates had a median distance of at most 0.0014, useful ones
-# of 0.18 and more.
+# end far below -1. Useless small rates had a median distance of at most 0.0014, useful ones of 0.18 and more
+# (benchmarks/instruments.py).
 _SMALL_DISTANCE = 0.02
-# On digits a diverging rate had a median of 0.31, so this was not reached: a step that ends here gives back a quarter of
-# its gain.
+# On digits a diverging rate had a median of 0.31, so this was not reached: a step that ends here gives back a quarter
+# of its gain.
 _LARGE_ALPHA = 0.5
 _NOISY = 10.0  # noise scale in batches: the error is then three times as long as the gradient
 _LATE = 0.8  # to stop within the last fifth would save little
