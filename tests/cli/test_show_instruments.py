@@ -56,16 +56,35 @@ def test_a_picture_and_the_numbers_of_two_runs(
     assert "gradient_sizes" not in text
 
 
-def test_the_panel_has_a_curve_for_each_run_and_one_map(archive: RunArchive) -> None:
+def test_the_panel_has_a_curve_and_a_map_for_each_run(archive: RunArchive) -> None:
     readings = readings_of_run(archive.run("digits-instruments-1"))
-    figure = panel({"one": readings, "$two": {"alpha": [(1, -0.5)]}})
+    figure = panel({"one": readings, "$two": {"alpha": [(1, -0.5)]}, "three": readings})
     axes = {axis.get_title(): axis for axis in figure.axes}
-    assert len(axes["alpha"].get_lines()) == 3, "two runs and the line at 0"
+    assert len(axes["alpha"].get_lines()) == 4, "three runs and the line at 0"
+    assert axes["alpha"].get_lines()[1].get_marker() != "None", "a single reading is seen"
     drawn = axes["loss"].get_lines()[0].get_ydata()
     assert np.array_equal(np.asarray(drawn), [value for _, value in readings["loss"]])
     assert axes["sizes of gradients, one"].get_images()[0].get_array().shape == (10, 5)
     ticks = [label.get_text() for label in axes["sizes of gradients, one"].get_yticklabels()]
     assert ticks == ["below", *(f"1e{power}" for power in range(-8, 1))], "from small to large"
+    assert "sizes of gradients, three" in axes
+    assert not any("two" in title for title in axes), "no sizes were read"
+
+
+@pytest.mark.parametrize("option", ["--instruments", "--lazy"])
+def test_a_run_that_cannot_be_shown_does_not_cost_the_others(
+    archive: RunArchive, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    picture = ["--picture", str(tmp_path / "panel.png")]
+    name = "digits-instruments-1"
+    assert main(["show", str(archive.root), f"missing,{name}", option, *picture, "--json"]) == 1
+    said = capsys.readouterr()
+    assert [one["run_id"] for one in json.loads(said.out)] == [archive.run(name).id]
+    assert "left out: there is no run 'missing'" in said.err
+    assert main(["show", str(archive.root), "missing,lost", option, *picture]) == 2
+    assert "'lost'" in capsys.readouterr().err
+    assert main(["show", str(archive.root), name, option, "--recipe"]) == 2
+    assert main(["show", str(archive.root), name, option, "--data", "root"]) == 2
 
 
 def test_readings_are_metrics_of_a_comparison(archive: RunArchive) -> None:

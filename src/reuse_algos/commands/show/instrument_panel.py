@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from reuse_algos.commands.common import UsageError, add_trust, console, open_archive, print_json
+from reuse_algos.commands.common import (
+    UsageError,
+    add_data,
+    console,
+    data_of,
+    open_archive,
+    print_json,
+    printable,
+)
+from reuse_algos.errors import ReuseAlgosError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +30,8 @@ _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4
 
 Readings = dict[str, list[tuple[int, float]]]
+
+T = TypeVar("T")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,31 +47,51 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lazy",
         action="store_true",
-        help="compute from the weights init and last how lazily the run learned; loads model and data",
+        help="compute from the weights init and last how lazily the run learned, or several runs with commas between; "
+        "loads model and data",
     )
-    add_trust(parser)
+    add_data(parser)
 
 
 def show_inside(args: argparse.Namespace) -> int:
-    """Show readings or laziness of the runs that are named, and return 0.
+    """Show readings or laziness of the runs that are named, and return 0; 1 where some of several were left out.
 
     Raises:
-        UsageError: Both are asked for.
-        SignalNotFoundError: A run has no readings, or not the weights.
+        UsageError: Two of ``--instruments``, ``--lazy`` and ``--recipe`` are asked for.
+        ReuseAlgosError: The only run that is named cannot be shown: it is missing, or has no readings or weights.
     """
-    if args.instruments and args.lazy:
-        raise UsageError("--instruments and --lazy are shown one at a time")
-    archive = open_archive(args)
-    runs = [archive.run(name) for name in args.run_id.split(",")]
-    facts = [_lazy(run, args.trust_data) for run in runs] if args.lazy else _instruments(runs, args)
+    if args.instruments + args.lazy + args.recipe > 1:
+        raise UsageError("--instruments, --lazy and --recipe are shown one at a time")
+    archive, data = open_archive(args), data_of(args.data)
+
+    def inside(name: str) -> tuple[PriorRun, Any]:
+        run = archive.run(name)
+        return run, _lazy(run, data, args.trust_data) if args.lazy else readings_of_run(run)
+
+    names = args.run_id.split(",")
+    found = [inside(names[0])] if len(names) == 1 else _those_that_can(inside, names)
+    if not found:
+        return 2
+    facts = [one for _, one in found] if args.lazy else _instruments({run.id: one for run, one in found}, args.picture)
     if args.json:
         print_json(facts)
-        return 0
-    for one in facts:
-        _print(one)
-    if args.instruments:
-        console().print(f"picture: {args.picture}", soft_wrap=True)
-    return 0
+    else:
+        for one in facts:
+            _print(one)
+        if args.instruments:
+            console().print(f"picture: {args.picture}", soft_wrap=True)
+    return 0 if len(found) == len(names) else 1
+
+
+def _those_that_can(function: Callable[[str], T], names: Sequence[str]) -> list[T]:
+    """Call a function for each name, and say on stderr for which it fails: one run must not cost the others."""
+    found = []
+    for name in names:
+        try:
+            found.append(function(name))
+        except ReuseAlgosError as error:
+            print(f"reuse-algos: left out: {printable(str(error))}", file=sys.stderr)
+    return found
 
 
 def readings_of_run(run: PriorRun) -> Readings:
@@ -81,60 +113,72 @@ def readings_of_run(run: PriorRun) -> Readings:
 
 
 def panel(runs: Mapping[str, Readings]) -> Figure:
-    """Draw every reading over the steps, one colour for each run, and the first run's sizes of gradients as a map.
+    """Draw every reading over the steps, one colour for each run, and a map of the sizes of gradients for each run.
 
     Args:
         runs: Label -> readings; at least one.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     from reuse_algos.compare.show.figures import plain_text
-    from reuse_algos.training.instruments.single.blocks import DECADES
 
     names = [name for name in dict.fromkeys(name for one in runs.values() for name in one) if _HISTOGRAM not in name]
-    first = next(iter(runs.values()))
-    bins = [_HISTOGRAM + edge for edge in ("below", *(f"1e{power}" for power in DECADES))]
-    sizes = {name: first[name] for name in bins if name in first}
-    count = len(names) + bool(sizes)
+    maps = [label for label, one in runs.items() if any(_HISTOGRAM in name for name in one)]
+    count = len(names) + len(maps)
     rows = -(-count // _COLUMNS)
     # Figure by itself, not pyplot: that keeps figures alive, and may open a window.
     figure = Figure(figsize=(3.4 * _COLUMNS, 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten().tolist()
     for axis, name in zip(axes, names, strict=False):
-        values = [value for one in runs.values() for _, value in one.get(name, ())]
-        for label, one in runs.items():
-            steps_values = one.get(name, [])
-            axis.plot([step for step, _ in steps_values], [value for _, value in steps_values], lw=1.0, label=label)
-        # Gradient norms fall by decades; what may be negative stays linear.
-        if name not in _SIGNED and values and all(value > 0 for value in values) and max(values) > 20 * min(values):
-            axis.set_yscale("log")
-        if name in _SIGNED:
-            axis.axhline(0, color="black", lw=0.5)
-        axis.set_title(name.replace("_", " "), fontsize="small")
-        axis.tick_params(labelsize=6)
-    if sizes:
-        axis, grid = axes[len(names)], np.array([[value for _, value in one] for one in sizes.values()])
-        steps = [step for step, _ in next(iter(sizes.values()))]
-        axis.imshow(
-            grid, aspect="auto", origin="lower", cmap="Blues", extent=(steps[0], steps[-1] + 1, -0.5, len(grid) - 0.5)
-        )
-        axis.set_yticks(range(len(grid)), [name.removeprefix(_HISTOGRAM) for name in sizes], fontsize=5)
-        axis.set_title(plain_text(f"sizes of gradients, {next(iter(runs))}"), fontsize="small")
+        _draw_reading(axis, name, runs)
+    for axis, label in zip(axes[len(names) :], maps, strict=False):
+        _draw_sizes(axis, runs[label])
+        axis.set_title(plain_text(f"sizes of gradients, {label}"), fontsize="small")
     for axis in axes[count:]:
         axis.set_visible(False)
+    for axis in axes:
+        axis.tick_params(labelsize=6)
     handles, labels = axes[0].get_legend_handles_labels()
+    figure.supxlabel("step; a gap is a reading that is not a finite number", fontsize="small")
     figure.legend(handles, list(map(plain_text, labels)), loc="outside lower center", fontsize="small")
     return figure
 
 
-def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dict[str, Any]]:
+def _draw_reading(axis: Any, name: str, runs: Mapping[str, Readings]) -> None:
+    values = [value for one in runs.values() for _, value in one.get(name, ())]
+    for label, one in runs.items():
+        rows = one.get(name, [])
+        # With dots: a line alone shows no reading that has a gap on both sides.
+        axis.plot([step for step, _ in rows], [value for _, value in rows], ".-", ms=2.5, lw=1.0, label=label)
+    # Gradient norms fall by decades; what may be negative stays linear.
+    if name not in _SIGNED and values and all(value > 0 for value in values) and max(values) > 20 * min(values):
+        axis.set_yscale("log")
+    if name in _SIGNED:
+        axis.axhline(0, color="black", lw=0.5)
+    axis.set_title(name.replace("_", " "), fontsize="small")
+
+
+def _draw_sizes(axis: Any, readings: Readings) -> None:
+    """Draw which share of the gradients' elements has which size, over the steps."""
+    import numpy as np
+
+    from reuse_algos.training.instruments.single.blocks import DECADES
+
+    bins = [_HISTOGRAM + edge for edge in ("below", *(f"1e{power}" for power in DECADES))]
+    sizes = {name: readings[name] for name in bins if name in readings}
+    grid = np.array([[value for _, value in one] for one in sizes.values()])
+    steps = [step for step, _ in next(iter(sizes.values()))]
+    extent = (steps[0], steps[-1] + 1, -0.5, len(grid) - 0.5)
+    axis.imshow(grid, aspect="auto", origin="lower", cmap="Blues", extent=extent)
+    axis.set_yticks(range(len(grid)), [name.removeprefix(_HISTOGRAM) for name in sizes])
+
+
+def _instruments(read: Mapping[str, Readings], picture: str) -> list[dict[str, Any]]:
     from reuse_algos.compare.show.files import PLOTS, write_file
     from reuse_algos.training.instruments.diagnosis import diagnose
 
-    read = {run.id: readings_of_run(run) for run in runs}
     # First, since the picture can fail and the findings cannot.
-    write_file(Path(args.picture), PLOTS, lambda where: panel(read).savefig(where, dpi=150))
+    write_file(Path(picture), PLOTS, lambda where: panel(read).savefig(where, dpi=150))
     return [
         {
             "run_id": name,
@@ -151,11 +195,11 @@ def _instruments(runs: Sequence[PriorRun], args: argparse.Namespace) -> list[dic
     ]
 
 
-def _lazy(run: PriorRun, trust_data: bool) -> dict[str, Any]:
+def _lazy(run: PriorRun, data: Mapping[str, Any], trust_data: bool) -> dict[str, Any]:
     from reuse_algos.harvest.laziness import laziness_of_run
     from reuse_algos.training.instruments.diagnosis import diagnose
 
-    found = laziness_of_run(run, trust_data=trust_data)
+    found = laziness_of_run(run, data=data, trust_data=trust_data)
     step = run.manifest.progress.batch
     findings = diagnose({name: [(step, value)] for name, value in found.items()})
     return {
