@@ -137,9 +137,9 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     for axis in axes[count:]:
         axis.set_visible(False)
     for axis in axes:
-        axis.tick_params(labelsize=6)
+        axis.tick_params(labelsize=6, which="both")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.supxlabel("step; a gap is a reading that is not a finite number", fontsize="small")
+    figure.suptitle("Readings over the steps; a gap is a reading that is not a finite number", fontsize="small")
     figure.legend(handles, list(map(plain_text, labels)), loc="outside lower center", fontsize="small")
     return figure
 
