@@ -19,7 +19,7 @@ from forked_python import launch
 from ranks.instruments import history
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder, TrainingInstruments
-from reuse_algos.errors import ModelError
+from reuse_algos.errors import ModelError, TaskError
 from reuse_algos.training.instruments.reading import SETS
 from toy import DictModel, NumberedDataset, blobs, checkpointed, loader, mlp, trainer
 
@@ -198,7 +198,7 @@ def test_a_model_that_shares_its_weights_among_losses_of_adam_has_no_stopping() 
     model = dropout_net()
     one = trainer(loader(blobs(32)), model, callbacks=[TrainingInstruments(["stopping"])])
     one.state.optimizers = [torch.optim.Adam(model.parameters())]
-    with pytest.raises(ValueError, match="'stopping' is defined for SGD only, and this run has Adam"):
+    with pytest.raises(TaskError, match="'stopping' is defined for SGD only, and this run has Adam"):
         one.fit()
     one.close()
 
@@ -209,6 +209,7 @@ def test_a_model_that_shares_its_weights_among_losses_of_adam_has_no_stopping() 
         ({"sets": ["econmy"]}, "'econmy' is not one. Did you mean 'economy'"),
         ({"sets": []}, "sets is empty"),
         ({"every": "0.1dur"}, "must be epochs or batches such as 1ep or 100ba, not '0.1dur'"),
+        ({"every": "banana"}, "must be epochs or batches such as 1ep or 100ba, not 'banana'"),
         ({"every": "0ba"}, "must be epochs or batches"),
         ({"examples": 1}, "examples must be a whole number from 2, not 1"),
         ({"memory_mib": 0}, "memory_mib must be a whole number from 1, not 0"),

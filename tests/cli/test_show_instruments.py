@@ -80,7 +80,7 @@ def test_a_run_that_cannot_be_shown_does_not_cost_the_others(
     assert main(["show", str(archive.root), f"missing,{name}", option, *picture, "--json"]) == 1
     said = capsys.readouterr()
     assert [one["run_id"] for one in json.loads(said.out)] == [archive.run(name).id]
-    assert "left out: there is no run 'missing'" in said.err
+    assert "left out missing: there is no run 'missing'" in said.err
     assert main(["show", str(archive.root), "missing,lost", option, *picture]) == 2
     assert "'lost'" in capsys.readouterr().err
     assert main(["show", str(archive.root), name, option, "--recipe"]) == 2
@@ -156,7 +156,7 @@ def test_laziness_of_texts(tmp_path: Path, learn: str) -> None:
     trainer.close()
     run = RunArchive(tmp_path / "archive").run("texts")
     if learn == "tokens":
-        with pytest.raises(ModelError, match="laziness is read off classifiers with logits"):
+        with pytest.raises(ModelError, match=r"laziness is read off classifiers .* targets \(\d+, \d+\)\.$"):
             laziness_of_run(run, trust_data=True)
         return
     found = laziness_of_run(run, trust_data=True)

@@ -58,7 +58,8 @@ class TrainingInstruments(Callback):
             ``logits``.
 
     Raises:
-        ValueError: A setting is wrong, or ``stopping`` is asked for with another optimizer than SGD.
+        ValueError: A setting is wrong.
+        TaskError: ``stopping`` is asked for with another optimizer than SGD.
         ModelError: The model cannot be read: its inputs are cached features, its weights are sharded, laziness is asked
             for and it does not classify, or curvature and it has no second derivatives.
         DataError: The batch has neither one row nor one entry of each list for each example.
@@ -81,9 +82,13 @@ class TrainingInstruments(Callback):
                 raise ValueError(f"TrainingInstruments sets: {name!r} is not one.{nearest(str(name), SETS)}")
         if not self.sets:
             raise ValueError("TrainingInstruments sets is empty; leave the callback out, or name some of " + str(SETS))
-        self.every = Time.from_input(every, TimeUnit.EPOCH)
+        wrong = f"TrainingInstruments every must be epochs or batches such as 1ep or 100ba, not {every!r}"
+        try:
+            self.every = Time.from_input(every, TimeUnit.EPOCH)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(wrong) from error
         if self.every.unit not in (TimeUnit.EPOCH, TimeUnit.BATCH) or self.every.value < 1:
-            raise ValueError(f"TrainingInstruments every must be epochs or batches such as 1ep or 100ba, not {every!r}")
+            raise ValueError(wrong)
         for name, value, least in (("examples", examples, 2), ("memory_mib", memory_mib, 1)):
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"TrainingInstruments {name} must be a whole number from {least}, not {value!r}")
@@ -115,7 +120,7 @@ class TrainingInstruments(Callback):
             )
         others = [type(one).__name__ for one in state.optimizers if "SGD" not in _class_names(one)]
         if "stopping" in self.sets and others:
-            raise ValueError(
+            raise TaskError(
                 f"TrainingInstruments: the set 'stopping' is defined for SGD only, and this run has {others[0]}. "
                 "Leave it out of sets."
             )

@@ -90,7 +90,7 @@ def _those_that_can(function: Callable[[str], T], names: Sequence[str]) -> list[
         try:
             found.append(function(name))
         except ReuseAlgosError as error:
-            print(f"reuse-algos: left out: {printable(str(error))}", file=sys.stderr)
+            print(f"reuse-algos: left out {printable(name)}: {printable(str(error))}", file=sys.stderr)
     return found
 
 

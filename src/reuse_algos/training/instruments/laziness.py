@@ -19,12 +19,13 @@ Jacobian = Callable[[Mapping[str, Tensor], list[str], slice], Tensor]
 """Parameters, names of some, a range of the examples -> derivatives ``[n, C, d]`` of the outputs by the named ones."""
 
 
-def check_classes(logits_NC: Tensor, targets_N: Tensor | None) -> Tensor:
+def check_classes(logits_NC: Tensor, targets_N: Tensor | None, advice: str = "") -> Tensor:
     """Return the classes of the examples, where they are classified.
 
     Args:
         logits_NC: What the model returns.
         targets_N: What it should be, or None where that is not known.
+        advice: A sentence for the error, on what to do. Default: none.
 
     Raises:
         ModelError: These are not logits of classes and one class for each example.
@@ -38,7 +39,7 @@ def check_classes(logits_NC: Tensor, targets_N: Tensor | None) -> Tensor:
         seen = "no targets" if targets_N is None else f"{targets_N.dtype} targets {tuple(targets_N.shape)}"
         raise ModelError(
             f"laziness is read off classifiers with logits [N, C] and classes [N]; seen were logits "
-            f"{tuple(logits_NC.shape)} and {seen}. Leave 'laziness' out of sets, or set target_key and output_key."
+            f"{tuple(logits_NC.shape)} and {seen}. {advice}".rstrip()
         )
     return targets_N
 

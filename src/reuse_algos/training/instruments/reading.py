@@ -138,7 +138,8 @@ def _lazy_readings(examples: ExampleLosses, step: Step, memory_bytes: int) -> di
         )
     with torch.no_grad():
         now_NC = logits(examples.outputs(step.before))
-    targets_N = laziness.check_classes(now_NC, step.targets_N)
+    advice = "Leave 'laziness' out of sets, or set target_key and output_key."
+    targets_N = laziness.check_classes(now_NC, step.targets_N, advice)
 
     def kernel(parameters: Mapping[str, Tensor]) -> Tensor:
         return laziness.tangent_kernel(
