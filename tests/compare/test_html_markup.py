@@ -158,6 +158,17 @@ def test_what_was_read_inside_is_drawn_and_said() -> None:
     assert all(points == [(float(step), -0.999) for step in range(1, 9)] for points in lines.values())
 
 
+def test_a_reading_between_gaps_is_a_dot() -> None:
+    comparison, outcomes = budgets()
+    read = {"instruments/noise_scale": [(1, math.inf), (2, 5.0), (3, math.inf)]}
+    runs = [dataclasses.replace(run, readings=read if run is outcomes.runs[0] else {}) for run in outcomes.runs]
+    text = report_page(comparison, dataclasses.replace(outcomes, runs=runs))
+    lines = [str(a["points"]).split() for tag, a in Page(text).elements if tag == "polyline"]
+    assert [line[0] for line in lines if len(line) == 2 and line[0] == line[1]], (
+        "a line without a length, round at its ends"
+    )
+
+
 def test_hostile_names_stay_names(report) -> None:
     comparison, text = report
     assert HOSTILE in [group.name for group in comparison.groups]

@@ -186,14 +186,14 @@ def _picked(length: int, *, all_of_them: bool) -> list[int]:
 
 
 def _pieces(line: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
-    """Return the line where it is finite, in pieces of at least two points."""
+    """Return the line where it is finite, in pieces of at least two points; a point alone is there twice, as a dot."""
     pieces: list[list[tuple[float, float]]] = [[]]
     for point in line:
         if math.isfinite(point[0]) and math.isfinite(point[1]):
             pieces[-1].append(point)
         else:
             pieces.append([])
-    return [piece for piece in pieces if len(piece) > 1]
+    return [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]
 
 
 def bar_views(bars: Bars, numbers: Numbers) -> tuple[list[BarView], list[Tick], str]:
