@@ -125,7 +125,12 @@ def test_laziness_afterwards(archive: RunArchive, capsys: pytest.CaptureFixture[
     labels = torch.tensor([int(loaded.eval[index][1]) for index in range(len(loaded.eval))])  # type: ignore[arg-type]
     with torch.no_grad():
         right = archived_model(run, "last")((images, labels)).argmax(1) == labels
+        # As the linearised network: initial parameters with the batch-norm statistics of the last weights.
+        start = archived_model(run, "last")
+        start.load_state_dict({name: first[name] for name in names}, strict=False)
+        first_right = start((images, labels)).argmax(1) == labels
     assert found["accuracy"] == pytest.approx(float(right.double().mean()), abs=1e-9)
+    assert found["initial_accuracy"] == pytest.approx(float(first_right.double().mean()), abs=1e-9)
     with pytest.raises(LookupError, match=r"has no weights init, only last\. .*weights: \[init, last\]"):
         laziness_of_run(archive.run("digits-instruments-2"))
     assert main(["show", str(archive.root), "digits-instruments-1", "--lazy", "--instruments"]) == 2

@@ -678,10 +678,11 @@ def series(**values: list[float]) -> dict[str, list[tuple[int, float]]]:
          "2.5."),
         (series(early_stopping=[-1.0, 0.2, -0.3, 0.1, 0.2, 0.4]), "stopped_too_late",
          "The early-stopping criterion is above 0 in all 3 readings from step 30 on (0.1 there, 0.4 at step 50)."),
-        (series(kernel_distance=[0.0, 0.003], accuracy=[0.1, 0.946], linearised_accuracy=[0.1, 0.94]),
+        (series(kernel_distance=[0.0, 0.003], accuracy=[0.1, 0.946], linearised_accuracy=[0.1, 0.94],
+                initial_accuracy=[0.1, 0.1]),
          "as_good_as_linear",
          "At step 10 the kernel distance is 0.003, and the linearised network has an accuracy of 94.0% where the "
-         "network itself has 94.6%."),
+         "network itself has 94.6% (initially 10.0%)."),
     ],
 )  # fmt: skip
 def test_each_finding_has_its_evidence(readings: Any, expected: str, evidence: str) -> None:
@@ -698,6 +699,8 @@ def test_nothing_is_said_of_healthy_or_short_runs() -> None:
     assert diagnose(healthy) == []
     assert diagnose(series(alpha=[-1.0] * 4, noise_scale=[math.inf] * 4, batch_size=[8.0])) == []
     assert diagnose(series(alpha=[-2.7, -0.6, -1.6, -3.4, -0.7])) == [], "momentum carries some steps uphill"
+    untrained = series(kernel_distance=[0.002], accuracy=[0.1], linearised_accuracy=[0.1], initial_accuracy=[0.08])
+    assert diagnose(untrained) == [], "what has not learned is near its linearisation in any case"
     assert diagnose({}) == []
     assert diagnose(series(early_stopping=[-1.0] * 9 + [1.0])) == [], "a run that stopped in time"
 

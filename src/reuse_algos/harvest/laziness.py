@@ -44,8 +44,8 @@ def laziness_of_run(
             them, unless they are the embedded digits. Default: False.
 
     Returns:
-        ``relative_distance`` and ``kernel_distance``; ``accuracy`` and ``linearised_accuracy`` on all evaluation data,
-        from 0 to 1.
+        ``relative_distance`` and ``kernel_distance``; ``initial_accuracy``, ``accuracy`` and ``linearised_accuracy`` on
+        all evaluation data, from 0 to 1. The first and the last have the initial weights with the last buffers.
 
     Raises:
         SignalNotFoundError: The run has no such weights.
@@ -66,7 +66,7 @@ def laziness_of_run(
         raise ModelError(
             f"laziness is read off classifiers, and run {run.id} has batches of its own making, as detectors do."
         )
-    right = straight_right = count = 0
+    right = first_right = straight_right = count = 0
     found: dict[str, float] = {}
     with undisturbed(model):
         for batch in dataloader_of(loaded.eval, _BATCH_SIZE):
@@ -80,7 +80,8 @@ def laziness_of_run(
                 now_NC = logits(now)
             targets_N = laziness.check_classes(now_NC, targets_of(batch))
             right += int((now_NC.argmax(1) == targets_N).sum())
-            straight_NC = laziness.linearised(logits, initial, now)
+            first_NC, straight_NC = laziness.linearised(logits, initial, now)
+            first_right += int((first_NC.argmax(1) == targets_N).sum())
             straight_right += int((straight_NC.argmax(1) == targets_N).sum())
             count += len(targets_N)
             # The kernels are of the first examples only: they grow with the square of their number.
@@ -91,7 +92,12 @@ def laziness_of_run(
                     "relative_distance": laziness.distance(initial, now),
                     "kernel_distance": laziness.kernel_distance(*kernels),
                 }
-    return {**found, "accuracy": right / count, "linearised_accuracy": straight_right / count}
+    return {
+        **found,
+        "initial_accuracy": first_right / count,
+        "accuracy": right / count,
+        "linearised_accuracy": straight_right / count,
+    }
 
 
 def _kernel(examples: ExampleLosses, at: Mapping[str, Tensor], memory_bytes: int) -> Tensor:

@@ -21,6 +21,7 @@ _NOISY = 10.0  # noise scale in batches: the error is then three times as long a
 _LATE = 0.8  # to stop within the last fifth would save little
 _LAZY_KERNEL = 0.05
 _LAZY_POINTS = 0.01
+_LEARNED = 0.1  # every network is near its linearisation before it has learned
 _FEWEST = 5  # a median of fewer readings is that of single batches
 
 
@@ -108,17 +109,17 @@ def _late(readings: Series) -> Finding | None:
 
 
 def _linear(readings: Series) -> Finding | None:
-    names = ("kernel_distance", "accuracy", "linearised_accuracy")
+    names = ("kernel_distance", "accuracy", "linearised_accuracy", "initial_accuracy")
     if not all(readings.get(name) for name in names):
         return None
-    kernel, accuracy, straight = (readings[name][-1][1] for name in names)
-    if not (kernel <= _LAZY_KERNEL and straight >= accuracy - _LAZY_POINTS):
+    kernel, accuracy, straight, first = (readings[name][-1][1] for name in names)
+    if not (kernel <= _LAZY_KERNEL and straight >= accuracy - _LAZY_POINTS and accuracy >= first + _LEARNED):
         return None
     return Finding(
         "as_good_as_linear",
         "The run is as good as a linear model in the features of its initial weights.",
         f"At step {readings[names[0]][-1][0]} the kernel distance is {kernel:.3g}, and the linearised network has an "
-        f"accuracy of {straight:.1%} where the network itself has {accuracy:.1%}.",
+        f"accuracy of {straight:.1%} where the network itself has {accuracy:.1%} (initially {first:.1%}).",
     )
 
 

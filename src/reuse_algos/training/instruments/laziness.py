@@ -7,7 +7,6 @@ https://arxiv.org/abs/1812.07956). Legend: N examples, C outputs of each, D numb
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,9 +110,9 @@ def kernel_distance(kernel_0: Tensor, kernel_t: Tensor) -> float:
 
 
 def linearised(
-    function: Callable[[Mapping[str, Tensor]], Any], initial: Mapping[str, Tensor], now: Mapping[str, Tensor]
-) -> Any:
-    """Return ``f(initial) + J (now - initial)``, in one pass.
+    function: Callable[[Mapping[str, Tensor]], Tensor], initial: Mapping[str, Tensor], now: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return ``f(initial)`` and ``f(initial) + J (now - initial)``, in one pass.
 
     Args:
         function: Parameters -> a tensor of outputs.
@@ -122,7 +121,7 @@ def linearised(
     """
     change = {name: now[name] - value for name, value in initial.items()}
     outputs, tangents = jvp(function, (dict(initial),), (change,))[:2]
-    return outputs + tangents
+    return outputs, outputs + tangents
 
 
 def _groups(parameters: Mapping[str, Tensor], most: int) -> list[list[str]]:

@@ -149,10 +149,13 @@ def _lazy_readings(examples: ExampleLosses, step: Step, memory_bytes: int) -> di
             memory_bytes,
         )
 
-    straight_NC = laziness.linearised(lambda values: logits(examples.outputs(values)), step.initial, step.before)
+    first_NC, straight_NC = laziness.linearised(
+        lambda values: logits(examples.outputs(values)), step.initial, step.before
+    )
     return {
         "relative_distance": laziness.distance(step.initial, step.before),
         "kernel_distance": laziness.kernel_distance(kernel(step.initial), kernel(step.before)),
+        "initial_accuracy": _accuracy(first_NC, targets_N),
         "accuracy": _accuracy(now_NC, targets_N),
         "linearised_accuracy": _accuracy(straight_NC, targets_N),
     }
