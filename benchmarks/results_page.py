@@ -306,7 +306,8 @@ SECTIONS = (
         "Detection: boxes that are missing or off",
         "digit_boxes.jsonl",
         "30 % of the training boxes are missing and the others are off by 10 %. `MixTraining` by an archived detector, "
-        "the same with the boxes of other pictures (its control), and clean boxes (the bound).",
+        "the same with the boxes of other pictures (its control), the archived backbone and head as teachers, and "
+        "clean boxes (the bound).",
         study("digit_boxes"),
     ),
     Section(
@@ -361,9 +362,8 @@ SECTIONS = (
     Section(
         "Compressed gradients where each rank has digits of its own",
         "gradients.jsonl",
-        "Four ranks, the digits sorted by label, up to 300 steps. The first seed chose of two rates; where neither "
-        "came to the goal it took the first, so for some compressed methods the better rate has one seed only, and "
-        "the median with noise was not run to its end.",
+        "Four ranks, the digits sorted by label, up to 1,000 steps. The first seed chose of three rates, and two "
+        "others were trained with the best; a rate is given up once it has taken as many steps as the best so far.",
         summary("gradients"),
     ),
     Section(
