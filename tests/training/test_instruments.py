@@ -676,6 +676,8 @@ def series(**values: list[float]) -> dict[str, list[tuple[int, float]]]:
          "batch_too_small",
          "The median noise scale of 5 readings is 800 examples, 10 times the batch or more, and that of the norm test "
          "2.5."),
+        (series(noise_scale=[math.inf] * 5, batch_size=[32.0] * 5), "batch_too_small",
+         "The median noise scale of 5 readings is infinite, 10 times the batch or more."),
         (series(early_stopping=[-1.0, 0.2, -0.3, 0.1, 0.2, 0.4]), "stopped_too_late",
          "The early-stopping criterion is above 0 in all 3 readings from step 30 on (0.1 there, 0.4 at step 50)."),
         (series(kernel_distance=[0.0, 0.003], accuracy=[0.1, 0.946], linearised_accuracy=[0.1, 0.94],
@@ -705,7 +707,8 @@ def test_nothing_is_said_of_healthy_or_short_runs() -> None:
     assert diagnose(series(early_stopping=[-1.0] * 9 + [1.0])) == [], "a run that stopped in time"
 
 
-# An outside oracle, where it is installed (cockpit-for-pytorch 1.0.2 with backpack-for-pytorch) ---------------------
+# An outside oracle, where it is installed ---------------------------------------------------------------------------
+# pip install --no-deps cockpit-for-pytorch==1.0.2 backpack-for-pytorch einops unfoldNd json_tricks seaborn
 
 
 def test_alpha_and_norm_test_equal_those_of_cockpit() -> None:

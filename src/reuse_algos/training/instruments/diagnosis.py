@@ -81,13 +81,13 @@ def _batch(readings: Series) -> Finding | None:
     size, middle = statistics.median(sizes), statistics.median(scales)
     if middle < _NOISY * size:
         return None
+    scale = "infinite" if middle == math.inf else f"{middle:.3g} examples"
     tests = _finite(readings, "norm_test")
     norm = f", and that of the norm test {statistics.median(tests):.3g}" if tests else ""
     return Finding(
         "batch_too_small",
         f"The batch is small for its noise: a batch of {size:.0f} examples says little of the gradient.",
-        f"The median noise scale of {len(scales)} readings is {middle:.3g} examples, {_NOISY:.0f} times the batch or "
-        f"more{norm}.",
+        f"The median noise scale of {len(scales)} readings is {scale}, {_NOISY:.0f} times the batch or more{norm}.",
     )
 
 
