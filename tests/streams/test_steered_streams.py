@@ -13,7 +13,7 @@ from composer import Callback
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from forked_python import launch
-from reuse_algos import HistoryCurriculum, RunRecorder
+from reuse_algos import HistoryCurriculum, PriorRunDistillation, RunRecorder
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
@@ -72,6 +72,13 @@ class Stop(Callback):
     def batch_end(self, state: Any, logger: Any) -> None:
         if int(state.timestamp.batch) == self.batch:
             raise KeyboardInterrupt
+
+
+class Dropping(Net):
+    """Draws from torch's global generator in every step."""
+
+    def forward(self, batch: Any) -> torch.Tensor:
+        return super().forward({**batch, "x": F.dropout(batch["x"], 0.5, self.training)})
 
 
 def losses(outputs: Any, batch: Any) -> torch.Tensor:
@@ -157,11 +164,11 @@ def test_epochs_are_as_long_as_the_plan(
 def test_a_resumed_run_shows_what_the_whole_one_does(
     shards: list[Path], tmp_path: Path, strategy: Any, interval: str, stop: int, epochs: int
 ) -> None:
-    """Samples, views, weights and captured rows are those of the run that never stopped."""
+    """Samples, views, random numbers, weights and captured rows are those of the run that never stopped."""
     watches, models = {"whole": Watch(), "cut": Watch()}, {}
     for name, attempts in (("whole", [[]]), ("cut", [[Stop(stop)], []])):
         for extra in attempts:
-            loader, model = mds_loader(shards, workers=2), Net()
+            loader, model = mds_loader(shards, workers=2), Dropping()
             loader.dataset.view_policy = ViewPolicy(0, 3, "none")
             record = RunRecorder(
                 tmp_path / "archive",
@@ -262,6 +269,37 @@ def test_a_stream_that_was_appended_has_samples_without_a_score(shards: list[Pat
         algorithm = curriculum(tmp_path, {"name": "prune", "examples": examples}, **settings)
         trainer(mds_loader(shards), Net(), algorithms=[algorithm], callbacks=[watch], max_duration="1ep").fit()
         assert {position for batch in watch.shown.values() for position in batch} == expected
+
+
+def test_cached_teachers_teach_the_samples_that_the_plan_shows(shards: list[Path], tmp_path: Path) -> None:
+    """Each term is that of the teacher's own rows of the samples in the batch."""
+    loader = mds_loader(shards)
+    described = {"keys": BatchKeys(**KEYS), "dataset": stream_info(loader.dataset)}
+    record = RunRecorder(tmp_path / "archive", run_name="teacher", signals={"logits": {}}, **described)
+    trainer(loader, Net(1), callbacks=[record], lr=0.0, max_duration="1ep").fit()
+    teach = PriorRunDistillation(
+        tmp_path / "archive",
+        "teacher",
+        source="cached",
+        loss={"name": "mse", "scale": "none"},
+        when={"stop": "1dur", "stop_when_harmful": False},
+        **described,
+    )
+    terms: list[float] = []
+
+    class Terms(Callback):
+        def batch_end(self, state: Any, logger: Any) -> None:
+            terms.append(teach.latest_metrics["reuse/distillation/loss"])
+
+    watch, prune = Watch(), curriculum(tmp_path, {"name": "prune", "keep": 0.6})
+    again = mds_loader(shards, workers=2)
+    callbacks = [watch, Terms()]
+    trainer(again, Net(2), algorithms=[teach, prune], callbacks=callbacks, lr=0.0, max_duration="2ep").fit()
+    rows = torch.from_numpy(np.stack([Mapped()[position]["x"] for position in range(64)]))
+    with torch.no_grad():
+        apart_N = (Net(1)({"x": rows}) - Net(2)({"x": rows})).square().mean(1)
+    assert len(terms) == len(watch.shown) == 10
+    assert terms == pytest.approx([float(apart_N[shown].mean()) for shown in watch.shown.values()], rel=2e-3)
 
 
 @pytest.mark.ranks

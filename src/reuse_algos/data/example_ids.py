@@ -23,7 +23,7 @@ from reuse_algos.data.nested import tensors_at
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
 from reuse_algos.data.streams.ids import ID, keys_of_ids
 from reuse_algos.data.streams.streaming import StreamIds
-from reuse_algos.data.trainer import rows_of
+from reuse_algos.data.trainer import restore_random_numbers, rows_of
 from reuse_algos.data.views import ViewPolicy, declared_views, views_of
 from reuse_algos.errors import ExampleIdError
 
@@ -218,12 +218,14 @@ class ExampleIds:
         elif event == Event.EPOCH_END:
             self._fetched = 0
             tell_epoch(state)
+            restore_random_numbers(state)
         elif event == Event.BEFORE_DATALOADER:
             # Counted here and not by the timestamp: a resumed run spins through the batches before its checkpoint.
             self._fetched += 1
             if self._fetched == 1 and (held := _held(state)) is not None:
                 held.check(int(state.timestamp.epoch))
         elif event == Event.AFTER_DATALOADER:
+            restore_random_numbers(state)
             self._start_batch(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             # Also runs again when automatic microbatching retries a batch after running out of memory.
