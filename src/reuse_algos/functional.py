@@ -10,6 +10,7 @@ from __future__ import annotations
 from reuse_algos.algorithms.adversarial_replay.perturbations import choose_prior_runs
 from reuse_algos.algorithms.adversarial_replay.replay.rows import replayed_rows
 from reuse_algos.algorithms.adversarial_replay.sums import fooling_rate, row_errors, turned_rows
+from reuse_algos.algorithms.feature_distillation import feature_term
 from reuse_algos.algorithms.gradient_interpolation.interpolation import ascend_delta, interpolate
 from reuse_algos.algorithms.history_curriculum.pacing import allowed_examples
 from reuse_algos.algorithms.history_curriculum.plans import (
@@ -67,6 +68,7 @@ __all__ = [
     "draw_in_proportion",
     "el2n",
     "entropy",
+    "feature_term",
     "fooling_rate",
     "forgetting",
     "gaussian_noise",

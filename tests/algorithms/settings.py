@@ -23,7 +23,7 @@ from curricula import ROWS as STRATEGIES
 from curricula import Stop, curriculum
 from distilling import distil
 from replaying import both_branches, conv_net, images, replay
-from reuse_algos.algorithms import AdversarialTraining, AutoReuse, Freezing
+from reuse_algos.algorithms import AdversarialTraining, AutoReuse, FeatureDistillation, Freezing
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.example_ids import TrackExamples
 from toy import checkpointed, epoch_loader, mlp, trainer, viewed
@@ -139,6 +139,12 @@ ROWS: dict[str, Row] = {
         distil,
         {"source": "live", "loss": {"name": "mse", "scale": "teacher", "weight": 4.0, "bound": 0.5}},
         **_UNTAUGHT,
+    ),
+    "feature distillation": Row(
+        FeatureDistillation,
+        {"runs": {"order": "first"}, "modules": ["1", "3"], "weight": 0.5, "when": {"stop": "1dur"}},
+        idle={"when": {"start": "5ep"}},
+        says="no batch lay between start=5ep",
     ),
     "auto reuse": Row(AutoReuse, {}),
     "distillation, sample": Row(distil, {"source": "cached", "combine": "sample", "every_n_batches": 2}, **_UNTAUGHT),

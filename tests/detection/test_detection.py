@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from reuse_algos.algorithms import MixTraining
+from reuse_algos.algorithms import FeatureDistillation, MixTraining
 from reuse_algos.algorithms.mix_training.boxes import strong_view
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.dense import BoxDataset, SceneConfig, load_boxes
 from reuse_algos.data.dense.boxes import careless_boxes
 from reuse_algos.data.info import DatasetInfo
-from reuse_algos.errors import DataError, PriorRunMismatchError, SignalNotFoundError, TaskError
+from reuse_algos.errors import DataError, ModelError, PriorRunMismatchError, SignalNotFoundError, TaskError
 from reuse_algos.functional import mixed_targets
 from reuse_algos.harvest import harvest
 from reuse_algos.harvest.boxes import box_rows
@@ -216,6 +217,85 @@ def test_a_detector_starts_from_an_archived_one(archive: Path) -> None:
     old = dict(RunArchive(archive).run("prior").weights("last"))
     for name, parameter in one.state.model.named_parameters():
         assert torch.equal(parameter, old[name]), name
+
+
+def test_backbone_and_head_of_a_detector_are_named(archive: Path) -> None:
+    """A detector of ten digits starts from one of a single class: only what says which class is new, and trains."""
+    one_class = {"train": 8, "eval": 4, "size": 32, "one_class": True}
+    _train(archive, "one", data={"name": "digit_boxes", "batch_size": 4, "scenes": one_class})
+    classes = "head.classification_head.cls_logits.*"
+    start = {"runs": "one", "head": {"name": "reset", "pattern": classes}, "mismatch": "allow"}
+    start["trainable"] = {"freeze": "backbone"}
+    trained = _train(archive, "ten", algorithms={"prior_run_warm_start": start}, max_duration="1ba")
+    old = dict(RunArchive(archive).run("one").weights("last"))
+    moved = [name for name, one in trained.state.model.named_parameters() if not torch.equal(one, old[name])]
+    assert moved == [f"module.head.classification_head.cls_logits.{part}" for part in ("weight", "bias")]
+    start["head"] = "reset"
+    with pytest.raises(ModelError, match="no linear layer .* with 11 outputs.*head: {name: reset, pattern: 'fc"):
+        _train(archive, "unnamed", algorithms={"prior_run_warm_start": start})
+
+
+def test_a_detector_is_taught_by_backbone_and_head_of_an_archived_one(archive: Path) -> None:
+    """The logged term is that of two detectors side by side, in units of the teacher's deviation in the first batch."""
+    from reuse_algos.functional import feature_term
+    from reuse_algos.priors.model import archived_model
+
+    teach = {"runs": "prior", "modules": ["backbone", "head.classification_head"], "when": {"stop": "1dur"}}
+    data = {"name": "digit_boxes", "batch_size": 8, "scenes": {"train": 8, "eval": 4, "size": 32, "drop": 0.4}}
+    still = {"optimizer": {"name": "sgd", "lr": 0.0}, "max_duration": "2ep", "data": data}
+    trained = _train(archive, "features", algorithms={"feature_distillation": teach}, **still)
+    algorithm = next(one for one in trained.state.algorithms if isinstance(one, FeatureDistillation))
+    assert algorithm.batches_applied == 1, "the first of two batches measures the deviation"
+    shown = RunArchive(archive).run("features").metric("reuse/feature_distillation/loss")
+    assert shown.step.tolist() == [2]
+    train, _ = load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32, drop=0.4))
+    teacher, student = archived_model(RunArchive(archive).run("prior"), "last"), trained.state.model.train()
+    images, targets = zip(*(train[i] for i in range(8)), strict=True)
+
+    def given(model: Any) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = []
+        for module in (model.module.backbone, model.module.head.classification_head):
+            module.register_forward_hook(lambda _, __, out: found.append(out))
+        with torch.no_grad():
+            model((list(images), list(targets)))
+        return found
+
+    deviations = [float(one.double().std(correction=0)) for one in given(copy.deepcopy(teacher))]
+    pairs = zip(given(student), given(teacher), deviations, strict=True)
+    expected = [float(feature_term(ours, theirs, deviation)) for ours, theirs, deviation in pairs]
+    assert float(shown.value[0]) == pytest.approx(sum(expected) / 2, rel=1e-4)
+    (use,) = RunArchive(archive).run("features").manifest.prior_runs
+    assert (use.algorithm, use.weights) == ("feature_distillation", ["last"])
+    extra = algorithm.extra_flops(0)
+    assert extra == 16 * algorithm._flops[0] > 0, "the teacher saw each image twice"
+
+
+def test_features_that_cannot_be_compared_are_refused(archive: Path) -> None:
+    def run(name: str, *modules: str, **recipe: Any) -> None:
+        _train(
+            archive, name, algorithms={"feature_distillation": {"runs": "prior", "modules": list(modules)}}, **recipe
+        )
+
+    with pytest.raises(ModelError, match="the model has no module 'backbon'. Did you mean 'backbone'"):
+        run("unknown", "backbon")
+    wide = {"name": "tiny_fcos", "width": 32}
+    with pytest.raises(ModelError, match=r"'backbone' has shape \(4, 64, .*in the student and \(4, 32, .*same width"):
+        run("wide", "backbone", model=wide)
+    with pytest.raises(ModelError, match=r"'anchor_generator \[0\]' has shape \(64, 4\), and the microbatch 4 rows"):
+        run("anchors", "anchor_generator")
+    with pytest.raises(ModelError, match="no gradient reaches the student's backbone: these modules are frozen"):
+        _train(
+            archive,
+            "frozen",
+            algorithms={
+                "freezing": {"freeze": "backbone.*"},
+                "feature_distillation": {"runs": "prior", "modules": ["backbone"]},
+            },
+        )
+    with pytest.raises(ValueError, match="modules must be a list of names, at least one, got 'backbone'"):
+        FeatureDistillation(archive, "prior", "backbone")
+    with pytest.raises(ValueError, match="weight must be above 0, got 0"):
+        FeatureDistillation(archive, "prior", ["backbone"], weight=0)
 
 
 def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_the_tree_has_the_recipes_that_the_readme_of_each_study_needs():
         "segmentation/digit_scenes/channel_wise",
         "segmentation/mni152/channel_wise",
         "detection/digit_boxes/baseline",
+        "detection/digit_boxes/feature_distilled",
         "detection/digit_boxes/mix_training",
     }
 

@@ -4,6 +4,7 @@ from reuse_algos.algorithms.adversarial_replay import AdversarialReplay
 from reuse_algos.algorithms.adversarial_training import AdversarialTraining
 from reuse_algos.algorithms.auto_reuse import AutoReuse
 from reuse_algos.algorithms.base import ReusingAlgorithm
+from reuse_algos.algorithms.feature_distillation import FeatureDistillation
 from reuse_algos.algorithms.freezing import Freezing
 from reuse_algos.algorithms.gradient_interpolation import GradientInterpolation
 from reuse_algos.algorithms.history_curriculum import HistoryCurriculum
@@ -15,6 +16,7 @@ __all__ = [
     "AdversarialReplay",
     "AdversarialTraining",
     "AutoReuse",
+    "FeatureDistillation",
     "Freezing",
     "GradientInterpolation",
     "HistoryCurriculum",

@@ -22,7 +22,7 @@ from reuse_algos.archive.stores.checks import DAMAGE, refusals_as_damage
 from reuse_algos.archive.upkeep.upkeep import Upkeep
 from reuse_algos.errors import ArchiveError, ArchiveWarning, RunNotFoundError, nearest
 
-_CLOCKS_DIFFER = timedelta(minutes=10)  # so much between two machines is no reason to worry
+_CLOCKS_DIFFER = timedelta(minutes=10)  # two machines may differ by this much
 
 
 class RunReader(Upkeep):

@@ -65,23 +65,25 @@ def scheduler_steps(state: State) -> TimeUnit | None:
 
 
 def rows_of(batch: Any, state: State, expected: int | None = None) -> int:
-    """Return the number of examples in a train batch, by its tensors or else by the Trainer's own counter.
+    """Return the number of examples in a train batch, by the Trainer's own counter or else by its tensors.
 
     Args:
         batch: The batch, or a microbatch of it.
         state: Of the running Trainer.
-        expected: How many there should be. Where the tensors show another number the counter is asked, too: batches of
-            detection hold lists of images and boxes. Default: not known.
+        expected: How many there should be. Where the tensors show that many, the counter is not asked. Default: not
+            known.
 
     Raises:
         ExampleIdError: Neither knows.
     """
-    with contextlib.suppress(ExampleIdError):
-        if (counted := num_rows(batch)) == expected or expected is None:
-            return counted
+    if expected is not None:
+        with contextlib.suppress(ExampleIdError):
+            if num_rows(batch) == expected:
+                return expected
     spec = _trainer_attributes(state).get("_train_data_spec")
     count = spec.get_num_samples_in_batch if isinstance(spec, DataSpec) else None
-    # Composer's default counter reads the tensors as num_rows does; only the user's own can know better.
+    # Composer's default counter reads the tensors as num_rows does; only the user's own can know better. Batches of
+    # detection are lists of images and boxes: with one channel and one box in each, their tensors show a single row.
     if count is not None and getattr(count, "__func__", None) is not DataSpec._default_get_num_samples_in_batch:
         return int(count(batch))
     return num_rows(batch)

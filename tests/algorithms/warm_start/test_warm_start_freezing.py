@@ -250,7 +250,10 @@ def test_what_would_not_work_is_refused_early(archive: RunArchive) -> None:
     with pytest.raises(ModelError, match="nothing to train"):
         fit([warm(archive, freeze="*")])
     headless = ComposerClassifier(nn.Sequential(nn.Linear(6, 9)), num_classes=4)
-    with pytest.raises(ModelError, match="with 4 outputs, so its head cannot be found. Name it: head_pattern"):
+    with pytest.raises(
+        ModelError,
+        match="with 4 outputs, so its head cannot be found. Name it .* pattern: 'fc.\\*'} in PriorRunWarmStart",
+    ):
         fit([warm(archive, freeze="backbone")], headless)
 
 

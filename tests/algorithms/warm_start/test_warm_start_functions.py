@@ -113,7 +113,7 @@ def test_head_is_the_last_layer_with_so_many_outputs() -> None:
     for wrong, message in (((None, None), "does not say its num_classes"), ((None, 9), "with 9 outputs")):
         with pytest.raises(ModelError, match=message):
             head_of(net, *wrong)
-    with pytest.raises(ModelError, match="head_pattern: '3.\\*' matches nothing"):
+    with pytest.raises(ModelError, match="pattern of the head: '3.\\*' matches nothing"):
         head_of(net, "3.*", None)
 
 

@@ -14,7 +14,6 @@ import numpy as np
 from composer import State
 from torch import Tensor, nn
 
-from reuse_algos.algorithms.prior_run_distillation.costs import TeachingCosts
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import (
     Microbatch,
     at_size,
@@ -36,6 +35,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import
     refuse_top_k,
 )
 from reuse_algos.algorithms.prior_run_distillation.teachers.sources import CachedTeachers, LiveTeachers, Teachers
+from reuse_algos.algorithms.teaching_costs import TeachingCosts
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import Examples
@@ -96,7 +96,7 @@ class Lessons:
         self.choice: SourceChoice | None = None
         self.totals: Totals | None = None
         self.measured = Measured(self.loss.scale == "teacher", self.loss.bound)
-        self.costs, self._tally = TeachingCosts(), Tally()
+        self.costs, self._tally = TeachingCosts("prior_run_distillation"), Tally()
         self.report: str | None = None
         self._check: CachedCheck | None = None
         self._settled: KL | MSE | None = None

@@ -79,7 +79,7 @@ def head_module(model: nn.Module, names: Collection[str]) -> tuple[str, nn.Modul
     if len(owners) != 1 or not owners[0]:
         raise ModelError(
             f"the head must be one layer with parameters of its own, and its parameters belong to {owners}. Name one "
-            "layer: head_pattern, such as head_pattern: 'fc.*'."
+            "layer: head: {name: reset, pattern: 'fc.*'}."
         )
     return owners[0], model.get_submodule(owners[0])
 

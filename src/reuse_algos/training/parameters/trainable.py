@@ -66,6 +66,13 @@ def pattern_faults(option: str, patterns: Iterable[str], names: Collection[str],
     return faults
 
 
+HOW_TO_NAME_IT = (
+    "Name it by a pattern of its parameters: head: {name: reset, pattern: 'fc.*'} (or keep, match) in "
+    "PriorRunWarmStart, head_pattern: 'fc.*' in Freezing."
+)
+"""What to do where the head of a model cannot be found."""
+
+
 def head_of(model: nn.Module, pattern: str | None, num_classes: int | None) -> list[str]:
     """Return the names of the head's parameters.
 
@@ -80,20 +87,19 @@ def head_of(model: nn.Module, pattern: str | None, num_classes: int | None) -> l
     plain = unwrap_model(model)
     if pattern is not None:
         names = plain_parameters(model)
-        if faults := pattern_faults("head_pattern", [pattern], names, ()):
+        if faults := pattern_faults("pattern of the head", [pattern], names, ()):
             raise ModelError(faults[0])
         return [name for name in names if matches(name, [pattern], ())]
     classes = getattr(plain, "num_classes", None) or num_classes
     if classes is None:
         raise ModelError(
-            f"{type(plain).__name__} does not say its num_classes, so its head cannot be found. Name it: head_pattern, "
-            "such as head_pattern: 'fc.*'."
+            f"{type(plain).__name__} does not say its num_classes, so its head cannot be found. {HOW_TO_NAME_IT}"
         )
     head = find_head(plain, int(classes))
     if not head:
         raise ModelError(
             f"{type(plain).__name__} has no linear layer or 1 x 1 convolution with {classes} outputs, so its head "
-            "cannot be found. Name it: head_pattern, such as head_pattern: 'fc.*'."
+            f"cannot be found. {HOW_TO_NAME_IT}"
         )
     return head
 

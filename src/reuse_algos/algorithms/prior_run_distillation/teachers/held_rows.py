@@ -73,7 +73,7 @@ def _hold_rows(
     # Captured rows are those of earlier weights in training mode: they may differ, and only harvested ones may not.
     if any(age is not None for age in ages):
         oldest = max(age for age in ages if age is not None)
-        # Rows of a short training may be far from its end. That the model itself is at a loss here is no accident.
+        # Rows of a short training may be far from its end. That the model itself is at a loss here is not by chance.
         if off > _UNRELATED and odd is not None:
             warnings.warn(
                 f"PriorRunDistillation: cached logits of the first batch: {found}, and {odd}", HarmWarning, stacklevel=2

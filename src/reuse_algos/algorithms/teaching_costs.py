@@ -13,13 +13,17 @@ from reuse_algos.priors.lookup import harvest_share
 class TeachingCosts:
     """Adds up what getting targets has cost, over all attempts of a run.
 
+    Args:
+        algorithm: The name that records have for the algorithm.
+
     Attributes:
         stopwatch: Of the running attempt.
         slots: Slots of cached signals that were looked up.
         flops: Of live teachers, over all ranks; None where they are not known.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, algorithm: str) -> None:
+        self._algorithm = algorithm
         self.stopwatch = Stopwatch()
         self.slots: set[int] = set()
         self.flops: float | None = 0.0
@@ -50,7 +54,7 @@ class TeachingCosts:
         return [
             PriorUse(
                 run_id=run.id,
-                algorithm="prior_run_distillation",
+                algorithm=self._algorithm,
                 weights=[] if signals else list(weights),
                 signals=list(signals),
                 harvest_seconds=harvest_share(run, signals, self.slots),
