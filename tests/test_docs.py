@@ -43,7 +43,8 @@ _SHORT = ("data.train_examples=60", "max_duration=1ep", "callbacks.run_recorder.
 _FENCE = re.compile(r"^```(bash|python|yaml)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 _OF_THE_USER = ("mine.yaml", "pool.yaml", "RECIPE.yaml")  # files that a reader writes
 _NOT_RUN = ("needs ", "takes ", "starts ")
-_PACKAGES = {"hugging_face.md": "transformers"}  # of an extra, which a page cannot run without
+# Of an extra, which a page cannot run without.
+_PACKAGES = {"hugging_face.md": "transformers", "streams.md": "streaming"}
 
 
 def _blocks(page: Path) -> list[tuple[str, str]]:

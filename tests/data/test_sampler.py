@@ -72,5 +72,5 @@ def test_other_samplers_are_refused() -> None:
         with pytest.raises(ExampleIdError, match=message):
             tracked.steer(lambda epoch: [0], num_examples=10, length=1, seed=0)
     whole = TrackedBatchSampler(BatchSampler(SequentialSampler(data), 4, True), data)
-    with pytest.raises(ExampleIdError, match="an epoch of 3 examples has no full batch of 4 on each of 1 ranks"):
+    with pytest.raises(ExampleIdError, match="an epoch of 3 examples on each of 1 ranks has no full batch of 4"):
         whole.steer(lambda epoch: [0, 1, 2], num_examples=10, length=3, seed=0)

@@ -15,7 +15,7 @@ from composer import Callback
 from torch.utils.data import DataLoader, IterableDataset
 
 from forked_python import launch
-from reuse_algos import HistoryCurriculum, PriorRunDistillation, RunRecorder
+from reuse_algos import PriorRunDistillation, RunRecorder
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.info import key_of_path
 from reuse_algos.data.streams import IdStream, keys_of_ids, scan_stream, stream_info
@@ -227,13 +227,6 @@ def test_a_shard_that_another_thread_failed_to_fetch_is_not_waited_for(shards: l
     assert dataset._shard_states[number] == _ShardState.REMOTE, "nobody is fetching it"
     with pytest.raises(DataError, match="A shard is missing"):
         dataset.get_item(40 + 8)
-
-
-def test_curricula_of_streams_are_refused_by_name(shards: list[Path], tmp_path: Path) -> None:
-    RunArchive(tmp_path / "archive", create=True)
-    curriculum = HistoryCurriculum(tmp_path / "archive", strategy="curriculum", score=torch.rand(64))
-    with pytest.raises(ExampleIdError, match="StreamingDatasetWithIds is a stream, which decides that itself"):
-        trainer(mds_loader(shards), Net(), algorithms=[curriculum]).fit()
 
 
 # Other libraries -----------------------------------------------------------------------------------------------------

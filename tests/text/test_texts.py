@@ -139,6 +139,7 @@ def test_lengths_are_looked_at(folder: Path) -> None:
     masks = [float(loaded.train[row]["attention_mask"].sum()) for row in range(6)]
     assert lengths.tolist() == masks
     assert example_lengths(Plain()).tolist() == [2.0, 3.0, 4.0]
+    assert example_lengths(Plain(), 5).tolist() == [2.0, 3.0, 4.0, 5.0, 6.0], "a stream has more than its length"
     with pytest.raises(DataError, match="example 0 is a tuple"):
         example_lengths(torch.utils.data.TensorDataset(torch.zeros(2, 3)))
 

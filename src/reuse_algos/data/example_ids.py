@@ -21,8 +21,9 @@ from reuse_algos.data.examples.held_examples import HeldExamples
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.nested import tensors_at
 from reuse_algos.data.sampler import Examples, TrackedBatchSampler
-from reuse_algos.data.streams.ids import keys_of_ids
-from reuse_algos.data.trainer import rows_of
+from reuse_algos.data.streams.ids import ID, keys_of_ids
+from reuse_algos.data.streams.streaming import StreamIds
+from reuse_algos.data.trainer import restore_random_numbers, rows_of
 from reuse_algos.data.views import ViewPolicy, declared_views, views_of
 from reuse_algos.errors import ExampleIdError
 
@@ -76,7 +77,7 @@ def keep_views(state: State) -> None:
     """
     outer = inner = getattr(state.dataloader, "dataset", None)
     if isinstance(outer, IterableDataset):
-        tell_epoch(state)
+        place_stream(state)
         return
     if declared_views(outer) is not None:
         _track_train_loader(state)
@@ -89,6 +90,17 @@ def keep_views(state: State) -> None:
             )
 
 
+def place_stream(state: State) -> None:
+    """Let a stream begin where the training does (FIT_START); every rank must call this."""
+    dataset: Any = getattr(state.dataloader, "dataset", None)
+    if not isinstance(dataset, StreamIds):
+        tell_epoch(state)
+        return
+    dataset.go_on(int(state.timestamp.epoch), int(state.timestamp.sample_in_epoch))
+    # Composer reads a batch of each earlier epoch of a dataset that does not resume by itself. Streaming counts those.
+    state.dataset_resumption["train"] = True
+
+
 def tell_epoch(state: State) -> None:
     """Set the next epoch of a stream, at FIT_START and EPOCH_END.
 
@@ -99,18 +111,26 @@ def tell_epoch(state: State) -> None:
         dataset.set_epoch(int(state.timestamp.epoch))  # type: ignore[attr-defined]
 
 
-def refuse_streams(who: str, state: State) -> None:
-    """Refuse a stream to an algorithm that decides which examples are shown, and when (FIT_START).
+def read_steered_ids(who: str, state: State, ids: ExampleIds) -> None:
+    """Let a cursor read ids from the batches of a stream, and from the sampler otherwise (FIT_START).
+
+    Args:
+        who: The algorithm that decides which examples are shown, and when.
+        state: Of the running Trainer.
+        ids: Its cursor.
 
     Raises:
-        ExampleIdError: The train dataset is iterable: it decides its order itself.
+        ExampleIdError: The train dataset is iterable and decides its order itself.
     """
     dataset = getattr(state.dataloader, "dataset", None)
-    if isinstance(dataset, IterableDataset):
+    stream = isinstance(dataset, StreamIds)
+    if isinstance(dataset, IterableDataset) and not stream:
         raise ExampleIdError(
             f"{who} decides which examples are shown, and {type(dataset).__name__} is a stream, which decides that "
-            "itself. Use a map-style dataset, or the proportions of its streams (Stream(proportion=...))."
+            "itself. Use with_ids(StreamingDataset), a map-style dataset, or the proportions of its streams "
+            "(Stream(proportion=...))."
         )
+    ids.id_key = ID if stream else None
 
 
 def swap_train_loader(state: State, loader: DataLoader) -> None:
@@ -198,12 +218,14 @@ class ExampleIds:
         elif event == Event.EPOCH_END:
             self._fetched = 0
             tell_epoch(state)
+            restore_random_numbers(state)
         elif event == Event.BEFORE_DATALOADER:
             # Counted here and not by the timestamp: a resumed run spins through the batches before its checkpoint.
             self._fetched += 1
             if self._fetched == 1 and (held := _held(state)) is not None:
                 held.check(int(state.timestamp.epoch))
         elif event == Event.AFTER_DATALOADER:
+            restore_random_numbers(state)
             self._start_batch(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             # Also runs again when automatic microbatching retries a batch after running out of memory.
@@ -233,7 +255,7 @@ class ExampleIds:
             )
         if self.id_key is not None:
             self.view_policy = views_of(getattr(state.dataloader, "dataset", None))
-            tell_epoch(state)
+            place_stream(state)
             return
         keep_views(state)
         if state.dataset_resumption.get("train"):

@@ -99,14 +99,20 @@ class EpochSampler(DistributedSampler):
             return np.random.default_rng([self.seed % 2**63, epoch]).permutation(self.num_examples)
         return np.arange(self.num_examples)
 
-    def __iter__(self) -> Iterator[int]:
-        order = self.order(self.epoch)
-        ranks = self.num_replicas
+    def shown(self, epoch: int) -> np.ndarray:
+        """Return the positions that an epoch shows over all ranks, as many on each of them, int64 ``[M]``.
+
+        Raises:
+            ValueError: The plan names a position outside ``[0, num_examples)``.
+        """
+        order, ranks = self.order(epoch), self.num_replicas
         if self.drop_last:
-            order = order[: len(order) // ranks * ranks]
+            return order[: len(order) // ranks * ranks]
         # Filled up from the beginning: DDP would wait for ever for a rank with a batch less.
-        elif len(order) % ranks:
-            order = np.resize(order, -(-len(order) // ranks) * ranks)
+        return np.resize(order, -(-len(order) // ranks) * ranks) if len(order) % ranks else order
+
+    def __iter__(self) -> Iterator[int]:
+        order, ranks = self.shown(self.epoch), self.num_replicas
         mine = order[self.rank :: ranks].tolist()
         if self._plan is None or self._num_views < 2:
             return iter(mine)
@@ -248,13 +254,7 @@ class TrackedBatchSampler(DistributedSampler):
         sampler = _steerable(batches.sampler, num_examples, batches.drop_last, seed)
         views = 0 if self.view_policy is None else self.view_policy.num_views
         sampler.steer(plan, length=length, num_views=views)
-        if batches.drop_last and len(sampler) < batches.batch_size:
-            raise ExampleIdError(
-                f"an epoch of {length} examples has no full batch of {batches.batch_size} on each of "
-                f"{sampler.num_replicas} ranks, and drop_last leaves all else out. Keep more examples, or make the "
-                "batches smaller."
-            )
-        self.batch_sampler = BatchSampler(sampler, batches.batch_size, batches.drop_last)
+        self.batch_sampler = batches_of(sampler, batches.batch_size, batches.drop_last)
         return batches.batch_size * sampler.num_replicas
 
     def examples(self, batch_in_epoch: int) -> Examples:
@@ -270,6 +270,25 @@ class TrackedBatchSampler(DistributedSampler):
                 "resumes by itself in mid-epoch; give the ids in the batch instead (id_key)."
             )
         return self._record[batch_in_epoch]
+
+
+def batches_of(sampler: EpochSampler, batch_size: int, drop_last: bool) -> BatchSampler:
+    """Return the batches of a steered sampler.
+
+    Args:
+        sampler: Decides which examples an epoch shows.
+        batch_size: Examples of a batch on each rank.
+        drop_last: Leave out a last batch that is smaller.
+
+    Raises:
+        ExampleIdError: No batch would be left.
+    """
+    if drop_last and len(sampler) < batch_size:
+        raise ExampleIdError(
+            f"an epoch of {len(sampler)} examples on each of {sampler.num_replicas} ranks has no full batch of "
+            f"{batch_size}, and drop_last leaves all else out. Keep more examples, or make the batches smaller."
+        )
+    return BatchSampler(sampler, batch_size, drop_last)
 
 
 def _steerable(sampler: object, num_examples: int, drop_last: bool, seed: int) -> EpochSampler:

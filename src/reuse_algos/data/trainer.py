@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from composer import State, TimeUnit, Trainer
 from composer.core import DataSpec
+from composer.utils import reproducibility
 
 from reuse_algos.data.nested import fields_of
 from reuse_algos.errors import ExampleIdError
@@ -18,7 +19,7 @@ from reuse_algos.errors import ExampleIdError
 _FOUND: weakref.WeakKeyDictionary[State, weakref.ref[Trainer]] = weakref.WeakKeyDictionary()
 
 
-def _trainer_attributes(state: State) -> Mapping[str, Any]:
+def _trainer_attributes(state: State) -> dict[str, Any]:
     """Return the attributes of the Trainer that a state belongs to, during its events; empty where none runs."""
     known = _FOUND.get(state)
     trainer = None if known is None else known()
@@ -43,6 +44,19 @@ def weighs_by_tokens(state: State) -> bool:
     A term that is a mean over examples then depends on the number of microbatches, and one over targets does not.
     """
     return bool(_trainer_attributes(state).get("accumulate_train_batch_on_tokens", False))
+
+
+def restore_random_numbers(state: State) -> None:
+    """Restore the random numbers of a checkpoint of mid-epoch, once, where the train dataset resumes by itself.
+
+    To be called when the first batch is there, or at the end of an epoch of which none was left.
+    """
+    # Composer does it while it skips the batches before the checkpoint, and a stream skips none: without this a resumed
+    # run would draw its dropout again from the start.
+    attributes = _trainer_attributes(state)
+    if state.dataset_resumption.get("train") and attributes.get("_rng_state") is not None:
+        reproducibility.load_rng_state(attributes["_rng_state"])
+        attributes["_rng_state"] = None
 
 
 def scheduler_steps(state: State) -> TimeUnit | None:

@@ -5,10 +5,12 @@ Shapes: N training examples.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 import numpy as np
 from composer import State
+from torch import Tensor
 
 from reuse_algos.algorithms.history_curriculum.durations import (
     check_schedulers,
@@ -19,9 +21,14 @@ from reuse_algos.algorithms.history_curriculum.durations import (
 from reuse_algos.algorithms.history_curriculum.own_losses import OwnLosses
 from reuse_algos.algorithms.history_curriculum.plans import Candidates, EpochPlan, candidates, merge_losses, plan_of_all
 from reuse_algos.algorithms.history_curriculum.strategies import Clock, Strategy
+from reuse_algos.data.example_ids import place_stream
 from reuse_algos.data.sampler import TrackedBatchSampler
+from reuse_algos.data.streams.steering import SteeredStream
+from reuse_algos.data.streams.streaming import StreamIds
 from reuse_algos.errors import DataError
 from reuse_algos.training.window import Window
+
+log = logging.getLogger(__name__)
 
 
 class Planned(NamedTuple):
@@ -86,6 +93,7 @@ class Epochs:
         self.length = strategy.length(start, update=own is not None)
         self.clock = Clock(1, 1, 1)
         self._current: tuple[int, Planned] | None = None
+        self._stream: SteeredStream | None = None
 
     def _candidates(self, scores_N: np.ndarray) -> Candidates:
         scores_N = scores_N if self._owner_N is None else scores_N[self._owner_N]
@@ -96,21 +104,25 @@ class Epochs:
 
         Args:
             state: At FIT_START.
-            loader: Of the training, with a tracked batch sampler.
+            loader: Of the training, with a tracked batch sampler or over a stream with ids.
 
         Raises:
             ExampleIdError: Its order cannot be taken over.
             DataError: A torch scheduler reckons with epochs of another length, or a batch would have too few rows.
         """
-        tracked, num_examples = loader.batch_sampler, len(self._prior_N)
-        assert isinstance(tracked, TrackedBatchSampler)  # ExampleIds put it there
+        num_examples = len(self._prior_N)
         before, limit = len(loader), state.dataloader_len  # of before the plans shorten it
+        if isinstance(loader.dataset, StreamIds):
+            tracked = self._stream = SteeredStream(loader)
+        else:
+            tracked = loader.batch_sampler
+            assert isinstance(tracked, TrackedBatchSampler)  # ExampleIds put it there
         batch_size = tracked.steer(
             lambda epoch: self.plan(epoch).plan.order_M, num_examples=num_examples, length=self.length, seed=self._seed
         )
         inner: Any = tracked.batch_sampler
         full = num_examples // batch_size if inner.drop_last else -(-num_examples // batch_size)
-        batches = len(loader)
+        batches = len(inner)
         if limit is not None and int(limit) < before:  # train_subset_num_batches
             batches, full = min(batches, int(limit)), min(full, int(limit))
         # Composer asked the loader for its length before, and schedules and durations reckon with what it has.
@@ -121,6 +133,12 @@ class Epochs:
         self.clock = Clock(batch_size, batches, total_batches(state, batches, samples, batch_size))
         self._on = epochs_of(self._when, self.clock.epochs, batches, samples)
         check_schedulers(state, batches, full)
+        if self._stream is not None:
+            self._stream.start(int(state.timestamp.epoch), batches)
+            place_stream(state)
+        log.info(
+            "%s: %d of %d examples in each epoch of %d batches", self._strategy.name, self.length, num_examples, batches
+        )
 
     def plan(self, epoch: int) -> Planned:
         """Return the plan of an epoch, from the scores of now.
@@ -140,8 +158,19 @@ class Epochs:
             self._current = epoch, Planned(found, plan, plan.changes(len(scores_N)))
         return self._current[1]
 
-    def end_epoch(self) -> None:
+    def check(self, batch_in_epoch: int, positions_B: Tensor) -> None:
+        """Compare a batch of this rank with the plan, where its ids come from a stream.
+
+        Raises:
+            DataError: The batch holds other examples.
+        """
+        if self._stream is not None:
+            self._stream.check(batch_in_epoch, positions_B)
+
+    def end_epoch(self, next_epoch: int) -> None:
         """Let the next plan go by the losses of the epoch that ends. Every rank must call this."""
         if self._own is not None:
             self._own.end_epoch()
             self._current = None
+        if self._stream is not None:
+            self._stream.show(next_epoch)

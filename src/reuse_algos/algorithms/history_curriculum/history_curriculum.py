@@ -5,7 +5,6 @@ Shapes: N training examples, B rows of a microbatch.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Mapping
@@ -31,8 +30,10 @@ from reuse_algos.algorithms.history_curriculum.strategies import (
     Subset,
 )
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds, refuse_streams
+from reuse_algos.data.example_ids import ExampleIds, read_steered_ids
 from reuse_algos.data.info import DatasetInfo, infer_info
+from reuse_algos.data.streams import StreamIds, stream_info
+from reuse_algos.data.streams.steering import release_stream
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.priors.choosing import RunSelection
 from reuse_algos.priors.scores.run_scores import ScoreSpec, score_uses
@@ -43,8 +44,6 @@ from reuse_algos.training.loss import with_weights
 from reuse_algos.training.outputs import device_of, unwrap_model
 from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.window import Window
-
-log = logging.getLogger(__name__)
 
 _STRATEGIES = Curriculum | Prune | DynamicPrune | ActiveBias | Focus | Subset
 _METRICS = "reuse/history_curriculum/"
@@ -153,7 +152,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         """Follow the event."""
         if event == Event.FIT_START:
             # Before the ids are followed, whose advice for streams (ids in the batch) cannot help here.
-            refuse_streams("HistoryCurriculum", state)
+            read_steered_ids("HistoryCurriculum", state, self.ids)
         if event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
         if self._losses is not None:
@@ -163,13 +162,16 @@ class HistoryCurriculum(ReusingAlgorithm):
             self.take_place(state)
         elif event == Event.FIT_START:
             self.begin(state)
+        elif event == Event.AFTER_DATALOADER and self.epochs is not None:
+            self.epochs.check(int(state.timestamp.batch_in_epoch), self.ids.batch.positions)
         elif event == Event.AFTER_LOSS:
             self._weigh(state)
         elif event == Event.BATCH_END:
             self._log_batch(state, logger)
         elif event == Event.EPOCH_END and self.epochs is not None:
-            self.epochs.end_epoch()
+            self.epochs.end_epoch(int(state.timestamp.epoch))
         elif event == Event.FIT_END:
+            release_stream(state.dataloader)
             self.warn_if_idle(logger, "every epoch showed all examples once, with weight 1. Check its settings")
 
     def start_afresh(self) -> None:
@@ -194,6 +196,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         loader: Any = state.dataloader
         # Every check comes before the loader is changed, so that an error leaves the Trainer as it was.
         info = _described(loader.dataset, self.dataset)
+        self.ids.info = None if self.ids.id_key is None else info  # the ids of a stream are keys of its examples
         needs_losses = self.update or self.strategy.weights_losses
         if needs_losses:
             _refuse_mixing(state, f"{self.strategy.name} needs for its {'updates' if self.update else 'weights'}")
@@ -220,13 +223,6 @@ class HistoryCurriculum(ReusingAlgorithm):
         settings: dict[str, Any] = {"when": self.when, "unknown": self.unknown, "seed": self.seed}
         self.epochs = Epochs(prior_N, self.strategy, labels_N, self.own, owner_N=owner_N, **settings)
         self.epochs.steer(state, loader)
-        log.info(
-            "%s: %d of %d examples in each epoch of %d batches",
-            self.strategy.name,
-            self.epochs.length,
-            info.num_examples,
-            self.epochs.clock.epoch_batches,
-        )
 
     # Each batch -----------------------------------------------------------------------------------------------------
 
@@ -303,6 +299,14 @@ class HistoryCurriculum(ReusingAlgorithm):
 
 def _described(dataset: Any, info: DatasetInfo | None) -> DatasetInfo:
     """Return the given description, or what the dataset says of itself; refuse one of another length."""
+    if isinstance(dataset, StreamIds):
+        read = stream_info(dataset, content=info is None)
+        if info is not None and not torch.equal(info.keys, read.keys):
+            raise DataError(
+                f"the DatasetInfo has {info.num_examples} keys that are not those of the stream's {read.num_examples} "
+                "samples in their order. Give dataset=stream_info(dataset, labels)."
+            )
+        return info or read
     info = info or infer_info(dataset)
     if info.num_examples != len(dataset):
         raise DataError(

@@ -127,7 +127,7 @@ def find_scores(
         if values_N.shape != (info.num_examples,):
             raise DataError(f"scores of shape {tuple(values_N.shape)} were given for {info.num_examples} examples.")
     elif score == "length":
-        values_N = example_lengths(dataset)
+        values_N = example_lengths(dataset, info.num_examples)
     else:
         values_N = torch.from_numpy(generator(seed, Purpose.RANDOM_SCORES).random(info.num_examples))
     # Infinity stands for "unknown, but kept" in the plans.

@@ -6,7 +6,7 @@ The package is not imported here: a ``StreamingDataset`` comes with it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from reuse_algos.data.hashing import view_hash
 from reuse_algos.data.seeding import seeded_rng
 from reuse_algos.data.streams.ids import ID, VIEW
-from reuse_algos.data.views import ViewPolicy
+from reuse_algos.data.views import EpochCell, ViewPolicy
 from reuse_algos.errors import DataError
 
 STREAM_BITS = 40
@@ -25,6 +25,43 @@ _REMOTE = 1
 """Streaming's mark of a shard that is not here (``_ShardState.REMOTE``)."""
 
 _ADVICE = "What was recorded so far is kept; bring the shard back and resume from the last checkpoint."
+
+
+class StreamOrder:
+    """The samples of the coming epoch in their order, in memory that DataLoader workers share.
+
+    Args:
+        length: Samples of an epoch over all ranks.
+        before: Attributes of the dataset as they were before it followed this order.
+    """
+
+    def __init__(self, length: int, before: Mapping[str, Any]) -> None:
+        self.before = before
+        # Persistent workers keep the copy of the dataset they were started with, so a plain array would never change.
+        self._epoch = EpochCell()
+        self._samples_M = torch.zeros(length, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """Return how many samples an epoch has."""
+        return len(self._samples_M)
+
+    def set(self, epoch: int, samples_M: np.ndarray) -> None:
+        """Set the samples of an epoch: int64 ``[M]``, numbers over all streams."""
+        self._samples_M.copy_(torch.from_numpy(samples_M))
+        self._epoch.set(epoch)
+
+    def of_epoch(self, epoch: int) -> np.ndarray:
+        """Return the samples of an epoch: int64 ``[M]``.
+
+        Raises:
+            DataError: They were set for another epoch.
+        """
+        if self._epoch.value != epoch:
+            raise DataError(
+                f"the stream is in epoch {epoch}, and its order was planned for epoch {self._epoch.value}: something "
+                "other than the Trainer iterates this dataset, or its Trainer was interrupted. Make a new dataset."
+            )
+        return self._samples_M.numpy().copy()
 
 
 class StreamIds:
@@ -38,10 +75,50 @@ class StreamIds:
         view_policy: The views. Default: one, for samples that are not augmented.
         augment: Sample -> sample, with the global generators of torch, numpy and random, which are seeded for each view
             from (seed, id, view). Default: None.
+        order: What decides the samples of each epoch (:class:`~reuse_algos.data.streams.SteeredStream`). Default: None,
+            for those that Streaming draws.
     """
 
     view_policy: ViewPolicy = ViewPolicy(0, 1, "none")
     augment: Callable[[Any], Any] | None = None
+    order: StreamOrder | None = None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the epoch (from 0) that comes next, on every rank."""
+        self.next_epoch = epoch
+
+    def go_on(self, epoch: int, sample_in_epoch: int) -> None:
+        """Let the next pass begin at this place of a training, whatever was read or loaded before.
+
+        Every rank must call it, before any of their workers reads. Streaming counts its epochs by itself: a checkpoint
+        of the end of an epoch would show that epoch again, and a second training would begin where the first one ended.
+
+        Args:
+            epoch: Whole epochs that are over.
+            sample_in_epoch: Samples of this epoch that were shown, over all ranks.
+        """
+        self.set_epoch(epoch)
+        # The rest of the state is that of a loaded checkpoint, where there is one.
+        place = self.state_dict(sample_in_epoch, True)  # type: ignore[attr-defined]
+        place.update(epoch=epoch, sample_in_epoch=sample_in_epoch)
+        if self.order is not None:
+            place["num_canonical_nodes"] = 1  # also where the checkpoint is of a run that followed no plan
+        self.load_state_dict(place)  # type: ignore[attr-defined]
+
+    def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return the shuffle units and samples of an epoch, which Streaming shares among ranks and workers.
+
+        Args:
+            epoch: Its number.
+            stream_id: One stream. Default: all of them.
+
+        Raises:
+            DataError: The dataset follows a plan, and the plan is of another epoch.
+        """
+        if self.order is None:
+            return super().resample_streams(epoch, stream_id)  # type: ignore[misc]
+        samples_M = self.order.of_epoch(epoch)
+        return np.array([len(samples_M)], dtype=np.int64), samples_M
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield this worker's samples of the next epoch.

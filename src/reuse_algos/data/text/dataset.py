@@ -101,11 +101,15 @@ class TextDataset(Dataset[dict[str, Tensor]]):
         return {_INPUTS: ids_T, _MASK: mask_T, "labels": labels}
 
 
-def example_lengths(dataset: Any) -> Tensor:
+def example_lengths(dataset: Any, count: int | None = None) -> Tensor:
     """Return the length of each example of a map-style dataset in tokens: float64 ``[N]``.
 
     It is the number of 1s of ``attention_mask`` where examples have one, else the number of ``input_ids``. Datasets of
     this library know it; of others every example is read once, without moving a global generator.
+
+    Args:
+        dataset: The dataset.
+        count: How many examples it has. Default: its length, which for a stream is that of one rank.
 
     Raises:
         DataError: Examples are not mappings with ``input_ids``.
@@ -114,7 +118,7 @@ def example_lengths(dataset: Any) -> Tensor:
     if isinstance(inner := getattr(dataset, "dataset", dataset), TextDataset) and len(inner) == len(dataset):
         return inner.lengths.double()
     lengths = []
-    for position in range(len(dataset)):
+    for position in range(len(dataset) if count is None else count):
         # A random transform must not use up random numbers of the run.
         with seeded_rng(0):
             example = dataset[position]
