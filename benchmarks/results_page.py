@@ -215,6 +215,30 @@ SECTIONS = (
         ),
     ),
     Section(
+        "Data that grow, from runs that were taught (not finished)",
+        "grown_small.jsonl",
+        "Started from the weights of a run on half of the images, a plain one (warm) or one that was taught by five "
+        "such runs (taught), at a quarter of the epochs of tuned plain training on all. Two seeds of the search: no "
+        "claim; the seeds that would decide were not trained.",
+        summary(
+            "study",
+            str(HERE / "studies" / "grown_small.yaml"),
+            "--judge-by",
+            "samples",
+            "--no-advice",
+            "--arms",
+            "plain,screen-warm,screen-warm-0.1,screen-taught,screen-taught-0.1,screen-taught-0.025,"
+            "screen-taught-distilled",
+        ),
+    ),
+    Section(
+        "Pruning in a long training (not finished)",
+        "pruning_long_digits.jsonl",
+        "All digits, 100 epochs, losses of three earlier runs. Six or seven seeds of twenty: the intervals are wider "
+        "than the 0.3 points of the goal.",
+        summary("study", str(HERE / "studies" / "pruning_long_digits.yaml"), "--judge-by", "samples", "--no-advice"),
+    ),
+    Section(
         "Do the presets ever harm?",
         "do_no_harm.jsonl",
         "Presets `same_data` and `other_architecture` (crossed), one setting for all. Its weight was chosen after two "
