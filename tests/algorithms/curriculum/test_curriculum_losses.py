@@ -335,7 +335,7 @@ class _Stream(IterableDataset):
         (lambda: DataLoader(viewed(), 16, sampler=RandomSampler(range(N), replacement=True)), "with replacement"),
         (lambda: DataLoader(viewed(), batch_sampler=[[0, 1], [2, 3]]), "made by a list"),
         (lambda: DataLoader(viewed(), 16, shuffle=True, drop_last=True), "no full batch of 16"),
-        (lambda: DataLoader(_Stream(), 16), "_Stream is a stream, .* Use a map-style dataset"),
+        (lambda: DataLoader(_Stream(), 16), "_Stream is a stream, .* a map-style dataset"),
     ],
     ids=["weighted", "replacement", "batch sampler", "nothing left", "iterable"],
 )
