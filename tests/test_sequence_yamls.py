@@ -34,7 +34,7 @@ def test_all_are_there() -> None:
 def test_a_sweep_of_batch_sizes_has_a_constant_rate() -> None:
     steps = plan("batch_size").steps
     assert {step.recipe.settings.scheduler is None for step in steps} == {True}
-    assert len({(step.recipe.settings.data.batch_size, step.recipe.settings.optimizer["lr"]) for step in steps}) == 20
+    assert len({(step.recipe.settings.data.batch_size, step.recipe.settings.optimizer["lr"]) for step in steps}) == 28
 
 
 def test_halving_takes_a_quarter_of_the_steps() -> None:
