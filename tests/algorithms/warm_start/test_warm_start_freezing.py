@@ -252,7 +252,7 @@ def test_what_would_not_work_is_refused_early(archive: RunArchive) -> None:
     headless = ComposerClassifier(nn.Sequential(nn.Linear(6, 9)), num_classes=4)
     with pytest.raises(
         ModelError,
-        match="with 4 outputs, so its head cannot be found. Name it .* pattern: 'fc.\\*'} in PriorRunWarmStart",
+        match="with 4 outputs, so its head cannot be found. Name it by a pattern .* in PriorRunWarmStart",
     ):
         fit([warm(archive, freeze="backbone")], headless)
 
