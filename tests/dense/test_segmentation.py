@@ -17,7 +17,7 @@ from reuse_algos.callbacks.signals.kept_logits import at_size, bytes_of_row, che
 from reuse_algos.data.datasets.config import DataConfig
 from reuse_algos.data.datasets.load import load_datasets
 from reuse_algos.data.dense import SceneConfig, compose_scenes, load_dense
-from reuse_algos.errors import DataError, ModelError, TaskError
+from reuse_algos.errors import DataError, ModelError, RecipeError, TaskError
 from reuse_algos.functional import channel_wise_term
 from reuse_algos.models import build_model
 from reuse_algos.recipe import build_trainer, compose_recipe
@@ -156,6 +156,52 @@ def test_masks_with_unknown_values_are_refused(tmp_path: Path) -> None:
         DataConfig("mni152", classes=[1]).check()
     with pytest.raises(DataError, match="data.scenes: is for digit_scenes"):
         DataConfig("digits", scenes=SceneConfig()).check()
+
+
+def _damage(path: Path, **changed: np.ndarray) -> None:
+    with np.load(path) as file:
+        arrays = {**file, **changed}
+    np.savez(path, **arrays)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"keys_train": np.arange(2)}, r"keys_train of .* must be 6 whole numbers.*int64 \(2,\)"),
+        ({"keys_train": np.arange(6) + 0.5}, r"must be 6 whole numbers.*float64 \(6,\)"),
+        ({"keys_train": np.array(list("abcdef"))}, r"must be 6 whole numbers.*<U1 \(6,\)"),
+        ({"keys_train": np.array([0, 1, 2, 3, 4, 0])}, "key 0 belongs to more than one example"),
+        ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros((0, 8, 8), np.uint8)}, "no training example"),
+    ],
+)
+def test_files_of_pictures_and_masks_are_looked_at(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+    path = _npz(tmp_path / "data.npz")
+    _damage(path, **changed)
+    with pytest.raises(DataError, match=message):
+        load_datasets(DataConfig("dense_npz", path=str(path), batch_size=2))
+
+
+@pytest.mark.parametrize("content", [b"PK\x03\x04", b""])
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "data.npz"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="data.npz cannot be read as dense_npz"):
+        load_datasets(DataConfig("dense_npz", path=str(path), batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("data", "model", "message"),
+    [
+        ("digit_boxes", "tiny_unet", "digit_boxes has boxes, and tiny_unet learns none. Take one of tiny_fcos"),
+        ("digit_scenes", "digits_cnn", "digit_scenes has a class for each pixel, and digits_cnn learns none"),
+        ("digits", "tiny_fcos", "tiny_fcos learns boxes, and digits has none. It goes with digit_boxes"),
+        ("text_files", "tiny_unet", "tiny_unet learns a class for each pixel, and text_files has none"),
+    ],
+)
+def test_models_and_data_that_do_not_go_together_are_refused(data: str, model: str, message: str) -> None:
+    values = {"data": {"name": data}, "model": {"name": model}, "optimizer": {"name": "adamw"}, "max_duration": "1ba"}
+    with pytest.raises(RecipeError, match=f"model.name: {message}"):
+        compose_recipe(values, source="x.yaml")
 
 
 # Models and training --------------------------------------------------------------------------------------------------

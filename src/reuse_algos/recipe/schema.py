@@ -9,8 +9,11 @@ from composer.core import Precision, Time, TimeUnit
 from omegaconf import MISSING
 
 from reuse_algos.data.datasets.load import DataConfig
+from reuse_algos.data.dense import DENSE_NAMES, DETECTION_NAMES
 from reuse_algos.harvest.label import LabelConfig
 from reuse_algos.models import ModelConfig
+from reuse_algos.models.detection import DETECTION_MODELS
+from reuse_algos.models.segmentation import SEGMENTATION_MODELS
 from reuse_algos.recipe.building.resources import Resources
 from reuse_algos.sections import Faults
 
@@ -127,6 +130,7 @@ def check_settings(settings: Settings, faults: Faults) -> None:
     if settings.dist_timeout <= 0:
         faults.add("dist_timeout", f"must be above 0 seconds, not {settings.dist_timeout}")
     _check_pools(settings, faults)
+    _check_answers(settings, faults)
     if settings.autoresume and not settings.save_folder:
         faults.add("autoresume", "needs a save_folder to find checkpoints in")
     for key in _INTERVALS:
@@ -149,6 +153,20 @@ def _check_pools(settings: Settings, faults: Faults) -> None:
             faults.add("data.pseudo_labels", "a recipe with label makes such labels. Keep one")
     if settings.data.resample != "natural" and settings.algorithms.get("history_curriculum"):
         faults.add("data.resample", "algorithms.history_curriculum chooses the examples of each epoch. Keep one")
+
+
+def _check_answers(settings: Settings, faults: Faults) -> None:
+    """Note a model that answers in pixels or boxes where the data have none, or the other way round."""
+    # Such a pair fails inside of torch in the first batch, with a message about shapes.
+    for kind, models, names in (
+        ("a class for each pixel", SEGMENTATION_MODELS, DENSE_NAMES),
+        ("boxes", DETECTION_MODELS, DETECTION_NAMES),
+    ):
+        model, data = settings.model.name, settings.data.name
+        if model in models and data not in names:
+            faults.add("model.name", f"{model} learns {kind}, and {data} has none. It goes with {', '.join(names)}")
+        elif data in names and model not in models:
+            faults.add("model.name", f"{data} has {kind}, and {model} learns none. Take one of {', '.join(models)}")
 
 
 def _check_choice(key: str, value: str | None, choices: list[str] | tuple[str, ...], faults: Faults) -> None:

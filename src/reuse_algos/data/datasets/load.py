@@ -103,6 +103,11 @@ def load_datasets(config: DataConfig, device: torch.device | str = "cpu", chosen
         loaded = _load_boxes(config)
     else:
         loaded = _load_array_sets(load_arrays(config), config, device, chosen)
+    if not loaded.info.num_examples:
+        raise DataError(
+            f"data: no training example of {config.name} is left. Look at the data, data.train_fraction, "
+            "data.train_examples and data.text.held_out."
+        )
     if config.drop_last and loaded.info.num_examples < config.batch_size:
         raise DataError(
             f"data.batch_size {config.batch_size} is more than the {loaded.info.num_examples} training examples, so "

@@ -5,7 +5,9 @@ Shapes: N examples, C channels, H height, W width.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -56,7 +58,8 @@ class DenseDataset(Dataset[tuple[Tensor, Tensor]]):
         view_policy: One view.
 
     Raises:
-        DataError: A mask has a value that is neither a class nor 255, or another size than its picture.
+        DataError: A mask has a value that is neither a class nor 255, or another size than its picture, or the number
+            of keys is another than that of pictures.
     """
 
     def __init__(self, part: DensePart, name: str, view_seed: int = 0) -> None:
@@ -65,6 +68,10 @@ class DenseDataset(Dataset[tuple[Tensor, Tensor]]):
             raise DataError(
                 f"dataset {name!r}: masks of shape {tuple(part.masks.shape)} do not fit pictures of shape "
                 f"{tuple(images.shape)}."
+            )
+        if part.keys.shape != part.masks.shape[:1]:
+            raise DataError(
+                f"dataset {name!r}: keys of shape {tuple(part.keys.shape)} were given for {len(part.masks)} pictures."
             )
         unknown = (part.masks >= len(part.class_names)) & (part.masks != IGNORED_PIXEL)
         if bool(unknown.any()):
@@ -103,7 +110,8 @@ def load_dense(
     Args:
         name: ``digit_scenes``: handwritten digits composed on a canvas. ``mni152``: slices of a brain, with grey and
             white matter. ``dense_npz``: a file with uint8 ``x_train``, ``x_test`` (``[N, H, W]`` or ``[N, H, W, C]``),
-            ``y_train``, ``y_test`` (masks ``[N, H, W]``) and ``class_names``.
+            ``y_train``, ``y_test`` (masks ``[N, H, W]``) and ``class_names``; ``keys_train`` and ``keys_test`` (whole
+            numbers ``[N]``) name the examples, which are otherwise known by their place.
         root: Folder of ``mni152``.
         path: File of ``dense_npz``.
         scenes: Of ``digit_scenes``. Default: its defaults.
@@ -132,12 +140,19 @@ def load_dense(
 
 def _npz(path: str, part: str) -> DensePart:
     try:
-        with np.load(path) as file:
+        # numpy leaves a broken archive open that it opened itself.
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             images, masks = file[f"x_{part}"], file[f"y_{part}"]
             names = tuple(str(one) for one in file["class_names"])
             keys = file[f"keys_{part}"] if f"keys_{part}" in file else np.arange(len(images))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise DataError(f"data.path: {path} cannot be read as dense_npz: {error}") from error
+    if not np.issubdtype(keys.dtype, np.integer) or keys.shape != images.shape[:1]:
+        # A fraction would be cut off, and a picture without a key left out.
+        raise DataError(
+            f"data.path: keys_{part} of {path} must be {len(images)} whole numbers, one for each picture; they are "
+            f"{keys.dtype} {keys.shape}."
+        )
     if images.dtype != np.uint8 or masks.dtype != np.uint8 or images.ndim not in (3, 4) or masks.ndim != 3:
         raise DataError(
             f"data.path: x_{part} and y_{part} of {path} must be uint8 [N, H, W] or [N, H, W, C], and [N, H, W]; they "
