@@ -35,6 +35,17 @@ class EndsProcess(Callback):
             os._exit(9)
 
 
+class Interrupts(Callback):
+    """Interrupts the training after a batch: no FIT_END, no close."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        if int(state.timestamp.batch) == self.batch:
+            raise KeyboardInterrupt
+
+
 class NumberedDataset(Dataset):
     """Example i is the tensor [i, ...]: the batch itself says which examples it holds."""
 

@@ -19,20 +19,9 @@ from reuse_algos.callbacks.recorder import run_keeper, run_recorder
 from reuse_algos.callbacks.recorder.run_keeper import RunKeeper
 from reuse_algos.errors import ArchiveError, ExampleIdError
 from reuse_algos.harvest import harvest
-from toy import blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
+from toy import Interrupts, blobs, checkpointed, epoch_loader, mlp, record_run, trainer, viewed
 
 ALL = {"logits": {}, "loss": {}, "correct": {}}
-
-
-class Crash(Callback):
-    """Dies at a batch, as a preempted process does: no FIT_END, no close."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def batch_end(self, state: State, logger: Any) -> None:
-        if int(state.timestamp.batch) == self.batch:
-            raise KeyboardInterrupt
 
 
 def _with_everything(archive: Path, checkpoints: Path, prior: Path, crash: int | None, every: int) -> PriorRun:
@@ -44,7 +33,7 @@ def _with_everything(archive: Path, checkpoints: Path, prior: Path, crash: int |
         epoch_loader(viewed()),
         mlp(5),
         algorithms=[algorithm],
-        callbacks=[recorder, *([Crash(crash)] if crash else [])],
+        callbacks=[recorder, *([Interrupts(crash)] if crash else [])],
         eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
         **checkpointed(checkpoints, save_interval=f"{every}ba", max_duration="4ep"),
     )

@@ -294,6 +294,9 @@ def test_features_that_cannot_be_compared_are_refused(archive: Path) -> None:
         )
     with pytest.raises(ValueError, match="modules must be a list of names, at least one, got 'backbone'"):
         FeatureDistillation(archive, "prior", "backbone")
+    state = FeatureDistillation(archive, "prior", ["backbone"]).state_dict()
+    with pytest.raises(ValueError, match=r"modules are \['head'\], and the checkpoint has \['backbone'\]"):
+        FeatureDistillation(archive, "prior", ["head"]).load_state_dict(state)
     with pytest.raises(ValueError, match="weight must be above 0, got 0"):
         FeatureDistillation(archive, "prior", ["backbone"], weight=0)
 

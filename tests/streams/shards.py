@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from composer.models import ComposerModel
+from composer.utils import dist
+from filelock import FileLock
 
 from reuse_algos.data.streams import StreamIds, with_ids
 
@@ -53,7 +57,15 @@ def mds_loader(folders: list[Path], workers: int = 0, **arguments: Any) -> torch
 
     streams = [Stream(local=str(folder)) for folder in folders]
     settings = {"shuffle": True, "shuffle_seed": 3, "num_canonical_nodes": 1, "batch_size": BATCH, **arguments}
-    dataset: StreamIds = with_ids(StreamingDataset)(streams=streams, **settings)
+    # Streaming looks for a free name of shared memory and takes it later: tests of two processes can meet in between.
+    # The ranks of one run wait for each other meanwhile, so they must not hold a lock.
+    lock = (
+        FileLock(Path(tempfile.gettempdir()) / "reuse-algos-streams.lock")
+        if dist.get_world_size() == 1
+        else nullcontext()
+    )
+    with lock:
+        dataset: StreamIds = with_ids(StreamingDataset)(streams=streams, **settings)
     return StreamingDataLoader(dataset, batch_size=settings["batch_size"], num_workers=workers, collate_fn=collate)
 
 

@@ -13,8 +13,10 @@ from composer import Callback
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from forked_python import launch
-from reuse_algos import HistoryCurriculum, PriorRunDistillation, RunRecorder
+from reuse_algos import HistoryCurriculum, PriorRunDistillation, PriorRunWarmStart, RunRecorder
+from reuse_algos.algorithms import FeatureDistillation, Freezing
 from reuse_algos.archive import RunArchive
+from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.sampler import EpochSampler
 from reuse_algos.data.streams import IdStream, SteeredStream, stream_info, with_ids
@@ -22,7 +24,7 @@ from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.training.batch_keys import BatchKeys
 from streams.shards import BATCH, KEYS, Net, collate, mds_loader, sample, write_mds
-from toy import checkpointed, trainer
+from toy import Interrupts, checkpointed, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
@@ -61,17 +63,6 @@ class Watch(Callback):
         place = int(state.timestamp.epoch), int(state.timestamp.batch_in_epoch)
         self.shown[place] = [key if key < SECOND else 40 + key - SECOND for key in state.batch["id"].tolist()]
         self.views |= {(place[0], view) for view in state.batch["view"].tolist()}
-
-
-class Stop(Callback):
-    """An interrupt after some batches."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def batch_end(self, state: Any, logger: Any) -> None:
-        if int(state.timestamp.batch) == self.batch:
-            raise KeyboardInterrupt
 
 
 class Dropping(Net):
@@ -166,7 +157,7 @@ def test_a_resumed_run_shows_what_the_whole_one_does(
 ) -> None:
     """Samples, views, random numbers, weights and captured rows are those of the run that never stopped."""
     watches, models = {"whole": Watch(), "cut": Watch()}, {}
-    for name, attempts in (("whole", [[]]), ("cut", [[Stop(stop)], []])):
+    for name, attempts in (("whole", [[]]), ("cut", [[Interrupts(stop)], []])):
         for extra in attempts:
             loader, model = mds_loader(shards, workers=2), Dropping()
             loader.dataset.view_policy = ViewPolicy(0, 3, "none")
@@ -209,7 +200,7 @@ def test_a_resumed_run_shows_what_the_whole_one_does(
 def test_a_plain_run_resumed_at_the_end_of_an_epoch_shows_the_next_one(shards: list[Path], tmp_path: Path) -> None:
     """Streaming's own state of that moment begins the epoch before again."""
     whole, cut = Watch(), Watch()
-    for watch, attempts in ((whole, [[]]), (cut, [[Stop(9)], []])):
+    for watch, attempts in ((whole, [[]]), (cut, [[Interrupts(9)], []])):
         for extra in attempts:
             loader = mds_loader(shards)
             record = RunRecorder(tmp_path / "archive", signals={"loss": {}}, keys=BatchKeys(**KEYS))
@@ -223,6 +214,39 @@ def test_a_plain_run_resumed_at_the_end_of_an_epoch_shows_the_next_one(shards: l
             except KeyboardInterrupt:
                 one.close()
     assert whole.shown == cut.shown
+
+
+@pytest.mark.parametrize("part", ["recorder", "track", "freezing", "warm start", "features", "live"])
+def test_a_stream_without_ids_draws_the_random_numbers_of_the_whole_run(
+    shards: list[Path], tmp_path: Path, part: str
+) -> None:
+    """Each alone: it asks for no ids, and dropout after a stop in mid-epoch is that of the run that never stopped."""
+    archive = tmp_path / "archive"
+    loader = mds_loader(shards)
+    record = RunRecorder(archive, run_name="prior", dataset=stream_info(loader.dataset))
+    trainer(loader, Net(), callbacks=[record], max_duration="2ba").fit()
+    make = {
+        "recorder": lambda: {"callbacks": [RunRecorder(archive, run_name=part, dataset=record.dataset)]},
+        "track": lambda: {"callbacks": [TrackExamples()]},
+        "freezing": lambda: {"algorithms": [Freezing(learning_rates={"net.*": 0.5})]},
+        "warm start": lambda: {"algorithms": [PriorRunWarmStart(archive, "prior")]},
+        "features": lambda: {"algorithms": [FeatureDistillation(archive, "prior", ["net"], when={"stop": "1dur"})]},
+        "live": lambda: {"algorithms": [PriorRunDistillation(archive, "prior", source="live", keys=BatchKeys(**KEYS))]},
+    }[part]
+    trained = []
+    for name, attempts in (("whole", [[]]), ("cut", [[Interrupts(6)], []])):
+        model = Dropping()
+        for extra in attempts:
+            model, parts = Dropping(), make()
+            callbacks = [*parts.pop("callbacks", []), *extra]
+            arguments = checkpointed(tmp_path / f"save-{name}", save_interval="3ba", callbacks=callbacks, **parts)
+            one = trainer(mds_loader(shards, workers=1), model, lr=0.05, max_duration="2ep", **arguments)
+            try:
+                one.fit()
+            except KeyboardInterrupt:
+                one.close()
+        trained.append(weights(model))
+    assert torch.equal(*trained)
 
 
 def test_a_second_fit_goes_on_and_a_second_trainer_begins(shards: list[Path], tmp_path: Path) -> None:
@@ -418,7 +442,7 @@ def test_batches_that_are_not_those_of_the_plan_are_noticed(shards: list[Path], 
 def test_an_order_of_another_epoch_is_refused(shards: list[Path], tmp_path: Path) -> None:
     """After an interrupt the dataset still follows the plan, which is one of that training."""
     loader, algorithm = mds_loader(shards), curriculum(tmp_path, "curriculum")
-    one = trainer(loader, Net(), algorithms=[algorithm], callbacks=[Stop(3)])
+    one = trainer(loader, Net(), algorithms=[algorithm], callbacks=[Interrupts(3)])
     with pytest.raises(KeyboardInterrupt):
         one.fit()
     one.close()

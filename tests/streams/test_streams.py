@@ -23,7 +23,7 @@ from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError
 from reuse_algos.training.batch_keys import BatchKeys
 from streams.shards import BATCH, KEYS, Net, collate, mds_loader, sample, write_mds, write_tars
-from toy import checkpointed, trainer
+from toy import Interrupts, checkpointed, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
@@ -48,17 +48,6 @@ def shards(tmp_path: Path) -> list[Path]:
     write_mds(tmp_path / "a", 0, 40)
     write_mds(tmp_path / "b", 100, 24)
     return [tmp_path / "a", tmp_path / "b"]
-
-
-class Stop(Callback):
-    """An interrupt after some batches."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def batch_end(self, state: Any, logger: Any) -> None:
-        if int(state.timestamp.batch) == self.batch:
-            raise KeyboardInterrupt
 
 
 def rows_of(archive: Path, name: str = "one") -> dict[int, torch.Tensor]:
@@ -141,7 +130,7 @@ def test_resumed_in_mid_epoch_bit_by_bit(shards: list[Path], tmp_path: Path) -> 
     """Stopped in the second epoch: weights, rows and their epochs are those of the run that never stopped."""
 
     models = []
-    for name, callbacks in (("whole", []), ("cut", [Stop(11)])):
+    for name, callbacks in (("whole", []), ("cut", [Interrupts(11)])):
         for attempt in range(1 + len(callbacks)):
             loader, model = mds_loader(shards, workers=2), Net()
             extra = callbacks if attempt == 0 else []
@@ -334,7 +323,7 @@ class Rows(IterableDataset):
 def test_any_stream_is_told_the_epoch_and_resumes_by_reading_up_to_where_it_was(tmp_path: Path) -> None:
     """Samples that come twice in an epoch are the same example, whose last row is kept."""
     found = []
-    for name, attempts in (("whole", [[]]), ("cut", [[Stop(8)], []])):
+    for name, attempts in (("whole", [[]]), ("cut", [[Interrupts(8)], []])):
         for stop in attempts:
             source = Rows([*range(20), 3, 4, 5, 6])
             stream = IdStream(source, key="name", keep=("x", "y"))

@@ -111,6 +111,28 @@ def tell_epoch(state: State) -> None:
         dataset.set_epoch(int(state.timestamp.epoch))  # type: ignore[attr-defined]
 
 
+VIEW_EVENTS = (Event.FIT_START, Event.AFTER_DATALOADER, Event.EPOCH_END)
+"""What :func:`follow_views` needs."""
+
+
+def follow_views(event: Event, state: State) -> None:
+    """Keep views, the place in a stream and its random numbers right, where no example ids are needed.
+
+    Args:
+        event: One of :data:`VIEW_EVENTS`; every one must be passed on, on every rank.
+        state: Of the running Trainer.
+
+    Raises:
+        ExampleIdError: The views are hidden inside another dataset (FIT_START).
+    """
+    if event == Event.FIT_START:
+        keep_views(state)
+        return
+    if event == Event.EPOCH_END:
+        tell_epoch(state)
+    restore_random_numbers(state)
+
+
 def read_steered_ids(who: str, state: State, ids: ExampleIds) -> None:
     """Let a cursor read ids from the batches of a stream, and from the sampler otherwise (FIT_START).
 
@@ -217,15 +239,14 @@ class ExampleIds:
             self._install(state)
         elif event == Event.EPOCH_END:
             self._fetched = 0
-            tell_epoch(state)
-            restore_random_numbers(state)
+            follow_views(event, state)
         elif event == Event.BEFORE_DATALOADER:
             # Counted here and not by the timestamp: a resumed run spins through the batches before its checkpoint.
             self._fetched += 1
             if self._fetched == 1 and (held := _held(state)) is not None:
                 held.check(int(state.timestamp.epoch))
         elif event == Event.AFTER_DATALOADER:
-            restore_random_numbers(state)
+            follow_views(event, state)
             self._start_batch(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             # Also runs again when automatic microbatching retries a batch after running out of memory.
@@ -367,8 +388,12 @@ class TrackExamples(Callback):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Swap the train DataLoader where its dataset has views (a no-op where it has been swapped)."""
-        keep_views(state)
+        follow_views(Event.FIT_START, state)
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        """Restore the random numbers of a checkpoint of mid-epoch, once, on a stream."""
+        follow_views(Event.AFTER_DATALOADER, state)
 
     def epoch_end(self, state: State, logger: Logger) -> None:
         """Set the next epoch of a stream."""
-        tell_epoch(state)
+        follow_views(Event.EPOCH_END, state)

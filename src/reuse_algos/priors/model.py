@@ -12,12 +12,18 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
+from composer import State
+from composer.core import get_precision_context
+from composer.models import ComposerModel
+from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 
 from reuse_algos.archive import PriorRun
 from reuse_algos.errors import ModelError, PriorRunMismatchError, nearest
 from reuse_algos.models import build_model, model_names, outline_model
 from reuse_algos.models.text import TEXT_MODELS
+from reuse_algos.training.batch_guard import BatchGuard
+from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.outputs import hidden_parameters
 from reuse_algos.training.parameters.batch_norm import restore_batch_norm
 
@@ -53,6 +59,25 @@ def archived_model(
     others = {name: value for name, value in module.state_dict().items() if not isinstance(value, Tensor)}
     module.load_state_dict({**others, **fitting})
     return module.eval().requires_grad_(False)
+
+
+def ask(module: nn.Module, batch: Any, state: State, keys: BatchKeys, guard: BatchGuard | None = None) -> Any:
+    """Return the outputs of an archived model for a microbatch, without gradient, in the trainer's precision.
+
+    Args:
+        module: The model, on the trainer's device.
+        batch: The microbatch, of which the model gets a copy.
+        state: The trainer's.
+        keys: Where inputs lie, for a model that is a plain module.
+        guard: Of a model that is asked often: it copies what the model writes into only. Default: all is copied.
+    """
+    guard = guard or BatchGuard("an archived model")
+    given = guard.copy(batch)
+    inputs = given if isinstance(module, ComposerModel) else batch_get(given, keys.input)
+    with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
+        outputs = module(inputs)
+    guard.look()
+    return outputs
 
 
 def under_our_names(archived: Mapping[str, Tensor], ours: Collection[str]) -> dict[str, Tensor]:

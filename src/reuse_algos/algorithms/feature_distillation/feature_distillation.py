@@ -5,38 +5,44 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from composer import Event, State
-from composer.core import get_precision_context
 from composer.loggers import Logger
-from composer.models import ComposerModel
-from composer.utils.batch_helpers import batch_get
 from torch import Tensor, nn
 
 from reuse_algos.algorithms.base import ReusingAlgorithm, refuse_another
 from reuse_algos.algorithms.feature_distillation.modules import Features, feature_term, refuse_other_features
 from reuse_algos.algorithms.teaching_costs import TeachingCosts
-from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import keep_views, tell_epoch
+from reuse_algos.archive import PriorRun, PriorUse, RunArchive
+from reuse_algos.data.example_ids import VIEW_EVENTS, follow_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.data.trainer import rows_of
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.priors.choosing import RunSelection, match_examples
-from reuse_algos.priors.model import ModelFactory, archived_model, untouched_copy
+from reuse_algos.priors.model import ModelFactory, archived_model, ask, untouched_copy
 from reuse_algos.sections import fit_section
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
 from reuse_algos.training.flops import forward_flops
 from reuse_algos.training.interplay import example_weights, hides_inputs
 from reuse_algos.training.loss import add_to_loss
-from reuse_algos.training.outputs import unwrap_model
+from reuse_algos.training.outputs import device_of, unwrap_model
 from reuse_algos.training.parameters.tokens import refuse_other_tokens
 from reuse_algos.training.ranks import sum_over_ranks
 from reuse_algos.training.window import Window
 
 _LEAST_DEVIATION = 1e-6
+
+
+class _Teacher(NamedTuple):
+    """An archived model, what its modules give, and the guard of its batches."""
+
+    run: PriorRun
+    module: nn.Module
+    features: Features
+    guard: BatchGuard
 
 
 class FeatureDistillation(ReusingAlgorithm):
@@ -108,11 +114,10 @@ class FeatureDistillation(ReusingAlgorithm):
 
     def _forget(self) -> None:
         self.costs = TeachingCosts("feature_distillation")
-        self.teachers: list[nn.Module] = []
+        self.teachers: list[_Teacher] = []
         self.deviations: dict[str, float] = {}
         self._guard = BatchGuard("the model's forward pass")
         self._ours: Features | None = None
-        self._theirs: list[Features] = []
         self._flops: list[int | None] | None = None
         self._batch: Any = None
         self._features: dict[str, Tensor] = {}
@@ -131,8 +136,8 @@ class FeatureDistillation(ReusingAlgorithm):
         if event in (Event.BEFORE_FORWARD, Event.AFTER_FORWARD, Event.BEFORE_BACKWARD):
             # The first batch of all is measured and checked, whenever the term begins.
             return not self.deviations or self.when.is_on(state)
-        ends = (Event.BATCH_END, Event.EPOCH_END, Event.FIT_END)
-        return event in (Event.INIT, Event.BEFORE_LOAD, Event.FIT_START, Event.BEFORE_TRAIN_BATCH, *ends)
+        rest = (Event.INIT, Event.BEFORE_LOAD, Event.BEFORE_TRAIN_BATCH, Event.BATCH_END, Event.FIT_END)
+        return event in (*rest, *VIEW_EVENTS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -143,7 +148,7 @@ class FeatureDistillation(ReusingAlgorithm):
             # The only moment when a plain copy can be had, see PriorRunDistillation.
             self.student = untouched_copy(state.model)
         elif event == Event.FIT_START:
-            keep_views(state)
+            follow_views(event, state)
             self.begin(state)
         elif event == Event.BEFORE_TRAIN_BATCH:
             self._sums, self._moments = [], {}  # of an attempt that ran out of memory
@@ -160,8 +165,8 @@ class FeatureDistillation(ReusingAlgorithm):
             self._teach(state)
         elif event == Event.BATCH_END:
             self._end_batch(logger)
-        elif event == Event.EPOCH_END:
-            tell_epoch(state)
+        elif event in VIEW_EVENTS:
+            follow_views(event, state)
         elif event == Event.FIT_END:
             self.warn_if_idle(logger, f"no batch lay between start={self.when.start} and stop={self.when.stop}")
 
@@ -173,45 +178,43 @@ class FeatureDistillation(ReusingAlgorithm):
             )
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
         self._ours = Features(unwrap_model(state.model), self.modules, "the model")
-        self.teachers, self._theirs = [], []
+        self.teachers = []
         for run in self.prior_runs:
             if info is not None:
                 match_examples(run, info, self.mismatch)
             module = archived_model(run, self.weights, factory=self.model, like=self.student)
             refuse_other_tokens(module, state.model, run.id)
-            self.teachers.append(state.device.module_to_device(module))
-            self._theirs.append(Features(module, self.modules, f"teacher {run.id}"))
+            module, whose = state.device.module_to_device(module), f"teacher {run.id}"
+            self.teachers.append(_Teacher(run, module, Features(module, self.modules, whose), BatchGuard(whose)))
         self.student = None  # a copy of the whole model, which nothing needs any more
 
     def _teach(self, state: State) -> None:
         """Run the teachers on the microbatch, and add the term, or keep the moments of what they give (first batch)."""
         rows, ours, terms = rows_of(self._batch, state), self._features, []
         measuring, weights_B, flops = not self.deviations, example_weights(state), []
-        for run, module, features in zip(self.prior_runs, self.teachers, self._theirs, strict=True):
+        for run, module, features, guard in self.teachers:
+            given = (module, self._batch, state, self.keys)
             with self.costs.stopwatch.running(), features.of_pass() as theirs:
-                self._ask(module, state)
+                ask(*given, guard)
+            # At every batch: inputs of another size give other shapes, which might fit each other by accident.
+            refuse_other_features(ours, theirs, rows, f"teacher {run.id}")
             if self._flops is None:
-                refuse_other_features(ours, theirs, rows, f"teacher {run.id}")
-                flops.append(forward_flops(functools.partial(self._ask, module, state), state, f"teacher {run.id}"))
+                flops.append(forward_flops(functools.partial(ask, *given), state, f"teacher {run.id}"))
             for key, teacher in theirs.items():
                 name = f"{run.id} {key}"
                 if measuring:
                     self._moments[name] = _moments(teacher) + self._moments.get(name, 0.0)
+                elif name not in self.deviations:
+                    raise ModelError(f"{name!r} was not there in the first batch, in which its deviation is measured.")
                 else:
                     terms.append(feature_term(ours[key], teacher, self.deviations[name], weights_B))
         self._flops = self._flops or flops
         self._features, self._batch = {}, None
-        taught, term = 0.0, torch.zeros(())
+        taught, term = 0.0, torch.zeros((), device=device_of(state.model))
         if terms:
             taught, term = float(rows), torch.stack(terms).mean()
             state.loss = add_to_loss(state.loss, self.weight * term, part="feature_distillation", shown=term)
         self._sums.append(torch.stack([term.detach().double() * rows, term.new_tensor(taught), term.new_tensor(rows)]))
-
-    def _ask(self, module: nn.Module, state: State) -> Any:
-        given = BatchGuard("a teacher").copy(self._batch)  # the first copy of a guard shares no tensor
-        inputs = given if isinstance(module, ComposerModel) else batch_get(given, self.keys.input)
-        with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-            return module(inputs)
 
     def _end_batch(self, logger: Logger) -> None:
         """Settle what the first batch measured, and log; every rank comes here."""
@@ -245,10 +248,20 @@ class FeatureDistillation(ReusingAlgorithm):
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed run needs to go on as if it had never stopped."""
-        return {**super().state_dict(), **self.costs.state_dict(), "deviations": dict(self.deviations)}
+        ours = {"deviations": dict(self.deviations), "modules": self.modules}
+        return {**super().state_dict(), **self.costs.state_dict(), **ours}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore it.
+
+        Raises:
+            ValueError: The checkpoint is of other modules, of which it has the deviations.
+        """
+        if state["modules"] != self.modules:
+            raise ValueError(
+                f"FeatureDistillation: modules are {self.modules}, and the checkpoint has {state['modules']}. Resume "
+                "with the same ones, or begin a new run."
+            )
         super().load_state_dict(state)
         self.costs.load_state_dict(state)
         self.deviations = {str(name): float(value) for name, value in state["deviations"].items()}

@@ -38,21 +38,17 @@ def feature_term(student: Tensor, teacher: Tensor, deviation: float, weights_B: 
     return (gap_B if weights_B is None else weights_B.to(gap_B) * gap_B).mean()
 
 
-def named_modules(model: nn.Module, names: Sequence[str], whose: str) -> list[nn.Module]:
-    """Return modules of a model by their names, with or without the ``module.`` of a ComposerModel.
-
-    Raises:
-        ModelError: The model has no module of a name.
-    """
+def _named(model: nn.Module, names: Sequence[str], whose: str) -> dict[str, nn.Module]:
+    """Return modules of a model by their names, with or without the ``module.`` of a ComposerModel."""
     known = dict(model.named_modules())
-    found = []
+    found = {}
     for name in names:
         full = name if name in known else _PREFIX + name
         if full not in known:
             ours = [one.removeprefix(_PREFIX) for one in known if one]
             shown = ", ".join(one for one in ours if "." not in one)
             raise ModelError(f"{whose} has no module {name!r}.{nearest(name, ours)} At its top it has: {shown}.")
-        found.append(known[full])
+        found[name] = known[full]
     return found
 
 
@@ -63,11 +59,14 @@ class Features:
         model: The model.
         names: Of its modules.
         whose: Of the model, for messages.
+
+    Raises:
+        ModelError: The model has no module of a name.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], whose: str) -> None:
         self._model, self._whose = model, whose
-        self._modules = dict(zip(names, named_modules(model, names, whose), strict=True))
+        self._modules = _named(model, names, whose)
         self._found: dict[str, Tensor] = {}
         self._calls: dict[str, int] = {}
         self._handles: list[Any] = []
@@ -130,7 +129,7 @@ class Features:
 
 
 def refuse_other_features(student: dict[str, Tensor], teacher: dict[str, Tensor], rows: int, whose: str) -> None:
-    """Refuse features that cannot be compared (first batch).
+    """Refuse features that cannot be compared.
 
     Args:
         student: By module and place.

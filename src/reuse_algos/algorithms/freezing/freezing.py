@@ -9,7 +9,7 @@ from typing import Any
 from composer import Algorithm, Event, State, Time
 from composer.loggers import Logger
 
-from reuse_algos.data.example_ids import keep_views
+from reuse_algos.data.example_ids import VIEW_EVENTS, follow_views
 from reuse_algos.training.parameters.trainable import TrainablePart
 
 log = logging.getLogger(__name__)
@@ -61,17 +61,19 @@ class Freezing(Algorithm):
 
     def match(self, event: Event, state: State) -> bool:
         """Return true for the start, and for batches where something is frozen."""
-        return self.part.acts_at(event)
+        return self.part.acts_at(event) or event in VIEW_EVENTS
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
         # At INIT, before Composer makes schedulers of the optimizer's groups and wraps the model for DDP.
         if event == Event.INIT:
             self.part.arrange(state)
-        elif event == Event.FIT_START:
-            keep_views(state)  # numbered views change from epoch to epoch only where the dataset knows the epoch
-            self.part.hold(state)
-            self._log(logger)
+        elif event in VIEW_EVENTS:
+            # Numbered views change from epoch to epoch only where the dataset knows the epoch.
+            follow_views(event, state)
+            if event == Event.FIT_START:
+                self.part.hold(state)
+                self._log(logger)
         elif event == Event.BEFORE_FORWARD:
             self.part.keep_statistics(state)
         elif self.part.unfreeze_if_due(state):

@@ -30,7 +30,7 @@ from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import
 from reuse_algos.algorithms.prior_run_distillation.teachers.sources import Teachers
 from reuse_algos.algorithms.prior_run_distillation.watch import Channels, HarmWatch, Look, TeacherGoal
 from reuse_algos.archive import PriorUse, RunArchive
-from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
+from reuse_algos.data.example_ids import VIEW_EVENTS, ExampleIds, follow_views, keep_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ExampleIdError, HarmWarning
 from reuse_algos.presets import preset
@@ -194,8 +194,8 @@ class PriorRunDistillation(ReusingAlgorithm):
         # Live teachers look at the batch itself and need no ids, so they work on any loader.
         elif self.lessons.cached is not None:
             self.ids.handle(event, state)
-        elif event == Event.EPOCH_END:
-            tell_epoch(state)
+        elif event in VIEW_EVENTS:
+            follow_views(event, state)
         if event == Event.BEFORE_TRAIN_BATCH:
             self.lessons.strength = self.loss.at(state)
             if on := self.is_active(state):

@@ -21,7 +21,7 @@ from reuse_algos.algorithms.prior_run_warm_start.loading import load_weights
 from reuse_algos.algorithms.prior_run_warm_start.settings import Average, Change, Keep, Match, Reset, Trainable
 from reuse_algos.algorithms.prior_run_warm_start.sources import USE, choose_sources, used_weights
 from reuse_algos.archive import PriorUse, RunArchive, weights_name
-from reuse_algos.data.example_ids import keep_views
+from reuse_algos.data.example_ids import VIEW_EVENTS, follow_views
 from reuse_algos.data.info import DatasetInfo, try_info
 from reuse_algos.errors import ModelError
 from reuse_algos.priors.choosing import RunSelection
@@ -148,7 +148,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         """Return true for the start, and for batches where something is frozen."""
         if self.stands_aside(event):
             return False
-        return self.part.acts_at(event) or (self.cached is not None and event in _CACHED_EVENTS)
+        return self.part.acts_at(event) or event in (VIEW_EVENTS if self.cached is None else _CACHED_EVENTS)
 
     def apply(self, event: Event, state: State, logger: Logger) -> None:
         """Follow the event."""
@@ -164,7 +164,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
                 self.cached.disconnect(state)  # from a fit that ended by an error
                 self.ids.handle(event, state)
             else:
-                keep_views(state)
+                follow_views(event, state)
             # A checkpoint of this run says that the weights are loaded already; any other would be overwritten by them.
             if not self.loaded:
                 self._refuse_checkpoint(state)
@@ -180,7 +180,9 @@ class PriorRunWarmStart(ReusingAlgorithm):
             self.part.keep_statistics(state)
             if self.cached is not None:
                 self.cached.before_forward(state)
-        elif self.cached is not None:
+        elif self.cached is None:
+            follow_views(event, state)
+        else:
             self.cached.leave()
             if event == Event.FIT_END:
                 self.cached.disconnect(state)

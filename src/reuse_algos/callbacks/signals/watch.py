@@ -15,7 +15,7 @@ from reuse_algos.callbacks.recorder.facts.state_facts import num_epochs
 from reuse_algos.callbacks.recorder.run_record import RunRecord
 from reuse_algos.callbacks.signals.capture import CaptureSettings, Segment, SignalCapture, complete_slots, make_capture
 from reuse_algos.callbacks.signals.measures import Measures
-from reuse_algos.data.example_ids import ExampleIds, keep_views, tell_epoch
+from reuse_algos.data.example_ids import VIEW_EVENTS, ExampleIds, follow_views
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ArchiveWarning
 from reuse_algos.training.batch_keys import BatchKeys
@@ -67,10 +67,8 @@ class SignalWatch:
         """Follow an event of the training loop."""
         if self.signals and event in ExampleIds.EVENTS:
             self.ids.handle(event, state)
-        elif event == Event.FIT_START:
-            keep_views(state)
-        elif event == Event.EPOCH_END:
-            tell_epoch(state)
+        elif event in VIEW_EVENTS:
+            follow_views(event, state)
         if event == Event.BATCH_START:
             self._passed = False
         elif event == Event.AFTER_TRAIN_BATCH:

@@ -8,9 +8,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from composer import State, Time
-from composer.core import get_precision_context
-from composer.models import ComposerModel
-from composer.utils.batch_helpers import batch_get
 from torch import nn
 
 from reuse_algos.algorithms.prior_run_distillation.teachers.source_choice import signal_name
@@ -19,7 +16,7 @@ from reuse_algos.data.sampler import Examples
 from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import SignalNotFoundError
 from reuse_algos.priors.lookup import ArchivedRows, fits_device
-from reuse_algos.priors.model import ModelFactory, archived_model
+from reuse_algos.priors.model import ModelFactory, archived_model, ask
 from reuse_algos.priors.views import too_old
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys
@@ -117,16 +114,14 @@ class LiveTeachers:
     def targets(self, state: State, batch: Any, examples: Examples | None, chosen: Sequence[int]) -> Targets:
         """Run the chosen teachers on a microbatch as it was before the student saw it, in the student's precision."""
         logits = []
-        with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-            for index in chosen:
-                module = self._modules[index]
-                logits.append(logits_of(module(self._inputs_of(index, batch)), self._keys.output))
-                self._guards[index].look()
-                # Once for each teacher: a count takes one more forward pass.
-                if index not in self._counted:
-                    self._counted.add(index)
-                    again = functools.partial(module, self._inputs_of(index, batch))
-                    self.flops_per_example[index] = forward_flops(again, state, f"teacher {self.names[index]}")
+        for index in chosen:
+            given = (self._modules[index], batch, state, self._keys)
+            logits.append(logits_of(ask(*given, self._guards[index]), self._keys.output))
+            # Once for each teacher: a count takes one more forward pass.
+            if index not in self._counted:
+                self._counted.add(index)
+                again = functools.partial(ask, *given)
+                self.flops_per_example[index] = forward_flops(again, state, f"teacher {self.names[index]}")
         return Targets(logits, None)
 
     def check(self, state: State, batch: Any, task: Task) -> list[torch.Tensor]:
@@ -150,10 +145,6 @@ class LiveTeachers:
             once_more = functools.partial(answers, module, batch, state, self._keys)
             refuse_other_answers(module, task, said, once_more, f"teacher {self.names[index]}")
         return logits
-
-    def _inputs_of(self, index: int, batch: Any) -> Any:
-        # Each teacher gets a copy of its own: some models take entries out of their batch.
-        return _inputs(self._modules[index], self._guards[index].copy(batch), self._keys)
 
 
 class CachedTeachers:
@@ -254,21 +245,8 @@ class CachedTeachers:
 
 
 def answers(module: nn.Module, batch: Any, state: State, keys: BatchKeys) -> torch.Tensor:
-    """Return the logits of an archived model for a microbatch, which it cannot change, in the student's precision.
-
-    Args:
-        module: The model, on the trainer's device.
-        batch: The microbatch.
-        state: The trainer's.
-        keys: Where inputs (for a plain module) and logits lie.
-    """
-    given = BatchGuard("an archived model").copy(batch)  # the first copy of a guard shares no tensor
-    with torch.no_grad(), get_precision_context(state.precision, state.precision_config):
-        return logits_of(module(_inputs(module, given, keys)), keys.output)
-
-
-def _inputs(module: nn.Module, batch: Any, keys: BatchKeys) -> Any:
-    return batch if isinstance(module, ComposerModel) else batch_get(batch, keys.input)
+    """Return the logits of an archived model for a microbatch, see :func:`~reuse_algos.priors.model.ask`."""
+    return logits_of(ask(module, batch, state, keys), keys.output)
 
 
 def _names(runs: Sequence[PriorRun], weights: Sequence[str]) -> list[str]:
