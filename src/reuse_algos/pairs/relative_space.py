@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.examples.identity import Identity
 from reuse_algos.errors import DataError, SignalNotFoundError
+from reuse_algos.priors.choosing import identity_of_run
 
 
 class Decision(NamedTuple):
@@ -86,9 +86,8 @@ class RelativeSpace:
         """
         (image_keys_N, image_rows_ND), (text_keys_N, text_rows_NE) = map(archived_features, (images, texts))
         for run in (images, texts):
-            record = run.manifest.dataset
             # Example 7 of one dataset and example 7 of another would be a pair by accident.
-            if Identity(run.keys(), record and record.key_kind, *run.content()).positional:
+            if identity_of_run(run).positional:
                 raise DataError(
                     f"run {run.id} knows its examples by their positions only, which pair them with any others. Give "
                     "both datasets the keys of the pairs: keys_train in an .npz file, or in Python dataset.info = "

@@ -129,6 +129,12 @@ def match_classes(run: PriorRun, num_classes: int | None, class_names: Sequence[
         )
 
 
+def identity_of_run(run: PriorRun) -> Identity:
+    """Return what tells a run's examples apart; a run without a record of its data has keys of an unknown kind."""
+    record = run.manifest.dataset
+    return Identity(run.keys(), None if record is None else record.key_kind, *run.content())
+
+
 def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Tensor | None:
     """Return which row of a prior run's signals belongs to each example of the current data.
 
@@ -161,7 +167,7 @@ def match_examples(run: PriorRun, info: DatasetInfo, mismatch: str) -> torch.Ten
             )
         return None
     prior_labels = run.labels()
-    match = match_keys(Identity(run.keys(), record.key_kind, *run.content()), info)
+    match = match_keys(identity_of_run(run), info)
     # -1 would read the last row; "known" leaves these out.
     rows, known = match.rows.clamp_min(0), match.rows >= 0
     relabelled = torch.zeros_like(known)

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from reuse_algos.archive import PriorRun
-from reuse_algos.data.examples.identity import Identity
 from reuse_algos.errors import PriorRunMismatchError
-from reuse_algos.priors.choosing import match_classes
+from reuse_algos.priors.choosing import identity_of_run, match_classes
 from reuse_algos.priors.presentations import PresentationReader, latest_first
 
 
@@ -84,10 +83,7 @@ def _marks(before: PriorRun, after: PriorRun) -> tuple[Tensor, Tensor]:
         PriorRunMismatchError: Keys are positions of different data, and the content is not known.
     """
     records = before.manifest.dataset, after.manifest.dataset
-    sides = [
-        Identity(run.keys(), record and record.key_kind, *run.content())
-        for run, record in zip((before, after), records, strict=True)
-    ]
+    sides = [identity_of_run(run) for run in (before, after)]
     fingerprints = {record and record.fingerprint for record in records}
     # On the same data a position is the same example.
     if (fingerprints != {None} and len(fingerprints) == 1) or not any(side.positional for side in sides):

@@ -23,10 +23,11 @@ from reuse_algos.algorithms.prior_run_warm_start.initial_weights import (
 )
 from reuse_algos.algorithms.prior_run_warm_start.settings import Change, Keep
 from reuse_algos.algorithms.prior_run_warm_start.sources import Source, read_sources
-from reuse_algos.data.examples.identity import Identity, match_keys
+from reuse_algos.data.examples.identity import match_keys
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.models.text import TOKEN_KEYS
+from reuse_algos.priors.choosing import identity_of_run
 from reuse_algos.priors.model import under_our_names
 from reuse_algos.training.outputs import plain_state_dict
 from reuse_algos.training.parameters.tokens import common_tokens, token_tensors
@@ -214,7 +215,7 @@ def _other_numbers(source: Source, info: DatasetInfo | None) -> list[str]:
         or (record.class_names and info.class_names)
     ):
         return []
-    match = match_keys(Identity(run.keys(), record.key_kind, *run.content()), info)
+    match = match_keys(identity_of_run(run), info)
     if match.problem or not match.checked:  # positions alone say nothing of which example is there
         return []
     common_M = (match.rows >= 0).nonzero().flatten()
