@@ -417,6 +417,24 @@ def test_autocast_is_off_while_reading() -> None:
     torch.testing.assert_close(rows, plain_gradients(model, batch, 8), rtol=1e-5, atol=1e-7)
 
 
+def test_a_model_with_an_autocast_of_its_own_is_read_in_float32() -> None:
+    """``model.autocast`` is entered inside the forward pass; all readings are those of the same weights without it."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 1, 8, 8, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+    found, trained = {}, {}
+    for autocast in (None, "bfloat16"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            settings = {"name": "digits_cnn", "width": 4, "autocast": autocast}
+            model = build_model(settings, num_classes=10, image_shape=(1, 8, 8))
+        at = trained_parameters(model)
+        step = Step(model, (x, y), at, {key: value - 1e-3 for key, value in at.items()}, at, 0.1, 6, y)
+        found[autocast] = read_step(step, SETS, Curvature(probes=2, iterations=2), MEMORY)
+        trained[autocast] = float(model.eval().loss(model((x, y)), (x, y)))
+    assert found["bfloat16"] == found[None]
+    assert trained["bfloat16"] != trained[None], "the model itself still has its autocast"
+
+
 def test_batches_without_rows_are_refused() -> None:
     with pytest.raises(DataError, match="tensors of 3, 4 rows"):
         first_examples((torch.zeros(3), torch.zeros(4)), 2)
