@@ -13,7 +13,9 @@ from reuse_algos.commands.predict.charts import chart, line, points
 WORKERS = (1, 2, 4, 8)
 """Numbers of workers where none are given."""
 
-OPTIONS = ("model", "device", "peak_gflops", "bandwidth_gbs", "percent")
+OPTIONS = (
+    "model", "input", "vocabulary", "tokens", "width", "depth", "device", "peak_gflops", "bandwidth_gbs", "percent",
+)  # fmt: skip
 """What only ``predict layers`` reads, of that which has no default."""
 
 
@@ -22,7 +24,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     layers = parser.add_argument_group("layers")
     layers.add_argument("--model", metavar="NAME", help="a model that recipes can name")
     layers.add_argument("--classes", type=positive, default=1000, help="its number of classes (default: 1000)")
-    layers.add_argument("--input", type=positive, nargs=3, metavar=("C", "H", "W"), default=[3, 224, 224])
+    layers.add_argument(
+        "--input", type=positive, nargs=3, metavar=("C", "H", "W"), help="shape of an image (default: 3 224 224)"
+    )
+    layers.add_argument("--vocabulary", type=positive, metavar="V", help="words that a model for texts knows")
+    layers.add_argument("--tokens", type=positive, metavar="T", help="length of a text, padding included")
+    layers.add_argument("--width", type=positive, metavar="N", help="as model.width of a recipe (default: the model's)")
+    layers.add_argument("--depth", type=positive, metavar="N", help="as model.depth of a recipe (default: the model's)")
     layers.add_argument("--batch", type=positive, default=1, metavar="B", help="global batch (default: 1)")
     layers.add_argument("--device", metavar="NAME", help="k80, k40 or titan_x, in place of the next two")
     layers.add_argument("--peak-gflops", type=above_zero, metavar="X", help="peak of the device, in GFLOP/s")
@@ -60,8 +68,8 @@ def answer(args: argparse.Namespace) -> Answer:
     if args.model is None:
         raise UsageError("predict layers needs --model, a name that recipes know, such as resnet50")
     # On the device "meta": shapes and counts need neither memory nor time, whatever the size of the model.
-    model, inputs = _build({"name": args.model, "num_classes": args.classes, "image_shape": args.input}, args.batch)
-    layers = layers_of(model, inputs)
+    model, inputs = _build(_asked(args), args.batch)
+    layers = layers_of(model, *inputs)
     flops = sum(layer.flops for layer in layers)
     rows = [{"name": x.name, "kind": x.kind, "megaflops": x.flops / 1e6, "megabytes": x.bytes / 1e6} for x in layers]
     numbered = [{**row, "place": place} for place, row in enumerate(rows, start=1)]
@@ -126,13 +134,44 @@ def answer(args: argparse.Namespace) -> Answer:
     return Answer(headline, lead, {**found, "strong_scaling": scaling}, charts)
 
 
-def _build(config: dict[str, Any], batch: int) -> tuple[Any, Any]:
+def _asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the model that the options describe, as a recipe's ``model`` with what the data would say."""
+    from reuse_algos.models.text import TEXT_MODELS
+
+    sizes = {key: getattr(args, key) for key in ("width", "depth") if getattr(args, key) is not None}
+    asked = {"name": args.model, "num_classes": args.classes, **sizes}
+    if args.model not in TEXT_MODELS:
+        if args.vocabulary is not None or args.tokens is not None:
+            raise UsageError(f"--vocabulary and --tokens are for texts, and {args.model} reads images; give --input")
+        return {**asked, "image_shape": args.input or [3, 224, 224]}
+    if args.input is not None:
+        raise UsageError(f"--input is the shape of an image, and {args.model} reads texts; leave it out")
+    if args.vocabulary is None or args.tokens is None:
+        raise UsageError(f"{args.model} reads texts: give --vocabulary and --tokens, such as 8192 and 64")
+    return {**asked, "vocabulary": args.vocabulary, "max_tokens": args.tokens}
+
+
+def _build(config: dict[str, Any], batch: int) -> tuple[Any, tuple[Any, ...]]:
     """Return the plain module, and a batch of its inputs that takes no memory."""
     import torch
 
     from reuse_algos.models import outline_model
+    from reuse_algos.models.detection import DETECTION_MODELS
+    from reuse_algos.models.text import TEXT_MODELS
 
-    return outline_model(config).module, torch.empty(batch, *config["image_shape"], device="meta")
+    if config["name"] in DETECTION_MODELS:
+        raise UsageError(
+            f"the layers of {config['name']} cannot be counted ahead: a detector chooses boxes by their scores, so how "
+            "much it computes depends on the picture. Runs record the FLOPs of their forward pass: reuse-algos show."
+        )
+    model: Any = outline_model(config)
+    if config["name"] not in TEXT_MODELS:
+        return model.module, (torch.empty(batch, *config["image_shape"], device="meta"),)
+    length = config["max_tokens"]
+    ids = torch.empty(batch, length, dtype=torch.int64, device="meta")
+    # BERT looks at the values of a mask with one row for each text, and takes one with a row for each token as it is.
+    mask = (torch.empty(batch, length, length, device="meta"),) if config["name"] == "tiny_bert" else ()
+    return model.model, (ids, *mask)
 
 
 def _device(args: argparse.Namespace) -> Any:
@@ -153,6 +192,7 @@ def _device(args: argparse.Namespace) -> Any:
 def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[str, Any]]]:
     """Return the share of the peaks that archived one-worker runs reach, and each run predicted beside measured."""
     from reuse_algos.errors import NotEnoughEvidenceError
+    from reuse_algos.models.detection import DETECTION_MODELS
     from reuse_algos.predict import histories, layers_of, percent_of_peak, step_seconds
     from reuse_algos.predict.evidence import finished, steps_per_second
     from reuse_algos.priors.model import recorded_architecture
@@ -168,10 +208,12 @@ def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[
     pairs = []
     for run in runs:
         config = recorded_architecture(archive.run(run.run_id))
-        if config is None or "image_shape" not in config:
+        if config is None or not ("image_shape" in config or "max_tokens" in config):
             continue  # a model of the caller's own cannot be built again
+        if config["name"] in DETECTION_MODELS:
+            continue
         module, inputs = _build(config, round(run.batch))
-        pairs.append((run, sum(step_seconds(layers_of(module, inputs), device)), 1 / steps_per_second(run)))
+        pairs.append((run, sum(step_seconds(layers_of(module, *inputs), device)), 1 / steps_per_second(run)))
     percent = percent_of_peak([predicted for _, predicted, _ in pairs], [seconds for _, _, seconds in pairs])
     rows = [
         {"run": run.run_id, "predicted_seconds": p / percent, "measured_seconds": m, "error": p / percent / m - 1}
