@@ -394,8 +394,10 @@ SECTIONS = (
         "Four depths predict a fifth, and one process two",
         "layers.jsonl",
         "ResNets on digits at a constant rate. They learn the digits by heart, so in the second half the loss falls "
-        "faster than the form of the curve allows. The last group "
-        "is of a quiet machine; in the others it did other work as well, and their seconds tell little.",
+        "faster than the form of the curve allows, and `predict size` now says that it is not enough evidence for a "
+        "loss. Predicted losses here are of fits by squared errors, before that. Of the processes, one had one thread "
+        "and each of two had two on two cores: they shared the cores, and `predict` now refuses that, too. The last "
+        "group is of a quiet machine; in the others it did other work as well, and their seconds tell little.",
         summary("layers", "--archive", "layers-archive"),
     ),
     Section(

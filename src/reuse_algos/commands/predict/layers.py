@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from reuse_algos.commands.common import UsageError, above_zero, open_archive, positive, tags_of
 from reuse_algos.commands.predict.answers import Answer
 from reuse_algos.commands.predict.charts import chart, line, points
+
+if TYPE_CHECKING:
+    from reuse_algos.predict import History
 
 WORKERS = (1, 2, 4, 8)
 """Numbers of workers where none are given."""
@@ -37,8 +42,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     layers.add_argument("--bandwidth-gbs", type=above_zero, metavar="X", help="memory bandwidth, in GB/s")
     layers.add_argument("--percent", type=above_zero, metavar="X", help="share of the peaks that is reached, in (0, 1]")
     layers.add_argument("--network-gbits", type=above_zero, metavar="X", default=10.0, help="links (default: 10)")
-    layers.add_argument("--exchange", default="ring", help="tree, ring, butterfly, one_to_all or parameter_servers")
-    layers.add_argument("--servers", type=positive, default=1, help="parameter servers (default: 1)")
+    layers.add_argument(
+        "--exchange",
+        metavar="NAME",
+        help="layers: ring (default), tree, butterfly, one_to_all or parameter_servers; speed: all_reduce (default), "
+        "or synchronous or asynchronous, with parameter servers",
+    )
+    layers.add_argument(
+        "--servers", type=positive, nargs="+", metavar="N", help="parameter servers; speed takes several (default: 1)"
+    )
+
+
+def chosen_exchange(args: argparse.Namespace, known: Sequence[str], default: str) -> str:
+    """Return ``--exchange``, or the default.
+
+    Raises:
+        UsageError: It is not one of those that the question knows.
+    """
+    from reuse_algos.errors import nearest
+
+    if args.exchange is None or args.exchange in known:
+        return args.exchange or default
+    raise UsageError(f"unknown --exchange {args.exchange!r} for {args.what}.{nearest(args.exchange, known)}")
 
 
 def answer(args: argparse.Namespace) -> Answer:
@@ -48,15 +73,14 @@ def answer(args: argparse.Namespace) -> Answer:
         UsageError: No model, an unknown device, or half of one.
         NotEnoughEvidenceError: The runs do not calibrate the share of the peaks.
     """
-    from reuse_algos.errors import nearest
     from reuse_algos.predict import layers_of, shares, step_seconds, strong_scaling
     from reuse_algos.predict.cost.communication import Exchange
 
-    if args.exchange not in get_args(Exchange):
-        raise UsageError(
-            f"unknown --exchange {args.exchange!r}.{nearest(args.exchange, get_args(Exchange))} It is one of "
-            f"{', '.join(get_args(Exchange))}."
-        )
+    exchange = chosen_exchange(args, get_args(Exchange), "ring")
+    if len(args.servers or [1]) > 1:
+        raise UsageError("predict layers: --servers takes one number")
+    if args.servers and exchange != "parameter_servers":
+        raise UsageError(f"--servers are parameter servers, and --exchange is {exchange}")
     if args.device is not None and (args.peak_gflops is not None or args.bandwidth_gbs is not None):
         raise UsageError("predict layers: --device stands for both --peak-gflops and --bandwidth-gbs; leave these out")
     if args.workers and max(args.workers) > args.batch:
@@ -85,12 +109,12 @@ def answer(args: argparse.Namespace) -> Answer:
     if device is None:
         return Answer(headline, lead, found, charts)
     # Without a share the times are those at the peaks, which no run beats.
-    percent, measured = args.percent or 1.0, []
+    percent, measured, together = args.percent or 1.0, [], []
     if args.archive or args.archive_option:
         # A calibrated share and a given one would contradict each other.
         if args.percent is not None:
             raise UsageError("--percent and an ARCHIVE that calibrates it: give one of them")
-        percent, measured = _calibrate(args, device)
+        percent, measured, together = _calibrate(args, device)
     forward, backward = step_seconds(layers, device, percent=percent)
     found["step"] = {
         "percent_of_peak": percent,
@@ -102,7 +126,7 @@ def answer(args: argparse.Namespace) -> Answer:
     }
     if measured:
         found["calibration"] = measured
-    scaling = [
+    scaling: list[dict[str, Any]] = [
         asdict(row)
         for row in strong_scaling(
             (forward + backward) / args.batch,
@@ -112,21 +136,35 @@ def answer(args: argparse.Namespace) -> Answer:
             args.network_gbits * 1e9 / 8,
             # A worker without an example would have nothing to compute.
             workers=args.workers or [count for count in WORKERS if count <= args.batch],
-            scheme=args.exchange,
-            servers=args.servers,
+            scheme=exchange,
+            servers=(args.servers or [1])[0],
             price_per_hour=args.price_per_hour,
         )
     ]
-    workers = [row["workers"] for row in scaling]
-    at_best = [args.batch / row["overlapped_seconds"] for row in scaling]
+    shared = {row["workers"]: reason for row in scaling if (reason := _shared(together, row["workers"]))}
+    for row in scaling:
+        seen = _measured(together, flops / args.batch, args.batch, row["workers"])
+        if row["workers"] in shared:
+            # Where the archive shows that workers share hardware, a number would be wrong without a word.
+            row |= dict.fromkeys([key for key in row if key not in ("workers", "batch_per_worker")])
+        known = row["examples_per_second"]
+        row["measured_examples_per_second"] = seen
+        row["error"] = None if seen is None or known is None else known / seen - 1
+    if shared:
+        found["not_predicted"] = [{"workers": count, "why": reason} for count, reason in shared.items()]
+    found["strong_scaling_assumes"] = {"each_worker": "hardware of its own, as that of one worker"}
+    drawn = [row for row in scaling if row["examples_per_second"] is not None]
+    workers = [row["workers"] for row in drawn]
+    at_best = [args.batch / row["overlapped_seconds"] for row in drawn]
     charts.append(
         chart(
             "Strong scaling",
             "workers",
             "examples per second",
             [
-                line("nothing overlaps", workers, [row["examples_per_second"] for row in scaling], 1, dashed=True),
+                line("nothing overlaps", workers, [row["examples_per_second"] for row in drawn], 1, dashed=True),
                 line("all overlaps", workers, at_best, 2, dashed=True),
+                points("measured", scaling, "workers", "measured_examples_per_second", 3),
             ],
         )
     )
@@ -189,8 +227,28 @@ def _device(args: argparse.Namespace) -> Any:
     return Device(args.peak_gflops * 1e9, args.bandwidth_gbs * 1e9)
 
 
-def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[str, Any]]]:
-    """Return the share of the peaks that archived one-worker runs reach, and each run predicted beside measured."""
+def _shared(runs: Sequence[History], workers: int) -> str | None:
+    from reuse_algos.predict.evidence import shared_hardware
+
+    return shared_hardware(runs, workers) if workers > 1 else None
+
+
+def _measured(runs: Sequence[History], flops_per_example: float, batch: int, workers: int) -> float | None:
+    """Return the mean examples per second of the archived runs of a model, known by its FLOPs; None without one."""
+    from reuse_algos.predict.evidence import steps_per_second
+
+    alike = [
+        run
+        for run in runs
+        if run.workers == workers
+        and round(run.batch) == batch
+        and math.isclose(run.flops_per_example or 0, flops_per_example, rel_tol=0.01)
+    ]
+    return sum(steps_per_second(run) * run.batch for run in alike) / len(alike) if alike else None
+
+
+def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[str, Any]], list[History]]:
+    """Return the share of the peaks that one-worker runs reach, each predicted beside measured, and all runs."""
     from reuse_algos.errors import NotEnoughEvidenceError
     from reuse_algos.models.detection import DETECTION_MODELS
     from reuse_algos.predict import histories, layers_of, percent_of_peak, step_seconds
@@ -199,7 +257,8 @@ def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[
 
     archive = open_archive(args)
     # With several workers, exchange would be counted as computation.
-    runs = [run for run in finished(histories(archive, args.metric, tags=tags_of(args))) if run.workers == 1]
+    everything = finished(histories(archive, args.metric, tags=tags_of(args)))
+    runs = [run for run in everything if run.workers == 1]
     names = {run.hardware for run in runs}
     if len(names) != 1:
         raise NotEnoughEvidenceError(
@@ -219,4 +278,4 @@ def _calibrate(args: argparse.Namespace, device: Any) -> tuple[float, list[dict[
         {"run": run.run_id, "predicted_seconds": p / percent, "measured_seconds": m, "error": p / percent / m - 1}
         for run, p, m in pairs
     ]
-    return percent, rows
+    return percent, rows, [run for run in everything if run.hardware in names]
