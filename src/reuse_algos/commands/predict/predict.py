@@ -19,8 +19,10 @@ _DETAILS = """\
 WHAT is one of:
   loss-curve  the end of a run from its first part (Optimus). Without --run: every finished run is
               forecast from its own first 25, 50 and 75 %, beside two baselines (the last value, and
-              the linear time). --budgets fits the ends of runs over their numbers of steps instead.
-  size        loss and step time of a model size that was not trained, from runs of other sizes
+              the linear time, than which the forecast of the time is no better unless runs start
+              slowly). --budgets fits the ends of runs over their numbers of steps instead.
+  size        loss and step time of a model size that was not trained, from runs of three or more others;
+              no loss where their own ends are off the curves
   speed       steps per second over workers (all-reduce), from runs on several; with --steps or a --goal
               the time and the cost as well. With --exchange synchronous or asynchronous over --servers, too,
               from runs whose tag "servers" says how many parameter servers they had
