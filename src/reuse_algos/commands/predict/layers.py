@@ -76,7 +76,7 @@ def answer(args: argparse.Namespace) -> Answer:
     from reuse_algos.predict import layers_of, shares, step_seconds, strong_scaling
     from reuse_algos.predict.cost.communication import Exchange
 
-    exchange = chosen_exchange(args, get_args(Exchange), "ring")
+    exchange: Any = chosen_exchange(args, get_args(Exchange), "ring")
     if len(args.servers or [1]) > 1:
         raise UsageError("predict layers: --servers takes one number")
     if args.servers and exchange != "parameter_servers":
