@@ -24,8 +24,9 @@ def _launch(ranks: int, recipe: str, *overrides: str, fork: bool = True) -> subp
     training = ["-m", "reuse_algos.train", str(ROOT / recipe), *SMALL, *overrides]
     if fork:
         return launch(ranks, *training)
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), *training]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    # The launcher imports Composer, too, and starts its ranks with what it takes for Python.
+    code = "import sys; from composer.cli.launcher import main; sys.executable = sys.argv.pop(1); main()"
+    return python("-c", code, sys.executable, "-n", str(ranks), *training)
 
 
 @pytest.mark.ranks
