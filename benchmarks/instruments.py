@@ -38,7 +38,6 @@ from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.commands.show.instrument_panel import readings_of_run
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
-from reuse_algos.training.instruments.diagnosis import diagnose
 
 OUT = Path(__file__).parent / "results" / "instruments.jsonl"
 SEEDS = (1, 2, 3)
@@ -51,12 +50,12 @@ TRAIN, HELD = 2000, 1000  # images of CIFAR-100, the first of its file
 WIDTH = 8  # of its network: half of the recipe's, so that a run takes seconds
 CONSTANT = ["progress_bar=false", "scheduler=null", "optimizer.momentum=0", "optimizer.weight_decay=0"]
 RECIPES = {"digits": "digits/baseline", "cifar100_small": "cifar100/small/baseline"}
-# How much is trained, and how often it is read and evaluated: for the rates, and for the question of when to stop.
+# Images, length, and how often it is read and evaluated: for the rates, and for the question of when to stop.
 LENGTHS = {
-    ("digits", "rates"): (500, 20, "20ep", "2ba", "1ep"),
-    ("digits", "stopping"): (100, 20, "60ep", "5ba", "1ep"),
-    ("cifar100_small", "rates"): (2000, 50, "4ep", "4ba", "4ep"),
-    ("cifar100_small", "stopping"): (500, 50, "24ep", "5ba", "2ep"),
+    ("digits", "rates"): (500, "20ep", "2ba", "1ep"),
+    ("digits", "stopping"): (100, "60ep", "5ba", "1ep"),
+    ("cifar100_small", "rates"): (2000, "4ep", "4ba", "4ep"),
+    ("cifar100_small", "stopping"): (500, "24ep", "5ba", "2ep"),
 }
 STOPPING_RATE = 0.1
 
@@ -91,7 +90,7 @@ def train(data: str, words: Sequence[str], archive: str, name: str) -> PriorRun:
 
 def one_run(what: str, data: str, path: str | None, rate: float, seed: int) -> dict[str, Any]:
     """Train one run with instruments, and return its readings and evaluations."""
-    count, batch, duration, every, evaluated = LENGTHS[data, what]
+    (count, duration, every, evaluated), batch = LENGTHS[data, what], instruments_summary.BATCH[data]
     sets = "[economy, stopping]" if what == "rates" else "[stopping]"
     instruments = f"{{sets: {sets}, every: {every}, examples: {batch if what == 'stopping' else min(batch, 25)}}}"
     words = [
@@ -105,7 +104,6 @@ def one_run(what: str, data: str, path: str | None, rate: float, seed: int) -> d
         everything = readings_of_run(run)
         accuracy, entropy = (run.metric(f"metrics/eval/{name}") for name in ("MulticlassAccuracy", "CrossEntropy"))
     found = {
-        "findings": [[one.name, one.evidence] for one in diagnose(everything)],
         "accuracy": [accuracy.step.tolist(), accuracy.value.tolist()],
         "entropy": [entropy.step.tolist(), entropy.value.tolist()],
         # Six digits: what the summary compares differs in the second or third.

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from reuse_algos.compare.estimates.interval import mean_interval
+from reuse_algos.training.instruments.diagnosis import diagnose
 
-__all__ = ["runs", "text", "told_apart"]
+__all__ = ["BATCH", "findings", "runs", "text", "told_apart"]
 
 READINGS = ("loss", "alpha", "norm_test", "gradient_norm", "update_size", "noise_scale")
 WINDOW = 5
 GOAL = 1.02  # of a step
+BATCH = {"digits": 20, "cifar100_small": 50}  # of the runs of all rates; it divides their numbers of images
 
 Record = dict[str, Any]
 Rows = Sequence[Sequence[float]]
@@ -46,6 +48,13 @@ def told_apart(rows: Rows, good: Sequence[Rows]) -> int | None:
     return None
 
 
+def findings(record: Record) -> list[str]:
+    """Return the names of what is found in a run's raw readings."""
+    readings = {name: [(int(step), value) for step, value in rows] for name, rows in record["readings"].items()}
+    sizes = [(step, float(BATCH[record["data"]])) for step, _ in readings.get("noise_scale", [])]
+    return [one.name for one in diagnose({**readings, "batch_size": sizes})]
+
+
 def text(records: Sequence[Record]) -> str:
     """Return all sections that the records have."""
     parts = []
@@ -64,7 +73,8 @@ def text(records: Sequence[Record]) -> str:
 def _rates(records: Sequence[Record]) -> Iterator[str]:
     """Yield a line for each run: the step at which each reading tells it apart, and what is said of it.
 
-    One of the good runs is judged by the others, so its numbers say how often a reading cries wolf.
+    The findings are those of today's rules for the raw readings. One of the good runs is judged by the others, so its
+    numbers say how often a reading cries wolf.
     """
     good = [one for one in records if one["rate"] == "good"]
     first = good[0]["readings"]["loss"][2 * WINDOW - 2][0] if good else 0
@@ -77,7 +87,7 @@ def _rates(records: Sequence[Record]) -> Iterator[str]:
             key: told_apart(one["readings"][key], [other["readings"][key] for other in others]) for key in READINGS
         }
         shown = "  ".join(("-" if step is None else str(step)).rjust(len(key)) for key, step in steps.items())
-        words = ", ".join(name for name, _ in one["findings"]) or "none"
+        words = ", ".join(findings(one)) or "none"
         yield f"{one['rate']:13} {one['lr']:>6g} {one['seed']:4} {one['accuracy'][1][-1]:8.3f}  {shown}  {words}"
         if one["rate"] != "good":
             ahead.setdefault(one["rate"], []).append("/".join(_lead(steps, key) for key in ("alpha", "norm_test")))

@@ -409,7 +409,8 @@ SECTIONS = (
     Section(
         "What instruments tell of a run",
         "instruments.jsonl",
-        "Wrong learning rates, when to stop, laziness over widths and warm starts, and what a reading costs.",
+        "Wrong learning rates, when to stop, laziness over widths and warm starts, and what a reading costs. Findings "
+        "are those of today's rules for the raw readings.",
         summary("instruments"),
     ),
     Section("What the archive costs", "archive_cost.jsonl", "Ratios and memory.", archive_costs),

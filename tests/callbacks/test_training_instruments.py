@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -166,6 +168,54 @@ def test_the_update_is_the_step_of_the_optimizer() -> None:
     torch.testing.assert_close(losses, trained, rtol=1e-5, atol=1e-6)
     alphas = [float(value) for _, value in log.data["instruments/alpha"]]
     assert all(-1 <= value < 0 for value in alphas)
+
+
+class Mixed(ComposerClassifier):
+    """A model that trains under autocast, and keeps in which type each forward pass computed."""
+
+    def __init__(self, own: bool) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+        super().__init__(net, num_classes=4)
+        self.own, self.seen = own, []
+
+    def forward(self, batch: Any) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16) if self.own else contextlib.nullcontext():
+            logits = super().forward(batch)
+        self.seen.append(logits.dtype)
+        return logits.float()
+
+
+class Around(Callback):
+    """Puts all of training under autocast, instruments and all, as a precision context of the Trainer does."""
+
+    def fit_start(self, state: State, logger: Any) -> None:
+        self.context = torch.autocast("cpu", torch.bfloat16)
+        self.context.__enter__()
+
+    def fit_end(self, state: State, logger: Any) -> None:
+        self.context.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("where", ["inside the forward pass", "around the step"])
+def test_a_run_in_mixed_precision_is_read_in_float32(where: str) -> None:
+    own, logs, models = where == "inside the forward pass", {}, {}
+    for kind in ("mixed", "float32"):
+        log, model = InMemoryLogger(), Mixed(own=own and kind == "mixed")
+        around = [Around()] if kind == "mixed" and not own else []
+        train(*around, TrainingInstruments(list(SETS), every="4ba"), model=model, loggers=[log], max_duration="1ep")
+        logs[kind], models[kind] = log.data, model
+    assert set(models["float32"].seen) == {torch.float32}
+    assert models["mixed"].seen.count(torch.bfloat16) == 4, "the four steps, and no reading"
+    assert torch.float32 in models["mixed"].seen
+    names = [name for name in logs["mixed"] if name.startswith("instruments/")]
+    # The steps differ; what is read at the weights before the first one does not.
+    for name in ("loss", "gradient_norm", "norm_test", "largest_eigenvalue", "trace", "early_stopping", "accuracy"):
+        assert "instruments/" + name in names
+        first, expected = (logs[kind]["instruments/" + name][0][1] for kind in ("mixed", "float32"))
+        assert first == expected or (math.isnan(first) and math.isnan(expected)), name
+    assert logs["mixed"]["loss/train/total"][0][1] != logs["float32"]["loss/train/total"][0][1]
 
 
 def test_once_an_epoch_is_the_first_batch_of_each(tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_diagnoses_and_forecasts_of_runs_are_quoted() -> None:
     notes = recommend(BASELINE, slow).notes
     (said,) = [note for note in notes if "learning rate is too small" in note]
     assert said.startswith("quick, 8 of 12 runs: ")
-    assert said.endswith("The median distance of alpha from -1 of 8 readings is 0.001, at most 0.02.")
+    assert said.endswith("The median distance of alpha from -1 of 8 readings is 0.001; 8 of them are at most 0.02.")
     held = "(n = 8; the end was in 4 of 8 intervals)"
     assert f"quick: forecasts of the loss at the end were off by 4.0% after 50 % of a run {held}, as medians." in notes
 

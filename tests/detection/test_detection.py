@@ -159,7 +159,8 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_detector_is_read_while_it_trains_as_without(archive: Path, tmp_path: Path) -> None:
     """Bit for bit the training of the run without instruments, whose readings are those of its first two scenes."""
-    reading = {"training_instruments": {"sets": ["economy", "stopping"], "every": "1ba", "examples": 2}}
+    reading = {"training_instruments": {"sets": ["economy", "stopping", "curvature"], "every": "1ba", "examples": 2}}
+    reading["training_instruments"]["hessian"] = {"probes": 2, "iterations": 2}
     trained = _train(tmp_path, "read", callbacks={"run_recorder": {}, **reading}, device_train_microbatch_size=2)
     plain = _train(tmp_path, "plain", device_train_microbatch_size=2)
     theirs = plain.state.model.state_dict()
@@ -167,6 +168,8 @@ def test_a_detector_is_read_while_it_trains_as_without(archive: Path, tmp_path: 
     run = RunArchive(tmp_path).run("read")
     assert run.metric("instruments/alpha").step.tolist() == [1, 2]
     assert run.metric("instruments/batch_size").value.tolist() == [4, 4]
+    for name in ("largest_eigenvalue", "largest_eigenvalue_error", "trace", "trace_error"):
+        assert np.isfinite(run.metric(f"instruments/{name}").value).all(), name
     assert all(-1 <= value < 1 for value in run.metric("instruments/alpha").value)
     assert run.metric("instruments/distance").value[1] > 0
 

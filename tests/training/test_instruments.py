@@ -417,6 +417,24 @@ def test_autocast_is_off_while_reading() -> None:
     torch.testing.assert_close(rows, plain_gradients(model, batch, 8), rtol=1e-5, atol=1e-7)
 
 
+def test_a_model_with_an_autocast_of_its_own_is_read_in_float32() -> None:
+    """``model.autocast`` is entered inside the forward pass; all readings are those of the same weights without it."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 1, 8, 8, generator=generator), torch.randint(0, 10, (6,), generator=generator)
+    found, trained = {}, {}
+    for autocast in (None, "bfloat16"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            settings = {"name": "digits_cnn", "width": 4, "autocast": autocast}
+            model = build_model(settings, num_classes=10, image_shape=(1, 8, 8))
+        at = trained_parameters(model)
+        step = Step(model, (x, y), at, {key: value - 1e-3 for key, value in at.items()}, at, 0.1, 6, y)
+        found[autocast] = read_step(step, SETS, Curvature(probes=2, iterations=2), MEMORY)
+        trained[autocast] = float(model.eval().loss(model((x, y)), (x, y)))
+    assert found["bfloat16"] == found[None]
+    assert trained["bfloat16"] != trained[None], "the model itself still has its autocast"
+
+
 def test_batches_without_rows_are_refused() -> None:
     with pytest.raises(DataError, match="tensors of 3, 4 rows"):
         first_examples((torch.zeros(3), torch.zeros(4)), 2)
@@ -667,17 +685,17 @@ def series(**values: list[float]) -> dict[str, list[tuple[int, float]]]:
 @pytest.mark.parametrize(
     ("readings", "expected", "evidence"),
     [
-        (series(alpha=[-0.99] * 5 + [-3.0]), "rate_too_small",
-         "The median distance of alpha from -1 of 6 readings is 0.01, at most 0.02."),
+        (series(alpha=[-0.99] * 7 + [-3.0]), "rate_too_small",
+         "The median distance of alpha from -1 of 8 readings is 0.01; 7 of them are at most 0.02."),
         (series(alpha=[0.7, 0.9, math.nan, 0.8, 1.0, 0.6]), "rate_too_large",
-         "The median alpha of 5 readings is 0.8, at least 0.5."),
+         "The median alpha of 5 readings is 0.8; 5 of them are at least 0.5."),
         (series(gradient_norm=[1.0, math.inf]), "diverged", "The gradient norm is not a finite number at step 10."),
-        (series(noise_scale=[math.inf, 900.0, 800.0, 700.0, 10.0], batch_size=[32.0] * 5, norm_test=[2.5] * 5),
+        (series(noise_scale=[math.inf, 900.0, 800.0, 700.0, 800.0], batch_size=[32.0] * 5, norm_test=[0.9] * 5),
          "batch_too_small",
-         "The median noise scale of 5 readings is 800 examples, 10 times the batch or more, and that of the norm test "
-         "2.5."),
+         "The median noise scale of 5 readings is 800 examples; 5 of them are 10 times the batch or more; the median "
+         "norm test is 0.9."),
         (series(noise_scale=[math.inf] * 5, batch_size=[32.0] * 5), "batch_too_small",
-         "The median noise scale of 5 readings is infinite, 10 times the batch or more."),
+         "The median noise scale of 5 readings is infinite; 5 of them are 10 times the batch or more."),
         (series(early_stopping=[-1.0, 0.2, -0.3, 0.1, 0.2, 0.4]), "stopped_too_late",
          "The early-stopping criterion is above 0 in all 3 readings from step 30 on (0.1 there, 0.4 at step 50)."),
         (series(kernel_distance=[0.0, 0.003], accuracy=[0.1, 0.946], linearised_accuracy=[0.1, 0.94],
@@ -704,6 +722,9 @@ def test_nothing_is_said_of_healthy_or_short_runs() -> None:
     untrained = series(kernel_distance=[0.002], accuracy=[0.1], linearised_accuracy=[0.1], initial_accuracy=[0.08])
     assert diagnose(untrained) == [], "what has not learned is near its linearisation in any case"
     assert diagnose({}) == []
+    # Readings of the first and last steps of a short run, whose gradient is small beside its noise.
+    noisy = series(noise_scale=[math.inf, 551.2, 21.4, 4.9, 225.0], batch_size=[20.0] * 5, alpha=[-1.0] * 4 + [-0.5])
+    assert diagnose(noisy) == [], "4 of 5 readings are beyond a bound by chance in 19 of 100 runs"
     assert diagnose(series(early_stopping=[-1.0] * 9 + [1.0])) == [], "a run that stopped in time"
 
 

@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 
 from reuse_algos.errors import ModelError
+from reuse_algos.training.instruments.full_precision import FullPrecision
 from reuse_algos.training.instruments.moments import slopes_along
 from reuse_algos.training.instruments.single.batches import ExampleBatch, at_least_float
 from reuse_algos.training.instruments.single.blocks import Dense, Gradients, UsedRows
@@ -102,6 +103,7 @@ class ExampleLosses:
         self.parameters = trained_parameters(model)
         if not self.parameters:
             raise ModelError("instruments need trained parameters, and every parameter of this model is frozen")
+        self._device = next(iter(self.parameters.values())).device
         self._fixed = {
             name: at_least_float(value.detach().clone())
             for name, value in (*model.named_parameters(), *model.named_buffers())
@@ -124,9 +126,10 @@ class ExampleLosses:
         given = {**self._fixed, **parameters}
         if self.batch.in_lists:
             # Detectors draw the regions that they learn from. The same draws make losses comparable.
-            for generator in _generators_on(next(iter(self.parameters.values())).device):
+            for generator in _generators_on(self._device):
                 generator.manual_seed(0)
-        return functional_call(self.model, given, (self.batch.whole if batch is None else batch,))
+        with FullPrecision(self._device.type):
+            return functional_call(self.model, given, (self.batch.whole if batch is None else batch,))
 
     def mean_loss(self, parameters: Mapping[str, Tensor]) -> Tensor:
         """Return the model's own loss of the batch, a scalar."""
@@ -235,7 +238,8 @@ class ExampleLosses:
 
     def _loss(self, batch: Any, parameters: Mapping[str, Tensor]) -> Tensor:
         outputs = self.outputs(parameters, batch)
-        return total_of(self.model.loss(outputs, batch))
+        with FullPrecision(self._device.type):
+            return total_of(self.model.loss(outputs, batch))
 
     # Chunks of gradients --------------------------------------------------------------------------------------------
 
