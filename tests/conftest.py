@@ -44,6 +44,16 @@ def _commits_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_seeds_for_gpus_that_are_not_there() -> Iterator[None]:
+    """Without a GPU torch keeps each seed for one to come, with the whole stack in words: 0.7 ms below pytest."""
+    torch = sys.modules.get("torch")
+    with pytest.MonkeyPatch.context() as here:
+        if torch is not None and not torch.cuda.is_available():
+            here.setattr(torch.cuda.random, "_lazy_call", lambda *arguments, **options: None)
+        yield
+
+
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """The processes that the code under test starts are forks."""
