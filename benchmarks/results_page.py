@@ -426,7 +426,8 @@ SECTIONS = (
         "Forecasts after a quarter, a half and three quarters of a run",
         "forecasts.jsonl",
         "Every run is forecast from its own first part and the other runs. Medians of relative errors: of the last "
-        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one.",
+        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one, than which it "
+        "is no better on this shared machine.",
         summary("forecasts", "--archive", "forecast-archive"),
     ),
     Section(
@@ -440,8 +441,10 @@ SECTIONS = (
         "Four depths predict a fifth, and one process two",
         "layers.jsonl",
         "ResNets on digits at a constant rate. They learn the digits by heart, so in the second half the loss falls "
-        "faster than the form of the curve allows. The last group "
-        "is of a quiet machine; in the others it did other work as well, and their seconds tell little.",
+        "faster than the form of the curve allows, and `predict size` now says that it is not enough evidence for a "
+        "loss. Predicted losses here are of fits by squared errors, before that. Of the processes, one had one thread "
+        "and each of two had two on two cores: they shared the cores, and `predict` now refuses that, too. The last "
+        "group is of a quiet machine; in the others it did other work as well, and their seconds tell little.",
         summary("layers", "--archive", "layers-archive"),
     ),
     Section(

@@ -30,6 +30,9 @@ def environment() -> EnvironmentRecord:
         "cpu_count": os.cpu_count(),
         "gpu_count": torch.cuda.device_count(),
         "world_size": dist.get_world_size(),
+        # Processes of one machine share its cores, and each takes so many threads: their speed depends on both.
+        "local_world_size": dist.get_local_world_size(),
+        "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
     return EnvironmentRecord(versions=dict(_versions()), hardware=hardware, git_commit=_git_commit())
