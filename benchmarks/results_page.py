@@ -215,11 +215,25 @@ SECTIONS = (
         ),
     ),
     Section(
-        "Data that grow, from runs that were taught (not finished)",
+        "Data that grow, from runs that were taught",
         "grown_small.jsonl",
-        "Started from the weights of a run on half of the images, a plain one (warm) or one that was taught by five "
-        "such runs (taught), at a quarter of the epochs of tuned plain training on all. Two seeds of the search: no "
-        "claim; the seeds that would decide were not trained.",
+        "Started from the weights of a run on half of the images: a plain one (warm), or one that five of these taught "
+        "(warm-taught). Plain training on all images has the batch size and the rate that were best of seven; the rate "
+        "of the arms was the best of three, on seeds that are not shown.",
+        summary(
+            "study",
+            str(HERE / "studies" / "grown_small.yaml"),
+            "--judge-by",
+            "samples",
+            "--no-advice",
+            "--arms",
+            "plain,warm,warm-taught",
+        ),
+    ),
+    Section(
+        "The same: the search, on two seeds",
+        "grown_small.jsonl",
+        "Settings at a quarter of the epochs of plain training. No claim.",
         summary(
             "study",
             str(HERE / "studies" / "grown_small.yaml"),
@@ -282,6 +296,38 @@ SECTIONS = (
         "curriculum_cifar100_small.jsonl",
         "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",
         summary("curriculum"),
+    ),
+    Section(
+        "Robust digits: attacks that go on from archived perturbations",
+        "robust_digits.jsonl",
+        "Accuracy under PGD-10 at 0.1, after online adversarial training with PGD-5, after the same with one step "
+        "(the control without an archive), and with AdversarialReplay, use: start, from the perturbations of an "
+        "archived robust run. Rates were chosen for each of them with two other seeds.",
+        summary(
+            "study",
+            str(HERE / "studies" / "robust_digits.yaml"),
+            "--judge-by",
+            "flops",
+            "--no-advice",
+            "--arms",
+            "online,one-step,start,start-distilled",
+        ),
+    ),
+    Section(
+        "The same: accuracy on clean digits",
+        "robust_digits.jsonl",
+        "Of the same runs.",
+        summary(
+            "study",
+            str(HERE / "studies" / "robust_digits.yaml"),
+            "--judge-by",
+            "flops",
+            "--no-advice",
+            "--metric",
+            "metrics/eval/robust/CleanAccuracy",
+            "--arms",
+            "online,one-step,start,start-distilled",
+        ),
     ),
     Section(
         "Replayed adversarial examples: accuracy",

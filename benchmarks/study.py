@@ -30,7 +30,7 @@ from typing import Any
 
 from job_runner import ResultsFile, command_line
 from study_file import StudyFile
-from study_summary import advice, compare_records
+from study_summary import advice, by_metric, compare_records
 
 from reuse_algos.archive import RunArchive
 from reuse_algos.commands.common import console, seconds_of
@@ -70,6 +70,7 @@ def record_of(found: StepState, archive_id: str, command: str) -> dict[str, Any]
         "metric": metric,
         "mode": manifest.monitor_mode,
         "final": run.final_metric() if metric else None,
+        "finals": {name: run.final_metric(name) for name in run.metric_names if name.startswith("metrics/eval/")},
         "health": manifest.health,
         "steps": manifest.progress.batch,
         "samples": manifest.progress.sample,
@@ -135,7 +136,7 @@ def summarise(options: argparse.Namespace, out: ResultsFile) -> None:
     """Print the budget-accuracy curves of the study's methods and the distances between them."""
     config = load_sequence(options.study, options.overrides)
     arms = None if options.arms is None else options.arms.split(",")
-    records = StudyFile(out, config.name).records()
+    records = by_metric(StudyFile(out, config.name).records(), options.metric)
     baseline = options.baseline or config.baseline or "plain"
     out_of = console()
     out_of.print(comparison_table(compare_records(records, baseline, arms, judge_by=options.judge_by)))
@@ -159,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--summary", action="store_true", help="only the summary of what is in the results file")
     parser.add_argument("--no-advice", action="store_true", help="summarise without what the runs recommend")
     parser.add_argument("--baseline", help="summarise against this arm, in place of the study's baseline")
+    parser.add_argument("--metric", help="summarise by another evaluation metric than the one that orders the runs")
     parser.add_argument("--judge-by", default="steps", help="axis of the verdicts (default: steps)")
     options = parser.parse_intermixed_args(argv)
     out = ResultsFile(options.out or RESULTS / f"{Path(options.study).stem}.jsonl")

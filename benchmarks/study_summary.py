@@ -6,6 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from reuse_algos.archive import infer_mode
 from reuse_algos.compare import Comparison, Costs, Outcome, Outcomes, Question, compare, recommend
 from reuse_algos.compare.question import Axis
 from reuse_algos.errors import CompareError
@@ -34,6 +35,19 @@ def compare_records(
     """
     question = Question(baseline=baseline, over="budgets", costs=Costs(judge_by))
     return compare(_outcomes(records, arms), question)
+
+
+def by_metric(records: Sequence[dict[str, Any]], name: str | None) -> list[dict[str, Any]]:
+    """Return the lines with the end values of another evaluation metric, or as they are where none is named.
+
+    Raises:
+        CompareError: A line does not have it.
+    """
+    if name is None:
+        return list(records)
+    if lacking := [one["run_id"] for one in records if name not in one.get("finals", {})]:
+        raise CompareError(f"{len(lacking)} runs have no end value of {name}, among them {lacking[0]}")
+    return [{**one, "metric": name, "mode": infer_mode(name), "final": one["finals"][name]} for one in records]
 
 
 def advice(

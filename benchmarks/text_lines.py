@@ -43,7 +43,7 @@ def n_gram_entropy(train: list[list[int]], held: list[list[int]], order: int, vo
 
     Args:
         train: Token ids of each text.
-        held: The same for evaluation; the first token of each is not judged.
+        held: Texts for evaluation; the first token of each is not judged.
         order: Longest context + 1.
         vocabulary: Number of tokens.
     """

@@ -178,10 +178,11 @@ def made_up_ray(ends: dict[str, Any]) -> Any:
     def wait(tasks: list[str], num_returns: int, timeout: float) -> tuple[list[str], list[str]]:
         return [one for one in tasks if one in ends], [one for one in tasks if one not in ends]
 
-    def get(task: str) -> Any:
-        if isinstance(ends[task], Exception):
-            raise ends[task]
-        return ends[task]
+    def get(tasks: list[str]) -> list[Any]:
+        for one in tasks:
+            if isinstance(ends[one], Exception):
+                raise ends[one]
+        return [ends[one] for one in tasks]
 
     ray: Any = types.ModuleType("ray")
     ray.is_initialized, ray.wait, ray.get, ray.cancel = lambda: True, wait, get, lambda task, force: None

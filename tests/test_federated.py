@@ -220,6 +220,7 @@ def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Pat
     run = recorded(config, run_here(config))
     assert_same(run.weights("last"), central(config))
     assert (run.manifest.progress.epoch, run.manifest.progress.batch) == (6, 36)
+    assert run.manifest.cost.train_flops == 3 * run.manifest.model.flops_per_example * 6 * 120
     assert [entry.name for entry in run.manifest.files if entry.kind == "weights"] == [
         "round-1", "round-2", "round-3", "last",
     ]  # fmt: skip
@@ -290,6 +291,15 @@ def test_an_archived_teacher_labels_the_first_round_only(tmp_path: Path, monkeyp
     (use,) = with_it.manifest.prior_runs
     assert (use.run_id, use.algorithm, use.weights) == (teacher.id, "federated", ["last"])
     assert without.manifest.prior_runs == []
+    # Clients see images and mixes of them. They label 100 images in each round, first by the teacher.
+    assert train.main(["digits/baseline", *taught, "run_name=small", "model.width=2", "max_duration=1ep"]) == 0
+    (small,) = RunArchive(tmp_path / "archive").runs(run_name="small")
+    own, theirs = small.manifest.model.flops_per_example, teacher.manifest.model.flops_per_example
+    assert 0 < own < theirs
+    for run, first in ((without, own), (with_it, theirs)):
+        assert run.manifest.model.flops_per_example == own
+        shown = 3 * (2 * (run.manifest.progress.sample - 40) + 40)
+        assert run.manifest.cost.train_flops == shown * own + 100 * (first + own)
     # Later runs may start from any round.
     assert RunArchive(tmp_path / "archive").run(with_it.id).weights("round-1")["module.fc.bias"].shape == (10,)
 
@@ -297,20 +307,27 @@ def test_an_archived_teacher_labels_the_first_round_only(tmp_path: Path, monkeyp
 def test_server_trains_after_the_clients_or_beside_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[dict[str, torch.Tensor]] = []
 
-    def fake(config: Any, recipe: Any, part: Any, number: int, data: Any, weights: Any, *more: Any) -> Trained:
+    def fake(config: Any, recipe: Any, folder: Any, epochs: int, number: int, data: Any, weights: Any) -> Trained:
         began.append(weights)
         return Trained({name: torch.full_like(value, 8) for name, value in weights.items()}, 30, 1, 30)
 
     monkeypatch.setattr(server_module, "train_part", fake)
     for alternate, name in ((True, "a"), (False, "b")):
+        more = {} if alternate else {"algorithms": {"label_smoothing": {"smoothing": 0.1}}}
         config = federated(
-            tmp_path, run_name=name, clients={"count": 2}, server={"examples": 30, "alternate": alternate}
-        )
+            tmp_path, run_name=name, clients={"count": 2}, server={"examples": 30, "alternate": alternate},
+            overrides={**SMALL, **more},
+        )  # fmt: skip
         server = Server(config)
         first = server.weights
         answers = [
             ClientRound(
-                Trained({key: torch.full_like(one, value) for key, one in first.items()}, count), 50, 0, 0.5, 1.5
+                {key: torch.full_like(one, value) for key, one in first.items()},
+                count,
+                images=50,
+                correct=0,
+                label_seconds=0.5,
+                train_seconds=1.5,
             )
             for value, count in ((2, 10), (4, 20), (999, 0))
         ]
@@ -325,6 +342,9 @@ def test_server_trains_after_the_clients_or_beside_them(tmp_path: Path, monkeypa
         (run,) = [one for one in RunArchive(config.archive).runs(unfinished=True) if one.run_name == name]
         assert run.manifest.cost.setup_seconds == pytest.approx(1.5)
         assert run.manifest.cost.train_seconds >= 4.5
+        flops = run.manifest.model.flops_per_example
+        # Three passes of the server's 30 images, and one of each image that was labelled; an algorithm may add others.
+        assert run.manifest.cost.train_flops == ((3 * 30 + 150) * flops if alternate else None)
         assert run.metric("federated/chosen").value.tolist() == [0.2]
 
 
@@ -420,7 +440,7 @@ def test_clients_may_have_data_files_of_their_own(tmp_path: Path) -> None:
     server = Server(config)
     asked = (config, server.record.run_id, 0, 1, server.weights)
     done = client_round(*asked, data_path=str(tmp_path / "one.npz"), pixels=server.pixels)
-    assert (done.images, done.trained.examples, done.trained.batches) == (30, 30, 3)
+    assert (done.images, done.examples, done.batches) == (30, 30, 3)
     with pytest.raises(DataError, match=r"client 0 has images of mean .* Bring the images of all parts to one scale"):
         client_round(*asked, data_path=str(tmp_path / "dark.npz"), pixels=server.pixels)
 

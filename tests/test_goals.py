@@ -51,7 +51,7 @@ def search(rate: dict[str, float], chosen: str, share: float) -> dict[str, Any]:
 
 def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
     write_study(tmp_path, {"plain": 1.0, "distilled": 3.9, "distilled-kl": 2.0, "grown-warm": 2.0})
-    same, tuned, grown, other, searched = goals.goals(tmp_path)
+    same, tuned, grown, _, other, searched, pruned, robust = goals.goals(tmp_path)
     lines = same.splitlines()
     assert lines[0].startswith("(a)")
     assert lines[1].startswith("    distilled: 3.88 [")
@@ -61,13 +61,13 @@ def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
     assert grown.splitlines()[1].endswith("MISSED, 2.00 times short")
     assert "not measured" in tuned
     assert "not measured" in other
-    assert "not measured" in searched
+    assert all("not measured" in one for one in (searched, pruned, robust))
 
 
 def test_another_architecture_has_a_study_and_a_baseline_of_its_own(tmp_path: Path) -> None:
     write_study(tmp_path, {"plain": 1.0, "distilled": 2.0})
     write_study(tmp_path, {"plain": 1.0, "distilled-half": 4.0}, goals.OTHER_ARCHITECTURE_STUDY)
-    same, _, _, other, _ = goals.goals(tmp_path)
+    same, _, _, _, other, *_ = goals.goals(tmp_path)
     assert same.endswith("MISSED, 1.50 times short")
     (line,) = other.splitlines()[1:]
     assert line.startswith("    distilled-half: 4.00")
@@ -94,19 +94,33 @@ def test_a_goal_within_the_limits_is_not_decided(tmp_path: Path) -> None:
     [
         (
             ["0.1", "0.1", "0.1"],
-            [0.40, 0.41, 0.42],
-            ["0.410", "of the steps, 3 searches: met", "3 of 3 chose the same"],
+            [0.30, 0.31, 0.32],
+            ["0.310", "of the steps, 3 searches: met", "3 of 3 chose the same"],
         ),
         (["0.01", "0.01", "0.01"], [0.5, 0.51, 0.52], ["of the steps, 3 searches: MISSED", "a WORSE choice"]),
-        (["0.1", "0.03", "0.1"], [0.44, 0.45, 0.46], ["not decided", "not told apart", "0.1 and 0.03"]),
+        (["0.1", "0.03", "0.1"], [0.34, 0.35, 0.36], ["not decided", "not told apart", "0.1 and 0.03"]),
     ],
 )
 def test_searches(tmp_path: Path, chosen: list[str], shares: list[float], said: list[str]) -> None:
     rates = [{"0.1": 0.95, "0.03": 0.94 + noise, "0.01": 0.80 + noise} for noise in (0.0, 0.001, 0.002)]
     lines = [search(rate, one, share) for rate, one, share in zip(rates, chosen, shares, strict=True)]
     (tmp_path / "sequence_cost.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = goals.goals(tmp_path)[4]
+    text = goals.goals(tmp_path)[5]
     for words in said:
         assert words in text
     if "a WORSE choice" in said:
         assert "loses 14.90" in text  # 0.95 - (0.80 + 0.001)
+
+
+@pytest.mark.parametrize(
+    ("kept", "lost", "said"),
+    [(60, 0.002, "40.0 % saved, -0.20 [-0.22, -0.18] points, 3 seeds: met"), (60, 0.004, "MISSED"), (70, 0, "MISSED")],
+)
+def test_pruning_has_to_save_and_to_hold(tmp_path: Path, kept: int, lost: float, said: str) -> None:
+    lines = [
+        {"study": goals.PRUNED_STUDY, "method": method, "seed": seed, "samples": samples, "final": 0.9 - loss}
+        for seed in (-1, 0, 1)
+        for method, samples, loss in (("plain", 100, 0.0), ("pruned", kept, lost + seed * 8e-5))
+    ]
+    (tmp_path / "pruning_long_digits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert said in goals.goals(tmp_path)[6]

@@ -394,7 +394,7 @@ def test_random_augmentation_without_end_asks_for_views(tmp_path: Path) -> None:
 
 
 def test_a_user_s_own_data_and_half_precision(archive: Path) -> None:
-    """Any map-style data set with a pixel space; the recipe's data wrapped here stand for one."""
+    """Any map-style dataset with a pixel space; the recipe's data wrapped here stand for one."""
     inner = images(augment="none", num_views=0)
     wrapped = ViewedDataset(inner, ViewPolicy(0, 2, "crop(padding=1)"), inner.info)
     assert wrapped.pixel_space == inner.pixel_space

@@ -126,6 +126,11 @@ def test_killed_at_random_and_restarted_gives_the_same_table(
     plain = next(one for one in records if one["method"] == "plain")
     assert comparison.groups[0].points[0].values == [plain["final"]]
     assert f"{plain['final']:.4f}" in capsys.readouterr().out
+    # By another metric: the ends of all of them are in the lines.
+    loss = plain["finals"]["metrics/eval/CrossEntropy"]
+    assert study.main([*tiny(straight), "--summary", "--metric", "metrics/eval/CrossEntropy"]) == 0
+    assert f"{loss:.4f}" in capsys.readouterr().out
+    assert study.main([*tiny(straight), "--summary", "--metric", "metrics/eval/Los"]) == 2
 
 
 def test_time_limit_and_faults(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

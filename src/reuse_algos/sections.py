@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import functools
 import inspect
 import math
 import numbers
@@ -203,7 +204,8 @@ def fit_fields(values: Any, cls: type, path: str, faults: Faults, builders: _Bui
     return fitted
 
 
-def hints_of(target: Any) -> dict[str, Any]:
+@functools.cache  # a sequence checks the same few classes for each of its steps
+def hints_of(target: Any) -> Mapping[str, Any]:
     """Return the type hints of a dataclass, a class's constructor or a function.
 
     Hints that cannot be evaluated are left out, one by one: Composer imports some types for type checkers only.
@@ -223,7 +225,7 @@ def hints_of(target: Any) -> dict[str, Any]:
                 hints.update(typing.get_type_hints(holder, globalns=known))
             except (NameError, TypeError, AttributeError, SyntaxError):
                 continue
-    return hints
+    return types.MappingProxyType(hints)
 
 
 def is_settable(hint: Any, builders: _Builders = types.MappingProxyType({})) -> bool:

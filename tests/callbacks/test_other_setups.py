@@ -469,3 +469,9 @@ def test_an_unknown_monitor_is_refused_at_the_first_evaluation(tmp_path: Path) -
         one.fit()
     assert int(one.state.timestamp.epoch) == 1
     one.close()
+
+
+def test_a_monitor_that_was_never_evaluated_is_said_at_the_end(tmp_path: Path) -> None:
+    with pytest.warns(ArchiveWarning, match="no evaluation of the whole training had 'PGDAccuracy'"):
+        _fit(RunRecorder(tmp_path, run_name="run", monitor="PGDAccuracy"), mlp(1))
+    assert RunArchive(tmp_path).run("run").manifest.monitor is None

@@ -271,6 +271,14 @@ def test_interval(tmp_path: Path, interval: Any, epochs: list[int]) -> None:
     assert run.metric("metrics/eval/MulticlassAccuracy").epoch.tolist() == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.parametrize(("every", "interval", "steps"), [("1dur", "1dur", [20]), ("0.4dur", "2ep", [8, 16, 20])])
+def test_evaluations_by_shares_of_the_training(tmp_path: Path, every: str, interval: str, steps: list[int]) -> None:
+    """Composer makes them after the last batch of an epoch, before it counts the epoch."""
+    callback = RobustEvaluation(attacks={"fgsm": {}}, examples=5, interval=interval)
+    run = recorded(tmp_path, callback, max_duration="5ep", eval_interval=every)
+    assert run.metric(FGSM).step.tolist() == steps
+
+
 def test_a_resumed_run_goes_on_with_the_interval(tmp_path: Path) -> None:
     def one(folder: str, max_duration: str) -> None:
         callbacks = [RobustEvaluation(attacks={"fgsm": {}}, interval="9ba"), RunRecorder(tmp_path / folder)]

@@ -38,6 +38,7 @@ from reuse_algos.training.ranks import on_every_rank
 from reuse_algos.training.tasks.eval_outputs import are_probabilities
 from reuse_algos.training.tasks.find_task import find_task
 from reuse_algos.training.tasks.task import Task
+from reuse_algos.training.window import elapsed_share
 
 log = logging.getLogger(__name__)
 
@@ -362,14 +363,17 @@ def _title(name: str) -> str:
 def _passed(state: State, interval: Time) -> int:
     """Return how many whole intervals of training have passed."""
     if interval.unit == TimeUnit.DURATION:
-        elapsed = state.get_elapsed_duration()
         # Rounding must not delay an interval by an evaluation.
-        return 0 if elapsed is None else int(elapsed.value / interval.value + 1e-9)
-    return int(state.timestamp.get(interval.unit).value // interval.value)
+        return int(elapsed_share(state) / interval.value + 1e-9)
+    passed = state.timestamp.get(interval.unit).value
+    if interval.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
+        # Composer evaluates by shares of the training before it counts the epoch whose last batch has ended.
+        passed += int(state.timestamp.batch_in_epoch) // int(state.dataloader_len)
+    return int(passed // interval.value)
 
 
 def _at_end(state: State) -> bool:
-    return state.max_duration is not None and state.timestamp >= state.max_duration
+    return elapsed_share(state) >= 1
 
 
 def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -15,14 +15,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from reuse_algos.archive import PriorRun, RunArchive
+from reuse_algos.archive import RunArchive
 from reuse_algos.data.datasets.load import LoadedData, load_datasets
 from reuse_algos.data.datasets.pseudo import Chosen
 from reuse_algos.errors import DataError
 from reuse_algos.federated.mix_term import MixTerm
 from reuse_algos.federated.settings import FederatedConfig, part_recipe
 from reuse_algos.federated.splitting import client_positions
-from reuse_algos.federated.training import Part, Trained, part_folder, train_part
+from reuse_algos.federated.training import Trained, part_folder, train_part
 from reuse_algos.harvest.computations import ArchivedForward
 from reuse_algos.harvest.label import check_teacher, mean_logits, same_pixels, teacher_forward
 from reuse_algos.models import build_model
@@ -33,19 +33,17 @@ from reuse_algos.recipe.compose import Recipe
 _LEAST = 2  # images: batch norm has no statistics of one
 
 
-@dataclass(frozen=True)
-class ClientRound:
-    """What a client answers.
+@dataclass(frozen=True, kw_only=True)
+class ClientRound(Trained):
+    """What a client answers: its model, and the one that it was sent where it was sure of too few images.
 
     Attributes:
-        trained: Its model; the one that it was sent, and no examples, where it was sure of too few images.
         images: How many images it has.
         correct: How many of the images that it trained on had the label that the data say, for studies.
         label_seconds: Seconds that labelling took.
         train_seconds: Seconds that training took.
     """
 
-    trained: Trained
     images: int
     correct: int
     label_seconds: float
@@ -125,8 +123,8 @@ def client_round(
         )
     labelled = time.perf_counter()
     if len(chosen_M) < _LEAST:
-        unchanged = Trained({name: value.clone() for name, value in weights.items()}, 0)
-        return ClientRound(unchanged, len(positions_N), 0, labelled - began, 0.0)
+        spent = {"label_seconds": labelled - began, "train_seconds": 0.0}
+        return ClientRound(dict(weights), 0, images=len(positions_N), correct=0, **spent)
     chosen = Chosen(positions_N[chosen_M], labels_M)
     section = recipe.settings.data
     # A recipe's batch may be larger than what a small client is sure of, and drop_last would leave nothing.
@@ -134,11 +132,12 @@ def client_round(
     mixing = config.clients.labels == "none" and config.select.mix_weight > 0
     select, seeds = config.select, (recipe.settings.seed, client)
     mix = [MixTerm(select.mix_alpha, select.mix_weight, seeds)] if mixing else []
-    part = Part(part_folder(config, run_id, f"client-{client}"), config.clients.epochs)
-    trained = train_part(config, recipe, part, round_number, data, weights, mix)
+    folder = part_folder(config, run_id, f"client-{client}")
+    trained = train_part(config, recipe, folder, config.clients.epochs, round_number, data, weights, mix)
     # Counted for studies only: with labels: none, nothing above has looked at the true labels.
     correct = int((labels_M == truth_N[chosen_M]).sum())
-    return ClientRound(trained, len(positions_N), correct, labelled - began, time.perf_counter() - labelled)
+    spent = {"label_seconds": labelled - began, "train_seconds": time.perf_counter() - labelled}
+    return ClientRound(**vars(trained), images=len(positions_N), correct=correct, **spent)
 
 
 def _forwards(
@@ -158,23 +157,9 @@ def _forwards(
         return [ArchivedForward(model.eval().to(device), device, settings.precision, 0, None, GRADIENT_BYTES)]
     archive = RunArchive(config.archive, read_only=True)
     runs = [archive.run(one) for one in teachers]
-    check_teachers(runs, whole, recipe)
-    return [teacher_forward(run, device) for run in runs]
-
-
-def check_teachers(runs: Sequence[PriorRun], data: LoadedData, recipe: Recipe) -> None:
-    """Check that archived models can label these images.
-
-    Args:
-        runs: The teachers.
-        data: The images.
-        recipe: Of the part that has them.
-
-    Raises:
-        PriorRunMismatchError: A run has not ended, or has other classes, image shapes or pixels.
-    """
     for run in runs:
-        check_teacher(run, data, recipe.settings.data)
+        check_teacher(run, whole, settings.data)
+    return [teacher_forward(run, device) for run in runs]
 
 
 def device_of(recipe: Recipe) -> torch.device:

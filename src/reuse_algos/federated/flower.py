@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from time import sleep
 from typing import Any
 
@@ -27,9 +28,9 @@ from reuse_algos.errors import FederatedError
 from reuse_algos.federated.client import ClientRound, client_round
 from reuse_algos.federated.server import Server
 from reuse_algos.federated.settings import FederatedConfig, load_federated
-from reuse_algos.federated.training import Trained
 
 _TYPE = "train"  # Flower's type of the messages of a round
+_NUMBERS = [field.name for field in fields(ClientRound) if field.name != "weights"]
 
 
 class Rounds(FedAvg):
@@ -133,23 +134,14 @@ def answer_message(config: FederatedConfig, message: Message, context: Context) 
         data_path=None if path is None else str(path),
         pixels=(list(asked["mean"]), list(asked["std"])),
     )
-    trained = done.trained
-    metrics = MetricRecord(
-        {
-            "client": client, "num-examples": trained.examples, "batches": trained.batches, "samples": trained.samples,
-            "images": done.images, "correct": done.correct, "label-seconds": done.label_seconds,
-            "train-seconds": done.train_seconds,
-        }
-    )  # fmt: skip
-    return Message(RecordDict({"arrays": ArrayRecord(trained.weights), "metrics": metrics}), reply_to=message)
+    metrics = MetricRecord({"client": client, **{name: getattr(done, name) for name in _NUMBERS}})
+    return Message(RecordDict({"arrays": ArrayRecord(done.weights), "metrics": metrics}), reply_to=message)
 
 
 def _answer(content: RecordDict) -> ClientRound:
     """Return a client's answer as the server takes it."""
     numbers, weights = content["metrics"], dict(content["arrays"].to_torch_state_dict())
-    trained = Trained(weights, *(int(numbers[name]) for name in ("num-examples", "batches", "samples")))
-    counts = (int(numbers[name]) for name in ("images", "correct"))
-    return ClientRound(trained, *counts, *(float(numbers[name]) for name in ("label-seconds", "train-seconds")))
+    return ClientRound(weights, **{name: numbers[name] for name in _NUMBERS})
 
 
 def run_rounds(config: FederatedConfig, grid: Grid, timeout: float = 3600.0) -> str:

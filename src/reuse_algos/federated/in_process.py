@@ -37,7 +37,7 @@ def run_federated(config: FederatedConfig) -> str:
 
 
 class InProcessGrid:
-    """What Flower's strategies need of a grid, with clients that are called one after another.
+    """What a strategy of Flower asks of its grid, with clients that are called one after another.
 
     Args:
         answer: Does what a message asks of a node, and returns the answer.
@@ -45,38 +45,12 @@ class InProcessGrid:
     """
 
     def __init__(self, answer: Any, nodes: Iterable[int]) -> None:
-        self._answer, self._nodes, self._answers = answer, list(nodes), dict[str, Any]()
-
-    @property
-    def run(self) -> Any:
-        """Flower's description of the run, which no strategy asks for."""
-        return None
-
-    def set_run(self, run_id: int) -> None:
-        """Do nothing: there is one run."""
-
-    def create_message(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a message."""
-        from flwr.app import Message  # pyright: ignore[reportMissingImports]
-
-        return Message(*args, **kwargs)
+        self._answer, self._nodes = answer, list(nodes)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all nodes."""
         return self._nodes
 
-    def push_messages(self, messages: Iterable[Any]) -> list[str]:
-        """Let the nodes answer, and return a name for each answer."""
-        names = []
-        for message in messages:
-            names.append(f"message-{len(self._answers)}")
-            self._answers[names[-1]] = self._answer(message, message.metadata.dst_node_id)
-        return names
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Any]:
-        """Return the answers of these names, once."""
-        return [self._answers.pop(name) for name in message_ids]
-
     def send_and_receive(self, messages: Iterable[Any], *, timeout: float | None = None) -> list[Any]:
         """Return the answers to messages."""
-        return self.pull_messages(self.push_messages(messages))
+        return [self._answer(message, message.metadata.dst_node_id) for message in messages]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import msgspec
@@ -23,27 +23,9 @@ from reuse_algos.archive import (
 )
 from reuse_algos.errors import ArchiveConflictError
 from reuse_algos.federated.settings import FederatedConfig
+from reuse_algos.federated.training import Trained
 
 _ROUND = "round-{}"  # name of a round's weights
-
-
-@dataclass
-class Sums:
-    """What all parts took together, round by round.
-
-    Attributes:
-        train_seconds: Of training, and of averaging.
-        label_seconds: Of labelling images.
-        eval_seconds: Of evaluating the models of the rounds.
-        batches: Steps.
-        samples: Examples that went through a model in training.
-    """
-
-    train_seconds: float = 0.0
-    label_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    batches: int = 0
-    samples: int = 0
 
 
 class RoundRecord:
@@ -58,7 +40,6 @@ class RoundRecord:
 
     Attributes:
         rounds: Rounds that are recorded.
-        sums: What these took.
 
     Raises:
         ArchiveConflictError: The archive has a run of this name that has ended, or was made from another file.
@@ -72,8 +53,8 @@ class RoundRecord:
         examples: Mapping[str, Tensor],
         teachers: Sequence[str],
     ) -> None:
-        self.rounds, self.sums = 0, Sums()
-        self._config, self._rows = config, dict[str, list[tuple[float, ...]]]()
+        self.rounds, self._config = 0, config
+        self._rows: dict[str, list[tuple[float, ...]]] = {}
         settings = {**(described.recipe or {}), "federated": _plain(asdict(config))}
         there = self._same_run(archive, settings)
         if there is not None:
@@ -88,6 +69,7 @@ class RoundRecord:
             tags=config.tags,
             prior_runs=[PriorUse(run_id=one, algorithm="federated", weights=["last"]) for one in teachers],
             health="empty",
+            cost=CostRecord(train_flops=0.0),
             files=[self._writer.put("dataset", "examples", examples)],
         )
 
@@ -101,23 +83,34 @@ class RoundRecord:
         run = archive.open_run(self.run_id, self._manifest.generation)
         return {name: value.clone() for name, value in run.weights(_ROUND.format(self.rounds)).items()}
 
-    def commit(self, round_number: int, weights: Mapping[str, Tensor], values: Mapping[str, float]) -> None:
+    def commit(
+        self, round_number: int, weights: Mapping[str, Tensor], values: Mapping[str, float], parts: Sequence[Trained],
+        cost: CostRecord,
+    ) -> None:  # fmt: skip
         """Record a round; the last one ends the run.
 
         Args:
             round_number: From 1.
             weights: The model of the round.
             values: Metrics of the round by full name.
+            parts: What clients and server trained.
+            cost: What the round took, labelling images as set-up.
         """
-        sums, epoch = self.sums, round_number * self._config.clients.epochs
+        old, epoch = self._manifest, round_number * self._config.clients.epochs
+        progress = Progress(
+            epoch=epoch,
+            batch=old.progress.batch + sum(one.batches for one in parts),
+            sample=old.progress.sample + sum(one.samples for one in parts),
+        )
+        cost = _sum(old.cost, cost)
         for name, value in values.items():
-            row = (sums.batches, sums.samples, epoch, sums.train_seconds, sums.eval_seconds, value)
+            row = (progress.batch, progress.sample, epoch, cost.train_seconds, cost.eval_seconds, value)
             self._rows.setdefault(name, []).append(row)
         columns = {name: map(np.asarray, zip(*rows, strict=True)) for name, rows in self._rows.items()}
         histories = {name: MetricHistory(*parts) for name, parts in columns.items()}
         is_last = round_number == self._config.rounds
         # The history has grown by a round and replaces the one before; the weights of earlier rounds stay.
-        files = [one for one in self._manifest.files if one.kind != "metrics"]
+        files = [one for one in old.files if one.kind != "metrics"]
         for name in [_ROUND.format(round_number), *(["last"] if is_last else [])]:
             files.append(self._writer.put("weights", name, weights))
         files.append(self._writer.put("metrics", "history", history_tensors(histories)))
@@ -125,11 +118,9 @@ class RoundRecord:
         finite = all(bool(value.isfinite().all()) for value in weights.values())
         self._manifest = self._writer.commit(
             msgspec.structs.replace(
-                self._manifest,
-                progress=Progress(epoch=epoch, batch=sums.batches, sample=sums.samples),
-                cost=CostRecord(
-                    train_seconds=sums.train_seconds, setup_seconds=sums.label_seconds, eval_seconds=sums.eval_seconds
-                ),
+                old,
+                progress=progress,
+                cost=cost,
                 monitor=next((name for name in values if name.startswith("metrics/eval/")), None),
                 health="ok" if finite else "diverged",
                 files=files,
@@ -153,12 +144,15 @@ class RoundRecord:
         return there[0] if there else None
 
     def _take_back(self, run: PriorRun) -> None:
-        manifest = run.manifest
-        self.rounds = manifest.progress.epoch // self._config.clients.epochs
+        self.rounds = run.manifest.progress.epoch // self._config.clients.epochs
         for name in run.metric_names:
             self._rows[name] = list(zip(*(column.tolist() for column in run.metric(name)), strict=True))
-        cost, progress = manifest.cost, manifest.progress
-        self.sums = Sums(cost.train_seconds, cost.setup_seconds, cost.eval_seconds, progress.batch, progress.sample)
+
+
+def _sum(one: CostRecord, other: CostRecord) -> CostRecord:
+    """Return what two costs are together; a number that one of them does not know is not known."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
+    return CostRecord(**{name: None if None in pair else sum(pair) for name, pair in pairs.items()})
 
 
 def _plain(settings: Any) -> Any:

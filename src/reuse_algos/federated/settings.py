@@ -12,7 +12,7 @@ from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.interpolation import resolve
 from reuse_algos.recipe.shipped import recipe_path
 from reuse_algos.recipe.source import apply_overrides, merge_sections, parse_yaml, read_text
-from reuse_algos.sections import Faults, fit_fields
+from reuse_algos.sections import Faults, fit
 
 
 @dataclass(frozen=True)
@@ -147,27 +147,12 @@ def load_federated(path: str | Path, overrides: Iterable[str] = ()) -> Federated
     Raises:
         RecipeError: With all faults, one per line.
     """
+    values = _read(recipe_path(str(path)), "a federated run must be a mapping of keys, such as run_name: federated-1")
     faults = Faults(str(path))
-    text = read_text(recipe_path(str(path)), faults)
-    raw = None if text is None else parse_yaml(text, faults)
-    if raw is not None and not isinstance(raw, dict):
-        faults.add("", "a federated run must be a mapping of keys, such as run_name: federated-1")
-    faults.raise_if_any()
-    values: dict[str, Any] = raw or {}
     apply_overrides(values, overrides, faults)
-    fitted = fit_fields(resolve(values, faults).values, FederatedConfig, "", faults)
-    for key in ("run_name", "recipe"):
-        if key not in values:
-            faults.add(
-                key, "missing. Write for example " + ("run_name: fed-1" if key == "run_name" else "recipe: a.yaml")
-            )
-    faults.raise_if_any()
-    try:
-        return FederatedConfig(**fitted)
-    except ValueError as error:
-        faults.add("", str(error))
-        faults.raise_if_any()
-        raise
+    fitted = fit(resolve(values, faults).values, FederatedConfig, "", faults)
+    faults.raise_if_any("federated run")
+    return fitted
 
 
 def part_recipe(config: FederatedConfig, epochs: int, changes: Mapping[str, Any] | None = None) -> Recipe:
@@ -182,11 +167,8 @@ def part_recipe(config: FederatedConfig, epochs: int, changes: Mapping[str, Any]
         RecipeError: The recipe has faults (all of them are listed), or sets nothing up that trains.
     """
     path = recipe_path(config.recipe)
-    faults = Faults(str(path))
-    text = read_text(path, faults)
-    values = None if text is None else parse_yaml(text, faults)
-    faults.raise_if_any()
-    if not isinstance(values, dict) or values.get("label") is not None:
+    values = _read(path, "a recipe must be a mapping of keys, such as max_duration: 40ep")
+    if not values or values.get("label") is not None:
         raise RecipeError(f"{path} is not a recipe that trains. Name one with data, model and optimizer")
     merge_sections(values, config.overrides)
     # After the overrides: a client's own data file is a fact of its machine.
@@ -204,6 +186,17 @@ def part_recipe(config: FederatedConfig, epochs: int, changes: Mapping[str, Any]
         "progress_bar": False,
     }
     return compose_recipe(values, source=str(path))
+
+
+def _read(path: Path, wanted: str) -> dict[str, Any]:
+    """Return the values of a YAML file; none of an empty one."""
+    faults = Faults(str(path))
+    text = read_text(path, faults)
+    values = None if text is None else parse_yaml(text, faults)
+    if not isinstance(values, dict | None):
+        faults.add("", wanted)
+    faults.raise_if_any()
+    return values or {}
 
 
 def _at_least_one(section: Any, *names: str) -> None:

@@ -21,19 +21,6 @@ _STATE = "round-{}.pt"
 
 
 @dataclass(frozen=True)
-class Part:
-    """A client, or the server, as one that trains.
-
-    Attributes:
-        folder: Where its checkpoint is kept between rounds, see :func:`part_folder`.
-        epochs: Epochs of a round.
-    """
-
-    folder: Path
-    epochs: int
-
-
-@dataclass(frozen=True)
 class Trained:
     """What came of a part's training in a round.
 
@@ -75,7 +62,8 @@ class EndOfRound(Callback):
 def train_part(
     config: FederatedConfig,
     recipe: Recipe,
-    part: Part,
+    folder: Path,
+    epochs: int,
     round_number: int,
     data: LoadedData,
     weights: Mapping[str, Tensor],
@@ -84,19 +72,19 @@ def train_part(
     """Train a part for one round, from the weights that it was sent.
 
     The schedule, the order of the examples and all random states go on from the part's last round, by its checkpoint
-    in ``folder``; so does the state of the optimizer where ``keep_optimizer`` says so.
+    there; so does the state of the optimizer where ``keep_optimizer`` says so.
 
     Args:
         config: The federated run.
         recipe: How the part trains; its batch size and its checkpoint are set here.
-        part: Who trains.
+        folder: Where the part's checkpoint is kept between rounds, see :func:`part_folder`.
+        epochs: Epochs of a round.
         round_number: From 1.
         data: Images and labels to train on.
         weights: The round's model.
         algorithms: Further algorithms than the recipe's. Default: none.
     """
     count = len(data.train)  # type: ignore[arg-type]
-    folder = part.folder
     folder.mkdir(parents=True, exist_ok=True)
     before = _last_state(folder, round_number)
     settings = replace(
@@ -106,7 +94,7 @@ def train_part(
         data=replace(recipe.settings.data, batch_size=min(recipe.settings.data.batch_size, count)),
     )
     recipe = replace(recipe, settings=settings)
-    trainer = build_trainer(recipe, data=data, algorithms=algorithms, callbacks=[EndOfRound(part.epochs)])
+    trainer = build_trainer(recipe, data=data, algorithms=algorithms, callbacks=[EndOfRound(epochs)])
     try:
         trainer.state.evaluators = []  # the server evaluates the model of the round
         # After the checkpoint was loaded, whose weights are those of the part's own last round.

@@ -156,7 +156,7 @@ def label_pool(
         dataset=msgspec.structs.replace(data, num_classes=loaded.num_classes),
         task=teachers[0].manifest.task,
         environment=environment(),
-        cost=CostRecord(train_flops=_flops(teachers, info.num_examples)),
+        cost=CostRecord(train_flops=labelling_flops(teachers, info.num_examples)),
         health="empty",
         prior_runs=[
             PriorUse(run_id=run.id, algorithm="label", weights=[weights_name(config.weights)]) for run in teachers
@@ -350,7 +350,13 @@ def check_teacher(run: PriorRun, loaded: LoadedData, pool: DataConfig, *, trust_
         )
 
 
-def _flops(teachers: Sequence[PriorRun], count: int) -> float | None:
+def labelling_flops(teachers: Sequence[PriorRun], count: int) -> float | None:
+    """Return the FLOPs of looking at images with archived models; None where those of a model are not recorded.
+
+    Args:
+        teachers: The models.
+        count: How many images each looks at.
+    """
     each = [run.manifest.model and run.manifest.model.flops_per_example for run in teachers]
     known = [one for one in each if one]
     return float(count * sum(known)) if len(known) == len(each) else None

@@ -19,6 +19,7 @@ from omegaconf.grammar_parser import parse
 from reuse_algos.sections import BROKEN, Faults, join
 
 _INTERPOLATION = re.compile(r"(\\*)\$\{")
+_REFERS = re.compile(r"\$\{|^\?\?\?$")  # to another key, or to nothing: ??? is OmegaConf's mark of a missing value
 _ALLOWED = ("oc.env", "oc.decode", "oc.select")
 
 
@@ -49,17 +50,24 @@ def resolve(raw: dict[str, Any], faults: Faults, *, derived: Collection[str] = (
         derived: Top keys that the author did not write: what they are made from has the fault, not they. Default: none.
     """
     checked = _checked(raw, "", faults)
+    escaped = _env_escaped(checked)
     config = OmegaConf.create(checked, flags={"allow_objects": True})
     # What cannot be resolved is noted with the values, and once is enough.
     quiet = Faults(faults.source)
-    values = {str(key): _item(config, key, str(key), quiet if key in derived else faults) for key in config}
-    # The same recipe once more, with references to the environment escaped: these stay texts while all others are
-    # resolved.
-    escaped = OmegaConf.create(_env_escaped(checked), flags={"allow_objects": True})
-    shown = _plain(escaped, "", quiet)
+    values = {
+        str(key): _item(config, key, child, str(key), quiet if key in derived else faults)
+        for key, child in checked.items()
+    }
+    if escaped == checked:  # nothing refers to the environment
+        shown = _plain(config, checked, "", quiet)
+    else:
+        # The same recipe once more, with references to the environment escaped: these stay texts while all others are
+        # resolved.
+        config = OmegaConf.create(escaped, flags={"allow_objects": True})
+        shown = _plain(config, escaped, "", quiet)
     # Whatever refers to the seed now holds this mark, so two recipes that differ in the seed alone look alike.
-    escaped["seed"] = SEED
-    return Resolved(values, shown, _plain(escaped, "", quiet))
+    config["seed"] = escaped["seed"] = SEED
+    return Resolved(values, shown, _plain(config, escaped, "", quiet))
 
 
 def _checked(value: Any, path: str, faults: Faults) -> Any:
@@ -112,21 +120,27 @@ def _env_escaped(value: Any) -> Any:
     return value
 
 
-def _plain(config: DictConfig | ListConfig, path: str, faults: Faults) -> Any:
-    if isinstance(config, DictConfig):
-        return {str(key): _item(config, key, join(path, key), faults) for key in config}
-    return [_item(config, index, join(path, index), faults) for index in range(len(config))]
+def _plain(config: DictConfig | ListConfig, written: Any, path: str, faults: Faults) -> Any:
+    if isinstance(written, dict):
+        return {str(key): _item(config, key, child, join(path, key), faults) for key, child in written.items()}
+    return [_item(config, index, child, join(path, index), faults) for index, child in enumerate(written)]
 
 
-def _item(config: DictConfig | ListConfig, key: Any, path: str, faults: Faults) -> Any:
+def _item(config: DictConfig | ListConfig, key: Any, written: Any, path: str, faults: Faults) -> Any:
+    """Return what ``written`` at ``key`` of its section ``config`` stands for."""
+    # Most values stand for themselves, and OmegaConf takes a while over each that it is asked for.
+    if written is None or isinstance(written, (bool, int, float)):
+        return written
+    if isinstance(written, str) and not _REFERS.search(written):
+        return written
     try:
         value = config[key]
         if isinstance(value, (DictConfig, ListConfig)):
             # A reference to a whole section: its values are resolved where they stand, not where they are referred
             # to.
-            if OmegaConf.is_interpolation(config, key):
+            if not isinstance(written, (dict, list, tuple)):
                 return OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
-            return _plain(value, path, faults)
+            return _plain(value, written, path, faults)
         return value
     except OmegaConfBaseException as error:
         faults.add(path, _reason(error))

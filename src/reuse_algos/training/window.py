@@ -60,12 +60,12 @@ def reached(state: State, when: str | int | Time) -> bool:
     """Return whether training has come to a Composer time, which may be a share of the whole duration."""
     when = Time.from_input(when, TimeUnit.EPOCH)
     if when.unit == TimeUnit.DURATION:
-        return _elapsed_share(state) >= when.value
+        return elapsed_share(state) >= when.value
     return state.timestamp.get(when.unit) >= when
 
 
-def _elapsed_share(state: State) -> float:
-    """Return the share of the whole duration that has passed, to the batch even where it is given in epochs."""
+def elapsed_share(state: State) -> float:
+    """Return the share of the whole duration that has passed, from 0: to the batch, even where it is in epochs."""
     duration, length = state.max_duration, state.dataloader_len
     if duration is None:
         return 0.0

@@ -73,6 +73,15 @@ def test_append_shows_the_perturbed_rows_in_a_pass_of_their_own(archive: RunArch
         assert torch.equal(calls.batches[batch][0], clean), "others see the clean batch"
 
 
+def test_replace_may_leave_no_clean_row_where_all_rows_are_one_batch(archive: RunArchive) -> None:
+    _, calls, log = fit([replay(archive, mode="replace", fraction=1.0, split_batch_norm=False)])
+    _, plain, _ = fit([])
+    for clean, shown in zip(plain.inputs, calls.inputs, strict=True):
+        torch.testing.assert_close(shown, by_hand(clean, 0, torch.arange(len(clean))), atol=1e-6, rtol=0)
+    names = {name.removeprefix("reuse/adversarial_replay/") for name in log.data if "adversarial_replay/" in name}
+    assert names == {"batches", "rows", "coverage", "adversarial_loss", "adversarial_error"}
+
+
 def test_replace_shows_them_instead(archive: RunArchive) -> None:
     _, calls, _ = fit([replay(archive, mode="replace", fraction=0.4)])
     _, plain, _ = fit([])

@@ -13,8 +13,8 @@ class Replace:
     """Replayed rows take the place of their clean ones.
 
     Attributes:
-        fraction: Share of the rows to replay, in (0, 1): some rows must stay clean. Fractions of a row are carried over
-            from batch to batch. Default: 0.5.
+        fraction: Share of the rows to replay, in (0, 1); 1, all of them, without split batch norm only, as nothing
+            would train the main branch. Fractions of a row are carried over from batch to batch. Default: 0.5.
         split_batch_norm: Whether replayed rows have a forward pass and batch norms of their own (AdvProp). Evaluation
             and the recorder see the main ones only. Without, all rows are one batch, as in ordinary adversarial
             training. Default: true.
@@ -26,9 +26,13 @@ class Replace:
     split_batch_norm: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction < 1:
-            wanted = "in (0, 1): some rows must stay clean, with mode: replace"
-            raise ValueError(f"fraction must be {wanted}, got {self.fraction}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+        if self.fraction == 1 and self.split_batch_norm:
+            raise ValueError(
+                "fraction: 1 with mode: replace leaves the main batch norms, by which the model is evaluated, no row. "
+                "Set split_batch_norm: false, or a smaller fraction."
+            )
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from reuse_algos.archive import infer_mode
 from reuse_algos.callbacks.recorder.facts.state_facts import evaluated_weights
 from reuse_algos.callbacks.recorder.metric_log import MetricLog
 from reuse_algos.callbacks.robust_evaluation import ROBUST, RobustEvaluation
-from reuse_algos.errors import nearest
+from reuse_algos.errors import ArchiveWarning, nearest
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,17 @@ class BestSoFar:
                 {*names, *(name for name in log.names if name.startswith("metrics/") and "/train/" not in name)}
             )
             raise ValueError(f"RunRecorder monitor: no evaluation has a metric {wanted!r}.{nearest(wanted, names)}")
+
+    def warn_where_never_seen(self, log: MetricLog) -> None:
+        """Warn at the end where no evaluation had the metric that was asked for: nothing orders the run."""
+        if self.monitor.metric is not None and self.name(log) is None:
+            warnings.warn(
+                f"RunRecorder monitor: no evaluation of the whole training had {self.monitor.metric!r}, so the run is "
+                "archived without a monitored metric. Evaluate at the end (eval_interval), and robust metrics by "
+                "RobustEvaluation's interval",
+                ArchiveWarning,
+                stacklevel=2,
+            )
 
     def update(self, log: MetricLog, label: str, state: State) -> None:
         """Compare the newest value of the metric with the best one, after an evaluation.

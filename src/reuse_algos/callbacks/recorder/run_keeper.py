@@ -172,6 +172,7 @@ class RunKeeper:
         """Commit, mark the run as ended by itself, and say on the console what was archived."""
         assert self.record is not None
         self.commit(state, last="last" in self.weights, push=False)
+        self.best.warn_where_never_seen(self.log)
         self.record.finish()
         if self.spool is not None:
             self.spool.push(self.record.run_id, last=True)

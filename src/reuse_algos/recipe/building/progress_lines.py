@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import sys
 
-from composer import Callback, State, TimeUnit
+from composer import Callback, State
 from composer.loggers import Logger
 from composer.utils import dist
+
+from reuse_algos.training.window import elapsed_share
 
 
 class ProgressLines(Callback):
@@ -29,7 +31,7 @@ class ProgressLines(Callback):
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """Print a line where the next part of training has begun."""
-        part = math.floor(self.lines * _share_of(state))
+        part = math.floor(self.lines * elapsed_share(state))
         if part == self._printed or dist.get_global_rank() != 0:
             return
         self._printed = part
@@ -42,14 +44,3 @@ class ProgressLines(Callback):
             file=sys.stderr,
             flush=True,
         )
-
-
-def _share_of(state: State) -> float:
-    """Return the share of training that is done, from 0 to 1."""
-    assert state.max_duration is not None
-    if state.max_duration.unit == TimeUnit.EPOCH and state.dataloader_len is not None:
-        # Composer counts whole epochs, and a training of one epoch would show its first batch only.
-        inside = int(state.timestamp.batch_in_epoch) / int(state.dataloader_len)
-        return (int(state.timestamp.epoch) + inside) / int(state.max_duration.value)
-    elapsed = state.get_elapsed_duration()
-    return 0.0 if elapsed is None else float(elapsed.value)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import SequenceError
 from reuse_algos.recipe.building.resources import Resources
-from reuse_algos.remote_job import RemoteJob, launch_arguments
+from reuse_algos.remote_job import Outcome, RemoteJob, launch_arguments
 from reuse_algos.sequence.planning.harvests import Harvest
 from reuse_algos.sequence.planning.plan import PlannedStep
 from reuse_algos.sequence.progress import LOG, RECIPE
@@ -148,3 +148,16 @@ class Launcher(Protocol):
     def cancel(self, handle: Any) -> None:
         """End a job at once. Do nothing where it has ended."""
         ...
+
+
+def note_outcome(job: Work, outcome: Outcome) -> int:
+    """Append the output of a job to its log, and return its exit status.
+
+    Raises:
+        SequenceError: The job was not started.
+    """
+    with job.log.open("a") as log:
+        log.write(outcome.log)
+    if outcome.status is None:
+        raise SequenceError(outcome.log)
+    return outcome.status

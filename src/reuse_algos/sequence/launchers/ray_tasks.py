@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
 from reuse_algos.errors import SequenceError
 from reuse_algos.remote_job import Outcome, RemoteJob, do_job, meet_on_ray
-from reuse_algos.sequence.launchers.base import Work
-from reuse_algos.sequence.launchers.remote import note_outcome
+from reuse_algos.sequence.launchers.base import Work, note_outcome
 
 _END_SECONDS = 30.0  # for a worker that was told to end
 _NEWS_SECONDS = 60.0  # in which Ray's health checks notice that a node is gone
@@ -67,10 +65,11 @@ class RayLauncher:
             if not ray.is_initialized():
                 ray.init(address=place, log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            # The first sentence only: the others name flags of Ray's own commands.
             raise SequenceError(
-                f"no Ray cluster answers at {place}: {error}. Start one (ray start --head), or set RAY_ADDRESS"
+                f"no Ray cluster answers at {place}: {str(error).split('. ')[0]}. Start one (ray start --head), or set "
+                "RAY_ADDRESS"
             ) from error
-        self._lock = threading.Lock()
 
     def submit(self, job: Work) -> _Started:
         """Start the job's tasks.
@@ -92,22 +91,23 @@ class RayLauncher:
             SequenceError: A task was lost too often, or its node cannot do it.
         """
         done, going = self._ray.wait(handle.tasks, num_returns=len(handle.tasks), timeout=timeout)
+        lost = self._ray.exceptions
         try:
-            outcomes: list[Outcome] = [self._ray.get(task) for task in handle.tasks if task in done]
-        except self._ray.exceptions.TaskCancelledError:
+            outcomes: list[Outcome] = self._ray.get([task for task in handle.tasks if task in done])
+        except lost.TaskCancelledError:
             return 143
-        except (self._ray.exceptions.RayError, ImportError) as error:
-            if isinstance(error, self._ray.exceptions.RayTaskError | ImportError):
-                raise SequenceError(
-                    f"{handle.job.title} could not be started on a node: {_last_line(error)}. Every node needs "
-                    "this package, of this version: pip install reuse-algos there"
-                ) from error
-            if handle.group is None or handle.lost >= self._retries:
+        except (lost.RayTaskError, ImportError) as error:
+            raise SequenceError(
+                f"{handle.job.title} could not be started on a node: {_last_line(error)}. Every node needs "
+                "this package, of this version: pip install reuse-algos there"
+            ) from error
+        except lost.RayError as error:
+            if handle.lost >= self._retries:
                 raise SequenceError(
                     f"{handle.job.title} was lost on Ray: {type(error).__name__}: {_last_line(error)}. A task "
                     f"whose node dies is started again {self._retries} times. The same command goes on from here"
                 ) from error
-            # The ranks on the other nodes wait for those that are gone: all of them begin again together.
+            # All together: the ranks on the other nodes wait for those that are gone.
             handle.lost, handle.failed_at = handle.lost + 1, None
             self.cancel(handle)
             self._start(handle)
@@ -118,10 +118,9 @@ class RayLauncher:
         # The ranks of a node that died break the connections of the others, which fail before Ray tells of the node.
         if going and (handle.failed_at is None or monotonic() - handle.failed_at < _NEWS_SECONDS):
             return None
-        with self._lock:
-            if failed:
-                return note_outcome(handle.job, Outcome(failed[0].status, "\n".join(one.log for one in failed)))
-            return note_outcome(handle.job, outcomes[0])
+        if failed:
+            return note_outcome(handle.job, Outcome(failed[0].status, "\n".join(one.log for one in failed)))
+        return note_outcome(handle.job, outcomes[0])
 
     def cancel(self, handle: _Started) -> None:
         """Kill the tasks' workers, and through their pipes the job's processes; nothing where they have ended."""
@@ -138,25 +137,21 @@ class RayLauncher:
     def _start(self, handle: _Started) -> None:
         """Start a task on each node of a job."""
         wanted, nodes = handle.job.resources, handle.sent.nodes
-        options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": handle.job.title}
+        # Ray's own retries would begin one node's task again, and never tell of it.
+        options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": handle.job.title, "max_retries": 0}
+        task = self._ray.remote(do_job).options(**options)
         if nodes == 1:
-            task = self._ray.remote(do_job).options(**options, max_retries=self._retries)
             handle.tasks = [task.remote(handle.sent)]
             return
-        from ray.util.scheduling_strategies import (  # pyright: ignore[reportMissingImports]
-            PlacementGroupSchedulingStrategy,
-        )
-
         bundle = {"CPU": wanted.cpus, "GPU": wanted.gpus} if wanted.gpus else {"CPU": wanted.cpus}
         handle.group = self._ray.util.placement_group([bundle] * nodes, strategy="STRICT_SPREAD")
-        places = [PlacementGroupSchedulingStrategy(handle.group, number) for number in range(nodes)]
-        # A reference as argument: Ray starts the others once the first node has said where to meet.
-        meeting = (
-            self._ray.remote(meet_on_ray).options(num_cpus=0, scheduling_strategy=places[0], max_retries=0).remote()
-        )
-        task = self._ray.remote(do_job)
+        on = self._ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy
+        places = [on(handle.group, number) for number in range(nodes)]
+        meet = self._ray.remote(meet_on_ray).options(num_cpus=0, max_retries=0, scheduling_strategy=places[0])
+        # A reference as argument: Ray starts the tasks once the first node has said where to meet.
+        meeting = meet.remote()
         handle.tasks = [
-            task.options(**options, max_retries=0, scheduling_strategy=place).remote(handle.sent, number, meeting)
+            task.options(**options, scheduling_strategy=place).remote(handle.sent, number, meeting)
             for number, place in enumerate(places)
         ]
 

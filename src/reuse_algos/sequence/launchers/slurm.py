@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
 
 from reuse_algos.errors import SequenceError
-from reuse_algos.remote_job import RemoteJob, RequeuedJob
-from reuse_algos.sequence.launchers.base import Work
-from reuse_algos.sequence.launchers.remote import note_outcome
+from reuse_algos.remote_job import RequeuedJob
+from reuse_algos.sequence.launchers.base import Work, note_outcome
 
 _LOOK_SECONDS = 0.2
 # In which steps that become ready together are gathered: the threads of a sequence submit them within milliseconds of
 # each other. It is nothing beside the seconds that Slurm itself takes to look at its queue.
 _GATHER_SECONDS = 0.5
-
-
-@dataclass
-class _Gathered:
-    """A job that waits for others to be submitted with.
-
-    Attributes:
-        job: The job.
-        sent: What its node does.
-        submitted: To be submitit's job.
-    """
-
-    job: Work
-    sent: RemoteJob
-    submitted: Future[Any] = field(default_factory=Future)
 
 
 class SlurmLauncher:
@@ -69,11 +51,11 @@ class SlurmLauncher:
             raise SequenceError("--launcher slurm needs submitit: pip install 'reuse-algos[slurm]'") from error
         if cluster == "slurm" and shutil.which("sbatch") is None:
             raise SequenceError("this machine has no sbatch, so it cannot submit to Slurm. Run this on a login node")
-        self._submitit: Any = submitit
-        self._executor = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
+        self._executor: Any = submitit.AutoExecutor(folder=str(folder), cluster=cluster)
         self._settings = {"timeout_min": max(1, round(60 * hours)), **(parameters or {})}
-        self._lock = threading.Lock()  # an executor's parameters are those of its next job
-        self._gathered: list[_Gathered] = []
+        self._lock = threading.Lock()
+        # What waits to be submitted: a job, what its node does, and submitit's job to be.
+        self._gathered: list[tuple[Work, RequeuedJob, Future[Any]]] = []
 
     def submit(self, job: Work) -> tuple[Any, Work]:
         """Put the job into the queue, as a task of an array where others are submitted at the same time.
@@ -87,22 +69,28 @@ class SlurmLauncher:
                 f"{job.title} asks for {sent.nodes} nodes, and a step runs on one node of a Slurm site. Set "
                 "nodes: 1, or use --launcher ray on nodes that Slurm has given you"
             )
-        one = _Gathered(job, sent)
+        submitted: Future[Any] = Future()
         with self._lock:
-            self._gathered.append(one)
+            self._gathered.append((job, RequeuedJob(sent), submitted))
             is_first = len(self._gathered) == 1
         if is_first:
             sleep(_GATHER_SECONDS)
+            # Locked: an executor's parameters are those of its next job.
             with self._lock:
                 gathered, self._gathered = self._gathered, []
                 # All tasks of an array are given the same resources.
-                for wanted in dict.fromkeys(other.job.resources for other in gathered):
-                    self._submit_array([other for other in gathered if other.job.resources == wanted])
-        return one.submitted.result(), job
+                for wanted in dict.fromkeys(one.resources for one, *_ in gathered):
+                    self._submit_array([entry for entry in gathered if entry[0].resources == wanted])
+        try:
+            return submitted.result(), job
+        except Exception as error:  # submitit has several, and so has Slurm
+            raise SequenceError(
+                f"{job.title} could not be submitted to Slurm: {type(error).__name__}: {error}"
+            ) from error
 
-    def _submit_array(self, gathered: Sequence[_Gathered]) -> None:
+    def _submit_array(self, gathered: list[tuple[Work, RequeuedJob, Future[Any]]]) -> None:
         """Submit jobs that ask for the same resources; submitit makes an array of several."""
-        wanted, title = gathered[0].job.resources, gathered[0].job.title
+        wanted, title = gathered[0][0].resources, gathered[0][0].title
         name = title.replace("/", "-") + (f"+{len(gathered) - 1}" if len(gathered) > 1 else "")
         try:
             self._executor.update_parameters(
@@ -110,17 +98,12 @@ class SlurmLauncher:
                 **self._settings,
             )  # fmt: skip
             with self._executor.batch():
-                submitted = [self._executor.submit(RequeuedJob(one.sent)) for one in gathered]
+                tasks = [self._executor.submit(sent) for _, sent, _ in gathered]
+            for (*_, submitted), task in zip(gathered, tasks, strict=True):
+                submitted.set_result(task)
         except Exception as error:  # whatever it is, no thread may wait for a job that is not there
-            for one in gathered:
-                refused = SequenceError(
-                    f"{one.job.title} could not be submitted to Slurm: {type(error).__name__}: {error}"
-                )
-                refused.__cause__ = error
-                one.submitted.set_exception(refused)
-            return
-        for one, task in zip(gathered, submitted, strict=True):
-            one.submitted.set_result(task)
+            for *_, submitted in gathered:
+                submitted.set_exception(error)
 
     def wait(self, handle: tuple[Any, Work], timeout: float) -> int | None:
         """Return the exit status, or None if the job still runs, or waits, after ``timeout`` seconds.
@@ -134,7 +117,7 @@ class SlurmLauncher:
         while not submitted.done():
             if monotonic() >= until:
                 return None
-            sleep(min(_LOOK_SECONDS, max(0.0, until - monotonic())))
+            sleep(_LOOK_SECONDS)
         try:
             outcome = submitted.result()
         except Exception as error:  # submitit hands on whatever happened there
@@ -142,8 +125,7 @@ class SlurmLauncher:
                 f"{job.title} was lost on Slurm (job {submitted.job_id}): {type(error).__name__}: {error}. The "
                 "same command goes on from here"
             ) from error
-        with self._lock:
-            return note_outcome(job, outcome)
+        return note_outcome(job, outcome)
 
     def cancel(self, handle: tuple[Any, Work]) -> None:
         """Take the job out of the queue, or end it; nothing where it has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any
 from reuse_algos.errors import RecipeError
 from reuse_algos.recipe.compose import Recipe, compose_recipe
 from reuse_algos.recipe.shipped import shipped_recipe
-from reuse_algos.recipe.source import merge_sections, parse_yaml, read_text
+from reuse_algos.recipe.source import copied, merge_sections, parse_yaml, read_text
 from reuse_algos.sections import Faults, join
 from reuse_algos.sequence.planning.halving import Rung, rung_duration
 from reuse_algos.sequence.planning.harvests import Harvest
@@ -33,7 +34,7 @@ class PlannedStep:
         position: In its arm, from 0.
         point: The values of the grid, by dotted recipe key.
         values: Its recipe as it is written to the step's folder, with its ``${...}``.
-        recipe: The same, checked.
+        recipe: Its checked recipe.
         folder: Of its recipe, log and checkpoints.
         special: Whether it is trained by the arm's ``first``.
         harvests: What is harvested of its run.
@@ -124,8 +125,12 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
         return None
     # Later ones win: the sequence, the arm, the step, the rung, and last the point.
     of_rung = slot.rung.overrides if slot.rung else {}
-    for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
-        merge_sections(values, overrides)
+    try:
+        for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
+            merge_sections(values, overrides)
+    except RecipeError as error:
+        faults.add(f"{arm}/{name}", str(error))
+        return None
     for key, value in slot.point.items():
         merge_sections(values, _as_sections(key, value))
     if slot.rung is not None:
@@ -185,12 +190,20 @@ def _read_recipe(name: str, source: str, faults: Faults) -> dict[str, Any] | Non
             return None
     own = Faults(str(path))
     text = read_text(path, own)
-    values = None if text is None else parse_yaml(text, own)
-    if values is not None and not isinstance(values, dict):
-        own.add("", "a recipe must be a mapping of keys, such as max_duration: 40ep")
-    for line in own:
+    values, found = (None, own) if text is None else _parsed(text, str(path))
+    for line in found:
         faults.add(str(path), line)
-    return None if len(own) else values or {}
+    return None if len(found) else copied(values or {})
+
+
+@functools.lru_cache(maxsize=16)  # the steps of a sequence have one recipe, or a few
+def _parsed(text: str, path: str) -> tuple[Any, Faults]:
+    """Return the values of a recipe's text, and what is wrong with it."""
+    faults = Faults(path)
+    values = parse_yaml(text, faults)
+    if values is not None and not isinstance(values, dict):
+        faults.add("", "a recipe must be a mapping of keys, such as max_duration: 40ep")
+    return values, faults
 
 
 def _as_sections(path: str, value: Any) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 
 import torch
@@ -23,12 +25,6 @@ _PACKAGES = ("reuse-algos", "mosaicml", "torch", "torchvision", "torchmetrics", 
 
 def environment() -> EnvironmentRecord:
     """Return versions, hardware and the git commit of the working directory."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     hardware: dict[str, str | int | float | None] = {
         "name": hardware_name(),
         "cpu_count": os.cpu_count(),
@@ -39,7 +35,18 @@ def environment() -> EnvironmentRecord:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
     }
-    return EnvironmentRecord(versions=versions, hardware=hardware, git_commit=_git_commit())
+    return EnvironmentRecord(versions=dict(_versions()), hardware=hardware, git_commit=_git_commit())
+
+
+@functools.cache  # looking for the metadata of seven packages takes 10 ms
+def _versions() -> Mapping[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
 
 
 def hardware_name() -> str:
