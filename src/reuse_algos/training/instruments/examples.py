@@ -237,9 +237,8 @@ class ExampleLosses:
         return torch.cat([part.flatten(2) for part in parts.values()], dim=2).detach()
 
     def _loss(self, batch: Any, parameters: Mapping[str, Tensor]) -> Tensor:
-        outputs = self.outputs(parameters, batch)
         with FullPrecision(self._device.type):
-            return total_of(self.model.loss(outputs, batch))
+            return total_of(self.model.loss(self.outputs(parameters, batch), batch))
 
     # Chunks of gradients --------------------------------------------------------------------------------------------
 
