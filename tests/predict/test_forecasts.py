@@ -359,6 +359,10 @@ def test_workers_that_share_cores_are_not_predicted(tmp_path: Path, capsys: pyte
     assert [row["kind"] for row in found["speed"]] == ["measured", "measured", "predicted"]
     _, found, _ = answer("gpus", *((n, 0.02 / n, {"gpu_count": 4, "local_world_size": n}) for n in (1, 2)))
     assert [row["kind"] for row in found["speed"]] == ["measured", "measured", "predicted"]
+    told = RunArchive(tmp_path / "told", create=True)
+    recipe = {"optimizer": {"lr": 0.1}, "device": "cpu"}
+    write(told, "run", [3, 2, 1.0], workers=4, recipe=recipe, machine={**cores, "gpu_count": 4, "local_world_size": 4})
+    assert histories(told)[0].shares_hardware, "on the cores of a machine with GPUs"
     status = main(["predict", "speed", str(tmp_path / "crowded"), "--workers", "4", "8"])
     assert (status, "not predictable. Ask for numbers of --workers" in capsys.readouterr().err) == (2, True)
 

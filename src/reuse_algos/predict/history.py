@@ -139,7 +139,8 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         hardware=str(hardware.get("name") or ""),
         workers=int(hardware.get("world_size") or 1),
         local_workers=_whole(hardware.get("local_world_size")),
-        room=room_of(hardware),
+        # A machine may have GPUs that the run was told not to use.
+        room=room_of({**hardware, "gpu_count": 0} if (said.recipe or {}).get("device") == "cpu" else hardware),
         servers=_servers(run),
         # The mean, as a last batch may be smaller.
         batch=said.progress.sample / steps if steps else math.nan,
