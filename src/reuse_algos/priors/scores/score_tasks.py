@@ -26,9 +26,10 @@ def check_task(run: PriorRun, score: str, signal: str, reader: PresentationReade
     kind = getattr(getattr(run.manifest, "task", None), "kind", None)
     if signal in ("correct", "el2n", "grand", "grand_last_layer") or (signal == "loss" and score.startswith("loss")):
         return  # the signal itself is the number, and its own task was asked when it was made
-    advice = f"Record runs with run_recorder signals: {{loss: {{}}}} and choose score: loss instead of {score}."
+    choose = "" if score == "loss" else f" and choose score: loss instead of {score}"
+    advice = f"Record runs with run_recorder signals: {{loss: {{}}}}{choose}."
     if kind is not None and kind not in _OF_ONE_ANSWER:
-        raise TaskError(f"the score {score!r} is not defined for the task {kind!r} of run {run.id}. {advice}")
+        raise TaskError(f"{score!r} of {signal} is not defined for the task {kind!r} of run {run.id}. {advice}")
     if signal != "logits":
         return
     shape = reader.signal(signal).row_shape

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
-from reuse_algos.archive import Manifest, TaskRecord
+from reuse_algos.archive import Manifest, PriorRun, TaskRecord
 from reuse_algos.errors import TaskError
 from reuse_algos.training.tasks.task import KINDS, Kind, Task
 
@@ -40,20 +40,20 @@ def task_of(manifest: Manifest) -> Task | None:
     )
 
 
-def refuse_other_task(run_id: str, task: TaskRecord | None, who: str, kinds: Sequence[str]) -> None:
-    """Refuse a prior run whose recorded task is none of some kinds, before it is asked for what it cannot have.
+def refuse_other_tasks(runs: Iterable[PriorRun], who: str, kinds: Sequence[str]) -> None:
+    """Refuse prior runs whose recorded task is none of some kinds, before they are asked for what they cannot have.
 
     Args:
-        run_id: For the message.
-        task: As recorded; None, which the runs of detectors and old ones have, is refused nowhere.
+        runs: Those without a recorded task, as detectors and old ones are, pass.
         who: What is defined for these kinds only.
         kinds: Of tasks.
 
     Raises:
-        TaskError: It is another one.
+        TaskError: The task of a run is another one.
     """
-    if task is not None and task.kind not in kinds:
-        raise TaskError(
-            f"{who} is defined for {' and '.join(kinds)}, and run {run_id} was trained for the task {task.kind!r}. "
-            f"Leave {who} out, or choose another prior run."
-        )
+    for run in runs:
+        if (task := run.manifest.task) is not None and task.kind not in kinds:
+            raise TaskError(
+                f"{who} is defined for {' and '.join(kinds)}, and run {run.id} was trained for the task {task.kind!r}. "
+                f"Leave {who} out, or choose another prior run."
+            )
