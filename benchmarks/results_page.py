@@ -426,8 +426,8 @@ SECTIONS = (
         "Forecasts after a quarter, a half and three quarters of a run",
         "forecasts.jsonl",
         "Every run is forecast from its own first part and the other runs. Medians of relative errors: of the last "
-        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one, than which it "
-        "is no better on this shared machine.",
+        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one, than which "
+        "it is no better on this shared machine.",
         summary("forecasts", "--archive", "forecast-archive"),
     ),
     Section(
