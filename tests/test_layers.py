@@ -127,7 +127,8 @@ def test_rooms_files_classes_and_constructors_are_small() -> None:
     for path in files:
         for cls in ast.walk(ast.parse(path.read_text())):
             if isinstance(cls, ast.ClassDef):
-                long[f"{path}: {cls.name}"] = cls.end_lineno - cls.lineno + 1  # type: ignore[operator]
+                if _layer(path) in ("algorithms", "callbacks"):
+                    long[f"{path}: {cls.name}"] = cls.end_lineno - cls.lineno + 1  # type: ignore[operator]
                 for method in cls.body:
                     if isinstance(method, ast.FunctionDef) and method.name == "__init__":
                         given = method.args.posonlyargs + method.args.args + method.args.kwonlyargs

@@ -86,8 +86,7 @@ class AdversarialReplay(ReusingAlgorithm):
         ModelError: The model has batch norms that cannot be split, or outputs that cannot be put together.
 
     Logs ``reuse/adversarial_replay/rows``, ``/coverage``, ``/clean_loss``, ``/adversarial_loss``, ``/clean_error``,
-    ``/adversarial_error`` and ``/fooling`` (share of what the model is right about that the perturbations turn). The
-    card beside this file defines each.
+    ``/adversarial_error`` and ``/fooling``. The card beside this file defines each.
 
     Example:
         .. code-block:: python

@@ -151,7 +151,7 @@ class DeviceImages(Dataset[tuple[Tensor, Tensor]]):
 
 
 class WorkerImages(Dataset[tuple[Tensor, Tensor]]):
-    """The same images as a :class:`DeviceImages` on the CPU, example by example, for DataLoader workers.
+    """Images of a :class:`DeviceImages` on the CPU, read example by example by DataLoader workers.
 
     Bit for bit the images that ``DeviceImages`` makes on a device, so runs of either kind share views. Goes with
     torch's default collate function.

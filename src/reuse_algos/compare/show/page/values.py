@@ -46,12 +46,12 @@ class Value:
 
     @property
     def number(self) -> float:
-        """As a float; NaN where there is none."""
+        """The number as a float; NaN where there is none."""
         return math.nan if self.raw is None else float(self.raw)
 
     @property
     def exact(self) -> str:
-        """As the JSON writes it; ``null`` where it is not finite."""
+        """The number as the JSON writes it; ``null`` where it is not finite."""
         return json.dumps(json_safe(self.raw))
 
     def show(self, text: str) -> Markup:
