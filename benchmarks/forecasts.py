@@ -65,6 +65,9 @@ def summarise(records: Sequence[dict[str, Any]]) -> None:
             held = f"{sum(covered)} of {len(covered)} ({sum(covered) / max(1, len(covered)):.1%})"
             errors = f"{value:>9.1%}, {last:>10.1%}   {seconds:>4.1%}, {linear:>11.1%}"
             print(f"{schedule:<9} {asked:>6.0%} {len(group):>5}   {errors}   {held}")
+    timed = [one for one in records if "asked" in one]
+    closer = sum(abs(one["seconds_error"]) < abs(one["baseline_seconds_error"]) for one in timed)
+    print(f"the time was closer to the end than the linear one in {closer} of {len(timed)} forecasts")
 
 
 def train(archive: Path, seeds: int, epochs: int) -> None:

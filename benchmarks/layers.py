@@ -3,7 +3,8 @@
 Depths: ResNet-20, 32, 44 and 56 at a constant rate predict the loss curve, its end and the step time of ResNet-50,
 which is trained as well. Processes: one process says how long an example takes, and the model of strong scaling
 predicts two (gloo, over the loopback device), of which the sum (nothing overlaps) and the maximum (all overlaps) are
-given.
+given. All processes have one thread, so that two have a core each; where the machine has fewer cores, nothing is
+predicted.
 
     python benchmarks/layers.py --archive ./layers-archive                # about three minutes on a quiet CPU core
     python benchmarks/layers.py --archive ./layers-archive --summary
@@ -14,6 +15,7 @@ What the archive holds is not trained again. Seconds on a machine that is shared
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +29,8 @@ from job_runner import ResultsFile, command_line, surroundings
 from reuse_algos import train as reuse_train
 from reuse_algos.archive import RunArchive
 from reuse_algos.predict import History, LossCurve, histories, leave_one_size_out, predict_size, strong_scaling
-from reuse_algos.predict.evidence import sized_runs, steps_per_second
+from reuse_algos.predict.evidence import shared_hardware, sized_runs, steps_per_second
+from reuse_algos.predict.sizes import curve_misfit, end_interval
 from reuse_algos.recipe.shipped import shipped_recipe
 
 OUT = Path(__file__).parent / "results" / "layers.jsonl"
@@ -57,7 +60,9 @@ def train(archive: Path, depth: int, epochs: int, processes: int, seed: int) -> 
         return
     launcher = ["-m", "composer.cli.launcher", "-n", str(processes)]
     command = [sys.executable, *launcher, "-m", "reuse_algos.train", recipe, *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    # Composer's launcher leaves torch its default, as many threads as cores in each process.
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
 
 
 def depths_record(archive: RunArchive) -> dict[str, Any]:
@@ -73,6 +78,9 @@ def depths_record(archive: RunArchive) -> dict[str, Any]:
         "depths": [sorted(_depth(run) for run in known), UNSEEN],
         "curve": curve_by_quarters(made.curve, unseen),
         "loss": {"predicted": loss, "measured": last.end_loss, "error": loss / last.end_loss - 1},
+        # Beyond sizes.MISFIT the command gives no loss.
+        "misfit": curve_misfit(sized),
+        "interval": list(end_interval(sized, loss)),
         "step_seconds": {
             "predicted": made.step_seconds,
             "measured": last.step_seconds,
@@ -105,6 +113,7 @@ def processes_record(archive: RunArchive, network: float, price: float) -> dict[
     runtime = together.end_step / measured
     return {
         "what": "processes",
+        "not_predictable": shared_hardware([alone, together], together.workers),
         "throughput": {
             "nothing_overlaps": row.examples_per_second,
             "all_overlaps": BATCH / row.overlapped_seconds,
@@ -124,17 +133,34 @@ def _depth(run: History) -> int:
 def summarise(records: Sequence[dict[str, Any]]) -> None:
     """Print each record, predicted beside measured."""
     for one in records:
+        if one["what"] == "processes" and (reason := not_predictable(one)):
+            numbers = ", ".join(f"{key} {value:.4g}" for key, value in one["throughput"].items())
+            print(f"processes: {reason}. With hardware of their own they would have had, and had: {numbers}")
+            continue
         known, unseen = one.get("depths", [DEPTHS[:3], DEPTHS[3]])
         what = f"ResNet-{', '.join(map(str, known))} predict {unseen}" if one["what"] == "depths" else one["what"]
         for name, found in one.items():
             if isinstance(found, dict) and "measured" in found:
                 numbers = ", ".join(f"{key} {value:.4g}" for key, value in found.items())
                 print(f"{what}, {name}: {numbers}")
+        if "misfit" in one:
+            low, high = one["interval"]
+            print(
+                f"{what}, loss: interval {low:.4g} to {high:.4g}; curves miss their own ends {one['misfit']:.3g} times"
+            )
         for number, quarter in enumerate(one.get("curve", []), start=1):
             numbers = ", ".join(f"{key} {value:.4g}" for key, value in quarter.items())
             print(f"{what}, mean loss in quarter {number}: {numbers}")
         for size, (loss, seconds) in one.get("errors_when_left_out", {}).items():
             print(f"{what}, left out {size}: relative errors loss {loss:+.3g}, step time {seconds:+.3g}")
+
+
+def not_predictable(record: dict[str, Any]) -> str | None:
+    """Return why one process does not predict two, or None where it does."""
+    if "not_predictable" in record:
+        return record["not_predictable"]
+    # Records without the answer are older: one process had one thread, and each of two as many as there are cores.
+    return f"two processes of {record['hardware']['cpu_count']} threads each shared as many cores: not predictable"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -215,11 +215,25 @@ SECTIONS = (
         ),
     ),
     Section(
-        "Data that grow, from runs that were taught (not finished)",
+        "Data that grow, from runs that were taught",
         "grown_small.jsonl",
-        "Started from the weights of a run on half of the images, a plain one (warm) or one that was taught by five "
-        "such runs (taught), at a quarter of the epochs of tuned plain training on all. Two seeds of the search: no "
-        "claim; the seeds that would decide were not trained.",
+        "Started from the weights of a run on half of the images: a plain one (warm), or one that five of these taught "
+        "(warm-taught). Plain training on all images has the batch size and the rate that were best of seven; the rate "
+        "of the arms was the best of three, on seeds that are not shown.",
+        summary(
+            "study",
+            str(HERE / "studies" / "grown_small.yaml"),
+            "--judge-by",
+            "samples",
+            "--no-advice",
+            "--arms",
+            "plain,warm,warm-taught",
+        ),
+    ),
+    Section(
+        "The same: the search, on two seeds",
+        "grown_small.jsonl",
+        "Settings at a quarter of the epochs of plain training. No claim.",
         summary(
             "study",
             str(HERE / "studies" / "grown_small.yaml"),
@@ -282,6 +296,38 @@ SECTIONS = (
         "curriculum_cifar100_small.jsonl",
         "Every strategy of `HistoryCurriculum` against its controls, at equal cost.",
         summary("curriculum"),
+    ),
+    Section(
+        "Robust digits: attacks that go on from archived perturbations",
+        "robust_digits.jsonl",
+        "Accuracy under PGD-10 at 0.1, after online adversarial training with PGD-5, after the same with one step "
+        "(the control without an archive), and with AdversarialReplay, use: start, from the perturbations of an "
+        "archived robust run. Rates were chosen for each of them with two other seeds.",
+        summary(
+            "study",
+            str(HERE / "studies" / "robust_digits.yaml"),
+            "--judge-by",
+            "flops",
+            "--no-advice",
+            "--arms",
+            "online,one-step,start,start-distilled",
+        ),
+    ),
+    Section(
+        "The same: accuracy on clean digits",
+        "robust_digits.jsonl",
+        "Of the same runs.",
+        summary(
+            "study",
+            str(HERE / "studies" / "robust_digits.yaml"),
+            "--judge-by",
+            "flops",
+            "--no-advice",
+            "--metric",
+            "metrics/eval/robust/CleanAccuracy",
+            "--arms",
+            "online,one-step,start,start-distilled",
+        ),
     ),
     Section(
         "Replayed adversarial examples: accuracy",
@@ -380,7 +426,8 @@ SECTIONS = (
         "Forecasts after a quarter, a half and three quarters of a run",
         "forecasts.jsonl",
         "Every run is forecast from its own first part and the other runs. Medians of relative errors: of the last "
-        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one.",
+        "loss, beside the last value that was seen; of the time to the end, beside Composer's linear one, than which "
+        "it is no better on this shared machine.",
         summary("forecasts", "--archive", "forecast-archive"),
     ),
     Section(
@@ -394,8 +441,10 @@ SECTIONS = (
         "Four depths predict a fifth, and one process two",
         "layers.jsonl",
         "ResNets on digits at a constant rate. They learn the digits by heart, so in the second half the loss falls "
-        "faster than the form of the curve allows. The last group "
-        "is of a quiet machine; in the others it did other work as well, and their seconds tell little.",
+        "faster than the form of the curve allows, and `predict size` now says that it is not enough evidence for a "
+        "loss. Predicted losses here are of fits by squared errors, before that. Of the processes, one had one thread "
+        "and each of two had two on two cores: they shared the cores, and `predict` now refuses that, too. The last "
+        "group is of a quiet machine; in the others it did other work as well, and their seconds tell little.",
         summary("layers", "--archive", "layers-archive"),
     ),
     Section(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from reuse_algos.data.example_ids import TrackExamples
 from reuse_algos.recipe import build_trainer, load_recipe
 from reuse_algos.training.outputs import plain_state_dict
 from shorthand import sections
-from toy import checkpointed, epoch_loader, mlp, trainer, viewed
+from toy import checkpointed, epoch_loader, finish, mlp, trainer, viewed
 
 DIGITS = Path(__file__).parents[1] / "yamls" / "digits" / "baseline.yaml"
 DATA = [
@@ -81,7 +80,5 @@ def interrupted(archive: RunArchive, folder: Path, *others: Any, **arguments: An
     one, steps = head_of_blobs(
         archive, *others, callbacks=[recorder], **checkpointed(folder, save_interval="1ba", **arguments)
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        one.fit()
-    one.close()
+    finish(one)
     return steps

@@ -37,19 +37,6 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 
 
-class Stop(Algorithm):
-    """Dies in the middle of a batch."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.BEFORE_FORWARD and int(state.timestamp.batch) == self.batch
-
-    def apply(self, event: Event, state: State, logger: Any) -> None:
-        raise KeyboardInterrupt
-
-
 class Started(Algorithm):
     """Whether an epoch was started."""
 

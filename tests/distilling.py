@@ -13,7 +13,7 @@ from torch import nn
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.archive import RunArchive
 from shorthand import sections
-from toy import epoch_loader, mlp, trainer, viewed
+from toy import detached, epoch_loader, mlp, trainer, viewed
 
 
 class Watch(Callback):
@@ -32,15 +32,7 @@ class Watch(Callback):
         self.outputs.append((outputs["logits"] if isinstance(outputs, dict) else outputs).detach().clone())
 
     def before_backward(self, state: State, logger: Any) -> None:
-        self.losses.append(copy.deepcopy(_detached(state.loss)))
-
-
-def _detached(loss: Any) -> Any:
-    if isinstance(loss, dict):
-        return {key: value.detach().clone() for key, value in loss.items()}
-    if isinstance(loss, (tuple, list)):
-        return tuple(part.detach().clone() for part in loss)
-    return loss.detach().clone()
+        self.losses.append(detached(state.loss))
 
 
 def distil(archive: RunArchive, **arguments: Any) -> PriorRunDistillation:
@@ -91,3 +83,25 @@ def kl(
     q = torch.log_softmax(student.double() / temperature, 1)
     rows = (p * (p.log() - q)).sum(1) * temperature**2
     return float(rows.mean() if weights is None else (weights * rows).mean())
+
+
+class Scaled(nn.Module):
+    """A model with the names and shapes of :func:`toy.mlp` whose answers are multiplied."""
+
+    factor = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = mlp()
+
+    def forward(self, x: Any) -> torch.Tensor:
+        return self.factor * self.model((x, None))
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.state_dict(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model.named_parameters(*args, **kwargs)
+
+    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.model.load_state_dict(state)

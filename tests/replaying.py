@@ -24,7 +24,7 @@ from reuse_algos.data.images.device_loader import DeviceImages, WorkerImages
 from reuse_algos.data.images.pixels import PixelSpace
 from reuse_algos.data.info import DatasetInfo
 from shorthand import sections
-from toy import epoch_loader, trainer
+from toy import detached, epoch_loader, trainer
 
 N, BATCH, VIEWS, CLASSES = 48, 16, 2, 4
 SHAPE = (3, 6, 6)
@@ -155,19 +155,11 @@ class Calls(Callback):
             self.results.append(result.detach().clone())
 
     def after_forward(self, state: State, logger: Any) -> None:
-        self.outputs.append(copy.deepcopy(_detached(state.outputs)))
+        self.outputs.append(detached(state.outputs))
         self.batches.append(copy.deepcopy(state.batch))
 
     def before_backward(self, state: State, logger: Any) -> None:
-        self.losses.append(copy.deepcopy(_detached(state.loss)))
-
-
-def _detached(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: part.detach().clone() for key, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return tuple(part.detach().clone() for part in value)
-    return value.detach().clone()
+        self.losses.append(detached(state.loss))
 
 
 def replay(archive: RunArchive, **settings: Any) -> AdversarialReplay:

@@ -24,23 +24,25 @@ def _launch(ranks: int, recipe: str, *overrides: str, fork: bool = True) -> subp
     training = ["-m", "reuse_algos.train", str(ROOT / recipe), *SMALL, *overrides]
     if fork:
         return launch(ranks, *training)
-    command = [sys.executable, "-m", "composer.cli.launcher", "-n", str(ranks), *training]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    # The launcher imports Composer, too, and starts its ranks with what it takes for Python.
+    code = "import sys; from composer.cli.launcher import main; sys.executable = sys.argv.pop(1); main()"
+    return python("-c", code, sys.executable, "-n", str(ranks), *training)
 
 
 @pytest.mark.ranks
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_record_distil_compare(tmp_path: Path, ranks: int) -> None:
     archive = f"archive={tmp_path / 'archive'}"
-    for seed in (1, 2):
+    seeds = (1, 2) if ranks == 1 else (1,)
+    for seed in seeds:
         for method in ("baseline", "distilled"):
             # One training as the user starts it: ranks that import everything, and hash texts, by themselves.
-            fork = (ranks, seed, method) != (2, 1, "baseline")
+            fork = (ranks, method) != (2, "baseline")
             done = _launch(ranks, f"yamls/digits/{method}.yaml", archive, f"seed={seed}", fork=fork)
             assert done.returncode == 0, done.stdout + done.stderr
     runs = RunArchive(tmp_path / "archive").runs(order="first")
-    assert [run.tags["method"] for run in runs] == ["baseline", "distilled"] * 2
-    assert [run.manifest.seed for run in runs] == [1, 1, 2, 2]
+    assert [run.tags["method"] for run in runs] == ["baseline", "distilled"] * len(seeds)
+    assert [run.manifest.seed for run in runs] == [seed for seed in seeds for _ in range(2)]
     assert [use.run_id for use in runs[1].manifest.prior_runs] == [runs[0].id]
     hardware = runs[0].manifest.environment
     assert hardware is not None
@@ -51,7 +53,7 @@ def test_record_distil_compare(tmp_path: Path, ranks: int) -> None:
     compared = python("-m", "reuse_algos.cli", "compare", str(tmp_path / "archive"), "--json")
     assert compared.returncode == 0, compared.stderr
     groups = {group["name"]: group for group in json.loads(compared.stdout)["groups"]}
-    assert groups["distilled"]["n"] == 2
+    assert groups["distilled"]["n"] == len(seeds)
     verified = python("-m", "reuse_algos.cli", "verify", str(tmp_path / "archive"), "--json")
     assert (verified.returncode, json.loads(verified.stdout)["problems"]) == (0, [])
 

@@ -1,8 +1,10 @@
-"""Lower layers never import higher ones, and the public names are what they are."""
+"""Lower layers never import higher ones, rooms and files stay small, and the public names are what they are."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import reuse_algos
@@ -82,6 +84,56 @@ def test_order_of_layers() -> None:
             if any(name == banned or name.startswith(banned + ".") for banned in FORBIDDEN.get(layer, ())):
                 wrong.append(f"{path.relative_to(PACKAGE)} imports {name}")
     assert not wrong
+
+
+def _module(path: Path) -> str:
+    return ".".join(("reuse_algos", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other() -> None:
+    paths = {_module(path): path for path in PACKAGE.rglob("*.py")}
+    needs: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        # What runs when the module is imported: neither functions nor what only type checkers read.
+        top = ast.parse(path.read_text()).body
+        names = {
+            f"{node.module}.{alias.name}" if f"{node.module}.{alias.name}" in paths else str(node.module)
+            for node in top if isinstance(node, ast.ImportFrom) for alias in node.names
+        }  # fmt: skip
+        needs[module] = (names & paths.keys()) - {module}
+    assert len(list(TopologicalSorter(needs).static_order())) == len(paths)  # raises where there is a cycle
+
+
+def test_no_technique_imports_another() -> None:
+    rooms = {path.name for path in (PACKAGE / "algorithms").iterdir() if path.is_dir()}
+    wrong = []
+    # AutoReuse is no technique: it chooses among them.
+    for path in (PACKAGE / "algorithms").rglob("*.py"):
+        own = path.relative_to(PACKAGE / "algorithms").parts[0]
+        for name in _imports(path):
+            parts = name.split(".")
+            if parts[:2] == ["reuse_algos", "algorithms"] and own in rooms - {"auto_reuse"}:
+                wrong += [f"{path} imports {name}" for part in parts[2:3] if part in rooms - {own}]
+    assert not wrong
+
+
+def test_rooms_files_classes_and_constructors_are_small() -> None:
+    files = [path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    rooms = Counter(path.parent for path in files)
+    assert {str(room): count for room, count in rooms.items() if count > 10} == {}
+    lines = {str(path): len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert {path: count for path, count in lines.items() if count > 450} == {}
+    wide, long = {}, {}
+    for path in files:
+        for cls in ast.walk(ast.parse(path.read_text())):
+            if isinstance(cls, ast.ClassDef):
+                long[f"{path}: {cls.name}"] = cls.end_lineno - cls.lineno + 1  # type: ignore[operator]
+                for method in cls.body:
+                    if isinstance(method, ast.FunctionDef) and method.name == "__init__":
+                        given = method.args.posonlyargs + method.args.args + method.args.kwonlyargs
+                        wide[f"{path}: {cls.name}"] = len(given) - 1
+    assert {name: count for name, count in wide.items() if count > 10} == {}
+    assert {name: count for name, count in long.items() if count > 250} == {}
 
 
 def test_every_module_has_a_layer() -> None:

@@ -42,6 +42,16 @@ def test_first_step_of_an_arm_is_trained_as_first_says(tmp_path: Path) -> None:
     assert (first.special, second.special) == (True, False)
 
 
+def test_null_does_not_pass_for_taking_an_algorithm_out(tmp_path: Path) -> None:
+    overrides = {"algorithms.label_smoothing": {"smoothing": 0.2}}
+    arms = {"a": {}, "b": {"overrides": {"algorithms.label_smoothing": False}}}
+    a, b = (planned(tmp_path, overrides=overrides, arms=arms, baseline="a").of_arm(name)[0] for name in "ab")
+    assert (list(a.recipe.settings.algorithms), list(b.recipe.settings.algorithms)) == (["label_smoothing"], [])
+    arms["b"]["overrides"]["algorithms.label_smoothing"] = None
+    with pytest.raises(RecipeError, match="algorithms.label_smoothing: null over an entry with options: write false"):
+        planned(tmp_path, overrides=overrides, arms=arms, baseline="a")
+
+
 def test_without_and_reuse_differ_only_in_what_the_arm_says(tmp_path: Path) -> None:
     plan = planned(tmp_path)
     without, reuse = plan.of_arm("without"), plan.of_arm("reuse")

@@ -237,6 +237,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_killed_and_restarted_gives_the_same_table(tmp_path: Path) -> None:
     """SIGKILL in the middle of a step's training; the step's own process goes too, and the next call goes on."""
@@ -244,17 +245,21 @@ def test_killed_and_restarted_gives_the_same_table(tmp_path: Path) -> None:
     here.mkdir()
     epochs = ["overrides.max_duration=10ep", "overrides.data.train_examples=200", "grid.seed=[1]"]
     path = sequence(here)
-    command = [sys.executable, "-m", "reuse_algos.cli", "sequence", str(path), *epochs, "--json"]
-    first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["sequence", str(path), *epochs, "--json"]
+    code = f"import os, sys; print(os.getpid(), flush=True); from reuse_algos.cli import main; sys.exit(main({words}))"
+    first = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert first.stdout is not None
+    number = int(first.stdout.readline())  # of the fork that runs the sequence
     checkpoints = here / "work/without/seed-1" / CHECKPOINTS
     until = time.monotonic() + 300  # on a loaded machine
     while not list(checkpoints.rglob("*.pt")) and time.monotonic() < until:
         assert first.poll() is None
         time.sleep(0.02)
-    children = " ".join(one.read_text() for one in Path(f"/proc/{first.pid}/task").glob("*/children")).split()
+    children = " ".join(one.read_text() for one in Path(f"/proc/{number}/task").glob("*/children")).split()
     assert len(children) == 1
-    os.kill(first.pid, signal.SIGKILL)
+    os.kill(number, signal.SIGKILL)
     first.wait()
+    first.stdout.close()
     until = time.monotonic() + 300  # on a loaded machine
     while _alive(int(children[0])) and time.monotonic() < until:
         time.sleep(0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,35 @@ class Interrupts(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         if int(state.timestamp.batch) == self.batch:
             raise KeyboardInterrupt
+
+
+class Stop(Algorithm):
+    """Dies in the middle of a batch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+
+    def match(self, event: Event, state: State) -> bool:
+        return event == Event.BEFORE_FORWARD and int(state.timestamp.batch) == self.batch
+
+    def apply(self, event: Event, state: State, logger: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def finish(one: Trainer) -> None:
+    """Train until the end, or until somebody interrupts it, and close."""
+    with contextlib.suppress(KeyboardInterrupt):
+        one.fit()
+    one.close()
+
+
+def detached(value: Any) -> Any:
+    """A copy of a tensor, or of a mapping or tuple of some, without its gradient."""
+    if isinstance(value, dict):
+        return {key: part.detach().clone() for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return tuple(part.detach().clone() for part in value)
+    return value.detach().clone()
 
 
 class NumberedDataset(Dataset):

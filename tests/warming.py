@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from composer import Algorithm, Callback, Event, State
+from composer import Callback, State
 from composer.loggers import InMemoryLogger
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -15,7 +16,7 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.training.outputs import plain_state_dict, unwrap_model
 from shorthand import sections
-from toy import NUM_CLASSES, blobs, epoch_loader, mlp, trainer
+from toy import NUM_CLASSES, Stop, blobs, checkpointed, epoch_loader, finish, mlp, trainer
 
 NAMES = tuple("abcd")
 
@@ -54,19 +55,6 @@ def _copied(state: State) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in plain_state_dict(state.model).items()}
 
 
-class Stop(Algorithm):
-    """Dies in the middle of a batch."""
-
-    def __init__(self, batch: int) -> None:
-        self.batch = batch
-
-    def match(self, event: Event, state: State) -> bool:
-        return event == Event.AFTER_FORWARD and int(state.timestamp.batch) == self.batch
-
-    def apply(self, event: Event, state: State, logger: Any) -> None:
-        raise KeyboardInterrupt
-
-
 def warm(archive: RunArchive, **settings: Any) -> PriorRunWarmStart:
     runs = settings.pop("runs", {"tags": {"method": "baseline"}, "order": "first", "limit": 1})
     return PriorRunWarmStart(archive, runs, **sections("warm", settings))
@@ -100,6 +88,21 @@ def trainer_with(optimizer: Any, model: Any, algorithms: list[Any], callbacks: l
         eval_dataloader=DataLoader(blobs(32, seed=9), batch_size=32),
         **arguments,
     )
+
+
+def resumable(
+    algorithm: PriorRunWarmStart, folder: Path, stop: int | None, optimizer: Any = None, **arguments: Any
+) -> Weights:
+    """Train with checkpoints, until the batch ``stop``; another call with the folder goes on from there.
+
+    Args:
+        optimizer: parameters -> the optimizer; None takes SGD with momentum.
+    """
+    weights, model = Weights(), mlp(5)
+    made = None if optimizer is None else optimizer(model.parameters())
+    algorithms = [algorithm, *([] if stop is None else [Stop(stop)])]
+    finish(trainer_with(made, model, algorithms, [weights], **checkpointed(folder, save_interval="1ba"), **arguments))
+    return weights
 
 
 def record(archive: RunArchive, name: str, algorithms: list[Any] | None = None, **arguments: Any) -> str:

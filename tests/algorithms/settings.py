@@ -5,7 +5,6 @@ A new algorithm, strategy or mode is one more row here. What is special about it
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,13 +19,13 @@ from composer.optim import LinearScheduler
 from torch import Tensor, nn
 
 from curricula import ROWS as STRATEGIES
-from curricula import Stop, curriculum
+from curricula import curriculum
 from distilling import distil
 from replaying import both_branches, conv_net, images, replay
 from reuse_algos.algorithms import AdversarialTraining, AutoReuse, FeatureDistillation, Freezing
 from reuse_algos.archive import RunArchive
 from reuse_algos.data.example_ids import TrackExamples
-from toy import checkpointed, epoch_loader, mlp, trainer, viewed
+from toy import Stop, checkpointed, epoch_loader, finish, mlp, trainer, viewed
 from warming import warm
 
 BATCH = 16
@@ -214,9 +213,7 @@ def train(
         loggers=[log],
         **{"lr": 0.05, **arguments},
     )
-    with contextlib.suppress(KeyboardInterrupt):
-        one.fit()
-    one.close()
+    finish(one)
     # Under DDP, which puts a prefix of its own before every name.
     weights = {name.replace("module.module.", "module."): value.clone() for name, value in both_branches(one).items()}
     metrics = {

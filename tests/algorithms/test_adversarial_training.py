@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from reuse_algos.algorithms import AdversarialTraining
 from reuse_algos.algorithms.adversarial_training import adversarial_inputs
 from reuse_algos.data.images.pixels import PixelSpace
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack
 from toy import loader, trainer
 
@@ -89,6 +89,8 @@ def test_training_sees_perturbed_images_inside_the_ball() -> None:
 def test_what_it_cannot_attack_is_refused() -> None:
     with pytest.raises(ExampleIdError, match="pixel_mean"):
         fit(AdversarialTraining(0.1))
+    with pytest.raises(TaskError, match=r"its inputs are images \[B, C, H, W\].*found nothing"):
+        fit(AdversarialTraining(0.1, input_key="pixels"))
     with pytest.raises(PriorRunMismatchError, match="MixUp leaves no image"):
         fit(AdversarialTraining(0.1, **PLAIN), MixUp(alpha=0.2))
     with pytest.raises(ValueError, match="go together"):

@@ -14,7 +14,13 @@ from composer.models import ComposerModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from reuse_algos.algorithms import AdversarialTraining, HistoryCurriculum, PriorRunDistillation
+from reuse_algos.algorithms import (
+    AdversarialReplay,
+    AdversarialTraining,
+    HistoryCurriculum,
+    MixTraining,
+    PriorRunDistillation,
+)
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
@@ -164,9 +170,17 @@ def test_scores_of_one_answer_are_refused_for_other_tasks(archives: dict[str, Pa
 @pytest.mark.parametrize("name", TASKS)
 def test_adversarial_training(name: str) -> None:
     """Only whole images with one label are attacked."""
-    attack = AdversarialTraining(0.03, steps=1, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
     if name == "multiclass":
+        attack = AdversarialTraining(0.03, steps=1, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)
         assert _fit(name, attack)[1].values[0] > _fit(name)[1].values[0], "the attack raises the loss"
     else:
         with pytest.raises(TaskError, match="AdversarialTraining is (not )?defined for the task"):
-            _fit(name, attack)
+            _fit(name, AdversarialTraining(0.03, steps=1))
+
+
+@pytest.mark.parametrize("name", ["token", "regression"])
+def test_a_run_of_another_task_is_refused_before_it_is_asked_for_signals(archives: dict[str, Path], name: str) -> None:
+    with pytest.raises(TaskError, match=f"AdversarialReplay is defined for multiclass and dense.*task '{name}'"):
+        _fit(name, AdversarialReplay(archives[name], "prior"))
+    with pytest.raises(TaskError, match=f"MixTraining is defined for detection.*task '{name}'"):
+        _fit(name, MixTraining(archives[name], "prior"))

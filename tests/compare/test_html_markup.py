@@ -18,6 +18,7 @@ from compare.synthetic_runs import METRIC, write_run
 from reuse_algos.archive import RunArchive
 from reuse_algos.cli import main
 from reuse_algos.compare import Outcomes
+from reuse_algos.compare.inside import size_maps
 from reuse_algos.compare.show.dashboard import dashboard_of
 from reuse_algos.compare.show.drawing import drawn_axes, looks_of
 from reuse_algos.compare.show.files import PAGES, check_file
@@ -156,6 +157,52 @@ def test_what_was_read_inside_is_drawn_and_said() -> None:
     lines = dashboard_of(comparison, inside).lines["readings/alpha"].series
     assert len(lines) == 3
     assert all(points == [(float(step), -0.999) for step in range(1, 9)] for points in lines.values())
+
+
+def test_the_sizes_of_gradients_are_a_map_for_each_run() -> None:
+    """Small sizes below, the darker the larger the share; a share that is 0 or not a number leaves its cell empty."""
+    comparison, outcomes = budgets()
+    read = {
+        "instruments/alpha": [(1, 0.0)],
+        "instruments/gradient_sizes/1e-1": [(1, 0.0), (5, 0.2), (9, math.nan)],
+        "instruments/gradient_sizes/below": [(1, 0.5), (5, 0.4), (9, math.nan)],
+        "instruments/gradient_sizes/1e-2": [(1, 0.5), (5, 0.4), (9, math.nan)],
+        "instruments/gradient_sizes/<b>": [(1, 0.5)],
+    }
+    inside = dataclasses.replace(
+        outcomes,
+        runs=[dataclasses.replace(run, readings=read if run is outcomes.runs[0] else {}) for run in outcomes.runs],
+    )
+    page = Page(report_page(comparison, inside))
+    (found,) = json.loads(page.data)["sizes"]
+    assert (found["sizes"], found["steps"]) == (["below", "1e-2", "1e-1"], [1, 5, 9])
+    assert found["shares"] == [[0.5, 0.4, None], [0.5, 0.4, None], [0.0, 0.2, None]]
+    cells = [a for tag, a in page.elements if tag == "rect" and a["class"] == "cell"]
+    places = [(a["x"], a["y"], a["fill-opacity"], a["data-value"]) for a in cells]
+    assert places == [
+        ("0.000%", "66.667%", "1.000", "0.5"), ("33.333%", "66.667%", "0.800", "0.4"),
+        ("0.000%", "33.333%", "1.000", "0.5"), ("33.333%", "33.333%", "0.800", "0.4"),
+        ("33.333%", "0.000%", "0.400", "0.2"),
+    ]  # fmt: skip
+    assert cells[-1]["data-json"] == "/sizes/0/shares/2/1"
+    table = dashboard_of(comparison, inside).tables["gradient_sizes"]
+    assert table.columns == ["group", "run_id", "step", "size", "share"]
+    assert [row[2:] for row in table.rows][6:] == [[1, "1e-1", 0.0], [5, "1e-1", 0.2], [9, "1e-1", None]]
+    assert "gradient_sizes" not in dashboard_of(comparison, outcomes).tables
+
+
+def test_maps_of_many_runs_and_steps_are_thinned_out() -> None:
+    _, outcomes = budgets()
+    rows = {"instruments/gradient_sizes/below": [(step, step / 1000) for step in range(1, 1001)]}
+    groups = {
+        name: [dataclasses.replace(outcomes.runs[0], run_id=f"{name}-{k}", readings=rows) for k in range(count)]
+        for name, count in (("few", 2), ("many", 30))
+    }
+    found = size_maps(groups)
+    assert [one.run_id for one in found] == ["few-0", "few-1", *(f"many-{k}" for k in range(10))]
+    assert len(found[0].steps) == 40
+    assert (found[0].steps[0], found[0].steps[-1]) == (1, 1000)
+    assert found[0].shares == [[step / 1000 for step in found[0].steps]]
 
 
 def test_a_reading_between_gaps_is_a_dot() -> None:

@@ -318,6 +318,26 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         MixTraining(archive, "prior", threshold=2)
 
 
+@pytest.mark.parametrize(
+    "algorithms",
+    [
+        {"prior_run_distillation": {"runs": "prior", "source": "live"}},
+        {"adversarial_training": {"epsilon": 0.1, "steps": 1}},
+    ],
+)
+def test_what_needs_one_answer_for_each_image_names_what_detectors_have(
+    archive: Path, algorithms: dict[str, Any]
+) -> None:
+    with pytest.raises(TaskError, match="For detectors there are MixTraining, FeatureDistillation and PriorRunWarm"):
+        _train(archive, "refused", algorithms=algorithms)
+
+
+def test_a_detector_has_no_scores_to_harvest(archive: Path) -> None:
+    curriculum = {"history_curriculum": {"runs": "prior", "strategy": "prune", "score": "loss"}}
+    with pytest.raises(SignalNotFoundError, match="a detector, whose images have no logits.*there is MixTraining"):
+        _train(archive, "refused", algorithms=curriculum)
+
+
 def test_a_new_detector_finds_boxes_with_an_area() -> None:
     """Its distances go through a ReLU: from around 0 they can all die, and every box is a point for ever."""
     torch.manual_seed(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import fcntl
+import functools
 import gc
 import json
 import os
@@ -152,6 +153,7 @@ def _end(job: Callable[[], None]) -> None:
 def _import_what_takes_long() -> None:
     import sklearn.datasets  # noqa: F401
     import torch
+    from composer.utils import collect_env
 
     import reuse_algos.cli
     import reuse_algos.harvest
@@ -160,6 +162,11 @@ def _import_what_takes_long() -> None:
     import reuse_algos.train  # noqa: F401
 
     torch.set_num_threads(1)
+    # The first Trainer of a process starts another Python to ask for the processor, and every Trainer and checkpoint
+    # looks for Composer's commit.
+    collect_env.get_cpu_model()
+    collect_env.get_composer_commit_hash = functools.cache(collect_env.get_composer_commit_hash)
+    collect_env.get_composer_commit_hash()
     if threading.active_count() > 1:
         raise RuntimeError(f"forks of a process with threads are not reliable: {threading.enumerate()}")
 

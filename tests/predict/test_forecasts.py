@@ -49,6 +49,8 @@ def write(
     flops: int = 1000,
     batch: int = 8,
     finish: bool = True,
+    machine: dict[str, int] | None = None,
+    config: dict[str, Any] | None = None,
     **fields: Any,
 ) -> str:
     steps = every * torch.arange(1, len(losses) + 1)
@@ -72,8 +74,10 @@ def write(
             files=files,
             recipe={"optimizer": {"lr": 0.1}, "scheduler": None} if recipe is None else recipe,
             dataset=DatasetRecord(name="toy", num_examples=100, fingerprint="f" * 64),
-            model=ModelRecord(name="net", flops_per_example=flops),
-            environment=EnvironmentRecord(versions={}, hardware={"name": hardware, "world_size": workers}),
+            model=ModelRecord(name="net", flops_per_example=flops, config=config),
+            environment=EnvironmentRecord(
+                versions={}, hardware={"name": hardware, "world_size": workers, **(machine or {})}
+            ),
             progress=Progress(batch=total, sample=batch * total, epoch=len(losses)),
             cost=CostRecord(train_seconds=step_seconds * total),
             monitor=ACCURACY if len(accuracy) else None,
@@ -236,6 +240,34 @@ def test_mixed_runs_are_refused(tmp_path: Path) -> None:
         speed_of([one, larger])
 
 
+def test_size_command_gives_a_loss_only_where_the_curve_describes_the_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Losses of the form of Optimus give an end with limits; those that fall exponentially give the time alone."""
+    steps = np.arange(10, 410, 10)
+    forms = {"form": lambda b: 1 / (b * steps + 0.5) + 0.2, "by-heart": lambda b: 3 * np.exp(-2 * b * steps)}
+    for name, form in forms.items():
+        archive = RunArchive(tmp_path / name, create=True)
+        for flops in (1000, 2000, 4000, 8000):
+            losses = form(0.002 * flops**0.25).tolist()
+            write(archive, "run", losses, flops=flops, step_seconds=1e-4 * flops, batch=8)
+        command = ["predict", "size", str(archive.root), "--flops", "3000", "--end-step", "400"]
+        assert main([*command, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        made, true = found["forecast"], float(form(0.002 * 3000**0.25)[-1])
+        assert made["step_seconds"] == pytest.approx(0.3, rel=1e-3)
+        assert main(command) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        if name == "form":
+            assert made["end_loss"] == pytest.approx(true, rel=0.01)
+            assert made["low"] <= true <= made["high"]
+            assert found["fits"]["interval_holds_a_like_size_in"] == "4 of 5"
+        else:
+            assert (made["end_loss"], made["low"], made["high"]) == (None, None, None)
+            assert found["fits"]["curves_miss_their_own_ends_by_a_factor_of"] > 2
+            assert "Not enough evidence for its loss" in said
+
+
 def test_speed_command_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = RunArchive(tmp_path / "archive", create=True)
     for workers in (1, 2):
@@ -260,6 +292,106 @@ def test_speed_command_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "give one of them" in capsys.readouterr().err
     assert main([*command[:-2], "--goal", "-1"]) == 2
     assert "level off before -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["synchronous", "asynchronous"])
+def test_speed_with_parameter_servers(tmp_path: Path, capsys: pytest.CaptureFixture[str], scheme: str) -> None:
+    """Runs of the form of Optimus, at six settings, predict the speed and the cost of settings that were not run."""
+
+    def seconds(w: int, p: int) -> float:
+        if scheme == "synchronous":
+            return 0.05 * 8 / w + 0.1 + 0.2 * w / p + 0.03 * w + 0.02 * p
+        return (0.9 + 0.2 * w / p + 0.03 * w + 0.02 * p) / w
+
+    archive = RunArchive(tmp_path / "archive", create=True)
+    for w, p in ((1, 1), (2, 1), (4, 1), (4, 2), (8, 2), (8, 4)):
+        write(archive, "run", [3, 2, 1.0], workers=w, step_seconds=seconds(w, p), tags={"servers": str(p)})
+    command = ["predict", "speed", str(archive.root), "--exchange", scheme, "--steps", "3600", "--price-per-hour", "2"]
+    assert main([*command, "--workers", "4", "6", "16", "--servers", "2", "4", "8", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["fit"]["scheme"] == scheme
+    kinds = {(row["workers"], row["servers"]): row["kind"] for row in found["speed"]}
+    assert (kinds[4, 2], kinds[6, 2], kinds[6, 8], kinds[16, 2]) == ("measured", "between", "predicted", "predicted")
+    for row in found["speed"]:
+        w, p = row["workers"], row["servers"]
+        assert 1 / row["steps_per_second"] == pytest.approx(seconds(w, p), rel=1e-6)
+        assert row["cost"] == pytest.approx(seconds(w, p) * 2 * (w + p), rel=1e-6)
+    picture = tmp_path / "speed.svg"
+    assert main([*command, "--servers", "2", "4", "--plot", str(picture)]) == 0
+    assert "within what was measured, 4 servers" in picture.read_text()
+    capsys.readouterr()
+    for wrong, said in (
+        (["--servers", "2"], "give --exchange synchronous or asynchronous"),
+        (["--exchange", "ring"], "'ring' for speed. Known: all_reduce, asynchronous, synchronous"),
+        ([], "had parameter servers (1), so its speed is not one of the exchange all_reduce"),
+    ):
+        assert main(["predict", "speed", str(archive.root), *wrong]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_workers_that_share_cores_are_not_predicted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On two cores, two processes of one thread have a core each; two of two threads, or four of one, have not."""
+    cores = {"cpu_count": 2, "gpu_count": 0}
+
+    def answer(name: str, *runs: tuple[int, float, dict[str, int]]) -> tuple[int, Any, str]:
+        archive = RunArchive(tmp_path / name, create=True)
+        for workers, seconds, machine in runs:
+            write(archive, "run", [3, 2, 1.0], workers=workers, step_seconds=seconds, machine={**cores, **machine})
+        status = main(["predict", "speed", str(archive.root), "--workers", "1", "2", "4", "--json"])
+        said = capsys.readouterr()
+        return status, json.loads(said.out) if said.out else None, said.err
+
+    one, two = (1, 0.02, {"threads": 1, "local_world_size": 1}), (2, 0.011, {"threads": 1, "local_world_size": 2})
+    status, found, _ = answer("apart", one, two)
+    assert (status, [row["workers"] for row in found["speed"]]) == (0, [1, 2])
+    (left,) = found["not_predicted"]
+    assert left == {
+        "workers": 4,
+        "why": "the machine of these runs has room for 2: more workers share its cores, not predictable",
+    }
+    _, found, _ = answer("crowded", one, (2, 0.045, {"threads": 2, "local_world_size": 2}))
+    assert [(row["workers"], row["kind"]) for row in found["speed"]] == [(1, "measured"), (2, "measured")]
+    assert "shared the cores of one machine" in found["not_predicted"][0]["why"]
+    # Older records have neither threads nor the number of processes of one machine: torch takes all cores.
+    _, found, _ = answer("older", (1, 0.02, {}), (2, 0.045, {}))
+    assert [row["workers"] for row in found["not_predicted"]] == [4]
+    _, found, _ = answer("machines", one, (2, 0.011, {"threads": 1, "local_world_size": 1}))
+    assert [row["kind"] for row in found["speed"]] == ["measured", "measured", "predicted"]
+    _, found, _ = answer("gpus", *((n, 0.02 / n, {"gpu_count": 4, "local_world_size": n}) for n in (1, 2)))
+    assert [row["kind"] for row in found["speed"]] == ["measured", "measured", "predicted"]
+    status = main(["predict", "speed", str(tmp_path / "crowded"), "--workers", "4", "8"])
+    assert (status, "not predictable. Ask for numbers of --workers" in capsys.readouterr().err) == (2, True)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_strong_scaling_stands_beside_what_was_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], threads: int
+) -> None:
+    """Two processes of one thread on two cores are predicted; two of two threads shared the cores and are not."""
+    archive = RunArchive(tmp_path / "archive", create=True)
+    config = {"name": "digits_cnn", "num_classes": 10, "image_shape": [1, 8, 8]}
+    command = ["predict", "layers", "--model", "digits_cnn", "--classes", "10", "--input", "1", "8", "8", "--json"]
+    assert main([*command, "--batch", "1"]) == 0
+    flops = round(json.loads(capsys.readouterr().out)["total"]["gigaflops"] * 1e9)
+    for workers, seconds in ((1, 0.02), (2, 0.016)):
+        machine = {"cpu_count": 2, "gpu_count": 0, "threads": threads, "local_world_size": workers}
+        write(
+            archive, "run", [3, 2, 1.0], workers=workers, step_seconds=seconds, flops=flops, machine=machine,
+            config=config,
+        )  # fmt: skip
+    device = ["--peak-gflops", "1000", "--bandwidth-gbs", "1000", "--network-gbits", "1000", "--workers", "1", "2"]
+    assert main([*command[:2], str(archive.root), *command[2:], "--batch", "8", *device]) == 0
+    found = json.loads(capsys.readouterr().out)
+    one, two = found["strong_scaling"]
+    assert one["examples_per_second"] == pytest.approx(8 / 0.02)
+    assert (one["measured_examples_per_second"], two["measured_examples_per_second"]) == pytest.approx((400, 500))
+    if threads == 1:
+        assert two["examples_per_second"] == pytest.approx(800, rel=0.01)
+        assert two["error"] == pytest.approx(two["examples_per_second"] / 500 - 1)
+        assert "not_predicted" not in found
+    else:
+        assert (two["examples_per_second"], two["speedup"], two["error"]) == (None, None, None)
+        assert "shared the cores of one machine" in found["not_predicted"][0]["why"]
 
 
 def study(archive: RunArchive, scheduler: Any = None) -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from reuse_algos.cli import main
 from reuse_algos.errors import ModelError, NotEnoughEvidenceError
+from reuse_algos.models import build_model
 from reuse_algos.predict.cost.layers import DEVICES, Device, layers_of, percent_of_peak, shares, step_seconds
 
 
@@ -64,6 +70,49 @@ def test_attention_is_counted_though_no_layer_shows_it() -> None:
     layers = layers_of(Self(), torch.zeros(2, 5, 8))
     projections, scores = 2 * 2 * 5 * 8 * 32, 2 * 2 * (2 * 5 * 5 * 8)
     assert sum(layer.flops for layer in layers) == projections + scores
+
+
+@pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt"])
+def test_text_models_are_what_torchs_counter_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against the counter while the same model computes, and attention and linear layers by hand."""
+    pytest.importorskip("transformers")
+    batch, tokens, width, words = 3, 12, 64, 50
+    command = ["predict", "layers", "--model", name, "--vocabulary", str(words), "--tokens", str(tokens)]
+    assert main([*command, "--classes", "5", "--batch", str(batch), "--depth", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    config = {"name": name, "num_classes": 5, "vocabulary": words, "max_tokens": tokens, "depth": 1}
+    model = build_model(config).eval()
+    ids = torch.ones(batch, tokens, dtype=torch.int64)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert found["total"]["gigaflops"] * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-9)
+    kinds: dict[str, list[float]] = {}
+    for layer in found["layers"]:
+        kinds.setdefault(layer["kind"], []).append(layer["megaflops"] * 1e6)
+    # Scores and their sums, of all heads together.
+    assert kinds["attention"] == pytest.approx([2 * 2 * batch * tokens * tokens * width])
+    assert sum(kinds["embedding"]) == sum(kinds["norm"]) == 0
+    # Query, key, value, output; two layers of four times the width; and what a model's head adds.
+    head = 2 * batch * (width * width + width * 5) if name == "tiny_bert" else 2 * batch * tokens * width * words
+    assert sum(kinds["linear"]) == pytest.approx(2 * batch * tokens * (4 + 8) * width * width + head)
+    words_read = next(layer for layer in found["layers"] if layer["kind"] == "embedding")["megabytes"] * 1e6
+    assert words_read == 8 * batch * tokens + 4 * batch * tokens * width + min(words, batch * tokens) * width * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "tiny_bert"], "tiny_bert reads texts: give --vocabulary and --tokens"),
+        (["--model", "tiny_gpt", "--input", "1", "8", "8"], "--input is the shape of an image"),
+        (["--model", "resnet20", "--tokens", "8"], "resnet20 reads images; give --input"),
+        (["--model", "tiny_fcos", "--input", "1", "64", "64"], "a detector chooses boxes by their scores"),
+    ],
+)
+def test_what_layers_cannot_count_is_refused(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["predict", "layers", *arguments]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_time_of_a_step_by_hand() -> None:

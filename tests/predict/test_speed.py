@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,7 +12,7 @@ from reuse_algos.errors import NotEnoughEvidenceError
 from reuse_algos.predict.cost.communication import exchange_seconds, strong_scaling
 from reuse_algos.predict.cost.speed import SpeedModel, fit_speed
 from reuse_algos.predict.loss_curve import LossCurve
-from reuse_algos.predict.sizes import SizedRun, leave_one_size_out, predict_size
+from reuse_algos.predict.sizes import SizedRun, curve_misfit, end_interval, leave_one_size_out, predict_size
 
 WORKERS, SERVERS = (grid.ravel() for grid in np.meshgrid(np.arange(1, 17), np.arange(1, 9)))
 TERMS = {"synchronous": (0.02, 0.2, 0.3, 0.04, 0.06), "asynchronous": (0.5, 0.06, 0.01, 0.01)}
@@ -97,6 +100,30 @@ def test_hardware_shifts_the_time_only() -> None:
     found = predict_size(runs, 44e6, "b")
     assert found.step_seconds == pytest.approx(3 * sized(44).step_seconds, rel=0.01)
     assert found.curve.loss(1000) == pytest.approx(sized(44).end_loss, rel=0.01)
+
+
+def test_the_interval_of_an_unseen_size_holds_as_often_as_it_says() -> None:
+    """Four sizes that scatter by 10 % around powers of their FLOPs predict a fifth: four of five ends, or more."""
+    held = []
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        runs = []
+        for depth in (20, 32, 44, 56, 50):
+            true = sized(depth)
+            curve = replace(true.curve, b2=true.curve.b2 * math.exp(0.1 * generator.standard_normal()))
+            runs.append(replace(true, curve=curve, end_loss=float(curve.loss(true.end_step))))
+        *known, unseen = runs
+        low, high = end_interval(known, float(predict_size(known, unseen.flops, "a").curve.loss(unseen.end_step)))
+        held.append(low <= unseen.end_loss <= high)
+    # 0.8, less three standard errors of 200 studies.
+    assert np.mean(held) > 0.8 - 3 * (0.8 * 0.2 / 200) ** 0.5
+
+
+def test_curves_that_miss_their_own_ends_are_noticed() -> None:
+    runs = [sized(depth) for depth in (20, 32, 44)]
+    assert curve_misfit(runs) == pytest.approx(1)
+    off = [replace(run, end_loss=run.end_loss / factor) for run, factor in zip(runs, (2, 30, 9), strict=True)]
+    assert curve_misfit(off) == pytest.approx(9)
 
 
 @pytest.mark.parametrize(

@@ -125,13 +125,17 @@ def test_overrides_set_typed_values_and_make_sections():
         ("a b=3", "'a b=3': is not a key=value override. Write for example optimizer.lr=0.05"),
         ("a.b=3", "'a.b=3': a is 1, which has nothing inside it"),
         ("list.7=3", "'list.7=3': list is a list of 1, and '7' is not a position in it"),
+        ("callbacks.x=null", "'callbacks.x=null': null over an entry with options: write false to leave it out, or "
+         "{} and its options to set them again"),
         ("a={x: 1, x: 2}", "'a={x: 1, x: 2}': the value is wrong: x: given twice (line 1). Keep one"),
     ],
-)
+)  # fmt: skip
 def test_faults_of_overrides(override, fault):
     faults = Faults("x.yaml")
-    apply_overrides({"a": 1, "list": [0]}, [override], faults)
+    values = {"a": 1, "list": [0], "callbacks": {"x": {"k": 1}}}
+    apply_overrides(values, [override], faults)
     assert list(faults) == [fault]
+    assert values["callbacks"] == {"x": {"k": 1}}
 
 
 def test_interpolation_of_keys_and_environment(monkeypatch):

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from composer import Callback
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos import PriorRunDistillation, RunRecorder
 from reuse_algos.archive import RunArchive
@@ -94,6 +96,13 @@ def test_recorded_losses_are_those_of_each_text(archives: dict[str, Path], learn
     recorded = run.manifest.task
     assert recorded is not None
     assert (recorded.kind, recorded.shift) == (TASKS[learn].kind, TASKS[learn].shift)
+    # The products of attention are counted as well, which torch's counter does not see in the fast kernel of CPUs.
+    data, record = Sentences(learn), run.manifest.model
+    batch = {key: torch.stack([data[row][key] for row in range(N)]) for key in data[0]}
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        hugging_face(learn, 1).eval().model(**batch)
+    assert record is not None
+    assert record.flops_per_example == counter.get_total_flops() / N
 
 
 @pytest.mark.parametrize("microbatch", [B, 3])

@@ -36,6 +36,9 @@ class RunForecast(Callback):
     has fallen, that form does not hold: then the forecast is what became of earlier runs under a decaying schedule, and
     without such runs there is none.
 
+    The forecast of the time leaves out a slow start. Without one it is no better than the linear time that Composer's
+    progress bar shows: over 144 forecasts on a shared machine it was closer in 60.
+
     Args:
         archive: Archive with earlier runs, or its path; it gives the intervals. Default: None.
         at: Shares of the run after which to forecast, in (0, 1). Default: 0.25, 0.5, 0.75.

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reuse_algos.errors import NotEnoughEvidenceError, nearest
-from reuse_algos.predict.cost.speed import SpeedModel, fit_speed
+from reuse_algos.predict.cost.speed import Scheme, SpeedModel, fit_speed
 from reuse_algos.predict.history import History, recipe_value
 from reuse_algos.predict.loss_curve import MIN_POINTS, LossCurve, fit_loss_curve
 from reuse_algos.predict.sizes import SizedRun
@@ -95,7 +95,8 @@ def sized_runs(runs: Sequence[History]) -> list[SizedRun]:
     return [
         SizedRun(
             flops=float(run.flops_per_example or 0),
-            curve=fit_loss_curve(run.steps, run.losses()),
+            # By relative errors, as the end is what is asked for: squared ones leave it to the first, large losses.
+            curve=fit_loss_curve(run.steps, run.losses(), relative=True),
             step_seconds=1 / steps_per_second(run),
             hardware=run.hardware,
             end_step=float(run.steps[-1]),
@@ -105,18 +106,28 @@ def sized_runs(runs: Sequence[History]) -> list[SizedRun]:
     ]
 
 
-def speed_of(runs: Sequence[History]) -> SpeedModel:
-    """Fit the speed under all-reduce to runs of one model on different numbers of workers.
+def speed_of(runs: Sequence[History], scheme: Scheme = "all_reduce") -> SpeedModel:
+    """Fit the speed to runs of one model on different numbers of workers, and of parameter servers.
 
     Args:
         runs: With one global batch, on one kind of hardware.
+        scheme: How gradients were exchanged: ``all_reduce``, as Composer does, or by parameter servers ``synchronous``
+            or ``asynchronous``. The number of servers of each run is its tag ``servers``. Default: ``all_reduce``.
 
     Raises:
-        NotEnoughEvidenceError: Hardware, model or batch differ, or there are fewer than two numbers of workers.
+        NotEnoughEvidenceError: Hardware, model or batch differ; there are too few numbers of workers or of servers; or
+            some runs had parameter servers and the scheme is another one.
     """
     kept = finished(runs)
     _same(kept, lambda run: run.hardware, "kinds of hardware")
     _same(kept, lambda run: (run.model, run.flops_per_example), "models")
+    for run in kept:
+        if (run.servers is None) != (scheme == "all_reduce"):
+            said = "has no tag servers" if run.servers is None else f"had parameter servers ({run.servers})"
+            raise NotEnoughEvidenceError(
+                f"run {run.run_id} {said}, so its speed is not one of the exchange {scheme}. The tag servers says how "
+                "many parameter servers a run had; select runs of one exchange (--tag)."
+            )
     batches = [run.batch for run in kept]
     if max(batches) > 1.02 * min(batches):  # the last batch of an epoch is shorter
         raise NotEnoughEvidenceError(
@@ -124,7 +135,31 @@ def speed_of(runs: Sequence[History]) -> SpeedModel:
             "(--tag)"
         )
     speeds = [steps_per_second(run) for run in kept]
-    return fit_speed([run.workers for run in kept], speeds, batch=float(np.mean(batches)))
+    servers = None if scheme == "all_reduce" else [run.servers or 1 for run in kept]
+    return fit_speed(
+        [run.workers for run in kept], speeds, batch=float(np.mean(batches)), servers=servers, scheme=scheme
+    )
+
+
+def shared_hardware(runs: Sequence[History], workers: int) -> str | None:
+    """Return why the speed of so many workers cannot be predicted from these runs; None where it can.
+
+    A prediction lets each worker compute its share as fast as one alone. Workers that share the cores of a machine do
+    not.
+
+    Args:
+        runs: From which it would be predicted.
+        workers: How many, beyond what these runs had.
+    """
+    crowded = next((run for run in runs if run.shares_hardware), None)
+    if crowded is not None:
+        return f"{crowded.workers} workers of run {crowded.run_id} shared the cores of one machine: not predictable"
+    # Runs on one machine alone; with several machines each brings hardware of its own.
+    room = min((run.room for run in runs if run.room is not None), default=None)
+    one_machine = all(run.local_workers in (None, run.workers) for run in runs)
+    if room is not None and one_machine and workers > room and any(run.workers > 1 for run in runs):
+        return f"the machine of these runs has room for {room}: more workers share its cores, not predictable"
+    return None
 
 
 def steps_to_goal(runs: Sequence[History], goal: float) -> tuple[float, bool]:

@@ -39,6 +39,10 @@ class History:
         schedule: What the recipe says of the learning rate: ``constant``, ``decayed``, or ``unknown`` without a recipe.
         hardware: Name of the hardware; empty where it is not recorded.
         workers: Number of processes.
+        local_workers: Those of one machine; None where it is not recorded.
+        room: Processes of one machine that have hardware of their own: one for each GPU, and without a GPU as many
+            as the cores allow with the threads of one. None where it is not recorded.
+        servers: Parameter servers, as the tag ``servers`` says; None without it.
         batch: Examples of a step, as trained.
         num_examples: Of the training data; None where it is not recorded.
         flops_per_example: Of a forward pass; None where it is not recorded.
@@ -60,6 +64,9 @@ class History:
     schedule: Literal["constant", "decayed", "unknown"] = "unknown"
     hardware: str = ""
     workers: int = 1
+    local_workers: int | None = None
+    room: int | None = None
+    servers: int | None = None
     batch: float = math.nan
     num_examples: int | None = None
     flops_per_example: float | None = None
@@ -70,6 +77,14 @@ class History:
     def steps_per_second(self) -> float:
         """Speed of training over the whole run; NaN where no time was recorded."""
         return self.end_step / self.train_seconds if self.train_seconds > 0 else math.nan
+
+    @property
+    def shares_hardware(self) -> bool:
+        """Whether the processes of a machine had to share its cores, so that each was slower than one alone."""
+        if self.room is None:
+            return False
+        # Composer gives each process of a machine a GPU of its own; a record without a number is of one machine.
+        return (self.workers if self.local_workers is None else self.local_workers) > self.room
 
     def losses(self) -> NDArray[np.float64]:
         """Return the values as something that falls towards a floor: a loss as it is, an accuracy as its error.
@@ -123,6 +138,9 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         schedule=schedule_of(said.recipe),
         hardware=str(hardware.get("name") or ""),
         workers=int(hardware.get("world_size") or 1),
+        local_workers=_whole(hardware.get("local_world_size")),
+        room=room_of(hardware),
+        servers=_servers(run),
         # The mean, as a last batch may be smaller.
         batch=said.progress.sample / steps if steps else math.nan,
         num_examples=said.dataset.num_examples if said.dataset else None,
@@ -130,6 +148,31 @@ def history_of(run: PriorRun, metric: str | None = None) -> History:
         model=said.model.name if said.model else "",
         recipe=said.recipe or {},
     )
+
+
+def room_of(hardware: Mapping[str, Any]) -> int | None:
+    """Return how many processes of one machine have hardware of their own, or None where the record does not say.
+
+    Args:
+        hardware: Of a run's record: ``gpu_count``, ``cpu_count`` and ``threads`` of one process. Where the threads are
+            not recorded, they are as many as the cores, which is torch's default.
+    """
+    gpus, cores, threads = (_whole(hardware.get(key)) for key in ("gpu_count", "cpu_count", "threads"))
+    if gpus:
+        # More processes than GPUs cannot be told from several machines where their number is not recorded.
+        return gpus if "local_world_size" in hardware else None
+    return None if cores is None else max(1, cores // (threads or cores))
+
+
+def _whole(value: Any) -> int | None:
+    """Return a number from 1, or None: records may come from others."""
+    return int(value) if isinstance(value, int | float) and value >= 1 else None
+
+
+def _servers(run: PriorRun) -> int | None:
+    # Tags are free words: one that is not a number is about something else.
+    said = re.fullmatch(r"[1-9][0-9]{0,5}", run.tags.get("servers", ""))
+    return None if said is None else int(said[0])
 
 
 def planned_end(run: PriorRun) -> float | None:

@@ -13,11 +13,14 @@ from typing import Any
 
 import yaml
 
-from reuse_algos.errors import nearest
+from reuse_algos.errors import RecipeError, nearest
 from reuse_algos.sections import Faults, join
 
 _MAX_NODES = 100_000
 _OWN_OPTIONS = ("optimizer", "scheduler")  # what they take depends on their name, unlike in data and model
+_NAMED = {"algorithms", "callbacks", "loggers"}
+# An entry without a value has its defaults; over options it reads as if it took the entry out.
+_NULL = "null over an entry with options: write false to leave it out, or {} and its options to set them again"
 _SEGMENT = re.compile(r"[^\s.=]+")
 _TAG = "tag:yaml.org,2002:"
 _PLAIN_TAGS = {_TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge")}
@@ -176,12 +179,23 @@ def merge_sections(values: dict[str, Any], overrides: Mapping[str, Any]) -> None
     """Write sections of a recipe over those of ``values``, in place, key by key.
 
     An ``optimizer`` or ``scheduler`` of another ``name`` takes the old one's place: it has options of its own.
+
+    Raises:
+        RecipeError: An algorithm, callback or logger with options becomes null.
     """
+    for path in sorted(_NAMED & overrides.keys()):
+        for name, value in (overrides[path] or {}).items() if isinstance(overrides[path], Mapping) else ():
+            if value is None and _has_options(values.get(path), name):
+                raise RecipeError(f"{join(path, name)}: {_NULL}")
     for key, value in overrides.items():
         here = values.get(key)
         if key in _OWN_OPTIONS and isinstance(value, Mapping) and isinstance(here, dict):
             values[key] = here if value.get("name", here.get("name")) == here.get("name") else {}
     _merge(values, overrides)
+
+
+def _has_options(section: Any, name: str) -> bool:
+    return isinstance(section, Mapping) and isinstance(section.get(name), Mapping) and bool(section[name])
 
 
 def _merge(values: dict[str, Any], overrides: Mapping[str, Any]) -> None:
@@ -207,6 +221,9 @@ def _set(values: dict[str, Any], keys: list[str], value: Any, override: str, fau
         else:
             place = key
         if last:
+            if value is None and depth == 1 and keys[0] in _NAMED and _has_options(values.get(keys[0]), key):
+                faults.add(repr(override), _NULL)
+                return
             here[place] = value
             return
         child = here[place] if isinstance(here, list) else here.get(place)

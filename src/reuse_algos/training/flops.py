@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from composer import State
 from composer.algorithms import SAM, ProgressiveResizing, SelectiveBackprop, SeqLengthWarmup
 from composer.core import get_precision_context
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos.data.trainer import rows_of
@@ -38,7 +40,10 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
     # Models of users fail in any way when they are run once more, and a count is not worth a training.
     try:
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), counter:
+        # The counter knows fast kernels of attention on GPUs, and none on CPUs, whose work would be missing.
+        on_cpu = state.device.name == "cpu"
+        kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext()
+        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), kernel, counter:
             forward()
         return round(counter.get_total_flops() / rows_of(state.batch, state))
     except Exception as error:

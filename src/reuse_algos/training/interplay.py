@@ -92,6 +92,14 @@ class BatchEffects:
         """
         return False
 
+    @property
+    def perturbs_inputs(self) -> bool:
+        """Whether this algorithm attacks the inputs of every batch.
+
+        Ask :func:`perturbs_inputs`, which knows all algorithms of a run.
+        """
+        return False
+
 
 def mixes_examples(state: State) -> list[str]:
     """Return the names of the algorithms that make one row out of several examples."""
@@ -111,6 +119,12 @@ def hides_inputs(state: State) -> list[str]:
     """
     ours = [algorithm for algorithm in state.algorithms if isinstance(algorithm, BatchEffects)]
     return [type(algorithm).__name__ for algorithm in ours if algorithm.hides_inputs]
+
+
+def perturbs_inputs(state: State) -> list[str]:
+    """Return the names of the algorithms that attack the inputs of every batch."""
+    ours = [algorithm for algorithm in state.algorithms if isinstance(algorithm, BatchEffects)]
+    return [type(algorithm).__name__ for algorithm in ours if algorithm.perturbs_inputs]
 
 
 def example_weights(state: State, positions_B: torch.Tensor | None = None) -> torch.Tensor | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,13 @@ from composer.models import ComposerClassifier
 from torch import nn
 from torch.utils.data import DataLoader
 
-from curricula import BATCH, IgnoredTargets, N, Started, Stop, curriculum, fit, series
+from curricula import BATCH, IgnoredTargets, N, Started, curriculum, fit, series
 from reuse_algos.algorithms.history_curriculum.example_losses import MeanCheck
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.errors import DataError, ExampleIdError, ModelError
-from toy import NUM_CLASSES, NUM_FEATURES, checkpointed, epoch_loader, mlp, trainer, viewed
+from toy import NUM_CLASSES, NUM_FEATURES, Stop, checkpointed, epoch_loader, finish, mlp, trainer, viewed
 
 WEIGHTING = {"strategy": "active_bias", "mode": "weighting", "score": torch.linspace(0.1, 3.0, N).double()}
 
@@ -237,9 +236,7 @@ def test_logits_of_a_pruned_run_do_not_pile_up(archive: RunArchive, tmp_path: Pa
             callbacks=[recorder],
             **checkpointed(tmp_path / "checkpoints", save_interval="1ba", max_duration="6ep"),
         )
-        with contextlib.suppress(KeyboardInterrupt):
-            one.fit()
-        one.close()
+        finish(one)
 
     if stop is not None:
         run(stop)

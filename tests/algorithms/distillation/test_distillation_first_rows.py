@@ -11,7 +11,7 @@ from composer.core import DataSpec
 from composer.models import ComposerClassifier
 from torch import nn
 
-from distilling import distil, fit, teacher
+from distilling import Scaled, distil, fit, teacher
 from reuse_algos import RunRecorder
 from reuse_algos.archive import RunArchive
 from reuse_algos.errors import DataError, PriorRunMismatchError
@@ -19,24 +19,8 @@ from reuse_algos.harvest import harvest
 from toy import NUM_CLASSES, NoisyDataset, blobs, epoch_loader, mlp, record_run, trainer, viewed
 
 
-class _Doubled(nn.Module):
-    """The same names and shapes, other answers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.model = mlp()
-
-    def forward(self, x: Any) -> torch.Tensor:
-        return 2 * self.model((x, None))
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model.state_dict(*args, **kwargs)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        return self.model.named_parameters(*args, **kwargs)
-
-    def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-        return self.model.load_state_dict(state)
+class _Doubled(Scaled):
+    factor = 2.0
 
 
 def test_harvested_logits_are_what_their_model_says(archive: RunArchive) -> None:

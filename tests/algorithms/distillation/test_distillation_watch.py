@@ -14,7 +14,7 @@ from composer.models import ComposerClassifier, ComposerModel
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
-from distilling import distil, fit, series, teacher
+from distilling import Scaled, distil, fit, series, teacher
 from reuse_algos.algorithms import PriorRunDistillation
 from reuse_algos.algorithms.prior_run_distillation.loss.layout import right_answers
 from reuse_algos.algorithms.prior_run_distillation.teachers.known_accuracy import surprise
@@ -23,7 +23,7 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import HarmWarning
 from reuse_algos.training.tasks.task import Rows, Task
-from toy import NUM_CLASSES, mlp, trainer, viewed
+from toy import NUM_CLASSES, trainer, viewed
 
 GOOD = Look(cosine=0.5, right=0.5, taught=0.9, dead=0.1)
 
@@ -101,27 +101,10 @@ def test_dead_channels_are_those_without_a_row() -> None:
     assert channels.end() is None
 
 
-def _poor() -> Any:
+class _Wrong(Scaled):
     """A teacher that is never right: its logits are turned against what it learned."""
 
-    class Wrong(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = mlp()
-
-        def forward(self, x: Any) -> torch.Tensor:
-            return -self.model((x, None))
-
-        def load_state_dict(self, state: Any, *args: Any, **kwargs: Any) -> Any:
-            return self.model.load_state_dict(state)
-
-        def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-            return self.model.state_dict()
-
-        def named_parameters(self, *args: Any, **kwargs: Any) -> Any:
-            return self.model.named_parameters(*args, **kwargs)
-
-    return Wrong
+    factor = -1.0
 
 
 SETTINGS = {"source": "live", "loss": "mse", "weight": 0.05}
@@ -131,7 +114,7 @@ def test_a_teacher_that_is_always_wrong_is_switched_off(archive: RunArchive, tmp
     """After the third look, and from a checkpoint in between as well."""
 
     def one(folder: str, **settings: Any) -> Any:
-        algorithm = distil(archive, teacher_model=_poor(), **SETTINGS)
+        algorithm = distil(archive, teacher_model=_Wrong, **SETTINGS)
         with pytest.warns(HarmWarning) as warned:
             found, _, log = fit([algorithm], max_duration="7ep", save_folder=str(tmp_path / folder), **settings)
         off = "switched off after batch 24, since it does harm: .*stop_when_harmful"
@@ -153,7 +136,7 @@ def test_a_live_teacher_that_answers_otherwise_than_its_run_is_named(archive: Ru
     run = archive.runs(order="first")[0]
     words = rf"teacher {run.id} is right in \d of the 16 rows .*MulticlassAccuracy {run.final_metric():.3f}"
     with pytest.warns(HarmWarning) as warned:
-        fit([distil(archive, teacher_model=_poor(), **SETTINGS)], max_duration="1ba")
+        fit([distil(archive, teacher_model=_Wrong, **SETTINGS)], max_duration="1ba")
     assert re.search(words, str(warned[0].message))
     assert len(warned) == 2, "one for each teacher"
 

@@ -29,7 +29,7 @@ from replaying import (
     replay,
     series,
 )
-from reuse_algos.algorithms import AdversarialReplay, HistoryCurriculum, PriorRunDistillation
+from reuse_algos.algorithms import AdversarialReplay, AdversarialTraining, HistoryCurriculum, PriorRunDistillation
 from reuse_algos.algorithms.adversarial_replay import fooling_rate, turned_rows
 from reuse_algos.algorithms.adversarial_replay.sums import ReplaySums
 from reuse_algos.algorithms.history_curriculum import ActiveBias, DynamicPrune
@@ -238,7 +238,7 @@ def test_a_size_that_only_the_batch_tells(tmp_path: Path) -> None:
         fit([replay(archive, runs=run_id)], data=data)
 
 
-@pytest.mark.parametrize("other", [MixUp, CutMix, CutOut])
+@pytest.mark.parametrize("other", [MixUp, CutMix, CutOut, AdversarialTraining])
 def test_algorithms_that_change_inputs_are_refused(archive: RunArchive, other: Any) -> None:
     with pytest.raises(PriorRunMismatchError, match=f"{other.__name__} changes the inputs.*Remove {other.__name__}"):
         fit([replay(archive), other()])

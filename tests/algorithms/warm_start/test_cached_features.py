@@ -24,8 +24,8 @@ from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.views import ExampleView, ViewedDataset, ViewPolicy
 from reuse_algos.harvest import harvest
 from reuse_algos.priors import lookup
-from toy import NoisyDataset, blobs, checkpointed, epoch_loader, mlp, record_run, viewed
-from warming import Stop, same
+from toy import NoisyDataset, Stop, blobs, checkpointed, epoch_loader, mlp, record_run, viewed
+from warming import same
 
 HEAD = ("module.3.weight", "module.3.bias")
 COMPILED = {"compile_config": {"backend": "aot_eager"}}

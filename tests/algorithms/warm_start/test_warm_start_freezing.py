@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.errors import ModelError
 from reuse_algos.training.parameters.trainable import TrainablePart
-from toy import checkpointed, epoch_loader, mlp, trainer
-from warming import Stop, Weights, fit, same, trainer_with, warm
+from toy import epoch_loader, mlp, trainer
+from warming import Weights, fit, resumable, same, trainer_with, warm
 
 HEAD = {"module.3.weight", "module.3.bias"}
 IDLE = "module.0.bias"  # what it adds, batch norm subtracts again: its gradient is 0 and it need not move
@@ -156,59 +156,32 @@ def test_unfreezing(archive: RunArchive, arguments: Any) -> None:
     assert frozen == [pytest.approx(144 / 212), 0.0]
 
 
-def _resumable(archive: RunArchive, folder: Path, stop: int | None, optimizer: str) -> Weights:
-    weights, model = Weights(), mlp(5)
-    settings = {"freeze": "backbone", "learning_rates": {"1.*": 0.3}, "unfreeze_at": "3ba"}
-    stops = [] if stop is None else [Stop(stop)]
-    made: Any = {
-        "sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3),
-        "plain sgd": lambda: torch.optim.SGD(model.parameters(), lr=0.1),
-        "adamw": lambda: torch.optim.AdamW(model.parameters(), lr=0.01),
-    }[optimizer]()
-    one = trainer_with(
-        made,
-        model,
-        [warm(archive, **settings), *stops],
-        [weights],
-        schedulers=_schedule("cosine"),
-        **checkpointed(folder, save_interval="1ba"),
-    )
-    with contextlib.suppress(KeyboardInterrupt):
-        one.fit()
-    one.close()
-    return weights
+OPTIMIZERS = {"plain sgd": partial(torch.optim.SGD, lr=0.1), "adamw": partial(torch.optim.AdamW, lr=0.01)}
 
 
-@pytest.mark.parametrize("optimizer", ["plain sgd", "adamw"])  # the settings table has momentum
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)  # the settings table has momentum
 @pytest.mark.parametrize("stop", [2, 3])
 def test_resumes_bit_equal_on_both_sides_of_unfreezing(
     archive: RunArchive, tmp_path: Path, stop: int, optimizer: str
 ) -> None:
-    straight = _resumable(archive, tmp_path / "straight", None, optimizer)
-    _resumable(archive, tmp_path / "stopped", stop, optimizer)
-    later = _resumable(archive, tmp_path / "stopped", None, optimizer)
+    def run(folder: str, stop: int | None) -> Weights:
+        algorithm = warm(archive, freeze="backbone", learning_rates={"1.*": 0.3}, unfreeze_at="3ba")
+        made = OPTIMIZERS[optimizer]
+        return resumable(algorithm, tmp_path / folder, stop, made, schedulers=_schedule("cosine"))
+
+    straight = run("straight", None)
+    run("stopped", stop)
+    later = run("stopped", None)
     assert len(later.later) == 8 - stop
     assert later.rates == straight.rates[stop:]
     assert all(same(a, b) for a, b in zip(later.later, straight.later[stop:], strict=True))
 
 
 def _skipping(archive: RunArchive, folder: Path, stop: int | None, unfreeze_at: str | None) -> tuple[Weights, Any]:
-    weights, model = Weights(), mlp(5)
     query = {"tags": {"method": "late"}, "order": "first", "limit": 1, "if_empty": "skip"}
     rates = {"freeze": "backbone", "learning_rates": {"1.*": 0.3}, "unfreeze_at": unfreeze_at}
     algorithm = warm(archive, runs=query, **rates)
-    one = trainer_with(
-        torch.optim.AdamW(model.parameters(), lr=0.01),
-        model,
-        [algorithm, *([] if stop is None else [Stop(stop)])],
-        [weights],
-        schedulers=_schedule("cosine"),
-        **checkpointed(folder, save_interval="1ba"),
-    )
-    with contextlib.suppress(KeyboardInterrupt):
-        one.fit()
-    one.close()
-    return weights, algorithm
+    return resumable(algorithm, folder, stop, OPTIMIZERS["adamw"], schedulers=_schedule("cosine")), algorithm
 
 
 def _finish_late(archive: RunArchive) -> None:

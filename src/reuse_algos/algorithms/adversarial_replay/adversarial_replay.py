@@ -46,6 +46,7 @@ from reuse_algos.training.flops import PASSES_PER_STEP
 from reuse_algos.training.interplay import Replayed
 from reuse_algos.training.outputs import device_of
 from reuse_algos.training.parameters.batch_norm import share_statistics
+from reuse_algos.training.tasks.recorded_task import refuse_other_task
 from reuse_algos.training.window import Window
 
 log = logging.getLogger(__name__)
@@ -191,6 +192,8 @@ class AdversarialReplay(ReusingAlgorithm):
         """Match data, views and pixels with the prior runs, and load their perturbations."""
         refuse_changed_inputs(state)
         refuse_another(state, AdversarialReplay, "replay rows of a batch", "several runs")
+        for run in self.prior_runs:
+            refuse_other_task(run.id, run.manifest.task, "AdversarialReplay", TASKS)
         dataset: Any = getattr(state.dataloader, "dataset", None)
         info = self.dataset or try_info(dataset)
         if info is None:

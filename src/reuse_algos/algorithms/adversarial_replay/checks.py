@@ -14,7 +14,7 @@ from reuse_algos.data.views import ViewPolicy
 from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.priors.views import numbered_views
 from reuse_algos.training.attacks import pixel_room
-from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
+from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples, perturbs_inputs
 
 TASKS = ("multiclass", "dense")
 """Tasks whose attacks and errors are defined: those of images with one softmax, or one for each pixel."""
@@ -56,7 +56,7 @@ def refuse_changed_inputs(state: State) -> None:
     Raises:
         PriorRunMismatchError: There is one.
     """
-    changers = mixes_examples(state) + changes_inputs(state)
+    changers = mixes_examples(state) + changes_inputs(state) + perturbs_inputs(state)
     if changers:
         raise PriorRunMismatchError(
             f"{changers[0]} changes the inputs, and a perturbation is only adversarial for the view that it was made "

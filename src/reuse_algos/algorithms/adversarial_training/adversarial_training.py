@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.nested import with_item
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, attacked, perturb
-from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_keys import BatchKeys, part_of
 from reuse_algos.training.first_batch.task_reader import TaskReader, class_numbers_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -89,8 +89,8 @@ class AdversarialTraining(Algorithm, BatchEffects):
 
     Raises:
         ValueError: A setting is out of its range.
-        ExampleIdError: At the start: it is not known how the inputs were normalised.
-        TaskError: In the first batch: the task is not multiclass.
+        ExampleIdError: In the first batch: it is not known how the inputs were normalised.
+        TaskError: In the first batch: the task is not multiclass, or the inputs are no images.
         PriorRunMismatchError: At the start: another algorithm mixes examples or hides the images.
     """
 
@@ -145,6 +145,11 @@ class AdversarialTraining(Algorithm, BatchEffects):
             self.samples = int(state.timestamp.sample)
             logger.log_metrics({"reuse/adversarial_training/epsilon": self.attack.epsilon})
 
+    @property
+    def perturbs_inputs(self) -> bool:
+        """Return true: no clean view reaches the model."""
+        return True
+
     def replaced_rows(self, state: State) -> Tensor | None:
         """Return that no row of the microbatch is a clean view, so that the recorder captures none of them."""
         return torch.ones(len(self.ids.microbatch.positions), dtype=torch.bool)
@@ -158,20 +163,31 @@ class AdversarialTraining(Algorithm, BatchEffects):
             raise PriorRunMismatchError(
                 f"{mixing[0]} leaves no image with one label to attack. Remove {mixing[0]} or AdversarialTraining."
             )
-        dataset = getattr(state.dataloader, "dataset", None)
-        self.pixels = self.pixels or pixel_space_of(dataset)
-        if self.pixels is None:
+
+    def _space_of(self, inputs_BCHW: Any, dataset: Any) -> PixelSpace:
+        """Return how the inputs were normalised, once they are seen to be images."""
+        if not isinstance(inputs_BCHW, Tensor) or not inputs_BCHW.is_floating_point() or inputs_BCHW.dim() != 4:
+            seen = "nothing" if inputs_BCHW is None else f"a {type(inputs_BCHW).__name__}"
+            if isinstance(inputs_BCHW, Tensor):
+                seen = f"{tuple(inputs_BCHW.shape)} {str(inputs_BCHW.dtype).removeprefix('torch.')}"
+            raise TaskError(
+                f"AdversarialTraining changes pixels, so its inputs are images [B, C, H, W] in floating point; found "
+                f"{seen} at input_key={self.input_key!r}. A small change of a token's id is another token."
+            )
+        if (pixels := pixel_space_of(dataset)) is None:
             raise ExampleIdError(
                 f"the attack is in pixel units, and {type(dataset).__name__} does not say how its pixels were "
                 "normalised. Give AdversarialTraining pixel_mean and pixel_std (one number for each channel, on the "
                 "scale 0 to 1; 0 and 1 where the inputs are pixels)."
             )
+        return pixels
 
     def _attack(self, state: State) -> None:
-        assert self.pixels is not None
         model: Any = unwrap_model(state.model)
-        inputs_BCHW: Any = state.batch_get_item(self.input_key)
         labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
+        inputs_BCHW: Any = _part_or_none(state.batch, self.input_key)
+        if self.pixels is None:
+            self.pixels = self._space_of(inputs_BCHW, getattr(state.dataloader, "dataset", None))
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
         batch = state.batch
 
@@ -192,3 +208,10 @@ class AdversarialTraining(Algorithm, BatchEffects):
                 views_B=torch.full_like(keys_B, int(state.timestamp.epoch)),
             )
         state.batch_set_item(self.input_key, moved_BCHW)
+
+
+def _part_or_none(batch: Any, key: str | int) -> Any:
+    try:
+        return part_of(batch, key)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return None

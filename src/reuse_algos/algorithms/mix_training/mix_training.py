@@ -22,6 +22,7 @@ from reuse_algos.errors import PriorRunMismatchError, SignalNotFoundError, TaskE
 from reuse_algos.priors.advice import harvest_command
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.training.loss import add_to_loss, total_of
+from reuse_algos.training.tasks.recorded_task import refuse_other_task
 
 _SIGNALS = ("boxes", "gt_scores")
 
@@ -106,6 +107,7 @@ class MixTraining(ReusingAlgorithm):
     def start(self, state: State) -> None:
         """Read the prior run's boxes and match its images with the current ones."""
         run = self.prior_runs[0]
+        refuse_other_task(run.id, run.manifest.task, "MixTraining", ("detection",))
         for name in _SIGNALS:
             if name not in run.signal_names:
                 raise SignalNotFoundError(

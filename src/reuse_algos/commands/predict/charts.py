@@ -113,16 +113,15 @@ def speed_chart(rows: Sequence[Row], name: str, title: str) -> Chart:
         name: Of the column, such as ``steps_per_second``.
         title: Of the chart.
     """
-    rows = sorted(rows, key=lambda row: row["workers"])
-    inside = [row for row in rows if row["kind"] != "predicted"]
     measured = [{**row, "measured": row.get(f"measured_{name}")} for row in rows]
-    return chart(
-        title,
-        "workers",
-        name.replace("_", " "),
-        [
-            line("predicted", [row["workers"] for row in rows], [row[name] for row in rows], 1, dashed=True),
-            line("within what was measured", [row["workers"] for row in inside], [row[name] for row in inside], 1),
-            points("measured", measured, "workers", "measured", 2),
-        ],
-    )
+    series = []
+    # Without parameter servers there is one column.
+    for colour, servers in enumerate(dict.fromkeys(row.get("servers") for row in rows), start=1):
+        words = "" if servers is None else f", {servers} server{'s' * (servers != 1)}"
+        own = sorted((row for row in rows if row.get("servers") == servers), key=lambda row: row["workers"])
+        inside = [row for row in own if row["kind"] != "predicted"]
+        for what, some, dashed in (("predicted", own, True), ("within what was measured", inside, False)):
+            x, y = [row["workers"] for row in some], [row[name] for row in some]
+            series.append(line(what + words, x, y, colour, dashed=dashed))
+    marks = points("measured", measured, "workers", "measured", len(series))
+    return chart(title, "workers", name.replace("_", " "), [*series, marks])

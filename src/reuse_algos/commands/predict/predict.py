@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from reuse_algos.commands.common import Subparsers, UsageError, above_zero, add_command, open_archive, positive
 from reuse_algos.commands.predict import layers
 from reuse_algos.commands.predict.answers import Answer, add_options, check_read, histories_of, show_answer
 from reuse_algos.commands.predict.charts import backtest_chart, chart, curve_chart, line, points, speed_chart
+from reuse_algos.errors import NotEnoughEvidenceError
 
 if TYPE_CHECKING:
     from reuse_algos.predict import BacktestSummary
@@ -18,10 +19,13 @@ _DETAILS = """\
 WHAT is one of:
   loss-curve  the end of a run from its first part (Optimus). Without --run: every finished run is
               forecast from its own first 25, 50 and 75 %, beside two baselines (the last value, and
-              the linear time). --budgets fits the ends of runs over their numbers of steps instead.
-  size        loss and step time of a model size that was not trained, from runs of other sizes
+              the linear time, than which the forecast of the time is no better unless runs start
+              slowly). --budgets fits the ends of runs over their numbers of steps instead.
+  size        loss and step time of a model size that was not trained, from runs of three or more others;
+              no loss where their own ends are off the curves
   speed       steps per second over workers (all-reduce), from runs on several; with --steps or a --goal
-              the time and the cost as well
+              the time and the cost as well. With --exchange synchronous or asynchronous over --servers, too,
+              from runs whose tag "servers" says how many parameter servers they had
   layers      FLOPs and bytes of each layer, predicted time of a step, and strong scaling (PALEO);
               with ARCHIVE the share of the peaks is calibrated on its one-worker runs
 
@@ -42,7 +46,9 @@ def add_parser(subparsers: Subparsers) -> None:
         reuse-algos predict size ./archive --flops 2.3e8 --end-step 4000
         reuse-algos predict speed ./archive --workers 1 2 4 8 --steps 4000 --price-per-hour 2.5 --html speed.html
         reuse-algos predict speed ./archive --metric MulticlassAccuracy --goal 0.95 --price-per-hour 2.5
+        reuse-algos predict speed ./archive --exchange synchronous --workers 1 2 4 8 16 --servers 2 4
         reuse-algos predict layers --model resnet50 --input 3 224 224 --batch 64 --device k80
+        reuse-algos predict layers --model tiny_bert --vocabulary 8192 --tokens 64 --classes 5 --batch 32
         """,
     )
     add_options(parser, tuple(_QUESTIONS), "the training loss", None)
@@ -55,7 +61,9 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--workers", type=positive, nargs="+", metavar="N", help="default: 1 2 4 8")
     parser.add_argument("--steps", type=above_zero, metavar="N", help="steps of the whole run, for times and costs")
     parser.add_argument("--goal", type=float, metavar="X", help="speed: value of --metric to reach")
-    parser.add_argument("--price-per-hour", type=above_zero, metavar="X", help="price of an hour of one worker")
+    parser.add_argument(
+        "--price-per-hour", type=above_zero, metavar="X", help="price of an hour of one worker or server"
+    )
     layers.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -140,69 +148,100 @@ def _over_budgets(args: argparse.Namespace) -> Answer:
 def _size(args: argparse.Namespace) -> Answer:
     from reuse_algos.predict import leave_one_size_out, predict_size
     from reuse_algos.predict.evidence import sized_runs
+    from reuse_algos.predict.sizes import MISFIT, curve_misfit, end_interval
 
     if args.flops is None or args.end_step is None:
         raise UsageError("predict size needs --flops of the unseen size, and --end-step")
     runs = sized_runs(histories_of(args))
     made = predict_size(runs, args.flops, args.hardware or runs[0].hardware)
-    loss = float(made.curve.loss(args.end_step))
-    forecast = {
-        "flops": made.flops,
-        "hardware": made.hardware,
-        "end_step": args.end_step,
-        "end_loss": loss,
-        "step_seconds": made.step_seconds,
-        "train_seconds": made.step_seconds * args.end_step,
-        "extrapolates": made.extrapolates,
-    }
     errors = [
         {"left_out": size, "loss_error": error, "step_seconds_error": seconds}
         for size, (error, seconds) in leave_one_size_out(runs).items()
     ]
+    loss, (low, high) = float(made.curve.loss(args.end_step)), (None, None)
+    misfit = curve_misfit(runs)
+    # A curve that does not describe the runs that it was fitted to says nothing of another one.
+    described = misfit <= MISFIT
+    if described:
+        low, high = end_interval(runs, loss)
+    forecast = {
+        "flops": made.flops,
+        "hardware": made.hardware,
+        "end_step": args.end_step,
+        "end_loss": loss if described else None,
+        "low": low,
+        "high": high,
+        "step_seconds": made.step_seconds,
+        "train_seconds": made.step_seconds * args.end_step,
+        "extrapolates": made.extrapolates,
+    }
+    count = len(errors)
+    fits = {
+        "curves_miss_their_own_ends_by_a_factor_of": misfit,
+        "interval_holds_a_like_size_in": f"{count} of {count + 1}" if described else None,
+    }
     steps = [args.end_step * k / 100 for k in range(1, 101)]
-    series = [line("predicted", steps, made.curve.loss(steps).tolist(), 1, dashed=True)]
+    series = [line("predicted", steps, made.curve.loss(steps).tolist(), 1, dashed=True)] if described else []
     ends = [{"step": one.end_step, "loss": one.end_loss} for one in runs]
     # The other sizes beside it show how far the prediction reaches out.
     drawn = chart("Predicted loss", "steps", "loss", [*series, points("ends of other sizes", ends, "step", "loss", 2)])
+    size, seconds = f"A size of {args.flops:.4g} FLOPs", f"{forecast['train_seconds']:.4g} s"
     headline = (
-        f"A size of {args.flops:.4g} FLOPs is predicted to end at {loss:.4g} after {forecast['train_seconds']:.4g} s"
+        f"{size} is predicted to end at {loss:.4g} [{low:.4g}, {high:.4g}] after {seconds}"
+        if described
+        else f"{size} is predicted to take {seconds}. Not enough evidence for its loss: at the ends of their own runs "
+        f"the curves are off by a factor of {misfit:.3g}, so the losses do not fall as the form of the curve does"
     )
     lead = f"What does a size that was not trained reach at step {args.end_step:g} on {made.hardware}?"
-    return Answer(headline, lead, {"forecast": forecast, "errors_when_left_out": errors}, [drawn])
+    return Answer(headline, lead, {"forecast": forecast, "fits": fits, "errors_when_left_out": errors}, [drawn])
 
 
 def _speed(args: argparse.Namespace) -> Answer:
-    from reuse_algos.predict.evidence import finished, speed_of, steps_per_second, steps_to_goal
+    from reuse_algos.predict.cost.speed import Scheme
+    from reuse_algos.predict.evidence import finished, shared_hardware, speed_of, steps_per_second, steps_to_goal
 
+    scheme: Any = layers.chosen_exchange(args, get_args(Scheme), "all_reduce")
+    if args.servers and scheme == "all_reduce":
+        raise UsageError("--servers are parameter servers: give --exchange synchronous or asynchronous as well")
     if args.steps is not None and args.goal is not None:
         raise UsageError("predict speed: --steps says how long a run is, and --goal finds it out; give one of them")
     runs = finished(histories_of(args))
-    model = speed_of(runs)
+    model = speed_of(runs, scheme)
     steps, measured_steps = (args.steps, None) if args.goal is None else steps_to_goal(runs, args.goal)
-    measured: dict[int, list[float]] = {}
+    measured: dict[tuple[int, int], list[float]] = {}
     for one in runs:
-        measured.setdefault(one.workers, []).append(steps_per_second(one))
-    rows: list[dict[str, Any]] = []
-    for count in args.workers or layers.WORKERS:
-        speed = float(model.steps_per_second(count))
-        seen = sum(measured[count]) / len(measured[count]) if count in measured else None
-        seconds = None if steps is None else steps / speed
-        price = args.price_per_hour
-        rows.append(
-            {
-                "workers": count,
-                # "between": within the range of measured numbers of workers, where a fit is trusted more.
-                "kind": "measured" if seen else "between" if bool(model.measured(count)) else "predicted",
-                "steps_per_second": speed,
-                "examples_per_second": speed * model.batch,
-                "measured_steps_per_second": seen,
-                "error": None if seen is None else speed / seen - 1,
-                "seconds": seconds,
-                "cost": None if seconds is None or price is None else seconds / 3600 * count * price,
-            }
-        )
+        measured.setdefault((one.workers, one.servers or 1), []).append(steps_per_second(one))
+    rows, refused = [], []
+    for servers in args.servers or [1]:
+        for count in args.workers or layers.WORKERS:
+            if not model.measured(count, servers) and (why := shared_hardware(runs, count)):
+                refused.append({"workers": count, "why": why})
+                continue
+            speed = float(model.steps_per_second(count, servers))
+            seen = [sum(found) / len(found) for found in [measured.get((count, servers))] if found]
+            seconds = None if steps is None else steps / speed
+            price = args.price_per_hour
+            rows.append(
+                {
+                    "workers": count,
+                    **({} if scheme == "all_reduce" else {"servers": servers}),
+                    # "between": within the range of measured numbers of workers, where a fit is trusted more.
+                    "kind": "measured" if seen else "between" if model.measured(count, servers) else "predicted",
+                    "steps_per_second": speed,
+                    "examples_per_second": speed * model.batch,
+                    "measured_steps_per_second": seen[0] if seen else None,
+                    "error": speed / seen[0] - 1 if seen else None,
+                    "seconds": seconds,
+                    # A server is a machine to pay for, too.
+                    "cost": None if seconds is None or price is None else seconds / 3600 * price * (
+                        count + (0 if scheme == "all_reduce" else servers)
+                    ),
+                }
+            )  # fmt: skip
+    if not rows:
+        raise NotEnoughEvidenceError(f"{refused[0]['why']}. Ask for numbers of --workers that were measured.")
     fit = {"scheme": model.scheme, "terms": list(model.terms), "error": model.error}
-    found: dict[str, Any] = {"speed": rows, "fit": fit}
+    found: dict[str, Any] = {"speed": rows, "not_predicted": refused, "fit": fit}
     if args.goal is not None:
         kind = "measured" if measured_steps else "predicted"
         found["steps_to_goal"] = {"metric": runs[0].metric, "goal": args.goal, "steps": steps, "kind": kind}
@@ -214,14 +253,16 @@ def _speed(args: argparse.Namespace) -> Answer:
     if steps is not None:
         headline += f", {best['seconds']:.4g} s for {steps:.4g} steps"
         charts.append(speed_chart(rows, "seconds", "Time over workers"))
+    if refused:
+        headline += f"; {len(refused)} numbers of workers are not predicted, as they would share hardware"
     return Answer(headline, "How many workers are worth paying for?", found, charts)
 
 
 _READS = {
     "loss-curve": ("run_id", "end_step", "level", "budgets"),
     "size": ("flops", "end_step", "hardware"),
-    "speed": ("workers", "steps", "goal", "price_per_hour"),
-    "layers": ("workers", "steps", "price_per_hour", *layers.OPTIONS),
+    "speed": ("workers", "steps", "goal", "price_per_hour", "exchange", "servers"),
+    "layers": ("workers", "steps", "price_per_hour", "exchange", "servers", *layers.OPTIONS),
 }
 
 _QUESTIONS = {"loss-curve": _loss_curve, "size": _size, "speed": _speed, "layers": layers.answer}

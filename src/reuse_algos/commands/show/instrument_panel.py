@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from reuse_algos.archive import PriorRun
+    from reuse_algos.compare.inside import SizeMap
 
-_HISTOGRAM = "gradient_sizes/"
 # These may be negative: their axis is linear, with a line at 0.
 _SIGNED = {"alpha", "early_stopping", "trace"}
 _COLUMNS = 4
@@ -120,10 +120,11 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     """
     from matplotlib.figure import Figure
 
+    from reuse_algos.compare.inside import SIZES, size_map
     from reuse_algos.compare.show.figures import plain_text
 
-    names = [name for name in dict.fromkeys(name for one in runs.values() for name in one) if _HISTOGRAM not in name]
-    maps = [label for label, one in runs.items() if any(_HISTOGRAM in name for name in one)]
+    names = [name for name in dict.fromkeys(name for one in runs.values() for name in one) if SIZES not in name]
+    maps = {label: found for label, one in runs.items() if (found := size_map(one))}
     count = len(names) + len(maps)
     rows = -(-count // _COLUMNS)
     # Figure by itself, not pyplot: that keeps figures alive, and may open a window.
@@ -131,8 +132,8 @@ def panel(runs: Mapping[str, Readings]) -> Figure:
     axes = figure.subplots(rows, _COLUMNS, squeeze=False).flatten().tolist()
     for axis, name in zip(axes, names, strict=False):
         _draw_reading(axis, name, runs)
-    for axis, label in zip(axes[len(names) :], maps, strict=False):
-        _draw_sizes(axis, runs[label])
+    for axis, (label, found) in zip(axes[len(names) :], maps.items(), strict=False):
+        _draw_sizes(axis, found)
         axis.set_title(plain_text(f"sizes of gradients, {label}"), fontsize="small")
     for axis in axes[count:]:
         axis.set_visible(False)
@@ -158,19 +159,11 @@ def _draw_reading(axis: Any, name: str, runs: Mapping[str, Readings]) -> None:
     axis.set_title(name.replace("_", " "), fontsize="small")
 
 
-def _draw_sizes(axis: Any, readings: Readings) -> None:
+def _draw_sizes(axis: Any, sizes: SizeMap) -> None:
     """Draw which share of the gradients' elements has which size, over the steps."""
-    import numpy as np
-
-    from reuse_algos.training.instruments.single.blocks import DECADES
-
-    bins = [_HISTOGRAM + edge for edge in ("below", *(f"1e{power}" for power in DECADES))]
-    sizes = {name: readings[name] for name in bins if name in readings}
-    grid = np.array([[value for _, value in one] for one in sizes.values()])
-    steps = [step for step, _ in next(iter(sizes.values()))]
-    extent = (steps[0], steps[-1] + 1, -0.5, len(grid) - 0.5)
-    axis.imshow(grid, aspect="auto", origin="lower", cmap="Blues", extent=extent)
-    axis.set_yticks(range(len(grid)), [name.removeprefix(_HISTOGRAM) for name in sizes])
+    extent = (sizes.steps[0], sizes.steps[-1] + 1, -0.5, len(sizes.sizes) - 0.5)
+    axis.imshow(sizes.shares, aspect="auto", origin="lower", cmap="Blues", extent=extent)
+    axis.set_yticks(range(len(sizes.sizes)), sizes.sizes)
 
 
 def _instruments(read: Mapping[str, Readings], picture: str) -> list[dict[str, Any]]:
@@ -212,12 +205,14 @@ def _lazy(run: PriorRun, data: Mapping[str, Any], trust_data: bool) -> dict[str,
 def _print(facts: dict[str, Any]) -> None:
     from rich.table import Table
 
+    from reuse_algos.compare.inside import SIZES
+
     out = console()
     table = Table(box=None, pad_edge=False, padding=(0, 1), title=facts["run_id"], title_justify="left")
     for name in ("reading", "times read", "first", "last", "at step"):
         table.add_column(name, justify="left" if name == "reading" else "right")
     for name, row in facts["readings"].items():
-        if _HISTOGRAM not in name:
+        if SIZES not in name:
             numbers = (str(row["count"]), f"{row['first']:.4g}", f"{row['last']:.4g}", str(row["last_step"]))
             table.add_row(name, *numbers)
     out.print(table)

@@ -179,7 +179,7 @@ def readings_charts(comparison: Comparison, outcomes: Outcomes) -> list[Chart]:
                 # One name for all runs of a group keeps the legend short.
                 shown = look.name if number == 0 else ""
                 series.append(Series(shown, look, x, y, unknown, unknown, labels, line=True, band=True))
-        if series and "/" not in word:  # sizes of gradients are a map, which `show --instruments` draws
+        if series and "/" not in word:  # sizes of gradients are maps
             charts.append(Chart(word, f"{word} over the steps", "steps", word, series, log=False))
     return charts
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reuse_algos.compare.estimates.interval import Interval, Speedup
+from reuse_algos.compare.inside import size_maps
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.question import AXES, Axis
 from reuse_algos.compare.result import Comparison, Group, json_safe
@@ -110,12 +111,23 @@ def dashboard_of(comparison: Comparison, outcomes: Outcomes) -> Dashboard:
             "runs": _table(runs),
             **({"points": _table(points)} if points else {"curves": _table(_curves(comparison, charts))}),
             "notes": Table(["note"], [[note] for note in comparison.notes]),
+            **({"gradient_sizes": _table(sizes)} if (sizes := _sizes(outcomes)) else {}),
         },
         lines={f"{'budgets' if points else 'curves'}/{chart.key}": _lines(chart) for chart in charts}
         | {f"readings/{chart.key}": _lines(chart) for chart in readings_charts(comparison, outcomes)},
         bars=bars,
         document=document,
     )
+
+
+def _sizes(outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Return one row for each step and size of the gradients that the page draws, as shares of their elements."""
+    return [
+        {"group": one.group, "run_id": one.run_id, "step": step, "size": size, "share": json_safe(share)}
+        for one in size_maps(outcomes.groups)
+        for size, row in zip(one.sizes, one.shares, strict=True)
+        for step, share in zip(one.steps, row, strict=True)
+    ]
 
 
 def _flat(run: Mapping[str, Any]) -> dict[str, Any]:

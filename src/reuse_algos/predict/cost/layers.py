@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos.errors import ModelError, NotEnoughEvidenceError
 
-Kind = Literal["convolution", "linear", "recurrent", "embedding", "norm", "activation", "pooling", "function", "other"]
+Kind = Literal[
+    "convolution", "linear", "recurrent", "embedding", "attention", "norm", "activation", "pooling", "function", "other"
+]
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,15 @@ class Layer:
 
     Attributes:
         name: Of the module in the model. A layer that is called several times has one entry for each call.
-        kind: What it computes; ``function`` is the work of functions that belong to no layer, such as attention.
+        kind: What it computes. ``attention`` is what an attention module computes beside its own layers, and
+            ``function`` what any other module of layers does.
         flops: Of the forward pass; a multiply-add counts as two. 0 for what is bound by memory.
-        bytes: Read and written by the forward pass: inputs, parameters and outputs.
+        bytes: Read and written by the forward pass: inputs, parameters (of a table of words the rows that are looked
+            up) and outputs.
         parameter_bytes: Of the parameters alone, which are also the bytes of their gradients.
         output_shape: Shape of the (first) output.
-        reads_data: Whether it takes the model's own inputs, so that its backward pass needs no gradient of them.
+        reads_data: Whether it takes the model's own inputs, or integers alone, so that its backward pass needs no
+            gradient of them.
     """
 
     name: str
@@ -72,9 +77,10 @@ class Layer:
 def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
     """Return the layers that a forward pass goes through, in order.
 
-    The model is copied to the meta device, in evaluation mode: nothing is computed, and no memory is taken. FLOPs of
-    convolutions and linear layers are ``2 kh kw (Cin / groups) Cout Hout Wout B`` and ``2 B in out``; those of
-    functions that no layer shows (attention) are what torch's counter finds beyond them.
+    The model is copied to the meta device, in evaluation mode: nothing is computed, and no memory is taken. FLOPs are
+    those of torch's counter while the layer runs: ``2 kh kw (Cin / groups) Cout Hout Wout B`` for convolutions,
+    ``2 B in out`` for linear layers. What a module computes beside its own layers, such as the products of attention,
+    is an entry after those of its layers.
 
     Args:
         model: Any module. It stays as it is.
@@ -93,17 +99,31 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
     # By identity: a layer reads the data only where it is given these very tensors.
     data = {id(value) for value in given}
     found: list[Layer] = []
+    # For each module that is running: FLOPs before it, and those of the modules inside it so far.
+    running: list[list[float]] = []
+
+    def begin(module: nn.Module, arguments: Any) -> None:
+        running.append([counter.get_total_flops(), 0.0])
 
     def note(name: str) -> Any:
         def hook(module: nn.Module, arguments: Any, outputs: Any) -> None:
-            found.append(_layer(name, module, arguments, outputs, data))
+            before, inside = running.pop()
+            flops = float(counter.get_total_flops() - before)
+            if running:
+                running[-1][1] += flops
+            if not list(module.children()):
+                found.append(_layer(name, module, arguments, outputs, flops, data))
+            elif flops > inside:
+                found.append(_between_layers(name, module, flops - inside))
 
         return hook
 
-    leaves = [(name, module) for name, module in plain.named_modules() if not list(module.children())]
-    handles = [module.register_forward_hook(note(name)) for name, module in leaves]
+    modules = list(plain.named_modules())
+    handles = [module.register_forward_pre_hook(begin) for _, module in modules]
+    handles += [module.register_forward_hook(note(name)) for name, module in modules]
+    counter = FlopCounterMode(display=False)
     try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), counter:
             plain(*given)
     except Exception as error:
         raise ModelError(
@@ -113,11 +133,6 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
     finally:
         for handle in handles:
             handle.remove()
-    # Attention and other functions belong to no module with a hook.
-    rest = counter.get_total_flops() - sum(layer.flops for layer in found)
-    # Both sums are whole numbers; half of one is beyond rounding.
-    if rest > 0.5:
-        found.append(Layer("(functions)", "function", float(rest), 0.0, 0.0, ()))
     return found
 
 
@@ -161,8 +176,9 @@ def step_seconds(
     for layer in layers:
         seconds = (layer.flops / device.flops + layer.bytes / device.bandwidth) / percent
         forward += seconds
-        # Images need no gradient, and layers without parameters have none of those.
-        passes = (0 if layer.reads_data else 1) + (1 if layer.parameter_bytes or layer.kind == "function" else 0)
+        # Images and words need no gradient, and layers without parameters have none of those. A product of two
+        # activations has a gradient for each.
+        passes = (0 if layer.reads_data else 1) + (1 if layer.parameter_bytes or layer.kind in _PRODUCTS else 0)
         backward += seconds * passes
     return forward, backward if training else 0.0
 
@@ -206,8 +222,10 @@ _KINDS: tuple[tuple[Kind, tuple[type, ...] | str], ...] = (
     ("embedding", (nn.Embedding, nn.EmbeddingBag)),
     ("norm", "Norm"),
     ("pooling", "Pool"),
-    ("activation", "torch.nn.modules.activation"),
+    ("activation", "activation"),
 )
+
+_PRODUCTS: tuple[Kind, ...] = ("attention", "function")
 
 
 def _kind(module: nn.Module) -> Kind:
@@ -218,21 +236,30 @@ def _kind(module: nn.Module) -> Kind:
     return "other"
 
 
-def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, data: set[int]) -> Layer:
+def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, flops: float, data: set[int]) -> Layer:
     # Composer comes with it, which takes seconds to import, and every command that compares imports this module.
     from reuse_algos.data.nested import tensors_at
 
     read, written = ([tensor for _, tensor in tensors_at(part)] for part in (arguments, outputs))
-    own = list(module.parameters(recurse=False))
-    parameters = float(sum(value.numel() * value.element_size() for value in own))
-    moved = parameters + sum(value.numel() * value.element_size() for value in (*read, *written))
-    flops = 0.0
-    if isinstance(module, nn.modules.conv._ConvNd) and read and written:
-        weight = module.weight
-        # A transposed convolution multiplies each input position with the kernel, an ordinary one each output position.
-        positions = read[0] if module.transposed else written[0]
-        flops = 2.0 * weight[0].numel() * positions.shape[0] * math.prod(positions.shape[1:])
-    elif isinstance(module, nn.Linear) and written:
-        flops = 2.0 * written[0].numel() * module.in_features
+    parameters, kind = _parameter_bytes(module), _kind(module)
+    into, out = (float(sum(value.numel() * value.element_size() for value in part)) for part in (read, written))
+    # Of a table only the rows are read that are looked up.
+    moved = into + out + (min(parameters, out) if kind == "embedding" else parameters)
+    weight = getattr(module, "weight", None)
+    # Libraries have linear layers of their own, such as Conv1D of transformers.
+    if kind == "other" and flops and isinstance(weight, Tensor) and weight.dim() == 2:
+        kind = "linear"
+    # A model may reshape its ids first, so that they are not the very tensors that it was given.
+    given = any(id(value) in data for value in read) or not any(value.is_floating_point() for value in read)
     shape = tuple(written[0].shape) if written else ()
-    return Layer(name, _kind(module), flops, float(moved), parameters, shape, any(id(value) in data for value in read))
+    return Layer(name, kind, flops, moved, parameters, shape, given)
+
+
+def _between_layers(name: str, module: nn.Module, flops: float) -> Layer:
+    kind: Kind = "attention" if "attention" in type(module).__name__.lower() else "function"
+    parameters = _parameter_bytes(module)
+    return Layer(name or "(functions)", kind, flops, parameters, parameters, ())
+
+
+def _parameter_bytes(module: nn.Module) -> float:
+    return float(sum(value.numel() * value.element_size() for value in module.parameters(recurse=False)))

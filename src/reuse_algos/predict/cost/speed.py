@@ -34,6 +34,7 @@ class SpeedModel:
         batch: Global batch M in examples.
         workers: Least and greatest number of workers that were measured.
         error: Root of the mean squared relative error of the fit.
+        servers: Least and greatest number of parameter servers that were measured. Default: 1 and 1.
     """
 
     scheme: Scheme
@@ -41,6 +42,7 @@ class SpeedModel:
     batch: float
     workers: tuple[int, int]
     error: float
+    servers: tuple[int, int] = (1, 1)
 
     def steps_per_second(self, workers: ArrayLike, servers: ArrayLike = 1) -> NDArray[np.float64]:
         """Return the speed, in steps per second.
@@ -55,14 +57,21 @@ class SpeedModel:
         rows_NK = _rows(self.scheme, np.asarray(workers, float), np.asarray(servers, float), self.batch)
         return 1.0 / (rows_NK @ np.asarray(self.terms))
 
-    def measured(self, workers: ArrayLike) -> NDArray[np.bool_]:
-        """Return whether these numbers of workers lie within what was measured; beyond it a speed is a prediction.
+    def measured(self, workers: ArrayLike, servers: ArrayLike = 1) -> NDArray[np.bool_]:
+        """Return whether these numbers lie within what was measured; beyond it a speed is a prediction.
+
+        Args:
+            workers: Numbers of workers.
+            servers: Numbers of parameter servers; not used under all-reduce. Default: 1.
 
         Returns:
-            bool of the same shape.
+            bool of the shape to which the two broadcast.
         """
-        workers = np.asarray(workers)
-        return (workers >= self.workers[0]) & (workers <= self.workers[1])
+        workers, servers = np.broadcast_arrays(workers, servers)
+        within = (workers >= self.workers[0]) & (workers <= self.workers[1])
+        if self.scheme == "all_reduce":
+            return within
+        return within & (servers >= self.servers[0]) & (servers <= self.servers[1])
 
 
 def fit_speed(
@@ -117,7 +126,8 @@ def fit_speed(
     found_K, _ = optimize.nnls(rows_NK / lengths_K, np.ones(len(speed_N)))
     terms = tuple(float(value) for value in found_K / lengths_K)
     error = float(np.sqrt(np.mean((1.0 / (rows_NK @ np.asarray(terms)) - 1.0) ** 2)))
-    return SpeedModel(scheme, terms, float(batch), (int(workers_N.min()), int(workers_N.max())), error)
+    ranges = [(int(counts_N.min()), int(counts_N.max())) for counts_N in (workers_N, servers_N)]
+    return SpeedModel(scheme, terms, float(batch), ranges[0], error, ranges[1])
 
 
 def _rows(scheme: Scheme, workers: NDArray, servers: NDArray, batch: float) -> NDArray[np.float64]:

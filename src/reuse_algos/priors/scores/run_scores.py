@@ -323,6 +323,10 @@ _CAPTURED_ONLY = ("loss", "correct", "logit_margin")
 
 
 def _advice(run: PriorRun, spec: ScoreSpec, recipe: _Recipe) -> str:
+    if "boxes" in run.signal_names:
+        return (
+            "It is a run of a detector, whose images have no logits and no score. For detectors there is MixTraining."
+        )
     if recipe.history is not None:
         captured = recipe.sources[0].signal
         return (

@@ -125,8 +125,12 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
         return None
     # Later ones win: the sequence, the arm, the step, the rung, and last the point.
     of_rung = slot.rung.overrides if slot.rung else {}
-    for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
-        merge_sections(values, overrides)
+    try:
+        for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
+            merge_sections(values, overrides)
+    except RecipeError as error:
+        faults.add(f"{arm}/{name}", str(error))
+        return None
     for key, value in slot.point.items():
         merge_sections(values, _as_sections(key, value))
     if slot.rung is not None:

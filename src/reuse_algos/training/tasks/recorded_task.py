@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from reuse_algos.archive import Manifest, TaskRecord
@@ -37,3 +38,22 @@ def task_of(manifest: Manifest) -> Task | None:
     return Task(
         cast(Kind, found.kind), found.num_classes, found.class_dim, found.ignore_index, found.shift, "as recorded"
     )
+
+
+def refuse_other_task(run_id: str, task: TaskRecord | None, who: str, kinds: Sequence[str]) -> None:
+    """Refuse a prior run whose recorded task is none of some kinds, before it is asked for what it cannot have.
+
+    Args:
+        run_id: For the message.
+        task: As recorded; None, which the runs of detectors and old ones have, is refused nowhere.
+        who: What is defined for these kinds only.
+        kinds: Of tasks.
+
+    Raises:
+        TaskError: It is another one.
+    """
+    if task is not None and task.kind not in kinds:
+        raise TaskError(
+            f"{who} is defined for {' and '.join(kinds)}, and run {run_id} was trained for the task {task.kind!r}. "
+            f"Leave {who} out, or choose another prior run."
+        )

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reuse_algos.compare.inside import findings_of
+from reuse_algos.compare.inside import MAPS, findings_of, size_maps
 from reuse_algos.compare.outcomes import Outcomes
 from reuse_algos.compare.result import Comparison
 from reuse_algos.compare.show import charts, drawing
@@ -19,7 +19,7 @@ from reuse_algos.compare.show.page import tables
 from reuse_algos.compare.show.page.document import render
 from reuse_algos.compare.show.page.provenance import COSTS, recipe_text, run_facts, run_rows
 from reuse_algos.compare.show.page.sample import only_runs, sampled
-from reuse_algos.compare.show.page.svg import bar_views, plot_of
+from reuse_algos.compare.show.page.svg import bar_views, map_views, plot_of
 from reuse_algos.compare.show.page.texts import headline, texts_of
 from reuse_algos.compare.show.page.values import Numbers
 from reuse_algos.compare.show.words import AXIS_WORDS
@@ -38,8 +38,8 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
     Returns:
         HTML. It loads nothing, from nowhere. Its element ``report-data`` holds as JSON: ``comparison`` (as
         :meth:`Comparison.to_dict() <reuse_algos.compare.result.Comparison.to_dict>`), ``charts``, ``pareto``,
-        ``amortisation``, ``readings`` and ``runs`` (the provenance by run id). Each number on the page names its place
-        there.
+        ``amortisation``, ``readings``, ``sizes`` and ``runs`` (the provenance by run id). Each number on the page names
+        its place there.
 
     Raises:
         CompareError: Only ends are compared.
@@ -58,12 +58,14 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "pareto": charts.pareto(comparison),
         "amortisation": charts.amortisation(comparison),
         "readings": charts.readings_charts(comparison, outcomes),
+        "sizes": size_maps(outcomes.groups),
         "runs": {run_id: run_facts(manifests[run_id]) for run_id in sorted(manifests)},
     }
     numbers = Numbers(roots)
     data = {name: _plain(value) for name, value in roots.items()} | {"comparison": comparison.to_dict()}
     looks = drawing.looks_of(comparison)
     over_budgets = comparison.method == "budgets"
+    maps = map_views(roots["sizes"], looks, numbers)
     view = {
         "comparison": comparison,
         "numbers": numbers,
@@ -78,7 +80,9 @@ def report_page(comparison: Comparison, outcomes: Outcomes) -> str:
         "readings": [
             {"key": chart.key, "tab": chart.key, "plot": plot_of(chart, numbers, "readings", k)}
             for k, chart in enumerate(roots["readings"])
-        ],
+        ]
+        + ([{"key": "sizes", "tab": "sizes of gradients", "maps": maps}] if maps else []),
+        "most_maps": MAPS,
         "findings": findings_of(outcomes.groups),
         "runs_table": tables.runs_table(looks, comparison, numbers),
         "details": [(look, _details(look, comparison, numbers, roots["runs"])) for look in looks],

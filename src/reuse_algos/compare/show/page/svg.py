@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from reuse_algos.compare.inside import SizeMap
 from reuse_algos.compare.show.drawing import Bars, Chart, Look, Series, y_values
 from reuse_algos.compare.show.page.scales import Scale, linear_scale, log_scale
 from reuse_algos.compare.show.page.values import Numbers, Value
@@ -194,6 +195,69 @@ def _pieces(line: Sequence[tuple[float, float]]) -> list[list[tuple[float, float
         else:
             pieces.append([])
     return [piece * 2 if len(piece) == 1 else piece for piece in pieces if piece]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One step and size of a map: its box, how strong its colour is (0 to 1), its number, and what it says."""
+
+    x: str
+    y: str
+    width: str
+    height: str
+    shade: str
+    value: Value
+    label: str
+
+
+@dataclass(frozen=True)
+class MapView:
+    """The sizes of a run's gradients in places: sign and names, rows from the top with their size, ticks, cells."""
+
+    sign: Sign
+    group: str
+    run_id: str
+    rows: list[Tick]
+    x_ticks: list[Tick]
+    cells: list[Cell]
+
+
+def map_views(maps: Sequence[SizeMap], looks: Sequence[Look], numbers: Numbers) -> list[MapView]:
+    """Return the places of maps; all have one scale of colour, whose strongest is the largest share of all.
+
+    Args:
+        maps: What to draw.
+        looks: Of the groups.
+        numbers: They hold the maps as ``sizes``.
+    """
+    largest = max((share for one in maps for row in one.shares for share in row if share > 0), default=1.0)
+    of = {look.name: look for look in looks}
+    return [_map_view(one, of[one.group], largest, numbers, k) for k, one in enumerate(maps)]
+
+
+def _map_view(one: SizeMap, look: Look, largest: float, numbers: Numbers, k: int) -> MapView:
+    height, width = 1 / len(one.sizes), 1 / len(one.steps)
+    cells = [
+        # Large sizes stand on top. Nothing is drawn where the share is 0 or not a number.
+        Cell(
+            percent(column * width), percent(1 - (row + 1) * height), percent(width), percent(height),
+            f"{share / largest:.3f}", numbers.at("sizes", k, "shares", row, column),
+            f"step {one.steps[column]}, {_size_words(one.sizes, row)}: {share:.1%} of the elements",
+        )
+        for row, shares in enumerate(one.shares) for column, share in enumerate(shares) if share > 0
+    ]  # fmt: skip
+    rows = [Tick(percent(1 - (row + 0.5) * height), size) for row, size in enumerate(one.sizes)]
+    # Steps are read at even distances, but for the first and the last one.
+    shown = sorted({0, len(one.steps) // 2, len(one.steps) - 1})
+    x_ticks = [Tick(percent((column + 0.5) * width), str(one.steps[column])) for column in shown]
+    return MapView(sign_of(look), one.group, one.run_id, rows, x_ticks, cells)
+
+
+def _size_words(sizes: Sequence[str], row: int) -> str:
+    if sizes[row] == "below":
+        return "smaller"
+    above = sizes[row + 1 : row + 2]
+    return f"{sizes[row]} to {above[0]}" if above else f"{sizes[row]} or more"
 
 
 def bar_views(bars: Bars, numbers: Numbers) -> tuple[list[BarView], list[Tick], str]:
