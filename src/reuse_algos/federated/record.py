@@ -155,8 +155,9 @@ class RoundRecord:
 
 def _sum(one: CostRecord, other: CostRecord) -> CostRecord:
     """Return what two costs are together; a number that one of them does not know is not known."""
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
-    return CostRecord(**{name: None if None in pair else sum(pair) for name, pair in pairs.items()})
+    pairs: dict[str, Any] = {name: (getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
+    sums: dict[str, Any] = {name: None if None in pair else sum(pair) for name, pair in pairs.items()}
+    return CostRecord(**sums)
 
 
 def _plain(settings: Any) -> Any:
