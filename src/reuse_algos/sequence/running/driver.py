@@ -15,7 +15,7 @@ from reuse_algos.sequence.launchers import Launcher, LocalLauncher
 from reuse_algos.sequence.planning.order import waits_for
 from reuse_algos.sequence.planning.plan import Plan
 from reuse_algos.sequence.progress import StepState, drop_losers, look_up_states
-from reuse_algos.sequence.running.halt import Halt
+from reuse_algos.sequence.running.halt import STOP_SECONDS, Halt
 from reuse_algos.sequence.running.lease import SequenceLease
 from reuse_algos.sequence.running.steps import StepWork, drop_checkpoints
 
@@ -143,7 +143,8 @@ class _Work:
                             self.say(f"{self._head(place)}: failed")
             except BaseException:
                 # Ctrl-C, for one: no training may outlive the process that knows of it.
-                halt.stop()
+                # It reaches local jobs, too, which then end by themselves; those of a cluster would go on till the end.
+                halt.stop(STOP_SECONDS if self.step_work.launcher.local else 0.0)
                 raise
         if failed:
             raise _first_of(list(failed.values()), len(waiting))
