@@ -221,6 +221,7 @@ def test_one_client_with_all_labels_is_central_training_bit_by_bit(tmp_path: Pat
     assert_same(run.weights("last"), central(config))
     assert (run.manifest.progress.epoch, run.manifest.progress.batch) == (6, 36)
     assert run.manifest.cost.train_flops == 3 * run.manifest.model.flops_per_example * 6 * 120
+    assert (run.manifest.monitor, run.manifest.monitor_mode) == ("metrics/eval/MulticlassAccuracy", "max")
     assert [entry.name for entry in run.manifest.files if entry.kind == "weights"] == [
         "round-1", "round-2", "round-3", "last",
     ]  # fmt: skip

@@ -310,5 +310,8 @@ def test_a_launcher_computes_the_parts_and_names_one_that_fails(
     assert re.search(
         r"part \d of the harvest failed \(exit status 2\)[\s\S]*ep0009[\s\S]*goes on with the others", said
     )
+    one_part = ["--shards", "3", "--shard", "1", "--parts", str(tmp_path / "parts")]
+    assert cli.main(["harvest", str(tmp_path / "other"), "digits", *options, *one_part]) == 0
+    assert "part 1 of 1 views is in" in capsys.readouterr().out
     assert cli.main(["harvest", str(tmp_path / "other"), "digits", "--launcher", "local"]) == 2
     assert "--launcher belong to --shards N" in capsys.readouterr().err

@@ -99,7 +99,7 @@ def test_each_step_sees_those_before_and_a_second_call_trains_nothing(tmp_path: 
     assert len(said) == 6
 
 
-def test_a_step_that_fails_stops_the_sequence_and_goes_on_later(tmp_path: Path) -> None:
+def test_a_step_that_fails_stops_those_that_wait_for_it_and_goes_on_later(tmp_path: Path) -> None:
     calls: list[str] = []
 
     def failing(step: PlannedStep, ranks: int) -> int:
@@ -110,9 +110,10 @@ def test_a_step_that_fails_stops_the_sequence_and_goes_on_later(tmp_path: Path) 
     with pytest.raises(SequenceError, match=r"(?s)reuse/seed-1 failed \(exit status 137\).*out of memory") as caught:
         run_sequence(planned(tmp_path), say=lambda line: None, launcher=Here(failing))
     assert "the same command goes on from here" in str(caught.value)
-    assert calls == ["without/seed-1", "reuse/seed-1"]
+    assert str(caught.value).endswith("goes on from here\nsteps not begun: 1")
+    assert calls == ["without/seed-1", "reuse/seed-1", "without/seed-2"]
     run_sequence(planned(tmp_path), say=lambda line: None, launcher=Here(failing))
-    assert calls[2:] == ["reuse/seed-1", "without/seed-2", "reuse/seed-2"]
+    assert calls[3:] == ["reuse/seed-1", "reuse/seed-2"]
 
 
 class Crash(Callback):

@@ -253,10 +253,11 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for result in results:
         done = f"{result.rows} rows of {len(result.computed)} views" if result.computed else "nothing was missing"
+        done += f"; {len(result.views)} views are complete"
+        if args.shard is not None and result.computed:
+            done = f"part {args.shard} of {len(result.computed)} views is in {args.parts}, and not committed yet"
         console().print(
-            f"{result.signal} of {result.run_id}: {done}; {len(result.views)} views are complete; "
-            f"{result.seconds:.1f} s{_rates(result.rates)}",
-            soft_wrap=True,
+            f"{result.signal} of {result.run_id}: {done}; {result.seconds:.1f} s{_rates(result.rates)}", soft_wrap=True
         )
     return 0
 

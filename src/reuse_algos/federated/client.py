@@ -123,8 +123,9 @@ def client_round(
         )
     labelled = time.perf_counter()
     if len(chosen_M) < _LEAST:
-        spent = {"label_seconds": labelled - began, "train_seconds": 0.0}
-        return ClientRound(dict(weights), 0, images=len(positions_N), correct=0, **spent)
+        return ClientRound(
+            dict(weights), 0, images=len(positions_N), correct=0, label_seconds=labelled - began, train_seconds=0.0
+        )
     chosen = Chosen(positions_N[chosen_M], labels_M)
     section = recipe.settings.data
     # A recipe's batch may be larger than what a small client is sure of, and drop_last would leave nothing.
@@ -136,8 +137,10 @@ def client_round(
     trained = train_part(config, recipe, folder, config.clients.epochs, round_number, data, weights, mix)
     # Counted for studies only: with labels: none, nothing above has looked at the true labels.
     correct = int((labels_M == truth_N[chosen_M]).sum())
-    spent = {"label_seconds": labelled - began, "train_seconds": time.perf_counter() - labelled}
-    return ClientRound(**vars(trained), images=len(positions_N), correct=correct, **spent)
+    return ClientRound(
+        **vars(trained), images=len(positions_N), correct=correct,
+        label_seconds=labelled - began, train_seconds=time.perf_counter() - labelled,
+    )  # fmt: skip
 
 
 def _forwards(

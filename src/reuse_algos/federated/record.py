@@ -20,7 +20,9 @@ from reuse_algos.archive import (
     RunArchive,
     RunWriter,
     history_tensors,
+    infer_mode,
 )
+from reuse_algos.callbacks.recorder.monitor import choose_monitor
 from reuse_algos.errors import ArchiveConflictError
 from reuse_algos.federated.settings import FederatedConfig
 from reuse_algos.federated.training import Trained
@@ -114,6 +116,7 @@ class RoundRecord:
         for name in [_ROUND.format(round_number), *(["last"] if is_last else [])]:
             files.append(self._writer.put("weights", name, weights))
         files.append(self._writer.put("metrics", "history", history_tensors(histories)))
+        monitor = choose_monitor([name for name in values if name.startswith("metrics/eval/")])
         # Integer buffers count as finite: batch norm counts its batches in one.
         finite = all(bool(value.isfinite().all()) for value in weights.values())
         self._manifest = self._writer.commit(
@@ -121,7 +124,8 @@ class RoundRecord:
                 old,
                 progress=progress,
                 cost=cost,
-                monitor=next((name for name in values if name.startswith("metrics/eval/")), None),
+                monitor=monitor,
+                monitor_mode=infer_mode(monitor or ""),
                 health="ok" if finite else "diverged",
                 files=files,
             )
@@ -151,8 +155,9 @@ class RoundRecord:
 
 def _sum(one: CostRecord, other: CostRecord) -> CostRecord:
     """Return what two costs are together; a number that one of them does not know is not known."""
-    pairs = {name: (getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
-    return CostRecord(**{name: None if None in pair else sum(pair) for name, pair in pairs.items()})
+    pairs: dict[str, Any] = {name: (getattr(one, name), getattr(other, name)) for name in one.__struct_fields__}
+    sums: dict[str, Any] = {name: None if None in pair else sum(pair) for name, pair in pairs.items()}
+    return CostRecord(**sums)
 
 
 def _plain(settings: Any) -> Any:

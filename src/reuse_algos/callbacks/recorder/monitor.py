@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,15 @@ class Monitor:
             raise ValueError(f"mode must be 'max' or 'min', not {self.mode!r}")
 
 
+def choose_monitor(names: Sequence[str]) -> str | None:
+    """Return the metric that orders runs where nobody has chosen one: the first accuracy, or else the first metric.
+
+    Args:
+        names: Of the evaluation metrics, in order.
+    """
+    return next((name for name in names if "Accuracy" in name), names[0] if names else None)
+
+
 class BestSoFar:
     """Follows the monitored metric and keeps the weights at its best value.
 
@@ -61,7 +71,7 @@ class BestSoFar:
             return next((name for name in names if name == wanted or name.endswith("/" + wanted)), None)
         # Robust metrics come at some evaluations only, so they would order runs by chance.
         names = [name for name in names if f"/{ROBUST}/" not in name]
-        return next((name for name in names if "Accuracy" in name), names[0] if names else None)
+        return choose_monitor(names)
 
     def mode(self, log: MetricLog) -> str:
         """Return ``max`` where larger values of the monitored metric are better, else ``min``."""

@@ -15,7 +15,7 @@ from reuse_algos.sequence.launchers import Launcher, LocalLauncher
 from reuse_algos.sequence.planning.order import waits_for
 from reuse_algos.sequence.planning.plan import Plan
 from reuse_algos.sequence.progress import StepState, drop_losers, look_up_states
-from reuse_algos.sequence.running.halt import Halt
+from reuse_algos.sequence.running.halt import STOP_SECONDS, Halt
 from reuse_algos.sequence.running.lease import SequenceLease
 from reuse_algos.sequence.running.steps import StepWork, drop_checkpoints
 
@@ -50,8 +50,9 @@ def run_sequence(
         All steps; finished (or dropped by a search), unless there were a time limit or a choice of arms.
 
     Raises:
-        SequenceError: A step or a harvest fails (the end of its log is in the message), the sequence is being run
-            elsewhere, or what was trained before is not what the file now says.
+        SequenceError: A step or a harvest failed (the end of its log is in the message; steps that do not wait for it
+            were trained all the same), the sequence is being run elsewhere, or what was trained before is not what the
+            file now says.
         ArchiveError: The archive cannot be read or made.
     """
     if jobs < 1:
@@ -105,7 +106,7 @@ class _Work:
     finished: Callable[[StepState], None]
 
     def do(self, wanted: Sequence[int]) -> None:
-        """Train what is wanted, ``jobs`` at a time; the first failure lets the others come to their end."""
+        """Train what is wanted, ``jobs`` at a time; where a step fails, those that do not wait for it go on."""
         for place in wanted:
             found = self.states[place]
             if found.run is not None:
@@ -118,17 +119,19 @@ class _Work:
         waiting = [place for place in wanted if self.states[place].state not in ("finished", "stopped")]
         halt = self.step_work.halt
         going: dict[Future[StepState], int] = {}
-        failure: Exception | None = None
+        failed: dict[int, Exception] = {}
         with ThreadPoolExecutor(self.jobs) as pool:
             try:
-                while (waiting and failure is None and not halt.now) or going:
-                    while failure is None and not halt.now and len(going) < self.jobs:
-                        place = self._next(waiting, going.values())
+                while (waiting and not halt.now) or going:
+                    while not halt.now and len(going) < self.jobs:
+                        place = self._next(waiting, [*going.values(), *failed])
                         if place is None:
                             break
                         waiting.remove(place)
                         self._say_how(place)
                         going[pool.submit(self.step_work.complete, self.states[place], self._teller(place))] = place
+                    if not going:  # what is left waits for a step that failed
+                        break
                     # The first that ends may be what others wait for.
                     for done in wait(going, return_when=FIRST_COMPLETED).done:
                         place = going.pop(done)
@@ -136,17 +139,19 @@ class _Work:
                             self._note(place, done.result())
                             waiting = self._without_losers(waiting)
                         except Exception as error:  # whatever it is, the other trainings are not lost for it
-                            failure = failure or error
+                            failed[place] = error
+                            self.say(f"{self._head(place)}: failed")
             except BaseException:
                 # Ctrl-C, for one: no training may outlive the process that knows of it.
-                halt.stop()
+                # It reaches local jobs, too, which then end by themselves; those of a cluster would go on till the end.
+                halt.stop(STOP_SECONDS if self.step_work.launcher.local else 0.0)
                 raise
-        if failure is not None:
-            raise failure
+        if failed:
+            raise _first_of(list(failed.values()), len(waiting))
 
     def _next(self, waiting: Sequence[int], going: Iterable[int]) -> int | None:
         """Return the first step that need not wait for an earlier one."""
-        # A step that is still in training may be the one that a later step is to reuse.
+        # A step that is still in training, or has failed, may be the one that a later step is to reuse.
         open_places = sorted({*waiting, *going})
         for place in waiting:
             step = self.states[place].step
@@ -184,6 +189,17 @@ class _Work:
 
     def _head(self, place: int) -> str:
         return f"[{place + 1}/{len(self.states)}] {self.states[place].step.title}"
+
+
+def _first_of(failures: Sequence[Exception], left: int) -> Exception:
+    """Return the first failure, with what else has come of it."""
+    others = [f"other steps that failed: {len(failures) - 1}"] if len(failures) > 1 else []
+    others += [f"steps not begun: {left}"] if left else []
+    if not others or not isinstance(failures[0], SequenceError):
+        return failures[0]
+    told = SequenceError(f"{failures[0]}\n{', '.join(others)}")
+    told.__cause__ = failures[0]
+    return told
 
 
 def _summary(state: StepState) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from reuse_algos.sequence.launchers.base import Launcher, Work
 
-_STOP_SECONDS = 60.0
+STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.5
 _ENDED = 143  # as of a process that is ended by a signal to terminate
 
@@ -31,7 +31,7 @@ class Halt:
         """Whether it is time to end."""
         return self._stopped.is_set() or monotonic() >= self._until
 
-    def stop(self, patience: float = _STOP_SECONDS) -> None:
+    def stop(self, patience: float = STOP_SECONDS) -> None:
         """End everything soon.
 
         Args:

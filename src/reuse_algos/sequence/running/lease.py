@@ -93,7 +93,10 @@ class SequenceLease:
         since, found = monotonic(), first
         # Waiting for a dead one of this machine takes a second: nothing to tell.
         if first.token is not None and not _is_killed(first):
-            say(f"another process ({first.host}, {first.pid}) has run this sequence: waiting to see if it still does")
+            say(
+                f"another process ({first.host}, {first.pid}) has run this sequence: waiting up to "
+                f"{TERM_SECONDS:.0f} s to see if it still does"
+            )
         while found.token is not None:
             if found.number != first.number:
                 raise SequenceError(
