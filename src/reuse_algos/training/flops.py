@@ -32,8 +32,8 @@ def counted_flops(device_type: str) -> Iterator[FlopCounterMode]:
     Args:
         device_type: Where it runs, such as ``cpu``.
     """
-    # The counter knows fast kernels of attention on GPUs, and none on CPUs, whose work would be missing, and nowhere the
-    # one that torch's own Transformer layers take in evaluation mode.
+    # The counter knows fast kernels of attention on GPUs and none on CPUs, whose work would be missing. Nowhere does it
+    # know the one that torch's own Transformer layers take in evaluation mode.
     kernel = sdpa_kernel(SDPBackend.MATH) if device_type == "cpu" else contextlib.nullcontext()
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
