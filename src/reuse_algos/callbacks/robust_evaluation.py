@@ -192,7 +192,7 @@ class RobustEvaluation(Callback):
         return {"periods": self._periods, "ran": self._ran}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore what ``state_dict`` returned."""
         self._periods, self._ran = int(state["periods"]), bool(state["ran"])
 
     # What to evaluate, and when -------------------------------------------------------------------------------------
