@@ -63,10 +63,11 @@ class _Net(ComposerModel):
 
 
 def _loader(name: str) -> DataLoader:
-    data = TensorDataset(X, TASKS[name][1])
-    return DataLoader(
-        ViewedDataset(data, ViewPolicy(seed=0, num_views=1), DatasetInfo(name, torch.arange(N))), batch_size=B
-    )
+    targets = TASKS[name][1]
+    # One label for each example is what EL2N and its kind compare with.
+    labels = {"multiclass": targets, "binary": targets.reshape(N, -1)[:, 0].long()}.get(name)
+    info = DatasetInfo(name, torch.arange(N), labels)
+    return DataLoader(ViewedDataset(TensorDataset(X, targets), ViewPolicy(seed=0, num_views=1), info), batch_size=B)
 
 
 class _Losses(Callback):

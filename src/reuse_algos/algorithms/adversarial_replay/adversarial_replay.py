@@ -22,6 +22,7 @@ from reuse_algos.algorithms.adversarial_replay.checks import (
     pixels_of,
     refuse_changed_inputs,
     refuse_other_pixels,
+    refuse_other_tasks,
     refuse_uneven_ranks,
 )
 from reuse_algos.algorithms.adversarial_replay.perturbations import Perturbations
@@ -189,6 +190,7 @@ class AdversarialReplay(ReusingAlgorithm):
 
     def start(self, state: State) -> None:
         """Match data, views and pixels with the prior runs, and load their perturbations."""
+        refuse_other_tasks(self.prior_runs)
         refuse_changed_inputs(state)
         refuse_another(state, AdversarialReplay, "replay rows of a batch", "several runs")
         dataset: Any = getattr(state.dataloader, "dataset", None)
@@ -197,8 +199,9 @@ class AdversarialReplay(ReusingAlgorithm):
             raise ExampleIdError("the train examples cannot be told apart; describe them: dataset=DatasetInfo(...).")
         # With it, keys that come with the batch become positions.
         self.ids.info, self._looked_at_pixels = info, False
-        self.pixels = self._given_pixels or pixels_of(dataset)
+        # Perturbations first: without them nobody needs to know the pixels.
         self.load_perturbations(state, info)
+        self.pixels = self._given_pixels or pixels_of(dataset)
 
     def load_perturbations(self, state: State, info: DatasetInfo) -> None:
         """Load what :meth:`adversarial_inputs` needs of the prior runs."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from composer import State
 from composer.utils import dist
 from torch import Tensor, nn
 
+from reuse_algos.archive import PriorRun
 from reuse_algos.data.example_ids import ExampleIds
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.views import ViewPolicy
@@ -15,6 +17,7 @@ from reuse_algos.errors import DataError, ExampleIdError, PriorRunMismatchError,
 from reuse_algos.priors.views import numbered_views
 from reuse_algos.training.attacks import pixel_room
 from reuse_algos.training.interplay import changes_inputs, hides_inputs, mixes_examples
+from reuse_algos.training.tasks.recorded_task import task_of
 
 TASKS = ("multiclass", "dense")
 """Tasks whose attacks and errors are defined: those of images with one softmax, or one for each pixel."""
@@ -32,6 +35,17 @@ def refuse_other_outputs(logits_BK: Tensor, targets_B: Tensor) -> None:
             f"AdversarialReplay is defined for the tasks {' and '.join(TASKS)}, whose outputs have the classes in "
             f"dimension 1; found outputs of shape {tuple(logits_BK.shape)} and targets of {tuple(targets_B.shape)}."
         )
+
+
+def refuse_other_tasks(runs: Sequence[PriorRun]) -> None:
+    """Refuse prior runs that recorded a task without attacks, before anything is asked about their pixels.
+
+    Raises:
+        TaskError: There is one.
+    """
+    for run in runs:
+        if (task := task_of(run.manifest)) is not None:
+            task.require(f"AdversarialReplay of run {run.id}", TASKS)
 
 
 def refuse_other_pixels(inputs_BCHW: Tensor, pixels: PixelSpace) -> None:

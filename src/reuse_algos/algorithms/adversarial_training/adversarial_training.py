@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from reuse_algos.data.example_ids import ExampleIds, keep_views
 from reuse_algos.data.images.pixels import PixelSpace, pixel_space_of
 from reuse_algos.data.nested import with_item
-from reuse_algos.errors import ExampleIdError, PriorRunMismatchError
+from reuse_algos.errors import ExampleIdError, PriorRunMismatchError, TaskError
 from reuse_algos.training.attacks import Attack, attacked, perturb
-from reuse_algos.training.batch_keys import BatchKeys
+from reuse_algos.training.batch_keys import BatchKeys, part_of
 from reuse_algos.training.first_batch.task_reader import TaskReader, class_numbers_of
 from reuse_algos.training.interplay import BatchEffects, hides_inputs, mixes_examples
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -89,8 +89,8 @@ class AdversarialTraining(Algorithm, BatchEffects):
 
     Raises:
         ValueError: A setting is out of its range.
-        ExampleIdError: At the start: it is not known how the inputs were normalised.
-        TaskError: In the first batch: the task is not multiclass.
+        ExampleIdError: In the first batch: it is not known how the inputs were normalised.
+        TaskError: In the first batch: the task is not multiclass, or the inputs are not images.
         PriorRunMismatchError: At the start: another algorithm mixes examples or hides the images.
     """
 
@@ -158,20 +158,33 @@ class AdversarialTraining(Algorithm, BatchEffects):
             raise PriorRunMismatchError(
                 f"{mixing[0]} leaves no image with one label to attack. Remove {mixing[0]} or AdversarialTraining."
             )
-        dataset = getattr(state.dataloader, "dataset", None)
-        self.pixels = self.pixels or pixel_space_of(dataset)
+        self.pixels = self.pixels or pixel_space_of(getattr(state.dataloader, "dataset", None))
+
+    def _images(self, batch: Any) -> Tensor:
+        """Return the images of a batch, or refuse inputs that are none."""
+        try:
+            found = part_of(batch, self.input_key)
+        except (KeyError, IndexError, TypeError, AttributeError):
+            found = None
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            raise TaskError(
+                f"AdversarialTraining is defined for images, which are floating-point numbers; the batch has none at "
+                f"input_key={self.input_key!r}. Token ids cannot be moved a little. Name the images by input_key."
+            )
+        return found
+
+    def _attack(self, state: State) -> None:
+        model: Any = unwrap_model(state.model)
+        # The task first: who has no images with one label needs no advice about their pixels.
+        labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
+        inputs_BCHW = self._images(state.batch)
         if self.pixels is None:
+            dataset = getattr(state.dataloader, "dataset", None)
             raise ExampleIdError(
                 f"the attack is in pixel units, and {type(dataset).__name__} does not say how its pixels were "
                 "normalised. Give AdversarialTraining pixel_mean and pixel_std (one number for each channel, on the "
                 "scale 0 to 1; 0 and 1 where the inputs are pixels)."
             )
-
-    def _attack(self, state: State) -> None:
-        assert self.pixels is not None
-        model: Any = unwrap_model(state.model)
-        inputs_BCHW: Any = state.batch_get_item(self.input_key)
-        labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
         batch = state.batch
 

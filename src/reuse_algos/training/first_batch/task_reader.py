@@ -15,6 +15,7 @@ from reuse_algos.data.nested import fields_of
 from reuse_algos.errors import ModelError, ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys, part_of
+from reuse_algos.training.first_batch.boxes import refuse_boxes
 from reuse_algos.training.first_batch.masks import TargetMasks
 from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -72,8 +73,9 @@ def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
         who: What is defined for such targets only, for the message.
 
     Raises:
-        TaskError: They are something else.
+        TaskError: They are something else, or the batch is a detector's.
     """
+    refuse_boxes(batch)
     targets = targets_of(batch, key)
     if targets.dim() != 1 or targets.is_floating_point():
         raise TaskError(
@@ -243,9 +245,10 @@ class TaskReader:
 
     def _found(self, state: State) -> Task:
         settings = self._settings_of_all(state)
+        refuse_boxes(self.batch, settings)
         outputs = logits_of(state.outputs, self.keys.output).detach()
         if self._missing is not None:
-            if settings.kind in (None, "detection"):
+            if settings.kind is None:
                 raise self._missing
             return _as_set(settings, outputs)
         assert self.targets is not None
