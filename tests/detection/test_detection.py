@@ -315,6 +315,17 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
         MixTraining(archive, "prior", threshold=2)
 
 
+@pytest.mark.parametrize("signals", [{"logits": {}}, {"loss": {}}, {"logits": {"last_epochs": 1}, "correct": {}}])
+def test_signals_of_one_tensor_are_refused_by_what_serves_detectors(tmp_path: Path, signals: dict[str, Any]) -> None:
+    with pytest.raises(TaskError, match="not defined for the task detection.*MixTraining.*boxes,gt_scores"):
+        _train(tmp_path, "prior", callbacks={"run_recorder": {"signals": signals}})
+
+
+def test_logits_of_a_detector_are_not_harvested(archive: Path) -> None:
+    with pytest.raises(TaskError, match="not defined for the task detection.*boxes,gt_scores"):
+        harvest(archive, "prior", signals=("logits",), progress=False, trust_data=True)
+
+
 def test_a_new_detector_finds_boxes_with_an_area() -> None:
     """Its distances go through a ReLU: from around 0 they can all die, and every box is a point for ever."""
     torch.manual_seed(0)
