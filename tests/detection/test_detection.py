@@ -328,7 +328,7 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
 def test_what_needs_one_answer_for_each_image_names_what_detectors_have(
     archive: Path, algorithms: dict[str, Any]
 ) -> None:
-    with pytest.raises(TaskError, match="For detectors there are MixTraining, FeatureDistillation and PriorRunWarm"):
+    with pytest.raises(TaskError, match="not defined for the task detection.*MixTraining.*FeatureDistillation"):
         _train(archive, "refused", algorithms=algorithms)
 
 
@@ -336,6 +336,17 @@ def test_a_detector_has_no_scores_to_harvest(archive: Path) -> None:
     curriculum = {"history_curriculum": {"runs": "prior", "strategy": "prune", "score": "loss"}}
     with pytest.raises(SignalNotFoundError, match="a detector, whose images have no logits.*there is MixTraining"):
         _train(archive, "refused", algorithms=curriculum)
+
+
+@pytest.mark.parametrize("signals", [{"logits": {}}, {"loss": {}}, {"logits": {"last_epochs": 1}, "correct": {}}])
+def test_signals_of_one_tensor_are_refused_by_what_serves_detectors(tmp_path: Path, signals: dict[str, Any]) -> None:
+    with pytest.raises(TaskError, match="not defined for the task detection.*MixTraining.*boxes,gt_scores"):
+        _train(tmp_path, "prior", callbacks={"run_recorder": {"signals": signals}})
+
+
+def test_logits_of_a_detector_are_not_harvested(archive: Path) -> None:
+    with pytest.raises(TaskError, match="not defined for the task detection.*boxes,gt_scores"):
+        harvest(archive, "prior", signals=("logits",), progress=False, trust_data=True)
 
 
 def test_a_new_detector_finds_boxes_with_an_area() -> None:
