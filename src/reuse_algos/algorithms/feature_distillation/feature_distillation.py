@@ -169,7 +169,8 @@ class FeatureDistillation(ReusingAlgorithm):
         elif event in VIEW_EVENTS:
             follow_views(event, state)
         elif event == Event.FIT_END:
-            self.warn_if_idle(logger, f"no batch lay between start={self.when.start} and stop={self.when.stop}")
+            reason = f"no batch lay between start={self.when.start} and stop={self.when.stop}"
+            self.warn_if_idle(logger, f"{reason}, after the first, which is measured")
 
     def start(self, state: State) -> None:
         """Match the prior runs with the current one, and load the teachers."""
