@@ -37,6 +37,12 @@ def beside(records: Sequence[Record], line: Record) -> str:
         f"Without a network, on the same texts ({line['metric']}): {simple}. The best, {label}, is the line to pass. "
         f"{verdict}"
     )
+    if others := line.get("other_splits"):
+        text += (
+            f" The line depends on which texts are held out: here {line['held']} without a copy among the training "
+            f"texts; on {len(others)} random splits, which hold out all the others, it is {min(others):.4f} to "
+            f"{max(others):.4f}, {sum(others) / len(others):.4f} in the mean."
+        )
     return textwrap.fill(text, 100)
 
 

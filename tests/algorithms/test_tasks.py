@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +20,12 @@ from reuse_algos.algorithms import (
     HistoryCurriculum,
     MixTraining,
     PriorRunDistillation,
-    PriorRunWarmStart,
 )
 from reuse_algos.archive import RunArchive
 from reuse_algos.callbacks import RunRecorder
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.views import ViewedDataset, ViewPolicy
-from reuse_algos.errors import ReuseAlgosError, SignalNotFoundError, TaskError
-from reuse_algos.training.tasks.task import Kind
+from reuse_algos.errors import ReuseAlgosError, TaskError
 from toy import trainer
 
 N, B = 16, 8
@@ -193,54 +190,3 @@ def test_a_run_of_another_task_is_refused_before_it_is_asked_for_signals(archive
         _fit(name, AdversarialReplay(archives[name], "prior"))
     with pytest.raises(TaskError, match=f"MixTraining is defined for detection.*task '{name}'"):
         _fit(name, MixTraining(archives[name], "prior"))
-
-
-# The table of docs/guides/techniques.md -------------------------------------------------------------------------------
-
-GUIDE = (Path(__file__).parents[2] / "docs" / "guides" / "techniques.md").read_text()
-ROWS_OF_GUIDE = [
-    [cell.strip() for cell in line.strip("| ").split("|")] for line in GUIDE.splitlines() if line.count("|") == 8
-]
-CELLS = [
-    (row[0], technique, cell)
-    for row in ROWS_OF_GUIDE[2:]
-    if row[0] != "detection"  # see tests/detection
-    for technique, cell in zip(ROWS_OF_GUIDE[0][1:], row[1:], strict=True)
-]
-
-
-def _tried(archive: Path, technique: str) -> dict[str, Any]:
-    """What a cell may name -> an algorithm that uses it."""
-    if technique == "`PriorRunDistillation`":
-        losses = ("kl", "mse", "channel_wise")
-        return {loss: PriorRunDistillation(archive, "prior", source="cached", loss=loss) for loss in losses}
-    if technique == "`HistoryCurriculum`":
-        pruned = {"loss": "loss", "all scores": "el2n"}
-        return {said: HistoryCurriculum(archive, "prior", strategy="prune", score=one) for said, one in pruned.items()}
-    if technique == "`PriorRunWarmStart`, `Freezing`":
-        return {"yes": PriorRunWarmStart(archive, "prior")}
-    if technique == "`AdversarialTraining`":
-        return {"yes": AdversarialTraining(0.03, steps=1, pixel_mean=[0.0] * 3, pixel_std=[1.0] * 3)}
-    if technique == "`MixTraining`":
-        return {"yes": MixTraining(archive, "prior")}
-    return {"yes": AdversarialReplay(archive, "prior", pixels={"mean": [0.0] * 3, "std": [1.0] * 3})}
-
-
-@pytest.mark.parametrize(("name", "technique", "cell"), CELLS)
-def test_the_table_of_the_guide(archives: dict[str, Path], name: str, technique: str, cell: str) -> None:
-    """What a cell names trains; what it does not name is refused with an error that says so."""
-    for said, algorithm in _tried(archives[name], technique).items():
-        if said in cell or (said == "loss" and "all scores" in cell):
-            # Perturbations are harvested, which these runs were not: the task is no obstacle.
-            needs = pytest.raises(SignalNotFoundError) if "Replay" in technique else contextlib.nullcontext()
-            with needs:
-                _, losses = _fit(name, algorithm)
-                assert len(losses.values) == N // B
-        else:
-            with pytest.raises(ReuseAlgosError) as refused:
-                _fit(name, algorithm)
-            assert not isinstance(refused.value, SignalNotFoundError) or said == "all scores"
-
-
-def test_the_table_of_the_guide_has_every_task() -> None:
-    assert [row[0] for row in ROWS_OF_GUIDE] == ["task", "---", *get_args(Kind)]

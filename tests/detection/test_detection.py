@@ -188,6 +188,22 @@ def test_harvested_boxes_are_what_the_archived_detector_finds(archive: Path) -> 
     torch.testing.assert_close(signal.dense(signal.slots[0])[0][3].float(), expected.float(), rtol=1e-2, atol=1e-2)
 
 
+def test_a_dataset_without_a_collate_function_is_harvested_by_the_loader_s(archive: Path, tmp_path: Path) -> None:
+    """A user's collate_fn is in the DataLoader: the harvest takes it, and names it where lists do not stack."""
+    from shutil import copytree
+
+    from torch.utils.data import Subset
+
+    copy = copytree(archive, tmp_path / "copy")
+    own = Subset(load_boxes("digit_boxes", SceneConfig(train=8, eval=4, size=32, drop=0.4))[0], range(8))
+    given: dict[str, Any] = {"signals": ("boxes",), "dataset": own, "replace": True, "progress": False}
+    with pytest.raises(DataError, match="default_collate .* Pass the collate_fn of your own loader"):
+        harvest(copy, "prior", **given)
+    harvest(copy, "prior", **given, collate_fn=BoxDataset.collate_fn)
+    before, after = (RunArchive(where).run("prior").signal("boxes") for where in (archive, copy))
+    assert torch.equal(after.dense(after.slots[0])[0], before.dense(before.slots[0])[0])
+
+
 @pytest.mark.parametrize("control", [None, "shuffled"])
 def test_strong_views_are_added_with_their_weight(archive: Path, control: str | None) -> None:
     """With a threshold of 0 everything that was found is added; the metrics say so, and what was used is recorded."""
@@ -328,7 +344,7 @@ def test_a_run_without_boxes_and_other_tasks_are_refused(archive: Path, tmp_path
 def test_what_needs_one_answer_for_each_image_names_what_detectors_have(
     archive: Path, algorithms: dict[str, Any]
 ) -> None:
-    with pytest.raises(TaskError, match="For detectors there are MixTraining, FeatureDistillation and PriorRunWarm"):
+    with pytest.raises(TaskError, match="not defined for the task detection.*MixTraining.*FeatureDistillation"):
         _train(archive, "refused", algorithms=algorithms)
 
 
@@ -336,6 +352,17 @@ def test_a_detector_has_no_scores_to_harvest(archive: Path) -> None:
     curriculum = {"history_curriculum": {"runs": "prior", "strategy": "prune", "score": "loss"}}
     with pytest.raises(SignalNotFoundError, match="a detector, whose images have no logits.*there is MixTraining"):
         _train(archive, "refused", algorithms=curriculum)
+
+
+@pytest.mark.parametrize("signals", [{"logits": {}}, {"loss": {}}, {"logits": {"last_epochs": 1}, "correct": {}}])
+def test_signals_of_one_tensor_are_refused_by_what_serves_detectors(tmp_path: Path, signals: dict[str, Any]) -> None:
+    with pytest.raises(TaskError, match="not defined for the task detection.*MixTraining.*boxes,gt_scores"):
+        _train(tmp_path, "prior", callbacks={"run_recorder": {"signals": signals}})
+
+
+def test_logits_of_a_detector_are_not_harvested(archive: Path) -> None:
+    with pytest.raises(TaskError, match="not defined for the task detection.*boxes,gt_scores"):
+        harvest(archive, "prior", signals=("logits",), progress=False, trust_data=True)
 
 
 def test_a_new_detector_finds_boxes_with_an_area() -> None:

@@ -14,8 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos import PriorRunDistillation, RunRecorder
+from reuse_algos.algorithms import AdversarialTraining, FeatureDistillation
 from reuse_algos.archive import RunArchive
-from reuse_algos.errors import PriorRunMismatchError
+from reuse_algos.errors import ModelError, PriorRunMismatchError, TaskError
 from reuse_algos.training.tasks.task import Task
 from toy import trainer
 
@@ -182,6 +183,19 @@ def test_padding_gets_no_gradient_and_an_ignored_batch_gives_nothing(learn: str)
     assert bool((seen[judged].abs().sum(-1) > 0).all())
     ignored = task.rows(student, torch.full_like(labels, -100))
     assert float(kl_term(ignored.logits_BCX, theirs.logits_BCX.softmax(1), 1.0, counted_BX=ignored.counted_BX)) == 0
+
+
+@pytest.mark.parametrize("learn", ["sentences", "tokens"])
+def test_texts_are_not_attacked(learn: str) -> None:
+    """The task is named, and no advice about pixels is given."""
+    with pytest.raises(TaskError, match="AdversarialTraining is defined for (images|the task multiclass)"):
+        fit(learn, AdversarialTraining(0.03))
+
+
+def test_features_are_refused_where_tokens_weigh(archives: dict[str, Path]) -> None:
+    teach = FeatureDistillation(archives["tokens"], "whole", ["model"])
+    with pytest.raises(ModelError, match="accumulate_train_batch_on_tokens"):
+        fit("tokens", teach, accumulate_train_batch_on_tokens=True)
 
 
 def test_a_users_own_script_gains_distillation_by_two_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,7 +177,7 @@ def test_targets_within_parts_are_named_with_dots() -> None:
 def test_what_is_no_tensor_is_named() -> None:
     with pytest.raises(TaskError, match="must be one tensor .* found a list of 1"):
         targets_of((X, [{"captions": X}]))
-    with pytest.raises(TaskError, match="are boxes.*For detectors there are MixTraining"):
+    with pytest.raises(TaskError, match="not defined for the task detection.*MixTraining"):
         targets_of((X, [{"boxes": X}]))
     with pytest.raises(TaskError, match="the batch has no targets at keys.target=1: it is a list of 1"):
         targets_of([X])

@@ -18,6 +18,7 @@ from torch import nn
 from reuse_algos.errors import DataError, ModelError, nearest
 from reuse_algos.harvest.boxes import BOX_SIGNALS, box_rows
 from reuse_algos.priors.scores import formulas
+from reuse_algos.training.first_batch.boxes import refuse_boxes
 from reuse_algos.training.outputs import logits_of
 from reuse_algos.training.parameters.head import find_head, head_module, pass_of_head
 from reuse_algos.training.tasks.eval_outputs import refuse_other_answers
@@ -106,6 +107,7 @@ class ArchivedForward:
         # Detectors take lists of images, and have no logits of an example.
         if signal in BOX_SIGNALS:
             return self._boxes(signal, batch)
+        refuse_boxes(batch)
         self._look(batch)
         if signal == "logits":
             logits = self._logits(inputs)

@@ -83,6 +83,7 @@ def harvest(
     data: Mapping[str, Any] | None = None,
     dataset: Dataset | None = None,
     model: ModelFactory | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
     output_key: str | int | None = None,
     input_key: str | int = 0,
     memory_bytes: int = GRADIENT_BYTES,
@@ -131,6 +132,8 @@ def harvest(
         dataset: The training data, for runs without a recipe: map-style, deterministic or a ``ViewedDataset``. Default:
             what the recipe describes.
         model: The architecture. Default: as the run's record describes it.
+        collate_fn: What makes a batch of a list of examples, as in the loader of the training; detectors and padded
+            texts need it. Default: the dataset's own ``collate_fn``, or torch's ``default_collate``.
         output_key: Where the logits lie in the model's outputs. Default: the tensor, or what is called ``logits``.
         input_key: Where the inputs lie in a batch, for models that are plain modules. Default: 0.
         memory_bytes: Bound on the gradients of single examples that ``grand`` holds at once (the activations come on
@@ -149,8 +152,8 @@ def harvest(
         RunNotFoundError, SignalNotFoundError: There are no such run, weights or signal.
         PriorRunMismatchError: The run has not ended, the data are not those that it was trained on, the weights do not
             fit, or the signal is kept in another encoding or was made by another attack.
-        DataError: The data cannot be loaded, have no labels or no known pixel space, or it is not said how many views
-            are wanted.
+        DataError: The data cannot be loaded or made into batches, have no labels or no known pixel space, or it is not
+            said how many views are wanted.
         ModelError: The model has no logits, no linear last layer, logits that are not its head's, or no gradient with
             respect to its inputs.
         ValueError: ``attack`` or ``bits`` are given without the signal adversarial, ``plain`` without features or with
@@ -199,7 +202,9 @@ def harvest(
         done = complete_views(run, harvested_name(signal, weights), kept, transform, made, replace=replace)
         wanted = range(1 if once else views or policy.num_views)
         store = SignalStore(attempt, signal, weights, policy, shown_in_training=not once, replace=replace)
-        work.append(_Pass(signal, train, done, [view for view in wanted if view not in done], store, kept, made))
+        work.append(
+            _Pass(signal, train, done, [view for view in wanted if view not in done], store, kept, made, collate_fn)
+        )
     module = archived_model(run, weights, factory=model).to(target)
     precision = precision or (run.manifest.recipe or {}).get("precision")
     compute = ArchivedForward(module, target, precision, input_key, output_key, memory_bytes, task_of(run.manifest))
@@ -238,6 +243,13 @@ class _Pass:
     store: SignalStore
     top_k: int | None
     made: AttackSettings | None
+    collate_fn: Callable[[list[Any]], Any] | None
+
+    def batches(
+        self, view: int, batch_size: int, positions: torch.Tensor | None = None
+    ) -> Iterator[tuple[Any, torch.Tensor | None]]:
+        """Yield the batches of a view, each with the labels of its examples where they are known."""
+        return view_batches(self.train, view, batch_size, positions, self.collate_fn)
 
 
 @dataclass(frozen=True)
@@ -272,11 +284,11 @@ def _rows(
 ) -> Encoded | None:
     """Return a view of a signal as it is archived; None where only a part of it is computed."""
     if one.made is not None:
-        batches = view_batches(one.train, view, batch_size)
+        batches = one.batches(view, batch_size)
         return attack_view(one.made, compute, infer_info(one.train).keys, view, batches, advance)
 
     def parts(positions: torch.Tensor | None) -> Iterator[torch.Tensor]:
-        for batch, labels_B in view_batches(one.train, view, batch_size, positions):
+        for batch, labels_B in one.batches(view, batch_size, positions):
             rows = compute(one.signal, batch, labels_B)
             advance(len(rows))
             yield rows
@@ -309,7 +321,11 @@ def _default_batch_size(signal: str, gradients: int) -> int:
 
 
 def view_batches(
-    dataset: Dataset, view: int, batch_size: int, positions: torch.Tensor | None = None
+    dataset: Dataset,
+    view: int,
+    batch_size: int,
+    positions: torch.Tensor | None = None,
+    collate_fn: Callable[[list[Any]], Any] | None = None,
 ) -> Iterator[tuple[Any, torch.Tensor | None]]:
     """Yield the batches of a view, each with the labels of its examples where they are known.
 
@@ -318,12 +334,14 @@ def view_batches(
         view: Number of the view.
         batch_size: Examples of a batch.
         positions: Which examples, in order; int64 on the CPU. Default: None, all of them.
+        collate_fn: What makes a batch of a list of examples. Default: the dataset's own, or torch's.
     """
     labels_N = infer_info(dataset).labels
     count = len(dataset)  # type: ignore[arg-type]
     parts = (torch.arange(count) if positions is None else positions).split(batch_size)
     lists = [[ExampleView(position, view) for position in part.tolist()] for part in parts]
-    for batch, part in zip(dataloader_of(dataset, batch_sampler=lists), parts, strict=True):
+    own = {} if collate_fn is None else {"collate_fn": collate_fn}
+    for batch, part in zip(dataloader_of(dataset, batch_sampler=lists, **own), parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 
 

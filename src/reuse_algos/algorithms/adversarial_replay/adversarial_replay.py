@@ -198,8 +198,9 @@ class AdversarialReplay(ReusingAlgorithm):
             raise ExampleIdError("the train examples cannot be told apart; describe them: dataset=DatasetInfo(...).")
         # With it, keys that come with the batch become positions.
         self.ids.info, self._looked_at_pixels = info, False
-        self.pixels = self._given_pixels or pixels_of(dataset)
+        # Perturbations first: without them nobody needs to know the pixels.
         self.load_perturbations(state, info)
+        self.pixels = self._given_pixels or pixels_of(dataset)
 
     def load_perturbations(self, state: State, info: DatasetInfo) -> None:
         """Load what :meth:`adversarial_inputs` needs of the prior runs."""

@@ -18,7 +18,7 @@ from reuse_algos.algorithms.teaching_costs import TeachingCosts
 from reuse_algos.archive import PriorRun, PriorUse, RunArchive
 from reuse_algos.data.example_ids import VIEW_EVENTS, follow_views
 from reuse_algos.data.info import DatasetInfo, try_info
-from reuse_algos.data.trainer import rows_of
+from reuse_algos.data.trainer import rows_of, weighs_by_tokens
 from reuse_algos.errors import ModelError, PriorRunMismatchError
 from reuse_algos.priors.choosing import RunSelection, match_examples
 from reuse_algos.priors.model import ModelFactory, archived_model, ask, untouched_copy
@@ -72,7 +72,8 @@ class FeatureDistillation(ReusingAlgorithm):
 
     Raises:
         ValueError: A setting is out of its range.
-        ModelError: A module is missing (at the start), or gives nothing that can be compared (first batch).
+        ModelError: A module is missing, or the Trainer weighs microbatches by tokens (at the start); a module gives
+            nothing that can be compared (first batch).
         RunNotFoundError, PriorRunMismatchError: At the start of training; also where a teacher's module gives one and
             the same number everywhere (first batch).
 
@@ -168,13 +169,20 @@ class FeatureDistillation(ReusingAlgorithm):
         elif event in VIEW_EVENTS:
             follow_views(event, state)
         elif event == Event.FIT_END:
-            self.warn_if_idle(logger, f"no batch lay between start={self.when.start} and stop={self.when.stop}")
+            reason = f"no batch lay between start={self.when.start} and stop={self.when.stop}"
+            self.warn_if_idle(logger, f"{reason}, after the first, which is measured")
 
     def start(self, state: State) -> None:
         """Match the prior runs with the current one, and load the teachers."""
         if hiding := hides_inputs(state):
             raise ModelError(
                 f"FeatureDistillation: {hiding[0]} takes the inputs, which teachers need, out of the batch."
+            )
+        if weighs_by_tokens(state):
+            raise ModelError(
+                "FeatureDistillation: its term is a mean over rows, and accumulate_train_batch_on_tokens weighs "
+                "microbatches by their tokens, so the term would depend on the number of microbatches. Leave "
+                "accumulate_train_batch_on_tokens out."
             )
         info = self.dataset or try_info(getattr(state.dataloader, "dataset", None))
         self._ours = Features(unwrap_model(state.model), self.modules, "the model")

@@ -111,7 +111,8 @@ class MixTraining(ReusingAlgorithm):
         for name in _SIGNALS:
             if name not in run.signal_names:
                 raise SignalNotFoundError(
-                    f"run {run.id} has no signal {name!r}, it has {run.signal_names}. Fill it: "
+                    f"MixTraining is for detectors, and run {run.id} has no signal {name!r}, it has "
+                    f"{run.signal_names}. Where the run's model is a detector, fill it: "
                     f"{harvest_command(run, 'boxes,gt_scores')}."
                 )
             self._signals[name] = run.signal(name)

@@ -104,8 +104,8 @@ def load_weights(
     if listed:
         raise PriorRunMismatchError(
             f"the weights of run {sources[-1].run.id} do not fit this model:\n  " + "\n  ".join(listed) + "\nUse "
-            "head: match or head: reset for the last layer, and reset: [pattern, ...] for others that are to start "
-            "from their initialisation."
+            "head: match or head: reset for the last layer, and change: {reset: [pattern, ...]} for others that are to "
+            "start from their initialisation."
         )
     identity = "+".join(source.digest for source in sources)
 

@@ -18,6 +18,7 @@ from composer.algorithms import LabelSmoothing
 from reuse_algos.callbacks.signals.capture import CaptureSettings
 from reuse_algos.callbacks.signals.kept_logits import check_logits
 from reuse_algos.errors import ArchiveWarning, ModelError, TaskError
+from reuse_algos.training.first_batch.boxes import refuse_boxes
 from reuse_algos.training.first_batch.task_reader import TaskReader
 from reuse_algos.training.interplay import clean_rows, example_losses, example_weights, replayed_outputs
 from reuse_algos.training.loss import total_of
@@ -57,6 +58,7 @@ class Measures:
             TaskError: A signal is not defined for the task, its rows are too large, its layout is not known, or the
                 model's loss of each example cannot be had.
         """
+        refuse_boxes(batch, self.reader.settings)
         outputs = logits_of(state.outputs, self.reader.keys.output).detach()
         # Without a task it is not known which dimension of larger outputs holds the classes.
         if self.reader.task is None and outputs.dim() > 2 and self.reader.refusal is not None:

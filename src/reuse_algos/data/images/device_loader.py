@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from reuse_algos.data.examples.content import rows_content
 from reuse_algos.data.images.augment import Augmentation, Normalisation
@@ -217,10 +217,20 @@ def dataloader_of(
     if isinstance(dataset, DeviceImages):
         options |= {"collate_fn": device_collate, "num_workers": 0, "pin_memory": False, "persistent_workers": False}
     else:
-        options.setdefault("collate_fn", getattr(dataset, "collate_fn", None))
+        options.setdefault("collate_fn", getattr(dataset, "collate_fn", None) or _collate)
     # The loader draws a seed for workers even where there are none; a generator of its own keeps torch's untouched.
     options["generator"] = torch.Generator().manual_seed(0)
     return DataLoader(dataset, batch_size, sampler=sampler, drop_last=drop_last, **options)
+
+
+def _collate(examples: list[Any]) -> Any:
+    try:
+        return default_collate(examples)
+    except (TypeError, RuntimeError, KeyError) as error:
+        raise DataError(
+            f"the examples do not make a batch by torch's default_collate ({str(error).splitlines()[0]}). Pass the "
+            "collate_fn of your own loader, or give the dataset a method of that name."
+        ) from error
 
 
 def _as_nhwc(images: Tensor, layout: str) -> Tensor:

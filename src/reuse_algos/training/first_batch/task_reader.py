@@ -15,6 +15,7 @@ from reuse_algos.data.nested import fields_of
 from reuse_algos.errors import ModelError, ReuseAlgosError, TaskError
 from reuse_algos.training.batch_guard import BatchGuard
 from reuse_algos.training.batch_keys import BatchKeys, part_of
+from reuse_algos.training.first_batch.boxes import refuse_boxes
 from reuse_algos.training.first_batch.masks import TargetMasks
 from reuse_algos.training.loss import pull_of, total_of
 from reuse_algos.training.outputs import logits_of, unwrap_model
@@ -48,26 +49,13 @@ def targets_of(batch: Any, key: str | int = 1) -> torch.Tensor:
             f"the batch has no targets at keys.target={key!r}: it is {_described(batch)}. Name their place by keys: "
             "{target: ...}, with dots for parts within parts."
         ) from error
-    if _are_boxes(found):
-        raise TaskError(
-            f"the targets at keys.target={key!r} are boxes, a mapping for each image: the model is a detector, whose "
-            "answers are any number of boxes and not rows to compare. For detectors there are MixTraining, "
-            "FeatureDistillation and PriorRunWarmStart, and the signals boxes and gt_scores of reuse-algos harvest."
-        )
     if not isinstance(found, torch.Tensor) or found.dim() == 0:
+        refuse_boxes(batch)
         raise TaskError(
             f"the targets at keys.target={key!r} must be one tensor with a row for each example; found "
             f"{_described(found)}. Name another place by keys: {{target: ...}}."
         )
     return found
-
-
-def _are_boxes(targets: Any) -> bool:
-    return (
-        isinstance(targets, list | tuple)
-        and len(targets) > 0
-        and all(isinstance(one, Mapping) and "boxes" in one for one in targets)
-    )
 
 
 def _names(batch: Any) -> Collection[Any]:
@@ -86,8 +74,9 @@ def class_numbers_of(batch: Any, key: str | int, who: str) -> torch.Tensor:
         who: What is defined for such targets only, for the message.
 
     Raises:
-        TaskError: They are something else.
+        TaskError: They are something else, or the batch is a detector's.
     """
+    refuse_boxes(batch)
     targets = targets_of(batch, key)
     if targets.dim() != 1 or targets.is_floating_point():
         raise TaskError(
@@ -257,10 +246,11 @@ class TaskReader:
 
     def _found(self, state: State) -> Task:
         settings = self._settings_of_all(state)
-        if self._missing is not None and settings.kind in (None, "detection"):
-            raise self._missing  # before outputs are looked for: those of a detector have no place to name
+        refuse_boxes(self.batch, settings)
         outputs = logits_of(state.outputs, self.keys.output).detach()
         if self._missing is not None:
+            if settings.kind is None:
+                raise self._missing
             return _as_set(settings, outputs)
         assert self.targets is not None
         metrics = list(_metrics(state))
