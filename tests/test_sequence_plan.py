@@ -50,6 +50,12 @@ def test_null_does_not_pass_for_taking_an_algorithm_out(tmp_path: Path) -> None:
     arms["b"]["overrides"]["algorithms.label_smoothing"] = None
     with pytest.raises(RecipeError, match="algorithms.label_smoothing: null over an entry with options: write false"):
         planned(tmp_path, overrides=overrides, arms=arms, baseline="a")
+    arms, grid = {"a": {}, "b": {"grid": {"data.nope": [1]}}}, {"algorithms.label_smoothing": [None]}
+    # Found in the values of a grid as well, beside all other faults.
+    with pytest.raises(
+        RecipeError, match=r"(?s)sequence.yaml: 2 errors.*\n  a/.*: algorithms.label_smoothing: null over"
+    ):
+        planned(tmp_path, overrides=overrides, arms=arms, grid=grid)
 
 
 def test_without_and_reuse_differ_only_in_what_the_arm_says(tmp_path: Path) -> None:

@@ -86,11 +86,23 @@ def test_training_sees_perturbed_images_inside_the_ball() -> None:
     assert attack.extra_flops(10) == 2 * 2 * 10 * 32
 
 
+def test_each_training_has_the_pixels_of_its_own_data() -> None:
+    """Given to a second Trainer whose images are normalised otherwise, the radius is still that of pixels."""
+    keep, attack = Keep(), AdversarialTraining(0.1, method="fgsm", steps=1)
+    for std in (1.0, 0.5):
+        data, keep.inputs = TensorDataset(images().tensors[0] / std, images().tensors[1]), []
+        data.pixel_space = PixelSpace((0.0,), (std,))  # type: ignore[attr-defined]
+        trainer(loader(data), net(), max_duration="1ep", algorithms=[attack, keep]).fit()
+        moved = (torch.cat(keep.inputs) * std - images().tensors[0]).abs().max()
+        assert float(moved) == pytest.approx(0.1, rel=1e-5)
+
+
 def test_what_it_cannot_attack_is_refused() -> None:
     with pytest.raises(ExampleIdError, match="pixel_mean"):
         fit(AdversarialTraining(0.1))
-    with pytest.raises(TaskError, match=r"its inputs are images \[B, C, H, W\].*found nothing"):
-        fit(AdversarialTraining(0.1, input_key="pixels"))
+    for given in ({}, PLAIN):
+        with pytest.raises(TaskError, match=r"its inputs are images \[B, C, H, W\].*found nothing"):
+            fit(AdversarialTraining(0.1, input_key="pixels", **given))
     with pytest.raises(PriorRunMismatchError, match="MixUp leaves no image"):
         fit(AdversarialTraining(0.1, **PLAIN), MixUp(alpha=0.2))
     with pytest.raises(ValueError, match="go together"):

@@ -271,11 +271,21 @@ def test_interval(tmp_path: Path, interval: Any, epochs: list[int]) -> None:
     assert run.metric("metrics/eval/MulticlassAccuracy").epoch.tolist() == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize(("every", "interval", "steps"), [("1dur", "1dur", [20]), ("0.4dur", "2ep", [8, 16, 20])])
-def test_evaluations_by_shares_of_the_training(tmp_path: Path, every: str, interval: str, steps: list[int]) -> None:
-    """Composer makes them after the last batch of an epoch, before it counts the epoch."""
+@pytest.mark.parametrize("count", [16, 50, 200])
+@pytest.mark.parametrize(
+    ("every", "interval", "steps"),
+    [("1dur", "1dur", [20]), ("0.4dur", "2ep", [8, 16, 20]), ("2ba", "0.5dur", [10, 20])],
+)
+def test_evaluations_by_shares_of_the_training(
+    tmp_path: Path, every: str, interval: str, steps: list[int], count: int
+) -> None:
+    """Composer makes them after the last batch of an epoch, before it counts the epoch.
+
+    An epoch has 4 batches, and the evaluation 1, 4 or 13, which must not be taken for the epoch.
+    """
     callback = RobustEvaluation(attacks={"fgsm": {}}, examples=5, interval=interval)
-    run = recorded(tmp_path, callback, max_duration="5ep", eval_interval=every)
+    evaluation = eval_loader(images(count))
+    run = recorded(tmp_path, callback, max_duration="5ep", eval_interval=every, evaluation=evaluation)
     assert run.metric(FGSM).step.tolist() == steps
 
 

@@ -300,6 +300,19 @@ def test_flops_are_not_known_where_composer_changes_what_a_step_is(tmp_path: Pat
     assert manifest.cost.train_flops is None
 
 
+def test_flops_of_torchs_own_transformer_layers_are_counted(tmp_path: Path) -> None:
+    """In evaluation mode they take a fast kernel that torch's counter does not know. By hand: T = 3, D = 2, F = 4."""
+    layer = nn.TransformerEncoderLayer(2, 2, dim_feedforward=4, dropout=0.0, batch_first=True)
+    net = nn.Sequential(nn.Unflatten(1, (3, 2)), layer, nn.Flatten(), nn.Linear(6, NUM_CLASSES))
+    model, recorder = ComposerClassifier(net, num_classes=NUM_CLASSES), RunRecorder(tmp_path, run_name="run")
+    trainer(epoch_loader(blobs()), model, callbacks=[recorder], max_duration="1ba").fit()
+    found = RunArchive(tmp_path).run("run").manifest.model
+    projections, products, dense, head = 2 * 3 * 4 * 2 * 2, 2 * 2 * 3 * 3 * 2, 2 * 2 * 3 * 2 * 4, 2 * 6 * NUM_CLASSES
+    assert found is not None
+    assert found.flops_per_example == projections + products + dense + head
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_flops_that_cannot_be_counted_stop_nothing(tmp_path: Path) -> None:
     class Odd(ComposerClassifier):
         """Cannot be copied."""

@@ -316,10 +316,12 @@ def test_speed_with_parameter_servers(tmp_path: Path, capsys: pytest.CaptureFixt
         w, p = row["workers"], row["servers"]
         assert 1 / row["steps_per_second"] == pytest.approx(seconds(w, p), rel=1e-6)
         assert row["cost"] == pytest.approx(seconds(w, p) * 2 * (w + p), rel=1e-6)
+    best = max(found["speed"], key=lambda row: row["steps_per_second"])
     picture = tmp_path / "speed.svg"
-    assert main([*command, "--servers", "2", "4", "--plot", str(picture)]) == 0
+    assert main([*command, "--workers", "4", "6", "16", "--servers", "2", "4", "8", "--plot", str(picture)]) == 0
     assert "within what was measured, 4 servers" in picture.read_text()
-    capsys.readouterr()
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"The fastest of these: {best['workers']} workers and {best['servers']} servers, with" in said
     for wrong, said in (
         (["--servers", "2"], "give --exchange synchronous or asynchronous"),
         (["--exchange", "ring"], "'ring' for speed. Known: all_reduce, asynchronous, synchronous"),
@@ -359,6 +361,19 @@ def test_workers_that_share_cores_are_not_predicted(tmp_path: Path, capsys: pyte
     assert [row["kind"] for row in found["speed"]] == ["measured", "measured", "predicted"]
     _, found, _ = answer("gpus", *((n, 0.02 / n, {"gpu_count": 4, "local_world_size": n}) for n in (1, 2)))
     assert [row["kind"] for row in found["speed"]] == ["measured", "measured", "predicted"]
+    served = RunArchive(tmp_path / "served", create=True)
+    for workers, servers in ((1, 1), (1, 2), (2, 1), (2, 2), (1, 4)):
+        machine = {**cores, "threads": 1, "local_world_size": workers}
+        write(
+            served, "run", [3, 2, 1.0], workers=workers, step_seconds=0.02 / workers + 0.01 / servers, machine=machine,
+            tags={"servers": str(servers)},
+        )  # fmt: skip
+    command = ["predict", "speed", str(served.root), "--exchange", "synchronous", "--servers", "1", "2"]
+    assert main([*command, "--workers", "2", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["workers"], row["servers"]) for row in found["not_predicted"]] == [(4, 1), (4, 2)]
+    assert main([*command, "--workers", "2", "4"]) == 0
+    assert "not predicted, as they would share hardware: 4 workers" in " ".join(capsys.readouterr().out.split())
     told = RunArchive(tmp_path / "told", create=True)
     recipe = {"optimizer": {"lr": 0.1}, "device": "cpu"}
     write(told, "run", [3, 2, 1.0], workers=4, recipe=recipe, machine={**cores, "gpu_count": 4, "local_world_size": 4})

@@ -72,6 +72,31 @@ def test_attention_is_counted_though_no_layer_shows_it() -> None:
     assert sum(layer.flops for layer in layers) == projections + scores
 
 
+def test_layers_are_the_same_however_they_are_called() -> None:
+    """A model may name the inputs of its layers: they are read all the same, and are not the data."""
+
+    class Calls(nn.Module):
+        def __init__(self, named: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.named = nn.Linear(4, 8), nn.Linear(8, 2), named
+
+        def forward(self, x):
+            hidden = self.first(x)
+            return self.second(input=hidden) if self.named else self.second(hidden)
+
+    placed, named = (layers_of(Calls(named), torch.zeros(10, 4)) for named in (False, True))
+    assert placed == named
+    assert [layer.reads_data for layer in named] == [True, False]
+
+
+def test_a_sum_of_rows_of_a_table_reads_each_row() -> None:
+    ids = torch.zeros(4, 50, dtype=torch.int64)
+    (bag,) = layers_of(nn.EmbeddingBag(1000, 16), ids)
+    assert bag.bytes == 8 * 200 + 4 * 200 * 16 + 4 * 4 * 16
+    (bag,) = layers_of(nn.EmbeddingBag(20, 16), ids)
+    assert bag.bytes == 8 * 200 + 4 * 20 * 16 + 4 * 4 * 16
+
+
 @pytest.mark.parametrize("name", ["tiny_bert", "tiny_gpt"])
 def test_text_models_are_what_torchs_counter_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Against the counter while the same model computes, and attention and linear layers by hand."""

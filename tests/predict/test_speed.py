@@ -70,6 +70,10 @@ def test_strong_scaling_by_hand() -> None:
     assert three.overlapped_seconds == pytest.approx(exchange)
     assert three.speedup == pytest.approx(1 / (0.34 + exchange))
     assert three.cost == pytest.approx((0.34 + exchange) * 3 * 2)
+    one, three = strong_scaling(
+        0.01, 100, 3600, 2e6, 1e6, workers=(1, 3), scheme="parameter_servers", servers=2, price_per_hour=2.0
+    )
+    assert (one.cost, three.cost) == pytest.approx((2.0, (0.34 + 2 * 2 * 3 / 2) * (3 + 2) * 2)), "servers cost as well"
     with pytest.raises(ValueError, match="8 workers cannot share a batch of 4"):
         strong_scaling(0.01, 4, 1, 1, 1)
 

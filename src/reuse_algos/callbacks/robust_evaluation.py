@@ -122,6 +122,7 @@ class RobustEvaluation(Callback):
         self.batch_size = batch_size
         self.latest_metrics: dict[str, float] = {}
         self._periods = 0
+        self._passed, self._at_end = 0, False
         self._standalone = False
         self._ran = False
 
@@ -149,6 +150,11 @@ class RobustEvaluation(Callback):
         """Go back to the interval."""
         self._standalone = False
 
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        """Look at the clock of training."""
+        # Within an evaluation, the length of the dataloader is that of the evaluation, and shares would be wrong.
+        self._passed, self._at_end = _passed(state, self.interval), elapsed_share(state) >= 1
+
     def eval_start(self, state: State, logger: Logger) -> None:
         """Attack, at the evaluations that the interval chooses."""
         # Not at EVAL_END: Composer's algorithms (EMA) have put back the weights of training by then, and the metrics
@@ -160,7 +166,7 @@ class RobustEvaluation(Callback):
         running = [one for one in state.evaluators if one.dataloader.dataloader is state.dataloader]
         evaluator = next((one for one in running if one.label == evaluator.label), evaluator)
         self.latest_metrics = {}
-        if not self._is_due(state):
+        if not self._is_due():
             return
         counts = on_every_rank(lambda: self._count(state, evaluator))
         totals = [sum(column) for column in zip(*counts, strict=True)]
@@ -174,7 +180,7 @@ class RobustEvaluation(Callback):
 
     def close(self, state: State, logger: Logger) -> None:
         """Say so where a whole training had no robust evaluation."""
-        if not self._ran and state.max_duration is not None and state.timestamp.batch > 0 and _at_end(state):
+        if not self._ran and state.max_duration is not None and state.timestamp.batch > 0 and elapsed_share(state) >= 1:
             warnings.warn(
                 "RobustEvaluation had no effect: its evaluator was never evaluated. Give the Trainer an eval_interval.",
                 NoEffectWarning,
@@ -186,7 +192,7 @@ class RobustEvaluation(Callback):
         return {"periods": self._periods, "ran": self._ran}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore both."""
+        """Restore what ``state_dict`` returned."""
         self._periods, self._ran = int(state["periods"]), bool(state["ran"])
 
     # What to evaluate, and when -------------------------------------------------------------------------------------
@@ -201,11 +207,11 @@ class RobustEvaluation(Callback):
             raise ValueError(f"RobustEvaluation: no evaluator {self.evaluator!r}.{nearest(self.evaluator, labels)}")
         return state.evaluators[labels.index(self.evaluator)]
 
-    def _is_due(self, state: State) -> bool:
-        periods = _passed(state, self.interval)
-        due = self._standalone or periods > self._periods or _at_end(state)
-        if not self._standalone:
-            self._periods = max(periods, self._periods)
+    def _is_due(self) -> bool:
+        if self._standalone:
+            return True
+        due = self._passed > self._periods or self._at_end
+        self._periods = max(self._passed, self._periods)
         return due
 
     # The attack -----------------------------------------------------------------------------------------------------
@@ -370,10 +376,6 @@ def _passed(state: State, interval: Time) -> int:
         # Composer evaluates by shares of the training before it counts the epoch whose last batch has ended.
         passed += int(state.timestamp.batch_in_epoch) // int(state.dataloader_len)
     return int(passed // interval.value)
-
-
-def _at_end(state: State) -> bool:
-    return elapsed_share(state) >= 1
 
 
 def _labels(task: Task, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -142,7 +142,7 @@ class RunForecast(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore what ``state_dict`` returned."""
         self.clock.load_state_dict(state["clock"])
         self._rows = [(float(a), float(b), float(c)) for a, b, c in state["rows"]]
         self._block = [float(value) for value in state["block"]]

@@ -166,7 +166,7 @@ class TrainingInstruments(Callback):
         return {"initial": self._initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
+        """Restore what ``state_dict`` returned."""
         self._initial = state["initial"]
 
     # One reading ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import torch
 from composer import ComposerModel
 from composer.utils import get_device, reproducibility
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from reuse_algos.archive import CostRecord, Manifest, RunArchive, TaskRecord
 from reuse_algos.callbacks.recorder.facts.provenance import environment, model_record
@@ -28,7 +27,7 @@ from reuse_algos.harvest.label import check_teacher, labelling_flops
 from reuse_algos.models import build_model
 from reuse_algos.priors.choosing import select_runs
 from reuse_algos.recipe.build import eval_loader
-from reuse_algos.training.flops import PASSES_PER_STEP
+from reuse_algos.training.flops import PASSES_PER_STEP, counted_flops
 
 
 class Server:
@@ -165,10 +164,10 @@ class Server:
 
 
 def _forward_flops(model: ComposerModel, data: LoadedData) -> int:
-    """Return the FLOPs of the forward pass of one image; a multiply-add counts as two."""
+    """Return the FLOPs of the forward pass of one image."""
     device = next(model.parameters()).device
     image = torch.zeros(1, *data.image_shape, device=device)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with counted_flops(device.type) as counter:
         model.eval()((image, torch.zeros(1, dtype=torch.int64, device=device)))
     return counter.get_total_flops()
 

@@ -40,7 +40,7 @@ class EndForecast:
         end_step: At which the run ends.
         value: Forecast of the loss (or of the error, for an accuracy) at the end.
         low: Lower end of the interval; NaN where too few earlier runs calibrate it.
-        high: Upper end of the interval; NaN like the lower end.
+        high: Upper end of the interval; NaN where too few earlier runs calibrate it.
         seconds: Forecast of the seconds of training in all; see :func:`end_seconds` for how good it is.
         last: Last value that was seen, which is the first baseline.
         linear_seconds: Seconds so far over the share of the steps, which is the second baseline (Composer's ETA).

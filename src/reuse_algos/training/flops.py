@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -25,6 +25,25 @@ PASSES_PER_STEP = 3
 """What an example costs in training, in forward passes: its own, and a backward pass that costs about two."""
 
 
+@contextlib.contextmanager
+def counted_flops(device_type: str) -> Iterator[FlopCounterMode]:
+    """Count the FLOPs of what runs in a ``with`` block, without gradients; a multiply-add counts as two.
+
+    Args:
+        device_type: Where it runs, such as ``cpu``.
+    """
+    # The counter knows fast kernels of attention on GPUs and none on CPUs, whose work would be missing. Nowhere does it
+    # know the one that torch's own Transformer layers take in evaluation mode.
+    kernel = sdpa_kernel(SDPBackend.MATH) if device_type == "cpu" else contextlib.nullcontext()
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), kernel, FlopCounterMode(display=False) as counter:
+            yield counter
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
 def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | None:
     """Return the FLOPs of a forward pass of one example, by torch's counter; a multiply-add counts as two.
 
@@ -39,11 +58,8 @@ def forward_flops(forward: Callable[[], Any], state: State, what: str) -> int | 
     """
     # Models of users fail in any way when they are run once more, and a count is not worth a training.
     try:
-        counter = FlopCounterMode(display=False)
-        # The counter knows fast kernels of attention on GPUs, and none on CPUs, whose work would be missing.
-        on_cpu = state.device.name == "cpu"
-        kernel = sdpa_kernel(SDPBackend.MATH) if on_cpu else contextlib.nullcontext()
-        with torch.no_grad(), get_precision_context(state.precision, state.precision_config), kernel, counter:
+        precision = get_precision_context(state.precision, state.precision_config)
+        with counted_flops(state.device.name) as counter, precision:
             forward()
         return round(counter.get_total_flops() / rows_of(state.batch, state))
     except Exception as error:

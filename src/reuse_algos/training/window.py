@@ -65,7 +65,11 @@ def reached(state: State, when: str | int | Time) -> bool:
 
 
 def elapsed_share(state: State) -> float:
-    """Return the share of the whole duration that has passed, from 0: to the batch, even where it is in epochs."""
+    """Return the share of the whole duration that has passed, from 0: to the batch, even where it is in epochs.
+
+    Args:
+        state: At an event of training. Between EVAL_START and EVAL_END its dataloader is that of the evaluation.
+    """
     duration, length = state.max_duration, state.dataloader_len
     if duration is None:
         return 0.0

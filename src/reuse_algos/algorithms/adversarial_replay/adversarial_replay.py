@@ -297,7 +297,7 @@ class AdversarialReplay(ReusingAlgorithm):
         return {**state, "restarted": replay.restarted, "record": replay.record.state_dict(), "slots_used": slots}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         super().load_state_dict(state)
         self.replay.restarted = bool(state["restarted"])
         self.replay.record.load_state_dict(state["record"])

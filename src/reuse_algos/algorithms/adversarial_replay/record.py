@@ -85,7 +85,7 @@ class ReplayRecord:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         self._warned, self.appended = bool(state["warned"]), state.get("appended")
         self.replayed = int(state["replayed"])
         self._times_on, self._times_due = map(int, state["times"])

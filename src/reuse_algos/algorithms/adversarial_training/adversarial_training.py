@@ -90,7 +90,7 @@ class AdversarialTraining(Algorithm, BatchEffects):
     Raises:
         ValueError: A setting is out of its range.
         ExampleIdError: In the first batch: it is not known how the inputs were normalised.
-        TaskError: In the first batch: the task is not multiclass, or the inputs are no images.
+        TaskError: In the first batch: the task is not multiclass, or the inputs are not images.
         PriorRunMismatchError: At the start: another algorithm mixes examples or hides the images.
     """
 
@@ -111,9 +111,10 @@ class AdversarialTraining(Algorithm, BatchEffects):
         self.attack = Attack(method, epsilon, steps, step_size, norm, seed=seed)
         if (pixel_mean is None) != (pixel_std is None):
             raise ValueError("AdversarialTraining: pixel_mean and pixel_std go together, one number for each channel")
-        self.pixels = None
+        self.given_pixels = None
         if pixel_mean is not None and pixel_std is not None:
-            self.pixels = PixelSpace(tuple(pixel_mean), tuple(pixel_std))
+            self.given_pixels = PixelSpace(tuple(pixel_mean), tuple(pixel_std))
+        self.pixels = self.given_pixels
         self.input_key, self.target_key = input_key, target_key
         self.ids = ExampleIds(None)
         self.task_reader = TaskReader(BatchKeys(input_key, target_key))
@@ -159,13 +160,14 @@ class AdversarialTraining(Algorithm, BatchEffects):
         return 2.0 * self.attack.num_steps * flops_per_example * self.samples
 
     def _check(self, state: State) -> None:
+        self.pixels = self.given_pixels  # another training may have images that are normalised otherwise
         if mixing := [*mixes_examples(state), *hides_inputs(state)]:
             raise PriorRunMismatchError(
                 f"{mixing[0]} leaves no image with one label to attack. Remove {mixing[0]} or AdversarialTraining."
             )
 
-    def _space_of(self, inputs_BCHW: Any, dataset: Any) -> PixelSpace:
-        """Return how the inputs were normalised, once they are seen to be images."""
+    def _images_of(self, batch: Any) -> Tensor:
+        inputs_BCHW: Any = _part_or_none(batch, self.input_key)
         if not isinstance(inputs_BCHW, Tensor) or not inputs_BCHW.is_floating_point() or inputs_BCHW.dim() != 4:
             seen = "nothing" if inputs_BCHW is None else f"a {type(inputs_BCHW).__name__}"
             if isinstance(inputs_BCHW, Tensor):
@@ -174,6 +176,9 @@ class AdversarialTraining(Algorithm, BatchEffects):
                 f"AdversarialTraining changes pixels, so its inputs are images [B, C, H, W] in floating point; found "
                 f"{seen} at input_key={self.input_key!r}. A small change of a token's id is another token."
             )
+        return inputs_BCHW
+
+    def _space_of(self, dataset: Any) -> PixelSpace:
         if (pixels := pixel_space_of(dataset)) is None:
             raise ExampleIdError(
                 f"the attack is in pixel units, and {type(dataset).__name__} does not say how its pixels were "
@@ -185,9 +190,9 @@ class AdversarialTraining(Algorithm, BatchEffects):
     def _attack(self, state: State) -> None:
         model: Any = unwrap_model(state.model)
         labels_B = class_numbers_of(state.batch, self.target_key, "AdversarialTraining")
-        inputs_BCHW: Any = _part_or_none(state.batch, self.input_key)
+        inputs_BCHW = self._images_of(state.batch)
         if self.pixels is None:
-            self.pixels = self._space_of(inputs_BCHW, getattr(state.dataloader, "dataset", None))
+            self.pixels = self._space_of(getattr(state.dataloader, "dataset", None))
         keys_B = self.ids.microbatch.positions.to(inputs_BCHW.device)
         batch = state.batch
 

@@ -260,7 +260,7 @@ class FeatureDistillation(ReusingAlgorithm):
         return {**super().state_dict(), **self.costs.state_dict(), **ours}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it.
+        """Restore what ``state_dict`` returned.
 
         Raises:
             ValueError: The checkpoint is of other modules, of which it has the deviations.

@@ -88,6 +88,6 @@ class Freezing(Algorithm):
         return {**super().state_dict(), **self.part.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         # Composer loads the optimizer after the algorithms, so its groups have to be there by then.
         self.part.load_state_dict(state)

@@ -291,7 +291,7 @@ class HistoryCurriculum(ReusingAlgorithm):
         return {**super().state_dict(), "seen": torch.from_numpy(self._seen_N.copy()), "own_losses": own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         super().load_state_dict(state)
         self._seen_N = torch.as_tensor(state["seen"]).cpu().numpy().copy()
         self._own_state = state["own_losses"]

@@ -59,7 +59,7 @@ class OwnLosses:
         return {"known": self._known_N.clone(), "sums": self._over_ranks().cpu()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it.
+        """Restore what ``state_dict`` returned.
 
         Raises:
             DataError: They are losses of another number of examples.

@@ -289,7 +289,7 @@ class PriorRunDistillation(ReusingAlgorithm):
         return {**super().state_dict(), **self.lessons.state_dict(), **ours}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         super().load_state_dict(state)
         self.passed_teacher, self.harm = bool(state["passed_teacher"]), state["harm"]
         self.watch.load_state_dict(state["watch"])

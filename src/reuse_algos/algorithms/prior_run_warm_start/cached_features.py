@@ -145,7 +145,7 @@ class CachedFeatures:
         return {"views_used": sorted(self.views_used), "harvest_seconds": self.harvest_seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         self._earlier_views = {int(view) for view in state["views_used"]}
         self._earlier_seconds = float(state["harvest_seconds"])
 

@@ -273,7 +273,7 @@ class PriorRunWarmStart(ReusingAlgorithm):
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it. The weights themselves are in the checkpoint."""
+        """Restore what ``state_dict`` returned. The weights themselves are in the checkpoint."""
         super().load_state_dict(state)
         self.loaded = bool(state["loaded"])
         self._uses = [(str(run_id), [str(name) for name in weights]) for run_id, weights in state["uses"]]

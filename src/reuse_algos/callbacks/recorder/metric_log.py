@@ -87,6 +87,6 @@ class MetricLog:
         return {"sums": {name: list(pair) for name, pair in self._sums.items()}, "clock": self.clock.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore it."""
+        """Restore what ``state_dict`` returned."""
         self._sums = {name: (float(total), int(count)) for name, (total, count) in state["sums"].items()}
         self.clock.load_state_dict(state["clock"])

@@ -172,7 +172,6 @@ class RunKeeper:
         """Commit, mark the run as ended by itself, and say on the console what was archived."""
         assert self.record is not None
         self.commit(state, last="last" in self.weights, push=False)
-        self.best.warn_where_never_seen(self.log)
         self.record.finish()
         if self.spool is not None:
             self.spool.push(self.record.run_id, last=True)
@@ -180,6 +179,9 @@ class RunKeeper:
         assert manifest is not None
         if dist.get_global_rank() == 0:
             say(archived_line(self.record.run_id, self.archive.location, manifest))
+        # Last, as those who take warnings for errors have a finished run all the same; and on every rank, as none may
+        # wait for one that ends.
+        self.best.warn_where_never_seen(self.log)
         return manifest
 
     def give_up(self, error: ArchiveError) -> bool:

@@ -213,9 +213,10 @@ def _speed(args: argparse.Namespace) -> Answer:
         measured.setdefault((one.workers, one.servers or 1), []).append(steps_per_second(one))
     rows, refused = [], []
     for servers in args.servers or [1]:
+        place = {} if scheme == "all_reduce" else {"servers": servers}
         for count in args.workers or layers.WORKERS:
             if not model.measured(count, servers) and (why := shared_hardware(runs, count)):
-                refused.append({"workers": count, "why": why})
+                refused.append({"workers": count, **place, "why": why})
                 continue
             speed = float(model.steps_per_second(count, servers))
             seen = [sum(found) / len(found) for found in [measured.get((count, servers))] if found]
@@ -224,7 +225,7 @@ def _speed(args: argparse.Namespace) -> Answer:
             rows.append(
                 {
                     "workers": count,
-                    **({} if scheme == "all_reduce" else {"servers": servers}),
+                    **place,
                     # "between": within the range of measured numbers of workers, where a fit is trusted more.
                     "kind": "measured" if seen else "between" if model.measured(count, servers) else "predicted",
                     "steps_per_second": speed,
@@ -234,7 +235,7 @@ def _speed(args: argparse.Namespace) -> Answer:
                     "seconds": seconds,
                     # A server is a machine to pay for, too.
                     "cost": None if seconds is None or price is None else seconds / 3600 * price * (
-                        count + (0 if scheme == "all_reduce" else servers)
+                        count + place.get("servers", 0)
                     ),
                 }
             )  # fmt: skip
@@ -247,14 +248,15 @@ def _speed(args: argparse.Namespace) -> Answer:
         found["steps_to_goal"] = {"metric": runs[0].metric, "goal": args.goal, "steps": steps, "kind": kind}
     # The fastest is not the cheapest; the table has both.
     best = max(rows, key=lambda row: row["steps_per_second"])
-    words = "worker is" if best["workers"] == 1 else "workers are"
-    headline = f"{best['workers']} {words} the fastest of these: {best['steps_per_second']:.4g} steps per second"
+    counts = [f"{best[key]} {key[: -1 if best[key] == 1 else None]}" for key in ("workers", "servers") if key in best]
+    headline = f"The fastest of these: {' and '.join(counts)}, with {best['steps_per_second']:.4g} steps per second"
     charts = [speed_chart(rows, "steps_per_second", "Speed over workers")]
     if steps is not None:
         headline += f", {best['seconds']:.4g} s for {steps:.4g} steps"
         charts.append(speed_chart(rows, "seconds", "Time over workers"))
     if refused:
-        headline += f"; {len(refused)} numbers of workers are not predicted, as they would share hardware"
+        alone = ", ".join(map(str, dict.fromkeys(one["workers"] for one in refused)))
+        headline += f"; not predicted, as they would share hardware: {alone} workers"
     return Answer(headline, "How many workers are worth paying for?", found, charts)
 
 

@@ -73,7 +73,8 @@ class ScalingRow:
         examples_per_second: Throughput by ``step_seconds``.
         speedup: Of ``step_seconds``, against one worker.
         runtime_seconds: Of all steps, by ``step_seconds``.
-        cost: Runtime in hours, times the workers, times the price of an hour; None without a price.
+        cost: Runtime in hours, times the workers and parameter servers, times the price of an hour; None without a
+            price. One worker alone needs no server.
     """
 
     workers: int
@@ -113,7 +114,7 @@ def strong_scaling(
         scheme: How gradients are summed. Default: ``ring``.
         servers: Number of parameter servers. Default: 1.
         percent: Share of the bandwidth that is reached, in (0, 1]. Default: 1.0.
-        price_per_hour: Of one worker. Default: None.
+        price_per_hour: Of one worker, or one parameter server. Default: None.
 
     Raises:
         ValueError: There are more workers than examples in a batch, or a number is out of its range.
@@ -129,7 +130,8 @@ def strong_scaling(
         exchange = exchange_seconds(scheme, count, gradient_bytes, bandwidth, servers=servers, percent=percent)
         step = compute + exchange
         runtime = step * steps
-        cost = None if price_per_hour is None else runtime / 3600 * count * price_per_hour
+        machines = count + (servers if scheme == "parameter_servers" and count > 1 else 0)
+        cost = None if price_per_hour is None else runtime / 3600 * machines * price_per_hour
         rows.append(
             ScalingRow(
                 count, own, compute, exchange, step, max(compute, exchange), batch / step, alone / step, runtime, cost

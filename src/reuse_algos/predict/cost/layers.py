@@ -106,13 +106,13 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
         running.append([counter.get_total_flops(), 0.0])
 
     def note(name: str) -> Any:
-        def hook(module: nn.Module, arguments: Any, outputs: Any) -> None:
+        def hook(module: nn.Module, arguments: Any, keywords: Any, outputs: Any) -> None:
             before, inside = running.pop()
             flops = float(counter.get_total_flops() - before)
             if running:
                 running[-1][1] += flops
             if not list(module.children()):
-                found.append(_layer(name, module, arguments, outputs, flops, data))
+                found.append(_layer(name, module, (arguments, keywords), outputs, flops, data))
             elif flops > inside:
                 found.append(_between_layers(name, module, flops - inside))
 
@@ -120,7 +120,7 @@ def layers_of(model: nn.Module, *inputs: Tensor) -> list[Layer]:
 
     modules = list(plain.named_modules())
     handles = [module.register_forward_pre_hook(begin) for _, module in modules]
-    handles += [module.register_forward_hook(note(name)) for name, module in modules]
+    handles += [module.register_forward_hook(note(name), with_kwargs=True) for name, module in modules]
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
@@ -243,9 +243,10 @@ def _layer(name: str, module: nn.Module, arguments: Any, outputs: Any, flops: fl
     read, written = ([tensor for _, tensor in tensors_at(part)] for part in (arguments, outputs))
     parameters, kind = _parameter_bytes(module), _kind(module)
     into, out = (float(sum(value.numel() * value.element_size() for value in part)) for part in (read, written))
-    # Of a table only the rows are read that are looked up.
-    moved = into + out + (min(parameters, out) if kind == "embedding" else parameters)
     weight = getattr(module, "weight", None)
+    # Of a table only the rows are read that are looked up: one for each id, also where sums of rows come out.
+    looked_up = read[0].numel() / len(weight) if kind == "embedding" and read and isinstance(weight, Tensor) else 1.0
+    moved = into + out + min(1.0, looked_up) * parameters
     # Libraries have linear layers of their own, such as Conv1D of transformers.
     if kind == "other" and flops and isinstance(weight, Tensor) and weight.dim() == 2:
         kind = "linear"

@@ -139,9 +139,9 @@ class RayLauncher:
         wanted, nodes = handle.job.resources, handle.sent.nodes
         # Ray's own retries would begin one node's task again, and never tell of it.
         options = {"num_cpus": wanted.cpus, "num_gpus": wanted.gpus, "name": handle.job.title, "max_retries": 0}
-        task = self._ray.remote(do_job).options(**options)
+        task = self._ray.remote(do_job)
         if nodes == 1:
-            handle.tasks = [task.remote(handle.sent)]
+            handle.tasks = [task.options(**options).remote(handle.sent)]
             return
         bundle = {"CPU": wanted.cpus, "GPU": wanted.gpus} if wanted.gpus else {"CPU": wanted.cpus}
         handle.group = self._ray.util.placement_group([bundle] * nodes, strategy="STRICT_SPREAD")

@@ -128,11 +128,11 @@ def planned_step(config: SequenceConfig, slot: Slot, faults: Faults) -> PlannedS
     try:
         for overrides in (config.overrides, own[1].overrides, step[1].overrides, of_rung):
             merge_sections(values, overrides)
+        for key, value in slot.point.items():
+            merge_sections(values, _as_sections(key, value))
     except RecipeError as error:
         faults.add(f"{arm}/{name}", str(error))
         return None
-    for key, value in slot.point.items():
-        merge_sections(values, _as_sections(key, value))
     if slot.rung is not None:
         whole = values.get("max_duration")
         values["max_duration"] = rung_duration(whole, slot.rung)
