@@ -170,7 +170,7 @@ def _damage(path: Path, **changed: np.ndarray) -> None:
         ({"keys_train": np.arange(2)}, r"keys_train of .* must be 6 whole numbers.*int64 \(2,\)"),
         ({"keys_train": np.arange(6) + 0.5}, r"must be 6 whole numbers.*float64 \(6,\)"),
         ({"keys_train": np.array(list("abcdef"))}, r"must be 6 whole numbers.*<U1 \(6,\)"),
-        ({"keys_train": np.array([0, 1, 2, 3, 4, 0])}, "key 0 belongs to more than one example"),
+        ({"keys_train": np.array([0, 1, 2, 3, 4, 0])}, "key 0 belongs to more than one example, such as 0 and 5"),
         ({"x_train": np.zeros((0, 8, 8), np.uint8), "y_train": np.zeros((0, 8, 8), np.uint8)}, "no training example"),
     ],
 )

@@ -277,6 +277,29 @@ def test_hugging_face_datasets_as_a_map_and_as_a_stream(tmp_path: Path) -> None:
     assert bool(seen.all())
     torch.testing.assert_close(values.float(), expected(Net(), list(range(24))), atol=1e-3, rtol=1e-3)
 
+    quiet: dict[str, Any] = {"loss": {"name": "mse", "scale": "none"}, "keys": BatchKeys(ids="name", target="y")}
+    quiet["when"] = {"stop": "1dur", "stop_when_harmful": False}
+    teach = PriorRunDistillation(archive, "map", source="cached", dataset=info, **quiet)
+    loader = DataLoader(table, batch_size=24, collate_fn=texts)
+    trainer(loader, Net(2), algorithms=[teach], lr=0.0, max_duration="1ba").fit()
+    difference = expected(Net(1), list(range(24))) - expected(Net(2), list(range(24)))
+    assert teach.latest_metrics["reuse/distillation/loss"] == pytest.approx(float(difference.square().mean()), rel=2e-3)
+
+    def noisy(samples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = texts(samples)
+        return {**batch, "x": batch["x"] + torch.randn_like(batch["x"])}
+
+    record = RunRecorder(
+        archive, run_name="noisy", signals={"logits": {}}, keys=BatchKeys(ids="name", target="y"), dataset=info
+    )
+    trainer(DataLoader(table, batch_size=6, collate_fn=noisy), Net(), callbacks=[record], max_duration="4ba").fit()
+    views = [RunArchive(archive).run(name).manifest.dataset.num_views for name in ("map", "noisy")]
+    assert views == [1, 0], "a collate_fn that draws at random gives views that are not known"
+    record = RunRecorder(archive, signals={"logits": {}}, keys=BatchKeys(ids="name", target="y"))
+    unnamed = trainer(loader, Net(), callbacks=[record], max_duration="1ba")
+    with pytest.raises(ExampleIdError, match=r"such as 'doc/\d+': .* by position. Name the examples .*identify"):
+        unnamed.fit()
+
     def tensors(row: dict[str, Any]) -> dict[str, Any]:
         return {"name": row["name"], "x": np.float32(row["x"]), "y": row["y"]}
 
@@ -348,7 +371,7 @@ def test_any_stream_is_told_the_epoch_and_resumes_by_reading_up_to_where_it_was(
 
 def test_ids_that_clash_or_are_missing_are_named() -> None:
     rows = [{"name": "a", **sample(1)}, {"name": "a", **sample(2)}]
-    with pytest.raises(DataError, match="two different samples of the stream have the id"):
+    with pytest.raises(DataError, match="samples of the stream, number 0 and number 1 from 0, have the id"):
         scan_stream(IdStream(rows, key="name"))
     assert scan_stream(IdStream([rows[0], rows[0]], key="name")).num_examples == 1, "shown twice"
     with pytest.raises(ExampleIdError, match="has no '__url__', from which its id is made; it has name, x, y"):

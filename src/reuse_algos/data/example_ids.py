@@ -25,7 +25,7 @@ from reuse_algos.data.streams.ids import ID, keys_of_ids
 from reuse_algos.data.streams.streaming import StreamIds
 from reuse_algos.data.trainer import restore_random_numbers, rows_of
 from reuse_algos.data.views import ViewPolicy, declared_views, views_of
-from reuse_algos.errors import ExampleIdError
+from reuse_algos.errors import DataError, ExampleIdError
 
 # What makes the batches of a DataLoader the lists of its batch sampler. A subclass may override all else.
 _ITERATION = ("__iter__", "_get_iterator", "_index_sampler", "_auto_collation")
@@ -275,7 +275,8 @@ class ExampleIds:
                 "HistoryCurriculum's pruning decides before the data is loaded and costs no extra forward pass."
             )
         if self.id_key is not None:
-            self.view_policy = views_of(getattr(state.dataloader, "dataset", None))
+            loader = state.dataloader
+            self.view_policy = views_of(getattr(loader, "dataset", None), getattr(loader, "collate_fn", None))
             place_stream(state)
             return
         keep_views(state)
@@ -333,7 +334,15 @@ class ExampleIds:
                 f"(view_key={self.view_key!r}): {error}"
             ) from error
         if self.info is not None:
-            positions = self.info.positions_of(positions)
+            try:
+                positions = self.info.positions_of(positions)
+            except DataError as error:
+                shown = batch[self.id_key]
+                raise ExampleIdError(
+                    f"the batch has ids under {self.id_key!r} that the training data do not have, such as "
+                    f"{shown[0]!r:.80}: {error} Its keys are by {self.info.key_kind}. Name the examples by the same "
+                    f"ids: dataset=identify(dataset, key=...), or stream.info = scan_stream(stream) of a stream."
+                ) from error
         return Examples(positions, views)
 
     @staticmethod

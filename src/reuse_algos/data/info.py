@@ -64,7 +64,12 @@ class DatasetInfo:
         if len(unique) != len(self.keys):
             ordered = torch.sort(self.keys).values
             twice = int(ordered[1:][ordered[1:] == ordered[:-1]][0])
-            raise DataError(f"Dataset {self.name!r}: key {twice} belongs to more than one example; keys must differ.")
+            # A key of a text is a hash, which says nothing to its owner; positions do.
+            where = (self.keys == twice).nonzero().flatten()[:2].tolist()
+            raise DataError(
+                f"Dataset {self.name!r}: key {twice} belongs to more than one example, such as {where[0]} and "
+                f"{where[1]} (from 0); keys must differ."
+            )
         if self.labels is None:
             return
         _check_vector("labels", self.name, self.labels)

@@ -251,7 +251,9 @@ class RunKeeper:
         reusing = [one for one in state.algorithms if isinstance(one, ReusingAlgorithm)]
         uses = [use for one in reusing for use in one.prior_uses()]
         now, task, monitor = state.timestamp, self.watch.reader.task, self.best.name(self.log)
-        dataset = None if self.info is None else dataset_record(self.info, views_of_loader(state.dataloader))
+        # Where ids lie in the batch the loader is not tracked, and the watch has looked at the data.
+        views = self.watch.ids.view_policy or views_of_loader(state.dataloader)
+        dataset = None if self.info is None else dataset_record(self.info, views)
         # A run whose last loss is not a number cannot teach; selection leaves it out unless it is asked for.
         finite = self.log.is_finite("loss/train/total", monitor)
         return Manifest(

@@ -270,7 +270,10 @@ def make_capture(settings: Mapping[str, CaptureSettings], state: State, info: Da
         ValueError: The window of last epochs needs a duration in epochs.
     """
     if info is None:
-        raise ExampleIdError("signals need to know the examples; say what the data are by dataset=DatasetInfo(...)")
+        raise ExampleIdError(
+            "signals need to know the examples; say what the data are by dataset=DatasetInfo(...), or of a stream by "
+            "stream.info = scan_stream(stream) (reuse_algos.data.streams)"
+        )
     if mixing := mixes_examples(state):
         raise ExampleIdError(
             f"{mixing[0]} mixes examples, so no row of the outputs belongs to one of them and signals cannot be "

@@ -61,11 +61,14 @@ def scan_stream(dataset: Any, label: str | None = None, names: tuple[str, ...] |
         DataError: Two different samples have the same id, or there is no sample.
     """
     found: dict[int, tuple[bytes, int]] = {}
-    for sample in dataset:
+    first: dict[int, int] = {}
+    for number, sample in enumerate(dataset):
         if ID not in sample:
             raise ExampleIdError(f"a sample of the stream has no {ID!r}; it has {', '.join(sample)}. Use IdStream.")
         row = (_bytes_of(sample), -1 if label is None else int(sample[label]))
-        _add(found, int(sample[ID]), row)
+        key = int(sample[ID])
+        # An id of a text is a hash, which says nothing to its owner; numbers of samples do.
+        _add(found, key, row, f", number {first.setdefault(key, number)} and number {number} from 0,")
     # Each rank has read a part of the stream.
     if dist.get_world_size() > 1:
         for theirs in dist.all_gather_object(found):
@@ -89,9 +92,9 @@ def _bytes_of(sample: Mapping[str, Any]) -> bytes:
     return hashlib.blake2b(example_bytes(rest), digest_size=16).digest()
 
 
-def _add(found: dict[int, tuple[bytes, int]], key: int, row: tuple[bytes, int]) -> None:
+def _add(found: dict[int, tuple[bytes, int]], key: int, row: tuple[bytes, int], where: str = "") -> None:
     if found.setdefault(key, row) != row:
         raise DataError(
-            f"two different samples of the stream have the id {key}. Signals of one would be taken for the other's. "
-            "Give every sample an id of its own: IdStream(source, key=...)."
+            f"two different samples of the stream{where} have the id {key}. Signals of one would be taken for the "
+            "other's. Give every sample an id of its own: IdStream(source, key=...)."
         )
