@@ -248,7 +248,7 @@ SECTIONS = (
     Section(
         "Pruning in a long training (not finished)",
         "pruning_long_digits.jsonl",
-        "All digits, 100 epochs, losses of three earlier runs. Six or seven seeds of twenty: the intervals are wider "
+        "All digits, 100 epochs, losses of three earlier runs. Nine or ten seeds of twenty: the intervals are wider "
         "than the 0.3 points of the goal.",
         summary("study", str(HERE / "studies" / "pruning_long_digits.yaml"), "--judge-by", "samples", "--no-advice"),
     ),

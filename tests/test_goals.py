@@ -51,7 +51,7 @@ def search(rate: dict[str, float], chosen: str, share: float) -> dict[str, Any]:
 
 def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
     write_study(tmp_path, {"plain": 1.0, "distilled": 3.9, "distilled-kl": 2.0, "grown-warm": 2.0})
-    same, tuned, grown, _, other, searched, pruned, robust = goals.goals(tmp_path)
+    same, tuned, grown, _, sequence, other, searched, pruned, robust = goals.goals(tmp_path)
     lines = same.splitlines()
     assert lines[0].startswith("(a)")
     assert lines[1].startswith("    distilled: 3.88 [")
@@ -61,13 +61,13 @@ def test_speedups_are_held_against_the_goals(tmp_path: Path) -> None:
     assert grown.splitlines()[1].endswith("MISSED, 2.00 times short")
     assert "not measured" in tuned
     assert "not measured" in other
-    assert all("not measured" in one for one in (searched, pruned, robust))
+    assert all("not measured" in one for one in (sequence, searched, pruned, robust))
 
 
 def test_another_architecture_has_a_study_and_a_baseline_of_its_own(tmp_path: Path) -> None:
     write_study(tmp_path, {"plain": 1.0, "distilled": 2.0})
     write_study(tmp_path, {"plain": 1.0, "distilled-half": 4.0}, goals.OTHER_ARCHITECTURE_STUDY)
-    same, _, _, _, other, *_ = goals.goals(tmp_path)
+    same, _, _, _, _, other, *_ = goals.goals(tmp_path)
     assert same.endswith("MISSED, 1.50 times short")
     (line,) = other.splitlines()[1:]
     assert line.startswith("    distilled-half: 4.00")
@@ -105,7 +105,7 @@ def test_searches(tmp_path: Path, chosen: list[str], shares: list[float], said: 
     rates = [{"0.1": 0.95, "0.03": 0.94 + noise, "0.01": 0.80 + noise} for noise in (0.0, 0.001, 0.002)]
     lines = [search(rate, one, share) for rate, one, share in zip(rates, chosen, shares, strict=True)]
     (tmp_path / "sequence_cost.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = goals.goals(tmp_path)[5]
+    text = goals.goals(tmp_path)[6]
     for words in said:
         assert words in text
     if "a WORSE choice" in said:
@@ -123,4 +123,16 @@ def test_pruning_has_to_save_and_to_hold(tmp_path: Path, kept: int, lost: float,
         for method, samples, loss in (("plain", 100, 0.0), ("pruned", kept, lost + seed * 8e-5))
     ]
     (tmp_path / "pruning_long_digits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert said in goals.goals(tmp_path)[6]
+    assert said in goals.goals(tmp_path)[7]
+
+
+def test_whole_sequences_have_to_save_and_their_last_run_to_hold(tmp_path: Path) -> None:
+    lines = []
+    for end in (0.97, 0.98, 0.96):
+        plain = {"share": None, "steps": [{"final": 0.9}, {"final": 0.95}]}
+        reuse = {"share": {"steps": 0.2}, "steps": [{"final": 0.9}, {"final": end}]}
+        lines.append({"sequence": goals.GROWN_SEQUENCE, "overrides": ["a=1"], "report": {"arms": [plain, reuse]}})
+    (tmp_path / "sequence_cost.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = goals.goals(tmp_path)[4]
+    assert "5.00 times fewer steps, 3 sequences; last run +2.00 [-0.48, 4.48] points, all of them +1.00" in text
+    assert text.endswith("not decided")

@@ -109,3 +109,11 @@ def test_settings_out_of_range_are_refused_and_one_rank_is_warned_of() -> None:
     one = trainer(epoch_loader(blobs()), mlp(), callbacks=[GradientCompression()], max_duration="1ba")
     with pytest.warns(NoEffectWarning, match="there is one rank"):
         one.fit()
+
+
+def test_what_is_remembered_of_gradients_is_not_added_to_another_trainers() -> None:
+    """What a rank has kept back belongs to the model of its own Trainer."""
+    callback = GradientCompression()
+    callback.load_state_dict({**callback.state_dict(), "memory": [{"module.0.weight": torch.ones(3)}], "order": ["a"]})
+    trainer(epoch_loader(blobs()), mlp(), callbacks=[callback], max_duration="1ba")
+    assert (callback.state_dict()["memory"], callback.state_dict()["order"]) == ([{}], [])

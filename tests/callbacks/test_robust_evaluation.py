@@ -289,6 +289,13 @@ def test_evaluations_by_shares_of_the_training(
     assert run.metric(FGSM).step.tolist() == steps
 
 
+def test_a_second_trainer_begins_the_interval_from_its_start(tmp_path: Path) -> None:
+    callback = RobustEvaluation(attacks={"fgsm": {}}, examples=5, interval="2ep")
+    for name in ("first", "second"):
+        run = recorded(tmp_path / name, callback, max_duration="5ep")
+        assert run.metric(FGSM).epoch.tolist() == [2, 4, 5]
+
+
 def test_a_resumed_run_goes_on_with_the_interval(tmp_path: Path) -> None:
     def one(folder: str, max_duration: str) -> None:
         callbacks = [RobustEvaluation(attacks={"fgsm": {}}, interval="9ba"), RunRecorder(tmp_path / folder)]

@@ -373,13 +373,18 @@ def test_without_seconds_the_verdict_is_about_steps(archive: RunArchive) -> None
 
 def test_notes_on_what_else_differs(archive: RunArchive) -> None:
     rng = np.random.default_rng(0)
-    for method, machine, batch in (("baseline", "A", 32), ("quick", "B", 64)):
-        environment = EnvironmentRecord(versions={"torch": "2.7"}, hardware={"name": machine})
+    more = {"threads": 2}  # which earlier versions did not record
+    for method, machine, batch in (("baseline", {"name": "A"}, 32), ("quick", {"name": "B", **more}, 64)):
+        environment = EnvironmentRecord(versions={"torch": "2.7"}, hardware=machine)
         add_group(archive, method, range(3), rising(X), rng, environment=environment, batch=batch)
     notes = "\n".join(compare_runs(archive).notes)
     assert "hardware is not the same in all runs (look at quick), so seconds are not comparable" in notes
     assert "Examples per step differ (baseline: 32; quick: 64)" in notes
     assert "versions" not in notes
+    later = EnvironmentRecord(versions={"torch": "2.7"}, hardware={"name": "A", **more})
+    add_group(archive, "later", range(3), rising(X), rng, environment=later, batch=32)
+    notes = "\n".join(compare_runs(archive).notes)
+    assert "hardware is not the same in all runs (look at quick)" in notes, "what is not known cannot differ"
 
 
 def test_a_flat_baseline_is_charged_only_until_it_is_flat(archive: RunArchive) -> None:

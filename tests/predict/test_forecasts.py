@@ -552,6 +552,13 @@ def test_callback_resumes_with_the_same_forecast(tmp_path: Path) -> None:
     assert resumed.state_dict()["highest_rate"] == straight.state_dict()["highest_rate"]
 
 
+def test_callback_of_a_second_trainer_knows_nothing_of_the_first() -> None:
+    callback = fit(RunForecast(at=(0.5,)))
+    alone, second = fit(RunForecast(at=(0.5,)), 4), fit(callback, 4)
+    assert second.forecasts[0.5].end_step == 32
+    assert second.forecasts[0.5].value == alone.forecasts[0.5].value
+
+
 def test_callback_calibrates_on_the_archive(thirty: Path) -> None:
     made = fit(RunForecast(thirty, at=(0.5,))).forecasts[0.5]
     assert made.low < made.value < made.high

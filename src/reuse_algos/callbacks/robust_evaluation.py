@@ -129,9 +129,10 @@ class RobustEvaluation(Callback):
     # Events ---------------------------------------------------------------------------------------------------------
 
     def init(self, state: State, logger: Logger) -> None:
-        """Refuse a second one: a checkpoint keeps the state of callbacks by the name of their class."""
+        """Forget another Trainer; refuse a second callback, as checkpoints keep callbacks by class."""
         if sum(isinstance(one, RobustEvaluation) for one in state.callbacks) > 1:
             raise ValueError("a trainer takes one RobustEvaluation; give it several attacks")
+        self.latest_metrics, self._periods, self._ran = {}, 0, False
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Say before the training what would be wrong with the evaluation."""

@@ -72,9 +72,12 @@ class RunForecast(Callback):
         self.earlier = None if earlier is None else dict(earlier)
         self.schedule = schedule
         self.level = level
+        self._earlier_runs: list[History] = []
+        self._begin()
+
+    def _begin(self) -> None:
         self.forecasts: dict[float, EndForecast] = {}
         self.clock = TrainClock()
-        self._earlier_runs: list[History] = []
         self._rows: list[tuple[float, float, float]] = []
         self._block: list[float] = []
         self._highest_rate = 0.0
@@ -85,6 +88,10 @@ class RunForecast(Callback):
         """Follow the clock, and do the event's work: Composer's entry point."""
         self.clock.follow(event)
         super().run_event(event, state, logger)
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Forget another Trainer."""
+        self._begin()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Check that the end is known, and read the earlier runs."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
+from reuse_algos.archive import EnvironmentRecord, Manifest
 from reuse_algos.compare.outcomes import LeftOut, Outcome
 
 
@@ -28,26 +28,37 @@ def left_out(runs: LeftOut) -> list[str]:
     return notes
 
 
-_FACTS: dict[str, tuple[str, Callable[[Any], object]]] = {
+def machines(records: Sequence[EnvironmentRecord | None]) -> list[str | None]:
+    """Return a text for the hardware of each record; texts differ where an entry does that all records have.
+
+    Args:
+        records: None gives None. Records of earlier versions lack some entries, such as the threads of a process.
+    """
+    known = [one.hardware.keys() for one in records if one is not None]
+    shared = sorted(set(known[0]).intersection(*known)) if known else []
+    return [None if one is None else str([(key, str(one.hardware[key])) for key in shared]) for one in records]
+
+
+_FACTS: dict[str, tuple[str, Callable[[Sequence[Manifest]], Sequence[object]]]] = {
     "model": (
         "so this does not compare methods alone",
-        lambda m: None if m.model is None else (m.model.name, m.model.num_parameters),
+        lambda ms: [None if m.model is None else (m.model.name, m.model.num_parameters) for m in ms],
     ),
     "data": (
         "so this does not compare methods alone",
-        lambda m: None if m.dataset is None else (m.dataset.name, m.dataset.fingerprint),
+        lambda ms: [None if m.dataset is None else (m.dataset.name, m.dataset.fingerprint) for m in ms],
     ),
     "hardware": (
         "so seconds are not comparable",
-        lambda m: None if m.environment is None else sorted(m.environment.hardware.items(), key=str),
+        lambda ms: machines([m.environment for m in ms]),
     ),
     "software versions": (
         "so seconds may not be comparable",
-        lambda m: None if m.environment is None else sorted(m.environment.versions.items()),
+        lambda ms: [None if m.environment is None else sorted(m.environment.versions.items()) for m in ms],
     ),
     "code commit": (
         "so more than the method may differ",
-        lambda m: None if m.environment is None else m.environment.git_commit,
+        lambda ms: [None if m.environment is None else m.environment.git_commit for m in ms],
     ),
 }
 
@@ -59,15 +70,19 @@ def differences(baseline: str, groups: Mapping[str, Sequence[Outcome]]) -> list[
         baseline: Name of the baseline group.
         groups: The runs by group; without manifests nothing is known.
     """
+    runs = [(name, run) for name, group in groups.items() for run in group]
+    manifests = [run.manifest for _, run in runs if run.manifest is not None]
     # Records of results files have no manifests: what is not known cannot differ.
-    if any(run.manifest is None for group in groups.values() for run in group):
+    if len(manifests) < len(runs):
         return []
     notes = []
     for fact, (meaning, get) in _FACTS.items():
-        # By their text: hardware and versions are lists and mappings, which a set cannot hold.
-        sets = {name: {repr(get(run.manifest)) for run in group} for name, group in groups.items()}
+        # By their text: versions are lists, which a set cannot hold.
+        sets: dict[str, set[str]] = {}
+        for (name, _), value in zip(runs, get(manifests), strict=True):
+            sets.setdefault(name, set()).add(repr(value))
         if len(set().union(*sets.values())) > 1:
-            odd = sorted(name for name, values in sets.items() if values != sets[baseline] or len(values) > 1)
+            odd = sorted(name for name, found in sets.items() if found != sets[baseline] or len(found) > 1)
             notes.append(f"The {fact} is not the same in all runs (look at {', '.join(odd)}), {meaning}.")
     # Rounded, as the last batch of an epoch is smaller.
     rates = {name: {round(run.samples / max(run.steps, 1)) for run in group} for name, group in groups.items()}

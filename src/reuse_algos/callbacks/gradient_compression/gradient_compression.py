@@ -91,6 +91,10 @@ class GradientCompression(Callback):
         self._order: dict[str, int] = {}
         self._resumed = False
 
+    def init(self, state: State, logger: Logger) -> None:
+        """Forget another Trainer, whose gradients were those of another model."""
+        self.memory, self._order, self._resumed = {}, {}, False
+
     def fit_start(self, state: State, logger: Logger) -> None:
         """Register the hook, once for each model."""
         if dist.get_world_size() == 1:

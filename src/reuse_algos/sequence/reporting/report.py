@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from reuse_algos.archive import PriorRun, RunArchive
 from reuse_algos.compare import Group, Outcome, Outcomes, Question, compare
 from reuse_algos.compare.estimates.interval import Interval
 from reuse_algos.compare.reading import choose_metric, read_outcome
+from reuse_algos.compare.run_notes import machines
 from reuse_algos.errors import CompareError, SequenceError
 from reuse_algos.sequence.planning.order import fingerprint
 from reuse_algos.sequence.planning.plan import PlannedStep
@@ -204,8 +204,7 @@ def _notes(arms: Sequence[ArmResult], pairs: Sequence[tuple[PlannedStep, PriorRu
         # Only of the baseline: with reuse, equal recipes meet different prior runs.
         if len({step.fingerprint for step in arm.steps}) < len(arm.steps) and arm.is_baseline:
             notes.append(f"{arm.name}: some steps have the same recipe; repeating a seed tells nothing new.")
-    machines = {_machine(run.manifest.environment) for _, run in pairs}
-    if len(machines - {None}) > 1:
+    if len({*machines([run.manifest.environment for _, run in pairs])} - {None}) > 1:
         notes.append("The steps ran on different hardware: their seconds are not comparable.")
     return notes
 
@@ -225,10 +224,3 @@ def _uncounted(arm: ArmResult, pairs: Sequence[tuple[PlannedStep, PriorRun]]) ->
             f"{arm.name}: FLOPs count backward passes through what is frozen, too, which were not made; seconds do not."
         )
     return notes
-
-
-def _machine(environment: Any) -> str | None:
-    if environment is None:
-        return None
-    hardware: Mapping[str, Any] = environment.hardware
-    return str(sorted((key, str(value)) for key, value in hardware.items()))
