@@ -158,6 +158,8 @@ def test_with_everything_hashed_only_what_changed_is_left_out() -> None:
 def test_keys_of_a_column_are_texts_or_numbers() -> None:
     info = identify(Table(["a", "b"]), key="id")  # type: ignore[arg-type]
     assert info.keys.tolist() == [key_of_path("id-a"), key_of_path("id-b")]
+    with pytest.raises(DataError, match="key='ids' is not a column or list of Table. Did you mean 'id'"):
+        identify(Table(["a", "b"]), key="ids")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="a key must be a whole number or a text, not 0.5"):
         identify(Rows([1]), key=lambda position: 0.5)  # type: ignore[arg-type, return-value]
     with pytest.raises(DataError, match="fingerprint must be 'full' or 64, not 'all'"):

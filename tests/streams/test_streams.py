@@ -376,6 +376,11 @@ def test_ids_that_clash_or_are_missing_are_named() -> None:
     assert scan_stream(IdStream([rows[0], rows[0]], key="name")).num_examples == 1, "shown twice"
     with pytest.raises(ExampleIdError, match="has no '__url__', from which its id is made; it has name, x, y"):
         scan_stream(IdStream(rows))
+    named = IdStream(rows[:1], key="name")
+    with pytest.raises(DataError, match="label='z' is not a field of the stream's samples. Known: .*x, y"):
+        scan_stream(named, label="z")
+    with pytest.raises(DataError, match="label='name' must be a class number in each sample, not 'a'"):
+        scan_stream(named, label="name")
     with pytest.raises(DataError, match="the samples have 'id' already"):
         scan_stream(IdStream([{"name": "a", "id": 3}], key="name"))
     with pytest.raises(DataError, match="the stream has no sample"):

@@ -340,7 +340,7 @@ def view_batches(
     count = len(dataset)  # type: ignore[arg-type]
     parts = (torch.arange(count) if positions is None else positions).split(batch_size)
     lists = [[ExampleView(position, view) for position in part.tolist()] for part in parts]
-    own = {} if collate_fn is None else {"collate_fn": collate_fn}
+    own: dict[str, Any] = {} if collate_fn is None else {"collate_fn": collate_fn}
     for batch, part in zip(dataloader_of(dataset, batch_sampler=lists, **own), parts, strict=True):
         yield batch, None if labels_N is None else labels_N[part]
 

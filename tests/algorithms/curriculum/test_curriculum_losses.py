@@ -307,6 +307,11 @@ def test_scores_that_do_not_fit(archive: RunArchive, settings: Any, error: type[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"strategy": "prune", "score": "lenght"}, "no score 'lenght'. Did you mean 'length'"),
+        (
+            {"strategy": "prune", "score": {"name": "length", "shuffled": True}},
+            "length reads no run.* write score: length",
+        ),
         ({"strategy": "prune", "score": "el3n"}, "no score 'el3n'. Did you mean 'el2n'"),
         ({"strategy": "prune", "score": {"nam": "loss"}}, "score.nam: there is no such key"),
         ({"strategy": "prune", "unknown": "skip"}, "unknown must be keep, drop or median"),

@@ -17,8 +17,8 @@ from reuse_algos.algorithms.history_curriculum.strategies import Strategy
 from reuse_algos.archive import PriorRun
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.text import example_lengths
-from reuse_algos.errors import DataError
-from reuse_algos.priors.scores.run_scores import ScoreSpec, prior_scores
+from reuse_algos.errors import DataError, nearest
+from reuse_algos.priors.scores.run_scores import SCORES, ScoreSpec, prior_scores
 from reuse_algos.sections import fit_section
 
 LOSS_SCORES = ("loss", "loss_mean")
@@ -52,6 +52,11 @@ class Score:
 
     def spec(self, default: str) -> ScoreSpec:
         """Return what is asked of the prior runs."""
+        if self.name in _WITHOUT_RUNS:
+            raise ValueError(f"{self.name} reads no run and has no settings: write score: {self.name}")
+        known = (*SCORES, *_WITHOUT_RUNS)
+        if self.name is not None and self.name not in known:
+            raise ValueError(f"there is no score {self.name!r}.{nearest(self.name, known)}")
         return ScoreSpec(default if self.name is None else self.name, self.epoch, self.aggregate)
 
 

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from reuse_algos.data.examples.content import SAMPLE, content_of
 from reuse_algos.data.info import DatasetInfo, infer_info, key_of_path
-from reuse_algos.errors import DataError
+from reuse_algos.errors import DataError, nearest
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,8 +192,11 @@ def _places(known_P: Tensor, wanted_N: Tensor) -> Tensor:
 
 def _keys(dataset: Any, key: str | Callable[[int], int | str], count: int) -> Tensor:
     if isinstance(key, str):
-        column = dataset[key] if hasattr(dataset, "column_names") else getattr(dataset, key)
-        values = list(column)
+        table = getattr(dataset, "column_names", None)
+        known = vars(dataset) if table is None else table
+        if key not in known and not (table is None and hasattr(dataset, key)):
+            raise DataError(f"key={key!r} is not a column or list of {type(dataset).__name__}.{nearest(key, known)}")
+        values = list(getattr(dataset, key) if table is None else dataset[key])
         if len(values) != count:
             raise DataError(f"key={key!r} has {len(values)} values for {count} examples")
     else:

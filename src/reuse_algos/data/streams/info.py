@@ -6,6 +6,7 @@ Shapes: N examples.
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from reuse_algos.data.examples.content import Content, example_bytes, sample_of
 from reuse_algos.data.info import DatasetInfo
 from reuse_algos.data.streams.ids import ID, VIEW
 from reuse_algos.data.streams.streaming import STREAM_BITS, StreamIds
-from reuse_algos.errors import DataError, ExampleIdError
+from reuse_algos.errors import DataError, ExampleIdError, nearest
 
 
 def stream_info(dataset: StreamIds, labels: Tensor | None = None, *, content: bool = True) -> DatasetInfo:
@@ -65,7 +66,7 @@ def scan_stream(dataset: Any, label: str | None = None, names: tuple[str, ...] |
     for number, sample in enumerate(dataset):
         if ID not in sample:
             raise ExampleIdError(f"a sample of the stream has no {ID!r}; it has {', '.join(sample)}. Use IdStream.")
-        row = (_bytes_of(sample), -1 if label is None else int(sample[label]))
+        row = (_bytes_of(sample), -1 if label is None else _label(sample, label))
         key = int(sample[ID])
         # An id of a text is a hash, which says nothing to its owner; numbers of samples do.
         _add(found, key, row, f", number {first.setdefault(key, number)} and number {number} from 0,")
@@ -84,6 +85,16 @@ def scan_stream(dataset: Any, label: str | None = None, names: tuple[str, ...] |
     info = DatasetInfo("stream", torch.tensor(keys, dtype=torch.int64), labels, names, content=content)
     dataset.info = info
     return info
+
+
+def _label(sample: Mapping[str, Any], name: str) -> int:
+    if name not in sample:
+        raise DataError(f"label={name!r} is not a field of the stream's samples.{nearest(name, sample)}")
+    value = sample[name]
+    try:
+        return operator.index(value)  # of tensors and arrays with one whole number, too
+    except TypeError as error:
+        raise DataError(f"label={name!r} must be a class number in each sample, not {value!r:.80}") from error
 
 
 def _bytes_of(sample: Mapping[str, Any]) -> bytes:
