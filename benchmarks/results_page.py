@@ -281,8 +281,8 @@ SECTIONS = (
     Section(
         "Whole sequences with reuse, over those without",
         "sequence_cost.jsonl",
-        "Digits; every repetition starts from an empty archive, so the prior runs are counted. Of growing data there are two: "
-        "over plain runs of 30 epochs, and over plain runs of 6 (the control), which cost as much as the whole sequence.",
+        "Digits; every repetition starts from an empty archive, so the prior runs are counted. Of growing data there "
+        "are two: over plain runs of 30 epochs, and over plain runs of 6 (the control), as cheap as the sequence.",
         summary("sequence_cost"),
     ),
     Section(
