@@ -188,7 +188,10 @@ def test_padding_gets_no_gradient_and_an_ignored_batch_gives_nothing(learn: str)
 @pytest.mark.parametrize("learn", ["sentences", "tokens"])
 def test_texts_are_not_attacked(learn: str) -> None:
     """The task is named, and no advice about pixels is given."""
-    with pytest.raises(TaskError, match="AdversarialTraining is defined for (images|the task multiclass)"):
+    with pytest.raises(
+        TaskError,
+        match="AdversarialTraining (changes pixels, so its inputs are images|is defined for the task multiclass)",
+    ):
         fit(learn, AdversarialTraining(0.03))
 
 
