@@ -318,7 +318,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.one is not None:
         run_one(json.loads(options.one), Path(options.out))
         return 0
-    RunArchive(options.archive, create=True)
+    if not options.summary:
+        RunArchive(options.archive, create=True)
     return Benchmark(options).main()
 
 
