@@ -85,7 +85,7 @@ def summary(script: str, *arguments: str) -> Callable[[Path], str]:
 
 
 def study(name: str, *arguments: str) -> Callable[[Path], str]:
-    """Return what prints a study's summary, counted in examples, and below it a line of simple methods."""
+    """Return what prints a study's summary, by default counted in examples, and below it a line of simple methods."""
     printed = summary(
         "study", str(HERE / "studies" / f"{name}.yaml"), "--judge-by", "samples", "--no-advice", *arguments
     )
@@ -204,15 +204,7 @@ SECTIONS = (
         "savings_small.jsonl",
         "The same images. Plain training has the batch size and the rate that were best of seven at 20 epochs, the "
         "arms have settings that were best of six at a third of it, all on seeds that are not shown.",
-        summary(
-            "study",
-            str(HERE / "studies" / "savings_small.yaml"),
-            "--judge-by",
-            "samples",
-            "--no-advice",
-            "--arms",
-            "plain,taught",
-        ),
+        study("savings_small", "--arms", "plain,taught"),
     ),
     Section(
         "Data that grow, from runs that were taught",
@@ -220,26 +212,14 @@ SECTIONS = (
         "Started from the weights of a run on half of the images: a plain one (warm), or one that five of these taught "
         "(warm-taught). Plain training on all images has the batch size and the rate that were best of seven; the rate "
         "of the arms was the best of three, on seeds that are not shown.",
-        summary(
-            "study",
-            str(HERE / "studies" / "grown_small.yaml"),
-            "--judge-by",
-            "samples",
-            "--no-advice",
-            "--arms",
-            "plain,warm,warm-taught",
-        ),
+        study("grown_small", "--arms", "plain,warm,warm-taught"),
     ),
     Section(
         "The same: the search, on two seeds",
         "grown_small.jsonl",
         "Settings at a quarter of the epochs of plain training. No claim.",
-        summary(
-            "study",
-            str(HERE / "studies" / "grown_small.yaml"),
-            "--judge-by",
-            "samples",
-            "--no-advice",
+        study(
+            "grown_small",
             "--arms",
             "plain,screen-warm,screen-warm-0.1,screen-taught,screen-taught-0.1,screen-taught-0.025,"
             "screen-taught-distilled",
@@ -250,7 +230,7 @@ SECTIONS = (
         "pruning_long_digits.jsonl",
         "All digits, 100 epochs, losses of three earlier runs. Nine or ten seeds of twenty: the intervals are wider "
         "than the 0.3 points of the goal.",
-        summary("study", str(HERE / "studies" / "pruning_long_digits.yaml"), "--judge-by", "samples", "--no-advice"),
+        study("pruning_long_digits"),
     ),
     Section(
         "Do the presets ever harm?",
@@ -304,42 +284,22 @@ SECTIONS = (
         "Accuracy under PGD-10 at 0.1, after online adversarial training with PGD-5, after the same with one step "
         "(the control without an archive), and with AdversarialReplay, use: start, from the perturbations of an "
         "archived robust run, which is not counted. Rates were chosen for each of them with two other seeds.",
-        summary(
-            "study",
-            str(HERE / "studies" / "robust_digits.yaml"),
-            "--judge-by",
-            "flops",
-            "--no-advice",
-            "--arms",
-            "online,one-step,start",
-        ),
+        study("robust_digits", "--judge-by", "flops", "--arms", "online,one-step,start"),
     ),
     Section(
         "The same, over training with one step",
         "robust_digits.jsonl",
         "Both cost one step of an attack for each image.",
-        summary(
-            "study",
-            str(HERE / "studies" / "robust_digits.yaml"),
-            "--judge-by",
-            "flops",
-            "--no-advice",
-            "--baseline",
-            "one-step",
-            "--arms",
-            "one-step,start",
-        ),
+        study("robust_digits", "--judge-by", "flops", "--baseline", "one-step", "--arms", "one-step,start"),
     ),
     Section(
         "The same: accuracy on clean digits",
         "robust_digits.jsonl",
         "Of the same runs.",
-        summary(
-            "study",
-            str(HERE / "studies" / "robust_digits.yaml"),
+        study(
+            "robust_digits",
             "--judge-by",
             "flops",
-            "--no-advice",
             "--metric",
             "metrics/eval/robust/CleanAccuracy",
             "--arms",
